@@ -1,0 +1,285 @@
+"""The data dictionary: every table of the lake and the warehouse's facts, said once.
+
+Arrow schemas, Dagster's column metadata, DuckDB's comments, checks and `docs/data-dictionary.md` come
+from here. The partition's day is the folder `date=<D>`, never a column of the file.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import pyarrow as pa
+
+
+class Zone(StrEnum):
+    """Who may read a table: `restricted` holds personal data, `curated` holds none in the clear."""
+
+    RESTRICTED = "restricted"
+    CURATED = "curated"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. `personal` marks values that tell or lead to a person (they may not leave `restricted`)."""
+
+    name: str
+    type: pa.DataType
+    description: str
+    nullable: bool = False
+    personal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the lake, a Parquet file a day in `<zone>/<name>/date=<D>/`."""
+
+    name: str
+    zone: Zone
+    description: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The explicit Arrow schema, with nullability."""
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+    def column(self, name: str) -> Column:
+        """The column called `name` (KeyError if there is none)."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(f"{self.name} has no column {name}")
+
+
+STRING: Final = pa.string()
+INT32: Final = pa.int32()
+INT64: Final = pa.int64()
+DOUBLE: Final = pa.float64()
+BOOL: Final = pa.bool_()
+TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
+STRING_LIST: Final = pa.list_(STRING)
+STRING_MAP: Final = pa.map_(STRING, STRING)
+
+
+class Reason(StrEnum):
+    """Why a manifest row cannot be submitted."""
+
+    MALFORMED_ROW = "malformed_row"
+    MISSING_FIELD = "missing_field"
+    INVALID_SUBMISSION_ID = "invalid_submission_id"
+    DUPLICATE_SUBMISSION_ID = "duplicate_submission_id"
+    CONFLICTING_SUBMISSION_ID = "conflicting_submission_id"
+    INVALID_TAGS = "invalid_tags"
+    RESERVED_TAG = "reserved_tag"
+    INVALID_SUBMITTED_AT = "invalid_submitted_at"
+    PATH_OUTSIDE_DOCUMENTS = "path_outside_documents"
+    FILE_NOT_FOUND = "file_not_found"
+    FILE_EMPTY = "file_empty"
+    FILE_TOO_LARGE = "file_too_large"
+    UNSUPPORTED_FILE_TYPE = "unsupported_file_type"
+    UNREADABLE_IMAGE = "unreadable_image"
+    ERASED_SUBJECT = "erased_subject"
+
+
+class Outcome(StrEnum):
+    """What became of an accepted submission; each has exactly one."""
+
+    COMPLETED = "completed"
+    """The API answered, and the answer fits the contract's hard requirements."""
+    REFUSED = "refused"
+    """The API said no for good (400, 404, 413, 415, 422)."""
+    QUARANTINED = "quarantined"
+    """A 2xx body without the hard requirements; never sent again."""
+    UNCERTAIN = "uncertain"
+    """Sent, the answer lost, and look-up did not settle it; held for a decision."""
+    FAILED = "failed"
+    """Surely not processed, attempts used up; a later run tries again."""
+    NOT_ATTEMPTED = "not_attempted"
+    """The run stopped or its budget was reached before this submission."""
+
+
+class CheckStatus(StrEnum):
+    """The normalised status of a check; the status as received is kept beside it."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    REVIEW = "REVIEW"
+    NOT_EVALUATED = "NOT_EVALUATED"
+    ERROR = "ERROR"
+    PENDING = "PENDING"
+    UNKNOWN = "UNKNOWN"
+
+
+class DriftKind(StrEnum):
+    """How an answer differs from the contract."""
+
+    UNKNOWN_FIELD = "unknown_field"
+    MISSING_FIELD = "missing_field"
+    NULL_FIELD = "null_field"
+    EMPTY_FIELD = "empty_field"
+    TYPE_MISMATCH = "type_mismatch"
+    UNKNOWN_TYPE = "unknown_type"
+    UNKNOWN_STATUS = "unknown_status"
+    CONFIDENCE_OUT_OF_RANGE = "confidence_out_of_range"
+    GEOMETRY_REMOVED = "geometry_removed"
+
+
+_VERIFICATION_ID = Column("verification_id", INT64, "DeepXL's id of the verification.")
+_SUBMISSION_ID = Column("submission_id", STRING, "The submission's id, unique for ever.")
+
+SUBMISSIONS = Table(
+    "submissions",
+    Zone.RESTRICTED,
+    "Submissions accepted from the manifests: what is to be verified, once each.",
+    (
+        _SUBMISSION_ID,
+        Column("submitted_at", TIMESTAMP, "When the person submitted, from the manifest.", nullable=True),
+        Column("id_file", STRING, "ID document, relative to the documents folder.", personal=True),
+        Column("selfie_file", STRING, "Selfie, relative to the documents folder.", personal=True),
+        Column("id_sha256", STRING, "SHA-256 (hex) of the ID document's bytes.", personal=True),
+        Column("selfie_sha256", STRING, "SHA-256 (hex) of the selfie's bytes.", personal=True),
+        Column("id_size", INT64, "Bytes of the ID document."),
+        Column("selfie_size", INT64, "Bytes of the selfie."),
+        Column("id_content_type", STRING, "Media type of the ID document, by content."),
+        Column("selfie_content_type", STRING, "Media type of the selfie, by content."),
+        Column("tags", STRING_MAP, "Tags to send, without `submissionId`.", personal=True),
+        Column("content_sha256", STRING, "Identity of the content: both files and the tags.", personal=True),
+        Column("manifest", STRING, "File name of the manifest."),
+        Column("manifest_row", INT64, "Row in the manifest: 1 is the first row of data."),
+    ),
+)
+
+REJECTED_SUBMISSIONS = Table(
+    "rejected_submissions",
+    Zone.RESTRICTED,
+    "Manifest rows that cannot be submitted, each with one reason.",
+    (
+        Column("submission_id", STRING, "The row's id as far as it could be read.", nullable=True),
+        Column("reason", STRING, "One of the documented reasons."),
+        Column("detail", STRING, "What is wrong and what to do.", nullable=True, personal=True),
+        Column("manifest", STRING, "File name of the manifest."),
+        Column("manifest_row", INT64, "Row in the manifest: 1 is the first row of data."),
+    ),
+)
+
+VERIFICATION_RESPONSES = Table(
+    "verification_responses",
+    Zone.RESTRICTED,
+    "One row per accepted submission: its outcome and the answer as received, without geometry.",
+    (
+        _SUBMISSION_ID,
+        Column("outcome", STRING, "What became of the submission; exactly one of the documented outcomes."),
+        Column("http_status", INT32, "Status of the last answer; NULL if none was received.", nullable=True),
+        Column("attempts", INT32, "POST calls that were started for this submission, over all runs."),
+        Column("requested_at", TIMESTAMP, "When the last call was started.", nullable=True),
+        Column("responded_at", TIMESTAMP, "When its answer was complete.", nullable=True),
+        Column("latency_ms", DOUBLE, "From start to complete answer, by a monotonic clock.", nullable=True),
+        Column("response", STRING, "The answer's JSON text, geometry removed.", nullable=True, personal=True),
+        Column("error", STRING, "What went wrong, in one line.", nullable=True),
+        Column("billable_calls", INT32, "Calls that were or may have been billed: 2xx and ambiguous ones."),
+        Column("content_sha256", STRING, "Identity of the content that was sent.", personal=True),
+    ),
+)
+
+VERIFICATIONS = Table(
+    "verifications",
+    Zone.CURATED,
+    "One row per completed verification.",
+    (
+        _VERIFICATION_ID,
+        _SUBMISSION_ID,
+        Column("verified", BOOL, "DeepXL's decision."),
+        Column("model", STRING, "Model as named in the answer.", nullable=True),
+        Column("model_version", STRING, "Model version, where the answer has one.", nullable=True),
+        Column("verified_at", TIMESTAMP, "The answer's epoch time stamp.", nullable=True),
+        Column("timestamp_iso", STRING, "ISO text as received; its zone is not known.", nullable=True),
+        Column(
+            "iso_offset_seconds",
+            DOUBLE,
+            "The ISO text read as UTC less the epoch: a data-quality figure.",
+            nullable=True,
+        ),
+        Column("id_file_type", STRING, "Type of the ID document, from the answer.", nullable=True),
+        Column("id_file_size", INT64, "Bytes of the ID document, from the answer.", nullable=True),
+        Column("selfie_file_type", STRING, "Type of the selfie, from the answer.", nullable=True),
+        Column("selfie_file_size", INT64, "Bytes of the selfie, from the answer.", nullable=True),
+        Column("check_count", INT32, "Checks in the answer, over all groups."),
+        Column(
+            "id_document_pseudonym",
+            STRING,
+            "HMAC of the ID document's content: equal for the same file, under one key.",
+            nullable=True,
+        ),
+        Column(
+            "anomalies", STRING_LIST, "What in this answer differs from the contract or from what was sent."
+        ),
+    ),
+)
+
+MODEL_CHECKS = Table(
+    "model_checks",
+    Zone.CURATED,
+    "One row per check under `modelResults`.",
+    (
+        _VERIFICATION_ID,
+        _SUBMISSION_ID,
+        Column("check_group", STRING, "Key under `modelResults`, such as `technicalChecks`."),
+        Column("check_index", INT32, "Position in its group, from 0."),
+        Column("type", STRING, "Which check, as received (`type`, else `checkType`).", nullable=True),
+        Column("status", STRING, "Status as received.", nullable=True),
+        Column("normalized_status", STRING, "PASS, FAIL, REVIEW, NOT_EVALUATED, ERROR, PENDING or UNKNOWN."),
+        Column("confidence", DOUBLE, "Confidence in [0, 1]; NULL when absent or outside.", nullable=True),
+        Column("confidence_raw", STRING, "Confidence as received, as JSON text.", nullable=True),
+        Column("details", STRING, "The check's explanation, as received.", nullable=True),
+    ),
+)
+
+VERIFICATION_TAGS = Table(
+    "verification_tags",
+    Zone.CURATED,
+    "One row per tag of the answer; values only for the tags that analysts may see.",
+    (
+        _VERIFICATION_ID,
+        _SUBMISSION_ID,
+        Column("name", STRING, "The tag's name."),
+        Column("value", STRING, "Its value, only for `KYC_CLEAR_TAGS`.", nullable=True),
+        Column("pseudonym", STRING, "HMAC-SHA-256 of the value, separate for each name.", nullable=True),
+    ),
+)
+
+VERIFICATION_FILES = Table(
+    "verification_files",
+    Zone.CURATED,
+    "One row per file of the answer, without its name and URL.",
+    (
+        _VERIFICATION_ID,
+        _SUBMISSION_ID,
+        Column("category", STRING, "`id`, `face` or as received.", nullable=True),
+        Column("content_type", STRING, "Media type as received.", nullable=True),
+        Column("file_size", INT64, "Bytes as received.", nullable=True),
+        Column("uploaded_at", TIMESTAMP, "The file's epoch time stamp.", nullable=True),
+    ),
+)
+
+CONTRACT_DRIFT = Table(
+    "contract_drift",
+    Zone.CURATED,
+    "Where the day's answers differ from the contract, by path and kind.",
+    (
+        Column("path", STRING, "Path in the answer; `[]` stands for any position of a list."),
+        Column("kind", STRING, "How it differs."),
+        Column("occurrences", INT64, "How often."),
+        Column("example_submission_id", STRING, "The first submission (by id) where it occurs."),
+    ),
+)
+
+TABLES: Final = (
+    SUBMISSIONS,
+    REJECTED_SUBMISSIONS,
+    VERIFICATION_RESPONSES,
+    VERIFICATIONS,
+    MODEL_CHECKS,
+    VERIFICATION_TAGS,
+    VERIFICATION_FILES,
+    CONTRACT_DRIFT,
+)

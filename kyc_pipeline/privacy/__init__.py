@@ -1,0 +1,1 @@
+"""Pseudonyms: what stands in curated data in the place of a personal value."""

@@ -1,0 +1,81 @@
+"""Keyed pseudonyms (HMAC-SHA-256), separate for each domain.
+
+A pseudonym lets an analyst count distinct people without knowing who they are. Without the key it cannot
+be reversed by trying every possible value, which a plain hash could (EDPB guidelines 01/2025 on
+pseudonymisation). A domain (the tag's name, or `document`) is part of the message, so that equal values in
+two domains have unrelated pseudonyms.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import unicodedata
+from pathlib import Path
+
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.settings import Settings
+
+MIN_KEY_LENGTH = 16
+DOCUMENT_DOMAIN = "document"
+
+
+class Pseudonymizer:
+    """Makes pseudonyms under one key. `key_id` names the key without telling it."""
+
+    def __init__(self, key: str) -> None:
+        if len(key) < MIN_KEY_LENGTH:
+            raise UsageError(f"KYC_PSEUDONYM_KEY: must have at least {MIN_KEY_LENGTH} characters")
+        self._key = key.encode()
+        self.key_id = hmac.new(self._key, b"key-id", hashlib.sha256).hexdigest()[:8]
+
+    def __repr__(self) -> str:
+        return f"Pseudonymizer(key_id={self.key_id!r})"
+
+    def tag(self, name: str, value: str) -> str:
+        """64 hex digits for the tag `name`'s `value` (NFC-normalised and trimmed)."""
+        return self._pseudonym(f"tag:{name}", unicodedata.normalize("NFC", value).strip())
+
+    def document(self, sha256: str) -> str:
+        """64 hex digits for a document, from the SHA-256 (hex) of its bytes."""
+        return self._pseudonym(DOCUMENT_DOMAIN, sha256.lower())
+
+    def _pseudonym(self, domain: str, value: str) -> str:
+        # The length prefix keeps ("a", "bc") apart from ("ab", "c").
+        message = f"{len(domain)}:{domain}:{value}".encode(errors="surrogatepass")
+        return hmac.new(self._key, message, hashlib.sha256).hexdigest()
+
+
+def load_pseudonymizer(settings: Settings) -> Pseudonymizer:
+    """The pseudonymizer of the settings' key; without one, of a key file that is made on first use.
+
+    The file is created with mode 0600 and in one step (`os.link`), so that two processes that start at the
+    same time use the same key. Raises :class:`UsageError` for a key that is too short or a file that
+    cannot be read.
+    """
+    if settings.kyc_pseudonym_key is not None:
+        return Pseudonymizer(settings.kyc_pseudonym_key.get_secret_value())
+    path = settings.pseudonym_key_file
+    try:
+        if not path.exists():
+            _create_key_file(path)
+        return Pseudonymizer(path.read_text(encoding="ascii").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot use the pseudonym key file {path}: {type(error).__name__}") from error
+
+
+def _create_key_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(file.fileno())
+        # Where another process made it first, its key is the key.
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()

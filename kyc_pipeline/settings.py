@@ -1,0 +1,133 @@
+"""Every environment variable of the project, typed and validated once.
+
+A field is the variable's name in lower case; a `.env` file in the working directory is read too, and the
+environment wins over it. The table of names, defaults and meanings in the README is checked against this
+module by a test.
+"""
+
+import ipaddress
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from kyc_pipeline.errors import UsageError
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine (`localhost`, 127.0.0.0/8 or ::1)."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Settings(BaseSettings):
+    """The settings of one process. Immutable; secrets do not show in its `repr`."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    deepxl_base_url: str = "https://api.deepxl.ai"
+    """Where the API is. http is refused for any host that is not loopback."""
+    deepxl_api_token: SecretStr | None = None
+    """The credential; needed only to make calls."""
+    deepxl_auth_scheme: Literal["bearer", "api_key"] = "bearer"
+    """How the credential is sent: `Authorization: Bearer` or `x-api-key`, never both."""
+    deepxl_max_concurrency: int = Field(default=16, ge=1, le=1024)
+    """Calls in flight, per run."""
+    deepxl_requests_per_second: float = Field(default=10, ge=0)
+    """Rate limit across every process that shares the limiter; 0 means none."""
+    deepxl_timeout_seconds: float = Field(default=60, gt=0)
+    """Longest wait for one answer."""
+    deepxl_max_attempts: int = Field(default=5, ge=1)
+    """Safe retries of one submission in one run."""
+    deepxl_max_calls_per_run: int | None = Field(default=None, ge=0)
+    """Budget: a run stops cleanly before it would exceed it."""
+    deepxl_price_per_call: Decimal | None = Field(default=None, ge=0)
+    """Price of one call, for cost figures."""
+    deepxl_uncertain: Literal["hold", "retry"] = "hold"
+    """What to do with an uncertain outcome that look-up cannot settle."""
+    kyc_landing: Path = Path("data/landing")
+    """Manifests and documents."""
+    kyc_lake: str = "data/lake"
+    """Parquet; a folder or `s3://bucket/prefix`."""
+    kyc_ledger_url: str = "sqlite:///data/ledger.sqlite"
+    """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts."""
+    kyc_warehouse: Path = Path("data/warehouse/kyc.duckdb")
+    """The DuckDB file that analysts open."""
+    kyc_report: Path = Path("data/report/index.html")
+    """The report."""
+    kyc_pseudonym_key: SecretStr | None = None
+    """Key of the HMAC pseudonyms; made on first use in `pseudonym.key` beside the landing zone."""
+    kyc_clear_tags: Annotated[frozenset[str], NoDecode] = frozenset(
+        {"submissionId", "companyId", "companyName"}
+    )
+    """Tags whose values analysts may see (comma-separated)."""
+    kyc_start_date: date = date(2024, 9, 1)
+    """First daily partition."""
+    kyc_catch_up_days: int = Field(default=30, ge=1)
+    """How far back the catch-up schedule looks."""
+
+    @field_validator("kyc_clear_tags", mode="before")
+    @classmethod
+    def _split_tags(cls, value: object) -> object:
+        if isinstance(value, str):
+            return frozenset(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("deepxl_base_url")
+    @classmethod
+    def _check_base_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("must be an http(s) URL such as https://api.deepxl.ai")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must not carry a user, a query or a fragment")
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise ValueError("must use https: http is allowed for loopback hosts only")
+        return value.rstrip("/")
+
+    @property
+    def pseudonym_key_file(self) -> Path:
+        """Where the pseudonym key is kept when `KYC_PSEUDONYM_KEY` is not set."""
+        return self.data_dir / "pseudonym.key"
+
+    @property
+    def data_dir(self) -> Path:
+        """The project's data folder: the one that holds the landing zone."""
+        return self.kyc_landing.parent
+
+    def require_token(self) -> SecretStr:
+        """The credential, or :class:`UsageError` where it is missing."""
+        if self.deepxl_api_token is None or not self.deepxl_api_token.get_secret_value().strip():
+            raise UsageError("DEEPXL_API_TOKEN is not set: put the credential in the environment or in .env")
+        return self.deepxl_api_token
+
+
+def load_settings(env_file: str | None = ".env") -> Settings:
+    """The settings from the environment and `env_file`.
+
+    Raises :class:`UsageError` with one line that names each wrong variable; it never shows a value,
+    since a credential may have been put into the wrong variable.
+    """
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{str(item['loc'][0]).upper()}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors(include_input=False, include_url=False, include_context=False)
+        )
+        raise UsageError(f"wrong settings: {problems}") from None
