@@ -7,10 +7,10 @@ no reader's glob matches, and is removed by the next writer of the partition.
 """
 
 import contextlib
+import datetime
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from datetime import date as Date
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, Final
@@ -57,7 +57,7 @@ class PartitionWriter:
             self._lake.protect(self._table)
             # In an object store an unfinished upload is never visible, so only a folder has drafts.
             self._draft = f"{folder}/{_DRAFT_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-            self._sink = open(self._draft, "wb")  # noqa: SIM115 - __exit__ closes it
+            self._sink = open(self._draft, "wb")
         else:
             self._sink = fs.open(self._target, "wb", autocommit=False)
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
@@ -118,7 +118,7 @@ class Lake:
 
     def path(self, table: Table, date: str) -> str:
         """The file of one partition. `date` is an ISO date; anything else is a ValueError."""
-        if Date.fromisoformat(date).isoformat() != date:
+        if datetime.date.fromisoformat(date).isoformat() != date:
             raise ValueError(f"not a partition date: {date}")
         return f"{self.folder(table)}/date={date}/{FILE_NAME}"
 
@@ -186,7 +186,7 @@ class Lake:
                 yield pq.ParquetFile(source)
             except (pa.ArrowException, OSError) as error:
                 raise PartitionUnreadable(
-                    f"{table.name} partition {date} cannot be read ({type(error).__name__}): materialize it again"
+                    f"{table.name} partition {date} cannot be read: materialize it again"
                 ) from error
 
     def protect(self, table: Table) -> None:
