@@ -1,0 +1,186 @@
+"""What a DeepXL answer must be, should be, and what of it is never stored.
+
+`receive` holds an answer's body against the hard contract: a `result` object, an integer
+`verificationId`, a strictly boolean `verified`. Everything else is the soft contract, which is data
+(`FIELDS` and the status table): what differs from it is kept and counted, never refused.
+`redact` cuts biometric geometry out of a body before anything stores it.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from kyc_pipeline.deepxl.errors import ContractBroken
+from kyc_pipeline.deepxl.jsontext import STRING, Json, NotJson, Number, Object, read_json, unquote
+
+GEOMETRY: Final = frozenset({"landmarks", "boundingbox", "idfaces", "selfiefaces"})
+"""Keys of biometric geometry: lower case, `_` and `-` left out."""
+_GEOMETRY_NAME: Final = re.compile(r"land[_-]?marks|bounding[_-]?box|(?:id|selfie)[_-]?faces", re.IGNORECASE)
+_MARKER: Final = re.compile(r"\[geometry removed: ([0-9]+)\]")
+_REST_MARKER: Final = "[geometry removed: rest of an unreadable body]"
+_KEY: Final = re.compile(rf"({STRING})([ \t\n\r]*:[ \t\n\r]*)?", re.DOTALL)
+_VALUE_TOKEN: Final = re.compile(rf'{STRING}|[\[\]{{}},]|[^\[\]{{}},"]+', re.DOTALL)
+_INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
+_INT64: Final = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A body that fits the hard contract. `text` is what to store: the JSON without geometry."""
+
+    text: str
+    verification_id: int
+    verified: bool
+
+    def __repr__(self) -> str:
+        return f"Received(verification_id={self.verification_id}, verified={self.verified})"
+
+
+class _HardResult(msgspec.Struct):
+    verificationId: msgspec.Raw  # noqa: N815 - the API's name
+    verified: bool
+
+
+class _HardEnvelope(msgspec.Struct):
+    result: _HardResult
+
+
+_HARD_DECODER: Final = msgspec.json.Decoder(_HardEnvelope)
+_ONCE: Final = ('"result"', '"verificationId"', '"verified"', "\\")
+
+
+def receive(body: bytes) -> Received:
+    """Holds the body of a 2xx answer against the hard contract.
+
+    `verificationId` may be an integer or a string of its digits and must fit int64; `verified` must be
+    `true` or `false`. Raises :class:`ContractBroken`, whose `text` is what to quarantine.
+    """
+    text = redact(body)
+    # The usual answer names each of the three once and escapes nothing, so no repeated key can hide.
+    if [text.count(name) for name in _ONCE] == [1, 1, 1, 0]:
+        try:
+            result = _HARD_DECODER.decode(text).result
+        except (msgspec.DecodeError, RecursionError):
+            pass
+        else:
+            identifier = _identifier(bytes(result.verificationId).decode().strip('"'))
+            if identifier is not None:
+                return Received(text, identifier, result.verified)
+    return _receive_exactly(text)
+
+
+def _receive_exactly(text: str) -> Received:
+    try:
+        envelope = read_json(text)
+    except NotJson:
+        raise ContractBroken("the answer is not JSON", text=text) from None
+    result = _only(envelope, "result")
+    if not isinstance(result, Object):
+        raise ContractBroken("the answer has no `result` object", text=text)
+    given = _only(result, "verificationId")
+    literal = given.literal if isinstance(given, Number) else given if isinstance(given, str) else ""
+    identifier = _identifier(literal)
+    if identifier is None:
+        raise ContractBroken("the answer's `result.verificationId` is not one 64-bit integer", text=text)
+    verified = _only(result, "verified")
+    if not isinstance(verified, bool):
+        raise ContractBroken("the answer's `result.verified` is not one boolean", text=text)
+    return Received(text, identifier, verified)
+
+
+def _only(value: Json, key: str) -> Json:
+    """What `key` holds, None where it is absent or where its repetitions contradict each other."""
+    if not isinstance(value, Object):
+        return None
+    found = value.values(key)
+    return found[0] if found and all(other == found[0] for other in found) else None
+
+
+def _identifier(literal: str) -> int | None:
+    if _INTEGER.fullmatch(literal) is None:
+        return None
+    number = int(literal)
+    return number if number in _INT64 else None
+
+
+def redact(body: bytes) -> str:
+    """The body as text that may be stored: biometric geometry is cut, all else stays as received.
+
+    The value of a geometry key (any depth, any case) becomes `"[geometry removed: N]"`, where N is the
+    number of its elements; null and empty values stay. A body that is not JSON is cut at the first name
+    of geometry, since where the geometry ends cannot be known. The text is valid UTF-8 without NUL: a
+    byte that is not UTF-8 is kept as the JSON escape `\\udcNN`, a lone surrogate as its own escape.
+    """
+    text = _storable(body)
+    if _GEOMETRY_NAME.search(text) is None and "\\u" not in text:
+        return text
+    try:
+        read_json(text)
+    except NotJson:
+        found = _GEOMETRY_NAME.search(text)
+        return text if found is None else text[: found.start()] + _REST_MARKER
+    return _cut(text)
+
+
+def is_geometry(key: str) -> bool:
+    """Whether the value of `key` is biometric geometry."""
+    return key.lower().replace("_", "").replace("-", "") in GEOMETRY
+
+
+def removed_geometry(value: object) -> int | None:
+    """How many elements of geometry the marker `value` stands for; None for anything else."""
+    match = _MARKER.fullmatch(value) if isinstance(value, str) else None
+    return None if match is None else int(match[1])
+
+
+def _storable(body: bytes) -> str:
+    try:
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+    except UnicodeDecodeError:
+        text = body.decode("utf-8", "surrogateescape")
+    text = text.removeprefix("\ufeff").replace("\0", "\\u0000")
+    if text.isascii():
+        return text
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _cut(text: str) -> str:
+    """`text`, which is JSON, with the values of geometry keys replaced by markers."""
+    pieces: list[str] = []
+    kept = position = 0
+    while (match := _KEY.search(text, position)) is not None:
+        position = match.end()
+        if match[2] is None or not is_geometry(unquote(match[1])):
+            continue
+        end, elements = _measure(text, position)
+        if elements and _MARKER.fullmatch(text[position + 1 : end - 1]) is None:
+            pieces += [text[kept:position], f'"[geometry removed: {elements}]"']
+            kept = end
+        position = end
+    return "".join([*pieces, text[kept:]])
+
+
+def _measure(text: str, start: int) -> tuple[int, int]:
+    """Where the value that begins at `start` ends, and its elements (1 for a scalar, 0 for null)."""
+    depth = commas = 0
+    filled = False
+    for token in _VALUE_TOKEN.finditer(text, start):
+        mark = token[0]
+        if mark in "[{":
+            filled = filled or depth > 0
+            depth += 1
+        elif mark in "]}":
+            depth -= 1
+        elif mark == ",":
+            commas += depth == 1
+        elif depth == 0:
+            scalar = mark.rstrip()
+            return start + len(scalar), int(scalar not in {"null", '""'})
+        else:
+            filled = filled or bool(mark.strip())
+        if depth == 0:
+            return token.end(), commas + 1 if filled else 0
+    raise NotJson("a value has no end")

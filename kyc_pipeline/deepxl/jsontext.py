@@ -1,0 +1,125 @@
+"""JSON text read exactly: what a usual parser silently changes is kept.
+
+A number keeps its literal, an object keeps repeated keys, nesting may have any depth, and `NaN` or a raw
+line break in a string do not make an answer unreadable. It is slower than msgspec, so it reads only the
+answers that msgspec does not.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+
+class NotJson(ValueError):
+    """The text is not JSON, even leniently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number by its literal: `0.970` and `0.97` differ, and so do 2^64 and its nearest double."""
+
+    literal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """An object: its members in order, repeated keys included."""
+
+    members: "list[tuple[str, Json]]"
+
+    def values(self, key: str) -> "list[Json]":
+        """Every value that `key` has here."""
+        return [value for name, value in self.members if name == key]
+
+
+Json: TypeAlias = "Object | list[Json] | str | Number | bool | None"
+
+STRING: Final = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_BLANK: Final = r"[ \t\n\r]*"
+_VALUE: Final = re.compile(
+    rf"{_BLANK}(?:(?P<string>{STRING})|(?P<open>[{{\[])|(?P<word>true|false|null)"
+    r"|(?P<number>-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|Infinity)|NaN))",
+    re.DOTALL,
+)
+_KEY: Final = re.compile(rf"{_BLANK}({STRING}){_BLANK}:", re.DOTALL)
+_CLOSE: Final = re.compile(rf"{_BLANK}([}}\]])")
+_NEXT: Final = re.compile(rf"{_BLANK}([,}}\]])")
+_REST: Final = re.compile(_BLANK)
+_WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
+
+
+def read_json(text: str) -> Json:
+    """The value that `text` holds. Raises :class:`NotJson`; never RecursionError."""
+    value, position, opened = _value(text, 0)
+    # Containers that are still open. Each is in its parent from the start, so that none must be kept aside.
+    stack: list[Object | list[Json]] = []
+    root = value
+    while True:
+        if opened:
+            assert isinstance(value, Object | list)
+            empty = _CLOSE.match(text, position)
+            if empty is None:
+                stack.append(value)
+                value, position, opened = _member(text, position, value)
+                continue
+            _check_pair(value, empty[1])
+            position = empty.end()
+        while stack and (after := _NEXT.match(text, position)) is not None:
+            position = after.end()
+            if after[1] == ",":
+                break
+            _check_pair(stack.pop(), after[1])
+        else:
+            if stack or _REST.fullmatch(text, position) is None:
+                raise NotJson("a bracket or a comma is missing, or text follows the value")
+            return root
+        value, position, opened = _member(text, position, stack[-1])
+
+
+def unquote(literal: str) -> str:
+    """The string that a JSON string literal (with its quotes) stands for; may hold lone surrogates."""
+    if "\\" not in literal:
+        return literal[1:-1]
+    try:
+        return str(json.loads(literal, strict=False))
+    except ValueError:
+        raise NotJson("invalid escape in a string") from None
+
+
+def _member(text: str, position: int, parent: Object | list[Json]) -> tuple[Json, int, bool]:
+    """Reads the next member of `parent` (of an object: key and value) and puts it there."""
+    if isinstance(parent, list):
+        value, position, opened = _value(text, position)
+        parent.append(value)
+        return value, position, opened
+    key = _KEY.match(text, position)
+    if key is None:
+        raise NotJson("expected a key")
+    value, position, opened = _value(text, key.end())
+    parent.members.append((unquote(key[1]), value))
+    return value, position, opened
+
+
+def _value(text: str, position: int) -> tuple[Json, int, bool]:
+    """A scalar, or a container that has just been opened (and is yet empty)."""
+    match = _VALUE.match(text, position)
+    if match is None:
+        raise NotJson("expected a value")
+    kind = str(match.lastgroup)
+    token = match[kind]
+    value: Json
+    if kind == "string":
+        value = unquote(token)
+    elif kind == "number":
+        value = Number(token)
+    elif kind == "word":
+        value = _WORDS[token]
+    else:
+        value = Object([]) if token == "{" else []
+    return value, match.end(), kind == "open"
+
+
+def _check_pair(container: Object | list[Json], closing: str) -> None:
+    if closing != ("}" if isinstance(container, Object) else "]"):
+        raise NotJson("brackets do not match")
