@@ -1,0 +1,499 @@
+"""The one place that makes HTTP calls to DeepXL.
+
+One call is one request: nothing here retries, since only the caller knows what a second call costs. The
+client's duty is to say truthfully what a failure means (see :mod:`kyc_pipeline.deepxl.errors`). What
+decides is whether the end of the multipart body was handed to the transport: before that the server
+cannot have had a whole request, after that it may have processed it. The transport's own exceptions
+cannot tell (it reports a refused connection and a server that hangs up after the request both as
+`ConnectTimeout`).
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import httpx
+import msgspec
+from httpx_aiohttp import AiohttpTransport
+from pydantic import SecretStr
+
+from kyc_pipeline import __version__
+from kyc_pipeline.deepxl.contract import receive, redact
+from kyc_pipeline.deepxl.errors import (
+    AccessDenied,
+    ContractBroken,
+    DeepXLError,
+    DocumentUnavailable,
+    LookupFailed,
+    MaybeProcessed,
+    NotProcessed,
+    UnexpectedRedirect,
+    answer_error,
+    describe,
+    error_class,
+    parse_retry_after,
+)
+
+SUBMISSION_TAG: Final = "submissionId"
+"""The tag that the pipeline adds to every verification, and by which it finds it again."""
+
+_MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+_MAX_ERROR_BYTES: Final = 64 * 1024
+_PAGE: Final = 100
+_MAX_PAGES: Final = 10
+# Shorter than what common servers keep (5 s is uvicorn's): a request on a connection that the server is
+# just closing would count as "may have been processed".
+_KEEPALIVE_SECONDS: Final = 3.0
+
+_EXTENSIONS: Final = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/webp": "webp",
+    "application/pdf": "pdf",
+    "video/mp4": "mp4",
+    "video/quicktime": "mov",
+    "video/webm": "webm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationRequest:
+    """One submission to verify. Its `repr` shows nothing personal."""
+
+    submission_id: str
+    id_path: Path = field(repr=False)
+    selfie_path: Path = field(repr=False)
+    id_content_type: str = field(repr=False)
+    selfie_content_type: str = field(repr=False)
+    tags: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A 2xx answer that fits the hard requirements. `text` is its JSON with geometry removed: personal."""
+
+    http_status: int
+    text: str = field(repr=False)
+    verification_id: int
+    verified: bool
+    requested_at: datetime
+    responded_at: datetime
+    latency_ms: float
+
+
+@dataclass(slots=True)
+class _Call:
+    """The clock of one call, and what came of it."""
+
+    requested_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: float = field(default_factory=time.perf_counter)
+
+    def latency_ms(self) -> float:
+        return (time.perf_counter() - self.started) * 1000
+
+    def answer(self, status: int, body: bytes) -> Answer:
+        received = receive(body)
+        return Answer(
+            http_status=status,
+            text=received.text,
+            verification_id=received.verification_id,
+            verified=received.verified,
+            requested_at=self.requested_at,
+            responded_at=datetime.now(UTC),
+            latency_ms=self.latency_ms(),
+        )
+
+    def stamped(self, error: DeepXLError, status: int | None = None) -> DeepXLError:
+        error.requested_at = self.requested_at
+        error.latency_ms = self.latency_ms()
+        error.http_status = error.http_status or status
+        return error
+
+
+class _Credential(httpx.Auth):
+    """Puts the credential into one header, and only for the base URL's own origin."""
+
+    def __init__(self, base: httpx.URL, token: SecretStr, scheme: Literal["bearer", "api_key"]) -> None:
+        self._origin = _origin(base)
+        self._token = token
+        self._scheme = scheme
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if _origin(request.url) != self._origin:
+            raise DeepXLError("a request to a host other than DEEPXL_BASE_URL's was not sent")
+        secret = self._token.get_secret_value().strip()
+        if self._scheme == "bearer":
+            request.headers["Authorization"] = f"Bearer {secret}"
+        else:
+            request.headers["x-api-key"] = secret
+        yield request
+
+
+class _Upload(httpx.AsyncByteStream):
+    """A multipart body on its way, which knows whether its end was handed to the transport.
+
+    The last chunk is the closing boundary. It is given only when the length is exactly the announced one:
+    a file that shrank or grew meanwhile fails before the server has a whole request.
+    """
+
+    def __init__(self, body: httpx.AsyncByteStream, length: int) -> None:
+        self._body = body
+        self._length = length
+        self.on_end: Callable[[], None] = lambda: None
+        self.handed_over = False
+        self.unreadable = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        given = 0
+        last = b""
+        try:
+            async for chunk in self._body:
+                if last:
+                    given += len(last)
+                    self._expect(given < self._length)
+                    yield last
+                last = chunk
+            self._expect(given + len(last) == self._length)
+        except OSError:
+            self.unreadable = True
+            raise
+        self.handed_over = True
+        self.on_end()
+        yield last
+
+    def _expect(self, fits: bool) -> None:
+        if not fits:
+            raise OSError("a document changed its size while it was sent")
+
+
+class _Page(msgspec.Struct, rename="camel"):
+    """A page of the history; the records stay as they came."""
+
+    total_count: int
+    data: list[msgspec.Raw]
+
+
+class _Tag(msgspec.Struct):
+    name: str
+    value: str
+
+
+class _Tagged(msgspec.Struct):
+    tags: list[_Tag] = []
+
+    def submission_id(self) -> str | None:
+        return next((tag.value for tag in self.tags if tag.name == SUBMISSION_TAG), None)
+
+
+class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
+    """An asynchronous client of one DeepXL account; use it with `async with`, in one event loop.
+
+    `timeout_seconds` limits the upload, and then the wait for the whole answer. Every error raised is a
+    :class:`DeepXLError` with `requested_at` and `latency_ms` set.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: SecretStr,
+        *,
+        auth_scheme: Literal["bearer", "api_key"] = "bearer",
+        timeout_seconds: float = 60,
+        max_connections: int = 16,
+    ) -> None:
+        self._base = httpx.URL(base_url.rstrip("/"))
+        self._timeout_seconds = timeout_seconds
+        self._http = httpx.AsyncClient(
+            base_url=self._base,
+            auth=_Credential(self._base, token, auth_scheme),
+            headers={"User-Agent": f"kyc-pipeline/{__version__}", "Accept": "application/json"},
+            timeout=httpx.Timeout(timeout_seconds, pool=None),
+            follow_redirects=False,
+            trust_env=False,
+            transport=AiohttpTransport(
+                trust_env=False,
+                limits=httpx.Limits(
+                    max_connections=max_connections,
+                    keepalive_expiry=_KEEPALIVE_SECONDS,
+                ),
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"DeepXLClient({str(self._base)!r})"
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.__aexit__(exc_type, exc, traceback)
+
+    async def verify(self, request: VerificationRequest) -> Answer:
+        """Send one submission: the paid call.
+
+        Raises a subclass of :class:`DeepXLError` that says what the failure means.
+        """
+        call = _Call()
+        subject = f"submission {request.submission_id}"
+        with ExitStack() as files:
+            try:
+                documents = [
+                    files.enter_context(path.open("rb")) for path in (request.id_path, request.selfie_path)
+                ]
+            except OSError:
+                raise call.stamped(_unavailable(subject)) from None
+            http_request = self._http.build_request(
+                "POST",
+                "/v1/verification",
+                files={
+                    "idFile": (
+                        _neutral_name("id", request.id_content_type),
+                        documents[0],
+                        request.id_content_type,
+                    ),
+                    "selfieFile": (
+                        _neutral_name("selfie", request.selfie_content_type),
+                        documents[1],
+                        request.selfie_content_type,
+                    ),
+                },
+                data={"tags": json.dumps({**request.tags, SUBMISSION_TAG: request.submission_id})},
+            )
+            http_request.stream = upload = _tracked(http_request)
+            try:
+                async with asyncio.timeout(self._timeout_seconds) as deadline:
+                    upload.on_end = partial(_restart, deadline, self._timeout_seconds)
+                    response = await self._http.send(http_request, stream=True)
+                    try:
+                        body = await _read(response)
+                    finally:
+                        await response.aclose()
+            # Whatever the transport raises (it lets several of aiohttp's errors through), the one question
+            # is whether the server can have had the whole request.
+            except Exception as error:
+                raise call.stamped(_lost(subject, upload, error)) from None
+        return _settle(subject, call, response, body)
+
+    async def find(self, submission_id: str) -> list[Answer]:
+        """The records that carry this submission's tag, by the history; empty if there is surely none.
+
+        A history that ignores `tagFilter` is read through (up to 1,000 records), and only records that
+        carry the very tag count. Raises :class:`LookupFailed` where it cannot be known, and
+        :class:`AccessDenied` for 401 and 402.
+        """
+        subject = f"look-up of submission {submission_id}"
+        found: list[Answer] = []
+        unclear = False
+        offset = 0
+        for _ in range(_MAX_PAGES):
+            call = _Call()
+            params: dict[str, str | int] = {
+                "tagFilter": f"{SUBMISSION_TAG}={submission_id}",
+                "limit": _PAGE,
+                "offset": offset,
+            }
+            status, body = await self._look_up(subject, call, "/v1/verification", params)
+            try:
+                page = msgspec.json.decode(body, type=_Page)
+                owners = [msgspec.json.decode(record, type=_Tagged).submission_id() for record in page.data]
+                found += [
+                    call.answer(status, b'{"result":' + bytes(record) + b"}")
+                    for record, owner in zip(page.data, owners, strict=True)
+                    if owner == submission_id
+                ]
+            except (msgspec.MsgspecError, UnicodeDecodeError, ContractBroken):
+                raise call.stamped(_other_shape(subject, status, body)) from None
+            unclear = unclear or None in owners
+            offset += len(page.data)
+            if offset >= page.total_count:
+                break
+            if not page.data:
+                unclear = True
+                break
+        else:
+            unclear = True
+        if unclear and not found:
+            raise call.stamped(
+                LookupFailed(f"{subject}: the history does not tell whose its records are, or has too many")
+            )
+        return found
+
+    async def get(self, verification_id: int) -> Answer:
+        """One record by DeepXL's id. Raises :class:`LookupFailed` or :class:`AccessDenied`."""
+        call = _Call()
+        subject = f"look-up of verification {verification_id}"
+        status, body = await self._look_up(subject, call, f"/v1/verification/{verification_id}", {})
+        try:
+            answer = call.answer(status, body)
+        except ContractBroken:
+            raise call.stamped(_other_shape(subject, status, body)) from None
+        if answer.verification_id != verification_id:
+            raise call.stamped(_other_shape(subject, status, body))
+        return answer
+
+    async def check_access(self) -> None:
+        """Ask the history for one record, to find a wrong address or credential before anything is paid.
+
+        Raises :class:`AccessDenied` (401, 402, 403), :class:`UnexpectedRedirect` (3xx),
+        :class:`NotProcessed` (cannot connect), :class:`DeepXLError` (a web page answers: another server).
+        Other failures of the history say nothing about verifications, and are let pass.
+        """
+        call = _Call()
+        subject = "access check"
+        try:
+            response, body = await self._fetch("/v1/verification", {"limit": 1})
+        except (httpx.ReadTimeout, TimeoutError):
+            return
+        # As in `verify`: the transport lets several kinds through, and all mean "not reachable".
+        except Exception as error:
+            raise call.stamped(
+                NotProcessed(
+                    f"cannot reach DeepXL at {self._base} ({_cause(error)}): check DEEPXL_BASE_URL "
+                    "and the network"
+                )
+            ) from None
+        status = response.status_code
+        if error_class(status) in (AccessDenied, UnexpectedRedirect):
+            raise call.stamped(_answer_error(subject, response, body))
+        if (response.is_success or status == 404) and _is_html(response, body):
+            raise call.stamped(
+                DeepXLError(
+                    f"{self._base} answers with a web page, so it is not the DeepXL API: "
+                    "check DEEPXL_BASE_URL",
+                    http_status=status,
+                )
+            )
+
+    async def _look_up(
+        self, subject: str, call: _Call, path: str, params: Mapping[str, str | int]
+    ) -> tuple[int, bytes]:
+        """Status and body of a 2xx answer to a GET; everything else is raised."""
+        try:
+            response, body = await self._fetch(path, params)
+        # As in `verify`: a look-up costs nothing, so every way to lose its answer is one.
+        except Exception as error:
+            raise call.stamped(LookupFailed(f"{subject}: no answer ({_cause(error)})")) from None
+        status = response.status_code
+        if response.is_success:
+            return status, body
+        answered = _answer_error(subject, response, body)
+        if status in (401, 402) or isinstance(answered, UnexpectedRedirect):
+            raise call.stamped(answered)
+        raise call.stamped(
+            LookupFailed(
+                describe(subject, status, answered.body or ""),
+                http_status=status,
+                body=answered.body,
+                retry_after=answered.retry_after,
+            )
+        )
+
+    async def _fetch(self, path: str, params: Mapping[str, str | int]) -> tuple[httpx.Response, bytes]:
+        async with asyncio.timeout(self._timeout_seconds):
+            response = await self._http.send(
+                self._http.build_request("GET", path, params=params), stream=True
+            )
+            try:
+                return response, await _read(response)
+            finally:
+                await response.aclose()
+
+
+def _tracked(request: httpx.Request) -> _Upload:
+    """The body that httpx built for `request`, tracked."""
+    if not isinstance(request.stream, httpx.AsyncByteStream):
+        raise TypeError("httpx built a body that cannot be streamed")
+    return _Upload(request.stream, int(request.headers["Content-Length"]))
+
+
+def _restart(deadline: asyncio.Timeout, seconds: float) -> None:
+    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """The body, up to a limit: a cut one is no JSON, so that the contract calls it broken.
+
+    An error's status says all that counts: one whose body is lost counts as an error without a body.
+    """
+    limit = _MAX_ANSWER_BYTES if response.is_success else _MAX_ERROR_BYTES
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) >= limit:
+                break
+    except httpx.HTTPError:
+        if response.is_success:
+            raise
+    return bytes(body[:limit])
+
+
+def _settle(subject: str, call: _Call, response: httpx.Response, body: bytes) -> Answer:
+    """The answer, or the error that its status or its body means."""
+    if not response.is_success:
+        raise call.stamped(_answer_error(subject, response, body))
+    try:
+        return call.answer(response.status_code, body)
+    except ContractBroken as error:
+        raise call.stamped(error, response.status_code) from None
+
+
+def _answer_error(subject: str, response: httpx.Response, body: bytes) -> DeepXLError:
+    retry_after = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+    return answer_error(subject, response.status_code, redact(body), retry_after)
+
+
+def _lost(subject: str, upload: _Upload, error: Exception) -> DeepXLError:
+    """What it means that no whole answer came."""
+    if upload.handed_over:
+        return MaybeProcessed(f"{subject}: sent, but the answer was lost ({_cause(error)})")
+    if upload.unreadable:
+        return _unavailable(subject)
+    return NotProcessed(f"{subject}: could not be sent ({_cause(error)})")
+
+
+def _unavailable(subject: str) -> DocumentUnavailable:
+    return DocumentUnavailable(
+        f"{subject}: a document cannot be read or has changed since it was accepted; "
+        "check the landing zone's documents folder"
+    )
+
+
+def _other_shape(subject: str, status: int, body: bytes) -> LookupFailed:
+    return LookupFailed(
+        f"{subject}: the history answered in another shape",
+        http_status=status,
+        body=redact(body[:_MAX_ERROR_BYTES]),
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The kind of a transport failure, by its class: texts may carry addresses or the vendor's words."""
+    return type(error.__cause__ or error).__name__
+
+
+def _is_html(response: httpx.Response, body: bytes) -> bool:
+    return "html" in response.headers.get("Content-Type", "") or body.lstrip()[:1] == b"<"
+
+
+def _neutral_name(stem: str, content_type: str) -> str:
+    """A file name that tells nothing: the vendor puts it into its own URLs."""
+    return f"{stem}.{_EXTENSIONS.get(content_type, 'bin')}"
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
