@@ -8,13 +8,153 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
 from kyc_pipeline.deepxl.errors import ContractBroken
-from kyc_pipeline.deepxl.jsontext import STRING, Json, NotJson, Number, Object, read_json, unquote
+from kyc_pipeline.deepxl.jsontext import (
+    STRING,
+    Json,
+    NotJson,
+    Number,
+    Object,
+    escape_surrogates,
+    read_json,
+    unquote,
+)
+from kyc_pipeline.lake.tables import CheckStatus, DriftKind
+
+VERSION: Final = "1"
+"""Of the soft contract below; raise it with every change of the tables, for flattened data names it."""
+
+CHECK_TYPES: Final = frozenset({"FACE_MATCH", "LIVENESS", "ID_QUALITY"})
+
+_STATUS_WORDS: Final = {
+    CheckStatus.PASS: "PASS PASSED CLEAR APPROVED VERIFIED SUCCESS",
+    CheckStatus.FAIL: "FAIL FAILED REJECTED DECLINED UNVERIFIED",
+    CheckStatus.REVIEW: "REVIEW WARN WARNING CONSIDER CAUTION SUSPECTED",
+    CheckStatus.NOT_EVALUATED: (
+        "NOT_EVALUATED NOT_APPLICABLE NOT_PROCESSED NOT_EXECUTED SKIPPED NOT_AVAILABLE"
+    ),
+    CheckStatus.ERROR: "ERROR TECHNICAL_ERROR",
+    CheckStatus.PENDING: "PENDING IN_PROGRESS PROCESSING",
+}
+STATUSES: Final = MappingProxyType(
+    {word: status for status, words in _STATUS_WORDS.items() for word in words.split()}
+)
+"""Status as received, trimmed and in upper case, to its normalised status; anything else is UNKNOWN."""
+
+
+def normalize_status(status: str | None) -> CheckStatus:
+    """The normalised status; UNKNOWN for none and for one that the table does not have."""
+    return STATUSES.get((status or "").strip().upper(), CheckStatus.UNKNOWN)
+
+
+class Kind(StrEnum):
+    """JSON types, with integers (of 64 bits) told from other numbers by their literal."""
+
+    OBJECT = "object"
+    LIST = "list"
+    STRING = "string"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One known place of an answer.
+
+    `path`: keys joined by dots; `[]` is any position of a list, `*` any other key of an object.
+    `aliases`: other names of the same field. `unless`: a sibling whose presence excuses absence.
+    `odd`: a test of a value of the right kind that says whether it is `drift`.
+    """
+
+    path: str
+    kind: Kind
+    required: bool = True
+    aliases: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    odd: Callable[[Json], bool] | None = None
+    drift: DriftKind = DriftKind.TYPE_MISMATCH
+
+
+def is_unit_interval(value: Json) -> bool:
+    """Whether `value` is a number from 0 to 1, both included (NaN is not)."""
+    return isinstance(value, Number) and 0 <= float(value.literal) <= 1
+
+
+def integer(value: Json) -> int | None:
+    """The value of an integer literal of 64 bits; None for anything else."""
+    return _identifier(value.literal) if isinstance(value, Number) else None
+
+
+def _checks(path: str) -> tuple[Field, ...]:
+    """A list of checks at `path`."""
+    return (
+        Field(path, Kind.LIST, required=path == "result.modelResults.technicalChecks"),
+        Field(f"{path}[]", Kind.OBJECT),
+        Field(
+            f"{path}[].type",
+            Kind.STRING,
+            aliases=("checkType",),
+            odd=lambda value: value not in CHECK_TYPES,
+            drift=DriftKind.UNKNOWN_TYPE,
+        ),
+        Field(
+            f"{path}[].status",
+            Kind.STRING,
+            odd=lambda value: normalize_status(str(value)) is CheckStatus.UNKNOWN,
+            drift=DriftKind.UNKNOWN_STATUS,
+        ),
+        Field(
+            f"{path}[].confidence",
+            Kind.NUMBER,
+            odd=lambda value: not is_unit_interval(value),
+            drift=DriftKind.CONFIDENCE_OUT_OF_RANGE,
+        ),
+        Field(f"{path}[].details", Kind.STRING),
+    )
+
+
+FIELDS: Final = (
+    Field("result", Kind.OBJECT),
+    Field("result.verificationId", Kind.INTEGER),
+    Field("result.verified", Kind.BOOLEAN),
+    Field("result.model", Kind.STRING),
+    Field("result.modelVersion", Kind.STRING, required=False),
+    Field("result.idFileType", Kind.STRING),
+    Field("result.idFileName", Kind.STRING, aliases=("idName",)),
+    Field("result.idFileSize", Kind.INTEGER, aliases=("idSize",)),
+    Field("result.selfieFileType", Kind.STRING),
+    Field("result.selfieFileName", Kind.STRING, aliases=("selfieName",)),
+    Field("result.selfieFileSize", Kind.INTEGER, aliases=("selfieSize",)),
+    Field("result.timestamp", Kind.NUMBER),
+    Field("result.timestampISO", Kind.STRING),
+    Field("result.modelResults", Kind.OBJECT, unless=("technicalChecks",)),
+    *_checks("result.modelResults.technicalChecks"),
+    *_checks("result.modelResults.*"),
+    *_checks("result.technicalChecks"),
+    Field("result.tags", Kind.LIST),
+    Field("result.tags[]", Kind.OBJECT),
+    Field("result.tags[].name", Kind.STRING),
+    Field("result.tags[].value", Kind.STRING),
+    Field("result.files", Kind.LIST),
+    Field("result.files[]", Kind.OBJECT),
+    Field("result.files[].category", Kind.STRING),
+    Field("result.files[].contentType", Kind.STRING),
+    Field("result.files[].fileName", Kind.STRING),
+    Field("result.files[].fileSize", Kind.INTEGER),
+    Field("result.files[].timestamp", Kind.NUMBER),
+    Field("result.files[].timestampISO", Kind.STRING),
+    Field("result.files[].url", Kind.STRING),
+)
+"""The soft contract: the seed's answer and its known variations. What differs is kept and counted."""
 
 GEOMETRY: Final = frozenset({"landmarks", "boundingbox", "idfaces", "selfiefaces"})
 """Keys of biometric geometry: lower case, `_` and `-` left out."""
@@ -58,7 +198,11 @@ def receive(body: bytes) -> Received:
     `verificationId` may be an integer or a string of its digits and must fit int64; `verified` must be
     `true` or `false`. Raises :class:`ContractBroken`, whose `text` is what to quarantine.
     """
-    text = redact(body)
+    return reread(redact(body))
+
+
+def reread(text: str) -> Received:
+    """`receive` for an answer that was stored."""
     # The usual answer names each of the three once and escapes nothing, so no repeated key can hide.
     if [text.count(name) for name in _ONCE] == [1, 1, 1, 0]:
         try:
@@ -141,10 +285,7 @@ def _storable(body: bytes) -> str:
         text = body.decode(json.detect_encoding(body), "surrogatepass")
     except UnicodeDecodeError:
         text = body.decode("utf-8", "surrogateescape")
-    text = text.removeprefix("\ufeff").replace("\0", "\\u0000")
-    if text.isascii():
-        return text
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    return escape_surrogates(text.removeprefix("\ufeff").replace("\0", "\\u0000"))
 
 
 def _cut(text: str) -> str:

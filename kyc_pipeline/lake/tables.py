@@ -117,6 +117,7 @@ class DriftKind(StrEnum):
     MISSING_FIELD = "missing_field"
     NULL_FIELD = "null_field"
     EMPTY_FIELD = "empty_field"
+    DUPLICATE_FIELD = "duplicate_field"
     TYPE_MISMATCH = "type_mismatch"
     UNKNOWN_TYPE = "unknown_type"
     UNKNOWN_STATUS = "unknown_status"

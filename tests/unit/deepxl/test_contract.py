@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kyc_pipeline.deepxl.errors import ContractBroken
 
 from kyc_pipeline.deepxl.contract import receive, redact, removed_geometry
-from kyc_pipeline.deepxl.jsontext import NotJson, Number, Object, read_json
+from kyc_pipeline.deepxl.errors import ContractBroken
+from kyc_pipeline.deepxl.jsontext import Json, NotJson, Number, Object, read_json, write_json
 
 SEED = (Path(__file__).parents[2] / "fixtures" / "seed_response.json").read_bytes()
 DEEP = "[" * 50_000 + "]" * 50_000
@@ -98,7 +98,8 @@ GEOMETRY = '[{"landmarks": [[1, 2]], "boundingBox": {"x": 0.5}}, {"age": 7}]'
          '{"landmarks": "[geometry removed: 1]", "landmarks": "[geometry removed: 1]"}'),
         ('{"idFaces": null, "selfieFaces": [], "landmarks": {}}',
          '{"idFaces": null, "selfieFaces": [], "landmarks": {}}'),
-        ('{"details": "landmarks: 5, \\"boundingBox\\": 7"}', '{"details": "landmarks: 5, \\"boundingBox\\": 7"}'),
+        ('{"details": "landmarks: 5, \\"boundingBox\\": 7"}',
+         '{"details": "landmarks: 5, \\"boundingBox\\": 7"}'),
         ('{"a": 1, "idFaces": [{"x": 0.1', '{"a": 1, "[geometry removed: rest of an unreadable body]'),
         ("{'landmarks': [0.1]}", "{'[geometry removed: rest of an unreadable body]"),
     ],
@@ -160,7 +161,29 @@ def test_reading_exactly_agrees_with_the_standard_library(
     value: object, ascii_only: bool, indent: int | None
 ) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
-    assert repr(plain(read_json(text))) == repr(json.loads(text))
+    exact = read_json(text)
+    assert repr(plain(exact)) == repr(json.loads(text))
+    assert read_deep(text) == exact
+    assert read_json(write_json(exact)) == exact
+
+
+def read_deep(text: str) -> Json:
+    """What `read_json` makes of `text` where it lies too deep for Python's own stack."""
+    value = read_json("[" * 2000 + "[0," + text + "]" + "]" * 2000)
+    for length in [1] * 2000 + [2]:
+        if not isinstance(value, list) or len(value) != length:
+            raise NotJson("the brackets of the text close those around it")
+        value = value[-1]
+    return value
+
+
+def test_a_literal_and_a_repeated_key_are_kept() -> None:
+    value = read_json('{"a": 0.970, "a": 1E2, "b": 18446744073709551616}')
+    assert value == Object(
+        [("a", Number("0.970")), ("a", Number("1E2")), ("b", Number("18446744073709551616"))]
+    )
+    assert write_json(value) == '{"a":0.970,"a":1E2,"b":18446744073709551616}'
+    assert write_json("\ud800é") == '"\\ud800é"'
 
 
 @given(st.text(alphabet='{}[]",:0123.eE+-ntrufalse \\', max_size=30))
@@ -168,10 +191,11 @@ def test_reading_exactly_refuses_what_the_standard_library_refuses(text: str) ->
     try:
         json.loads(text, strict=False)
     except ValueError:
-        with pytest.raises(NotJson):
-            read_json(text)
+        for read in (read_json, read_deep):
+            with pytest.raises(NotJson):
+                read(text)
     else:
-        read_json(text)
+        assert read_json(text) == read_deep(text)
 
 
 def cut(value: object) -> object:
