@@ -111,10 +111,9 @@ class _Call:
             latency_ms=self.latency_ms(),
         )
 
-    def stamped(self, error: DeepXLError, status: int | None = None) -> DeepXLError:
+    def stamped(self, error: DeepXLError) -> DeepXLError:
         error.requested_at = self.requested_at
         error.latency_ms = self.latency_ms()
-        error.http_status = error.http_status or status
         return error
 
 
@@ -449,7 +448,9 @@ def _settle(subject: str, call: _Call, response: httpx.Response, body: bytes) ->
     try:
         return call.answer(response.status_code, body)
     except ContractBroken as error:
-        raise call.stamped(error, response.status_code) from None
+        raise call.stamped(
+            ContractBroken(f"{subject}: {error}", text=error.text, http_status=response.status_code)
+        ) from None
 
 
 def _answer_error(subject: str, response: httpx.Response, body: bytes) -> DeepXLError:
@@ -483,7 +484,8 @@ def _other_shape(subject: str, status: int, body: bytes) -> LookupFailed:
 
 def _cause(error: BaseException) -> str:
     """The kind of a transport failure, by its class: texts may carry addresses or the vendor's words."""
-    return type(error.__cause__ or error).__name__
+    kept = error.__cause__ if isinstance(error, httpx.HTTPError) else None
+    return type(kept or error).__name__
 
 
 def _is_html(response: httpx.Response, body: bytes) -> bool:

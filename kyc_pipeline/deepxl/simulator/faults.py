@@ -1,0 +1,108 @@
+"""Disturbances that tests let the simulator play. Not for the demo.
+
+`Simulator(faults={"s-1": [Answers(503), Resets(record=True)]})` disturbs the first two POSTs of
+submission `s-1`, in this order; `lookup=` disturbs every look at the history. `record` says whether the
+verification is processed before the disturbance: the record then exists, and would be billed.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from aiohttp import web
+
+
+class Fault(Protocol):
+    """One disturbed answer. `record`: process the request first. `early`: do not read the documents."""
+
+    @property
+    def record(self) -> bool: ...
+
+    @property
+    def early(self) -> bool: ...
+
+    async def play(
+        self, request: web.Request, body: bytes, stopping: asyncio.Event
+    ) -> web.StreamResponse: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answer with this status, headers and body."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    record: bool = False
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        return web.Response(status=self.status, headers=dict(self.headers), body=self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Hangs:
+    """Never answer."""
+
+    record: bool = False
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        await stopping.wait()
+        return _reset(request)
+
+
+@dataclass(frozen=True, slots=True)
+class Resets:
+    """Reset the connection (TCP RST) instead of an answer."""
+
+    record: bool = False
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        return _reset(request)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfBody:
+    """Announce the whole answer, send half of it, and close the connection."""
+
+    record: bool = True
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.content_length = len(body)
+        await response.prepare(request)
+        await response.write(body[: len(body) // 2])
+        if request.transport is not None:
+            request.transport.close()
+        return response
+
+
+HTML_200: Final = Answers(200, {"Content-Type": "text/html"}, b"<!doctype html><p>Welcome", record=True)
+"""A gateway's page instead of the answer, although the verification was processed."""
+
+EMPTY_OBJECT_200: Final = Answers(200, {"Content-Type": "application/json"}, b"{}", record=True)
+"""JSON without a result."""
+
+HTML_502: Final = Answers(502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>")
+"""A gateway's error page."""
+
+
+def redirects(location: str, status: int = 307) -> Answers:
+    """A redirect, for example to another host."""
+    return Answers(status, {"Location": location})
+
+
+def _reset(request: web.Request) -> web.StreamResponse:
+    transport = request.transport
+    if transport is not None:
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    return web.Response()
