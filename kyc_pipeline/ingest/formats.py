@@ -1,0 +1,441 @@
+"""The formats of a manifest file: CSV, JSON lines and Parquet in, rows as text out.
+
+Only the form of a file is known here (encoding, separators, JSON, Parquet). What a row means is decided in
+`rows.py`. A file that cannot be read at all is one :class:`ManifestUnreadable`; a single row that cannot be
+split into fields is a *malformed* row, so that it never stops the others.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Final, Literal, TypeAlias, cast
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from kyc_pipeline.errors import KycError
+
+FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at")
+REQUIRED: Final = FIELDS[:3]
+TAG_PREFIX: Final = "tag."
+ROW: Final = "manifest_row"
+MALFORMED: Final = "malformed"
+SUBMISSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+Column: TypeAlias = "pa.Array[Any]"
+Reader: TypeAlias = Callable[[Path, Counter[str]], Iterator[pa.Table]]
+
+CHUNK_ROWS: Final = 16_384
+CHUNK_BYTES: Final = 1 << 22
+MAX_ROW_BYTES: Final = CHUNK_BYTES
+"""The longest row: a longer one means that a quote or a line end is missing."""
+MAX_IGNORED_NAMES: Final = 100
+_SEPARATORS: Final = (",", ";", "\t", "|")
+
+
+class ManifestUnreadable(KycError):
+    """A manifest file that cannot be read at all."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"manifest {printable(name)}: {reason}")
+
+
+def printable(name: str) -> str:
+    """A file name that is safe in one line of text and in UTF-8."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def read_manifest(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
+    """The rows of a manifest, as text, a chunk at a time: memory does not grow with the file.
+
+    Each chunk has the columns `manifest_row` (int64, 1 is the first row of data), `malformed` (what is wrong
+    with the row's form, or null), every one of :data:`FIELDS` and the file's `tag.<name>` columns; null is an
+    absent value. `ignored` gets the number of rows of every column that is not used.
+    Raises :class:`ManifestUnreadable`.
+    """
+    reader = reader_of(path)
+    if reader is None:
+        raise ManifestUnreadable(path.name, "is neither .csv, .jsonl nor .parquet")
+    try:
+        yield from reader(path, ignored)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ManifestUnreadable(path.name, f"is a damaged .gz file ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ManifestUnreadable(path.name, f"is not {error.encoding} text: save it as UTF-8") from error
+    except OSError as error:
+        raise ManifestUnreadable(path.name, f"cannot be read ({type(error).__name__})") from error
+
+
+def reader_of(path: Path) -> Reader | None:
+    name = path.name.lower()
+    for suffix, reader in _READERS.items():
+        if name.endswith(suffix):
+            return reader
+    return None
+
+
+def _count_ignored(ignored: Counter[str], name: str, rows: int) -> None:
+    # Names come from outside: a file of a million different keys must not fill memory or the run's metadata.
+    known = name in ignored or len(ignored) < MAX_IGNORED_NAMES
+    ignored[printable(name)[:64] if known else "(others)"] += rows
+
+
+def _is_used(column: str) -> bool:
+    return column in FIELDS or column.startswith(TAG_PREFIX)
+
+
+def _chunk(columns: Mapping[str, Column], rows: Column, malformed: "Column | None" = None) -> pa.Table:
+    """A chunk from the columns that the file has: the fields that it lacks are null."""
+    nothing = pa.nulls(len(rows), pa.string())
+    fields = {name: columns.get(name, nothing) for name in (*FIELDS, *columns)}
+    return pa.table({ROW: rows, MALFORMED: nothing if malformed is None else malformed, **fields})
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+
+def _text_blocks(path: Path) -> Iterator[str]:
+    """The file's text, block by block, without a byte order mark, ending in a line end."""
+    with path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        source = gzip.GzipFile(fileobj=raw) if zipped else raw
+        block = source.read(CHUNK_BYTES)
+        decoder = codecs.getincrementaldecoder(_encoding_of(block))()
+        last = ""
+        while block:
+            text = decoder.decode(block)
+            if "\0" in text:
+                raise ManifestUnreadable(path.name, "is not text")
+            if text:
+                last = text
+                yield text
+            block = source.read(CHUNK_BYTES)
+        decoder.decode(b"", final=True)
+        if last and last[-1] not in "\r\n":
+            yield "\n"
+
+
+def _encoding_of(start: bytes) -> str:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    sample = start[:64]
+    # Without a mark, UTF-16 shows by the zero half of each of a header's ASCII characters.
+    if len(sample) >= 4 and len(sample) % 2 == 0:
+        if not any(sample[1::2]):
+            return "utf-16-le"
+        if not any(sample[0::2]):
+            return "utf-16-be"
+    return "utf-8-sig"
+
+
+class _BlockStream(io.RawIOBase):
+    """Text blocks as a stream of UTF-8 bytes, for pyarrow. Counts the quotes that went by."""
+
+    def __init__(self, blocks: Iterator[str]) -> None:
+        super().__init__()
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+        self.quotes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed has no narrower type
+        if not self._rest:
+            data = next(self._blocks, "").encode()
+            self.quotes += data.count(b'"')
+            self._rest = memoryview(data)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+
+# --- CSV --------------------------------------------------------------------------------------------------
+
+
+class _BadRows:
+    """The rows that pyarrow could not split into the header's fields. It calls this as it finds one."""
+
+    def __init__(self, separator: str, header: list[str]) -> None:
+        self._separator = separator
+        self._header = header
+        self._pending: list[tuple[int, str | None, str]] = []
+        self._following = 1
+
+    def __call__(self, row: pacsv.InvalidRow) -> Literal["skip"]:
+        # The serial reader always knows the number; it counts the header as 1.
+        number = (row.number or 0) - 1
+        detail = f"expected {row.expected_columns} fields, found {row.actual_columns}"
+        self._pending.append((number, self._id_in(row.text), detail))
+        return "skip"
+
+    def number(self, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        """The row numbers of the next `count` good rows: those that no bad row has."""
+        bad = np.array([number for number, _, _ in self._pending], dtype=np.int64)
+        numbers = np.arange(self._following, self._following + count + len(bad), dtype=np.int64)
+        numbers = numbers[~np.isin(numbers, bad)][:count]
+        if count:
+            self._following = int(numbers[-1]) + 1
+        return numbers
+
+    def chunk(self, *, final: bool = False) -> pa.Table | None:
+        """The bad rows before the next good one (all that are left if `final`), or None."""
+        now = [row for row in self._pending if final or row[0] < self._following]
+        self._pending = self._pending[len(now) :]
+        if not now:
+            return None
+        numbers, ids, details = zip(*now, strict=True)
+        return _chunk(
+            {"submission_id": pa.array(ids, pa.string())},
+            pa.array(numbers, pa.int64()),
+            pa.array(details, pa.string()),
+        )
+
+    def _id_in(self, text: str) -> str | None:
+        try:
+            values = next(csv.reader(io.StringIO(text, newline=""), delimiter=self._separator), [])
+        except csv.Error:
+            return None
+        index = self._header.index("submission_id")
+        found = values[index] if index < len(values) else ""
+        return found if SUBMISSION_ID.fullmatch(found) else None
+
+
+def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
+    name = path.name
+    blocks = _text_blocks(path)
+    start = next(blocks, "").lstrip("\r\n")
+    if not start.strip():
+        raise ManifestUnreadable(name, "is empty: its first row must name the columns")
+    separator, header = _header(start, name)
+    _check_header(header, name)
+    stream = _BlockStream(itertools.chain([start], blocks))
+    total = 0
+    try:
+        for chunk in _csv_chunks(stream, separator, header):
+            total += chunk.num_rows
+            yield chunk
+    except pa.ArrowInvalid as error:
+        if "straddling" in str(error):
+            raise ManifestUnreadable(
+                name, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
+            ) from error
+        raise ManifestUnreadable(name, "is not a valid CSV file") from error
+    # An open quote swallows every row up to the next one: what was read is then not what was written.
+    if stream.quotes % 2:
+        raise ManifestUnreadable(name, 'has an odd number of quotes ("): close or double the stray one')
+    for column in header:
+        if not _is_used(column):
+            _count_ignored(ignored, column, total)
+
+
+def _csv_chunks(stream: "_BlockStream", separator: str, header: list[str]) -> Iterator[pa.Table]:
+    used = {str(i): column for i, column in enumerate(header) if _is_used(column)}
+    bad_rows = _BadRows(separator, header)
+    reader = pacsv.open_csv(
+        cast("IO[bytes]", stream),
+        # Row numbers are known only to the serial reader.
+        read_options=pacsv.ReadOptions(
+            use_threads=False,
+            block_size=CHUNK_BYTES,
+            column_names=[str(i) for i in range(len(header))],
+            skip_rows_after_names=1,
+        ),
+        parse_options=pacsv.ParseOptions(
+            delimiter=separator, newlines_in_values=True, invalid_row_handler=bad_rows
+        ),
+        convert_options=pacsv.ConvertOptions(
+            column_types=dict.fromkeys(used, pa.string()),
+            include_columns=list(used),
+            strings_can_be_null=True,
+            null_values=[""],
+        ),
+    )
+    for batch in reader:
+        columns = {column: batch.column(key) for key, column in used.items()}
+        yield _chunk(columns, pa.array(bad_rows.number(batch.num_rows)))
+        bad = bad_rows.chunk()
+        if bad is not None:
+            yield bad
+    bad = bad_rows.chunk(final=True)
+    if bad is not None:
+        yield bad
+
+
+def _header(start: str, name: str) -> tuple[str, list[str]]:
+    """The separator and the column names: the reading that finds most of the known names."""
+    readings = []
+    for separator in _SEPARATORS:
+        try:
+            row = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator), [])
+        except csv.Error as error:
+            raise ManifestUnreadable(name, "has no readable header row") from error
+        readings.append((separator, [column.strip() for column in row]))
+    return max(readings, key=lambda reading: (sum(map(_is_used, reading[1])), len(reading[1])))
+
+
+def _check_header(columns: list[str], name: str) -> None:
+    missing = [column for column in REQUIRED if column not in columns]
+    if missing:
+        raise ManifestUnreadable(name, f"has no column {', '.join(missing)}: the first row must name them")
+    twice = sorted(column for column, n in Counter(columns).items() if n > 1 and _is_used(column))
+    if twice:
+        raise ManifestUnreadable(name, f"has the column {printable(twice[0])} twice")
+
+
+# --- JSON lines -------------------------------------------------------------------------------------------
+
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEXT: Final = msgspec.json.Decoder(str | None)
+
+
+def _read_jsonl(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
+    records: list[dict[str, str | None]] = []
+    numbers: list[int] = []
+    size = 0
+    for number, line in enumerate(_lines(path), 1):
+        records.append(_record(line, ignored))
+        numbers.append(number)
+        size += len(line)
+        if len(records) == CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield _records_chunk(records, numbers)
+            records, numbers, size = [], [], 0
+    if records:
+        yield _records_chunk(records, numbers)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    rest = ""
+    for block in _text_blocks(path):
+        # Only \n and \r\n end a JSON line: other separators may stand inside a string.
+        *lines, rest = (rest + block).split("\n")
+        if len(rest) > MAX_ROW_BYTES:
+            raise ManifestUnreadable(path.name, f"has a line of more than {MAX_ROW_BYTES} bytes")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
+    try:
+        raw = _OBJECT.decode(line)
+    except (msgspec.DecodeError, UnicodeError):
+        return {MALFORMED: "the line is not a JSON object"}
+    record: dict[str, str | None] = {}
+    for name, value in raw.items():
+        if not _is_used(name):
+            _count_ignored(ignored, name, 1)
+            continue
+        try:
+            record[name] = _TEXT.decode(value)
+        except (msgspec.DecodeError, UnicodeError):
+            if name == "tags":
+                record[name] = bytes(value).decode()
+            else:
+                record[MALFORMED] = f"{name if name in FIELDS else 'a tag'} must be text"
+    return record
+
+
+def _records_chunk(records: list[dict[str, str | None]], numbers: list[int]) -> pa.Table:
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: pa.array([record.get(name) for record in records], pa.string()) for name in names}
+    return _chunk(columns, pa.array(numbers, pa.int64()), columns.pop(MALFORMED, None))
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
+    name = path.name
+    try:
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
+            schema = file.schema_arrow
+            _check_header(schema.names, name)
+            used = [column for column in schema.names if _is_used(column)]
+            for column in used:
+                _check_type(column, schema.field(column).type, name)
+            following = 1
+            for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=used):
+                rows = pa.array(np.arange(following, following + batch.num_rows, dtype=np.int64))
+                following += batch.num_rows
+                yield _chunk({column: _as_text(batch.column(column)) for column in used}, rows)
+            for column in schema.names:
+                if not _is_used(column):
+                    _count_ignored(ignored, column, following - 1)
+    except pa.ArrowException as error:
+        raise ManifestUnreadable(name, f"is not a readable Parquet file ({type(error).__name__})") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def _check_type(column: str, kind: pa.DataType, name: str) -> None:
+    if _is_text(kind):
+        return
+    if column == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
+        return
+    if column == "submitted_at" and pa.types.is_timestamp(kind):
+        return
+    raise ManifestUnreadable(name, f"has the column {printable(column)} of type {kind}: it must be text")
+
+
+def _as_text(array: Column) -> Column:
+    kind = array.type
+    if pa.types.is_map(kind):
+        return pa.array(
+            [None if tags is None else _pairs_json(tags) for tags in array.to_pylist()], pa.string()
+        )
+    if pa.types.is_struct(kind):
+        # A struct has every field in every row: null is its way to say that the tag is absent.
+        rows = array.to_pylist()
+        return pa.array(
+            [row and _pairs_json([(k, v) for k, v in row.items() if v is not None]) for row in rows],
+            pa.string(),
+        )
+    if pa.types.is_timestamp(kind):
+        # Without a zone the text has no offset, and the row is rejected for it as in any other format.
+        times = cast("list[datetime | None]", array.cast(pa.timestamp("us", kind.tz and "UTC")).to_pylist())
+        return pa.array([time and time.isoformat() for time in times], pa.string())
+    return array.cast(pa.string())
+
+
+def _pairs_json(pairs: list[tuple[str, object]]) -> str:
+    """A JSON object with the pairs in their order, a name that comes twice included."""
+    members = (f"{_json(name)}:{_json(value)}" for name, value in pairs)
+    return "{" + ",".join(members) + "}"
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+_READERS: Final[dict[str, Reader]] = {
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".parquet": _read_parquet,
+}

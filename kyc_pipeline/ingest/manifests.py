@@ -1,0 +1,299 @@
+"""A day's manifests: which they are, whether they changed, and their ingest into the lake."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date as calendar_date
+from pathlib import Path
+from typing import Final
+
+import filelock
+import pyarrow.parquet as pq
+
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.ingest.documents import Documents
+from kyc_pipeline.ingest.formats import ManifestUnreadable, printable, read_manifest, reader_of
+from kyc_pipeline.ingest.ownership import Ownership, Staged
+from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, Erased, judge
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Reason
+
+_UNFINISHED: Final = (".tmp", ".part")
+READ_ATTEMPTS: Final = 3
+LOCK_FILE: Final = ".ingest.lock"
+LOCK_SECONDS: Final = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What changes when a file is written to."""
+
+    size: int
+    modified_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Signature":
+        """The signature of the file as it is now."""
+        found = path.stat()
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One manifest file, as it was when its content was hashed."""
+
+    path: Path
+    sha256: str
+    signature: Signature
+
+    @property
+    def name(self) -> str:
+        """The file's name, as it is shown and stored."""
+        return printable(self.path.name)
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is still the one that was hashed."""
+        try:
+            return Signature.of(self.path) == self.signature
+        except FileNotFoundError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class DayFolder:
+    """A day's manifest folder: what is read, and what is not and why.
+
+    `redelivered` are byte-identical copies of a manifest of the same day; `ignored` are files that are no
+    manifests by their name, or no regular files. Unfinished files (hidden, `.tmp`, `.part`) are in neither.
+    """
+
+    manifests: tuple[Manifest, ...]
+    redelivered: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) over the manifests' names and contents."""
+        return _digest((manifest.path.name, manifest.sha256) for manifest in self.manifests)
+
+
+def require_landing(landing: Path) -> None:
+    """Raises :class:`UsageError` unless the landing zone has at least one manifest folder of a day."""
+    if not landing.is_dir():
+        raise UsageError(f"KYC_LANDING: {landing} is not a folder: create it or set KYC_LANDING")
+    if not manifest_dates(landing):
+        raise UsageError(
+            f"KYC_LANDING: {landing} has no manifests: put them into manifests/<YYYY-MM-DD>/ below it"
+        )
+
+
+def manifest_dates(landing: Path) -> list[str]:
+    """The days that have a manifest folder, in order."""
+    return [name for name in _folders(landing) if _is_date(name)]
+
+
+def stray_folders(landing: Path) -> list[str]:
+    """Folders below `manifests/` whose name is not a date: nothing in them is ever read."""
+    return [name for name in _folders(landing) if not _is_date(name)]
+
+
+def manifest_signature(landing: Path, date: str) -> str:
+    """What changes as soon as one of the day's manifests is written to: their names, sizes and times (hex).
+
+    Cheap: reads no content. Two equal signatures some time apart mean that the files are complete.
+    """
+    paths, _ = _manifest_paths(landing, date)
+    return _digest((path.name, repr(Signature.of(path))) for path in paths)
+
+
+def manifest_identity(landing: Path, date: str) -> str:
+    """Identity (hex) of the day's manifests: names and contents, byte-identical copies left out.
+
+    Cheap to ask again: a file is hashed again only when its size, time or inode changed.
+    """
+    return list_manifests(landing, date, hash_file=_cached_sha256).identity
+
+
+def list_manifests(
+    landing: Path, date: str, hash_file: Callable[[Path, Signature], str] | None = None
+) -> DayFolder:
+    """The day's manifests in the order of their names. No folder means no manifests."""
+    paths, ignored = _manifest_paths(landing, date)
+    manifests: dict[str, Manifest] = {}
+    redelivered = []
+    for path in paths:
+        signature = Signature.of(path)
+        sha256 = (hash_file or _sha256)(path, signature)
+        if sha256 in manifests:
+            redelivered.append(printable(path.name))
+        else:
+            manifests[sha256] = Manifest(path, sha256, signature)
+    return DayFolder(tuple(manifests.values()), tuple(redelivered), tuple(ignored))
+
+
+def _folders(landing: Path) -> list[str]:
+    root = landing / "manifests"
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+
+
+def _is_date(name: str) -> bool:
+    try:
+        return calendar_date.fromisoformat(name).isoformat() == name
+    except ValueError:
+        return False
+
+
+def _manifest_paths(landing: Path, date: str) -> tuple[list[Path], list[str]]:
+    if not _is_date(date):
+        raise UsageError(f"not a partition date: {printable(date)}: use YYYY-MM-DD")
+    folder = landing / "manifests" / date
+    found, ignored = [], []
+    for path in sorted(folder.iterdir(), key=lambda path: printable(path.name)) if folder.is_dir() else ():
+        if path.name.startswith(".") or path.name.lower().endswith(_UNFINISHED):
+            continue
+        # A pipe or a device would block the reader for ever.
+        if reader_of(path) and path.exists() and stat.S_ISREG(path.stat().st_mode):
+            found.append(path)
+        else:
+            ignored.append(printable(path.name))
+    return found, ignored
+
+
+def _sha256(path: Path, _: Signature) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ManifestUnreadable(path.name, f"cannot be opened ({type(error).__name__})") from error
+
+
+_cached_sha256: Final = functools.lru_cache(maxsize=4096)(_sha256)  # the signature is part of the key
+
+
+def _digest(pairs: Iterable[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(pairs):
+        digest.update(os.fsencode(name) + b"\0" + value.encode() + b"\n")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSummary:
+    """What a day's ingest found: `received` = `accepted_rows` + the sum of `rejected`, all manifest rows.
+
+    `accepted` rows are in `submissions`; `kept` of them may have been sent and are in no manifest any more.
+    `ignored_columns` counts the rows of each column that is not used; `ignored_files` are no manifests;
+    `redelivered` are byte-identical copies of a manifest, which change nothing. `identity` is that of
+    :func:`manifest_identity`.
+    """
+
+    date: str
+    received: int
+    accepted: int
+    kept: int
+    rejected: Mapping[Reason, int]
+    manifests: int
+    redelivered: tuple[str, ...]
+    ignored_files: tuple[str, ...]
+    ignored_columns: Mapping[str, int]
+    identity: str
+
+    @property
+    def accepted_rows(self) -> int:
+        """Manifest rows that were accepted."""
+        return self.accepted - self.kept
+
+
+def ingest_partition(*, landing: Path, lake: Lake, date: str, erased: Erased | None = None) -> IngestSummary:
+    """Reads the day's manifests and replaces its `submissions` and `rejected_submissions`.
+
+    `erased` tells, by a submission's tags (`submissionId` among them), whether its subject was erased. A day
+    without manifests becomes two partitions without rows. The same input gives the same partitions.
+    Raises :class:`KycError` for a manifest that cannot be read; the lake is then as it was.
+    """
+    with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as folder:
+        staged = Staged(Path(folder))
+        day, received, ignored = _stage_stable(landing, date, staged, erased)
+        with _ingest_lock(lake), Ownership(lake, date, staged, erased) as ownership:
+            rejected = {Reason(reason): count for reason, count in ownership.reasons()}
+            footer = {"manifests": day.identity, "received": str(received)}
+            with (
+                lake.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
+                lake.writer(SUBMISSIONS, date, footer) as submissions,
+            ):
+                for batch in ownership.rejected():
+                    rejected_rows.write(batch)
+                for batch in ownership.submissions():
+                    submissions.write(batch)
+    return IngestSummary(
+        date=date,
+        received=received,
+        accepted=submissions.rows,
+        kept=submissions.rows - (received - sum(rejected.values())),
+        rejected=rejected,
+        manifests=len(day.manifests),
+        redelivered=day.redelivered,
+        ignored_files=day.ignored,
+        ignored_columns=dict(sorted(ignored.items())),
+        identity=day.identity,
+    )
+
+
+def _stage_stable(
+    landing: Path, date: str, staged: Staged, erased: Erased | None
+) -> tuple[DayFolder, int, Counter[str]]:
+    """Stages the day's rows from files that did not change while they were read."""
+    changed = ""
+    for _ in range(READ_ATTEMPTS):
+        day = list_manifests(landing, date)
+        ignored: Counter[str] = Counter()
+        try:
+            received = _stage(landing, day, staged, erased, ignored)
+        except ManifestUnreadable:
+            if all(manifest.is_unchanged() for manifest in day.manifests):
+                raise
+        changed = next((m.name for m in day.manifests if not m.is_unchanged()), "")
+        if not changed:
+            return day, received, ignored
+    raise KycError(f"manifest {changed}: is still being written: run the day again once it is complete")
+
+
+def _stage(
+    landing: Path, day: DayFolder, staged: Staged, erased: Erased | None, ignored: Counter[str]
+) -> int:
+    received = 0
+    with (
+        Documents(landing / "documents") as documents,
+        pq.ParquetWriter(staged.candidates, CANDIDATES) as candidates,
+        pq.ParquetWriter(staged.rejected, REJECTED) as rejected,
+    ):
+        for manifest in day.manifests:
+            for chunk in read_manifest(manifest.path, ignored):
+                accepted_rows, rejected_rows = judge(chunk, manifest.name, documents, erased)
+                candidates.write_table(accepted_rows)
+                rejected.write_table(rejected_rows)
+                received += chunk.num_rows
+    return received
+
+
+@contextlib.contextmanager
+def _ingest_lock(lake: Lake) -> Iterator[None]:
+    """Lets one day at a time decide about ids: else two days could both accept the same one."""
+    if not lake.is_local:
+        yield
+        return
+    Path(lake.root).mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(f"{lake.root}/{LOCK_FILE}", timeout=LOCK_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise KycError(
+            f"another ingest holds the lake's {LOCK_FILE} for {LOCK_SECONDS} s: see what it does"
+        ) from None

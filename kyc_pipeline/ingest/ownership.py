@@ -1,0 +1,215 @@
+"""Who owns a submission id: duplicates and conflicts within a day, across days, and against what was sent.
+
+An id belongs for ever to the first row that was accepted with it: of a day, the first by manifest name and
+row; of two days, the one that was ingested first. A row that may have been sent is never changed and never
+dropped, since it may have been paid for. DuckDB does the joins, in bounded memory, over the lake's Parquet.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.rows import RESERVED_TAG, Erased
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionUnreadable
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
+
+DISPATCHING: Final = "dispatching"
+"""`state` in the footer of `verification_responses` while calls are being made."""
+MEMORY_LIMIT: Final = "256MB"
+_SURELY_NOT_SENT: Final = (Outcome.NOT_ATTEMPTED.value, Outcome.FAILED.value)
+
+_JUDGE: Final = """
+CREATE TEMP TABLE verdict AS
+WITH known AS (
+    SELECT c.submission_id, c.manifest, c.manifest_row, c.problem, c.problem_detail,
+           s.content_sha256 AS sent_content,
+           -- A document may be deleted once it is verified: then the row's own words are its content.
+           CASE WHEN c.problem IS NULL THEN c.content_sha256
+                WHEN c.problem = 'file_not_found'
+                     AND c.id_file = s.id_file AND c.selfie_file = s.selfie_file
+                     AND map_entries(c.tags) = map_entries(s.tags)
+                     AND coalesce(c.id_sha256, s.id_sha256) = s.id_sha256
+                     AND coalesce(c.selfie_sha256, s.selfie_sha256) = s.selfie_sha256
+                THEN s.content_sha256 END AS content
+    FROM candidate c LEFT JOIN sent s USING (submission_id)
+), placed AS (
+    SELECT k.*, o.date AS other_date,
+           coalesce(k.sent_content, o.content_sha256, first_value(k.content) OVER rows_of_id)
+               AS owner_content,
+           first_value(k.manifest || ' row ' || k.manifest_row) OVER rows_of_id AS first_place,
+           row_number() OVER (
+               PARTITION BY k.submission_id, k.content ORDER BY k.manifest, k.manifest_row
+           ) AS nth
+    FROM known k LEFT JOIN elsewhere o USING (submission_id)
+    WINDOW rows_of_id AS (
+        PARTITION BY k.submission_id ORDER BY k.content IS NULL, k.manifest, k.manifest_row
+    )
+)
+SELECT submission_id, manifest, manifest_row,
+       CASE WHEN content IS NULL THEN problem
+            WHEN content <> owner_content THEN 'conflicting_submission_id'
+            WHEN nth > 1 OR (sent_content IS NULL AND other_date IS NOT NULL) THEN 'duplicate_submission_id'
+       END AS reason,
+       CASE WHEN content IS NULL THEN problem_detail
+            WHEN sent_content IS NOT NULL THEN 'the submission may have been sent already'
+            WHEN other_date IS NOT NULL THEN 'the submission was accepted on ' || other_date
+            ELSE 'the submission is in ' || first_place
+       END AS detail
+FROM placed
+"""
+
+_SUBMISSIONS: Final = """
+SELECT c.submission_id, c.submitted_at, c.id_file, c.selfie_file,
+       coalesce(s.id_sha256, c.id_sha256) AS id_sha256,
+       coalesce(s.selfie_sha256, c.selfie_sha256) AS selfie_sha256,
+       coalesce(s.id_size, c.id_size) AS id_size,
+       coalesce(s.selfie_size, c.selfie_size) AS selfie_size,
+       coalesce(s.id_content_type, c.id_content_type) AS id_content_type,
+       coalesce(s.selfie_content_type, c.selfie_content_type) AS selfie_content_type,
+       c.tags, coalesce(s.content_sha256, c.content_sha256) AS content_sha256, c.manifest, c.manifest_row
+FROM candidate c
+JOIN verdict v USING (submission_id, manifest, manifest_row)
+LEFT JOIN sent s USING (submission_id)
+WHERE v.reason IS NULL
+UNION ALL BY NAME
+SELECT s.* FROM sent s
+WHERE NOT EXISTS (SELECT 1 FROM verdict v WHERE v.submission_id = s.submission_id AND v.reason IS NULL)
+ORDER BY submission_id
+"""
+
+_REJECTED: Final = """
+SELECT submission_id, reason, detail, manifest, manifest_row FROM rejected
+UNION ALL
+SELECT submission_id, reason, detail, manifest, manifest_row FROM verdict WHERE reason IS NOT NULL
+ORDER BY manifest, manifest_row
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """The day's rows on local disk: Parquet files of `rows.CANDIDATES` and of `rejected_submissions`."""
+
+    folder: Path
+
+    @property
+    def candidates(self) -> Path:
+        """Rows that keep every rule of their own."""
+        return self.folder / "candidates.parquet"
+
+    @property
+    def rejected(self) -> Path:
+        """Rows that break one."""
+        return self.folder / "rejected.parquet"
+
+
+class Ownership:
+    """The day's verdicts, once computed. Use as a context manager, under the lake's ingest lock."""
+
+    def __init__(self, lake: Lake, date: str, staged: Staged, erased: Erased | None) -> None:
+        self._lake = lake
+        self._date = date
+        self._connection = duckdb.connect(
+            config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(staged.folder / "spill")}
+        )
+        self._connection.execute("SET TimeZone = 'UTC'")
+        if not lake.is_local:
+            self._connection.register_filesystem(lake.fs)
+        self._view("candidate", str(staged.candidates))
+        self._view("rejected", str(staged.rejected))
+        self._load_sent(staged.folder / "sent.parquet", erased)
+        self._load_elsewhere()
+        self._connection.execute(_JUDGE)
+
+    def __enter__(self) -> "Ownership":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+
+    def submissions(self) -> Iterator[pa.RecordBatch]:
+        """Rows of `submissions`, by id."""
+        return self._batches(_SUBMISSIONS)
+
+    def rejected(self) -> Iterator[pa.RecordBatch]:
+        """Rows of `rejected_submissions`, by manifest and row."""
+        return self._batches(_REJECTED)
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """Rejected manifest rows, by reason."""
+        query = f"SELECT reason, count(*) FROM ({_REJECTED}) GROUP BY reason ORDER BY reason"  # noqa: S608
+        return self._connection.execute(query).fetchall()
+
+    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        yield from self._connection.sql(query).to_arrow_reader(ROW_GROUP_ROWS)
+
+    def _view(self, name: str, path: str) -> None:
+        self._connection.read_parquet(path).create_view(name)
+
+    def _load_sent(self, path: Path, erased: Erased | None) -> None:
+        """`sent`: the day's earlier rows that may have been sent."""
+        with pq.ParquetWriter(path, SUBMISSIONS.schema) as writer:
+            for batch in self._sent_batches():
+                if erased is not None:
+                    rows = batch.select(["submission_id", "tags"]).to_pylist()
+                    keep = [
+                        not erased({**dict(row["tags"]), RESERVED_TAG: row["submission_id"]}) for row in rows
+                    ]
+                    batch = batch.filter(pa.array(keep, pa.bool_()))
+                writer.write_batch(batch.cast(SUBMISSIONS.schema))
+        self._view("sent", str(path))
+
+    def _sent_batches(self) -> Iterator[pa.RecordBatch]:
+        lake, date = self._lake, self._date
+        # Nothing was sent before the day's first responses: a damaged partition is then simply replaced.
+        if not (lake.exists(SUBMISSIONS, date) and lake.exists(VERIFICATION_RESPONSES, date)):
+            return
+        try:
+            if lake.metadata(VERIFICATION_RESPONSES, date).get("state") == DISPATCHING:
+                yield from lake.batches(SUBMISSIONS, date)
+                return
+            sent: set[str | None] = set()
+            for batch in lake.batches(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"]):
+                rows = batch.to_pylist()
+                sent.update(row["submission_id"] for row in rows if row["outcome"] not in _SURELY_NOT_SENT)
+            for batch in lake.batches(SUBMISSIONS, date):
+                keep = [key in sent for key in batch.column("submission_id").to_pylist()]
+                yield batch.filter(pa.array(keep, pa.bool_()))
+        except PartitionUnreadable as error:
+            raise KycError(
+                f"{error}; its rows may have been sent, so the day is not ingested again: "
+                f"restore the file, or remove it to start from the manifests"
+            ) from error
+
+    def _load_elsewhere(self) -> None:
+        """`elsewhere`: the day's ids that another day's partition owns, with the day."""
+        others = [date for date in self._lake.dates(SUBMISSIONS) if date != self._date]
+        self._connection.execute(
+            "CREATE TEMP TABLE elsewhere (submission_id VARCHAR, content_sha256 VARCHAR, date VARCHAR)"
+        )
+        if not others:
+            return
+        try:
+            self._connection.execute(
+                """
+                INSERT INTO elsewhere
+                SELECT submission_id, arg_min(content_sha256, date), min(date)
+                FROM read_parquet($paths, hive_partitioning = true, hive_types = {date: VARCHAR})
+                WHERE submission_id IN (SELECT submission_id FROM candidate)
+                GROUP BY submission_id
+                """,
+                {"paths": [self._place(date) for date in others]},
+            )
+        except duckdb.Error as error:
+            for date in others:
+                self._lake.row_count(SUBMISSIONS, date)  # names the partition that cannot be read
+            raise KycError(f"submissions of other days cannot be read ({type(error).__name__})") from error
+
+    def _place(self, date: str) -> str:
+        path = self._lake.path(SUBMISSIONS, date)
+        return path if self._lake.is_local else str(self._lake.fs.unstrip_protocol(path))

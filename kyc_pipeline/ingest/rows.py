@@ -1,0 +1,236 @@
+"""The rules of a manifest row, a chunk at a time: text in, typed candidates and rejected rows out.
+
+Every rule is a line in :func:`judge`; the first one that a row breaks gives its reason. The rules that need
+other rows (duplicates, conflicts) are in `ownership.py`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from kyc_pipeline.ingest.documents import Documents, Role
+from kyc_pipeline.ingest.formats import MALFORMED, REQUIRED, ROW, SUBMISSION_ID, TAG_PREFIX, Column
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Reason
+
+Tags = dict[str, str]
+Erased = Callable[[Mapping[str, str]], bool]
+"""Whether a submission belongs to an erased subject, by its tags (`submissionId` among them)."""
+
+RESERVED_TAG: Final = "submissionId"
+_MAX_SHOWN_ID: Final = 200
+_ISO_8601: Final = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?([Zz]|[+-]\d{2}(:?\d{2})?)"
+
+
+CANDIDATES: Final = pa.schema(
+    [
+        *(pa.field(column.name, column.type) for column in SUBMISSIONS.columns),
+        pa.field("problem", pa.string()),
+        pa.field("problem_detail", pa.string()),
+    ]
+)
+"""A `submissions` row whose documents may still have a problem; then hashes and the like are null."""
+REJECTED: Final = REJECTED_SUBMISSIONS.schema
+
+
+def judge(
+    chunk: pa.Table, manifest: str, documents: Documents, erased: Erased | None
+) -> tuple[pa.Table, pa.Table]:
+    """Splits a chunk of `read_manifest` into candidates (:data:`CANDIDATES`) and rejected rows.
+
+    Every row is in exactly one of the two.
+    """
+    frame = chunk.to_pandas(types_mapper=pd.ArrowDtype)
+    verdicts = _Verdicts(len(frame))
+    ids = frame["submission_id"]
+
+    verdicts.reject(frame[MALFORMED].notna(), Reason.MALFORMED_ROW, frame[MALFORMED])
+    for name in REQUIRED:
+        blank = frame[name].isna() | (frame[name].str.strip() == "").fillna(True)
+        verdicts.reject(blank, Reason.MISSING_FIELD, f"{name} is empty")
+    verdicts.reject(
+        ~ids.str.fullmatch(SUBMISSION_ID.pattern).fillna(False),
+        Reason.INVALID_SUBMISSION_ID,
+        "submission_id must be 1 to 64 of A-Z a-z 0-9 . _ -",
+    )
+    tags = _read_tags(frame, verdicts)
+    submitted_at = _read_times(frame["submitted_at"], verdicts)
+    if erased is not None:
+        for index in verdicts.open_rows():
+            if erased({**tags[index], RESERVED_TAG: ids.iloc[index]}):
+                verdicts.reject_one(index, Reason.ERASED_SUBJECT, "the subject was erased on request")
+
+    open_rows = verdicts.open_rows()
+    candidates = frame.iloc[open_rows]
+    columns: dict[str, Column] = {
+        "submission_id": pa.array(candidates["submission_id"]),
+        "submitted_at": pa.array(submitted_at.iloc[open_rows], pa.timestamp("us", "UTC"), from_pandas=True),
+        "tags": pa.array([list(tags[index].items()) for index in open_rows], SUBMISSIONS.column("tags").type),
+        "manifest": pa.array([manifest] * len(open_rows), pa.string()),
+        "manifest_row": pa.array(candidates[ROW]),
+    }
+    columns |= _examine(candidates, documents)
+    columns["content_sha256"] = _content(columns, [tags[index] for index in open_rows])
+    accepted = pa.table({field.name: columns[field.name].cast(field.type) for field in CANDIDATES})
+
+    closed = verdicts.closed_rows()
+    rejected: dict[str, list[str | None] | list[str] | list[int]] = {
+        "submission_id": [_shown(value) for value in ids.iloc[closed]],
+        "reason": [verdicts.reasons[index] for index in closed],
+        "detail": [verdicts.details[index] for index in closed],
+        "manifest": [manifest] * len(closed),
+        "manifest_row": [int(row) for row in frame[ROW].iloc[closed]],
+    }
+    return accepted, pa.table(rejected, schema=REJECTED)
+
+
+class _Verdicts:
+    """The reason of each row that has one: the first that was given."""
+
+    def __init__(self, rows: int) -> None:
+        self.reasons: dict[int, str] = {}
+        self.details: dict[int, str] = {}
+        self._open = np.ones(rows, dtype=bool)
+
+    def reject(self, broken: "pd.Series[bool]", reason: Reason, detail: "str | pd.Series[str]") -> None:
+        for index in np.flatnonzero(broken.to_numpy(dtype=bool) & self._open).tolist():
+            self.reject_one(index, reason, detail if isinstance(detail, str) else detail.iloc[index])
+
+    def reject_one(self, index: int, reason: Reason, detail: str) -> None:
+        self._open[index] = False
+        self.reasons[index] = reason.value
+        self.details[index] = detail
+
+    def open_rows(self) -> list[int]:
+        return np.flatnonzero(self._open).tolist()
+
+    def closed_rows(self) -> list[int]:
+        return np.flatnonzero(~self._open).tolist()
+
+
+def _shown(value: object) -> str | None:
+    return value[:_MAX_SHOWN_ID] if isinstance(value, str) else None
+
+
+def _read_times(texts: "pd.Series[str]", verdicts: _Verdicts) -> "pd.Series[pd.Timestamp]":
+    given = texts.notna() & (texts.str.strip() != "").fillna(False)
+    well_formed = given & texts.str.fullmatch(_ISO_8601).fillna(False)
+    times = pd.to_datetime(texts.where(well_formed), utc=True, format="ISO8601", errors="coerce").dt.as_unit(
+        "us"
+    )
+    verdicts.reject(
+        given & times.isna(),
+        Reason.INVALID_SUBMITTED_AT,
+        "submitted_at must be ISO 8601 with an offset, such as 2024-09-01T10:00:00Z",
+    )
+    return times
+
+
+# --- tags -------------------------------------------------------------------------------------------------
+
+
+class _TagError(Exception):
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+_TAGS: Final = msgspec.json.Decoder(Tags)
+_CANONICAL: Final = msgspec.json.Encoder(order="sorted")
+
+
+def _read_tags(frame: pd.DataFrame, verdicts: _Verdicts) -> dict[int, Tags]:
+    """The tags of every row that is still open, by name; a row with wrong tags is rejected."""
+    names = [name for name in frame.columns if name.startswith(TAG_PREFIX)]
+    own_columns = [(name.removeprefix(TAG_PREFIX), pa.array(frame[name]).to_pylist()) for name in names]
+    texts = pa.array(frame["tags"]).to_pylist()
+    tags: dict[int, Tags] = {}
+    for index in verdicts.open_rows():
+        cells = [(name, values[index]) for name, values in own_columns if values[index]]
+        try:
+            tags[index] = _merge(texts[index], cells)
+        except _TagError as error:
+            verdicts.reject_one(index, error.reason, error.detail)
+    return tags
+
+
+def _merge(text: str | None, cells: list[tuple[str, str]]) -> Tags:
+    tags = parse_tags(text) if text and not text.isspace() else {}
+    for name, value in cells:
+        if tags.setdefault(name, value) != value:
+            raise _TagError(Reason.INVALID_TAGS, "a tag has two different values")
+    if "" in tags:
+        raise _TagError(Reason.INVALID_TAGS, "a tag has no name")
+    if RESERVED_TAG in tags:
+        raise _TagError(Reason.RESERVED_TAG, f"the tag {RESERVED_TAG} is the pipeline's own: leave it out")
+    return dict(sorted(tags.items()))
+
+
+def parse_tags(text: str) -> Tags:
+    """The tags of a JSON object of strings. Raises an error whose reason is `invalid_tags`."""
+    try:
+        tags = _TAGS.decode(text)
+        # Two quotes around each name and each value: more may mean a name that comes twice.
+        if text.count('"') != 4 * len(tags):
+            json.loads(text, object_pairs_hook=_refuse_twice)
+    except (ValueError, UnicodeError) as error:
+        if isinstance(error, _NameTwice):
+            raise _TagError(Reason.INVALID_TAGS, "a tag's name comes twice") from None
+        raise _TagError(Reason.INVALID_TAGS, "tags must be a JSON object of strings") from None
+    return tags
+
+
+class _NameTwice(ValueError):
+    pass
+
+
+def _refuse_twice(pairs: list[tuple[str, object]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        raise _NameTwice
+
+
+# --- documents --------------------------------------------------------------------------------------------
+
+
+def _examine(rows: pd.DataFrame, documents: Documents) -> dict[str, Column]:
+    id_files, selfie_files = (pa.array(rows[name]).to_pylist() for name in ("id_file", "selfie_file"))
+    found = documents.examine({*id_files, *selfie_files})
+    problems = [
+        found[id_file].problem_as(Role.ID, "id_file") or found[selfie].problem_as(Role.SELFIE, "selfie_file")
+        for id_file, selfie in zip(id_files, selfie_files, strict=True)
+    ]
+    columns: dict[str, Column] = {
+        "id_file": pa.array(id_files, pa.string()),
+        "selfie_file": pa.array(selfie_files, pa.string()),
+        "problem": pa.array([problem and problem[0].value for problem in problems], pa.string()),
+        "problem_detail": pa.array([problem and problem[1] for problem in problems], pa.string()),
+    }
+    for side, files in (("id", id_files), ("selfie", selfie_files)):
+        columns[f"{side}_sha256"] = pa.array([found[file].sha256 for file in files], pa.string())
+        columns[f"{side}_size"] = pa.array([found[file].size for file in files], pa.int64())
+        columns[f"{side}_content_type"] = pa.array([found[file].content_type for file in files], pa.string())
+    return columns
+
+
+def _content(columns: Mapping[str, Column], tags: list[Tags]) -> Column:
+    """Identity of the content: SHA-256 over canonical JSON of both files' hashes and the sorted tags."""
+    rows = zip(
+        columns["problem"].to_pylist(),
+        columns["id_sha256"].to_pylist(),
+        columns["selfie_sha256"].to_pylist(),
+        tags,
+        strict=True,
+    )
+    return pa.array(
+        [
+            None if problem else hashlib.sha256(_CANONICAL.encode([id_sha, selfie_sha, own])).hexdigest()
+            for problem, id_sha, selfie_sha, own in rows
+        ],
+        pa.string(),
+    )
