@@ -1,0 +1,337 @@
+"""The build: from the lake's Parquet to a complete, documented DuckDB file that is not published yet.
+
+One connection reads one consistent set of partitions, runs every model and comments every table and column.
+It writes a file of its own, so a build that fails leaves the published file as it was.
+"""
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+
+from kyc_pipeline import __version__
+from kyc_pipeline.analyze.models import LAKE, Model, load_models, macros
+from kyc_pipeline.analyze.publish import remove_draft
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.storage import FILE_NAME, Lake
+from kyc_pipeline.lake.tables import TABLES, Table
+
+STORAGE_VERSION: Final = "v1.5.0"
+"""DuckDB 1.5 tools can open the file."""
+_READ_ATTEMPTS: Final = 3
+_FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags", "verification_files")
+"""Facts that become views over the lake where they are larger than asked for: all of them curated."""
+
+_IDENTITY: Final = ("size", "mtime", "ino", "ETag", "LastModified", "created")
+"""What tells a replaced file from the one before, as far as the file system says it."""
+
+Partitions = dict[str, dict[str, tuple[str, ...]]]
+"""Table name → day → (path, what identifies the content …)."""
+
+OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
+    "build_info": (
+        "What this build is of: one row.",
+        (
+            ("built_at", "When the build began (UTC)."),
+            ("run_id", "The run that built it."),
+            ("partitions", "Days of which the lake has a partition."),
+            ("rows", "Rows of all other tables together."),
+            ("code_version", "Version of the pipeline."),
+            ("duckdb_version", "Version of DuckDB that wrote the file."),
+            ("first_date", "First day with a partition."),
+            ("last_date", "Last day with a partition."),
+            ("price_per_call", "`DEEPXL_PRICE_PER_CALL` at the time; NULL without it."),
+        ),
+    ),
+    "build_partitions": (
+        "The partitions of the lake that this build has read.",
+        (
+            ("date", "Day of the partition."),
+            ("table_name", "Table of the lake."),
+            ("rows", "Rows in the partition."),
+            ("source", "Identity of the answers that a curated partition was made from."),
+        ),
+    ),
+}
+"""The tables that describe the build itself: description and columns, as a model has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSummary:
+    """What a build made: rows of each table, the days that it covers and how long each model took."""
+
+    tables: Mapping[str, int]
+    partitions: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all tables together."""
+        return sum(self.tables.values())
+
+
+def build(
+    lake: Lake,
+    destination: Path,
+    *,
+    run_id: str,
+    price_per_call: Decimal | None = None,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+    max_fact_rows: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> BuildSummary:
+    """Builds the warehouse in `destination`, which must not exist yet; publish it once its checks pass.
+
+    `memory_limit` is DuckDB's, such as `2GB`: what does not fit is spilled beside the destination. A fact
+    with more rows than `max_fact_rows` becomes a view over the lake instead of a copy. `progress` gets each
+    model's name and seconds. An empty lake, or days that have some tables only, are no error.
+
+    Raises :class:`KycError` for a partition that cannot be read, one whose columns are not the table's, or
+    a lake that does not stand still for long enough.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(_READ_ATTEMPTS):
+        files = list_partitions(lake)
+        try:
+            with duckdb.connect(
+                destination, config=_config(destination, memory_limit, threads)
+            ) as connection:
+                run = _Build(connection, lake, files, max_fact_rows, progress)
+                run.read(price_per_call)
+                if _still_there(lake, files):
+                    run.derive()
+                    return run.finish(run_id, price_per_call)
+        except duckdb.Error as error:
+            remove_draft(destination)
+            if _still_there(lake, files):
+                raise _explained(lake, files, error) from error
+        remove_draft(destination)
+    raise KycError(
+        "the lake kept changing while the warehouse was built: run it again when no run is writing"
+    )
+
+
+def list_partitions(lake: Lake) -> Partitions:
+    """The partitions that the lake has now, by table and day, each with what identifies its content."""
+    lake.fs.invalidate_cache()
+    found: Partitions = {}
+    for table in TABLES:
+        files = lake.fs.glob(f"{lake.folder(table)}/date=*/{FILE_NAME}", detail=True)
+        found[table.name] = {
+            str(path).split("/")[-2].removeprefix("date="): (
+                lake.fs.unstrip_protocol(path) if not lake.is_local else str(path),
+                *(str(info.get(field)) for field in _IDENTITY),
+            )
+            for path, info in sorted(files.items())
+        }
+    return found
+
+
+def _still_there(lake: Lake, files: Partitions) -> bool:
+    """Whether every partition is as it was listed; new ones do not matter, they were not read."""
+    now = list_partitions(lake)
+    return all(partitions.items() <= now[name].items() for name, partitions in files.items())
+
+
+def _config(
+    destination: Path, memory_limit: str | None, threads: int | None
+) -> dict[str, str | bool | int | float | list[str]]:
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "storage_compatibility_version": STORAGE_VERSION,
+        "temp_directory": f"{destination}.tmp",
+    }
+    if memory_limit:
+        config["memory_limit"] = memory_limit
+    if threads:
+        config["threads"] = threads
+    return config
+
+
+def _explained(lake: Lake, files: Partitions, error: duckdb.Error) -> KycError:
+    """Which partition is at fault, if one is."""
+    for table in TABLES:
+        for date in files[table.name]:
+            try:
+                lake.row_count(table, date)
+            except KycError as unreadable:
+                return unreadable
+    return KycError(f"the warehouse could not be built ({type(error).__name__}): see --verbose")
+
+
+class _Build:
+    """One attempt, step by step."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        lake: Lake,
+        files: Partitions,
+        max_fact_rows: int | None,
+        progress: Callable[[str, float], None] | None,
+    ) -> None:
+        self._connection = connection
+        self._lake = lake
+        self._files = files
+        self._max_fact_rows = max_fact_rows
+        self._progress = progress
+        self._built_at = datetime.datetime.now(datetime.UTC)
+        self._seconds: dict[str, float] = {}
+        self._rows: dict[str, int] = {}
+
+    def read(self, price_per_call: Decimal | None) -> None:
+        """Runs the models that read the lake."""
+        if not self._lake.is_local:
+            self._connection.register_filesystem(self._lake.fs)
+        self._connection.execute(f"ATTACH ':memory:' AS {LAKE}")
+        for table in TABLES:
+            paths = [path for path, *_ in self._files[table.name].values()]
+            self._connection.execute(f"CREATE VIEW {LAKE}.{table.name} AS {self._scan(table, paths)}")
+        self._list_partitions_read()
+        self._connection.execute("SET VARIABLE price_per_call = $1::DECIMAL(18, 6)", [price_per_call])
+        self._connection.execute(macros())
+        for model in load_models():
+            if model.reads_lake:
+                self._run(model)
+
+    def derive(self) -> None:
+        """Runs the models that read nothing but other models."""
+        for model in load_models():
+            if not model.reads_lake:
+                self._run(model)
+
+    def finish(self, run_id: str, price_per_call: Decimal | None) -> BuildSummary:
+        """Writes what the build is of and every comment; the file is complete when its connection closes."""
+        execute = self._connection.execute
+        days = sorted({date for partitions in self._files.values() for date in partitions})
+        execute(f"CREATE TABLE build_partitions AS FROM {LAKE}.partitions ORDER BY date, table_name")
+        self._rows["build_partitions"] = self._count("build_partitions")
+        summary = BuildSummary({**self._rows, "build_info": 1}, tuple(days), self._seconds)
+        execute(
+            "CREATE TABLE build_info AS SELECT $1::TIMESTAMPTZ AS built_at, $2::VARCHAR AS run_id,"
+            " $3::BIGINT AS partitions, $4::BIGINT AS rows, $5::VARCHAR AS code_version,"
+            " $6::VARCHAR AS duckdb_version, $7::DATE AS first_date, $8::DATE AS last_date,"
+            " $9::DECIMAL(18, 6) AS price_per_call",
+            [
+                self._built_at,
+                run_id,
+                len(days),
+                sum(self._rows.values()),
+                __version__,
+                duckdb.__version__,
+                days[0] if days else None,
+                days[-1] if days else None,
+                price_per_call,
+            ],
+        )
+        for model in load_models():
+            self._comment(model.name, model.description, model.columns)
+        for name, (description, columns) in OWN_TABLES.items():
+            self._comment(name, description, columns)
+        execute(f"DETACH {LAKE}")
+        execute("CHECKPOINT")
+        return summary
+
+    def _run(self, model: Model) -> None:
+        started = time.perf_counter()
+        rows = sum(self._partition_rows(model.name)) if self._max_fact_rows is not None else 0
+        if model.name in _FACTS_OVER_LAKE and rows > (self._max_fact_rows or rows):
+            self._connection.execute(f"CREATE VIEW {model.name} AS {self._over_lake(model)}")
+            self._rows[model.name] = rows
+        else:
+            self._connection.execute(f"CREATE TABLE {model.name} AS {model.sql}")
+            self._rows[model.name] = self._count(model.name)
+        self._seconds[model.name] = time.perf_counter() - started
+        if self._progress:
+            self._progress(model.name, self._seconds[model.name])
+
+    def _over_lake(self, model: Model) -> str:
+        """The model's SQL over the folder instead of over the files that are there now."""
+        sql = model.sql
+        for table in TABLES:
+            if table.name in model.sources:
+                path, *_ = next(iter(self._files[table.name].values()))
+                folder = path.rsplit("/", 2)[0]
+                if self._lake.is_local:
+                    folder = os.path.abspath(folder)
+                scan = self._scan(table, [f"{folder}/date=*/{FILE_NAME}"])
+                sql = sql.replace(f"{LAKE}.{table.name}", f"({scan}) AS {table.name}")
+        return sql
+
+    def _scan(self, table: Table, paths: Sequence[str]) -> str:
+        """A SELECT of the table's columns that are not personal, each in its type, and `date`.
+
+        A column that an older file lacks is NULL. Without files it has the columns and no rows.
+        """
+        columns = [column for column in table.columns if not column.personal]
+        empty = self._connection.from_arrow(pa.schema([(c.name, c.type) for c in columns]).empty_table())
+        types = dict(zip(empty.columns, map(str, empty.types), strict=True))
+        if not paths:
+            nulls = ", ".join(f"NULL::{types[column.name]} AS {column.name}" for column in columns)
+            return f"SELECT NULL::DATE AS date, {nulls} WHERE false"
+        source = (
+            f"read_parquet([{', '.join(map(_quoted, paths))}], union_by_name = true,"
+            " hive_partitioning = true, hive_types = {'date': DATE})"
+        )
+        present = {str(row[0]) for row in self._connection.execute(f"DESCRIBE FROM {source}").fetchall()}
+        values = ", ".join(
+            f"{column.name if column.name in present else 'NULL'}::{types[column.name]} AS {column.name}"
+            for column in columns
+        )
+        return f"SELECT date, {values} FROM {source}"
+
+    def _list_partitions_read(self) -> None:
+        """`lake.partitions`: what was read, with rows and source from the files' footers."""
+        self._connection.execute(
+            f"CREATE TABLE {LAKE}.partitions (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR)"
+        )
+        for name, partitions in self._files.items():
+            if not partitions:
+                continue
+            paths = ", ".join(_quoted(path) for path, *_ in partitions.values())
+            self._connection.execute(
+                f"""
+                INSERT INTO {LAKE}.partitions
+                SELECT regexp_extract(f.file_name, 'date=([0-9-]+)/[^/]*$', 1)::DATE, $1, f.num_rows, k.source
+                FROM parquet_file_metadata([{paths}]) AS f
+                LEFT JOIN (
+                    SELECT file_name, any_value(decode(value)) AS source
+                    FROM parquet_kv_metadata([{paths}])
+                    WHERE key = 'source'::BLOB
+                    GROUP BY file_name
+                ) AS k ON k.file_name = f.file_name
+                """,
+                [name],
+            )
+
+    def _partition_rows(self, name: str) -> list[int]:
+        found = self._connection.execute(
+            f"SELECT rows FROM {LAKE}.partitions WHERE table_name = $1", [name]
+        ).fetchall()
+        return [int(row[0]) for row in found]
+
+    def _count(self, name: str) -> int:
+        return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
+
+    def _comment(self, name: str, description: str, columns: Sequence[tuple[str, str]]) -> None:
+        kinds = self._connection.execute(
+            "SELECT table_type FROM information_schema.tables"
+            " WHERE table_catalog = current_database() AND table_name = $1",
+            [name],
+        ).fetchall()
+        kind = "VIEW" if kinds[0][0] == "VIEW" else "TABLE"
+        self._connection.execute(f"COMMENT ON {kind} {name} IS {_quoted(description)}")
+        for column, meaning in columns:
+            self._connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_quoted(meaning)}')
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("'", "''")
+    return f"'{escaped}'"

@@ -1,0 +1,119 @@
+"""The warehouse's models: one SQL file a table, its header the only place where the table is described.
+
+A file `sql/<table>.sql` begins with a comment: the description, an empty comment line, then one
+`name: meaning` for each column in order (an indented line continues it). DuckDB's comments, Dagster's
+descriptions and the data dictionary take their words from here. What a model reads is derived from its SQL:
+`lake.<table>` is a table of the lake, any other name is another model.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Final
+
+import sqlglot
+from sqlglot import exp
+
+from kyc_pipeline.errors import KycError
+
+LAKE: Final = "lake"
+"""The schema under which models read the lake."""
+_COLUMN: Final = re.compile(r"^(\w+): (.+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One table of the warehouse: `columns` are (name, meaning) in order, `sql` one SELECT."""
+
+    name: str
+    description: str
+    columns: tuple[tuple[str, str], ...]
+    sql: str
+    depends_on: tuple[str, ...]
+    """Other models that it reads."""
+    sources: tuple[str, ...]
+    """Tables of the lake that it reads."""
+    reads_lake: bool
+    """Whether it, or a model that reads it, reads the lake: these run first, while the lake stands still."""
+
+
+def sql_folder() -> Path:
+    """Where the SQL files are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "sql", package.parent / "sql"):
+        if folder.is_dir():
+            return folder
+    raise KycError("the folder sql/ with the warehouse's models is missing: install the package again")
+
+
+def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...], str]:
+    """Splits a file into description, columns and SQL; :class:`KycError` if the header is malformed."""
+    lines = text.splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
+    comments = [line[2:].removeprefix(" ").rstrip() for line in lines[:end]]
+    gap = comments.index("") if "" in comments else len(comments)
+    columns: list[tuple[str, str]] = []
+    for line in comments[gap + 1 :]:
+        if match := _COLUMN.match(line):
+            columns.append((match[1], match[2]))
+        elif line.startswith("  ") and columns:
+            column, meaning = columns[-1]
+            columns[-1] = (column, f"{meaning} {line.strip()}")
+        else:
+            raise KycError(f"sql/{name}.sql: not a line of the form `-- column: meaning`: {line!r}")
+    return " ".join(comments[:gap]).strip(), tuple(columns), "\n".join(lines[end:]).strip()
+
+
+def _read_model(path: Path) -> Model:
+    description, columns, sql = parse_header(path.stem, path.read_text(encoding="utf-8"))
+    if not description or not columns:
+        raise KycError(f"sql/{path.name}: the header must describe the table and each column")
+    tree = sqlglot.parse_one(sql, read="duckdb")
+    own_names = {cte.alias for cte in tree.find_all(exp.CTE)}
+    models: set[str] = set()
+    sources: set[str] = set()
+    for table in tree.find_all(exp.Table):
+        if table.db == LAKE:
+            sources.add(table.name)
+        elif isinstance(table.this, exp.Identifier) and table.name not in own_names:
+            models.add(table.name)
+    return Model(
+        path.stem, description, columns, sql, tuple(sorted(models)), tuple(sorted(sources)), bool(sources)
+    )
+
+
+@lru_cache(maxsize=1)
+def load_models() -> tuple[Model, ...]:
+    """Every model, each after those that it reads; within that by name.
+
+    Raises :class:`KycError` for a malformed header, an unknown table or a circle.
+    """
+    models = {path.stem: _read_model(path) for path in sorted(sql_folder().glob("*.sql"))}
+    for model in models.values():
+        if unknown := set(model.depends_on) - models.keys():
+            raise KycError(f"sql/{model.name}.sql reads {', '.join(sorted(unknown))}, which is no model")
+    sorter = TopologicalSorter({name: model.depends_on for name, model in models.items()})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise KycError(f"the models read each other in a circle: {' -> '.join(error.args[1])}") from None
+    ordered: list[Model] = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        ordered += [models[name] for name in ready]
+        sorter.done(*ready)
+    early: set[str] = set()
+    for model in reversed(ordered):
+        if model.sources or model.name in early:
+            early |= {model.name, *model.depends_on}
+    ordered = [replace(model, reads_lake=model.name in early) for model in ordered]
+    return tuple(sorted(ordered, key=lambda model: not model.reads_lake))
+
+
+def macros() -> str:
+    """The SQL that creates the macros which the models share."""
+    return "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted((sql_folder() / "macros").glob("*.sql"))
+    )

@@ -1,0 +1,107 @@
+"""Publication: the one place that puts a warehouse where analysts open it, and opens it for reading.
+
+A new file is built beside the published one and replaces it by one rename. Who has the old file open keeps
+it; who opens the path gets the old build or the new one, whole, and never waits. DuckDB itself cannot do
+this: while one process writes a file, no other can open it at all.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import duckdb
+
+from kyc_pipeline.errors import KycError
+
+_FILE_MODE: Final = 0o644
+_CATALOG: Final = "kyc"
+
+
+def new_draft(warehouse: Path) -> Path:
+    """A fresh path beside `warehouse` for a build; drafts that ended processes left there are removed."""
+    warehouse.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_drafts(warehouse)
+    return warehouse.parent / f"{_draft_prefix(warehouse)}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def remove_stale_drafts(warehouse: Path) -> None:
+    """Removes the drafts (and their side files) of processes that no longer run."""
+    prefix = _draft_prefix(warehouse)
+    for path in warehouse.parent.glob(f"{prefix}*"):
+        pid = path.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            remove_draft(path)
+
+
+def remove_draft(draft: Path) -> None:
+    """Removes one draft and what DuckDB keeps beside it."""
+    spill = draft.with_name(f"{draft.name}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        for path in spill.iterdir():
+            path.unlink(missing_ok=True)
+        spill.rmdir()
+    for path in (draft, draft.with_name(f"{draft.name}.wal")):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            path.unlink()
+
+
+def publish(draft: Path, warehouse: Path) -> None:
+    """Replaces `warehouse` by `draft` (closed, in the same folder) in one step that survives a power cut.
+
+    Raises :class:`KycError` if the draft is missing or still has unwritten changes; the published file is
+    then as it was.
+    """
+    if not draft.is_file():
+        raise KycError(f"there is no draft to publish as {warehouse.name}: build it first")
+    if draft.with_name(f"{draft.name}.wal").exists():
+        raise KycError(f"the draft of {warehouse.name} was not closed: build it again")
+    os.chmod(draft, _FILE_MODE)
+    _sync(draft)
+    # A log that someone's writable connection left belongs to the file that is replaced, not to this one.
+    warehouse.with_name(f"{warehouse.name}.wal").unlink(missing_ok=True)
+    os.replace(draft, warehouse)
+    _sync(warehouse.parent)
+
+
+@contextlib.contextmanager
+def open_warehouse(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A read-only connection to the build that is published now; later publications do not change it.
+
+    It is a connection of its own with the file attached: `duckdb.connect(path)` would hand out the old
+    build as long as any part of this process still has it open. Raises :class:`KycError` if there is none.
+    """
+    if not path.is_file():
+        raise KycError(f"there is no warehouse at {path}: run a partition, or set KYC_WAREHOUSE")
+    with duckdb.connect() as connection:
+        try:
+            name = str(path).replace("'", "''")
+            connection.execute(f"ATTACH '{name}' AS {_CATALOG} (READ_ONLY)")
+        except duckdb.Error as error:
+            raise KycError(f"the warehouse at {path} cannot be opened: build it again") from error
+        connection.execute(f"USE {_CATALOG}")
+        yield connection
+
+
+def _draft_prefix(warehouse: Path) -> str:
+    return f".{warehouse.name}.draft-"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

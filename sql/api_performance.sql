@@ -1,0 +1,53 @@
+-- Calls to DeepXL by day: how many, how fast, what they cost by estimate. Quantiles are of the last call of
+-- each submission that received an answer.
+--
+-- date: Day of the manifest, the daily partition.
+-- calls: POST calls started.
+-- retries: Calls beyond the first of each submission.
+-- p50_ms: Median milliseconds from the start of a call to its complete answer.
+-- p90_ms: 90th percentile.
+-- p95_ms: 95th percentile.
+-- p99_ms: 99th percentile.
+-- max_ms: The slowest answer.
+-- billable_calls: Calls that were or may have been billed: 2xx and ambiguous ones.
+-- estimated_cost: billable_calls times `DEEPXL_PRICE_PER_CALL`; NULL without a price.
+-- cost_per_verified: estimated_cost for each verified submission; NULL without a price or without one.
+-- timeouts: Submissions that were sent and have no answer: their wait is not among the quantiles.
+WITH calls AS (
+    SELECT
+        date,
+        sum(attempts)::BIGINT AS calls,
+        sum(greatest(attempts - 1, 0))::BIGINT AS retries,
+        quantile_cont(latency_ms, [0.5, 0.9, 0.95, 0.99]) AS quantiles,
+        max(latency_ms) AS max_ms,
+        sum(billable_calls)::BIGINT AS billable_calls,
+        count(*) FILTER (WHERE outcome = 'uncertain') AS timeouts
+    FROM lake.verification_responses
+    GROUP BY date
+),
+decided AS (
+    SELECT date, count(*) FILTER (WHERE verified) AS verified FROM verifications GROUP BY date
+),
+costs AS (
+    SELECT
+        *,
+        (billable_calls::DECIMAL(18, 0) * getvariable('price_per_call')::DECIMAL(18, 6))::DECIMAL(38, 6)
+            AS estimated_cost
+    FROM calls
+)
+SELECT
+    c.date,
+    c.calls,
+    c.retries,
+    c.quantiles[1] AS p50_ms,
+    c.quantiles[2] AS p90_ms,
+    c.quantiles[3] AS p95_ms,
+    c.quantiles[4] AS p99_ms,
+    c.max_ms,
+    c.billable_calls,
+    c.estimated_cost,
+    (c.estimated_cost / nullif(d.verified, 0))::DECIMAL(38, 6) AS cost_per_verified,
+    c.timeouts
+FROM costs AS c
+LEFT JOIN decided AS d ON d.date = c.date
+ORDER BY c.date

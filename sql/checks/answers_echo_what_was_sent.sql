@@ -1,0 +1,10 @@
+-- Sizes and tags in the last 28 days' answers are those that were sent, and nothing else is odd in them.
+--
+-- severity: warning
+SELECT anomaly, count(*) AS verifications
+FROM (
+    SELECT unnest(anomalies) AS anomaly
+    FROM verifications
+    WHERE date > (SELECT max(date) - 28 FROM verifications)
+)
+GROUP BY anomaly

@@ -1,0 +1,14 @@
+-- A verification has as many rows in `model_checks` as its check_count says; no check is without its
+-- verification.
+--
+-- severity: error
+SELECT
+    coalesce(v.date, c.date) AS date,
+    coalesce(v.verification_id, c.verification_id) AS verification_id,
+    v.check_count,
+    coalesce(c.checks, 0) AS checks
+FROM verifications AS v
+FULL JOIN (
+    SELECT date, verification_id, count(*) AS checks FROM model_checks GROUP BY date, verification_id
+) AS c ON c.date = v.date AND c.verification_id = v.verification_id
+WHERE v.check_count IS DISTINCT FROM coalesce(c.checks, 0)

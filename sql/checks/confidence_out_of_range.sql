@@ -1,0 +1,9 @@
+-- Every confidence of the last 28 days that was received is a number from 0 to 1.
+--
+-- severity: warning
+SELECT check_type, count(*) AS checks
+FROM model_checks
+WHERE confidence IS NULL
+    AND confidence_raw <> 'null'
+    AND date > (SELECT max(date) - 28 FROM verifications)
+GROUP BY check_type

@@ -1,0 +1,11 @@
+-- The five curated tables of a day are made from the same answers. If not: materialize the flatten assets of
+-- that day.
+--
+-- severity: error
+SELECT date, count(*) AS tables, count(DISTINCT coalesce(source, '')) AS sources
+FROM build_partitions
+WHERE table_name IN (
+    'verifications', 'model_checks', 'verification_tags', 'verification_files', 'contract_drift'
+)
+GROUP BY date
+HAVING count(*) <> 5 OR count(DISTINCT coalesce(source, '')) <> 1

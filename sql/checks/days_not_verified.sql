@@ -1,0 +1,7 @@
+-- Every day with submissions has been verified.
+--
+-- severity: warning
+SELECT s.date, s.rows AS submissions
+FROM build_partitions AS s
+ANTI JOIN build_partitions AS r ON r.date = s.date AND r.table_name = 'verification_responses'
+WHERE s.table_name = 'submissions' AND s.rows > 0

@@ -1,0 +1,8 @@
+-- received = rejected + accepted, and accepted = the sum of the outcomes, on every day.
+--
+-- severity: error
+SELECT date, received, rejected, accepted
+FROM submission_funnel
+WHERE received <> rejected + accepted
+    OR accepted <> completed + refused + quarantined + uncertain + failed + not_attempted
+    OR verified > completed

@@ -1,0 +1,4 @@
+-- No answer is quarantined for lacking the contract's hard requirements.
+--
+-- severity: warning
+SELECT date, submission_id FROM submissions WHERE outcome = 'quarantined'

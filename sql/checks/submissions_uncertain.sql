@@ -1,0 +1,4 @@
+-- No submission is held as uncertain: see `kyc-pipeline held list`.
+--
+-- severity: warning
+SELECT date, submission_id FROM submissions WHERE outcome = 'uncertain'

@@ -1,0 +1,8 @@
+-- In the last 28 days nobody was verified with a failed check, or not verified without one.
+--
+-- severity: warning
+SELECT date, check_type AS kind, failing AS verifications
+FROM failure_attribution
+WHERE check_group = 'verdict'
+    AND failing > 0
+    AND date > (SELECT max(date) - 28 FROM verifications)

@@ -1,0 +1,10 @@
+-- Where the day's answers differ from the API's contract, by path and kind.
+--
+-- date: Day of the manifest, the daily partition.
+-- path: Path in the answer; `[]` stands for any position of a list.
+-- kind: How it differs, such as unknown_field, unknown_type or unknown_status.
+-- occurrences: How often on that day.
+-- example_submission_id: The first submission (by id) where it occurs.
+SELECT date, path, kind, occurrences, example_submission_id
+FROM lake.contract_drift
+ORDER BY date, path, kind

@@ -1,0 +1,24 @@
+-- Which checks fail together: verifications by day and set of failed check types.
+--
+-- date: Day of the manifest, the daily partition.
+-- failed_checks: The different failed check types in alphabetical order, joined with +; none without one.
+-- verifications: Verifications with exactly this set of failed checks.
+-- verified: Those decided as verified nonetheless.
+WITH failures AS (
+    SELECT
+        date,
+        verification_id,
+        array_to_string(list_sort(list(DISTINCT check_type)), '+') AS failed_checks
+    FROM model_checks
+    WHERE normalized_status = 'FAIL'
+    GROUP BY date, verification_id
+)
+SELECT
+    v.date,
+    coalesce(f.failed_checks, 'none') AS failed_checks,
+    count(*) AS verifications,
+    count(*) FILTER (WHERE v.verified) AS verified
+FROM verifications AS v
+LEFT JOIN failures AS f ON f.date = v.date AND f.verification_id = v.verification_id
+GROUP BY ALL
+ORDER BY v.date, failed_checks

@@ -1,0 +1,67 @@
+-- Statistics that the models share. They are kept in the published file, so analysts may use them too.
+
+-- Wilson score interval of k successes in n trials at 95 % (z = 1.959964), clamped to [0, 1];
+-- NULL at n = 0. At k = 0 and k = n the bound is exactly 0 and 1, without rounding noise.
+CREATE MACRO wilson_low(k, n) AS
+    CASE
+        WHEN n = 0 OR n IS NULL OR k IS NULL THEN NULL
+        WHEN k = 0 THEN 0.0::DOUBLE
+        ELSE greatest(0.0::DOUBLE, (
+            k::DOUBLE / n + 1.959964::DOUBLE ** 2 / (2 * n::DOUBLE)
+            - 1.959964::DOUBLE * sqrt((k::DOUBLE / n) * (1 - k::DOUBLE / n) / n + 1.959964::DOUBLE ** 2 / (4 * n::DOUBLE ** 2))
+        ) / (1 + 1.959964::DOUBLE ** 2 / n))
+    END;
+
+CREATE MACRO wilson_high(k, n) AS
+    CASE
+        WHEN n = 0 OR n IS NULL OR k IS NULL THEN NULL
+        WHEN k = n THEN 1.0::DOUBLE
+        ELSE least(1.0::DOUBLE, (
+            k::DOUBLE / n + 1.959964::DOUBLE ** 2 / (2 * n::DOUBLE)
+            + 1.959964::DOUBLE * sqrt((k::DOUBLE / n) * (1 - k::DOUBLE / n) / n + 1.959964::DOUBLE ** 2 / (4 * n::DOUBLE ** 2))
+        ) / (1 + 1.959964::DOUBLE ** 2 / n))
+    END;
+
+-- k / n as DOUBLE; NULL at n = 0.
+CREATE MACRO ratio(k, n) AS k::DOUBLE / nullif(n, 0)::DOUBLE;
+
+-- Newcombe interval of p1 - p2 from the Wilson intervals of both rates; NULL where a side has no trial.
+CREATE MACRO newcombe_low(k1, n1, k2, n2) AS
+    ratio(k1, n1) - ratio(k2, n2) - sqrt(
+        (ratio(k1, n1) - wilson_low(k1, n1)) ** 2 + (wilson_high(k2, n2) - ratio(k2, n2)) ** 2
+    );
+
+CREATE MACRO newcombe_high(k1, n1, k2, n2) AS
+    ratio(k1, n1) - ratio(k2, n2) + sqrt(
+        (wilson_high(k1, n1) - ratio(k1, n1)) ** 2 + (ratio(k2, n2) - wilson_low(k2, n2)) ** 2
+    );
+
+-- The hundredth that x in [0, 1] has reached: the largest i with i/100 <= x, so 100 at x = 1.
+-- floor(x * 100) alone is wrong at edges (0.29 * 100 is 28.999…), so it is corrected by the edges.
+CREATE MACRO hundredths(x) AS
+    (floor(x * 100) + (x >= (floor(x * 100) + 1) / 100)::INTEGER - (x < floor(x * 100) / 100)::INTEGER)::INTEGER;
+
+-- One bin's term of the population stability index; a share of zero is floored at 0.0001.
+CREATE MACRO psi_term(baseline_share, share) AS
+    (greatest(share, 0.0001::DOUBLE) - greatest(baseline_share, 0.0001::DOUBLE))
+    * ln(greatest(share, 0.0001::DOUBLE) / greatest(baseline_share, 0.0001::DOUBLE));
+
+-- One bin's term of the Jensen-Shannon divergence in bits; zero shares add nothing.
+CREATE MACRO js_term(p, q) AS
+    CASE WHEN p > 0 THEN 0.5 * p * log2(2 * p / (p + q)) ELSE 0 END
+    + CASE WHEN q > 0 THEN 0.5 * q * log2(2 * q / (p + q)) ELSE 0 END;
+
+-- Asymptotic two-sided p-value of the Kolmogorov-Smirnov statistic d with samples of n and m:
+-- Q(l) = 2 sum_{j>=1} (-1)^(j-1) exp(-2 j^2 l^2), l = d sqrt(nm / (n + m)); below l = 1.18 by the dual series
+-- 1 - sqrt(2 pi) / l sum_{j>=1} exp(-(2j-1)^2 pi^2 / (8 l^2)), which converges there within three terms.
+CREATE MACRO kolmogorov_q(l) AS
+    CASE
+        WHEN l < 0.05 THEN 1.0::DOUBLE
+        WHEN l < 1.18 THEN 1 - sqrt(2 * pi()) / l * (
+            exp(-pi() ** 2 / (8 * l ** 2)) + exp(-9 * pi() ** 2 / (8 * l ** 2)) + exp(-25 * pi() ** 2 / (8 * l ** 2))
+        )
+        ELSE 2 * (exp(-2 * l ** 2) - exp(-8 * l ** 2) + exp(-18 * l ** 2) - exp(-32 * l ** 2))
+    END;
+
+CREATE MACRO ks_p(d, n, m) AS
+    kolmogorov_q(d * sqrt(n::DOUBLE * m::DOUBLE / nullif(n + m, 0)::DOUBLE));

@@ -1,0 +1,63 @@
+-- Pass rates of each week against the week before, with the 95 % Newcombe interval of the difference. A
+-- change counts as significant when the interval excludes 0 and both weeks have at least 30 decided checks.
+--
+-- week: Monday of the week.
+-- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the decision itself.
+-- check_type: Which check; VERIFIED for the share of verifications decided as verified.
+-- decided: Checks that passed or failed in the week.
+-- passed: Those that passed.
+-- pass_rate: passed / decided; NULL where nothing was decided.
+-- previous_decided: The same count for the week before; NULL if it has no data.
+-- previous_pass_rate: The same rate for the week before.
+-- change: pass_rate - previous_pass_rate.
+-- change_low: Lower bound of the 95 % Newcombe interval of the change.
+-- change_high: Upper bound of the same interval.
+-- significant: Whether the interval excludes 0, with enough checks on both sides.
+-- low_n: Fewer than 30 decided checks in either week.
+WITH daily AS (
+    SELECT date, check_group, check_type, passed, passed + failed AS decided FROM pass_rates
+    UNION ALL
+    SELECT date, 'verdict', 'VERIFIED', verified, verifications FROM verified_rates
+),
+weekly AS (
+    SELECT
+        date_trunc('week', date)::DATE AS week,
+        check_group,
+        check_type,
+        sum(decided)::BIGINT AS decided,
+        sum(passed)::BIGINT AS passed
+    FROM daily
+    GROUP BY ALL
+),
+compared AS (
+    SELECT
+        w.week,
+        w.check_group,
+        w.check_type,
+        w.decided,
+        w.passed,
+        p.decided AS previous_decided,
+        p.passed AS previous_passed,
+        newcombe_low(w.passed, w.decided, p.passed, p.decided) AS change_low,
+        newcombe_high(w.passed, w.decided, p.passed, p.decided) AS change_high
+    FROM weekly AS w
+    LEFT JOIN weekly AS p
+        ON p.week = w.week - 7 AND p.check_group = w.check_group AND p.check_type = w.check_type
+)
+SELECT
+    week,
+    check_group,
+    check_type,
+    decided,
+    passed,
+    ratio(passed, decided) AS pass_rate,
+    previous_decided,
+    ratio(previous_passed, previous_decided) AS previous_pass_rate,
+    ratio(passed, decided) - ratio(previous_passed, previous_decided) AS change,
+    change_low,
+    change_high,
+    coalesce((change_low > 0 OR change_high < 0) AND least(decided, previous_decided) >= 30, false)
+        AS significant,
+    decided < 30 OR coalesce(previous_decided, 0) < 30 AS low_n
+FROM compared
+ORDER BY week, check_group, check_type

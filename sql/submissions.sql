@@ -1,0 +1,24 @@
+-- Fact: one row per submission accepted from the manifests, with what became of it.
+--
+-- date: Day of the manifest, the daily partition.
+-- submission_id: The submission's id, unique for ever.
+-- submitted_at: When the person submitted, from the manifest (UTC); NULL where it did not say.
+-- outcome: completed, refused, quarantined, uncertain, failed or not_attempted (also on a day whose
+--   verification has not run yet); NULL only if the submission is unaccounted for, which stops publication.
+-- attempts: POST calls started for it, over all runs.
+-- http_status: Status of the last answer; NULL if none was received.
+-- latency_ms: Milliseconds from the start of the last call to its complete answer.
+SELECT
+    s.date,
+    s.submission_id,
+    s.submitted_at,
+    CASE WHEN verified_days.date IS NULL THEN 'not_attempted' ELSE r.outcome END AS outcome,
+    coalesce(r.attempts, 0) AS attempts,
+    r.http_status,
+    r.latency_ms
+FROM lake.submissions AS s
+LEFT JOIN lake.verification_responses AS r ON r.date = s.date AND r.submission_id = s.submission_id
+LEFT JOIN (
+    SELECT date FROM lake.partitions WHERE table_name = 'verification_responses'
+) AS verified_days ON verified_days.date = s.date
+ORDER BY s.date, s.submission_id

@@ -1,0 +1,100 @@
+-- What the pass rate of each check type would be if a confidence at or above a threshold were the rule, over
+-- all days. A simulation of the verdict's rule, not the vendor's behaviour; trust flips_to_pass only where
+-- orientation_verified is true.
+--
+-- check_group: Key under `modelResults`, such as `technicalChecks`.
+-- check_type: Which check; UNKNOWN where the answer names none.
+-- threshold: 0.00 to 1.00 by 0.01; the rule is confidence >= threshold.
+-- scored: Checks with a confidence.
+-- at_or_above: Those with a confidence at or above the threshold.
+-- rate: at_or_above / scored.
+-- rate_null_as_fail: at_or_above / all checks of the type: a check without a confidence counts as failed.
+-- flips_to_fail: Checks with status PASS and a confidence below the threshold.
+-- flips_to_pass: Checks with status FAIL and a confidence at or above it.
+-- orientation_verified: Whether auc is above 0.5, so that a higher confidence means a better check; false
+--   where no check passed or none failed.
+-- auc: Probability that a passed check has a higher confidence than a failed one, ties counted half.
+WITH scores AS (
+    SELECT
+        check_group,
+        check_type,
+        confidence,
+        count(*) FILTER (WHERE normalized_status = 'PASS') AS passed,
+        count(*) FILTER (WHERE normalized_status = 'FAIL') AS failed,
+        count(*) AS checks
+    FROM model_checks
+    GROUP BY check_group, check_type, confidence
+),
+ranked AS (
+    SELECT
+        check_group,
+        check_type,
+        passed,
+        failed,
+        sum(failed) OVER (PARTITION BY check_group, check_type ORDER BY confidence) - failed AS failed_below
+    FROM scores
+    WHERE confidence IS NOT NULL
+),
+orientation AS (
+    SELECT
+        check_group,
+        check_type,
+        sum(passed::DOUBLE * (failed_below + failed / 2))
+            / nullif(sum(passed)::DOUBLE * sum(failed)::DOUBLE, 0) AS auc
+    FROM ranked
+    GROUP BY check_group, check_type
+),
+totals AS (
+    SELECT
+        check_group,
+        check_type,
+        sum(checks) AS checks,
+        sum(checks) FILTER (WHERE confidence IS NOT NULL) AS scored
+    FROM scores
+    GROUP BY check_group, check_type
+),
+reached AS (
+    SELECT
+        check_group,
+        check_type,
+        hundredths(confidence) AS step,
+        sum(checks) AS checks,
+        sum(passed) AS passed,
+        sum(failed) AS failed
+    FROM scores
+    WHERE confidence IS NOT NULL
+    GROUP BY ALL
+),
+steps AS (
+    SELECT range::INTEGER AS step FROM range(101)
+),
+simulated AS (
+    SELECT
+        t.check_group,
+        t.check_type,
+        s.step,
+        t.checks,
+        coalesce(t.scored, 0) AS scored,
+        coalesce(sum(r.checks) FILTER (WHERE r.step >= s.step), 0) AS at_or_above,
+        coalesce(sum(r.passed) FILTER (WHERE r.step < s.step), 0) AS flips_to_fail,
+        coalesce(sum(r.failed) FILTER (WHERE r.step >= s.step), 0) AS flips_to_pass
+    FROM totals AS t
+    CROSS JOIN steps AS s
+    LEFT JOIN reached AS r ON r.check_group = t.check_group AND r.check_type = t.check_type
+    GROUP BY ALL
+)
+SELECT
+    s.check_group,
+    s.check_type,
+    s.step / 100 AS threshold,
+    s.scored::BIGINT AS scored,
+    s.at_or_above::BIGINT AS at_or_above,
+    ratio(s.at_or_above, s.scored) AS rate,
+    ratio(s.at_or_above, s.checks) AS rate_null_as_fail,
+    s.flips_to_fail::BIGINT AS flips_to_fail,
+    s.flips_to_pass::BIGINT AS flips_to_pass,
+    coalesce(o.auc > 0.5, false) AS orientation_verified,
+    o.auc
+FROM simulated AS s
+LEFT JOIN orientation AS o ON o.check_group = s.check_group AND o.check_type = s.check_type
+ORDER BY s.check_group, s.check_type, s.step

@@ -1,0 +1,226 @@
+"""The build: facts, comments, incomplete lakes, and a lake that changes or is broken."""
+
+import datetime
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import duckdb
+import fsspec
+import pytest
+
+from kyc_pipeline.analyze.build import build, list_partitions
+from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.analyze.quality import check_build
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATIONS
+from tests.unit.analyze.lake_maker import (
+    Check,
+    Submission,
+    rejected,
+    write_day,
+    write_submissions,
+)
+
+Built = Callable[..., duckdb.DuckDBPyConnection]
+DAY = "2024-09-08"
+
+
+def one_day() -> list[Submission]:
+    return [
+        Submission(True, [Check("LIVENESS"), Check(None, "UNKNOWN", None)], tags={"companyId": ("c1", "p")}),
+        Submission(False, [Check("LIVENESS", "FAIL", 0.2)], attempts=3),
+        Submission(outcome="uncertain", latency_ms=None, attempts=1),
+    ]
+
+
+def test_every_table_and_column_has_a_comment(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, one_day())
+    connection = built()
+    tables = dict(connection.execute("SELECT table_name, comment FROM duckdb_tables()").fetchall())
+    assert set(tables) == {model.name for model in load_models()} | {"build_info", "build_partitions"}
+    assert all(tables.values())
+    bare = connection.execute(
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
+    ).fetchall()
+    assert bare == []
+
+
+def test_columns_are_those_of_the_header_in_order(lake: Lake, built: Built) -> None:
+    connection = built()
+    for model in load_models():
+        columns = [row[0] for row in connection.execute(f"DESCRIBE {model.name}").fetchall()]
+        assert columns == [name for name, _ in model.columns], model.name
+
+
+def test_an_empty_lake_gives_empty_tables(built: Built) -> None:
+    connection = built()
+    for model in load_models():
+        assert connection.execute(f"SELECT count(*) FROM {model.name}").fetchall() == [(0,)], model.name
+    assert all(result.passed for result in check_build(connection))
+
+
+def test_types_do_not_depend_on_the_rows(lake: Lake, built: Built) -> None:
+    empty = built()
+    write_day(lake, DAY, one_day(), [rejected()])
+    full = built(Decimal("0.35"))
+    for model in load_models():
+        describe = f"SELECT column_name, column_type FROM (DESCRIBE {model.name})"
+        assert empty.execute(describe).fetchall() == full.execute(describe).fetchall(), model.name
+
+
+def test_dates_are_dates_and_facts_carry_them(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, one_day())
+    connection = built()
+    for table in ("submissions", "verifications", "model_checks", "verification_tags", "verification_files"):
+        assert connection.execute(f"SELECT DISTINCT date, typeof(date) FROM {table}").fetchall() == [
+            (datetime.date(2024, 9, 8), "DATE")
+        ]
+
+
+def test_a_day_that_has_only_submissions_counts_as_not_attempted(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, one_day())
+    write_submissions(lake, "2024-09-09", [Submission(), Submission()])
+    connection = built()
+    assert connection.execute(
+        "SELECT accepted, not_attempted, completed FROM submission_funnel ORDER BY date"
+    ).fetchall() == [(3, 0, 2), (2, 2, 0)]
+    results = {result.name: result for result in check_build(connection)}
+    assert [
+        name for name, result in results.items() if result.severity == "error" and not result.passed
+    ] == []
+    assert not results["days_not_verified"].passed
+
+
+def test_build_info_says_what_the_build_is_of(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, one_day())
+    connection = built(Decimal("0.35"))
+    ((run, days, rows, first, last, price),) = connection.execute(
+        "SELECT run_id, partitions, rows, first_date, last_date, price_per_call FROM build_info"
+    ).fetchall()
+    day = datetime.date(2024, 9, 8)
+    assert (run, days, first, last, price) == ("run", 1, day, day, Decimal("0.350000"))
+    tables = [row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+    assert rows == sum(
+        connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
+        for table in tables
+        if table != "build_info"
+    )
+
+
+def test_two_builds_of_one_lake_are_equal(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, one_day())
+    write_day(lake, "2024-09-09", one_day())
+    first, second = built(), built()
+    for model in load_models():
+        everything = f"SELECT * FROM {model.name}"
+        assert first.execute(everything).fetchall() == second.execute(everything).fetchall(), model.name
+
+
+def test_a_column_that_older_files_lack_is_null(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, one_day())
+    write_day(lake, "2024-09-09", one_day())
+    path = lake.path(VERIFICATIONS, DAY)
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE t AS SELECT * EXCLUDE (model) FROM read_parquet('{path}')")
+        connection.execute(f"COPY t TO '{path}' (FORMAT parquet)")
+    assert built().execute("SELECT DISTINCT date, model FROM verifications ORDER BY date").fetchall() == [
+        (datetime.date(2024, 9, 8), None),
+        (datetime.date(2024, 9, 9), "kyc"),
+    ]
+
+
+def test_an_unreadable_partition_is_named_and_leaves_no_draft(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, DAY, one_day())
+    Path(lake.path(MODEL_CHECKS, DAY)).write_bytes(b"PAR1 nonsense PAR1")
+    draft = tmp_path / "out" / "draft"
+    with pytest.raises(KycError, match=f"model_checks partition {DAY} cannot be read"):
+        build(lake, draft, run_id="run")
+    assert list(draft.parent.iterdir()) == []
+
+
+def test_a_partition_replaced_during_the_build_is_read_again(lake: Lake, tmp_path: Path) -> None:
+    day = one_day()
+    write_day(lake, DAY, day)
+    changes = iter([[*day, Submission(True, [Check()])]])
+
+    def replace_once(model: str, seconds: float) -> None:
+        if model == "verifications" and (new := next(changes, None)):
+            write_day(lake, DAY, new)
+
+    draft = tmp_path / "draft"
+    summary = build(lake, draft, run_id="run", progress=replace_once)
+    assert summary.tables["verifications"] == 3
+    with duckdb.connect(draft, read_only=True) as connection:
+        assert [r.name for r in check_build(connection) if r.severity == "error" and not r.passed] == []
+
+
+def test_a_lake_that_never_stands_still_is_an_error(lake: Lake, tmp_path: Path) -> None:
+    day = one_day()
+    write_day(lake, DAY, day)
+
+    def replace(model: str, seconds: float) -> None:
+        if model == "verifications":
+            write_day(lake, DAY, day)
+
+    with pytest.raises(KycError, match="kept changing"):
+        build(lake, tmp_path / "out" / "draft", run_id="run", progress=replace)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_new_days_during_the_build_do_not_disturb_it(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, DAY, one_day())
+
+    def add(model: str, seconds: float) -> None:
+        if model == "verifications":
+            write_day(lake, "2024-09-09", one_day())
+
+    summary = build(lake, tmp_path / "draft", run_id="run", progress=add)
+    assert summary.partitions == (DAY,)
+
+
+def test_an_object_store_is_read_through_its_file_system(tmp_path: Path) -> None:
+    fsspec.filesystem("memory").store.clear()
+    lake = Lake("memory://bucket/lake")
+    write_day(lake, DAY, one_day())
+    assert not lake.is_local
+    summary = build(lake, tmp_path / "draft", run_id="run")
+    assert summary.tables["verifications"] == 2
+    assert all(partition for partition in list_partitions(lake)["verifications"].values())
+
+
+def test_facts_beyond_the_size_setting_are_views_over_the_lake(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, DAY, one_day())
+    build(lake, tmp_path / "tables", run_id="run")
+    summary = build(lake, tmp_path / "views", run_id="run", max_fact_rows=2)
+    with (
+        duckdb.connect(tmp_path / "tables", read_only=True) as tables,
+        duckdb.connect(tmp_path / "views", read_only=True) as views,
+    ):
+        kinds = dict(
+            views.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall()
+        )
+        assert set(kinds) == {"model_checks", "verification_files"}
+        assert all(kinds.values())
+        for model in load_models():
+            everything = f"SELECT * FROM {model.name} ORDER BY ALL"
+            assert tables.execute(everything).fetchall() == views.execute(everything).fetchall()
+            assert summary.tables[model.name] == len(views.execute(everything).fetchall())
+
+
+def test_no_personal_value_is_in_the_file(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, DAY, one_day(), [rejected()])
+    draft = tmp_path / "draft"
+    build(lake, draft, run_id="run")
+    assert b"marked" not in draft.read_bytes()
+    with duckdb.connect(draft, read_only=True) as connection:
+        for model in load_models():
+            assert "marked" not in str(connection.execute(f"SELECT * FROM {model.name}").fetchall())
+
+
+def test_a_small_memory_limit_is_enough(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, DAY, one_day())
+    summary = build(lake, tmp_path / "draft", run_id="run", memory_limit="100MB", threads=1)
+    assert summary.rows == sum(summary.tables.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "lake"]

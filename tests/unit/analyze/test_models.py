@@ -1,0 +1,86 @@
+"""The SQL files: headers, dependencies, and that the header's columns are the query's."""
+
+import re
+
+import pytest
+
+from kyc_pipeline.analyze.models import load_models, parse_header
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.tables import TABLES
+
+INTERFACE = {
+    "pass_rates": "date check_group check_type checks passed failed other pass_rate pass_rate_low"
+    " pass_rate_high low_n",
+    "verified_rates": "date verifications verified verified_rate verified_rate_low verified_rate_high",
+    "verified_rates_by_company": "date company_id verifications verified verified_rate verified_rate_low"
+    " verified_rate_high",
+    "confidence_histogram": "date check_group check_type normalized_status bin bin_low bin_high checks",
+    "confidence_summary": "date check_group check_type checks with_confidence mean stddev min p01 p05 p25 p50"
+    " p75 p95 p99 max",
+    "threshold_sensitivity": "check_group check_type threshold scored at_or_above rate rate_null_as_fail"
+    " flips_to_fail flips_to_pass orientation_verified",
+    "confidence_drift": "date check_group check_type checks baseline_checks psi psi_noise_floor ks ks_p_value"
+    " js_distance level",
+    "failure_combinations": "date failed_checks verifications verified",
+    "failure_attribution": "date check_group check_type failing sole_blocker not_verified",
+    "submission_funnel": "date received rejected accepted completed refused quarantined uncertain failed"
+    " not_attempted verified",
+    "api_performance": "date calls retries p50_ms p90_ms p95_ms p99_ms max_ms billable_calls estimated_cost"
+    " cost_per_verified",
+    "repeat_subjects": "date subjects repeat_subjects first_attempt_passed passed_within_3 shared_documents",
+    "submissions": "submission_id date outcome",
+    "verifications": "date verification_id",
+    "model_checks": "date verification_id",
+    "verification_tags": "date verification_id",
+    "verification_files": "date verification_id",
+}
+
+
+@pytest.mark.parametrize("table", INTERFACE)
+def test_promised_tables_have_their_promised_columns(table: str) -> None:
+    model = next(model for model in load_models() if model.name == table)
+    names = [name for name, _ in model.columns]
+    promised = INTERFACE[table].split()
+    assert [name for name in names if name in promised] == sorted(promised, key=names.index)
+    assert set(promised) <= set(names)
+
+
+def test_models_come_after_what_they_read() -> None:
+    seen: set[str] = set()
+    for model in load_models():
+        assert set(model.depends_on) <= seen
+        seen.add(model.name)
+
+
+def test_models_that_read_the_lake_come_first() -> None:
+    reads = [model.reads_lake for model in load_models()]
+    assert reads == sorted(reads, reverse=True)
+    assert {model.name for model in load_models() if model.sources} <= {
+        model.name for model in load_models() if model.reads_lake
+    }
+
+
+def test_sources_are_tables_of_the_lake() -> None:
+    lake_tables = {table.name for table in TABLES} | {"partitions"}
+    for model in load_models():
+        assert set(model.sources) <= lake_tables
+
+
+def test_no_model_reads_a_personal_column() -> None:
+    personal = {column.name for table in TABLES for column in table.columns if column.personal}
+    for model in load_models():
+        assert not personal & set(re.findall(r"\w+", model.sql)), model.name
+
+
+def test_a_header_gives_description_and_columns() -> None:
+    description, columns, sql = parse_header(
+        "t", "-- One\n-- two.\n--\n-- a: First\n--   line.\n-- b: B.\nSELECT 1"
+    )
+    assert description == "One two."
+    assert columns == (("a", "First line."), ("b", "B."))
+    assert sql == "SELECT 1"
+
+
+def test_a_malformed_header_names_its_file() -> None:
+    with pytest.raises(KycError, match=r"sql/t\.sql"):
+        parse_header("t", "-- One.\n--\n-- nonsense\nSELECT 1")
