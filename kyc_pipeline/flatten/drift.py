@@ -1,0 +1,164 @@
+"""Where an answer leaves the contract: every leaf that no column takes, by path and kind.
+
+The walk over an answer is driven by the contract's table of fields and misses nothing: a leaf either is a
+known field of the right kind, or it is reported. Paths are names, never values: a key that does not look
+like a field's name shows as `?`, for it may be data.
+"""
+
+import re
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kyc_pipeline.deepxl.contract import FIELDS, Field, Kind, integer, is_geometry, removed_geometry
+from kyc_pipeline.deepxl.jsontext import Json, Number, Object
+from kyc_pipeline.lake.tables import DriftKind
+
+MAX_DEPTH: Final = 16
+"""Below this depth an unknown place is reported by the path of its ancestor."""
+MAX_PATHS: Final = 2_000
+"""Distinct entries of one partition; what comes after is counted under `OTHER_PATHS`."""
+OTHER_PATHS: Final = "(other paths)"
+_FIELD_NAME: Final = re.compile(r"(?!.*[0-9]{4})[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(slots=True)
+class _Place:
+    """A known place: its field, and what may be below it."""
+
+    known: Field
+    members: "dict[str, _Place]" = field(default_factory=dict)
+    any_member: "_Place | None" = None
+    item: "_Place | None" = None
+    required: list[tuple[str, ...]] = field(default_factory=list)
+
+
+def _places() -> _Place:
+    root = _Place(Field("", Kind.OBJECT))
+    by_path = {"": root}
+    for each in FIELDS:
+        place = by_path[each.path] = _Place(each)
+        if each.path.endswith("[]"):
+            by_path[each.path.removesuffix("[]")].item = place
+            continue
+        parent_path, _, name = each.path.rpartition(".")
+        parent = by_path[parent_path]
+        if name == "*":
+            parent.any_member = place
+            continue
+        parent.members |= dict.fromkeys((name, *each.aliases), place)
+        if each.required:
+            parent.required.append((name, *each.aliases, *each.unless))
+    return root
+
+
+_ROOT: Final = _places()
+_KINDS: Final[dict[Kind, Callable[[Json], bool]]] = {
+    Kind.OBJECT: lambda value: isinstance(value, Object),
+    Kind.LIST: lambda value: isinstance(value, list),
+    Kind.STRING: lambda value: isinstance(value, str),
+    Kind.INTEGER: lambda value: integer(value) is not None,
+    Kind.NUMBER: lambda value: isinstance(value, Number),
+    Kind.BOOLEAN: lambda value: isinstance(value, bool),
+}
+
+
+def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:
+    """Every difference between `answer` and the contract, as (path, kind), repetitions included.
+
+    `personal` holds lower-case words that no path may show, such as the values of the tags sent.
+    """
+    todo: list[tuple[Json, str, int, _Place | None]] = [(answer, "", 0, _ROOT)]
+    while todo:
+        value, path, depth, place = todo.pop()
+        if place is None:
+            if not isinstance(value, Object | list) or _is_empty(value):
+                yield path, DriftKind.UNKNOWN_FIELD
+                continue
+        elif (kind := _difference(value, place)) is not None:
+            yield path, kind
+            if kind is not DriftKind.TYPE_MISMATCH or _is_empty(value):
+                continue
+            place = None
+        if isinstance(value, Object):
+            yield from ((_join(path, name), DriftKind.MISSING_FIELD) for name in _missing(value, place))
+            seen: set[str] = set()
+            # From the last: it is the one that counts.
+            for key, member in reversed(value.members):
+                below = _join(path, shown(key, personal)) if depth < MAX_DEPTH else path
+                kind = _geometry(key, member) or (DriftKind.DUPLICATE_FIELD if key in seen else None)
+                if kind is not None:
+                    yield below, kind
+                else:
+                    todo.append((member, below, depth + 1, _known_member(place, key)))
+                seen.add(key)
+        elif isinstance(value, list):
+            below = f"{path}[]" if depth < MAX_DEPTH else path
+            todo += [(item, below, depth + 1, place and place.item) for item in value]
+
+
+def shown(key: str, personal: Container[str] = ()) -> str:
+    """`key` as a path shows it: a name as programmers write them, without long numbers; else `?`."""
+    return key if _FIELD_NAME.fullmatch(key) and key.lower() not in personal else "?"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _is_empty(value: Json) -> bool:
+    return value in ("", []) or (isinstance(value, Object) and not value.members)
+
+
+def _difference(value: Json, place: _Place) -> DriftKind | None:
+    if value is None:
+        return DriftKind.NULL_FIELD
+    if not _KINDS[place.known.kind](value):
+        return DriftKind.TYPE_MISMATCH
+    if _is_empty(value):
+        return DriftKind.EMPTY_FIELD
+    return place.known.drift if place.known.odd is not None and place.known.odd(value) else None
+
+
+def _geometry(key: str, value: Json) -> DriftKind | None:
+    """What is to say of geometry; None where `key` is none, or its value was not cut."""
+    if not is_geometry(key):
+        return None
+    if removed_geometry(value) is not None:
+        return DriftKind.GEOMETRY_REMOVED
+    if value is None:
+        return DriftKind.NULL_FIELD
+    return DriftKind.EMPTY_FIELD if _is_empty(value) else None
+
+
+def _known_member(place: _Place | None, key: str) -> _Place | None:
+    return None if place is None else place.members.get(key, place.any_member)
+
+
+def _missing(value: Object, place: _Place | None) -> list[str]:
+    if place is None or not place.required:
+        return []
+    present = {key for key, _ in value.members}
+    return [names[0] for names in place.required if present.isdisjoint(names)]
+
+
+class DriftCounter:
+    """Counts one partition's drift; memory is bounded by `MAX_PATHS`."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, DriftKind], tuple[int, str]] = {}
+
+    def add(self, path: str, kind: DriftKind, submission_id: str) -> None:
+        """Counts one occurrence. Submissions must come in order, so that the example is the first."""
+        key = (path, kind)
+        if key not in self._found and len(self._found) >= MAX_PATHS:
+            key = (OTHER_PATHS, kind)
+        occurrences, example = self._found.get(key, (0, submission_id))
+        self._found[key] = (occurrences + 1, example)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of `contract_drift`, by path and kind."""
+        return [
+            {"path": path, "kind": kind, "occurrences": occurrences, "example_submission_id": example}
+            for (path, kind), (occurrences, example) in sorted(self._found.items())
+        ]

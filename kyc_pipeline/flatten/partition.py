@@ -1,0 +1,199 @@
+"""One day's answers into the five curated tables, with memory that does not grow with the day.
+
+Answers and submissions are both sorted by id, so they are read side by side in batches. All five files
+carry the same footer (`source`: the identity of the answers and submissions read), so that a reader can
+see that they belong together. The same input gives the same bytes.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kyc_pipeline.deepxl import contract
+from kyc_pipeline.deepxl.errors import ContractBroken
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.flatten.drift import DriftCounter
+from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
+from kyc_pipeline.lake.tables import (
+    CONTRACT_DRIFT,
+    SUBMISSIONS,
+    VERIFICATION_RESPONSES,
+    DriftKind,
+    Outcome,
+    Table,
+)
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+
+BATCH_ROWS: Final = 4096
+_RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
+_SENT_COLUMNS: Final = ["submission_id", "id_sha256", "id_size", "selfie_size", "tags"]
+
+
+@dataclass(slots=True)
+class FlattenSummary:
+    """What one partition came to. Counts are rows, except `anomalies`: answers by code."""
+
+    responses: int = 0
+    completed: int = 0
+    verifications: int = 0
+    checks: int = 0
+    tags: int = 0
+    files: int = 0
+    drift: int = 0
+    unreadable: int = 0
+    """Completed answers without the hard requirements: they have no row, so the partition has an error."""
+    without_submission: int = 0
+    anomalies: Counter[str] = field(default_factory=Counter)
+    source: str = ""
+    """The identity of what was read, as in the footers."""
+
+
+def flatten_partition(
+    lake: Lake, date: str, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]
+) -> FlattenSummary:
+    """Writes the five tables of `date` from its answers and submissions.
+
+    Raises :class:`KycError` where either is missing, unreadable, not sorted by id, or replaced meanwhile.
+    """
+    source = _source(lake, date)
+    metadata = {
+        "source": source,
+        "contract_version": contract.VERSION,
+        "key_id": pseudonymizer.key_id,
+        "clear_tags": ",".join(sorted(clear_tags)),
+    }
+    summary = FlattenSummary(source=source)
+    drift = DriftCounter()
+    flattener = RecordFlattener(pseudonymizer, clear_tags, drift)
+    submissions = _Submissions(lake, date)
+    with ExitStack() as stack:
+        writers = {
+            table: stack.enter_context(lake.writer(table, date, metadata))
+            for table in (*FACTS, CONTRACT_DRIFT)
+        }
+        facts = {table: _RowGroups(writers[table]) for table in FACTS}
+        for batch in _sorted_batches(lake, VERIFICATION_RESPONSES, date, _RESPONSE_COLUMNS):
+            summary.responses += batch.num_rows
+            completed = batch.filter(pc.equal(batch["outcome"], pa.scalar(Outcome.COMPLETED.value)))
+            rows = _flatten_batch(completed, submissions, flattener, drift, summary)
+            for table, groups in facts.items():
+                groups.write(rows.table(table))
+        for groups in facts.values():
+            groups.finish()
+        writers[CONTRACT_DRIFT].write(drift.rows())
+        if _source(lake, date) != source:
+            raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
+    summary.verifications, summary.checks, summary.tags, summary.files, summary.drift = (
+        writer.rows for writer in writers.values()
+    )
+    return summary
+
+
+def _flatten_batch(
+    completed: pa.RecordBatch,
+    submissions: "_Submissions",
+    flattener: RecordFlattener,
+    drift: DriftCounter,
+    summary: FlattenSummary,
+) -> Rows:
+    rows = Rows()
+    ids = [str(submission_id) for submission_id in completed["submission_id"].to_pylist()]
+    sent = submissions.of(ids)
+    for submission_id, text in zip(ids, completed["response"].to_pylist(), strict=True):
+        summary.completed += 1
+        summary.without_submission += submission_id not in sent
+        try:
+            received = contract.reread(text or "")
+        except ContractBroken:
+            summary.unreadable += 1
+            drift.add("result", DriftKind.TYPE_MISMATCH, submission_id)
+            continue
+        flattener.add(rows, submission_id, received, sent.get(submission_id))
+    for codes in rows.columns[FACTS[0].name]["anomalies"]:
+        summary.anomalies.update(codes)
+    return rows
+
+
+class _Submissions:
+    """The day's submissions, read forward as the answers come."""
+
+    def __init__(self, lake: Lake, date: str) -> None:
+        self._batches = _sorted_batches(lake, SUBMISSIONS, date, _SENT_COLUMNS)
+        self._ahead: list[pa.RecordBatch] = []
+
+    def of(self, ids: list[str]) -> dict[str, Sent]:
+        """What was sent for `ids`, which are sorted and beyond those asked for before."""
+        wanted = pa.array(ids, pa.string())
+        found: dict[str, Sent] = {}
+        while ids:
+            batch = self._ahead.pop() if self._ahead else next(self._batches, None)
+            if batch is None:
+                break
+            taken = batch.filter(pc.is_in(batch["submission_id"], value_set=wanted))
+            for row in taken.to_pylist():
+                found[row["submission_id"]] = Sent(
+                    row["id_sha256"], row["id_size"], row["selfie_size"], dict(row["tags"])
+                )
+            if batch["submission_id"][-1].as_py() > ids[-1]:
+                self._ahead.append(batch)
+                break
+        return found
+
+
+class _RowGroups:
+    """Collects rows into row groups of the size that suits DuckDB, then writes them."""
+
+    def __init__(self, writer: PartitionWriter) -> None:
+        self._writer = writer
+        self._pending: list[pa.Table] = []
+        self._count = 0
+
+    def write(self, rows: pa.Table) -> None:
+        """Takes rows; writes what fills a row group."""
+        self._pending.append(rows)
+        self._count += rows.num_rows
+        while self._count >= ROW_GROUP_ROWS:
+            self._flush(ROW_GROUP_ROWS)
+
+    def finish(self) -> None:
+        """Writes what is left."""
+        self._flush(self._count)
+
+    def _flush(self, count: int) -> None:
+        if count:
+            rows = pa.concat_tables(self._pending)
+            self._writer.write(rows.slice(0, count))
+            self._pending = [rows.slice(count)]
+            self._count -= count
+
+
+def _sorted_batches(lake: Lake, table: Table, date: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches that are not empty, by strictly rising `submission_id`."""
+    last: pa.Array[pa.StringScalar] = pa.array([], pa.string())
+    for batch in lake.batches(table, date, columns, BATCH_ROWS):
+        if batch.num_rows == 0:
+            continue
+        ids = pa.concat_arrays([last, batch["submission_id"]])
+        if not pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py():
+            raise KycError(
+                f"{table.name} partition {date} is not sorted by submission_id: materialize it again"
+            )
+        last = ids[-1:]
+        yield batch
+
+
+def _source(lake: Lake, date: str) -> str:
+    """Identity (SHA-256, hex) of the partition's answers and submissions."""
+    digest = hashlib.sha256()
+    for table in (VERIFICATION_RESPONSES, SUBMISSIONS):
+        lake.row_count(table, date)  # raises the lake's own errors for a partition that is missing or broken
+        with lake.fs.open(lake.path(table, date), "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,273 @@
+"""One answer at a time: any answer that fits the hard contract becomes rows.
+
+This is the exact path. It reads JSON literally (number literals, repeated keys, any depth) and decides
+alone what the tables say; a faster path must give the same rows for the answers that it takes.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+
+from kyc_pipeline.deepxl.contract import Received, integer, normalize_status
+from kyc_pipeline.deepxl.jsontext import Json, Object, read_json, write_json
+from kyc_pipeline.flatten.anomalies import Anomaly
+from kyc_pipeline.flatten.drift import DriftCounter, shown, survey
+from kyc_pipeline.flatten.values import (
+    MICROSECONDS,
+    confidence,
+    epoch_microseconds,
+    iso_microseconds,
+    valid_unicode,
+)
+from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS, Table
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+
+FACTS: Final = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES)
+"""The tables with rows for each answer; `contract_drift` sums over the partition."""
+TECHNICAL_CHECKS: Final = "technicalChecks"
+SECOND_TECHNICAL_CHECKS: Final = "result.technicalChecks"
+"""The group of checks at `result.technicalChecks` that differ from those under `modelResults`."""
+SUBMISSION_TAG: Final = "submissionId"
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What was sent for one submission: the other side of every echo."""
+
+    id_sha256: str
+    id_size: int
+    selfie_size: int
+    tags: dict[str, str]
+    """Without `submissionId`."""
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows of the fact tables, one list a column."""
+
+    columns: dict[str, dict[str, list[Any]]] = field(
+        default_factory=lambda: {table.name: {c.name: [] for c in table.columns} for table in FACTS}
+    )
+
+    def append(self, table: Table, values: dict[str, Any]) -> None:
+        """One row; every column must be given."""
+        columns = self.columns[table.name]
+        for name, value in values.items():
+            columns[name].append(value)
+
+    def table(self, table: Table) -> pa.Table:
+        """The rows of `table` as Arrow data with its schema."""
+        return pa.table(self.columns[table.name], schema=table.schema)
+
+
+class _Members:
+    """The known fields of one object. What is odd about a value goes into `odd`."""
+
+    def __init__(self, value: Json, odd: set[Anomaly]) -> None:
+        # Of a repeated key the last value counts, as for every usual parser; the drift counts the others.
+        self._values = dict(value.members) if isinstance(value, Object) else {}
+        self._odd = odd
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def get(self, name: str, *aliases: str) -> Json:
+        """The first value that is not null among `name` and `aliases`; else None."""
+        found = [value for key in (name, *aliases) if (value := self._values.get(key)) is not None]
+        if any(value != found[0] for value in found):
+            self._odd.add(Anomaly.FIELD_CONFLICT)
+        return found[0] if found else None
+
+    def text(self, name: str, *aliases: str) -> str | None:
+        """A text; None for anything else."""
+        value = self.get(name, *aliases)
+        return self.clean(value) if isinstance(value, str) else None
+
+    def clean(self, text: str) -> str:
+        """`text` as a column can hold it."""
+        valid = valid_unicode(text)
+        if valid != text:
+            self._odd.add(Anomaly.INVALID_UNICODE)
+        return valid
+
+    def integer(self, name: str, *aliases: str) -> int | None:
+        """An integer of 64 bits; None for anything else."""
+        return integer(self.get(name, *aliases))
+
+    def epoch(self, name: str) -> int | None:
+        """An epoch time stamp in microseconds."""
+        moment, anomaly = epoch_microseconds(self.get(name))
+        if anomaly is not None:
+            self._odd.add(anomaly)
+        return moment
+
+    def objects(self, name: str) -> list[Object]:
+        """The objects in a list; none for anything else."""
+        value = self.get(name)
+        return [item for item in value if isinstance(item, Object)] if isinstance(value, list) else []
+
+
+class RecordFlattener:
+    """Turns answers into rows, one after the other, in the order of their submissions."""
+
+    def __init__(
+        self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str], drift: DriftCounter
+    ) -> None:
+        self._pseudonymizer = pseudonymizer
+        self._clear_tags = frozenset(clear_tags)
+        self._drift = drift
+
+    def add(self, rows: Rows, submission_id: str, received: Received, sent: Sent | None) -> None:
+        """Appends the rows of one answer; `sent` is None where no accepted submission has its id."""
+        answer = read_json(received.text)
+        odd = set(self._survey(answer, submission_id, sent))
+        result = _Members(_Members(answer, odd).get("result"), odd)
+        key = {"verification_id": received.verification_id, "submission_id": submission_id}
+        check_count = 0
+        for group, index, check in _checks(result, odd):
+            check_count += 1
+            rows.append(MODEL_CHECKS, key | _check(check, odd) | {"check_group": group, "check_index": index})
+        tags = list(_tags(result.get("tags"), odd))
+        for name, value in tags:
+            rows.append(VERIFICATION_TAGS, key | self._tag(name, value))
+        for item in result.objects("files"):
+            rows.append(VERIFICATION_FILES, key | _file(_Members(item, odd)))
+        verification = _verification(result, odd)
+        odd.update(_echo_anomalies(verification, tags, submission_id, sent))
+        rows.append(
+            VERIFICATIONS,
+            key
+            | verification
+            | {
+                "verified": received.verified,
+                "check_count": check_count,
+                "id_document_pseudonym": sent and self._pseudonymizer.document(sent.id_sha256),
+                "anomalies": sorted(odd),
+            },
+        )
+
+    def _survey(self, answer: Json, submission_id: str, sent: Sent | None) -> Iterator[Anomaly]:
+        personal = {
+            value.lower()
+            for name, value in (sent.tags if sent else {}).items()
+            if name not in self._clear_tags
+        }
+        for path, kind in survey(answer, personal):
+            self._drift.add(path, kind, submission_id)
+            yield Anomaly[kind.name]
+
+    def _tag(self, name: str, value: str | None) -> dict[str, Any]:
+        blank = value is None or not value.strip()
+        return {
+            "name": valid_unicode(name),
+            "value": valid_unicode(value) if value is not None and name in self._clear_tags else None,
+            "pseudonym": None if blank else self._pseudonymizer.tag(name, str(value)),
+        }
+
+
+def _verification(result: _Members, odd: set[Anomaly]) -> dict[str, Any]:
+    verified_at = result.epoch("timestamp")
+    iso = result.text("timestampISO")
+    iso_moment = iso_microseconds(iso) if iso else None
+    if iso and iso_moment is None:
+        odd.add(Anomaly.TIMESTAMP_ISO_UNREADABLE)
+    offset = None if verified_at is None or iso_moment is None else (iso_moment - verified_at) / MICROSECONDS
+    return {
+        "model": result.text("model"),
+        "model_version": result.text("modelVersion"),
+        "verified_at": verified_at,
+        "timestamp_iso": iso,
+        "iso_offset_seconds": offset,
+        "id_file_type": result.text("idFileType"),
+        "id_file_size": result.integer("idFileSize", "idSize"),
+        "selfie_file_type": result.text("selfieFileType"),
+        "selfie_file_size": result.integer("selfieFileSize", "selfieSize"),
+    }
+
+
+def _checks(result: _Members, odd: set[Anomaly]) -> Iterator[tuple[str, int, _Members]]:
+    """Every check with its group and its position there."""
+    model_results = result.get("modelResults")
+    groups = dict(model_results.members) if isinstance(model_results, Object) else {}
+    found = [(shown(key), value) for key, value in groups.items()]
+    elsewhere = result.get(TECHNICAL_CHECKS)
+    if not groups.get(TECHNICAL_CHECKS):
+        found.append((TECHNICAL_CHECKS, elsewhere))
+    elif elsewhere != groups[TECHNICAL_CHECKS]:
+        found.append((SECOND_TECHNICAL_CHECKS, elsewhere))
+    for group, checks in found:
+        for index, check in enumerate(checks if isinstance(checks, list) else []):
+            if isinstance(check, Object):
+                yield group, index, _Members(check, odd)
+
+
+def _check(check: _Members, odd: set[Anomaly]) -> dict[str, Any]:
+    status = check.text("status")
+    given = check.get("confidence")
+    score, anomaly = confidence(given)
+    if anomaly is not None:
+        odd.add(anomaly)
+    return {
+        "type": check.text("type", "checkType"),
+        "status": status,
+        "normalized_status": normalize_status(status),
+        "confidence": score,
+        "confidence_raw": write_json(given) if "confidence" in check else None,
+        "details": check.text("details"),
+    }
+
+
+def _tags(tags: Json, odd: set[Anomaly]) -> Iterator[tuple[str, str | None]]:
+    """Every tag's name and value; a value that is not a text as its JSON text, None for null or none.
+
+    The API's form is a list of `{name, value}`; the form in which tags are sent, an object, is read too.
+    """
+    pairs: list[tuple[Json, Json]] = []
+    if isinstance(tags, Object):
+        pairs = [(name, value) for name, value in tags.members]
+    elif isinstance(tags, list):
+        items = [_Members(item, odd) for item in tags if isinstance(item, Object)]
+        pairs = [(item.get("name"), item.get("value")) for item in items]
+    seen: set[str] = set()
+    for name, value in pairs:
+        if not isinstance(name, str):
+            odd.add(Anomaly.TAG_WITHOUT_NAME)
+            continue
+        if name in seen:
+            odd.add(Anomaly.TAG_REPEATED)
+        seen.add(name)
+        text = value if isinstance(value, str) or value is None else write_json(value)
+        if valid_unicode(name + (text or "")) != name + (text or ""):
+            odd.add(Anomaly.INVALID_UNICODE)
+        yield name, text
+
+
+def _file(file: _Members) -> dict[str, Any]:
+    return {
+        "category": file.text("category"),
+        "content_type": file.text("contentType"),
+        "file_size": file.integer("fileSize"),
+        "uploaded_at": file.epoch("timestamp"),
+    }
+
+
+def _echo_anomalies(
+    verification: dict[str, Any], tags: list[tuple[str, str | None]], submission_id: str, sent: Sent | None
+) -> Iterator[Anomaly]:
+    """What the answer says of the request, against what was sent."""
+    if sent is None:
+        yield Anomaly.SUBMISSION_MISSING
+        return
+    for size, echo in (
+        (sent.id_size, verification["id_file_size"]),
+        (sent.selfie_size, verification["selfie_file_size"]),
+    ):
+        if echo is not None and echo != size:
+            yield Anomaly.ECHO_SIZE_MISMATCH
+    expected = {**sent.tags, SUBMISSION_TAG: submission_id}
+    if expected.keys() - {name for name, _ in tags}:
+        yield Anomaly.ECHO_TAGS_MISSING
+    if any(value is None or expected.get(name) != value for name, value in tags):
+        yield Anomaly.ECHO_TAGS_MISMATCH

@@ -1,0 +1,69 @@
+"""Values of an answer as columns hold them: typed where they are what they should be, else NULL.
+
+Nothing is converted that the API did not say: a text is never a number, 97 is never 0.97. Time stamps are
+the one exception, documented at `epoch_microseconds`.
+"""
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from kyc_pipeline.deepxl.contract import integer, is_unit_interval
+from kyc_pipeline.deepxl.jsontext import Json, Number
+from kyc_pipeline.flatten.anomalies import Anomaly
+
+MICROSECONDS: Final = 1_000_000
+SECONDS_BELOW: Final = 10**11
+"""A time stamp is in seconds below this (the year 5138), and in milliseconds from here up to 1000 times it:
+read as milliseconds it lies between 1973 and 5138, read as seconds it would lie beyond."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_ISO: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?"
+)
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def valid_unicode(text: str) -> str:
+    """`text` with U+FFFD for each lone surrogate, which no UTF-8 column can hold."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def confidence(value: Json) -> tuple[float | None, Anomaly | None]:
+    """A JSON number from 0 to 1; else None and why. Neither for null."""
+    if value is None:
+        return None, None
+    if not isinstance(value, Number):
+        return None, Anomaly.CONFIDENCE_NOT_A_NUMBER
+    if not is_unit_interval(value):
+        return None, Anomaly.CONFIDENCE_OUT_OF_RANGE
+    return float(value.literal), None
+
+
+def epoch_microseconds(value: Json) -> tuple[int | None, Anomaly | None]:
+    """Microseconds since 1970 of an epoch time stamp, rounded to the nearest; None if it is no number.
+
+    Seconds below `SECONDS_BELOW` in magnitude; milliseconds up to 1000 times that, with an anomaly;
+    beyond, None with an anomaly.
+    """
+    if not isinstance(value, Number):
+        return None, None
+    whole = integer(value)
+    seconds = float(value.literal) if whole is None else whole
+    if abs(seconds) < SECONDS_BELOW:
+        return round(seconds * MICROSECONDS), None
+    if math.isfinite(seconds) and abs(seconds) < SECONDS_BELOW * 1000:
+        return round(seconds * (MICROSECONDS // 1000)), Anomaly.TIMESTAMP_MILLISECONDS
+    return None, Anomaly.TIMESTAMP_OUT_OF_RANGE
+
+
+def iso_microseconds(text: str) -> int | None:
+    """Microseconds since 1970 of an ISO 8601 date and time, read as UTC where it names no zone."""
+    if _ISO.fullmatch(text) is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(microseconds=1)

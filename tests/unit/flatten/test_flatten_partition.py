@@ -1,0 +1,279 @@
+"""A day of answers into the five curated tables."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.flatten.partition import FlattenSummary, flatten_partition
+from kyc_pipeline.lake.storage import Lake, PartitionMissing
+from kyc_pipeline.lake.tables import (
+    CONTRACT_DRIFT,
+    MODEL_CHECKS,
+    SUBMISSIONS,
+    VERIFICATION_FILES,
+    VERIFICATION_RESPONSES,
+    VERIFICATION_TAGS,
+    VERIFICATIONS,
+)
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+
+DAY = "2024-09-08"
+CURATED = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES, CONTRACT_DRIFT)
+SEED_TEXT = (Path(__file__).parents[2] / "fixtures" / "seed_response.json").read_text()
+SEED: dict[str, Any] = json.loads(SEED_TEXT)["result"]
+SEED_TAGS = {tag["name"]: tag["value"] for tag in SEED["tags"]}
+PSEUDONYMS = Pseudonymizer("a key for the tests only")
+CLEAR = frozenset({"submissionId", "companyId", "companyName"})
+SHA = hashlib.sha256(b"document").hexdigest()
+
+
+def response_row(submission_id: str, response: str | None, outcome: str = "completed") -> dict[str, Any]:
+    return {
+        "submission_id": submission_id,
+        "outcome": outcome,
+        "http_status": 200,
+        "attempts": 1,
+        "requested_at": datetime(2024, 9, 8, tzinfo=UTC),
+        "responded_at": datetime(2024, 9, 8, tzinfo=UTC),
+        "latency_ms": 1.0,
+        "response": response,
+        "error": None,
+        "billable_calls": 1,
+        "content_sha256": SHA,
+    }
+
+
+def submission_row(submission_id: str, tags: Mapping[str, str] = SEED_TAGS) -> dict[str, Any]:
+    return {
+        "submission_id": submission_id,
+        "submitted_at": None,
+        "id_file": "a.jpg",
+        "selfie_file": "b.jpg",
+        "id_sha256": SHA,
+        "selfie_sha256": SHA,
+        "id_size": SEED["idFileSize"],
+        "selfie_size": SEED["selfieFileSize"],
+        "id_content_type": "image/jpeg",
+        "selfie_content_type": "image/jpeg",
+        "tags": list(tags.items()),
+        "content_sha256": SHA,
+        "manifest": "m.csv",
+        "manifest_row": 1,
+    }
+
+
+def echo(submission_id: str, **changes: Any) -> dict[str, Any]:
+    """The seed's result as the API answers a submission of ours, with changes to it."""
+    tags = [*SEED["tags"], {"name": "submissionId", "value": submission_id}]
+    return {**SEED, "tags": tags, **changes}
+
+
+def text_of(result: Mapping[str, Any]) -> str:
+    return json.dumps({"result": result})
+
+
+class Day:
+    """A lake with one day of responses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lake = Lake(str(folder))
+
+    def write(self, responses: list[dict[str, Any]], submissions: list[dict[str, Any]] | None = None) -> None:
+        if submissions is None:
+            submissions = [submission_row(row["submission_id"]) for row in responses]
+        self.lake.write(VERIFICATION_RESPONSES, DAY, responses)
+        self.lake.write(SUBMISSIONS, DAY, submissions)
+
+    def flatten(self, *texts: str | None) -> FlattenSummary:
+        """Flattens `texts` as the answers of the submissions s-0, s-1, ..."""
+        if texts:
+            self.write([response_row(f"s-{index}", text) for index, text in enumerate(texts)])
+        return flatten_partition(self.lake, DAY, PSEUDONYMS, CLEAR)
+
+    def rows(self, table: Any) -> list[dict[str, Any]]:
+        return self.lake.read(table, DAY).to_pylist()
+
+    def drift(self) -> dict[tuple[str, str], int]:
+        return {(row["path"], row["kind"]): row["occurrences"] for row in self.rows(CONTRACT_DRIFT)}
+
+    def anomalies(self) -> list[str]:
+        (row,) = self.rows(VERIFICATIONS)
+        return row["anomalies"]
+
+
+@pytest.fixture
+def day(tmp_path: Path) -> Day:
+    return Day(tmp_path / "lake")
+
+
+def test_the_seed_example_becomes_these_rows(day: Day) -> None:
+    summary = day.flatten(SEED_TEXT)
+    key = {"verification_id": 457, "submission_id": "s-0"}
+    moment = datetime(2024, 9, 8, 11, 40, tzinfo=UTC)
+    assert day.rows(VERIFICATIONS) == [
+        key
+        | {
+            "verified": True,
+            "model": "verification",
+            "model_version": None,
+            "verified_at": moment,
+            "timestamp_iso": "2024-09-08T10:00:00.000000",
+            "iso_offset_seconds": -6000.0,
+            "id_file_type": "jpeg",
+            "id_file_size": 234567,
+            "selfie_file_type": "jpeg",
+            "selfie_file_size": 112233,
+            "check_count": 3,
+            "id_document_pseudonym": PSEUDONYMS.document(SHA),
+            "anomalies": ["echo_tags_missing"],
+        }
+    ]
+    checks = [
+        ("FACE_MATCH", 0.97, "0.97", "Face match confidence: 97%"),
+        ("LIVENESS", 0.99, "0.99", "Liveness check passed"),
+        ("ID_QUALITY", 0.92, "0.92", "ID document quality is acceptable"),
+    ]
+    assert day.rows(MODEL_CHECKS) == [
+        key
+        | {
+            "check_group": "technicalChecks",
+            "check_index": index,
+            "type": check_type,
+            "status": "PASS",
+            "normalized_status": "PASS",
+            "confidence": score,
+            "confidence_raw": raw,
+            "details": details,
+        }
+        for index, (check_type, score, raw, details) in enumerate(checks)
+    ]
+    assert day.rows(VERIFICATION_TAGS) == [
+        key
+        | {"name": name, "value": value if name in CLEAR else None, "pseudonym": PSEUDONYMS.tag(name, value)}
+        for name, value in SEED_TAGS.items()
+    ]
+    assert day.rows(VERIFICATION_FILES) == [
+        key | {"category": category, "content_type": "image/jpeg", "file_size": size, "uploaded_at": moment}
+        for category, size in (("id", 234567), ("face", 112233))
+    ]
+    assert day.rows(CONTRACT_DRIFT) == []
+    assert (summary.responses, summary.completed, summary.verifications) == (1, 1, 1)
+    assert (summary.checks, summary.tags, summary.files, summary.drift) == (3, 5, 2, 0)
+    assert summary.anomalies == {"echo_tags_missing": 1}
+
+
+def test_an_answer_that_echoes_what_was_sent_has_no_anomaly(day: Day) -> None:
+    day.flatten(text_of(echo("s-0")))
+    assert day.anomalies() == []
+    assert {"name": "submissionId", "value": "s-0"}.items() <= day.rows(VERIFICATION_TAGS)[-1].items()
+
+
+def test_only_completed_answers_have_rows(day: Day) -> None:
+    outcomes = ["completed", "failed", "not_attempted", "quarantined", "refused", "uncertain"]
+    day.write(
+        [response_row(f"s-{i}", text_of(echo(f"s-{i}")), outcome) for i, outcome in enumerate(outcomes)]
+    )
+    summary = day.flatten()
+    assert (summary.responses, summary.completed) == (6, 1)
+    assert {row["submission_id"] for table in CURATED[:4] for row in day.rows(table)} == {"s-0"}
+
+
+def test_a_day_without_answers_makes_five_empty_partitions(day: Day) -> None:
+    day.write([], [])
+    summary = day.flatten()
+    assert summary.responses == 0
+    for table in CURATED:
+        assert day.lake.read(table, DAY).schema.remove_metadata() == table.schema
+        assert day.lake.row_count(table, DAY) == 0
+
+
+def test_the_five_tables_carry_one_source(day: Day) -> None:
+    summary = day.flatten(text_of(echo("s-0")))
+    footers = [day.lake.metadata(table, DAY) for table in CURATED]
+    assert all(footer == footers[0] for footer in footers)
+    assert footers[0]["source"] == summary.source
+    assert footers[0]["key_id"] == PSEUDONYMS.key_id
+    assert day.flatten(text_of(echo("s-0", verified=False))).source != summary.source
+
+
+def test_the_same_answers_give_the_same_bytes(day: Day, tmp_path: Path) -> None:
+    other = Day(tmp_path / "other")
+    texts = [text_of(echo(f"s-{i}", verificationId=i, extra={"b": 1, "a": 2})) for i in range(9)]
+    day.flatten(*texts)
+    other.flatten(*texts)
+    other.flatten(*texts)
+    for table in CURATED:
+        paths = [Path(each.lake.path(table, DAY)) for each in (day, other)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_many_answers_keep_their_order_over_batches_and_row_groups(day: Day) -> None:
+    ids = [f"s-{i:06}" for i in range(21_000)]
+    slim = '{"result": {"verificationId": %d, "verified": true, "modelResults": {"a": [{},{},{},{},{},{}]}}}'
+    day.write([response_row(id_, slim % index) for index, id_ in enumerate(ids)])
+    summary = day.flatten()
+    assert day.lake.read(VERIFICATIONS, DAY)["submission_id"].to_pylist() == ids
+    assert summary.without_submission == 0
+    checks = pq.ParquetFile(day.lake.path(MODEL_CHECKS, DAY)).metadata
+    assert [checks.row_group(i).num_rows for i in range(checks.num_row_groups)] == [122_880, 3_120]
+
+
+def test_an_answer_without_its_submission_keeps_its_rows(day: Day) -> None:
+    day.write(
+        [response_row(id_, text_of(echo(id_))) for id_ in ("s-1", "s-3", "s-5")],
+        [submission_row(id_) for id_ in ("s-0", "s-1", "s-2", "s-5", "s-6")],
+    )
+    assert day.flatten().without_submission == 1
+    rows = day.rows(VERIFICATIONS)
+    assert [row["anomalies"] for row in rows] == [[], ["submission_missing"], []]
+    assert [row["id_document_pseudonym"] is None for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"result": {"verificationId": 1}}'])
+def test_a_completed_answer_without_the_hard_contract_is_counted(day: Day, text: str | None) -> None:
+    summary = day.flatten(text, text_of(echo("s-1")))
+    assert (summary.completed, summary.verifications, summary.unreadable) == (2, 1, 1)
+    assert day.drift() == {("result", "type_mismatch"): 1}
+
+
+@pytest.mark.parametrize("table", [SUBMISSIONS, VERIFICATION_RESPONSES])
+@pytest.mark.parametrize("order", [["s-2", "s-1"], ["s-1", "s-1"]])
+def test_an_unsorted_partition_is_refused_and_nothing_changes(day: Day, table: Any, order: list[str]) -> None:
+    day.flatten(text_of(echo("s-0")))
+    before = [day.rows(each) for each in CURATED]
+    make = submission_row if table is SUBMISSIONS else lambda id_: response_row(id_, text_of(echo(id_)))
+    day.write([response_row(id_, text_of(echo(id_))) for id_ in ("s-1", "s-2")])
+    day.lake.write(table, DAY, [make(id_) for id_ in order])
+    with pytest.raises(KycError, match=f"{table.name} partition {DAY} is not sorted by submission_id"):
+        day.flatten()
+    assert [day.rows(each) for each in CURATED] == before
+
+
+@pytest.mark.parametrize("table", [SUBMISSIONS, VERIFICATION_RESPONSES])
+def test_a_missing_partition_is_named(day: Day, table: Any) -> None:
+    day.write([])
+    Path(day.lake.path(table, DAY)).unlink()
+    with pytest.raises(PartitionMissing, match=f"{table.name} has no partition"):
+        day.flatten()
+
+
+def test_no_personal_value_is_in_the_curated_tables(day: Day) -> None:
+    day.flatten(text_of(echo("s-0", unknown={"Acme Corp": {"9999": 1, "DOC-2024-001": 2}})))
+    everything = json.dumps([day.rows(table) for table in CURATED], default=str)
+    for secret in ("9999", "Acme", "DOC-2024-001", "passport.jpg", "v_id_457", "a.jpg"):
+        assert secret not in everything
+
+
+def test_the_schema_of_what_is_written_is_the_dictionary(day: Day) -> None:
+    day.flatten(SEED_TEXT)
+    for table in CURATED:
+        written = pq.read_schema(day.lake.path(table, DAY))
+        assert written.remove_metadata() == pa.schema(table.schema)
