@@ -1,0 +1,340 @@
+"""What a fault of the network means, against real sockets with the very transport that is used.
+
+The raw servers count the requests that reach them: a POST must never be sent a second time by itself.
+"""
+
+import asyncio
+import socket
+import struct
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
+from kyc_pipeline.deepxl.errors import DeepXLError, DocumentUnavailable, MaybeProcessed, NotProcessed
+
+pytestmark = pytest.mark.anyio
+
+SEED = (Path(__file__).parents[2] / "fixtures" / "seed_response.json").read_bytes()
+LARGE = 24 * 1024 * 1024
+"""More than the kernel buffers of both sides of a loopback connection hold."""
+
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+Handler = Callable[[Reader, Writer], Awaitable[None]]
+MakeRequest = Callable[..., VerificationRequest]
+Connect = Callable[..., DeepXLClient]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """A TCP server on loopback that gives every connection to `handler`; its URL."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: Reader, writer: Writer) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await handler(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+            tasks.discard(task)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def read_head(reader: Reader) -> tuple[bytes, int]:
+    head = await reader.readuntil(b"\r\n\r\n")
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if line)
+    return head, int(fields.get(b"content-length", b"0"))
+
+
+async def read_request(reader: Reader) -> None:
+    _, length = await read_head(reader)
+    while length:
+        length -= len(await reader.read(min(length, 1 << 20)))
+
+
+def reset(writer: Writer) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def answer(body: bytes = SEED, length: int | None = None) -> bytes:
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {length or len(body)}\r\n\r\n".encode() + body
+
+
+async def failure(client: DeepXLClient, request: VerificationRequest) -> DeepXLError:
+    async with client:
+        with pytest.raises(DeepXLError) as caught:
+            await client.verify(request)
+    error = caught.value
+    assert error.requested_at is not None
+    assert error.requested_at.utcoffset() is not None
+    assert error.latency_ms is not None
+    assert error.latency_ms >= 0
+    assert "Jane" not in str(error)
+    return error
+
+
+async def test_a_refused_connection(connect: Connect, make_request: MakeRequest) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        error = await failure(connect(f"http://127.0.0.1:{unused.getsockname()[1]}"), make_request())
+    assert type(error) is NotProcessed
+    assert error.http_status is None
+
+
+async def test_tls_to_a_server_without_it(connect: Connect, make_request: MakeRequest) -> None:
+    async def plain(reader: Reader, writer: Writer) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with serving(plain) as url:
+        error = await failure(connect(url.replace("http:", "https:")), make_request())
+    assert type(error) is NotProcessed
+
+
+async def test_reset_before_the_body_is_sent(connect: Connect, make_request: MakeRequest) -> None:
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await read_head(reader)
+        reset(writer)
+
+    async with serving(handler) as url:
+        error = await failure(connect(url), make_request(size=LARGE))
+    assert type(error) is NotProcessed
+
+
+async def test_an_upload_that_stalls(connect: Connect, make_request: MakeRequest) -> None:
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await read_head(reader)
+        await asyncio.Event().wait()
+
+    async with serving(handler) as url:
+        error = await failure(connect(url, timeout_seconds=0.5), make_request(size=LARGE))
+    assert type(error) is NotProcessed
+
+
+async def hang_up(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+
+
+async def reset_after(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    reset(writer)
+
+
+async def half_a_head(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+
+
+async def half_a_body(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    writer.write(answer(SEED[:500], len(SEED)))
+
+
+async def half_a_chunked_body(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    writer.write(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"res\r\n')
+
+
+async def no_http(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    writer.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+async def not_gzip(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello")
+
+
+async def silence(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    await asyncio.Event().wait()
+
+
+async def trickle(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    writer.write(answer(b"", 10_000))
+    while not writer.is_closing():
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        hang_up,
+        reset_after,
+        half_a_head,
+        half_a_body,
+        half_a_chunked_body,
+        no_http,
+        not_gzip,
+        silence,
+        trickle,
+    ],
+)
+async def test_an_answer_lost_after_sending(
+    handler: Handler, connect: Connect, make_request: MakeRequest
+) -> None:
+    requests = 0
+
+    async def counted(reader: Reader, writer: Writer) -> None:
+        nonlocal requests
+        requests += 1
+        await handler(reader, writer)
+
+    seconds = 0.5 if handler in (silence, trickle) else 30
+    async with serving(counted) as url:
+        error = await failure(connect(url, timeout_seconds=seconds), make_request())
+    assert type(error) is MaybeProcessed
+    assert requests == 1
+
+
+async def test_waiting_for_a_free_connection_sends_nothing(
+    connect: Connect, make_request: MakeRequest
+) -> None:
+    requests = 0
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal requests
+        await read_request(reader)
+        requests += 1
+        await asyncio.Event().wait()
+
+    async with serving(handler) as url, connect(url, max_connections=1, timeout_seconds=0.5) as client:
+        first, second = await asyncio.gather(
+            client.verify(make_request("s-1")), client.verify(make_request("s-2")), return_exceptions=True
+        )
+    assert [type(first), type(second), requests] == [MaybeProcessed, NotProcessed, 1]
+
+
+async def test_a_connection_that_the_server_closed_while_idle(
+    connect: Connect, make_request: MakeRequest
+) -> None:
+    requests = 0
+    closed = asyncio.Event()
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal requests
+        await read_request(reader)
+        requests += 1
+        writer.write(answer())
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    async with serving(handler) as url, connect(url) as client:
+        await client.verify(make_request())
+        await closed.wait()
+        for _ in range(20):  # turns of the loop, in which the client's side sees the end
+            await asyncio.sleep(0)
+        await client.verify(make_request())
+    assert requests == 2
+
+
+async def test_a_post_is_never_sent_again_on_a_new_connection(
+    connect: Connect, make_request: MakeRequest
+) -> None:
+    """aiohttp sends idempotent requests again when a kept connection turns out closed; a POST it must not."""
+    requests: list[bytes] = []
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        served = 0
+        while True:
+            head, length = await read_head(reader)
+            await reader.readexactly(length)
+            requests.append(head.split()[0])
+            served += 1
+            if served == 2:
+                return
+            writer.write(answer())
+
+    async with serving(handler) as url, connect(url) as client:
+        await client.verify(make_request())
+        with pytest.raises(MaybeProcessed):
+            await client.verify(make_request())
+        assert requests == [b"POST", b"POST"]
+        # The same with a GET, to show that this server does provoke the transport's own repetition.
+        await client.get(457)
+        await client.get(457)
+        assert requests[2:] == [b"GET", b"GET", b"GET"]
+
+
+@pytest.mark.parametrize("missing", ["id_path", "selfie_path"])
+async def test_a_document_that_vanished(missing: str, connect: Connect, make_request: MakeRequest) -> None:
+    requests = 0
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal requests
+        requests += 1
+
+    request = make_request()
+    getattr(request, missing).unlink()
+    async with serving(handler) as url:
+        error = await failure(connect(url), request)
+    assert type(error) is DocumentUnavailable
+    assert requests == 0
+
+
+@pytest.mark.parametrize("change", [-LARGE // 2, -1, 1, 20, 5000])
+async def test_a_document_that_changes_its_size_while_it_is_sent(
+    change: int, connect: Connect, make_request: MakeRequest
+) -> None:
+    request = make_request(size=LARGE)
+    received = bytearray()
+    announced = 0
+    ended = asyncio.Event()
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal announced
+        _, announced = await read_head(reader)
+        with request.selfie_path.open("r+b") as selfie:
+            selfie.truncate(LARGE + change)
+        try:
+            while chunk := await reader.read(1 << 20):
+                received.extend(chunk)
+        finally:
+            ended.set()
+
+    async with serving(handler) as url:
+        error = await failure(connect(url), request)
+        await ended.wait()
+    assert type(error) is DocumentUnavailable
+    assert len(received) < announced
+    assert not received.endswith(b"--\r\n")
+
+
+async def test_documents_are_streamed(connect: Connect, make_request: MakeRequest) -> None:
+    async def handler(reader: Reader, writer: Writer) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(answer())
+
+    request = make_request(size=LARGE)
+    async with serving(handler) as url, connect(url) as client:
+        await client.verify(make_request("warm-up"))
+        tracemalloc.start()
+        try:
+            await client.verify(request)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < LARGE / 3
