@@ -1,0 +1,27 @@
+"""How many calls a run may still start, over all its partitions."""
+
+import threading
+
+
+class CallBudget:
+    """`max_calls` calls (None: without limit). Thread-safe."""
+
+    def __init__(self, max_calls: int | None = None) -> None:
+        self._left = max_calls
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Takes one call; False if none is left."""
+        with self._lock:
+            if self._left is None:
+                return True
+            if self._left <= 0:
+                return False
+            self._left -= 1
+            return True
+
+    def give_back(self) -> None:
+        """Returns a call that was taken and not made."""
+        with self._lock:
+            if self._left is not None:
+                self._left += 1

@@ -1,0 +1,221 @@
+"""The ledger's database: how it is connected to, created and migrated. SQL statements are in `ledger.py`.
+
+SQLite runs in WAL with `synchronous=FULL`: a claim that a power cut could undo would be a call paid twice.
+A transaction that writes begins with `BEGIN IMMEDIATE`, so that it waits for its turn at the start and
+never fails half-way. On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores).
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.verify.schema import HEAD_REVISION
+
+BUSY_TIMEOUT_SECONDS: Final = 30.0
+"""How long a statement waits for another process that has the SQLite file locked."""
+_MIGRATION_LOCK: Final = 0x6B79635F  # "kyc_": the key of PostgreSQL's advisory lock
+_READ_ONLY: Final = "kyc_read_only"
+
+
+class LedgerError(KycError):
+    """The ledger cannot be used: disk full, locked, connection lost, not a ledger."""
+
+
+class Database:
+    """One ledger database. Nothing is opened or created before the first use; thread-safe."""
+
+    def __init__(self, url: str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> None:
+        self._url = _checked_url(url)
+        self._busy_timeout = busy_timeout
+        self._engine: Engine | None = None
+        self._is_ready = False
+        self._opening = threading.Lock()
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+
+    def __repr__(self) -> str:
+        return f"Database({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """The URL with the password hidden."""
+        return self._url.render_as_string(hide_password=True)
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file; None on PostgreSQL."""
+        return Path(str(self._url.database)) if self.is_sqlite else None
+
+    @property
+    def url(self) -> URL:
+        """The URL, password included: for another connection to the same place, never for a message."""
+        return self._url
+
+    def exists(self) -> bool:
+        """Whether a ledger is there. Creates nothing."""
+        if self.file is not None and not (self.file.exists() and self.file.stat().st_size):
+            return False
+        with self._translated(), self._connected().connect() as connection:
+            return _revision(connection) is not None
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes; it is durable when the block ends. Raises :class:`LedgerError`."""
+        with self._translated(), self._ready().begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads: one snapshot, and it holds nobody up."""
+        with self._translated(), self._ready().connect() as connection:
+            yield connection.execution_options(**{_READ_ONLY: True})
+
+    def now(self, connection: Connection) -> int:
+        """Microseconds since the epoch: the server's clock on PostgreSQL, since hosts' clocks differ."""
+        if self.is_sqlite:
+            return time.time_ns() // 1000
+        return int(
+            connection.execute(
+                text("SELECT (extract(epoch FROM clock_timestamp())*1e6)::bigint")
+            ).scalar_one()
+        )
+
+    def close(self) -> None:
+        """Closes every connection. The next use opens them again."""
+        with self._opening:
+            if self._engine is not None:
+                self._engine.dispose()
+            self._engine = None
+            self._is_ready = False
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (DBAPIError, PoolTimeout, OSError) as error:
+            # Not `from error`: a driver's message may quote the row it failed on.
+            raise LedgerError(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
+
+    def _connected(self) -> Engine:
+        with self._opening:
+            if self._engine is None:
+                self._engine = self._create_engine()
+            return self._engine
+
+    def _ready(self) -> Engine:
+        """The engine, over a database that exists and has the newest schema."""
+        engine = self._connected()
+        with self._opening:
+            if not self._is_ready:
+                self._prepare(engine)
+                self._is_ready = True
+        return engine
+
+    def _prepare(self, engine: Engine) -> None:
+        if self.file is None:
+            _migrate(engine)
+            return
+        _create_file(self.file)
+        with engine.connect() as connection:
+            current = _revision(connection)
+        if current != HEAD_REVISION:
+            with FileLock(f"{self.file}.lock", mode=0o600):
+                _migrate(engine)
+
+    def _create_engine(self) -> Engine:
+        if not self.is_sqlite:
+            return create_engine(self._url, hide_parameters=True, pool_pre_ping=True, pool_size=4)
+        engine = create_engine(
+            self._url, hide_parameters=True, connect_args={"timeout": self._busy_timeout}, pool_size=4
+        )
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+
+def _checked_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise UsageError(
+            "KYC_LEDGER_URL: not a SQLAlchemy URL such as sqlite:///data/ledger.sqlite"
+        ) from None
+    if parsed.drivername in {"sqlite", "sqlite+pysqlite"}:
+        if not parsed.database or parsed.database == ":memory:":
+            raise UsageError(
+                "KYC_LEDGER_URL: the ledger must be a file, such as sqlite:///data/ledger.sqlite"
+            )
+    elif parsed.drivername != "postgresql+psycopg":
+        raise UsageError("KYC_LEDGER_URL: must begin with sqlite:/// or postgresql+psycopg://")
+    return parsed
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, in words without data: SQLite's own texts are fixed, the others may quote rows."""
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(origin, sqlite3.Error):
+        return str(origin)
+    if isinstance(origin, OSError) and origin.strerror:
+        return origin.strerror
+    return type(origin).__name__
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # No implicit BEGIN by the driver: `_begin_sqlite` says which kind.
+    connection.isolation_level = None
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _create_file(path: Path) -> None:
+    """Makes the SQLite file, mode 0600, in WAL (which the file remembers); one of many openers does it."""
+    if path.exists() and path.stat().st_size:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock", mode=0o600):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _migrate(engine: Engine) -> None:
+    """Brings the schema to the newest revision, in one transaction that only one opener has."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        if _revision(connection) == HEAD_REVISION:
+            return
+        # Imported here: alembic takes a third of a second, and is hardly ever needed.
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError:
+            raise LedgerError("the ledger was written by a newer version: upgrade kyc-pipeline") from None

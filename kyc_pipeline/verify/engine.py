@@ -1,0 +1,322 @@
+"""Verifies one partition: what is to be done, who may do it, doing it, and the lake's table afterwards.
+
+Why a call is paid once is argued at the top of `dispatcher.py`, on what `ledger.py` promises. This module
+sees to the rest: nothing is claimed without a credential that works and the partition's lease; the table
+is written from the ledger whatever ended the run; an interrupt in the calling thread (Dagster's cancel,
+Ctrl-C) lets the calls in flight end, since they are paid for.
+
+Before the first call the partition is written with the footer `state=dispatching`: as long as that is
+there, each of its submissions may have been sent. `state=complete` ends it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from kyc_pipeline.deepxl.client import DeepXLClient
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.budget import CallBudget
+from kyc_pipeline.verify.control import RunControl
+from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
+from kyc_pipeline.verify.gate import Gate, RateLimiter
+from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError
+from kyc_pipeline.verify.partition import Scan, is_current, scan, work, write_responses
+from kyc_pipeline.verify.rate_limit import shared_limiter
+from kyc_pipeline.verify.report import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
+from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.writer import GroupWriter
+
+__all__ = [
+    "CallBudget",
+    "LedgerConflict",
+    "Progress",
+    "Stopped",
+    "Timing",
+    "VerifySummary",
+    "verify_partition",
+]
+
+PROGRESS_SECONDS: Final = 0.5
+_logger = logging.getLogger(__name__)
+
+
+class LedgerConflict(KycError):
+    """Submissions that the ledger knows with another date or content; the others were verified."""
+
+
+def verify_partition(
+    *,
+    settings: Settings,
+    lake: Lake,
+    ledger: Ledger,
+    date: str,
+    run_id: str,
+    stop: StopFlag,
+    progress: Callable[[Progress], None] | None = None,
+    budget: CallBudget | None = None,
+    dry_run: bool = False,
+    limiter: RateLimiter | None = None,
+    timing: Timing | None = None,
+) -> VerifySummary:
+    """Verifies what is left of partition `date`, and replaces its table `verification_responses`.
+
+    The work is done in a thread of its own; `progress` is called in the calling thread, twice a second.
+    An exception that arrives in the calling thread (KeyboardInterrupt, Dagster's interruption) ends the run
+    in order, and is raised again once everything is written; a second one gives up the calls in flight.
+
+    Raises :class:`UsageError` without a credential where one is needed, :class:`PartitionBusy`,
+    :class:`LedgerConflict`, :class:`LedgerError`, :class:`PartitionMissing`, and the
+    :class:`DeepXLError` that denied access. With `dry_run` nothing is called or written.
+    """
+    run = _Run(
+        settings=settings,
+        lake=lake,
+        ledger=ledger,
+        date=date,
+        run_id=run_id,
+        budget=budget or CallBudget(settings.deepxl_max_calls_per_run),
+        dry_run=dry_run,
+        limiter=limiter,
+        timing=timing or Timing(),
+    )
+    with stop.watched(lambda: run.stop.now() if stop.immediate else run.stop.drain()):
+        return run.in_thread(progress)
+
+
+@dataclass
+class _Run:
+    """One run over one partition."""
+
+    settings: Settings
+    lake: Lake
+    ledger: Ledger
+    date: str
+    run_id: str
+    budget: CallBudget
+    dry_run: bool
+    limiter: RateLimiter | None
+    timing: Timing
+    stop: StopFlag = field(default_factory=StopFlag)
+    tally: Tally = field(default_factory=Tally)
+    started: float = field(default_factory=time.monotonic)
+    stopped: Stopped = Stopped.NONE
+    calls_to_make: int = 0
+
+    # --- in the calling thread ------------------------------------------------------------------------
+
+    def in_thread(self, progress: Callable[[Progress], None] | None) -> VerifySummary:
+        outcome: list[VerifySummary | BaseException] = []
+        done = threading.Event()
+
+        def work_and_tell() -> None:
+            try:
+                outcome.append(self.run())
+            # It is raised again in the calling thread.
+            except BaseException as error:
+                outcome.append(error)
+            finally:
+                done.set()
+
+        thread = threading.Thread(target=work_and_tell, name=f"verify-{self.date}")
+        thread.start()
+        interruption: BaseException | None = None
+        while not done.is_set():
+            try:
+                if not done.wait(PROGRESS_SECONDS) and progress is not None and interruption is None:
+                    progress(self.progress())
+            # Any interruption of this thread must leave the run in order: the calls in flight are paid for.
+            except BaseException as error:
+                self.stop.escalate()
+                interruption = interruption or error
+        thread.join()
+        result = outcome[0]
+        if interruption is not None:
+            if isinstance(result, BaseException):
+                _logger.error("while the interrupted run ended: %s", result)
+            raise interruption
+        if isinstance(result, BaseException):
+            raise result
+        if progress is not None:
+            progress(self.progress())
+        return result
+
+    def progress(self) -> Progress:
+        tally = self.tally
+        return Progress(
+            date=self.date,
+            total=tally.to_settle,
+            done=tally.settled,
+            calls=tally.calls,
+            retries=tally.retries,
+            uncertain=tally.uncertain - tally.adopted,
+            billable_calls=tally.billable_calls,
+            estimated_cost=estimated_cost(self.settings, tally.billable_calls),
+            seconds=time.monotonic() - self.started,
+        )
+
+    # --- in the run's own thread ----------------------------------------------------------------------
+
+    def run(self) -> VerifySummary:
+        known = self.ledger if self.ledger.exists() else None
+        before = scan(self.lake, known, self.date, self.settings.deepxl_uncertain)
+        self.calls_to_make = before.to_send
+        self.tally.to_settle = before.to_settle if self.has_token else before.to_send
+        if self.dry_run:
+            return self.summary(before)
+        if self.tally.to_settle:
+            # Before anything is claimed or written.
+            self.settings.require_token()
+            return asyncio.run(self.dispatch())
+        if not before.open_claims and is_current(self.lake, self.date, before.digest):
+            self.raise_conflict(before)
+            return self.summary(before)
+        lease = self.ledger.acquire(self.date, self.run_id)
+        try:
+            after = self.write_table()
+        finally:
+            self.release(lease)
+        self.raise_conflict(after)
+        return self.summary(after, written=True)
+
+    @property
+    def has_token(self) -> bool:
+        token = self.settings.deepxl_api_token
+        return token is not None and bool(token.get_secret_value().strip())
+
+    async def dispatch(self) -> VerifySummary:
+        settings = self.settings
+        client = DeepXLClient(
+            settings.deepxl_base_url,
+            settings.require_token(),
+            auth_scheme=settings.deepxl_auth_scheme,
+            timeout_seconds=settings.deepxl_timeout_seconds,
+            max_connections=settings.deepxl_max_concurrency,
+        )
+        async with client:
+            await client.check_access()
+            lease = self.ledger.acquire(self.date, self.run_id)
+            try:
+                after, error = await self.dispatch_under(lease, client)
+            finally:
+                self.release(lease)
+        if error is not None:
+            raise error
+        self.raise_conflict(after)
+        return self.summary(after, written=True)
+
+    async def dispatch_under(self, lease: Lease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
+        limiter = self.limiter or shared_limiter(self.settings, self.ledger)
+        with RunControl(self.stop) as control, _LeaseKeeper(self.ledger, lease, self.stop) as keeper:
+            before = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
+            write_responses(self.lake, self.ledger, self.date, "dispatching", before.digest)
+            gate = Gate(
+                max_concurrency=self.settings.deepxl_max_concurrency,
+                limiter=limiter,
+                sleep=control.sleep,
+                breaker_waits=self.timing.breaker_waits,
+            )
+            async with GroupWriter(
+                self.ledger, lease, patience_seconds=self.timing.ledger_patience
+            ) as writer:
+                await Dispatcher(
+                    client=client,
+                    writer=writer,
+                    gate=gate,
+                    control=control,
+                    budget=self.budget,
+                    tally=self.tally,
+                    documents=self.settings.kyc_landing / "documents",
+                    settings=self.settings,
+                    timing=self.timing,
+                ).run(work(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain))
+            keeper.check()
+            self.stopped = control.reason
+            # All calls of this run have ended: what is still open was given up.
+            self.ledger.lose_open_claims(lease)
+            return self.write_table(), control.error
+
+    def release(self, lease: Lease) -> None:
+        # A ledger that fails has said so already; the lease runs out by itself.
+        with contextlib.suppress(LedgerError):
+            self.ledger.release(lease)
+
+    def write_table(self) -> Scan:
+        """Replaces the lake's partition by what the ledger knows now."""
+        after = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
+        write_responses(self.lake, self.ledger, self.date, "complete", after.digest)
+        return after
+
+    def raise_conflict(self, seen: Scan) -> None:
+        if seen.conflicts:
+            more = seen.conflict_count - 1
+            raise LedgerConflict(seen.conflicts[0] + (f" (and {more} more)" if more else ""))
+
+    def summary(self, seen: Scan, *, written: bool = False) -> VerifySummary:
+        tally = self.tally
+        return VerifySummary(
+            date=self.date,
+            outcomes=dict(seen.outcomes),
+            calls_to_make=self.calls_to_make,
+            calls=tally.calls,
+            retries=tally.retries,
+            lookups=tally.lookups,
+            adopted=tally.adopted,
+            billable_calls=tally.billable_calls,
+            estimated_cost=estimated_cost(self.settings, tally.billable_calls),
+            held=seen.held,
+            held_ids=tuple(seen.held_ids),
+            seconds=time.monotonic() - self.started,
+            p50_ms=percentile(tally.latencies, 0.5),
+            p95_ms=percentile(tally.latencies, 0.95),
+            stopped=self.stopped,
+            written=written,
+        )
+
+
+class LeaseLost(KycError):
+    """Another run took the partition over while this one was out of touch with the ledger."""
+
+
+class _LeaseKeeper:
+    """Renews a lease from a thread of its own; losing it drains the run."""
+
+    def __init__(self, ledger: Ledger, lease: Lease, stop: StopFlag) -> None:
+        self._ledger = ledger
+        self._lease = lease
+        self._stop = stop
+        self._done = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
+
+    def __enter__(self) -> "_LeaseKeeper":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raises :class:`LeaseLost`: the partition's table is the other run's to write."""
+        if self._lost:
+            raise LeaseLost(
+                f"partition {self._lease.partition_date} was taken over by another run: "
+                "every answer is in the ledger; run the partition again when that run has ended"
+            )
+
+    def _keep(self) -> None:
+        while not self._done.wait(self._ledger.lease_seconds / 3):
+            try:
+                self._lost = not self._ledger.renew(self._lease)
+            except LedgerError:
+                continue  # the writer meets it too, and decides how long to wait
+            if self._lost:
+                self._stop.drain()
+                return

@@ -1,0 +1,29 @@
+"""Held submissions: sent, the answer lost, and look-up did not settle them. A person decides.
+
+`retry`: the next run of the partition looks once more, and sends it again if it is not found; that may be
+paid twice. `abandon`: it is never sent again. Its outcome stays `uncertain`, which is the truth about it
+(and `failed` would be sent again); the decision is on record, and it is held no longer.
+"""
+
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.verify.ledger import HeldSubmission, Ledger
+from kyc_pipeline.verify.schema import Decision
+
+
+def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSubmission]:
+    """Submissions that wait for a decision, oldest partition first. Does not create a ledger."""
+    return ledger.held(partition_date) if ledger.exists() else []
+
+
+def resolve_held(ledger: Ledger, submission_id: str, decision: str, who: str) -> None:
+    """Records the decision (`retry` or `abandon`) and who made it; the newest one counts.
+
+    Raises :class:`UsageError` for another word, and for a submission that is unknown or not uncertain.
+    """
+    try:
+        chosen = Decision(decision)
+    except ValueError:
+        raise UsageError(f"a held submission is resolved as retry or abandon, not as {decision!r}") from None
+    if not ledger.exists():
+        raise UsageError(f"submission {submission_id} is not in the ledger: see `held list`")
+    ledger.decide(submission_id, chosen, who)

@@ -1,0 +1,207 @@
+"""One partition between the lake and the ledger: what is to be done, and the lake's table afterwards.
+
+Both sides are read in batches and compared as sets, so that a partition of 100,000 costs some twenty
+queries and no more memory than one of 1,000.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.verify.ledger import Entry, Ledger
+from kyc_pipeline.verify.schema import Decision, State
+
+STATE_KEY: Final = "state"
+"""Key of the footer's metadata that tells whether a partition may still change under a running engine."""
+DIGEST_KEY: Final = "ledger_digest"
+_DIGEST_BITS: Final = 128
+_SCAN_BATCH: Final = 5000
+_WORK_BATCH: Final = 1000
+_ROW_GROUP: Final = 2000
+_LISTED: Final = 20
+
+
+class Action(Enum):
+    """What a run has to do with a submission."""
+
+    SEND = "send"
+    """Never sent, or surely not processed."""
+    RESEND = "resend"
+    """Uncertain, and to be sent again unless a look-up finds it."""
+    LOOK_UP = "look_up"
+    """Uncertain and held: it may have turned up meanwhile."""
+    NOTHING = "nothing"
+    CONFLICT = "conflict"
+    """The ledger knows the id with another date or content: never to be sent."""
+
+
+def action(entry: Entry | None, date: str, content_sha256: str, policy: Literal["hold", "retry"]) -> Action:
+    """What to do with a submission of partition `date` of which the ledger knows `entry`."""
+    if entry is None:
+        return Action.SEND
+    if entry.partition_date != date or entry.content_sha256 != content_sha256:
+        return Action.CONFLICT
+    if entry.state is State.FAILED:
+        return Action.SEND
+    if entry.state not in (State.UNCERTAIN, State.CLAIMED) or entry.decision is Decision.ABANDON:
+        return Action.NOTHING
+    return Action.RESEND if entry.decision is Decision.RETRY or policy == "retry" else Action.LOOK_UP
+
+
+def conflict_text(entry: Entry, date: str) -> str:
+    """The one line about a conflict."""
+    if entry.partition_date != date:
+        known = f"is in the ledger under {entry.partition_date} and in submissions under {date}"
+    else:
+        known = f"was sent on {date} with other content than submissions has now"
+    return f"submission {entry.submission_id} {known}: not sent; materialize submissions of {date} again"
+
+
+@dataclass(slots=True)
+class Scan:
+    """A partition as it stands. `digest` changes with every row of the lake's table that would change."""
+
+    submissions: int = 0
+    actions: Counter[Action] = field(default_factory=Counter)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    held: int = 0
+    held_ids: list[str] = field(default_factory=list)
+    open_claims: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    digest: str = ""
+
+    @property
+    def to_send(self) -> int:
+        """Submissions that may be sent: the calls to make, retries aside."""
+        return self.actions[Action.SEND] + self.actions[Action.RESEND]
+
+    @property
+    def conflict_count(self) -> int:
+        """Submissions that the ledger knows with another date or content."""
+        return self.actions[Action.CONFLICT]
+
+    @property
+    def to_settle(self) -> int:
+        """Submissions that need a call or a look-up."""
+        return self.to_send + self.actions[Action.LOOK_UP]
+
+
+def scan(lake: Lake, ledger: Ledger | None, date: str, policy: Literal["hold", "retry"]) -> Scan:
+    """Compares the partition's submissions with the ledger (None: there is none yet)."""
+    result = Scan()
+    digest = 0
+    columns = ["submission_id", "content_sha256"]
+    for batch in lake.batches(SUBMISSIONS, date, columns, _SCAN_BATCH):
+        ids, contents = _strings(batch, "submission_id"), _strings(batch, "content_sha256")
+        entries = ledger.entries(ids) if ledger is not None else {}
+        result.submissions += len(ids)
+        for submission_id, content in zip(ids, contents, strict=True):
+            entry = entries.get(submission_id)
+            what = action(entry, date, content, policy)
+            result.actions[what] += 1
+            if entry is None or what is Action.CONFLICT:
+                result.outcomes[Outcome.NOT_ATTEMPTED] += 1
+                if entry is not None and len(result.conflicts) < _LISTED:
+                    result.conflicts.append(conflict_text(entry, date))
+                stands = "conflict" if entry is not None else ""
+            else:
+                result.outcomes[entry.outcome] += 1
+                result.open_claims += entry.state is State.CLAIMED
+                if entry.held:
+                    result.held += 1
+                    if len(result.held_ids) < _LISTED:
+                        result.held_ids.append(submission_id)
+                stands = f"{entry.state} {entry.updated_at}"
+            # A sum, since the order of the rows does not matter.
+            line = hashlib.blake2b(f"{submission_id} {content} {stands}".encode(), digest_size=16)
+            digest += int.from_bytes(line.digest())
+    result.digest = f"{digest % 2**_DIGEST_BITS:032x}"
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A submission that a run has to settle, with its row of the lake."""
+
+    row: Mapping[str, Any] = field(repr=False)
+    action: Action
+    updated_at: int
+    """When the ledger last changed it (microseconds since the epoch); 0 for one never seen."""
+
+    @property
+    def submission_id(self) -> str:
+        """The submission's id."""
+        return str(self.row["submission_id"])
+
+
+def work(lake: Lake, ledger: Ledger, date: str, policy: Literal["hold", "retry"]) -> Iterator[list[Work]]:
+    """What there is to do, in batches, in the order of the lake."""
+    for batch in lake.batches(SUBMISSIONS, date, batch_size=_WORK_BATCH):
+        entries = ledger.entries(_strings(batch, "submission_id"))
+        found = []
+        for row in batch.to_pylist():
+            entry = entries.get(row["submission_id"])
+            what = action(entry, date, row["content_sha256"], policy)
+            if what in (Action.SEND, Action.RESEND, Action.LOOK_UP):
+                found.append(Work(row, what, entry.updated_at if entry else 0))
+        if found:
+            yield found
+
+
+def is_current(lake: Lake, date: str, digest: str) -> bool:
+    """Whether the lake's partition already says what the ledger knows."""
+    if not lake.exists(VERIFICATION_RESPONSES, date):
+        return False
+    metadata = lake.metadata(VERIFICATION_RESPONSES, date)
+    return metadata.get(STATE_KEY) == "complete" and metadata.get(DIGEST_KEY) == digest
+
+
+def write_responses(
+    lake: Lake, ledger: Ledger, date: str, state: Literal["dispatching", "complete"], digest: str
+) -> None:
+    """Replaces the partition of `verification_responses`: one row per submission, sorted by id.
+
+    `digest` is that of a scan made before: had something changed since, the next run would see it differ.
+    """
+    submissions = lake.read(SUBMISSIONS, date, ["submission_id", "content_sha256"]).sort_by("submission_id")
+    metadata = {STATE_KEY: state, DIGEST_KEY: digest}
+    try:
+        with lake.writer(VERIFICATION_RESPONSES, date, metadata) as writer:
+            for start in range(0, submissions.num_rows, _ROW_GROUP):
+                part = submissions.slice(start, _ROW_GROUP).to_pylist()
+                known = ledger.responses([row["submission_id"] for row in part])
+                writer.write([_response_row(row, known.get(row["submission_id"]), date) for row in part])
+    except OSError as error:
+        raise KycError(
+            f"cannot write {VERIFICATION_RESPONSES.name} of {date} ({error.strerror}): "
+            "every answer is in the ledger; run the partition again when there is room"
+        ) from error
+
+
+def _strings(batch: pa.RecordBatch, name: str) -> list[str]:
+    return [str(value) for value in batch.column(name).to_pylist()]
+
+
+def _response_row(
+    submission: Mapping[str, str], known: tuple[Entry, Mapping[str, Any]] | None, date: str
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        **submission,
+        "outcome": Outcome.NOT_ATTEMPTED,
+        "attempts": 0,
+        "billable_calls": 0,
+    }
+    if known is None:
+        return row
+    entry, response = known
+    if entry.partition_date == date and entry.content_sha256 == submission["content_sha256"]:
+        return row | {"outcome": entry.outcome, **response}
+    return row | {"error": conflict_text(entry, date)}

@@ -1,0 +1,56 @@
+"""What a run would do and cost. Makes no call and writes nothing, not even an empty ledger."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Outcome
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.ledger import Ledger
+from kyc_pipeline.verify.partition import scan
+from kyc_pipeline.verify.report import estimated_cost
+
+_PAID = (Outcome.COMPLETED, Outcome.REFUSED, Outcome.QUARANTINED)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionPlan:
+    """What a run of one partition would do."""
+
+    date: str
+    submissions: int
+    rejected: int
+    already_paid: int
+    """Submissions that are settled: completed, refused or quarantined."""
+    calls_to_make: int
+    """Without retries. Uncertain ones count where they would be sent again if look-up does not find them."""
+    held: int
+    conflicts: int
+    estimated_cost: Decimal | None
+    """Of `calls_to_make`; None without a price."""
+
+
+def plan_partitions(
+    lake: Lake, ledger: Ledger, dates: Sequence[str], settings: Settings
+) -> list[PartitionPlan]:
+    """The plan of each date; one whose `submissions` were never written has zeros everywhere."""
+    known = ledger if ledger.exists() else None
+    return [_plan(lake, known, date, settings) for date in dates]
+
+
+def _plan(lake: Lake, ledger: Ledger | None, date: str, settings: Settings) -> PartitionPlan:
+    rejected = lake.row_count(REJECTED_SUBMISSIONS, date) if lake.exists(REJECTED_SUBMISSIONS, date) else 0
+    if not lake.exists(SUBMISSIONS, date):
+        return PartitionPlan(date, 0, rejected, 0, 0, 0, 0, estimated_cost(settings, 0))
+    seen = scan(lake, ledger, date, settings.deepxl_uncertain)
+    return PartitionPlan(
+        date=date,
+        submissions=seen.submissions,
+        rejected=rejected,
+        already_paid=sum(seen.outcomes[outcome] for outcome in _PAID),
+        calls_to_make=seen.to_send,
+        held=seen.held,
+        conflicts=seen.conflict_count,
+        estimated_cost=estimated_cost(settings, seen.to_send),
+    )

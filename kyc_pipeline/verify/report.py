@@ -1,0 +1,135 @@
+"""What a run tells: its figures while it works, and its summary."""
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+
+from kyc_pipeline.lake.tables import Outcome
+from kyc_pipeline.settings import Settings
+
+
+class Stopped(StrEnum):
+    """Why a run ended before everything was attempted."""
+
+    NONE = "none"
+    BUDGET = "budget"
+    CANCELLED = "cancelled"
+    ACCESS_DENIED = "access_denied"
+    CIRCUIT_OPEN = "circuit_open"
+    ERROR = "error"
+
+
+@dataclass(slots=True)
+class Tally:
+    """The running figures of one run; only the event loop writes them, any thread may read them."""
+
+    to_settle: int = 0
+    settled: int = 0
+    calls: int = 0
+    retries: int = 0
+    lookups: int = 0
+    adopted: int = 0
+    billable_calls: int = 0
+    uncertain: int = 0
+    latencies: "array[float]" = field(default_factory=lambda: array("d"))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A look at a run that is under way."""
+
+    date: str
+    total: int
+    """Submissions that this run has to settle."""
+    done: int
+    calls: int
+    retries: int
+    uncertain: int
+    billable_calls: int
+    estimated_cost: Decimal | None
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Submissions settled a second."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate from the pace so far; None before the first one is settled."""
+        return (self.total - self.done) / self.per_second if self.done else None
+
+    def __str__(self) -> str:
+        left = self.seconds_left
+        return (
+            f"{self.date}: {self.done} of {self.total} settled, {self.per_second:.1f} a second, "
+            f"{self.retries} retries, {self.uncertain} uncertain, {self.billable_calls} billable calls"
+            + ("" if self.estimated_cost is None else f" ({self.estimated_cost})")
+            + ("" if left is None else f", {left:.0f} s left")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySummary:
+    """What one run did to one partition."""
+
+    date: str
+    outcomes: Mapping[Outcome, int]
+    """Submissions of the partition by outcome, as they stand now."""
+    calls_to_make: int
+    """Submissions that were to be sent when the run began."""
+    calls: int = 0
+    """Paid calls that were started."""
+    retries: int = 0
+    lookups: int = 0
+    adopted: int = 0
+    """Uncertain submissions that look-up found and settled."""
+    billable_calls: int = 0
+    """Calls of this run that were or may have been billed."""
+    estimated_cost: Decimal | None = None
+    held: int = 0
+    """Uncertain submissions that wait for a decision."""
+    held_ids: tuple[str, ...] = ()
+    """The first of them."""
+    seconds: float = 0.0
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    stopped: Stopped = Stopped.NONE
+    written: bool = False
+    """Whether the lake's partition was replaced: it is not when nothing has changed."""
+
+    @property
+    def submissions(self) -> int:
+        """Accepted submissions of the partition."""
+        return sum(self.outcomes.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do: no submission held, failed or not attempted."""
+        left = (Outcome.FAILED, Outcome.NOT_ATTEMPTED)
+        return self.held == 0 and not any(self.outcomes.get(outcome) for outcome in left)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
+        return (
+            f"{self.submissions} submissions ({counts or 'none'}), {self.calls} calls, "
+            f"{self.retries} retries, {self.adopted} adopted by look-up, {self.held} held"
+            + ("" if self.estimated_cost is None else f", estimated cost {self.estimated_cost}")
+            + ("" if self.stopped is Stopped.NONE else f", stopped: {self.stopped}")
+        )
+
+
+def percentile(values: "array[float]", share: float) -> float | None:
+    """The nearest-rank percentile (`share` from 0 to 1); None without values."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def estimated_cost(settings: Settings, billable_calls: int) -> Decimal | None:
+    """The calls at `DEEPXL_PRICE_PER_CALL`; None without a price."""
+    price = settings.deepxl_price_per_call
+    return None if price is None else price * billable_calls

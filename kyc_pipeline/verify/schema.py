@@ -1,0 +1,104 @@
+"""The ledger's tables, as SQLAlchemy Core sees them. How they came to be is in `migrations/`.
+
+Times are microseconds since the epoch (BIGINT), so that both databases keep them exactly. Tag values and
+the paths of documents are never stored here: the lake's restricted zone has them.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+HEAD_REVISION: Final = "0001"
+"""The newest migration. A test holds it against `migrations/`."""
+
+
+class State(StrEnum):
+    """Where a submission stands. All but `claimed` are outcomes of `lake.tables.Outcome`."""
+
+    CLAIMED = "claimed"
+    """The intent to send is durable and no result is: the call may be in flight."""
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    QUARANTINED = "quarantined"
+    UNCERTAIN = "uncertain"
+    FAILED = "failed"
+
+
+class Decision(StrEnum):
+    """What an operator decided about an uncertain submission."""
+
+    RETRY = "retry"
+    """Look it up once more, and send it again if it is not found."""
+    ABANDON = "abandon"
+    """Never send it again. It stays `uncertain`, and is no longer held."""
+
+
+metadata = MetaData()
+
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("submission_id", String(64), primary_key=True),
+    Column("partition_date", String(10), nullable=False),
+    Column("content_sha256", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("decision", String(16)),
+    Column("claim_token", String(32)),  # of the newest attempt
+    Column("http_status", Integer),
+    Column("requested_at", BigInteger),
+    Column("responded_at", BigInteger),
+    Column("latency_ms", Float),
+    Column("response", Text),
+    Column("error", Text),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("submissions_by_partition", "partition_date", "state"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("submission_id", String(64), ForeignKey("submissions.submission_id"), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1, over all runs
+    Column("token", String(32), nullable=False),  # of the claim
+    Column("run_id", String(64), nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),  # NULL: no result was recorded
+    Column("result", String(16)),
+    Column("http_status", Integer),
+    Column("latency_ms", Float),
+    Column("billable", Integer, nullable=False),  # 1 until it is known that nothing was processed
+    Column("error", Text),
+    Column("body", Text),  # of an answer that is not the submission's `response`
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("partition_date", String(10), primary_key=True),
+    Column("token", String(32), nullable=False),
+    Column("machine", String(255), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("pid_started", String(32), nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("acquired_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("submission_id", String(64), ForeignKey("submissions.submission_id"), nullable=False),
+    Column("decision", String(16), nullable=False),
+    Column("decided_by", String(255), nullable=False),
+    Column("decided_at", BigInteger, nullable=False),
+)
+
+rate_limits = Table(
+    "rate_limits",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("arrival", BigInteger, nullable=False),  # GCRA's theoretical arrival time
+)

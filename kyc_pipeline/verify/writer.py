@@ -1,0 +1,115 @@
+"""Group commits: one thread writes the ledger for all calls in flight.
+
+What arrives while a commit is under way goes into the next one, so the more calls are in flight, the more
+of them share one flush to disk. A commit that fails is repeated for a while (a full disk may be emptied, a
+lock released, a connection come back): an answer that was paid for is worth waiting for, and meanwhile no
+claim is won, so no call is made.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from kyc_pipeline.verify.database import LedgerError
+from kyc_pipeline.verify.ledger import Adoption, Claim, Lease, Ledger, Result
+
+_MAX_GROUP: Final = 512
+_RETRY_SECONDS: Final = 0.5
+
+
+@dataclass(slots=True)
+class _Entry:
+    change: Claim | Result | Adoption
+    done: "asyncio.Future[bool]"
+
+
+class GroupWriter:
+    """Writes claims and results of one run; use it with `async with`, from one event loop."""
+
+    def __init__(self, ledger: Ledger, lease: Lease, *, patience_seconds: float) -> None:
+        self._ledger = ledger
+        self._lease = lease
+        self._patience_seconds = patience_seconds
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ledger-writer")
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    async def claim(self, claim: Claim) -> bool:
+        """Makes a claim durable; False if it was not won. Raises :class:`LedgerError`."""
+        return await self._submit(claim)
+
+    async def record(self, result: Result | Adoption) -> None:
+        """Makes a result durable. Raises :class:`LedgerError`."""
+        await self._submit(result)
+
+    async def _submit(self, change: Claim | Result | Adoption) -> bool:
+        done: asyncio.Future[bool] = self._loop.create_future()
+        self._queue.put(_Entry(change, done))
+        return await done
+
+    def _run(self) -> None:
+        while group := self._next_group():
+            try:
+                won = self._commit([entry.change for entry in group])
+                answers: list[bool | LedgerError] = [
+                    not isinstance(entry.change, Claim) or entry.change.token in won for entry in group
+                ]
+            except LedgerError as error:
+                answers = [error] * len(group)
+            self._loop.call_soon_threadsafe(_settle, group, answers)
+
+    def _next_group(self) -> list[_Entry]:
+        """Everything that waits, up to a limit; empty at the end."""
+        group: list[_Entry] = []
+        entry = self._queue.get()
+        while entry is not None:
+            group.append(entry)
+            if len(group) == _MAX_GROUP:
+                break
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                break
+        else:
+            if group:
+                self._queue.put(None)  # the end comes after this group
+        return group
+
+    def _commit(self, changes: list[Claim | Result | Adoption]) -> frozenset[str]:
+        claims = [change for change in changes if isinstance(change, Claim)]
+        results = [change for change in changes if not isinstance(change, Claim)]
+        deadline = time.monotonic() + self._patience_seconds
+        while True:
+            try:
+                return self._ledger.commit(self._lease, claims, results)
+            except LedgerError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+
+
+def _settle(group: list[_Entry], answers: list[bool | LedgerError]) -> None:
+    for entry, answer in zip(group, answers, strict=True):
+        with contextlib.suppress(asyncio.InvalidStateError):  # its waiter was cancelled
+            if isinstance(answer, LedgerError):
+                entry.done.set_exception(answer)
+            else:
+                entry.done.set_result(answer)

@@ -1,0 +1,95 @@
+"""The main way of the engine: sent once, recorded, written; a second run makes no call."""
+
+from pathlib import Path
+
+import pytest
+from world import DATE, TOKEN, World
+
+from kyc_pipeline.deepxl.errors import AccessDenied, NotProcessed
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.verify.engine import Stopped
+
+
+def test_each_submission_is_sent_once_and_has_one_row(world: World) -> None:
+    ids = [f"s-{number}" for number in range(50)]
+    world.submit(*ids)
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        summary = world.verify()
+        assert dict(simulator.received) == dict.fromkeys(ids, 1)
+    assert summary.outcomes == {Outcome.COMPLETED: 50}
+    assert (summary.calls, summary.billable_calls, summary.retries, summary.held) == (50, 50, 0, 0)
+    assert summary.stopped is Stopped.NONE
+    assert summary.is_complete
+    rows = world.responses()
+    assert sorted(rows) == sorted(ids)
+    for row in rows.values():
+        assert row["outcome"] == "completed"
+        assert row["http_status"] == 200
+        assert row["attempts"] == row["billable_calls"] == 1
+        assert row["requested_at"] <= row["responded_at"]
+        assert row["latency_ms"] > 0
+        assert row["error"] is None
+        assert '"verificationId"' in row["response"]
+    assert world.lake.metadata(VERIFICATION_RESPONSES, DATE)["state"] == "complete"
+
+
+def test_a_second_run_makes_no_call_needs_no_token_and_leaves_the_file(world: World) -> None:
+    world.submit("a", "b")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify()
+    path = Path(world.lake.path(VERIFICATION_RESPONSES, DATE))
+    before = path.stat().st_ino
+    world.options = {"deepxl_api_token": None}
+    summary = world.verify(run_id="run-2")
+    assert (summary.calls, summary.written) == (0, False)
+    assert summary.outcomes == {Outcome.COMPLETED: 2}
+    assert path.stat().st_ino == before
+
+
+def test_the_table_is_rebuilt_from_the_ledger_without_a_call(world: World) -> None:
+    world.submit("a", "b")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify()
+    before = world.responses()
+    Path(world.lake.path(VERIFICATION_RESPONSES, DATE)).unlink()
+    summary = world.verify(run_id="run-2")
+    assert (summary.calls, summary.written) == (0, True)
+    assert world.responses() == before
+
+
+def test_an_empty_partition_gets_an_empty_table(world: World) -> None:
+    world.submit()
+    assert world.verify().outcomes == {}
+    assert world.responses() == {}
+
+
+def test_without_a_token_nothing_is_claimed_or_written(world: World) -> None:
+    world.submit("a")
+    world.options = {"deepxl_api_token": None}
+    with pytest.raises(UsageError, match="DEEPXL_API_TOKEN"):
+        world.verify()
+    assert not world.ledger.exists()
+    assert not world.lake.exists(VERIFICATION_RESPONSES, DATE)
+
+
+def test_a_wrong_token_is_found_before_anything_is_claimed(world: World) -> None:
+    world.submit("a", "b")
+    with running_simulator(token="another") as simulator:
+        world.server = simulator.url
+        with pytest.raises(AccessDenied):
+            world.verify()
+        assert not simulator.received
+    assert not world.ledger.exists()
+    assert not world.lake.exists(VERIFICATION_RESPONSES, DATE)
+
+
+def test_an_unreachable_server_is_found_before_anything_is_claimed(world: World) -> None:
+    world.submit("a")
+    with pytest.raises(NotProcessed, match="DEEPXL_BASE_URL"):
+        world.verify()
+    assert not world.ledger.exists()
