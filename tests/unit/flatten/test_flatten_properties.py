@@ -1,0 +1,223 @@
+"""Nothing is lost: every leaf of any answer is in a table, in `anomalies` or in `contract_drift`."""
+
+import itertools
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kyc_pipeline.lake.tables import (
+    MODEL_CHECKS,
+    VERIFICATION_FILES,
+    VERIFICATION_TAGS,
+    VERIFICATIONS,
+)
+from tests.unit.flatten.support import CLEAR, PSEUDONYMS, Day, echo, response_row, submission_row, text_of
+
+TOP_KEYS = ["model", "modelVersion", "idFileType", "idFileName", "idName", "idFileSize", "idSize"]
+TIME_KEYS = ["timestamp", "timestampISO"]
+CHECK_KEYS = ["type", "checkType", "status", "confidence", "details"]
+TAG_KEYS = ["name", "value"]
+FILE_KEYS = ["category", "contentType", "fileSize", "fileName", "url", *TIME_KEYS]
+GROUP_KEYS = ["modelResults", "technicalChecks", "tags", "files"]
+KEYS = [*TOP_KEYS, *CHECK_KEYS, *TAG_KEYS, *FILE_KEYS, *GROUP_KEYS, "new", "other"]
+LEAVES = st.sampled_from(["text", "whole", "fraction", "null", "true", "empty", "object", "list"])
+SHAPES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=30,
+)
+CHECKS = st.lists(st.dictionaries(st.sampled_from(CHECK_KEYS), LEAVES) | SHAPES, max_size=3)
+PAIRS = st.lists(st.dictionaries(st.sampled_from(TAG_KEYS), LEAVES) | SHAPES, max_size=3)
+RESULTS = st.dictionaries(st.sampled_from(KEYS), SHAPES, max_size=8).flatmap(
+    lambda base: st.fixed_dictionaries(
+        {},
+        optional={
+            "modelResults": st.fixed_dictionaries({"technicalChecks": CHECKS}, optional={"other": CHECKS}),
+            "technicalChecks": CHECKS,
+            "tags": PAIRS,
+            "files": st.lists(st.dictionaries(st.sampled_from(FILE_KEYS), LEAVES), max_size=3),
+        },
+    ).map(lambda known: {**base, **known})
+)
+
+
+def numbered(shape: Any, numbers: Iterator[int]) -> Any:
+    """`shape` with a value for each leaf that occurs nowhere else, where its type allows."""
+    if isinstance(shape, dict):
+        return {key: numbered(value, numbers) for key, value in shape.items()}
+    if isinstance(shape, list):
+        return [numbered(value, numbers) for value in shape]
+    number = next(numbers)
+    unique = {"text": f"text {number}", "whole": number, "fraction": number / 1024}
+    return unique.get(shape, {"null": None, "true": True, "empty": "", "object": {}, "list": []}.get(shape))
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Paths and values of scalars and empty containers."""
+    if isinstance(value, dict) and value:
+        for key, member in value.items():
+            yield from leaves(member, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value:
+        for item in value:
+            yield from leaves(item, f"{path}[]")
+    else:
+        yield path, value
+
+
+RESTRICTED = {"idFileName", "idName", "fileName", "url"}
+"""Known fields that only the restricted answer holds."""
+EXPLAINS = {
+    "field_conflict": {"idFileName", "idName", "idFileSize", "idSize", "type", "checkType"},
+    "tag_without_name": {"value"},
+    "timestamp_out_of_range": {"timestamp"},
+}
+
+
+def unaccounted(day: Day, answer: Any) -> list[tuple[str, Any]]:
+    """The leaves that nothing accounts for."""
+    tables = [
+        day.rows(table) for table in (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES)
+    ]
+    cells = {str(cell) for rows in tables for row in rows for cell in row.values()}
+    tag_names = {row["name"] for row in tables[2]}
+    drift = {path for path, _ in day.drift()}
+    explained = set().union(*(EXPLAINS.get(code, set()) for code in day.anomalies()))
+
+    def is_accounted(path: str, value: Any) -> bool:
+        key = path.rpartition(".")[2]
+        shown = {str(value), json.dumps(value)}
+        if isinstance(value, int | float) and abs(value) < 10**11:
+            shown.add(str(datetime.fromtimestamp(value, UTC)))
+        pseudonyms = {PSEUDONYMS.tag(name, text) for name in tag_names for text in shown}
+        return (
+            bool(cells & (shown | pseudonyms))
+            or any(path == known or path.startswith((f"{known}.", f"{known}[]")) for known in drift)
+            or key in RESTRICTED | explained
+            or path == "result.files[].timestampISO"
+        )
+
+    return [leaf for leaf in leaves(answer) if not is_accounted(*leaf)]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(RESULTS, st.dictionaries(st.sampled_from(["new", "error"]), SHAPES, max_size=2))
+def test_every_leaf_of_any_answer_is_accounted_for(result: dict[str, Any], envelope: dict[str, Any]) -> None:
+    numbers = itertools.count(20_001)
+    answer = {
+        **numbered(envelope, numbers),
+        "result": {**numbered(result, numbers), "verificationId": 457, "verified": False},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        day = Day(Path(folder))
+        summary = day.flatten(json.dumps(answer))
+        assert (summary.verifications, summary.unreadable) == (1, 0)
+        assert unaccounted(day, answer) == []
+
+
+def generated_day(seed: int, count: int) -> dict[str, dict[str, Any]]:
+    """Answers as the API might give them, many with a variation, by submission."""
+    chance = random.Random(seed)
+    results: dict[str, dict[str, Any]] = {}
+    for index in range(count):
+        submission_id = f"s-{index:05}"
+        checks = [
+            {
+                "type": type_,
+                "status": chance.choice(["PASS", "FAIL", "WARNING"]),
+                "confidence": chance.random(),
+            }
+            for type_ in chance.sample(["FACE_MATCH", "LIVENESS", "ID_QUALITY", "GAIT"], chance.randint(0, 4))
+        ]
+        for check in checks:
+            if chance.random() < 0.2:
+                check.pop(chance.choice(list(check)))
+            if chance.random() < 0.2:
+                check["confidence"] = chance.choice([97, -1, "0.97", None, True, 1, 0])
+        result = echo(
+            submission_id,
+            verificationId=chance.randrange(2**53),
+            verified=chance.random() < 0.8,
+            modelResults={"technicalChecks": checks},
+            timestamp=1725795600 + chance.randrange(10**6),
+        )
+        for key in ("model", "idFileSize", "tags", "files", "timestampISO", "modelResults", "timestamp"):
+            if chance.random() < 0.05:
+                result[key] = None
+            elif chance.random() < 0.05:
+                del result[key]
+        if chance.random() < 0.1:
+            result["unknown"] = {"a": chance.random()}
+        results[submission_id] = result
+    return results
+
+
+def plain_rows(results: dict[str, dict[str, Any]], record_path: list[str]) -> pd.DataFrame:
+    """An independent reading: the records at `record_path`, with the id of their answer."""
+    having = []
+    for submission_id, result in results.items():
+        inner: Any = result
+        for key in record_path:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        if inner:
+            having.append({**result, "submission_id": submission_id})
+    return pd.json_normalize(having, record_path, ["submission_id"])
+
+
+def plain(values: Any) -> list[Any]:
+    """Values with one kind of missing."""
+    return [None if pd.isna(value) else value for value in values]
+
+
+def test_the_tables_agree_with_an_independent_reading(day: Day) -> None:
+    results = generated_day(seed=4, count=500)
+    day.write(
+        [response_row(id_, text_of(result)) for id_, result in results.items()],
+        [submission_row(id_) for id_ in results],
+    )
+    day.flatten()
+
+    expected = pd.json_normalize(list(results.values()), max_level=0)
+    found = pd.DataFrame(day.rows(VERIFICATIONS))
+    assert found["submission_id"].tolist() == list(results)
+    assert found["verification_id"].tolist() == expected["verificationId"].tolist()
+    assert found["verified"].tolist() == expected["verified"].tolist()
+    for column, key in (
+        ("model", "model"),
+        ("id_file_size", "idFileSize"),
+        ("timestamp_iso", "timestampISO"),
+    ):
+        assert plain(found[column]) == plain(expected[key])
+    epochs = [None if pd.isna(at) else at.timestamp() for at in found["verified_at"]]
+    assert epochs == plain(expected["timestamp"])
+
+    checks = plain_rows(results, ["modelResults", "technicalChecks"])
+    found = pd.DataFrame(day.rows(MODEL_CHECKS))
+    assert found["submission_id"].tolist() == checks["submission_id"].tolist()
+    for key in ("type", "status"):
+        assert plain(found[key]) == plain(checks[key])
+    scores = [
+        value if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1 else None
+        for value in checks["confidence"]
+    ]
+    assert plain(found["confidence"]) == scores
+
+    tags = plain_rows(results, ["tags"])
+    found = pd.DataFrame(day.rows(VERIFICATION_TAGS))
+    assert found["name"].tolist() == tags["name"].tolist()
+    pairs = list(zip(tags["name"], tags["value"], strict=True))
+    assert found["pseudonym"].tolist() == [PSEUDONYMS.tag(name, value) for name, value in pairs]
+    assert plain(found["value"]) == [value if name in CLEAR else None for name, value in pairs]
+
+    files = plain_rows(results, ["files"])
+    found = pd.DataFrame(day.rows(VERIFICATION_FILES))
+    assert found["submission_id"].tolist() == files["submission_id"].tolist()
+    for column, key in (("category", "category"), ("content_type", "contentType"), ("file_size", "fileSize")):
+        assert found[column].tolist() == files[key].tolist()
