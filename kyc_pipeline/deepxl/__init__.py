@@ -1,0 +1,1 @@
+"""All that is known of the DeepXL API: `contract` (what an answer is), `client`, `errors`, `simulator`."""

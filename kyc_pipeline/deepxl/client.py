@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -47,6 +47,7 @@ SUBMISSION_TAG: Final = "submissionId"
 
 _MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 _MAX_ERROR_BYTES: Final = 64 * 1024
+_UPLOAD_CHUNK_BYTES: Final = 128 * 1024
 _PAGE: Final = 100
 _MAX_PAGES: Final = 10
 # Shorter than what common servers keep (5 s is uvicorn's): a request on a connection that the server is
@@ -139,8 +140,9 @@ class _Credential(httpx.Auth):
 class _Upload(httpx.AsyncByteStream):
     """A multipart body on its way, which knows whether its end was handed to the transport.
 
-    The last chunk is the closing boundary. It is given only when the length is exactly the announced one:
-    a file that shrank or grew meanwhile fails before the server has a whole request.
+    httpx gives a chunk for each boundary and header; they are joined, since each costs a system call. The
+    last chunk holds the closing boundary. It is given only when the length is exactly the announced one: a
+    file that shrank or grew meanwhile fails before the server has a whole request.
     """
 
     def __init__(self, body: httpx.AsyncByteStream, length: int) -> None:
@@ -155,10 +157,12 @@ class _Upload(httpx.AsyncByteStream):
         last = b""
         try:
             async for chunk in self._body:
-                if last:
-                    given += len(last)
-                    self._expect(given < self._length)
-                    yield last
+                if len(last) + len(chunk) <= _UPLOAD_CHUNK_BYTES:
+                    last += chunk
+                    continue
+                given += len(last)
+                self._expect(given < self._length)
+                yield last
                 last = chunk
             self._expect(given + len(last) == self._length)
         except OSError:
@@ -209,12 +213,13 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         max_connections: int = 16,
     ) -> None:
         self._base = httpx.URL(base_url.rstrip("/"))
+        self._verification_url = httpx.URL(f"{self._base}/v1/verification")  # parsed once: it is costly
         self._timeout_seconds = timeout_seconds
         self._http = httpx.AsyncClient(
             base_url=self._base,
             auth=_Credential(self._base, token, auth_scheme),
             headers={"User-Agent": f"kyc-pipeline/{__version__}", "Accept": "application/json"},
-            timeout=httpx.Timeout(timeout_seconds, pool=None),
+            timeout=httpx.Timeout(timeout_seconds, connect=min(10.0, timeout_seconds / 2), pool=None),
             follow_redirects=False,
             trust_env=False,
             transport=AiohttpTransport(
@@ -248,16 +253,17 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         """
         call = _Call()
         subject = f"submission {request.submission_id}"
-        with ExitStack() as files:
+        async with AsyncExitStack() as resources:
             try:
                 documents = [
-                    files.enter_context(path.open("rb")) for path in (request.id_path, request.selfie_path)
+                    resources.enter_context(path.open("rb"))
+                    for path in (request.id_path, request.selfie_path)
                 ]
             except OSError:
                 raise call.stamped(_unavailable(subject)) from None
             http_request = self._http.build_request(
                 "POST",
-                "/v1/verification",
+                self._verification_url,
                 files={
                     "idFile": (
                         _neutral_name("id", request.id_content_type),
@@ -277,10 +283,8 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 async with asyncio.timeout(self._timeout_seconds) as deadline:
                     upload.on_end = partial(_restart, deadline, self._timeout_seconds)
                     response = await self._http.send(http_request, stream=True)
-                    try:
-                        body = await _read(response)
-                    finally:
-                        await response.aclose()
+                    resources.push_async_callback(_close, response)
+                    body = await _read(response)
             # Whatever the transport raises (it lets several of aiohttp's errors through), the one question
             # is whether the server can have had the whole request.
             except Exception as error:
@@ -409,7 +413,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             try:
                 return response, await _read(response)
             finally:
-                await response.aclose()
+                await _close(response)
 
 
 def _tracked(request: httpx.Request) -> _Upload:
@@ -439,6 +443,12 @@ async def _read(response: httpx.Response) -> bytes:
         if response.is_success:
             raise
     return bytes(body[:limit])
+
+
+async def _close(response: httpx.Response) -> None:
+    # Whatever closing meets, an answer that has been read must not be lost by it.
+    with suppress(Exception):
+        await response.aclose()
 
 
 def _settle(subject: str, call: _Call, response: httpx.Response, body: bytes) -> Answer:
