@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import itertools
+import json
 import os
 import re
 import zlib
@@ -331,10 +332,21 @@ def _lines(path: Path) -> Iterator[str]:
         yield rest
 
 
+def has_name_twice(text: str) -> bool:
+    """Whether the JSON object `text` itself (not one inside it) has two members of one name."""
+    # The outermost object is the last one that the hook sees, so its result is the whole result.
+    return bool(json.loads(text, object_pairs_hook=lambda pairs: len(dict(pairs)) < len(pairs)))
+
+
 def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
+    data = line.strip().encode()
     try:
-        raw = _OBJECT.decode(line)
-    except (msgspec.DecodeError, UnicodeError):
+        raw = _OBJECT.decode(data)
+        # The size of the object without spaces: where it is that of the line, nothing comes twice.
+        compact = 1 + sum(len(name.encode()) + len(bytes(value)) + 4 for name, value in raw.items())
+        if compact != len(data) and has_name_twice(line):
+            return {MALFORMED: "a name comes twice in the line"}
+    except (ValueError, RecursionError):
         return {MALFORMED: "the line is not a JSON object"}
     record: dict[str, str | None] = {}
     for name, value in raw.items():
@@ -343,7 +355,7 @@ def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
             continue
         try:
             record[name] = _TEXT.decode(value)
-        except (msgspec.DecodeError, UnicodeError):
+        except ValueError:
             if name == "tags":
                 record[name] = bytes(value).decode()
             else:

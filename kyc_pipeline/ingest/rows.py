@@ -5,7 +5,6 @@ other rows (duplicates, conflicts) are in `ownership.py`.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -15,7 +14,15 @@ import pandas as pd
 import pyarrow as pa
 
 from kyc_pipeline.ingest.documents import Documents, Role
-from kyc_pipeline.ingest.formats import MALFORMED, REQUIRED, ROW, SUBMISSION_ID, TAG_PREFIX, Column
+from kyc_pipeline.ingest.formats import (
+    MALFORMED,
+    REQUIRED,
+    ROW,
+    SUBMISSION_ID,
+    TAG_PREFIX,
+    Column,
+    has_name_twice,
+)
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Reason
 
 Tags = dict[str, str]
@@ -176,23 +183,12 @@ def parse_tags(text: str) -> Tags:
     """The tags of a JSON object of strings. Raises an error whose reason is `invalid_tags`."""
     try:
         tags = _TAGS.decode(text)
-        # Two quotes around each name and each value: more may mean a name that comes twice.
-        if text.count('"') != 4 * len(tags):
-            json.loads(text, object_pairs_hook=_refuse_twice)
-    except (ValueError, UnicodeError) as error:
-        if isinstance(error, _NameTwice):
-            raise _TagError(Reason.INVALID_TAGS, "a tag's name comes twice") from None
+    except (ValueError, RecursionError):
         raise _TagError(Reason.INVALID_TAGS, "tags must be a JSON object of strings") from None
+    # Two quotes around each name and each value: more of them may mean a name that comes twice.
+    if text.count('"') != 4 * len(tags) and has_name_twice(text):
+        raise _TagError(Reason.INVALID_TAGS, "a tag's name comes twice")
     return tags
-
-
-class _NameTwice(ValueError):
-    pass
-
-
-def _refuse_twice(pairs: list[tuple[str, object]]) -> None:
-    if len(dict(pairs)) < len(pairs):
-        raise _NameTwice
 
 
 # --- documents --------------------------------------------------------------------------------------------

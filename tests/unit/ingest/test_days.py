@@ -1,0 +1,153 @@
+"""A day as a whole: its folder, its identity, files that change meanwhile, and crashes."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.ingest.manifests import (
+    manifest_dates,
+    manifest_identity,
+    manifest_signature,
+    require_landing,
+    stray_folders,
+)
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+
+DAY = "2024-09-01"
+
+
+def test_a_day_without_manifests_is_two_partitions_without_rows(zone: Any) -> None:
+    summary = zone.ingest()
+    assert (summary.received, summary.accepted, summary.manifests) == (0, 0, 0)
+    assert zone.lake.exists(SUBMISSIONS, DAY)
+    assert zone.lake.exists(REJECTED_SUBMISSIONS, DAY)
+
+
+def test_a_manifest_without_rows(zone: Any) -> None:
+    zone.manifest("a.csv", "submission_id,id_file,selfie_file\n")
+    zone.manifest("b.jsonl", "")
+    summary = zone.ingest()
+    assert (summary.received, summary.manifests) == (0, 2)
+
+
+def test_an_impossible_date_is_refused(zone: Any) -> None:
+    with pytest.raises(UsageError, match="not a partition date"):
+        zone.ingest("2024-9-1")
+
+
+def test_require_landing(zone: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a folder"):
+        require_landing(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="has no manifests"):
+        require_landing(zone.landing)
+    (zone.landing / "manifests/notes").mkdir(parents=True)
+    with pytest.raises(UsageError, match="has no manifests"):
+        require_landing(zone.landing)
+    zone.rows({})
+    require_landing(zone.landing)
+
+
+def test_folders_that_are_no_dates_are_reported(zone: Any) -> None:
+    for name in ("2024-09-02", "2024-09-01", "2024-9-3", "20240904", "backup"):
+        (zone.landing / "manifests" / name).mkdir(parents=True)
+    assert manifest_dates(zone.landing) == ["2024-09-01", "2024-09-02"]
+    assert stray_folders(zone.landing) == ["2024-9-3", "20240904", "backup"]
+
+
+def test_identity_follows_names_and_contents_only(zone: Any) -> None:
+    assert manifest_identity(zone.landing, DAY) == zone.ingest().identity
+    a, b = zone.rows({}, name="a.csv"), zone.rows({"submission_id": "A2"}, name="b.csv")
+    first = manifest_identity(zone.landing, DAY)
+    signature = manifest_signature(zone.landing, DAY)
+    assert zone.ingest().identity == first
+    assert zone.lake.metadata(SUBMISSIONS, DAY)["manifests"] == first
+    os.utime(a, (1, 1))
+    assert manifest_identity(zone.landing, DAY) == first
+    assert manifest_signature(zone.landing, DAY) != signature
+    (a.parent / "c.csv").write_bytes(b.read_bytes())
+    (a.parent / "d.csv.part").write_bytes(b"unfinished")
+    assert manifest_identity(zone.landing, DAY) == first
+    b.rename(b.with_name("e.csv"))
+    assert manifest_identity(zone.landing, DAY) != first
+    zone.rows({"submission_id": "A3"}, name="a.csv")
+    assert manifest_identity(zone.landing, DAY) not in {
+        first,
+        zone.lake.metadata(SUBMISSIONS, DAY)["manifests"],
+    }
+
+
+def test_a_manifest_that_grows_while_it_is_read_is_read_again(zone: Any) -> None:
+    path = zone.rows({})
+    grown = []
+
+    def grow_once(tags: Mapping[str, str]) -> bool:
+        if not grown:
+            grown.append(True)
+            with path.open("a") as file:
+                file.write("A2,id.jpg,selfie.png\n")
+        return False
+
+    assert zone.ingest(erased=grow_once).received == 2
+    assert zone.ids() == ["A1", "A2"]
+
+
+def test_a_manifest_that_never_stops_growing_fails_the_day(zone: Any) -> None:
+    zone.rows({})
+    zone.ingest()
+    before = zone.files()
+    path = zone.rows({"submission_id": "A2"})
+
+    def grow(tags: Mapping[str, str]) -> bool:
+        with path.open("a") as file:
+            file.write("A3,id.jpg,selfie.png\n")
+        return False
+
+    with pytest.raises(KycError, match=r"manifest a\.csv: is still being written"):
+        zone.ingest(erased=grow)
+    assert zone.files() == before
+
+
+def test_a_manifest_that_vanishes_while_it_is_read(zone: Any) -> None:
+    path = zone.rows({})
+
+    def remove(tags: Mapping[str, str]) -> bool:
+        path.unlink(missing_ok=True)
+        return False
+
+    assert zone.ingest(erased=remove).received == 0
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_crash_at_any_write_leaves_the_old_partitions(
+    zone: Any, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    zone.rows({}, {"submission_id": "bad", "id_file": "lost.jpg"})
+    zone.ingest()
+    before = zone.files()
+    zone.rows({"submission_id": "A2"}, {"submission_id": "bad2", "id_file": "lost.jpg"})
+    calls = 0
+    whole = pq.ParquetWriter.write_table
+
+    def crash(self: pq.ParquetWriter, *args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise OSError(28, "No space left on device")
+        whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", crash)
+    if step <= 4:
+        with pytest.raises(OSError, match="No space left"):
+            zone.ingest()
+        assert zone.files() == before
+    else:
+        zone.ingest()
+        assert calls == 4
+        assert zone.ids() == ["A2"]
+    drafts = [p for p in Path(zone.lake.root).rglob("*") if p.is_file() and p.name.startswith(".draft")]
+    assert drafts == []

@@ -1,0 +1,251 @@
+"""The forms that a manifest comes in: the same rows whatever the encoding, separator or container."""
+
+import gzip
+import io
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kyc_pipeline.errors import KycError
+
+HEADER = "submission_id,id_file,selfie_file,tags\n"
+ROWS = 'A1,id.jpg,selfie.png,"{""k"":""ü, \n;""}"\nA2,id.jpg,selfie.png,\n'
+CSV = HEADER + ROWS.replace(", \n;", ", ;")
+EXPECTED = [("A1", [("k", "ü, ;")]), ("A2", [])]
+
+VARIANTS: list[tuple[str, str, Callable[[], bytes]]] = [
+    ("plain", "a.csv", CSV.encode),
+    ("upper-case suffix", "A.CSV", CSV.encode),
+    ("byte order mark", "a.csv", lambda: CSV.encode("utf-8-sig")),
+    ("CRLF", "a.csv", lambda: CSV.replace("\n", "\r\n").encode()),
+    ("CR", "a.csv", lambda: CSV.replace("\n", "\r").encode()),
+    ("UTF-16 with mark", "a.csv", lambda: CSV.encode("utf-16")),
+    ("UTF-16 LE without mark", "a.csv", lambda: CSV.encode("utf-16-le")),
+    ("UTF-16 BE without mark", "a.csv", lambda: CSV.encode("utf-16-be")),
+    ("semicolons", "a.csv", lambda: CSV.replace(",", ";").replace("ü; ;", "ü, ;").encode()),
+    ("tabs", "a.csv", lambda: CSV.replace(",", "\t").replace("ü\t ;", "ü, ;").encode()),
+    ("no last line end", "a.csv", lambda: CSV.rstrip("\n").encode()),
+    ("empty lines", "a.csv", lambda: ("\n\n" + CSV.replace("\nA", "\n\nA") + "\n\n").encode()),
+    ("spaces in the header", "a.csv", lambda: CSV.replace("id_file,", " id_file ,").encode()),
+    ("gzip", "a.csv.gz", lambda: gzip.compress(CSV.encode())),
+    (
+        "gzip in two members",
+        "a.csv.gz",
+        lambda: gzip.compress(CSV[:30].encode()) + gzip.compress(CSV[30:].encode()),
+    ),
+    ("gzip without the suffix", "a.csv", lambda: gzip.compress(CSV.encode())),
+    ("gzip of UTF-16", "a.csv.gz", lambda: gzip.compress(CSV.encode("utf-16"))),
+]
+
+
+def seen(zone: Any) -> list[tuple[str, list[tuple[str, str]]]]:
+    return [(row["submission_id"], row["tags"]) for row in zone.accepted()]
+
+
+@pytest.mark.parametrize(("name", "content"), [v[1:] for v in VARIANTS], ids=[v[0] for v in VARIANTS])
+def test_csv_variants(zone: Any, name: str, content: Callable[[], bytes]) -> None:
+    zone.manifest(name, content())
+    zone.ingest()
+    assert seen(zone) == EXPECTED
+    assert zone.rejected() == []
+    assert [row["manifest_row"] for row in zone.accepted()] == [1, 2]
+
+
+def test_csv_quoted_line_breaks_count_as_one_row(zone: Any) -> None:
+    zone.manifest("a.csv", HEADER + ROWS + "A3,lost.jpg,selfie.png,\n")
+    zone.ingest()
+    assert [(row["submission_id"], row["manifest_row"]) for row in zone.accepted()] == [("A2", 2)]
+    assert zone.reasons() == [(1, "invalid_tags"), (3, "file_not_found")]
+
+
+def test_csv_rows_with_other_numbers_of_fields_are_malformed(zone: Any) -> None:
+    zone.manifest(
+        "a.csv",
+        HEADER + "A1,id.jpg\nA2,id.jpg,selfie.png,\n\nA3,id.jpg,selfie.png,,x,y\nA4,id.jpg,selfie.png,\n,\n",
+    )
+    summary = zone.ingest()
+    assert summary.received == 5
+    assert zone.ids() == ["A2", "A4"]
+    assert [row["manifest_row"] for row in zone.accepted()] == [2, 4]
+    assert [(r["submission_id"], r["manifest_row"], r["reason"]) for r in zone.rejected()] == [
+        ("A1", 1, "malformed_row"),
+        ("A3", 3, "malformed_row"),
+        (None, 5, "malformed_row"),
+    ]
+    assert zone.rejected()[0]["detail"] == "expected 4 fields, found 2"
+
+
+def test_csv_row_numbers_hold_over_many_blocks(zone: Any) -> None:
+    padding = "x" * 200
+    lines = [f"S{n:06},id.jpg,selfie.png,{padding}\n" for n in range(1, 40_001)]
+    for n in range(0, 40_000, 97):
+        lines[n] = f"S{n + 1:06},id.jpg\n"
+    zone.manifest("a.csv", "submission_id,id_file,selfie_file,note\n" + "".join(lines))
+    assert zone.ingest().received == 40_000
+    assert all(int(row["submission_id"][1:]) == row["manifest_row"] for row in zone.accepted())
+    assert all(int(row["submission_id"][1:]) == row["manifest_row"] for row in zone.rejected())
+
+
+def test_csv_tag_columns(zone: Any) -> None:
+    zone.manifest(
+        "a.csv",
+        "tag.k,submission_id,id_file,selfie_file,branch\nv,A1,id.jpg,selfie.png,x\n,A2,id.jpg,selfie.png,\n",
+    )
+    assert zone.ingest().ignored_columns == {"branch": 2}
+    assert seen(zone) == [("A1", [("k", "v")]), ("A2", [])]
+
+
+def test_jsonl(zone: Any) -> None:
+    good = '"id_file":"id.jpg","selfie_file":"selfie.png"'
+    lines = [
+        f'{{"submission_id":"A1",{good},"tags":{{"k":"v"}},"submitted_at":null,"branch":7}}',
+        f'{{"submission_id":"A2",{good},"tags":"{{\\"k\\":\\"v\\"}}","tag.l":"w"}}',
+        "",
+        "{not json",
+        "[1]",
+        f'{{"submission_id":12,{good}}}',
+        f'{{"submission_id":"A6",{good},"tags":["k"]}}',
+        f'{{"submission_id":"A7",{good},"tags":{{"k":"v","k":"w"}}}}',
+        '{"submission_id":"A8"}',
+        f'{{"submission_id":"A9",{good},"submission_id":"A9"}}',
+    ]
+    zone.manifest("a.jsonl", "\r\n".join(lines))
+    assert zone.ingest().ignored_columns == {"branch": 1}
+    assert seen(zone) == [("A1", [("k", "v")]), ("A2", [("k", "v"), ("l", "w")])]
+    assert zone.reasons() == [
+        (3, "malformed_row"),
+        (4, "malformed_row"),
+        (5, "malformed_row"),
+        (6, "invalid_tags"),
+        (7, "invalid_tags"),
+        (8, "missing_field"),
+        (9, "malformed_row"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_jsonl_encodings(zone: Any, encoding: str) -> None:
+    line = '{"submission_id":"A1","id_file":"id.jpg","selfie_file":"selfie.png","tags":{"k":"ü\u2028"}}\n'
+    zone.manifest("a.jsonl.gz", gzip.compress(line.encode(encoding)))
+    zone.ingest()
+    assert seen(zone) == [("A1", [("k", "ü\u2028")])]
+
+
+def parquet(**columns: pa.Array | list[Any]) -> bytes:
+    target = io.BytesIO()
+    rows = len(next(iter(columns.values())))
+    good = {"id_file": ["id.jpg"] * rows, "selfie_file": ["selfie.png"] * rows}
+    pq.write_table(pa.table({**good, **columns}), target, row_group_size=1)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        pa.array(['{"k":"v"}', None]),
+        pa.array([[("k", "v")], None], pa.map_(pa.string(), pa.string())),
+        pa.array([{"k": "v", "l": None}, None], pa.struct([("k", pa.string()), ("l", pa.string())])),
+        pa.array(['{"k":"v"}', None]).dictionary_encode(),
+        pa.array(['{"k":"v"}', None], pa.large_string()),
+    ],
+    ids=["text", "map", "struct", "dictionary", "large"],
+)
+def test_parquet_tags(zone: Any, tags: pa.Array) -> None:
+    zone.manifest("a.parquet", parquet(submission_id=["A1", "A2"], tags=tags, extra=[1, 2]))
+    assert zone.ingest().ignored_columns == {"extra": 2}
+    assert seen(zone) == [("A1", [("k", "v")]), ("A2", [])]
+
+
+def test_parquet_bad_tags_and_times(zone: Any) -> None:
+    twice = pa.array([[("k", "v"), ("k", "w")], [("k", None)], []], pa.map_(pa.string(), pa.string()))
+    zone.manifest("a.parquet", parquet(submission_id=["A1", "A2", "A3"], tags=twice))
+    when = datetime(2024, 9, 1, 10, tzinfo=UTC)
+    zone.manifest(
+        "b.parquet",
+        parquet(submission_id=["B1"], submitted_at=pa.array([when], pa.timestamp("ns", "Asia/Tokyo"))),
+    )
+    zone.manifest(
+        "c.parquet", parquet(submission_id=["C1"], submitted_at=pa.array([when], pa.timestamp("ms")))
+    )
+    zone.ingest()
+    assert [(row["submission_id"], row["submitted_at"]) for row in zone.accepted()] == [
+        ("A3", None),
+        ("B1", when),
+    ]
+    assert [(row["submission_id"], row["reason"]) for row in zone.rejected()] == [
+        ("A1", "invalid_tags"),
+        ("A2", "invalid_tags"),
+        ("C1", "invalid_submitted_at"),
+    ]
+
+
+UNREADABLE: list[tuple[str, str, bytes, str]] = [
+    ("no header", "a.csv", b"", "is empty"),
+    ("wrong columns", "a.csv", b"a,b,c\n1,2,3\n", "has no column submission_id, id_file, selfie_file"),
+    ("no header but data", "a.csv", b"A1,id.jpg,selfie.png\n", "has no column"),
+    ("one column missing", "a.csv", b"submission_id,id_file\nA1,id.jpg\n", "has no column selfie_file"),
+    (
+        "a column twice",
+        "a.csv",
+        b"submission_id,id_file,selfie_file,id_file\n",
+        "has the column id_file twice",
+    ),
+    ("a picture", "a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not"),
+    ("Latin-1", "a.csv", (HEADER + "A1,ü.jpg,selfie.png,\n").encode("latin-1"), "is not utf-8 text"),
+    ("NUL bytes", "a.csv", (HEADER + "A1,i\0d.jpg,selfie.png,\n").encode(), "is not text"),
+    ("half a UTF-16 character", "a.csv", CSV.encode("utf-16")[:-1], "is not utf-16-le text"),
+    ("open quote", "a.csv", (HEADER + 'A1,"id.jpg,selfie.png,\nA2,id.jpg,selfie.png,\n').encode(), "quotes"),
+    ("open quote and many rows", "a.csv", (HEADER + 'A,"' + "x,y,z,\n" * 1_500_000).encode(), "more than"),
+    ("no gzip", "a.csv.gz", b"\x1f\x8bnonsense", "damaged .gz"),
+    ("cut gzip", "a.csv.gz", gzip.compress(CSV.encode())[:-12], "damaged .gz"),
+    ("damaged gzip", "a.csv.gz", gzip.compress(CSV.encode())[:-8] + bytes(8), "damaged .gz"),
+    ("Latin-1 lines", "a.jsonl", b'{"a":"\xfc"}\n', "is not utf-8 text"),
+    ("a line without end", "a.jsonl", b"x" * 9_000_000, "more than"),
+    ("no Parquet", "a.parquet", b"PAR1", "is not a readable Parquet file"),
+    ("cut Parquet", "a.parquet", parquet(submission_id=["A1"])[:-20], "is not a readable Parquet file"),
+    ("Parquet without columns", "a.parquet", parquet(x=["A1"]), "has no column submission_id"),
+    ("numbers as ids", "a.parquet", parquet(submission_id=[1]), "column submission_id of type int64"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"), [u[1:] for u in UNREADABLE], ids=[u[0] for u in UNREADABLE]
+)
+def test_an_unreadable_manifest_fails_the_day_and_changes_nothing(
+    zone: Any, name: str, content: bytes, reason: str
+) -> None:
+    zone.rows({"submission_id": "old"}, {"submission_id": "bad", "id_file": "lost.jpg"}, name="0.csv")
+    zone.ingest()
+    before = zone.files()
+    zone.rows({"submission_id": "new"}, name="1.csv")
+    zone.manifest(name, content)
+    with pytest.raises(KycError, match=reason) as caught:
+        zone.ingest()
+    assert str(caught.value).startswith(f"manifest {name}: ")
+    assert "\n" not in str(caught.value)
+    assert zone.files() == before
+
+
+def test_damaged_pages_of_a_parquet_file(zone: Any) -> None:
+    content = bytearray(parquet(submission_id=[f"A{n}" for n in range(50)]))
+    content[20:400] = bytes(380)
+    zone.manifest("a.parquet", bytes(content))
+    with pytest.raises(KycError, match=r"manifest a\.parquet"):
+        zone.ingest()
+
+
+def test_names_that_are_no_manifests_are_reported_or_unfinished(zone: Any, tmp_path: Path) -> None:
+    zone.rows({}, name="a.csv")
+    for name in ("notes.txt", "a.xlsx", "line\nend.doc"):
+        zone.manifest(name, b"x")
+    for name in (".hidden.csv", "b.csv.tmp", "c.csv.part"):
+        zone.manifest(name, b"x")
+    (zone.landing / "manifests/2024-09-01/folder.csv").mkdir()
+    summary = zone.ingest()
+    assert summary.manifests == 1
+    assert summary.ignored_files == ("a.xlsx", "folder.csv", "line\\nend.doc", "notes.txt")
