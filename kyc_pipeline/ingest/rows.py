@@ -121,7 +121,7 @@ class _Verdicts:
 
 
 def _shown(value: object) -> str | None:
-    return value[:_MAX_SHOWN_ID] if isinstance(value, str) else None
+    return value[:_MAX_SHOWN_ID] if isinstance(value, str) and value.strip() else None
 
 
 def _read_times(texts: "pd.Series[str]", verdicts: _Verdicts) -> "pd.Series[pd.Timestamp]":
