@@ -1,0 +1,1 @@
+"""Flatten: from the answers of a day to the five curated tables."""

@@ -211,13 +211,24 @@ class IngestSummary:
         return self.accepted - self.kept
 
 
-def ingest_partition(*, landing: Path, lake: Lake, date: str, erased: Erased | None = None) -> IngestSummary:
+def ingest_partition(
+    *,
+    landing: Path,
+    lake: Lake,
+    date: str,
+    erased: Erased | None = None,
+    destination: Lake | None = None,
+) -> IngestSummary:
     """Reads the day's manifests and replaces its `submissions` and `rejected_submissions`.
+
+    They are written to `destination` instead of `lake` where one is given: so a plan sees what an ingest
+    would do and leaves the lake as it was.
 
     `erased` tells, by a submission's tags (`submissionId` among them), whether its subject was erased. A day
     without manifests becomes two partitions without rows. The same input gives the same partitions.
     Raises :class:`KycError` for a manifest that cannot be read; the lake is then as it was.
     """
+    target = destination or lake
     with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as folder:
         staged = Staged(Path(folder))
         day, received, ignored = _stage_stable(landing, date, staged, erased)
@@ -225,8 +236,8 @@ def ingest_partition(*, landing: Path, lake: Lake, date: str, erased: Erased | N
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
             footer = {"manifests": day.identity, "received": str(received)}
             with (
-                lake.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
-                lake.writer(SUBMISSIONS, date, footer) as submissions,
+                target.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
+                target.writer(SUBMISSIONS, date, footer) as submissions,
             ):
                 for batch in ownership.rejected():
                     rejected_rows.write(batch)

@@ -1,0 +1,1 @@
+"""How the stages run in Dagster: partitions, resources, jobs, schedules, sensors and automation."""

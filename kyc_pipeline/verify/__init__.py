@@ -1,0 +1,1 @@
+"""Verify: one paid call a submission. `ledger` remembers, `dispatcher` sends, `engine` runs a day."""

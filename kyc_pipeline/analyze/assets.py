@@ -1,0 +1,117 @@
+"""Assets of the group `analyze`: the warehouse's tables, the published file and the report.
+
+One step builds all tables in one connection into a new file, checks it, and only then publishes it by an
+atomic replace. A failed build or a failed check of severity error leaves the published file as it was.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import duckdb
+
+from kyc_pipeline.analyze.build import build
+from kyc_pipeline.analyze.checks import check_result, check_specs
+from kyc_pipeline.analyze.models import Model, load_models
+from kyc_pipeline.analyze.publish import new_draft, publish, remove_draft
+from kyc_pipeline.analyze.quality import Severity, check_build
+from kyc_pipeline.analyze.report import write_report
+from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.orchestration.resources import Pipeline
+
+GROUP = "analyze"
+WAREHOUSE = dg.AssetKey("warehouse")
+REPORT = dg.AssetKey("report")
+LAKE_TABLES = frozenset(table.name for table in TABLES)
+
+
+def asset_key(model: str) -> dg.AssetKey:
+    """`pass_rates`; a fact that has a lake table's name is `warehouse/verifications`."""
+    return dg.AssetKey(["warehouse", model] if model in LAKE_TABLES else [model])
+
+
+def analyze_assets() -> list[dg.AssetsDefinition]:
+    """The tables with the published file, in one step, and the report."""
+    models = load_models()
+
+    @dg.multi_asset(
+        name="build_warehouse",
+        specs=[*(_model_spec(model) for model in models), _warehouse_spec(models)],
+        check_specs=check_specs(WAREHOUSE),
+    )
+    def build_warehouse(
+        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+        warehouse = pipeline.settings.kyc_warehouse
+        draft = new_draft(warehouse)
+        try:
+            summary = build(
+                pipeline.lake,
+                draft,
+                run_id=context.run.run_id,
+                price_per_call=pipeline.settings.deepxl_price_per_call,
+            )
+            with duckdb.connect(str(draft), read_only=True) as connection:
+                results = check_build(connection)
+            yield from (check_result(WAREHOUSE, result) for result in results)
+            errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
+            if errors:
+                raise dg.Failure(
+                    description="not published: "
+                    + "; ".join(f"{error.name} ({error.rows} rows): {error.description}" for error in errors),
+                    allow_retries=False,
+                )
+            publish(draft, warehouse)
+        finally:
+            remove_draft(draft)
+        for model in models:
+            yield dg.MaterializeResult(
+                asset_key=asset_key(model.name), metadata={"dagster/row_count": summary.tables[model.name]}
+            )
+        yield dg.MaterializeResult(
+            asset_key=WAREHOUSE,
+            metadata={
+                "dagster/row_count": summary.rows,
+                "partitions": len(summary.partitions),
+                "bytes": warehouse.stat().st_size,
+            },
+        )
+
+    @dg.asset(
+        key=REPORT,
+        group_name=GROUP,
+        deps=[WAREHOUSE],
+        kinds={"html"},
+        description="The report: one self-contained page, made from the published warehouse.",
+    )
+    def report(pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult[Any]:
+        settings = pipeline.settings
+        write_report(settings.kyc_warehouse, settings.kyc_report)
+        return dg.MaterializeResult(metadata={"bytes": settings.kyc_report.stat().st_size})
+
+    return [build_warehouse, report]
+
+
+def _model_spec(model: Model) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        asset_key(model.name),
+        description=model.description,
+        group_name=GROUP,
+        deps=[*LAKE_TABLES.intersection(model.sources), *(asset_key(name) for name in model.depends_on)],
+        kinds={"duckdb"},
+        metadata={
+            "dagster/column_schema": dg.TableSchema(
+                columns=[dg.TableColumn(name, description=meaning) for name, meaning in model.columns]
+            )
+        },
+    )
+
+
+def _warehouse_spec(models: tuple[Model, ...]) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        WAREHOUSE,
+        description="The published DuckDB file: replaced atomically, so that reading it never fails or waits.",
+        group_name=GROUP,
+        deps=[asset_key(model.name) for model in models],
+        kinds={"duckdb"},
+    )

@@ -1,0 +1,77 @@
+"""`kyc-pipeline backfill`: partitions in one process, through Dagster, with a progress bar."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+
+import click
+import pyarrow.compute as pc
+
+from kyc_pipeline.cli import EXIT_UNFINISHED
+from kyc_pipeline.cli.options import date_range, days_between
+from kyc_pipeline.cli.progress import progress_bar
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.manifests import require_landing
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.orchestration.local_run import open_instance, run_partitions
+from kyc_pipeline.orchestration.preflight import check_api_when_needed
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings, load_settings
+
+UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
+LISTED = 20
+
+
+@click.command()
+@date_range
+@click.option("--max-calls", type=click.IntRange(min=0), help="Budget; else DEEPXL_MAX_CALLS_PER_RUN.")
+@click.pass_context
+def backfill(context: click.Context, first: date, last: date, max_calls: int | None) -> None:
+    """Ingest, verify (one paid call a submission), flatten and publish every day of the range.
+
+    Days that are already paid make no call.
+    """
+    settings = load_settings()
+    if max_calls is not None:
+        settings = settings.model_copy(update={"deepxl_max_calls_per_run": max_calls})
+    days = days_between(first, last, settings)
+    verbose = bool(context.find_root().params.get("verbose"))
+    context.exit(run_backfill(settings, days, verbose=verbose))
+
+
+def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:
+    """Runs `days` and prints what is left; returns the exit code."""
+    require_landing(settings.kyc_landing)
+    pipeline = Pipeline(settings)
+    check_api_when_needed(pipeline, days)
+    instance = open_instance()
+    with progress_bar(len(days)) as progress:
+        pipeline.progress = progress
+        report = run_partitions(pipeline, days, instance, log_level="INFO" if verbose else "CRITICAL")
+    left = unfinished(pipeline.lake, days)
+    for day, submission_id, outcome in left[:LISTED]:
+        click.echo(f"{day}  {submission_id}  {outcome}")
+    if len(left) > LISTED:
+        click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
+    if report.failures:
+        raise KycError("; ".join(report.failures))
+    if left:
+        count = Counter(outcome for _, _, outcome in left)
+        click.echo(
+            "unfinished: "
+            + ", ".join(f"{count[outcome]} {outcome}" for outcome in UNFINISHED if count[outcome])
+        )
+    return EXIT_UNFINISHED if left else 0
+
+
+def unfinished(lake: Lake, days: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(date, submission id, outcome) of what is held, failed or not attempted."""
+    found: list[tuple[str, str, str]] = []
+    for day in days:
+        if not lake.exists(VERIFICATION_RESPONSES, day):
+            continue
+        rows = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
+        rows = rows.filter(pc.field("outcome").isin([outcome.value for outcome in UNFINISHED]))
+        found += [(day, row["submission_id"], row["outcome"]) for row in rows.to_pylist()]
+    return found

@@ -1,0 +1,180 @@
+"""`kyc-pipeline demo`: the whole pipeline on made-up people, against the simulator.
+
+Everything that it writes is in one folder. The settings of real use (environment, `.env`) are not looked at.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.cli.backfill import run_backfill
+from kyc_pipeline.cli.options import table
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.demo.landing import write_landing
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.settings import Settings
+
+DAYS = 14
+PER_DAY = 60
+SEED = 2024
+LATENCY_MS = 40.0
+TOKEN = "demo"  # the simulator's own
+
+INSTANCE = """# The demo's own Dagster instance; real use has dagster_home/dagster.yaml.
+telemetry:
+  enabled: false
+run_monitoring:
+  enabled: true
+"""
+
+PASS_RATES = """
+SELECT check_type, sum(checks), sum(passed), sum(failed),
+    ratio(sum(passed), sum(passed) + sum(failed)),
+    wilson_low(sum(passed), sum(passed) + sum(failed)),
+    wilson_high(sum(passed), sum(passed) + sum(failed))
+FROM pass_rates GROUP BY check_type ORDER BY check_type
+"""
+REJECTED = "SELECT reason, sum(rejected) FROM rejected_by_reason GROUP BY reason ORDER BY 2 DESC, 1"
+FUNNEL = (
+    "SELECT sum(received), sum(rejected), sum(accepted), sum(completed), sum(verified) FROM submission_funnel"
+)
+
+
+@click.command()
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Where all of the demo's data goes.",
+)
+@click.option("--ui", is_flag=True, help="Start the Dagster UI over the data of a finished demo.")
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="The UI's port.")
+@click.pass_context
+def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
+    """Run two weeks of made-up submissions through the whole pipeline, or look at them in the UI."""
+    folder = folder.resolve()
+    if ui:
+        context.exit(_run_ui(folder, port))
+    verbose = bool(context.find_root().params.get("verbose"))
+    first = _first_day(folder)
+    click.echo(f"writing {DAYS} days of made-up submissions to {_shown(folder / 'landing')}")
+    write_landing(folder / "landing", days=DAYS, per_day=PER_DAY, start=first, seed=SEED)
+    days = [(first + timedelta(days=offset)).isoformat() for offset in range(DAYS)]
+    with _simulator(folder) as url:
+        settings = demo_settings(folder, first, url)
+        _prepare_instance(folder)
+        code = run_backfill(settings, days, verbose=verbose)
+    _print_results(settings)
+    context.exit(code)
+
+
+def demo_settings(folder: Path, first: date, url: str) -> Settings:
+    """The demo's settings: defaults, and paths in `folder`; the environment has no say."""
+    defaults: dict[str, Any] = {name: field.default for name, field in Settings.model_fields.items()}
+    return Settings(
+        _env_file=None,
+        **defaults
+        | {
+            "deepxl_base_url": url,
+            "deepxl_api_token": TOKEN,
+            "deepxl_requests_per_second": 100,
+            "deepxl_price_per_call": "0.50",
+            "kyc_landing": folder / "landing",
+            "kyc_lake": str(folder / "lake"),
+            "kyc_ledger_url": f"sqlite:///{folder / 'ledger.sqlite'}",
+            "kyc_warehouse": folder / "warehouse" / "kyc.duckdb",
+            "kyc_report": folder / "report" / "index.html",
+            "kyc_start_date": first,
+        },
+    )
+
+
+def _first_day(folder: Path) -> date:
+    """The first day of an earlier demo in this folder, so that it stays paid; else two weeks ago."""
+    manifests = folder / "landing" / "manifests"
+    if manifests.is_dir() and (days := sorted(path.name for path in manifests.iterdir())):
+        return date.fromisoformat(days[0])
+    return datetime.now(UTC).date() - timedelta(days=DAYS)
+
+
+@contextmanager
+def _simulator(folder: Path) -> Iterator[str]:
+    store = folder / "simulator.jsonl"
+    with running_simulator(token=TOKEN, seed=SEED, latency_ms=LATENCY_MS, store=store) as simulator:
+        yield simulator.url
+
+
+def _prepare_instance(folder: Path) -> None:
+    home = folder / "dagster_home"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "dagster.yaml").write_text(INSTANCE, encoding="utf-8")
+    os.environ["DAGSTER_HOME"] = str(home)
+
+
+def _run_ui(folder: Path, port: int) -> int:
+    if not (folder / "warehouse").is_dir():
+        raise UsageError(f"there is no demo in {_shown(folder)}: run `make demo` first")
+    _prepare_instance(folder)
+    with _simulator(folder) as url:
+        settings = demo_settings(folder, _first_day(folder), url)
+        command = [sys.executable, "-m", "dagster", "dev", "-m", "kyc_pipeline.definitions"]
+        click.echo(f"Dagster UI on http://127.0.0.1:{port} (Ctrl-C ends it)")
+        # In the demo's folder no `.env` of real use is found.
+        process = subprocess.Popen(
+            [*command, "-h", "127.0.0.1", "-p", str(port)], env=_environment(settings), cwd=folder
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda received, _frame: process.send_signal(received))
+        return max(process.wait(), 0)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """This process's environment with the demo's settings in the place of any others."""
+    environment = {
+        name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields
+    }
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if value is not None:
+            plain = value.get_secret_value() if hasattr(value, "get_secret_value") else value
+            environment[name.upper()] = ",".join(plain) if isinstance(plain, frozenset) else str(plain)
+    return environment
+
+
+def _print_results(settings: Settings) -> None:
+    with open_warehouse(settings.kyc_warehouse) as warehouse:
+        received, rejected, accepted, completed, verified = warehouse.execute(FUNNEL).fetchall()[0]
+        rates = warehouse.execute(PASS_RATES).fetchall()
+        reasons = warehouse.execute(REJECTED).fetchall()
+    click.echo(
+        f"\n{received} rows received: {rejected} rejected, {accepted} accepted; "
+        f"{completed} completed, {verified} of them verified\n"
+    )
+    click.echo(
+        table(
+            ("check", "checks", "passed", "failed", "pass rate", "95 % interval"),
+            [
+                (check, checks, passed, failed, f"{rate:.1%}", f"{low:.1%} – {high:.1%}")
+                for check, checks, passed, failed, rate, low, high in rates
+            ],
+        )
+    )
+    click.echo("\n" + table(("rejected because", "rows"), reasons))
+    click.echo(f"\nwarehouse  {_shown(settings.kyc_warehouse)}")
+    click.echo(f"lake       {_shown(Path(settings.kyc_lake))}")
+    click.echo(f"report     {_shown(settings.kyc_report)}")
+
+
+def _shown(path: Path) -> str:
+    """`path` relative to the working directory where it is below it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,58 @@
+"""`kyc-pipeline held`: submissions whose outcome is uncertain, and the operator's decision."""
+
+import getpass
+
+import click
+
+from kyc_pipeline.cli.options import table
+from kyc_pipeline.settings import load_settings
+from kyc_pipeline.verify.held import list_held, resolve_held
+from kyc_pipeline.verify.ledger import Ledger
+
+
+@click.group()
+def held() -> None:
+    """Submissions that were sent, whose answer was lost and which look-up could not settle."""
+
+
+@held.command("list")
+def list_command() -> None:
+    """List the held submissions, oldest first."""
+    settings = load_settings()
+    with Ledger(settings.kyc_ledger_url) as ledger:
+        rows = list_held(ledger)
+    if not rows:
+        click.echo("nothing is held")
+        return
+    click.echo(
+        table(
+            ("submission", "date", "attempts", "last sent (UTC)", "why"),
+            [
+                (
+                    row.submission_id,
+                    row.partition_date,
+                    row.attempts,
+                    f"{row.last_sent_at:%Y-%m-%d %H:%M:%S}" if row.last_sent_at else "–",
+                    row.error or "",
+                )
+                for row in rows
+            ],
+        )
+    )
+
+
+@held.command("resolve")
+@click.option("--submission", "submission_id", required=True, help="The submission's id.")
+@click.option(
+    "--as",
+    "decision",
+    type=click.Choice(["retry", "abandon"]),
+    required=True,
+    help="retry: send it again, which may be paid twice; abandon: never send it again.",
+)
+def resolve_command(submission_id: str, decision: str) -> None:
+    """Decide what becomes of one held submission; the next run of its day acts on it."""
+    settings = load_settings()
+    with Ledger(settings.kyc_ledger_url) as ledger:
+        resolve_held(ledger, submission_id, decision, getpass.getuser())
+    click.echo(f"{submission_id}: {decision}")

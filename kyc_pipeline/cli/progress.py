@@ -1,0 +1,46 @@
+"""The progress bar of a backfill: days done, and the paid calls of the day at work.
+
+It goes to standard error. Without a terminal there is no bar, but a line for each day.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kyc_pipeline.verify.report import Progress as CallProgress
+
+
+@contextmanager
+def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
+    """A bar over `days` days; yields what the engine is to tell of its calls."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
+    # The engine tells its progress from a thread of its own.
+    lock = threading.Lock()
+    seen: set[str] = set()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        all_days = bar.add_task("days with calls", total=days, detail="")
+        calls = bar.add_task("verifications", total=None, detail="")
+
+        def update(progress: CallProgress) -> None:
+            cost = "" if progress.estimated_cost is None else f", {progress.estimated_cost} spent"
+            detail = f"{progress.per_second:.0f}/s, {progress.retries} retries{cost}"
+            with lock:
+                if progress.date not in seen:
+                    seen.add(progress.date)
+                    bar.update(all_days, completed=len(seen))
+                    bar.reset(calls, total=progress.total, description=progress.date, detail=detail)
+                bar.update(calls, completed=progress.done, total=progress.total, detail=detail)
+                if not console.is_terminal and progress.done == progress.total:
+                    console.print(str(progress), highlight=False)
+
+        yield update

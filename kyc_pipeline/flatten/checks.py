@@ -1,0 +1,107 @@
+"""Checks on a day's curated tables.
+
+What differs from the contract is a warning: the raw answer keeps it, and the numbers stay exact. A row that
+is missing or doubled is an error. Uniqueness over all days is checked by the warehouse, before publication.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow.compute as pc
+from dagster import AssetCheckSeverity
+
+from kyc_pipeline.flatten.anomalies import Anomaly
+from kyc_pipeline.flatten.partition import FlattenSummary
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import CONTRACT_DRIFT, MODEL_CHECKS, VERIFICATIONS, CheckStatus, Table
+from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
+
+
+def _warning(table: Table, name: str, description: str) -> CheckDefinition:
+    return CheckDefinition(table.name, name, AssetCheckSeverity.WARN, description)
+
+
+RECONCILES = CheckDefinition(
+    VERIFICATIONS.name,
+    "answers_reconcile",
+    AssetCheckSeverity.ERROR,
+    "Every completed answer has one verification and belongs to an accepted submission.",
+)
+UNIQUE = CheckDefinition(
+    VERIFICATIONS.name,
+    "verification_ids_unique",
+    AssetCheckSeverity.ERROR,
+    "No verification id occurs twice in the day.",
+)
+CONSISTENT = _warning(
+    VERIFICATIONS, "verified_agrees_with_checks", "`verified` is what the checks say: true without a FAIL."
+)
+ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
+    (
+        _warning(MODEL_CHECKS, "confidence_in_range", "Every confidence is a number within 0 and 1."),
+        (Anomaly.CONFIDENCE_OUT_OF_RANGE, Anomaly.CONFIDENCE_NOT_A_NUMBER),
+    ),
+    (
+        _warning(MODEL_CHECKS, "statuses_known", "Every check's status is in the status table."),
+        (Anomaly.UNKNOWN_STATUS,),
+    ),
+    (
+        _warning(MODEL_CHECKS, "types_known", "Every check's type is known to the contract."),
+        (Anomaly.UNKNOWN_TYPE,),
+    ),
+    (
+        _warning(CONTRACT_DRIFT, "fields_known", "Every field is known to the contract, with its type."),
+        (Anomaly.UNKNOWN_FIELD, Anomaly.DUPLICATE_FIELD, Anomaly.TYPE_MISMATCH, Anomaly.FIELD_CONFLICT),
+    ),
+    (
+        _warning(VERIFICATIONS, "echo_matches", "Echoed sizes and tags are those that were sent."),
+        (Anomaly.ECHO_SIZE_MISMATCH, Anomaly.ECHO_TAGS_MISMATCH, Anomaly.ECHO_TAGS_MISSING),
+    ),
+    (
+        _warning(VERIFICATIONS, "timestamps_readable", "Every time stamp is a time."),
+        (Anomaly.TIMESTAMP_OUT_OF_RANGE, Anomaly.TIMESTAMP_ISO_UNREADABLE),
+    ),
+)
+CHECKS = (RECONCILES, UNIQUE, CONSISTENT, *(definition for definition, _ in ANOMALIES))
+
+
+def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check]:
+    """The checks of one day."""
+    lost = summary.completed - summary.verifications
+    ids = lake.read(VERIFICATIONS, day, ["verification_id"])["verification_id"]
+    repeated = len(ids) - pc.count_distinct(ids).as_py()
+    disagreeing = _disagreeing(lake, day)
+    return [
+        RECONCILES.result(
+            lost == 0 and summary.without_submission == 0,
+            f"{lost} completed answers have no verification, {summary.without_submission} no submission"
+            + (": materialize submissions and verification_responses again" if lost else ""),
+            completed=summary.completed,
+            verifications=summary.verifications,
+            without_submission=summary.without_submission,
+        ),
+        UNIQUE.result(repeated == 0, f"{repeated} verification ids are repeated", repeated=repeated),
+        CONSISTENT.result(
+            disagreeing == 0,
+            f"{disagreeing} verifications are overrides or unexplained declines; see failure_attribution",
+            disagreeing=disagreeing,
+        ),
+        *(_anomalies(definition, codes, summary) for definition, codes in ANOMALIES),
+    ]
+
+
+def _anomalies(definition: CheckDefinition, codes: tuple[Anomaly, ...], summary: FlattenSummary) -> Check:
+    found = {code: summary.anomalies[code.value] for code in codes if summary.anomalies[code.value]}
+    return definition.result(
+        not found,
+        "; ".join(f"{count} answers: {code.description}" for code, count in found.items()) or "none",
+        **{code.value: count for code, count in found.items()},
+    )
+
+
+def _disagreeing(lake: Lake, day: str) -> int:
+    """Verifications that are verified with a failed check, or not verified without one."""
+    checks = lake.read(MODEL_CHECKS, day, ["verification_id", "normalized_status"])
+    failed = checks.filter(pc.field("normalized_status") == CheckStatus.FAIL.value)["verification_id"]
+    verifications = lake.read(VERIFICATIONS, day, ["verification_id", "verified"])
+    has_failure = pc.is_in(verifications["verification_id"], value_set=failed.combine_chunks())
+    return pc.equal(verifications["verified"], has_failure).to_pylist().count(True)

@@ -1,0 +1,61 @@
+"""Assets of the group `ingest`: accepted and rejected rows of a day's manifests."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from kyc_pipeline.ingest.checks import CHECKS, check_partition
+from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.specs import row_count, table_spec
+
+GROUP = "ingest"
+
+
+def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`submissions` and `rejected_submissions`, made together from the landing zone."""
+
+    @dg.multi_asset(
+        name="ingest",
+        specs=[
+            table_spec(table, group=GROUP, partitions=partitions)
+            for table in (SUBMISSIONS, REJECTED_SUBMISSIONS)
+        ],
+        check_specs=[check.spec() for check in CHECKS],
+        backfill_policy=BACKFILL_POLICY,
+    )
+    def ingest(
+        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+        lake = pipeline.lake
+
+        def work(day: str) -> DayResult:
+            summary = ingest_partition(landing=pipeline.settings.kyc_landing, lake=lake, date=day)
+            rejected = sum(summary.rejected.values())
+            context.log.info(
+                f"{day}: {summary.received} rows in {summary.manifests} manifests, "
+                f"{summary.accepted} accepted, {rejected} rejected"
+            )
+            return DayResult(
+                metadata={
+                    SUBMISSIONS.name: {
+                        **row_count(summary.accepted),
+                        "received": summary.received,
+                        "manifests": summary.manifests,
+                        "kept": summary.kept,
+                        "ignored_columns": dict(summary.ignored_columns),
+                    },
+                    REJECTED_SUBMISSIONS.name: {
+                        **row_count(rejected),
+                        "reasons": {reason.value: count for reason, count in summary.rejected.items()},
+                    },
+                },
+                checks=check_partition(summary),
+            )
+
+        yield from work_through(context, work)
+
+    return ingest

@@ -1,0 +1,45 @@
+"""Checks on what ingest made of a day's manifests."""
+
+from dagster import AssetCheckSeverity
+
+from kyc_pipeline.ingest.manifests import IngestSummary
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
+
+MANY_REJECTIONS = 0.10
+"""Share of rejected rows above which a person should look."""
+
+RECONCILES = CheckDefinition(
+    SUBMISSIONS.name,
+    "received_reconciles",
+    AssetCheckSeverity.ERROR,
+    "Every row of the manifests was accepted or rejected.",
+)
+FEW_REJECTIONS = CheckDefinition(
+    REJECTED_SUBMISSIONS.name,
+    "few_rejections",
+    AssetCheckSeverity.WARN,
+    f"At most {MANY_REJECTIONS:.0%} of the day's rows were rejected.",
+)
+CHECKS = (RECONCILES, FEW_REJECTIONS)
+
+
+def check_partition(summary: IngestSummary) -> list[Check]:
+    """The checks of one day."""
+    rejected = sum(summary.rejected.values())
+    share = rejected / summary.received if summary.received else 0.0
+    lost = summary.received - summary.accepted_rows - rejected
+    return [
+        RECONCILES.result(
+            lost == 0,
+            "every row is accounted for" if lost == 0 else f"{lost} rows are unaccounted for: ingest again",
+            received=summary.received,
+            accepted=summary.accepted,
+            rejected=rejected,
+        ),
+        FEW_REJECTIONS.result(
+            share <= MANY_REJECTIONS,
+            f"{rejected} of {summary.received} rows were rejected; reasons are in rejected_submissions",
+            share=share,
+        ),
+    ]

@@ -1,0 +1,171 @@
+"""The daily partitions, and how a step works through those of its run.
+
+A run may cover a range of days. Dagster marks every day of a failed range run as failed; here the days that
+were finished are reported before the step fails, so that they stay green and a later backfill leaves them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import dagster as dg
+
+from kyc_pipeline.errors import KycError
+
+BACKFILL_DAYS_PER_RUN = 10
+"""Days in one run of a backfill: a run costs seconds, and what a run pays for is seen when it ends."""
+BACKFILL_POLICY = dg.BackfillPolicy.multi_run(max_partitions_per_run=BACKFILL_DAYS_PER_RUN)
+
+Metadata = Mapping[str, Any]
+
+
+def daily_partitions(start: date) -> dg.DailyPartitionsDefinition:
+    """One partition a day (UTC) from `start` to today; today's may be run while it is still filling."""
+    return dg.DailyPartitionsDefinition(start_date=start.isoformat(), timezone="UTC", end_offset=1)
+
+
+@dataclass(frozen=True)
+class CheckDefinition:
+    """One check of a stage: what it looks at, and whether a failure stops publication."""
+
+    asset: str
+    name: str
+    severity: dg.AssetCheckSeverity
+    description: str
+
+    def spec(self) -> dg.AssetCheckSpec:
+        """Dagster's form. An error blocks what comes after it in the same run."""
+        return dg.AssetCheckSpec(
+            self.name,
+            asset=dg.AssetKey(self.asset),
+            description=self.description,
+            blocking=self.severity is dg.AssetCheckSeverity.ERROR,
+        )
+
+    def result(self, passed: bool, description: str, **metadata: Any) -> "Check":
+        """What this check found in one partition."""
+        return Check(self, passed, description, metadata)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found in one partition; `description` says what to do where it did not pass."""
+
+    definition: CheckDefinition
+    passed: bool
+    description: str
+    metadata: Metadata
+
+
+@dataclass(frozen=True)
+class DayResult:
+    """What one day's work made: metadata for each asset (by name), and its checks."""
+
+    metadata: Mapping[str, Metadata]
+    checks: Sequence[Check] = ()
+
+
+def work_through(
+    context: dg.AssetExecutionContext,
+    work: Callable[[str], DayResult | None],
+    *,
+    stop_on: tuple[type[KycError], ...] = (),
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    """Does `work` for each day of the run and yields the step's results.
+
+    A day that ends in a :class:`KycError` does not stop the others, unless it is one of `stop_on`; the step
+    then fails with one line for each such day. `work` returns None where nothing is to be materialized
+    (a dry run).
+    """
+    days = list(context.partition_keys)
+    done: dict[str, DayResult] = {}
+    skipped = False
+    failures: list[str] = []
+    complete = False
+    try:
+        for day in days:
+            try:
+                result = work(day)
+            except KycError as error:
+                failures.append(f"{day}: {error}")
+                if isinstance(error, stop_on):
+                    break
+                continue
+            if result is None:
+                skipped = True
+            else:
+                done[day] = result
+                _log_checks(context, day, result, ranged=len(days) > 1)
+        complete = not failures
+    finally:
+        if not complete:
+            _report_finished(context, done)
+    if failures:
+        raise dg.Failure(
+            description="; ".join(failures[:20]),
+            metadata={"failed_partitions": len(failures), "finished_partitions": len(done)},
+            allow_retries=False,
+        )
+    if not skipped:
+        yield from _step_results(context, done)
+
+
+def _log_checks(context: dg.AssetExecutionContext, day: str, result: DayResult, *, ranged: bool) -> None:
+    for check in result.checks:
+        if not check.passed:
+            context.log.warning(f"{day}: check {check.definition.name}: {check.description}")
+        if ranged:
+            context.log_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=dg.AssetKey(check.definition.asset),
+                    check_name=check.definition.name,
+                    passed=check.passed,
+                    severity=check.definition.severity,
+                    description=check.description,
+                    metadata=check.metadata,
+                    partition=day,
+                )
+            )
+
+
+def _report_finished(context: dg.AssetExecutionContext, done: Mapping[str, DayResult]) -> None:
+    for day, result in done.items():
+        for asset, metadata in result.metadata.items():
+            context.log_event(
+                dg.AssetMaterialization(asset_key=dg.AssetKey(asset), partition=day, metadata=metadata)
+            )
+
+
+def _step_results(
+    context: dg.AssetExecutionContext, done: Mapping[str, DayResult]
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    for day, result in done.items():
+        for asset, metadata in result.metadata.items():
+            context.add_asset_metadata(metadata, asset_key=dg.AssetKey(asset), partition_key=day)
+    for key in context.selected_asset_keys:
+        yield dg.MaterializeResult(asset_key=key)
+    yield from _worst_checks(context, done)
+
+
+def _worst_checks(
+    context: dg.AssetExecutionContext, done: Mapping[str, DayResult]
+) -> Iterator[dg.AssetCheckResult]:
+    """One result for each check of the step: the last day's, or the last that did not pass."""
+    worst: dict[tuple[str, str], tuple[str, Check]] = {}
+    for day, result in done.items():
+        for check in result.checks:
+            key = (check.definition.asset, check.definition.name)
+            if not check.passed or key not in worst or worst[key][1].passed:
+                worst[key] = (day, check)
+    selected = {(key.asset_key.to_user_string(), key.name) for key in context.selected_asset_check_keys}
+    for key, (day, check) in worst.items():
+        if key in selected:
+            yield dg.AssetCheckResult(
+                asset_key=dg.AssetKey(check.definition.asset),
+                check_name=check.definition.name,
+                passed=check.passed,
+                severity=check.definition.severity,
+                description=check.description,
+                metadata={**check.metadata, "date": day},
+            )

@@ -1,0 +1,49 @@
+"""What is looked at before a command starts work that it could not finish."""
+
+import asyncio
+from collections.abc import Sequence
+
+from kyc_pipeline.deepxl.client import DeepXLClient
+from kyc_pipeline.ingest.manifests import manifest_dates, manifest_identity
+from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.plan import plan_partitions
+
+
+def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
+    """Ends early, with nothing changed, where calls are to be made and the API cannot be used.
+
+    Raises :class:`~kyc_pipeline.errors.UsageError` without a credential, and the client's errors for a
+    rejected one or an address where no DeepXL API answers. Days that are paid already need neither.
+    """
+    if not _calls_expected(pipeline, days):
+        return
+    pipeline.settings.require_token()
+    asyncio.run(_check_access(pipeline.settings))
+
+
+def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
+    landing, lake = pipeline.settings.kyc_landing, pipeline.lake
+    wanted = set(days).intersection(manifest_dates(landing))
+    ingested = [
+        day
+        for day in sorted(wanted)
+        if lake.exists(SUBMISSIONS, day)
+        and lake.metadata(SUBMISSIONS, day).get("manifests") == manifest_identity(landing, day)
+    ]
+    if len(ingested) < len(wanted):
+        return True
+    with pipeline.open_ledger() as ledger:
+        return any(plan.calls_to_make for plan in plan_partitions(lake, ledger, ingested, pipeline.settings))
+
+
+async def _check_access(settings: Settings) -> None:
+    async with DeepXLClient(
+        settings.deepxl_base_url,
+        settings.require_token(),
+        auth_scheme=settings.deepxl_auth_scheme,
+        timeout_seconds=settings.deepxl_timeout_seconds,
+        max_connections=1,
+    ) as client:
+        await client.check_access()

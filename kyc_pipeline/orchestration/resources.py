@@ -1,0 +1,41 @@
+"""What the assets work with: the settings, and from them the lake, the ledger and the pseudonyms.
+
+One resource, so that a test or the command line replaces one thing. Everything behind it is opened when it
+is used: a code location must load without a ledger, a lake or a credential.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.report import Progress
+from kyc_pipeline.verify.ledger import Ledger
+from kyc_pipeline.verify.signals import StopFlag
+
+
+@dataclass
+class Pipeline:
+    """The Dagster resource `pipeline`."""
+
+    settings: Settings
+    progress: Callable[[Progress], None] | None = None
+    """Told of the paid calls as they are made; without it the assets log them from time to time."""
+    stop: StopFlag = field(default_factory=StopFlag)
+    """Asks the paid calls to stop; the command line sets it on SIGINT and SIGTERM."""
+
+    @property
+    def lake(self) -> Lake:
+        """The lake at `KYC_LAKE`."""
+        return Lake(self.settings.kyc_lake)
+
+    def open_ledger(self) -> Ledger:
+        """The ledger at `KYC_LEDGER_URL`; the caller closes it."""
+        return Ledger(self.settings.kyc_ledger_url)
+
+    @cached_property
+    def pseudonymizer(self) -> Pseudonymizer:
+        """Pseudonyms under the settings' key, which is made on first use."""
+        return load_pseudonymizer(self.settings)

@@ -1,0 +1,53 @@
+"""The sensor for new and changed manifests."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+
+from kyc_pipeline.ingest.manifests import manifest_dates, manifest_identity, manifest_signature
+from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH
+from kyc_pipeline.orchestration.resources import Pipeline
+
+TICK_BUDGET_SECONDS = 30.0
+"""Dagster ends a tick at 60 s; what is left is done by the next tick."""
+
+
+def new_manifests() -> dg.SensorDefinition:
+    """A run for each day whose manifests' content is new.
+
+    The run key holds the content's identity, so a redelivered, identical manifest starts nothing and a
+    changed one does. A day is taken when its files look the same at two ticks: a manifest that is still
+    being written waits. The cursor maps a day to [signature of the files, identity of the content].
+    """
+
+    @dg.sensor(
+        name="new_manifests",
+        job_name=VERIFY_AND_PUBLISH,
+        minimum_interval_seconds=30,
+        description="Starts a run for each day with new or changed manifests in the landing zone.",
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        settings = pipeline.settings
+        cursor: dict[str, list[str]] = json.loads(context.cursor or "{}")
+        started = time.monotonic()
+        requested = 0
+        for day in manifest_dates(settings.kyc_landing):
+            if day < settings.kyc_start_date.isoformat() or time.monotonic() - started > TICK_BUDGET_SECONDS:
+                continue
+            signature, identity = manifest_signature(settings.kyc_landing, day), ""
+            if day in cursor and cursor[day][0] == signature:
+                if cursor[day][1]:
+                    continue
+                identity = manifest_identity(settings.kyc_landing, day)
+                requested += 1
+                yield dg.RunRequest(run_key=f"{day}:{identity}", partition_key=day)
+            cursor[day] = [signature, identity]
+        context.update_cursor(json.dumps(cursor))
+        if not requested:
+            yield dg.SkipReason("no new or changed manifests that are complete")
+
+    return sensor

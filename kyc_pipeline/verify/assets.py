@@ -1,0 +1,144 @@
+"""The asset of the group `verify`: the paid step.
+
+It has no RetryPolicy: the engine itself retries what is surely not processed, and a policy would turn a
+cancelled run into a second one.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from kyc_pipeline.deepxl.errors import AccessDenied
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.specs import row_count, table_spec
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.budget import CallBudget
+from kyc_pipeline.verify.checks import CHECKS, check_partition
+from kyc_pipeline.verify.engine import verify_partition
+from kyc_pipeline.verify.plan import plan_partitions
+from kyc_pipeline.verify.report import Progress, VerifySummary
+
+GROUP = "verify"
+LOG_EVERY_SECONDS = 15.0
+
+
+class VerifyConfig(dg.Config):
+    """What a run may spend, chosen in the launchpad."""
+
+    max_calls: int | None = Field(
+        default=None, ge=0, description="Budget of this run in calls; by default DEEPXL_MAX_CALLS_PER_RUN."
+    )
+    price_per_call: str | None = Field(
+        default=None, description="Price of one call, a decimal; by default DEEPXL_PRICE_PER_CALL."
+    )
+    dry_run: bool = Field(
+        default=False, description="Only log what the run would do and cost; nothing is called or written."
+    )
+
+    def apply(self, settings: Settings) -> Settings:
+        """`settings` with what this run overrides."""
+        changes: dict[str, object] = {}
+        if self.max_calls is not None:
+            changes["deepxl_max_calls_per_run"] = self.max_calls
+        if self.price_per_call is not None:
+            changes["deepxl_price_per_call"] = Decimal(self.price_per_call)
+        return settings.model_copy(update=changes)
+
+
+def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`verification_responses`, from `submissions` and one paid call each."""
+
+    @dg.multi_asset(
+        name="verify",
+        specs=[
+            table_spec(
+                VERIFICATION_RESPONSES,
+                group=GROUP,
+                partitions=partitions,
+                deps=[SUBMISSIONS.name],
+                skippable=True,
+            )
+        ],
+        check_specs=[check.spec() for check in CHECKS],
+        backfill_policy=BACKFILL_POLICY,
+        can_subset=True,  # so that a dry run may end without the asset and its checks
+    )
+    def verify(
+        context: dg.AssetExecutionContext, config: VerifyConfig, pipeline: dg.ResourceParam[Pipeline]
+    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+        settings = config.apply(pipeline.settings)
+        lake = pipeline.lake
+        with pipeline.open_ledger() as ledger:
+            plans = plan_partitions(lake, ledger, list(context.partition_keys), settings)
+            calls = sum(plan.calls_to_make for plan in plans)
+            cost = (
+                ""
+                if settings.deepxl_price_per_call is None
+                else f", {calls * settings.deepxl_price_per_call}"
+            )
+            context.log.info(
+                f"plan: {sum(plan.submissions for plan in plans)} submissions, "
+                f"{sum(plan.already_paid for plan in plans)} already paid, {calls} calls to make{cost}"
+            )
+            if config.dry_run:
+                return
+            budget = CallBudget(settings.deepxl_max_calls_per_run)
+
+            def work(day: str) -> DayResult:
+                summary = verify_partition(
+                    settings=settings,
+                    lake=lake,
+                    ledger=ledger,
+                    date=day,
+                    run_id=context.run.run_id,
+                    stop=pipeline.stop,
+                    progress=pipeline.progress or _log_progress(context),
+                    budget=budget,
+                )
+                context.log.info(f"{day}: {summary}")
+                return DayResult(
+                    metadata={VERIFICATION_RESPONSES.name: _metadata(summary)},
+                    checks=check_partition(lake.row_count(SUBMISSIONS, day), summary),
+                )
+
+            yield from work_through(context, work, stop_on=(AccessDenied,))
+
+    return verify
+
+
+def _metadata(summary: VerifySummary) -> dict[str, Any]:
+    """Figures of one day, plotted by Dagster over the partitions."""
+    figures: dict[str, Any] = {
+        **row_count(sum(summary.outcomes.values())),
+        **{outcome.value: count for outcome, count in summary.outcomes.items()},
+        "calls": summary.calls,
+        "retries": summary.retries,
+        "adopted": summary.adopted,
+        "billable_calls": summary.billable_calls,
+    }
+    optional = {
+        "latency_p50_ms": summary.p50_ms,
+        "latency_p95_ms": summary.p95_ms,
+        "estimated_cost": None if summary.estimated_cost is None else float(summary.estimated_cost),
+    }
+    return figures | {name: value for name, value in optional.items() if value is not None}
+
+
+def _log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None]:
+    """Logs by time, not by call: a run of 100,000 calls stays readable."""
+    last = time.monotonic()
+
+    def log(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LOG_EVERY_SECONDS:
+            last = now
+            context.log.info(str(progress))
+
+    return log

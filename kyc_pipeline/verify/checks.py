@@ -1,0 +1,57 @@
+"""Checks on the outcomes of a day."""
+
+from dagster import AssetCheckSeverity
+
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
+from kyc_pipeline.verify.report import VerifySummary
+
+ACCOUNTED_FOR = CheckDefinition(
+    VERIFICATION_RESPONSES.name,
+    "every_submission_accounted_for",
+    AssetCheckSeverity.ERROR,
+    "Every accepted submission has exactly one outcome.",
+)
+NONE_UNSETTLED = CheckDefinition(
+    VERIFICATION_RESPONSES.name,
+    "none_uncertain_or_quarantined",
+    AssetCheckSeverity.WARN,
+    "No submission is held or quarantined.",
+)
+ALL_ATTEMPTED = CheckDefinition(
+    VERIFICATION_RESPONSES.name,
+    "all_attempted",
+    AssetCheckSeverity.WARN,
+    "No submission failed or was left for a later run.",
+)
+CHECKS = (ACCOUNTED_FOR, NONE_UNSETTLED, ALL_ATTEMPTED)
+
+
+def check_partition(submissions: int, summary: VerifySummary) -> list[Check]:
+    """The checks of one day that holds `submissions` accepted submissions."""
+    count = {outcome: summary.outcomes.get(outcome, 0) for outcome in Outcome}
+    total = sum(count.values())
+    unsettled = count[Outcome.UNCERTAIN] + count[Outcome.QUARANTINED]
+    left = count[Outcome.FAILED] + count[Outcome.NOT_ATTEMPTED]
+    return [
+        ACCOUNTED_FOR.result(
+            total == submissions,
+            f"{total} outcomes for {submissions} submissions"
+            + ("" if total == submissions else ": materialize submissions and verification_responses again"),
+            submissions=submissions,
+            outcomes=total,
+        ),
+        NONE_UNSETTLED.result(
+            unsettled == 0,
+            f"{count[Outcome.UNCERTAIN]} uncertain (decide with `kyc-pipeline held`), "
+            f"{count[Outcome.QUARANTINED]} quarantined",
+            uncertain=count[Outcome.UNCERTAIN],
+            quarantined=count[Outcome.QUARANTINED],
+        ),
+        ALL_ATTEMPTED.result(
+            left == 0,
+            f"{left} submissions are left: run the partition again",
+            failed=count[Outcome.FAILED],
+            not_attempted=count[Outcome.NOT_ATTEMPTED],
+        ),
+    ]

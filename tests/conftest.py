@@ -1,0 +1,61 @@
+"""Helpers for every test: a landing zone made of real small images."""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def image_bytes(shade: int, kind: str = "JPEG") -> bytes:
+    """A small image whose bytes differ with `shade`."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (shade % 256, shade // 256 % 256, 7)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+class Landing:
+    """A landing zone: `add` writes documents and one JSONL manifest of a day."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def document(self, name: str, content: bytes) -> str:
+        path = self.root / "documents" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return name
+
+    def submission(
+        self, submission_id: str, shade: int, tags: Mapping[str, str] | None = None
+    ) -> dict[str, object]:
+        """A manifest row whose documents exist."""
+        row: dict[str, object] = {
+            "submission_id": submission_id,
+            "id_file": self.document(f"{submission_id}-id.jpg", image_bytes(shade)),
+            "selfie_file": self.document(f"{submission_id}-selfie.jpg", image_bytes(shade + 1)),
+        }
+        return row | ({"tags": dict(tags)} if tags else {})
+
+    def manifest(self, day: str, rows: Sequence[Mapping[str, object]], name: str = "m.jsonl") -> Path:
+        path = self.root / "manifests" / day / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    def day(self, day: str, count: int, tags: Callable[[int], Mapping[str, str]] | None = None) -> list[str]:
+        """A day of `count` good submissions; their ids."""
+        ids = [f"{day}-{n:04d}" for n in range(count)]
+        self.manifest(
+            day, [self.submission(id_, 2 * n, tags(n) if tags else None) for n, id_ in enumerate(ids)]
+        )
+        return ids
+
+
+@pytest.fixture
+def landing(tmp_path: Path) -> Landing:
+    (tmp_path / "landing" / "manifests").mkdir(parents=True)
+    (tmp_path / "landing" / "documents").mkdir()
+    return Landing(tmp_path / "landing")

@@ -1,0 +1,61 @@
+"""A pipeline over temporary folders, against the simulator over HTTP."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+
+TOKEN = "test-token"
+
+
+def make_settings(folder: Path, url: str, **changes: Any) -> Settings:
+    return Settings(
+        _env_file=None,
+        **{
+            "deepxl_base_url": url,
+            "deepxl_api_token": TOKEN,
+            "deepxl_requests_per_second": 0,
+            "kyc_landing": folder / "landing",
+            "kyc_lake": str(folder / "lake"),
+            "kyc_ledger_url": f"sqlite:///{folder / 'ledger.sqlite'}",
+            "kyc_warehouse": folder / "warehouse" / "kyc.duckdb",
+            "kyc_report": folder / "report" / "index.html",
+            "kyc_pseudonym_key": "p" * 32,
+        }
+        | changes,
+    )
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with running_simulator(token=TOKEN, seed=7) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(tmp_path: Path, simulator: Simulator) -> Settings:
+    return make_settings(tmp_path, simulator.url)
+
+
+@pytest.fixture
+def pipeline(settings: Settings) -> Pipeline:
+    return Pipeline(settings)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    """An instance in memory: what is told of runs, not how it is stored, is under test."""
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+@pytest.fixture
+def job(pipeline: Pipeline) -> dg.JobDefinition:
+    return build_defs(pipeline).resolve_job_def("verify_and_publish")

@@ -1,0 +1,148 @@
+"""Schedules and the sensor: what they ask for, and when they ask for nothing."""
+
+import json
+from datetime import UTC, datetime
+
+import dagster as dg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.orchestration.catch_up import contiguous_ranges, partitions_to_run
+from kyc_pipeline.orchestration.jobs import range_tags
+from kyc_pipeline.orchestration.resources import Pipeline
+
+DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
+
+
+@pytest.fixture
+def definitions(pipeline: Pipeline) -> dg.Definitions:
+    return build_defs(pipeline)
+
+
+def tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None):
+    sensor = definitions.resolve_sensor_def("new_manifests")
+    context = dg.build_sensor_context(
+        instance=instance,
+        cursor=cursor,
+        repository_def=definitions.get_repository_def(),
+        resources=definitions.resources,
+    )
+    return sensor.evaluate_tick(context)
+
+
+def test_a_manifest_starts_one_run_once_it_stands_still(landing, definitions, instance) -> None:
+    landing.day(DAY, 1)
+    first = tick(definitions, instance)
+    assert not first.run_requests
+    second = tick(definitions, instance, first.cursor)
+    assert [request.partition_key for request in second.run_requests] == [DAY]
+    assert not tick(definitions, instance, second.cursor).run_requests
+
+
+def settle(definitions, instance, cursor: str | None = None) -> tuple[list[str], str]:
+    """Two ticks: what was asked for (run keys) and the cursor."""
+    first = tick(definitions, instance, cursor)
+    second = tick(definitions, instance, first.cursor)
+    return [request.run_key for request in [*first.run_requests, *second.run_requests]], second.cursor
+
+
+def test_a_changed_manifest_starts_a_run_with_another_key(landing, definitions, instance) -> None:
+    landing.day(DAY, 1)
+    [before], cursor = settle(definitions, instance)
+    landing.day(DAY, 2)
+    [after], _ = settle(definitions, instance, cursor)
+    assert before != after
+    assert after.startswith(DAY)
+
+
+def test_an_identical_redelivery_has_the_run_key_of_the_first(landing, definitions, instance) -> None:
+    landing.day(DAY, 1)
+    [before], cursor = settle(definitions, instance)
+    manifest = landing.root / "manifests" / DAY / "m.jsonl"
+    content = manifest.read_bytes()
+    manifest.unlink()
+    manifest.write_bytes(content)
+    # Dagster starts nothing for a run key that it has seen.
+    assert set(settle(definitions, instance, cursor)[0]) <= {before}
+
+
+def test_the_cursor_is_small_and_holds_no_file_names(landing, definitions, instance) -> None:
+    landing.day(DAY, 1)
+    _, cursor = settle(definitions, instance)
+    assert set(json.loads(cursor)) == {DAY}
+    assert "m.jsonl" not in cursor
+
+
+def test_the_daily_schedule_takes_yesterday(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    schedule = definitions.resolve_schedule_def("daily_verification")
+    context = dg.build_schedule_context(
+        instance=instance,
+        scheduled_execution_time=datetime(2024, 9, 9, 1, 15, tzinfo=UTC),
+        repository_def=definitions.get_repository_def(),
+    )
+    [request] = schedule.evaluate_tick(context).run_requests
+    assert request.partition_key == DAY
+
+
+def test_catch_up_asks_for_missing_changed_and_incomplete_days(
+    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    landing.day(DAY, 4)
+    landing.day(NEXT_DAY, 1)
+    until = datetime(2024, 9, 9, tzinfo=UTC).date()
+
+    def wanted() -> list[str]:
+        return partitions_to_run(pipeline.settings, pipeline.lake, until=until)
+
+    assert wanted() == [DAY, NEXT_DAY]
+    job = definitions.resolve_job_def("verify_and_publish")
+    job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY))
+    assert wanted() == []
+    landing.manifest(NEXT_DAY, [landing.submission("later", 5)], name="more.jsonl")
+    assert wanted() == [NEXT_DAY]
+    landing.day("2024-09-07", 2)
+    job.execute_in_process(
+        instance=instance,
+        partition_key="2024-09-07",
+        run_config={"ops": {"verify": {"config": {"max_calls": 1}}}},
+    )
+    assert wanted() == ["2024-09-07", NEXT_DAY]
+
+
+def test_catch_up_requests_a_run_for_each_range(
+    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    for day in ("2024-09-05", "2024-09-07", DAY):
+        landing.day(day, 1)
+    schedule = definitions.resolve_schedule_def("catch_up")
+    context = dg.build_schedule_context(
+        instance=instance,
+        scheduled_execution_time=datetime(2024, 9, 9, 3, 45, tzinfo=UTC),
+        resources={"pipeline": pipeline},
+        repository_def=definitions.get_repository_def(),
+    )
+    requests = schedule.evaluate_tick(context).run_requests
+    assert [
+        {key: value for key, value in request.tags.items() if key.startswith("dagster/asset_partition")}
+        for request in requests
+    ] == [range_tags("2024-09-05", "2024-09-05"), range_tags("2024-09-07", DAY)]
+
+
+@given(st.sets(st.dates(min_value=datetime(2024, 1, 1).date(), max_value=datetime(2024, 3, 1).date())))
+def test_ranges_cover_the_days_and_nothing_else(days) -> None:
+    ordered = sorted(day.isoformat() for day in days)
+    covered = [
+        day.isoformat()
+        for first, last in contiguous_ranges(ordered)
+        for day in (
+            datetime.fromordinal(n).date()
+            for n in range(
+                datetime.fromisoformat(first).toordinal(), datetime.fromisoformat(last).toordinal() + 1
+            )
+        )
+    ]
+    assert covered == ordered

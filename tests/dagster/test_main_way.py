@@ -1,0 +1,234 @@
+"""The main way, through Dagster, against the simulator over HTTP."""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pytest
+from aiohttp import web
+
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import (
+    CONTRACT_DRIFT,
+    MODEL_CHECKS,
+    REJECTED_SUBMISSIONS,
+    SUBMISSIONS,
+    VERIFICATION_FILES,
+    VERIFICATION_RESPONSES,
+    VERIFICATION_TAGS,
+    VERIFICATIONS,
+)
+from kyc_pipeline.orchestration.jobs import range_tags
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+
+DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
+TAGS = {"customerId": "9999", "customerName": "Jane Roe", "companyId": "COMP-001"}
+
+
+def materialized(instance: dg.DagsterInstance, asset: str) -> set[str]:
+    return instance.get_materialized_partitions(dg.AssetKey(asset))
+
+
+def test_a_day_becomes_a_warehouse(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+) -> None:
+    ids = landing.day(DAY, 12, lambda n: TAGS | {"customerId": str(n)})
+    result = job.execute_in_process(instance=instance, partition_key=DAY)
+    assert result.success
+    assert simulator.received == Counter(ids)
+    lake = Lake(settings.kyc_lake)
+    responses = lake.read(VERIFICATION_RESPONSES, DAY).to_pylist()
+    assert [row["submission_id"] for row in responses] == ids
+    assert {row["outcome"] for row in responses} == {"completed"}
+    assert lake.row_count(VERIFICATIONS, DAY) == 12
+    with duckdb.connect(str(settings.kyc_warehouse), read_only=True) as warehouse:
+        funnel = warehouse.sql(
+            "SELECT received, rejected, accepted, completed FROM submission_funnel"
+        ).fetchall()
+        assert funnel == [(12, 0, 12, 12)]
+        rates = warehouse.sql("SELECT checks, passed + failed + other, pass_rate FROM pass_rates").fetchall()
+        assert rates
+        assert all(checks == total for checks, total, _ in rates)
+    assert settings.kyc_report.read_text(encoding="utf-8").startswith("<!")
+    for asset in (
+        "submissions",
+        "rejected_submissions",
+        "verification_responses",
+        "verifications",
+        "contract_drift",
+    ):
+        assert materialized(instance, asset) == {DAY}
+    assert instance.get_latest_materialization_event(dg.AssetKey("warehouse")) is not None
+
+
+def test_a_second_run_makes_no_call(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+) -> None:
+    landing.day(DAY, 5)
+    job.execute_in_process(instance=instance, partition_key=DAY)
+    before = Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)
+    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert simulator.received.total() == 5
+    assert Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY).equals(before)
+
+
+def test_a_range_is_one_run_with_every_day_reported(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator: Simulator
+) -> None:
+    landing.day(DAY, 3)
+    landing.day(NEXT_DAY, 2)
+    result = job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY))
+    assert result.success
+    assert simulator.received.total() == 5
+    assert materialized(instance, "verification_responses") == {DAY, NEXT_DAY}
+    events = instance.fetch_materializations(dg.AssetKey("verification_responses"), limit=10).records
+    completed = {
+        event.partition_key: event.asset_materialization.metadata["completed"].value
+        for event in events
+        if event.asset_materialization
+    }
+    assert completed == {DAY: 3, NEXT_DAY: 2}
+
+
+def test_a_bad_day_leaves_the_good_one_green_and_says_why(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    landing.day(DAY, 3)
+    bad = landing.root / "manifests" / NEXT_DAY / "bad.csv"
+    bad.parent.mkdir()
+    bad.write_text("name,photo\nx,y\n")
+    result = job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), raise_on_error=False)
+    assert not result.success
+    assert materialized(instance, "submissions") == {DAY}
+    failure = next(event for event in result.all_events if event.is_step_failure).step_failure_data
+    assert "bad.csv" in failure.user_failure_data.description
+    assert NEXT_DAY in failure.user_failure_data.description
+
+
+def test_rejected_rows_do_not_stop_the_others(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+) -> None:
+    good = landing.submission("good", 1)
+    landing.manifest(DAY, [good, {"submission_id": "no-files"}, good | {"submission_id": "a b"}])
+    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert list(simulator.received) == ["good"]
+    rejected = Lake(settings.kyc_lake).read(REJECTED_SUBMISSIONS, DAY).to_pylist()
+    assert {row["reason"] for row in rejected} == {"missing_field", "invalid_submission_id"}
+
+
+def test_a_day_without_manifests_is_empty_and_green(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+) -> None:
+    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    lake = Lake(settings.kyc_lake)
+    assert lake.row_count(SUBMISSIONS, DAY) == lake.row_count(VERIFICATIONS, DAY) == 0
+    assert not simulator.received
+
+
+def test_a_dry_run_writes_no_answers_and_calls_nothing(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+) -> None:
+    landing.day(DAY, 3)
+    config = {"ops": {"verify": {"config": {"dry_run": True}}}}
+    assert job.execute_in_process(instance=instance, partition_key=DAY, run_config=config).success
+    assert not simulator.received
+    assert not Lake(settings.kyc_lake).exists(VERIFICATION_RESPONSES, DAY)
+    assert materialized(instance, "verification_responses") == set()
+
+
+def test_a_budget_stops_the_run_cleanly_and_the_next_goes_on(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+) -> None:
+    ids = landing.day(DAY, 9)
+    config = {"ops": {"verify": {"config": {"max_calls": 4}}}}
+    assert job.execute_in_process(instance=instance, partition_key=DAY, run_config=config).success
+    outcomes = Counter(Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist())
+    assert outcomes == {"completed": 4, "not_attempted": 5}
+    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert simulator.received == Counter(ids)
+
+
+@pytest.fixture
+def seed_url(request: pytest.FixtureRequest):
+    body = (Path(__file__).parents[1] / "fixtures" / "seed_response.json").read_bytes()
+    loop = asyncio.new_event_loop()
+
+    async def answer(http: web.Request) -> web.Response:
+        await http.read()
+        if http.method == "GET":
+            return web.json_response({"totalCount": 0, "count": 0, "data": []})
+        return web.Response(body=body, content_type="application/json")
+
+    async def start() -> str:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_route("*", "/v1/verification", answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        request.addfinalizer(lambda: asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10))
+        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def end() -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    request.addfinalizer(end)
+    return asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+
+
+def test_the_seed_pages_example_goes_through_the_whole_pipeline(
+    landing, settings: Settings, instance: dg.DagsterInstance, seed_url: str
+) -> None:
+    landing.day(DAY, 1)
+    settings = settings.model_copy(update={"deepxl_base_url": seed_url})
+    job = build_defs(Pipeline(settings)).resolve_job_def("verify_and_publish")
+    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    lake = Lake(settings.kyc_lake)
+    [verification] = lake.read(VERIFICATIONS, DAY).to_pylist()
+    assert verification["verification_id"] == 457
+    assert verification["verified"] is True
+    assert verification["verified_at"].isoformat() == "2024-09-08T11:40:00+00:00"
+    assert verification["timestamp_iso"] == "2024-09-08T10:00:00.000000"
+    assert verification["iso_offset_seconds"] == -6000
+    assert (verification["id_file_size"], verification["selfie_file_size"]) == (234567, 112233)
+    checks = lake.read(MODEL_CHECKS, DAY, ["check_group", "type", "status", "confidence"]).to_pylist()
+    assert [tuple(check.values()) for check in checks] == [
+        ("technicalChecks", "FACE_MATCH", "PASS", 0.97),
+        ("technicalChecks", "LIVENESS", "PASS", 0.99),
+        ("technicalChecks", "ID_QUALITY", "PASS", 0.92),
+    ]
+    tags = {row["name"]: row["value"] for row in lake.read(VERIFICATION_TAGS, DAY).to_pylist()}
+    assert tags == {
+        "customerId": None,
+        "customerName": None,
+        "documentId": None,
+        "companyName": "DeepXL",
+        "companyId": "COMP-001",
+    }
+    assert [row["category"] for row in lake.read(VERIFICATION_FILES, DAY).to_pylist()] == ["id", "face"]
+    [response] = lake.read(VERIFICATION_RESPONSES, DAY)["response"].to_pylist()
+    seed = (Path(__file__).parents[1] / "fixtures" / "seed_response.json").read_text(encoding="utf-8")
+    assert json.loads(response) == json.loads(seed)
+    unexpected = {row["kind"] for row in lake.read(CONTRACT_DRIFT, DAY).to_pylist()} - {"missing_field"}
+    assert not unexpected
+    with duckdb.connect(str(settings.kyc_warehouse), read_only=True) as warehouse:
+        rows = warehouse.sql(
+            "SELECT check_type, passed, pass_rate_low FROM pass_rates ORDER BY check_type"
+        ).fetchall()
+    # One of one passed: Wilson's lower bound is 0.206549.
+    assert [(kind, passed, round(low, 6)) for kind, passed, low in rows] == [
+        ("FACE_MATCH", 1, 0.206549),
+        ("ID_QUALITY", 1, 0.206549),
+        ("LIVENESS", 1, 0.206549),
+    ]

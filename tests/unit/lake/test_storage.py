@@ -1,0 +1,156 @@
+"""Partitions are replaced whole and atomically, and come back as they were written."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadable
+from kyc_pipeline.lake.tables import CONTRACT_DRIFT, SUBMISSIONS, TABLES, Table, Zone
+
+DAY = "2024-09-01"
+
+
+def drift(path: str, occurrences: int = 1) -> dict[str, object]:
+    return {"path": path, "kind": "unknown_field", "occurrences": occurrences, "example_submission_id": "s"}
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake"))
+
+
+def test_rows_metadata_and_schema_come_back(lake: Lake) -> None:
+    assert lake.write(CONTRACT_DRIFT, DAY, [drift("a"), drift("b")], {"source": "x"}) == 2
+    assert lake.read(CONTRACT_DRIFT, DAY).to_pylist() == [drift("a"), drift("b")]
+    assert lake.metadata(CONTRACT_DRIFT, DAY)["source"] == "x"
+    assert lake.row_count(CONTRACT_DRIFT, DAY) == 2
+    assert lake.dates(CONTRACT_DRIFT) == [DAY]
+    assert lake.exists(CONTRACT_DRIFT, DAY)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_an_empty_partition_keeps_the_schema(lake: Lake, table: Table) -> None:
+    lake.write(table, DAY, [])
+    stored = lake.read(table, DAY)
+    assert stored.num_rows == 0
+    assert stored.schema.equals(table.schema)
+
+
+@given(paths=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=30))
+def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, paths: list[str]) -> None:
+    lake = Lake(str(tmp_path_factory.mktemp("lake")))
+    lake.write(CONTRACT_DRIFT, DAY, [drift(path) for path in paths])
+    assert lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist() == paths
+
+
+def test_batches_give_the_same_rows_from_one_snapshot(lake: Lake) -> None:
+    lake.write(CONTRACT_DRIFT, DAY, [drift(str(n)) for n in range(100)])
+    batches = lake.batches(CONTRACT_DRIFT, DAY, batch_size=7)
+    first = next(batches)
+    lake.write(CONTRACT_DRIFT, DAY, [drift("other")])
+    rest = pa.Table.from_batches([first, *batches])
+    assert rest["path"].to_pylist() == [str(n) for n in range(100)]
+
+
+def test_a_failed_write_leaves_the_old_rows_and_no_draft(lake: Lake) -> None:
+    lake.write(CONTRACT_DRIFT, DAY, [drift("old")])
+    with pytest.raises(RuntimeError, match="boom"), lake.writer(CONTRACT_DRIFT, DAY) as writer:
+        writer.write([drift("new")])
+        raise RuntimeError("boom")
+    assert lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist() == ["old"]
+    assert os.listdir(Path(lake.path(CONTRACT_DRIFT, DAY)).parent) == ["part-0.parquet"]
+
+
+def test_wrong_columns_are_refused(lake: Lake) -> None:
+    with pytest.raises(KeyError):
+        lake.write(CONTRACT_DRIFT, DAY, pa.table({"path": ["a"]}))
+    assert not lake.exists(CONTRACT_DRIFT, DAY)
+
+
+def test_a_null_in_a_required_column_is_refused(lake: Lake) -> None:
+    with pytest.raises((ValueError, pa.ArrowException)):
+        lake.write(CONTRACT_DRIFT, DAY, [drift("a") | {"kind": None}])
+    assert not lake.exists(CONTRACT_DRIFT, DAY)
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import CONTRACT_DRIFT
+with Lake(sys.argv[1]).writer(CONTRACT_DRIFT, "2024-09-01") as writer:
+    writer.write([{"path": "new", "kind": "k", "occurrences": 1, "example_submission_id": "s"}])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_rows_and_the_next_writer_cleans_up(lake: Lake) -> None:
+    lake.write(CONTRACT_DRIFT, DAY, [drift("old")])
+    folder = Path(lake.path(CONTRACT_DRIFT, DAY)).parent
+    killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, lake.root], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(os.listdir(folder)) == 2
+    assert lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist() == ["old"]
+    assert pq.ParquetDataset(folder).read()["path"].to_pylist() == ["old"]
+    lake.write(CONTRACT_DRIFT, DAY, [drift("newer")])
+    assert os.listdir(folder) == ["part-0.parquet"]
+
+
+def test_a_reader_in_a_loop_sees_whole_partitions_only(lake: Lake) -> None:
+    lake.write(CONTRACT_DRIFT, DAY, [drift("0")] * 50)
+    done = threading.Event()
+    seen: list[set[str]] = []
+
+    def read() -> None:
+        while not done.is_set():
+            rows = lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist()
+            assert len(rows) == 50
+            seen.append(set(rows))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for version in range(60):
+        lake.write(CONTRACT_DRIFT, DAY, [drift(str(version))] * 50)
+    done.set()
+    reader.join()
+    assert seen
+    assert all(len(versions) == 1 for versions in seen)
+
+
+def test_a_missing_partition_says_what_to_do(lake: Lake) -> None:
+    with pytest.raises(PartitionMissing, match="submissions has no partition 2024-09-01: materialize"):
+        lake.read(SUBMISSIONS, DAY)
+
+
+def test_a_broken_partition_is_named(lake: Lake) -> None:
+    lake.write(SUBMISSIONS, DAY, [])
+    Path(lake.path(SUBMISSIONS, DAY)).write_bytes(b"not parquet")
+    with pytest.raises(PartitionUnreadable, match="submissions partition 2024-09-01 cannot be read"):
+        lake.read(SUBMISSIONS, DAY)
+
+
+@pytest.mark.parametrize("date", ["2024-9-1", "20240901", "../x", "2024-13-01"])
+def test_only_iso_dates_name_partitions(lake: Lake, date: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        lake.path(SUBMISSIONS, date)
+
+
+def test_the_restricted_zone_is_closed_to_other_users(lake: Lake) -> None:
+    lake.write(SUBMISSIONS, DAY, [])
+    mode = stat.S_IMODE(os.stat(Path(lake.root) / Zone.RESTRICTED).st_mode)
+    assert mode == 0o700
+
+
+def test_personal_columns_are_in_the_restricted_zone_only() -> None:
+    for table in TABLES:
+        if table.zone is Zone.CURATED:
+            assert not [column.name for column in table.columns if column.personal]

@@ -1,0 +1,92 @@
+"""Pseudonyms: stable, keyed, separate for each domain; the key is made once."""
+
+import hashlib
+import hmac
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
+from kyc_pipeline.settings import Settings
+
+KEY = "k" * 32
+
+
+def test_is_the_hmac_that_the_documentation_says() -> None:
+    expected = hmac.new(KEY.encode(), b"14:tag:customerId:9999", hashlib.sha256).hexdigest()
+    assert Pseudonymizer(KEY).tag("customerId", "9999") == expected
+
+
+@given(st.text(), st.text(), st.text(), st.text())
+def test_differs_by_name_and_value(name: str, value: str, other_name: str, other_value: str) -> None:
+    pseudonymizer = Pseudonymizer(KEY)
+    assume((name, value.strip()) != (other_name, other_value.strip()))
+    # Values that are equal after normalisation are one value.
+    assume(name != other_name or pseudonymizer.tag("n", value) != pseudonymizer.tag("n", other_value))
+    assert pseudonymizer.tag(name, value) != pseudonymizer.tag(other_name, other_value)
+
+
+def test_equal_after_normalisation() -> None:
+    pseudonymizer = Pseudonymizer(KEY)
+    assert pseudonymizer.tag("n", "Jose\u0301 ") == pseudonymizer.tag("n", "José")
+
+
+def test_another_key_gives_another_pseudonym_and_key_id() -> None:
+    one, other = Pseudonymizer(KEY), Pseudonymizer("o" * 32)
+    assert one.tag("n", "v") != other.tag("n", "v")
+    assert one.key_id != other.key_id
+
+
+def test_a_document_is_apart_from_a_tag() -> None:
+    digest = hashlib.sha256(b"image").hexdigest()
+    pseudonymizer = Pseudonymizer(KEY)
+    assert pseudonymizer.document(digest) != pseudonymizer.tag("document", digest)
+
+
+def test_the_key_does_not_show() -> None:
+    assert KEY not in repr(Pseudonymizer(KEY))
+
+
+def test_a_short_key_is_refused_without_showing_it() -> None:
+    with pytest.raises(UsageError, match="KYC_PSEUDONYM_KEY") as caught:
+        Pseudonymizer("short-secret")
+    assert "short-secret" not in str(caught.value)
+
+
+def settings(folder: Path) -> Settings:
+    return Settings(_env_file=None, kyc_landing=folder / "landing")
+
+
+def test_the_key_file_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+    first = load_pseudonymizer(settings(tmp_path))
+    file = tmp_path / "pseudonym.key"
+    assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+    assert load_pseudonymizer(settings(tmp_path)).key_id == first.key_id
+    assert os.listdir(tmp_path) == ["pseudonym.key"]
+
+
+def test_processes_that_start_together_use_one_key(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from kyc_pipeline.settings import Settings;"
+        "from kyc_pipeline.privacy.pseudonyms import load_pseudonymizer;"
+        "print(load_pseudonymizer(Settings(_env_file=None, kyc_landing=Path(sys.argv[1]))).key_id)"
+    )
+    landing = str(tmp_path / "landing")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, landing], stdout=subprocess.PIPE) for _ in range(4)
+    ]
+    assert len({process.communicate()[0] for process in processes}) == 1
+    assert not any(process.returncode for process in processes)
+
+
+def test_an_empty_key_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pseudonym.key").write_text("")
+    with pytest.raises(UsageError, match="at least 16"):
+        load_pseudonymizer(settings(tmp_path))

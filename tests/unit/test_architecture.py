@@ -1,0 +1,62 @@
+"""Rules of the house that a linter does not know."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "kyc_pipeline"
+KNOWS_DAGSTER = {"assets.py", "checks.py", "definitions.py"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(MODULES) > 30
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_outermost_layer_knows_dagster(path: Path) -> None:
+    if path.name in KNOWS_DAGSTER or path.parts[-2] in {"orchestration", "cli"}:
+        return
+    assert not [name for name in imports(path) if name == "dagster" or name.startswith("dagster.")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_private_of_dagster_is_used(path: Path) -> None:
+    assert not [name for name in imports(path) if re.match(r"dagster(_\w+)?\._", name)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_belongs_in_it(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_only_the_client_makes_http_calls() -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if {name.partition(".")[0] for name in imports(path)} & {"httpx", "httpx_aiohttp", "requests"}
+    }
+    assert users == {"deepxl/client.py"}
+
+
+def test_only_the_ledger_talks_to_its_database() -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if any(name.partition(".")[0] in {"sqlalchemy", "alembic"} for name in imports(path))
+    }
+    assert users
+    assert all(user.startswith("verify/") for user in users)

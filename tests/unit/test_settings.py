@@ -1,0 +1,93 @@
+"""Settings: names and defaults as promised, one clear line for what is wrong, secrets never shown."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.settings import Settings, is_loopback, load_settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert not [name for name in Settings.model_fields if f"`{name.upper()}`" not in text]
+
+
+def test_environment_wins_over_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / ".env"
+    file.write_text("DEEPXL_MAX_CONCURRENCY=4\nDEEPXL_PRICE_PER_CALL=0.75\nKYC_CLEAR_TAGS=a, b,\n")
+    monkeypatch.setenv("DEEPXL_MAX_CONCURRENCY", "8")
+    settings = load_settings(str(file))
+    assert settings.deepxl_max_concurrency == 8
+    assert settings.deepxl_price_per_call == Decimal("0.75")
+    assert settings.kyc_clear_tags == {"a", "b"}
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPXL_MAX_CALLS_PER_RUN", "")
+    assert load_settings(None).deepxl_max_calls_per_run is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DEEPXL_BASE_URL", "http://api.deepxl.ai"),
+        ("DEEPXL_BASE_URL", "ftp://api.deepxl.ai"),
+        ("DEEPXL_BASE_URL", "https://user:secretvalue@api.deepxl.ai"),
+        ("DEEPXL_BASE_URL", "api.deepxl.ai"),
+        ("DEEPXL_AUTH_SCHEME", "secretvalue"),
+        ("DEEPXL_MAX_CONCURRENCY", "0"),
+        ("DEEPXL_REQUESTS_PER_SECOND", "-1"),
+        ("DEEPXL_TIMEOUT_SECONDS", "secretvalue"),
+        ("DEEPXL_UNCERTAIN", "ignore"),
+        ("KYC_START_DATE", "01.09.2024"),
+    ],
+)
+def test_a_wrong_value_names_the_variable_and_shows_no_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=name) as caught:
+        load_settings(None)
+    assert "\n" not in str(caught.value)
+    assert "secretvalue" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_http_is_allowed_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPXL_BASE_URL", "http://127.0.0.1:8080/")
+    assert load_settings(None).deepxl_base_url == "http://127.0.0.1:8080"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.9", True),
+        ("::1", True),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPXL_API_TOKEN", "secretvalue")
+    monkeypatch.setenv("KYC_PSEUDONYM_KEY", "secretvalue-of-the-key")
+    assert "secretvalue" not in repr(load_settings(None))
+
+
+def test_a_missing_token_says_what_to_do() -> None:
+    with pytest.raises(UsageError, match="DEEPXL_API_TOKEN is not set"):
+        load_settings(None).require_token()
