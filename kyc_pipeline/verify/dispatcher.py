@@ -166,15 +166,16 @@ class Dispatcher:
             passage.health = _health(error)
             if isinstance(error, NotProcessed) and error.retry_after:
                 await self._gate.pause(error.retry_after)
-        await self._writer.record(result)
-        self._tally.billable_calls += result.billable
-        if result.latency_ms is not None and error is None:
-            self._tally.latencies.append(result.latency_ms)
+        # Before anything is awaited, so that no other call starts meanwhile.
         if error is not None and error.stops_run:
             denied = isinstance(error, AccessDenied)
             self._control.end(Stopped.ACCESS_DENIED if denied else Stopped.ERROR, error)
         elif self._gate.breaker.given_up:
             self._control.end(Stopped.CIRCUIT_OPEN)
+        await self._writer.record(result)
+        self._tally.billable_calls += result.billable
+        if result.latency_ms is not None and error is None:
+            self._tally.latencies.append(result.latency_ms)
         return error
 
     def _take_from_budget(self) -> bool:

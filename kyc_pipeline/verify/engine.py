@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from kyc_pipeline.deepxl.client import DeepXLClient
+from kyc_pipeline.deepxl.errors import AccessDenied
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.settings import Settings
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 PROGRESS_SECONDS: Final = 0.5
+_FORBIDDEN: Final = 403
 _logger = logging.getLogger(__name__)
 
 
@@ -200,7 +202,7 @@ class _Run:
             max_connections=settings.deepxl_max_concurrency,
         )
         async with client:
-            await client.check_access()
+            await self.check_access(client)
             lease = self.ledger.acquire(self.date, self.run_id)
             try:
                 after, error = await self.dispatch_under(lease, client)
@@ -210,6 +212,18 @@ class _Run:
             raise error
         self.raise_conflict(after)
         return self.summary(after, written=True)
+
+    @staticmethod
+    async def check_access(client: DeepXLClient) -> None:
+        """Finds a wrong credential or address before anything is claimed.
+
+        An account may be kept from its history (403) and still verify: then the first call will tell.
+        """
+        try:
+            await client.check_access()
+        except AccessDenied as error:
+            if error.http_status != _FORBIDDEN:
+                raise
 
     async def dispatch_under(self, lease: Lease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
         limiter = self.limiter or shared_limiter(self.settings, self.ledger)

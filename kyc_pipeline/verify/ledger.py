@@ -19,7 +19,19 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Self
 
-from sqlalchemy import BigInteger, Boolean, Connection, bindparam, case, func, insert, select, true, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from kyc_pipeline.errors import KycError, UsageError
@@ -584,7 +596,7 @@ _SET_STATE = (
     .where(
         submissions.c.submission_id == bindparam("new_id"),
         submissions.c.claim_token == bindparam("new_token"),
-        submissions.c.state.in_([State.CLAIMED, State.UNCERTAIN]),
+        or_(submissions.c.state == State.CLAIMED, submissions.c.state == State.UNCERTAIN),
     )
     .values(
         decision=case((bindparam("new_keep", type_=Boolean).is_(true()), submissions.c.decision), else_=None),

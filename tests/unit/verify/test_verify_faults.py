@@ -1,0 +1,326 @@
+"""Every way an answer can go wrong, against a real server that counts what it received."""
+
+import pytest
+from world import DATE, TOKEN, World
+
+from kyc_pipeline.deepxl.errors import AccessDenied, UnexpectedRedirect
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from kyc_pipeline.deepxl.simulator.faults import (
+    EMPTY_OBJECT_200,
+    HTML_200,
+    HTML_502,
+    Answers,
+    Fault,
+    HalfBody,
+    Hangs,
+    Resets,
+    redirects,
+)
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.verify.budget import CallBudget
+from kyc_pipeline.verify.engine import Stopped
+from kyc_pipeline.verify.held import list_held, resolve_held
+
+PAST = "Mon, 01 Jan 2024 00:00:00 GMT"
+QUICKLY = {"deepxl_timeout_seconds": 0.4, "deepxl_max_attempts": 3}
+
+
+def records_of(simulator: Simulator, submission_id: str) -> list[int]:
+    return [
+        record.verification_id
+        for record in simulator.records
+        if any(tag.name == "submissionId" and tag.value == submission_id for tag in record.tags)
+    ]
+
+
+# What one fault makes of a submission: its outcome, how often it was sent, and how often it is sent in
+# the end, when two more runs have passed over the partition.
+FAULTS: list[tuple[str, list[Fault], str, int]] = [
+    *[(f"{status}", [Answers(status)], "refused", 1) for status in (400, 404, 405, 413, 415, 422)],
+    *[(f"{status} then well", [Answers(status)], "completed", 2) for status in (408, 425, 429, 503)],
+    ("429 with seconds", [Answers(429, {"Retry-After": "0"})], "completed", 2),
+    (
+        "429 with a past date",
+        [Answers(429, {"Retry-After": "Mon, 01 Jan 2024 00:00:00 GMT"})],
+        "completed",
+        2,
+    ),
+    *[(f"{status}, not processed", [Answers(status)], "uncertain", 1) for status in (500, 502, 504, 520)],
+    *[(f"{status}, processed", [Answers(status, record=True)], "completed", 1) for status in (500, 502, 504)],
+    ("a gateway's page", [HTML_502], "uncertain", 1),
+    ("hang, not processed", [Hangs()], "uncertain", 1),
+    ("hang, processed", [Hangs(record=True)], "completed", 1),
+    ("reset, not processed", [Resets()], "uncertain", 1),
+    ("reset, processed", [Resets(record=True)], "completed", 1),
+    ("half a body", [HalfBody()], "completed", 1),
+    ("HTML with 200", [HTML_200], "quarantined", 1),
+    ("{} with 200", [EMPTY_OBJECT_200], "quarantined", 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("faults", "outcome", "sent"),
+    [fault[1:] for fault in FAULTS],
+    ids=[fault[0] for fault in FAULTS],
+)
+def test_a_fault(sqlite_world: World, faults: list[Fault], outcome: str, sent: int) -> None:
+    world = sqlite_world
+    world.options = QUICKLY
+    world.submit("good", "odd", "well")
+    with running_simulator(token=TOKEN, faults={"odd": faults}) as simulator:
+        world.server = simulator.url
+        world.verify()
+        assert world.outcomes() == {"good": "completed", "odd": outcome, "well": "completed"}
+        row = world.responses()["odd"]
+        world.verify(run_id="run-2")
+        world.verify(run_id="run-3")
+        assert world.outcomes()["odd"] == outcome
+        assert dict(simulator.received) == {"good": 1, "odd": sent, "well": 1}
+        completed = outcome == "completed"
+        assert len(records_of(simulator, "odd")) == (completed or outcome == "quarantined")
+        if completed:
+            assert f'"verificationId":{records_of(simulator, "odd")[0]}' in row["response"]
+        held = [held.submission_id for held in list_held(world.ledger)]
+        assert held == (["odd"] if outcome == "uncertain" else [])
+    assert row["attempts"] == sent
+    assert row["billable_calls"] == (outcome in ("completed", "uncertain", "quarantined"))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_is_surely_not_processed_is_tried_again_by_a_later_run(world: World, status: int) -> None:
+    world.options = QUICKLY
+    world.submit("a")
+    with running_simulator(token=TOKEN, faults={"a": [Answers(status)] * 3}) as simulator:
+        world.server = simulator.url
+        first = world.verify()
+        assert world.outcomes() == {"a": "failed"}
+        assert (first.calls, first.retries, first.billable_calls) == (3, 2, 0)
+        world.verify(run_id="run-2")
+        assert world.responses()["a"]["attempts"] == 4
+        assert world.outcomes() == {"a": "completed"}
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_denied_access_stops_the_run_after_one_call(world: World, status: int) -> None:
+    ids = [f"s-{number:02}" for number in range(40)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 1}
+    with running_simulator(token=TOKEN, faults={ids[0]: [Answers(status)]}) as simulator:
+        world.server = simulator.url
+        with pytest.raises(AccessDenied, match=str(status)):
+            world.verify()
+        assert simulator.received.total() == 1
+        outcomes = world.outcomes()
+        assert outcomes.pop(ids[0]) == "failed"
+        assert set(outcomes.values()) == {"not_attempted"}
+        world.verify(run_id="run-2")
+        assert set(world.outcomes().values()) == {"completed"}
+        assert simulator.received.total() == 41
+
+
+def test_a_redirect_is_not_followed_and_stops_the_run(world: World) -> None:
+    world.submit("a", "b")
+    world.options = {"deepxl_max_concurrency": 1}
+    with running_simulator() as stranger:
+        faults = {"a": [redirects(f"{stranger.url}/v1/verification")]}
+        with running_simulator(token=TOKEN, faults=faults) as simulator:
+            world.server = simulator.url
+            with pytest.raises(UnexpectedRedirect):
+                world.verify()
+            assert world.outcomes() == {"a": "uncertain", "b": "not_attempted"}
+        assert not stranger.received
+
+
+@pytest.mark.parametrize(
+    "lookup",
+    [Answers(404), Answers(403), Answers(500), Answers(200, body=b'{"items": []}')],
+    ids=["404", "403", "500", "another shape"],
+)
+def test_without_a_look_up_it_is_held(sqlite_world: World, lookup: Fault) -> None:
+    world = sqlite_world
+    world.submit("a", "b")
+    with running_simulator(
+        token=TOKEN, lookup=lookup, faults={"a": [Answers(500, record=True)]}
+    ) as simulator:
+        world.server = simulator.url
+        summary = world.verify()
+        assert world.outcomes() == {"a": "uncertain", "b": "completed"}
+        assert summary.held_ids == ("a",)
+        # The history is back: the next run finds the record, and pays nothing.
+        simulator.lookup = None
+        summary = world.verify(run_id="run-2")
+        assert (summary.calls, summary.adopted) == (0, 1)
+        assert world.outcomes()["a"] == "completed"
+        assert simulator.received["a"] == 1
+
+
+def test_a_record_that_shows_late_is_adopted_by_a_later_look(world: World) -> None:
+    world.submit("a")
+    with running_simulator(
+        token=TOKEN, lookup_lag_looks=1, faults={"a": [Answers(500, record=True)]}
+    ) as simulator:
+        world.server = simulator.url
+        summary = world.verify()
+        assert (summary.calls, summary.lookups, summary.adopted) == (1, 2, 1)
+    row = world.responses()["a"]
+    assert (row["outcome"], row["attempts"], row["billable_calls"]) == ("completed", 1, 1)
+    assert row["latency_ms"] is None
+
+
+def test_the_policy_retry_sends_again_what_look_up_does_not_find(world: World) -> None:
+    world.submit("a")
+    world.options = {"deepxl_uncertain": "retry"}
+    with running_simulator(token=TOKEN, faults={"a": [Answers(500)]}) as simulator:
+        world.server = simulator.url
+        summary = world.verify()
+        assert simulator.received["a"] == 2
+        assert (summary.calls, summary.retries, summary.billable_calls) == (2, 1, 2)
+    row = world.responses()["a"]
+    assert (row["outcome"], row["attempts"], row["billable_calls"]) == ("completed", 2, 2)
+
+
+def test_an_operator_lets_it_be_sent_again_once(world: World) -> None:
+    world.submit("a", "b")
+    faults = {"a": [Answers(500), Answers(500)], "b": [Answers(500)]}
+    with running_simulator(token=TOKEN, faults=faults) as simulator:
+        world.server = simulator.url
+        world.verify()
+        resolve_held(world.ledger, "a", "retry", "operator")
+        resolve_held(world.ledger, "b", "abandon", "operator")
+        world.verify(run_id="run-2")
+        assert simulator.received == {"a": 2, "b": 1}
+        assert world.outcomes() == {"a": "uncertain", "b": "uncertain"}
+        # The decision was for one call: `a` is held again, `b` is not.
+        assert [held.submission_id for held in list_held(world.ledger)] == ["a"]
+        summary = world.verify(run_id="run-3")
+        assert simulator.received == {"a": 2, "b": 1}
+        assert summary.held_ids == ("a",)
+
+
+def test_a_decision_outlasts_a_call_that_was_not_processed(world: World) -> None:
+    world.submit("a")
+    world.options = {"deepxl_max_attempts": 1}
+    with running_simulator(token=TOKEN, faults={"a": [Answers(500), Answers(503)]}) as simulator:
+        world.server = simulator.url
+        world.verify()
+        resolve_held(world.ledger, "a", "retry", "operator")
+        world.verify(run_id="run-2")
+        assert world.outcomes() == {"a": "uncertain"}
+        world.verify(run_id="run-3")
+        assert world.outcomes() == {"a": "completed"}
+        assert simulator.received["a"] == 3
+
+
+def test_of_several_records_the_first_is_adopted_and_the_others_are_told(world: World) -> None:
+    world.submit("a")
+    world.options = {"deepxl_uncertain": "retry", "deepxl_max_attempts": 2}
+    faults = {"a": [Answers(500, record=True)] * 2}
+    with running_simulator(token=TOKEN, lookup=Answers(500), faults=faults) as simulator:
+        world.server = simulator.url
+        world.verify()
+        simulator.lookup = None
+        world.verify(run_id="run-2")
+        first, second = sorted(records_of(simulator, "a"))
+        row = world.responses()["a"]
+        assert first != second
+        assert f'"verificationId":{first}' in row["response"]
+        assert "2 records" in row["error"]
+        assert row["billable_calls"] == 2
+
+
+def test_an_answer_about_something_else_is_told_on_the_record(world: World) -> None:
+    world.submit("a")
+    body = (
+        b'{"result":{"verificationId":7,"verified":true,"idFileSize":1,"selfieFileSize":612,'
+        b'"tags":[{"name":"companyId","value":"ANOTHER"}]}}'
+    )
+    with running_simulator(token=TOKEN, faults={"a": [Answers(200, body=body)]}) as simulator:
+        world.server = simulator.url
+        world.verify()
+    row = world.responses()["a"]
+    assert row["outcome"] == "completed"
+    assert row["error"].endswith("idFileSize, selfieFileSize, tag companyId, tag customerId")
+    assert "ANOTHER" not in row["error"]
+
+
+def test_a_document_that_vanished_is_a_failure_without_a_call(world: World) -> None:
+    world.submit("a", id_file="gone.jpg")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify()
+        assert not simulator.received
+    row = world.responses()["a"]
+    assert (row["outcome"], row["billable_calls"]) == ("failed", 0)
+    assert "gone.jpg" not in row["error"]
+
+
+def test_the_budget_is_never_exceeded(world: World) -> None:
+    ids = [f"s-{number:02}" for number in range(30)]
+    world.submit(*ids)
+    with running_simulator(token=TOKEN, faults={ids[0]: [Answers(503)] * 2}) as simulator:
+        world.server = simulator.url
+        summary = world.verify(budget=CallBudget(10))
+        assert simulator.received.total() == summary.calls == 10
+        assert summary.stopped is Stopped.BUDGET
+        assert list(world.outcomes().values()).count("not_attempted") >= 18
+        assert not summary.is_complete
+        rest = world.verify(run_id="run-2")
+        assert rest.stopped is Stopped.NONE
+        assert len(records_of(simulator, ids[29])) == 1
+        assert len(simulator.records) == 30
+
+
+def test_a_server_that_is_ill_opens_the_circuit(world: World) -> None:
+    ids = [f"s-{number:03}" for number in range(200)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 4}
+    with running_simulator(token=TOKEN, faults={key: [Answers(502)] * 9 for key in ids}) as simulator:
+        world.server = simulator.url
+        summary = world.verify()
+        # Ten in a row, those that were in flight with them, and the probes.
+        assert simulator.received.total() <= 10 + 4 + 2
+    assert summary.stopped is Stopped.CIRCUIT_OPEN
+    assert set(world.outcomes().values()) == {"uncertain", "not_attempted"}
+
+
+def test_a_server_that_recovers_closes_the_circuit(world: World) -> None:
+    ids = [f"s-{number:03}" for number in range(60)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 4, "deepxl_max_attempts": 20}
+    with running_simulator(token=TOKEN, faults={key: [Answers(503)] * 4 for key in ids[:3]}) as simulator:
+        world.server = simulator.url
+        summary = world.verify()
+        assert len(simulator.records) == 60
+    assert summary.stopped is Stopped.NONE
+    assert set(world.outcomes().values()) == {"completed"}
+
+
+def test_the_same_id_with_another_date_or_content_is_never_sent(world: World) -> None:
+    world.submit("a", "b")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify()
+        world.submit("a", "new", date="2024-09-02")
+        with pytest.raises(KycError, match=r"submission a is in the ledger under 2024-09-01 .* 2024-09-02"):
+            world.verify(date="2024-09-02")
+        world.submit("a", "b", content="changed")
+        with pytest.raises(KycError, match=r"submission a was sent .* other content .* \(and 1 more\)"):
+            world.verify()
+        assert dict(simulator.received) == {"a": 1, "b": 1, "new": 1}
+    assert world.outcomes("2024-09-02") == {"a": "not_attempted", "new": "completed"}
+    assert "materialize submissions" in world.responses("2024-09-02")["a"]["error"]
+    assert world.outcomes(DATE) == {"a": "not_attempted", "b": "not_attempted"}
+
+
+def test_nothing_personal_is_in_the_ledger_but_the_answers(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit("a", id_file="id.jpg")
+    with running_simulator(token=TOKEN, faults={"a": [Answers(400, body=b'{"detail": "no"}')]}) as simulator:
+        world.server = simulator.url
+        world.verify()
+    world.ledger.close()
+    stored = b"".join(path.read_bytes() for path in world.root.glob("ledger.sqlite*"))
+    assert b"COMP-001" not in stored
+    assert b"9999" not in stored
+    assert b"id.jpg" not in stored
+    assert TOKEN.encode() not in stored
