@@ -12,12 +12,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.deepxl import contract
 from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
@@ -25,6 +27,7 @@ from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
     SUBMISSIONS,
     VERIFICATION_RESPONSES,
+    VERIFICATIONS,
     DriftKind,
     Outcome,
     Table,
@@ -34,6 +37,7 @@ from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 BATCH_ROWS: Final = 4096
 _RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
 _SENT_COLUMNS: Final = ["submission_id", "id_sha256", "id_size", "selfie_size", "tags"]
+_SENT_SCHEMA: Final = pa.schema([pa.field(name, SUBMISSIONS.column(name).type) for name in _SENT_COLUMNS])
 
 
 @dataclass(slots=True)
@@ -42,6 +46,8 @@ class FlattenSummary:
 
     responses: int = 0
     completed: int = 0
+    exact: int = 0
+    """Completed answers that took the exact path."""
     verifications: int = 0
     checks: int = 0
     tags: int = 0
@@ -70,8 +76,7 @@ def flatten_partition(
         "clear_tags": ",".join(sorted(clear_tags)),
     }
     summary = FlattenSummary(source=source)
-    drift = DriftCounter()
-    flattener = RecordFlattener(pseudonymizer, clear_tags, drift)
+    flattener = _Flattener(pseudonymizer, clear_tags)
     submissions = _Submissions(lake, date)
     with ExitStack() as stack:
         writers = {
@@ -82,12 +87,11 @@ def flatten_partition(
         for batch in _sorted_batches(lake, VERIFICATION_RESPONSES, date, _RESPONSE_COLUMNS):
             summary.responses += batch.num_rows
             completed = batch.filter(pc.equal(batch["outcome"], pa.scalar(Outcome.COMPLETED.value)))
-            rows = _flatten_batch(completed, submissions, flattener, drift, summary)
-            for table, groups in facts.items():
-                groups.write(rows.table(table))
+            for table, rows in flattener.flatten(completed, submissions, summary).items():
+                facts[table].write(rows)
         for groups in facts.values():
             groups.finish()
-        writers[CONTRACT_DRIFT].write(drift.rows())
+        writers[CONTRACT_DRIFT].write(flattener.drift.rows())
         if _source(lake, date) != source:
             raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
     summary.verifications, summary.checks, summary.tags, summary.files, summary.drift = (
@@ -96,29 +100,58 @@ def flatten_partition(
     return summary
 
 
-def _flatten_batch(
-    completed: pa.RecordBatch,
-    submissions: "_Submissions",
-    flattener: RecordFlattener,
-    drift: DriftCounter,
-    summary: FlattenSummary,
-) -> Rows:
-    rows = Rows()
-    ids = [str(submission_id) for submission_id in completed["submission_id"].to_pylist()]
-    sent = submissions.of(ids)
-    for submission_id, text in zip(ids, completed["response"].to_pylist(), strict=True):
-        summary.completed += 1
-        summary.without_submission += submission_id not in sent
-        try:
-            received = contract.reread(text or "")
-        except ContractBroken:
-            summary.unreadable += 1
-            drift.add("result", DriftKind.TYPE_MISMATCH, submission_id)
-            continue
-        flattener.add(rows, submission_id, received, sent.get(submission_id))
-    for codes in rows.columns[FACTS[0].name]["anomalies"]:
-        summary.anomalies.update(codes)
-    return rows
+class _Flattener:
+    """Flattens batches: what it can as a block, the rest exactly."""
+
+    def __init__(self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]) -> None:
+        self.drift = DriftCounter()
+        self._blocks = BlockFlattener(pseudonymizer, clear_tags)
+        self._records = RecordFlattener(pseudonymizer, clear_tags, self.drift)
+
+    def flatten(
+        self, completed: pa.RecordBatch, submissions: "_Submissions", summary: FlattenSummary
+    ) -> dict[Table, pa.Table]:
+        """The batch's rows, in the order of the submissions."""
+        ids, texts = completed["submission_id"], completed["response"].to_pylist()
+        sent = submissions.of(ids)
+        blocks, taken = self._blocks.flatten(ids, texts, sent)
+        left = np.flatnonzero(~taken)
+        rows = self._exactly(left, ids, texts, sent, summary)
+        summary.completed += len(texts)
+        summary.exact += len(left)
+        tables = {}
+        for table in FACTS:
+            tables[table] = rows.table(table)
+            if table.name in blocks:
+                # The sort is stable, so that the rows of one answer keep their order.
+                both = pa.concat_tables([blocks[table.name], tables[table]])
+                tables[table] = both.sort_by("submission_id") if len(left) else both
+        return tables
+
+    def _exactly(
+        self,
+        left: Whole,
+        ids: Column,
+        texts: list[str | None],
+        sent: pa.Table,
+        summary: FlattenSummary,
+    ) -> Rows:
+        rows = Rows()
+        for index, submission in zip(left, sent.take(left).to_pylist(), strict=True):
+            submission_id = ids[index].as_py()
+            known = submission["id_sha256"] is not None
+            summary.without_submission += not known
+            try:
+                received = contract.reread(texts[index] or "")
+            except ContractBroken:
+                summary.unreadable += 1
+                self.drift.add("result", DriftKind.TYPE_MISMATCH, submission_id)
+                continue
+            submission["tags"] = dict(submission["tags"] or [])
+            self._records.add(rows, submission_id, received, Sent(**submission) if known else None)
+        for codes in rows.columns[VERIFICATIONS.name]["anomalies"]:
+            summary.anomalies.update(codes)
+        return rows
 
 
 class _Submissions:
@@ -126,25 +159,23 @@ class _Submissions:
 
     def __init__(self, lake: Lake, date: str) -> None:
         self._batches = _sorted_batches(lake, SUBMISSIONS, date, _SENT_COLUMNS)
-        self._ahead: list[pa.RecordBatch] = []
+        self._ahead: pa.RecordBatch | None = None
 
-    def of(self, ids: list[str]) -> dict[str, Sent]:
-        """What was sent for `ids`, which are sorted and beyond those asked for before."""
-        wanted = pa.array(ids, pa.string())
-        found: dict[str, Sent] = {}
-        while ids:
-            batch = self._ahead.pop() if self._ahead else next(self._batches, None)
+    def of(self, ids: Column) -> pa.Table:
+        """What was sent for `ids`, which rise beyond those asked before; NULL for an unknown one."""
+        found = []
+        while len(ids):
+            batch = self._ahead or next(self._batches, None)
+            self._ahead = None
             if batch is None:
                 break
-            taken = batch.filter(pc.is_in(batch["submission_id"], value_set=wanted))
-            for row in taken.to_pylist():
-                found[row["submission_id"]] = Sent(
-                    row["id_sha256"], row["id_size"], row["selfie_size"], dict(row["tags"])
-                )
-            if batch["submission_id"][-1].as_py() > ids[-1]:
-                self._ahead.append(batch)
+            found.append(batch.filter(pc.is_in(batch["submission_id"], value_set=ids)))
+            if pc.greater(batch["submission_id"][-1], ids[-1]).as_py():
+                self._ahead = batch
                 break
-        return found
+        sent = pa.Table.from_batches(found) if found else _SENT_SCHEMA.empty_table()
+        rows: Column = pc.index_in(ids, value_set=sent["submission_id"])
+        return sent.drop_columns("submission_id").take(rows)
 
 
 class _RowGroups:

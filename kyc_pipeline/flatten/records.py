@@ -159,12 +159,16 @@ class RecordFlattener:
             yield Anomaly[kind.name]
 
     def _tag(self, name: str, value: str | None) -> dict[str, Any]:
-        blank = value is None or not value.strip()
         return {
             "name": valid_unicode(name),
             "value": valid_unicode(value) if value is not None and name in self._clear_tags else None,
-            "pseudonym": None if blank else self._pseudonymizer.tag(name, str(value)),
+            "pseudonym": tag_pseudonym(self._pseudonymizer, name, value),
         }
+
+
+def tag_pseudonym(pseudonymizer: Pseudonymizer, name: str, value: str | None) -> str | None:
+    """The pseudonym of a tag's value; None for a blank one, which tells nobody from anybody else."""
+    return pseudonymizer.tag(name, value) if value is not None and value.strip() else None
 
 
 def _verification(result: _Members, odd: set[Anomaly]) -> dict[str, Any]:

@@ -1,0 +1,383 @@
+"""Many answers at a time: the fast path for answers without anything to report.
+
+Arrow reads a block of answers with the contract's exact types. An answer is taken only if it fits the soft
+contract in every field and echoes what was sent, so that it has no anomaly and no drift; every other
+answer is left to the exact path (`records.py`), which decides what to say of it. Where in doubt, leave it.
+"""
+
+import io
+import re
+from collections.abc import Callable, Collection
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from kyc_pipeline.deepxl.contract import CHECK_TYPES, normalize_status
+from kyc_pipeline.flatten.records import SUBMISSION_TAG, TECHNICAL_CHECKS, tag_pseudonym
+from kyc_pipeline.flatten.values import MICROSECONDS
+from kyc_pipeline.lake.tables import (
+    MODEL_CHECKS,
+    VERIFICATION_FILES,
+    VERIFICATION_TAGS,
+    VERIFICATIONS,
+    CheckStatus,
+    Table,
+)
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+
+_TEXT: Final = pa.string()
+_WHOLE: Final = pa.int64()
+_FRACTION: Final = pa.float64()
+
+
+def _struct(**fields: pa.DataType) -> pa.StructType:
+    return pa.struct(list(fields.items()))
+
+
+_CHECK: Final = _struct(type=_TEXT, status=_TEXT, confidence=_FRACTION, details=_TEXT)
+_TAG: Final = _struct(name=_TEXT, value=_TEXT)
+_FILE: Final = _struct(
+    category=_TEXT,
+    fileName=_TEXT,
+    fileSize=_WHOLE,
+    contentType=_TEXT,
+    timestamp=_FRACTION,
+    timestampISO=_TEXT,
+    url=_TEXT,
+)
+_RESULT: Final = _struct(
+    verificationId=_WHOLE,
+    idFileType=_TEXT,
+    idFileName=_TEXT,
+    idFileSize=_WHOLE,
+    selfieFileType=_TEXT,
+    selfieFileName=_TEXT,
+    selfieFileSize=_WHOLE,
+    model=_TEXT,
+    modelVersion=_TEXT,
+    verified=pa.bool_(),
+    modelResults=_struct(technicalChecks=pa.list_(_CHECK)),
+    timestamp=_FRACTION,
+    timestampISO=_TEXT,
+    tags=pa.list_(_TAG),
+    files=pa.list_(_FILE),
+)
+_SCHEMA: Final = pa.schema([("result", _RESULT)])
+_SENT_TAGS: Final = pa.list_(_struct(key=_TEXT, value=_TEXT))
+_OPTIONAL: Final = "modelVersion"
+_CONFIDENCE: Final = re.compile(r'"confidence"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
+_ISO: Final = (
+    r"^(19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?$"
+)
+_LATEST: Final = 4_000_000_000
+"""Seconds below this (the year 2096), and their distance to the years of `_ISO`, are exact as a double of
+microseconds."""
+_SEPARATOR: Final = "\x1f"
+
+# The stubs of Arrow know neither nested columns nor kernels between a column and a scalar.
+Column: TypeAlias = Any
+"""An Arrow array or chunked array."""
+Block: TypeAlias = Any
+"""An Arrow table: one row an answer, a column for each field of the contract and for what was sent."""
+Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Whole: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def _shape(name: str, type_: pa.DataType) -> object:
+    """The msgspec type that accepts what Arrow's `type_` accepts, unknown fields refused."""
+    if pa.types.is_struct(type_):
+        fields = [(f.name, _shape(f.name, f.type) | None, None) for f in type_]  # type: ignore[operator]
+        return msgspec.defstruct(name or "Answer", fields, forbid_unknown_fields=True)
+    if pa.types.is_list(type_):
+        return list[_shape(name, type_.value_type)]  # type: ignore[misc]
+    return {_TEXT: str, _WHOLE: int, _FRACTION: float, pa.bool_(): bool}[type_]
+
+
+_SHAPE: Final = msgspec.json.Decoder(_shape("", pa.struct(list(_SCHEMA))))
+_SCALARS: Final = [f.name for f in _RESULT if not pa.types.is_nested(f.type) and f.name != _OPTIONAL]
+
+
+class BlockFlattener:
+    """Takes the answers of a batch that need no exact reading."""
+
+    def __init__(self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]) -> None:
+        self._pseudonymizer = pseudonymizer
+        self._clear_tags = frozenset(clear_tags)
+
+    def flatten(self, ids: Column, texts: list[str | None], sent: Block) -> tuple[dict[str, pa.Table], Mask]:
+        """Rows of the fact tables by table name, and which answers they are of.
+
+        `sent` has one row for each answer: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL where no
+        submission has its id. Rows are in the order of the answers.
+        """
+        taken = np.zeros(len(texts), dtype=np.bool_)
+        block = _read(ids, texts, sent)
+        if block is not None:
+            block = block.filter(pa.array(_fits(block)))
+            block = block.filter(pa.array(_echoes(block)))
+            try:
+                tables = self._tables(block)
+            except pa.ArrowInvalid:  # an ISO text of the right form that is in no calendar
+                return {}, taken
+            taken[block["position"].to_numpy()] = True
+            return tables, taken
+        return {}, taken
+
+    def _tables(self, block: Block) -> dict[str, pa.Table]:
+        return {
+            VERIFICATIONS.name: self._verifications(block),
+            MODEL_CHECKS.name: _model_checks(block),
+            VERIFICATION_TAGS.name: self._verification_tags(block),
+            VERIFICATION_FILES.name: _verification_files(block),
+        }
+
+    def _verifications(self, block: Block) -> pa.Table:
+        verified_at = _microseconds(block["timestamp"])
+        iso = pc.cast(block["timestampISO"], pa.timestamp("us")).cast(_WHOLE).to_numpy()
+        documents = [self._pseudonymizer.document(sha256) for sha256 in block["id_sha256"].to_pylist()]
+        return _table(
+            VERIFICATIONS,
+            verification_id=block["verificationId"],
+            submission_id=block["submission_id"],
+            verified=block["verified"],
+            model=block["model"],
+            model_version=block["modelVersion"],
+            verified_at=pa.array(verified_at),
+            timestamp_iso=block["timestampISO"],
+            iso_offset_seconds=pa.array((iso - verified_at) / MICROSECONDS),
+            id_file_type=block["idFileType"],
+            id_file_size=block["idFileSize"],
+            selfie_file_type=block["selfieFileType"],
+            selfie_file_size=block["selfieFileSize"],
+            check_count=pc.list_value_length(block[TECHNICAL_CHECKS]),
+            id_document_pseudonym=pa.array(documents, _TEXT),
+            anomalies=pa.array([[]] * block.num_rows, pa.list_(_TEXT)),
+        )
+
+    def _verification_tags(self, block: Block) -> pa.Table:
+        keys, _, tags = _items(block, "tags")
+        names, values = tags.field("name"), tags.field("value")
+        # Many answers share a company: each distinct tag is computed once.
+        pairs = pc.binary_join_element_wise(names, values, _SEPARATOR).dictionary_encode()
+        pseudonyms = [
+            tag_pseudonym(self._pseudonymizer, *pair.split(_SEPARATOR, 1))
+            for pair in pairs.dictionary.to_pylist()
+        ]
+        is_clear = pc.is_in(names, value_set=pa.array(sorted(self._clear_tags), _TEXT))
+        return _table(
+            VERIFICATION_TAGS,
+            **keys,
+            name=names,
+            value=pc.if_else(is_clear, values, pa.scalar(None, _TEXT)),
+            pseudonym=pa.array(pseudonyms, _TEXT).take(pairs.indices),
+        )
+
+
+def _read(ids: Column, texts: list[str | None], sent: Block) -> Block | None:
+    """The answers that Arrow can read, a column for each field, beside what was sent."""
+    usable = [index for index, text in enumerate(texts) if text is not None and _is_usable(text)]
+    answers, literals = _parse([str(texts[index]) for index in usable])
+    if answers is None:
+        usable = [index for index in usable if _has_shape(str(texts[index]))]
+        answers, literals = _parse([str(texts[index]) for index in usable])
+    if answers is None:
+        return None
+    result = answers["result"].combine_chunks()
+    columns = {f.name: result.field(f.name) for f in _RESULT}
+    checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
+    if len(literals) != len(checks.flatten()):
+        return None
+    # A list beside the checks, so that a filter keeps each literal with its check.
+    offsets: Column = pa.array(np.concatenate([[0], np.cumsum(_lengths(checks))]), pa.int32())
+    rows = sent.take(pa.array(usable, _WHOLE))
+    return pa.table(
+        {
+            "position": pa.array(usable, _WHOLE),
+            "submission_id": ids.take(pa.array(usable, _WHOLE)),
+            **columns,
+            TECHNICAL_CHECKS: checks,
+            "literals": pa.ListArray.from_arrays(offsets, pa.array(literals, _TEXT)),
+            "id_sha256": rows["id_sha256"],
+            "id_size": rows["id_size"],
+            "selfie_size": rows["selfie_size"],
+            "sent_tags": rows["tags"].cast(_SENT_TAGS),
+        }
+    )
+
+
+def _is_usable(text: str) -> bool:
+    """One JSON value on one line, without null: Arrow does not tell it from a missing field."""
+    return text.startswith("{") and "\n" not in text and "null" not in text
+
+
+def _has_shape(text: str) -> bool:
+    try:
+        _SHAPE.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _parse(texts: list[str]) -> tuple[Block | None, list[str]]:
+    """One row for each text, and the literals of all confidences in their order; None if any does not fit."""
+    block = "\n".join(texts)
+    data = block.encode()
+    try:
+        table = pj.read_json(
+            io.BytesIO(data),
+            read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="error"),
+        )
+    except pa.ArrowInvalid:
+        return None, []
+    return (table, _CONFIDENCE.findall(block)) if table.num_rows == len(texts) else (None, [])
+
+
+def _fits(block: Block) -> Mask:
+    """Which answers fit the soft contract in every field and echo the sizes and the number of tags sent."""
+    fits = np.ones(block.num_rows, dtype=np.bool_)
+    for name in _SCALARS:
+        fits &= _is_filled(block[name])
+    fits &= _true(pc.not_equal(block[_OPTIONAL], pa.scalar("")), absent=True)
+    fits &= _in_range(block["timestamp"], _LATEST)
+    fits &= _true(pc.match_substring_regex(block["timestampISO"], _ISO))
+    fits &= _true(pc.equal(block["idFileSize"], block["id_size"]))
+    fits &= _true(pc.equal(block["selfieFileSize"], block["selfie_size"]))
+    fits &= _lengths(block["tags"]) == _lengths(block["sent_tags"]) + 1
+    literals = pc.list_flatten(block["literals"])
+    conditions: dict[str, Callable[[Column], Mask]] = {
+        TECHNICAL_CHECKS: lambda checks: _is_known_check(checks, literals),
+        "tags": lambda tags: np.ones(len(tags), dtype=np.bool_),
+        "files": lambda files: _in_range(files.field("timestamp"), _LATEST),
+    }
+    for name, condition in conditions.items():
+        _, parents, items = _items(block, name)
+        good = condition(items)
+        for field in items.type:
+            good &= _is_filled(items.field(field.name))
+        fits[parents[~good]] = False
+        fits &= _lengths(block[name]) > 0
+    return fits
+
+
+def _is_known_check(checks: Column, literals: Column) -> Mask:
+    statuses = checks.field("status").dictionary_encode()
+    known = [
+        normalize_status(status) is not CheckStatus.UNKNOWN for status in statuses.dictionary.to_pylist()
+    ]
+    scores = checks.field("confidence")
+    return (
+        _true(pc.is_in(checks.field("type"), value_set=pa.array(sorted(CHECK_TYPES), _TEXT)))
+        & _true(pa.array(known, pa.bool_()).take(statuses.indices))
+        & _in_range(scores, 1, closed=True)
+        & _true(pc.equal(pc.cast(literals, _FRACTION), scores))
+    )
+
+
+def _echoes(block: Block) -> Mask:
+    """Which answers have exactly the tags that were sent, with `submissionId`, in any order.
+
+    Every answer must have one tag more than was sent, as `_fits` makes sure.
+    """
+    _, parents, tags = _items(block, "tags")
+    sent = block["sent_tags"].combine_chunks().flatten()
+    lengths = _lengths(block["sent_tags"])
+    # The usual order: the tags as sent, then `submissionId`. `sources` says where each tag should come from.
+    ends = np.cumsum(lengths + 1) - 1
+    sources = np.full(len(parents), -1)
+    sources[ends] = len(sent) + np.arange(block.num_rows)
+    sources[sources < 0] = np.arange(len(sent))
+    own = pa.array([SUBMISSION_TAG] * block.num_rows, _TEXT)
+    names = pa.concat_arrays([sent.field("key"), own]).take(pa.array(sources))
+    values = pa.concat_arrays([sent.field("value"), block["submission_id"].combine_chunks()]).take(
+        pa.array(sources)
+    )
+    same = _true(pc.and_(pc.equal(tags.field("name"), names), pc.equal(tags.field("value"), values)))
+    echoes = np.ones(block.num_rows, dtype=np.bool_)
+    for row in np.unique(parents[~same]):
+        echoed = block["tags"][row].as_py()
+        expected = {tag["key"]: tag["value"] for tag in block["sent_tags"][row].as_py()}
+        expected[SUBMISSION_TAG] = block["submission_id"][row].as_py()
+        echoes[row] = {tag["name"]: tag["value"] for tag in echoed} == expected
+    return echoes
+
+
+def _model_checks(block: Block) -> pa.Table:
+    keys, parents, checks = _items(block, TECHNICAL_CHECKS)
+    starts = np.concatenate([[0], np.cumsum(_lengths(block[TECHNICAL_CHECKS]))[:-1]])
+    statuses = checks.field("status").dictionary_encode()
+    normalized = pa.array(
+        [normalize_status(status).value for status in statuses.dictionary.to_pylist()], _TEXT
+    )
+    return _table(
+        MODEL_CHECKS,
+        **keys,
+        check_group=pa.array([TECHNICAL_CHECKS] * len(checks), _TEXT),
+        check_index=pa.array(np.arange(len(checks)) - starts[parents]),
+        type=checks.field("type"),
+        status=checks.field("status"),
+        normalized_status=normalized.take(statuses.indices),
+        confidence=checks.field("confidence"),
+        confidence_raw=pc.list_flatten(block["literals"]),
+        details=checks.field("details"),
+    )
+
+
+def _verification_files(block: Block) -> pa.Table:
+    keys, _, files = _items(block, "files")
+    return _table(
+        VERIFICATION_FILES,
+        **keys,
+        category=files.field("category"),
+        content_type=files.field("contentType"),
+        file_size=files.field("fileSize"),
+        uploaded_at=pa.array(_microseconds(files.field("timestamp"))),
+    )
+
+
+def _table(table: Table, **columns: Column) -> pa.Table:
+    return pa.table([columns[name] for name in table.schema.names], names=table.schema.names).cast(
+        table.schema
+    )
+
+
+def _items(block: Block, name: str) -> tuple[dict[str, Column], Whole, Column]:
+    """The elements of the list column `name`: their key columns, the row of each, and themselves."""
+    parents = np.repeat(np.arange(block.num_rows), _lengths(block[name]))
+    rows = pa.array(parents)
+    keys = {
+        "verification_id": block["verificationId"].take(rows),
+        "submission_id": block["submission_id"].take(rows),
+    }
+    return keys, parents, block[name].combine_chunks().flatten()
+
+
+def _lengths(lists: Column) -> Whole:
+    lengths: Column = pc.list_value_length(lists)
+    return np.asarray(pc.fill_null(lengths, 0))
+
+
+def _is_filled(array: Column) -> Mask:
+    if array.type == _TEXT:
+        return _true(pc.greater(pc.binary_length(array), pa.scalar(0)))
+    return _true(pc.is_valid(array))
+
+
+def _true(condition: Column, *, absent: bool = False) -> Mask:
+    return np.asarray(pc.fill_null(condition, absent))
+
+
+def _in_range(numbers: Column, end: int, *, closed: bool = False) -> Mask:
+    """From 0 up to `end`; NULL and NaN are not."""
+    limit = pa.scalar(float(end))
+    is_below = pc.less_equal(numbers, limit) if closed else pc.less(numbers, limit)
+    return _true(pc.and_(pc.greater_equal(numbers, pa.scalar(0.0)), is_below))
+
+
+def _microseconds(seconds: Column) -> Whole:
+    rounded: Whole = np.rint(np.asarray(seconds) * MICROSECONDS).astype(np.int64)
+    return rounded

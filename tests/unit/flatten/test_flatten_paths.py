@@ -1,0 +1,173 @@
+"""The fast path gives the rows of the exact path, and takes only answers with nothing to report."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kyc_pipeline.deepxl.contract import reread
+from kyc_pipeline.deepxl.errors import ContractBroken
+from kyc_pipeline.flatten.blocks import BlockFlattener
+from kyc_pipeline.flatten.drift import DriftCounter
+from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
+from kyc_pipeline.lake.tables import SUBMISSIONS
+from tests.unit.flatten.support import (
+    CLEAR,
+    PSEUDONYMS,
+    SEED,
+    SEED_TAGS,
+    SHA,
+    Day,
+    echo,
+    submission_row,
+    text_of,
+)
+
+SENT_COLUMNS = ["id_sha256", "id_size", "selfie_size", "tags"]
+SENT = Sent(SHA, SEED["idFileSize"], SEED["selfieFileSize"], SEED_TAGS)
+
+ODD_VALUES = st.sampled_from(
+    [
+        *(None, "", " ", [], {}, [1], {"a": 1}, True, 0, 1, -1, 97, 2**53 + 1, 2**63, 0.970001, 5e9, 1e300),
+        *(1725795600.1, 1725795600123, float("nan"), float("inf"), "0.97", "Zoë 🙂", "a\u0000b", "a\x1fb"),
+        *("confidence", "null", "PASS", "fail ", "GAIT", "\ud800", "\u2028", "2024-02-30T10:00:00"),
+        *("2024-09-08 10:00:00.123", "2024-09-08T10:00:00Z", "1899-01-01T00:00:00", "2024-09-08T23:59:60"),
+        *("2024-09-08T10:00:00.1234567", "2024-09-08T24:00:00"),
+    ]
+)
+LITERALS = st.sampled_from(
+    [
+        ("0.97", "0.9700"),
+        ("0.97", "9.7e-1"),
+        ("0.97", "1"),
+        ("0.97", "-0.0"),
+        ("0.97", "0.1" + "0" * 40 + "1"),
+        ("0.97", "1.0000000000000000000001"),
+        ('"confidence": 0.97', '"confidence":\t0.97'),
+        ('"confidence": 0.97', '"c\\u006fnfidence": 0.97'),
+        ("1725795600", "1.7257956e9"),
+        ("1725795600", "1725795600.1234567"),
+        ("457", "4.57e2"),
+        ("457", "0457"),
+        (": ", ":"),
+        ("}", " }"),
+        ("{", "{\n"),
+        ("", " "),
+        ("}", "} x"),
+        ("}", ""),
+        ("true", "false"),
+        ('"model": "', '"model": "\\"confidence\\": 5'),
+        ('"model"', '"model": "x", "model"'),
+        ('"name"', '"name": "x", "name"'),
+        ('"details": "', '"details": "\\/\\u00e9'),
+        ('"details": "', '"details": "\\ud800'),
+        ('{"result"', '{"other": {"confidence": 0.1}, "result"'),
+        ("{", '{"modelVersion": "2", '),
+    ]
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in `value`."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    found = [(value, key) for key in keys]
+    return found + [place for key in keys for place in places(value[key])]
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> str:
+    """The answer to s-0 as it should be, or with one or two changes anywhere."""
+    result = json.loads(json.dumps(echo("s-0")))
+    if draw(st.booleans()):
+        result["modelVersion"] = draw(st.sampled_from(["1.0.0", "", None]))
+    for _ in range(draw(st.integers(0, 2))):
+        container, key = draw(st.sampled_from(places(result)))
+        change = draw(st.sampled_from(["value", "value", "remove", "reverse", "add", "twice"]))
+        if change == "value":
+            container[key] = draw(ODD_VALUES)
+        elif change == "remove":
+            del container[key]
+        elif change == "reverse" and isinstance(container, list):
+            container.reverse()
+        elif change == "twice" and isinstance(container, list):
+            container.append(container[key])
+        elif isinstance(container, dict):
+            container[draw(st.sampled_from(["new", "technicalChecks", "idSize", "checkType"]))] = draw(
+                ODD_VALUES
+            )
+    text = text_of(result)
+    for old, new in draw(st.lists(LITERALS, max_size=1)):
+        text = text.replace(old, new, draw(st.sampled_from([1, -1])))
+    return text
+
+
+def exactly(texts: list[str], ids: list[str]) -> tuple[dict[str, pa.Table], DriftCounter]:
+    """The rows of the exact path."""
+    rows, drift = Rows(), DriftCounter()
+    flattener = RecordFlattener(PSEUDONYMS, CLEAR, drift)
+    for submission_id, text in zip(ids, texts, strict=True):
+        flattener.add(rows, submission_id, reread(text), SENT)
+    return {table.name: rows.table(table) for table in FACTS}, drift
+
+
+def is_readable(text: str) -> bool:
+    try:
+        reread(text)
+    except ContractBroken:
+        return False
+    return True
+
+
+def sent_rows(ids: list[str]) -> pa.Table:
+    """What was sent, as the lake has it."""
+    return pa.Table.from_pylist([submission_row(id_) for id_ in ids], SUBMISSIONS.schema).select(SENT_COLUMNS)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(answers(), min_size=1, max_size=4))
+def test_both_paths_give_the_same_rows(texts: list[str]) -> None:
+    for text in texts:
+        flatten_both([text])
+    flatten_both(texts)
+
+
+def flatten_both(texts: list[str]) -> None:
+    """All are answers to s-0, since the fast path looks at each answer for itself."""
+    ids = ["s-0"] * len(texts)
+    tables, taken = BlockFlattener(PSEUDONYMS, CLEAR).flatten(pa.array(ids), list(texts), sent_rows(ids))
+    chosen = [text for text, is_taken in zip(texts, taken, strict=True) if is_taken]
+    assert all(is_readable(text) for text in chosen)
+    expected, drift = exactly(chosen, ["s-0"] * len(chosen))
+    for table in FACTS if tables else ():
+        assert tables[table.name].schema == table.schema
+        assert tables[table.name].to_pylist() == expected[table.name].to_pylist()
+    assert drift.rows() == []
+    assert not any(expected["verifications"]["anomalies"].to_pylist())
+
+
+def test_the_fast_path_takes_every_answer_with_nothing_to_report() -> None:
+    texts = [
+        text_of(echo("s-0")),
+        text_of(echo("s-0", modelVersion="1.0.0")),
+        text_of(echo("s-0", tags=echo("s-0")["tags"][::-1])),
+        text_of(echo("s-0", new=1)),
+        text_of(echo("s-0", verificationId=2**53 + 1, timestamp=1725795600.25)),
+        json.dumps({"result": echo("s-0")}, separators=(",", ":")),
+    ]
+    ids = ["s-0"] * len(texts)
+    _, taken = BlockFlattener(PSEUDONYMS, CLEAR).flatten(pa.array(ids), list(texts), sent_rows(ids))
+    assert taken.tolist() == [True, True, True, False, True, True]
+
+
+def test_a_mixed_day_keeps_the_order_of_its_answers(day: Day) -> None:
+    texts = [text_of(echo(f"s-{i}", verificationId=i, **({"new": 1} if i % 3 else {}))) for i in range(10)]
+    summary = day.flatten(*texts)
+    assert (summary.completed, summary.exact) == (10, 6)
+    for table in FACTS:
+        ids = [row["verification_id"] for row in day.rows(table)]
+        assert ids == sorted(ids)
+        assert set(ids) == set(range(10))
+    checks = [row["check_index"] for row in day.rows(FACTS[1])]
+    assert checks == [0, 1, 2] * 10
