@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kyc_pipeline.errors import UsageError
 
+MIN_PSEUDONYM_KEY_LENGTH = 16
+
 
 def is_loopback(host: str) -> bool:
     """Whether `host` names this machine (`localhost`, 127.0.0.0/8 or ::1)."""
@@ -86,6 +88,13 @@ class Settings(BaseSettings):
     def _split_tags(cls, value: object) -> object:
         if isinstance(value, str):
             return frozenset(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("kyc_pseudonym_key")
+    @classmethod
+    def _check_pseudonym_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value) < MIN_PSEUDONYM_KEY_LENGTH:
+            raise ValueError(f"must have at least {MIN_PSEUDONYM_KEY_LENGTH} characters")
         return value
 
     @field_validator("deepxl_base_url")

@@ -110,7 +110,7 @@ def _model_spec(model: Model) -> dg.AssetSpec:
 def _warehouse_spec(models: tuple[Model, ...]) -> dg.AssetSpec:
     return dg.AssetSpec(
         WAREHOUSE,
-        description="The published DuckDB file: replaced atomically, so that reading it never fails or waits.",
+        description="The published DuckDB file, replaced atomically: reading it never fails or waits.",
         group_name=GROUP,
         deps=[asset_key(model.name) for model in models],
         kinds={"duckdb"},

@@ -37,7 +37,7 @@ run_monitoring:
 """
 
 PASS_RATES = """
-SELECT check_type, sum(checks), sum(passed), sum(failed),
+SELECT check_type, sum(checks), sum(passed), sum(failed), sum(other),
     ratio(sum(passed), sum(passed) + sum(failed)),
     wilson_low(sum(passed), sum(passed) + sum(failed)),
     wilson_high(sum(passed), sum(passed) + sum(failed))
@@ -162,10 +162,10 @@ def _print_results(settings: Settings) -> None:
     )
     click.echo(
         table(
-            ("check", "checks", "passed", "failed", "pass rate", "95 % interval"),
+            ("check", "checks", "passed", "failed", "other", "pass rate", "95 % interval"),
             [
-                (check, checks, passed, failed, f"{rate:.1%}", f"{low:.1%} – {high:.1%}")
-                for check, checks, passed, failed, rate, low, high in rates
+                (check, checks, passed, failed, other, f"{rate:.1%}", f"{low:.1%} – {high:.1%}")
+                for check, checks, passed, failed, other, rate, low, high in rates
             ],
         )
     )

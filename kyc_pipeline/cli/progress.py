@@ -41,6 +41,7 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
                     bar.reset(calls, total=progress.total, description=progress.date, detail=detail)
                 bar.update(calls, completed=progress.done, total=progress.total, detail=detail)
                 if not console.is_terminal and progress.done == progress.total:
-                    console.print(str(progress), highlight=False)
+                    line = str(progress) if progress.total else f"{progress.date}: nothing to send"
+                    console.print(line, highlight=False, soft_wrap=True)
 
         yield update

@@ -232,7 +232,7 @@ def ingest_partition(
     with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as folder:
         staged = Staged(Path(folder))
         day, received, ignored = _stage_stable(landing, date, staged, erased)
-        with _ingest_lock(lake), Ownership(lake, date, staged, erased) as ownership:
+        with _ingest_lock(target), Ownership(lake, date, staged, erased) as ownership:
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
             footer = {"manifests": day.identity, "received": str(received)}
             with (

@@ -8,6 +8,7 @@ from kyc_pipeline.ingest.manifests import manifest_dates, manifest_identity
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.plan import plan_partitions
 
 
@@ -17,13 +18,15 @@ def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
     Raises :class:`~kyc_pipeline.errors.UsageError` without a credential, and the client's errors for a
     rejected one or an address where no DeepXL API answers. Days that are paid already need neither.
     """
-    if not _calls_expected(pipeline, days):
+    with pipeline.open_ledger() as ledger:
+        expected = _calls_expected(pipeline, ledger, days)
+    if not expected:
         return
     pipeline.settings.require_token()
     asyncio.run(_check_access(pipeline.settings))
 
 
-def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
+def _calls_expected(pipeline: Pipeline, ledger: Ledger, days: Sequence[str]) -> bool:
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
     wanted = set(days).intersection(manifest_dates(landing))
     ingested = [
@@ -34,8 +37,7 @@ def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
     ]
     if len(ingested) < len(wanted):
         return True
-    with pipeline.open_ledger() as ledger:
-        return any(plan.calls_to_make for plan in plan_partitions(lake, ledger, ingested, pipeline.settings))
+    return any(plan.calls_to_make for plan in plan_partitions(lake, ledger, ingested, pipeline.settings))
 
 
 async def _check_access(settings: Settings) -> None:

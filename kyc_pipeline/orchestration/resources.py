@@ -11,8 +11,8 @@ from functools import cached_property
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.ledger import Ledger
+from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag
 
 

@@ -15,9 +15,8 @@ import unicodedata
 from pathlib import Path
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.settings import Settings
+from kyc_pipeline.settings import MIN_PSEUDONYM_KEY_LENGTH, Settings
 
-MIN_KEY_LENGTH = 16
 DOCUMENT_DOMAIN = "document"
 
 
@@ -25,8 +24,8 @@ class Pseudonymizer:
     """Makes pseudonyms under one key. `key_id` names the key without telling it."""
 
     def __init__(self, key: str) -> None:
-        if len(key) < MIN_KEY_LENGTH:
-            raise UsageError(f"KYC_PSEUDONYM_KEY: must have at least {MIN_KEY_LENGTH} characters")
+        if len(key) < MIN_PSEUDONYM_KEY_LENGTH:
+            raise UsageError(f"KYC_PSEUDONYM_KEY: must have at least {MIN_PSEUDONYM_KEY_LENGTH} characters")
         self._key = key.encode()
         self.key_id = hmac.new(self._key, b"key-id", hashlib.sha256).hexdigest()[:8]
 
@@ -44,7 +43,8 @@ class Pseudonymizer:
     def _pseudonym(self, domain: str, value: str) -> str:
         # The length prefix keeps ("a", "bc") apart from ("ab", "c").
         message = f"{len(domain)}:{domain}:{value}".encode(errors="surrogatepass")
-        return hmac.new(self._key, message, hashlib.sha256).hexdigest()
+        # In one call: half the time of an HMAC object, and this is most of the work of flattening.
+        return hmac.digest(self._key, message, "sha256").hex()
 
 
 def load_pseudonymizer(settings: Settings) -> Pseudonymizer:

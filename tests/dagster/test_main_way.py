@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -11,8 +12,8 @@ import duckdb
 import pytest
 from aiohttp import web
 
-from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
@@ -28,6 +29,7 @@ from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 TAGS = {"customerId": "9999", "customerName": "Jane Roe", "companyId": "COMP-001"}
 
@@ -156,8 +158,9 @@ def test_a_budget_stops_the_run_cleanly_and_the_next_goes_on(
 
 
 @pytest.fixture
-def seed_url(request: pytest.FixtureRequest):
-    body = (Path(__file__).parents[1] / "fixtures" / "seed_response.json").read_bytes()
+def seed_url() -> Iterator[str]:
+    """A server that answers every POST with the seed page's example, byte for byte."""
+    body = (FIXTURES / "seed_response.json").read_bytes()
     loop = asyncio.new_event_loop()
 
     async def answer(http: web.Request) -> web.Response:
@@ -166,25 +169,22 @@ def seed_url(request: pytest.FixtureRequest):
             return web.json_response({"totalCount": 0, "count": 0, "data": []})
         return web.Response(body=body, content_type="application/json")
 
-    async def start() -> str:
+    async def start() -> web.AppRunner:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_route("*", "/v1/verification", answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        request.addfinalizer(lambda: asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10))
-        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return runner
 
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-
-    def end() -> None:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-    request.addfinalizer(end)
-    return asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def test_the_seed_pages_example_goes_through_the_whole_pipeline(
@@ -218,7 +218,7 @@ def test_the_seed_pages_example_goes_through_the_whole_pipeline(
     }
     assert [row["category"] for row in lake.read(VERIFICATION_FILES, DAY).to_pylist()] == ["id", "face"]
     [response] = lake.read(VERIFICATION_RESPONSES, DAY)["response"].to_pylist()
-    seed = (Path(__file__).parents[1] / "fixtures" / "seed_response.json").read_text(encoding="utf-8")
+    seed = (FIXTURES / "seed_response.json").read_text(encoding="utf-8")
     assert json.loads(response) == json.loads(seed)
     unexpected = {row["kind"] for row in lake.read(CONTRACT_DRIFT, DAY).to_pylist()} - {"missing_field"}
     assert not unexpected

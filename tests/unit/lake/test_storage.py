@@ -64,9 +64,14 @@ def test_batches_give_the_same_rows_from_one_snapshot(lake: Lake) -> None:
 
 def test_a_failed_write_leaves_the_old_rows_and_no_draft(lake: Lake) -> None:
     lake.write(CONTRACT_DRIFT, DAY, [drift("old")])
-    with pytest.raises(RuntimeError, match="boom"), lake.writer(CONTRACT_DRIFT, DAY) as writer:
-        writer.write([drift("new")])
-        raise RuntimeError("boom")
+
+    def fail() -> None:
+        with lake.writer(CONTRACT_DRIFT, DAY) as writer:
+            writer.write([drift("new")])
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
     assert lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist() == ["old"]
     assert os.listdir(Path(lake.path(CONTRACT_DRIFT, DAY)).parent) == ["part-0.parquet"]
 

@@ -1,0 +1,252 @@
+"""The command line: what it does, and one clear line with the promised exit code for each bad input."""
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kyc_pipeline.cli import main
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.settings import Settings
+
+DAY = "2024-09-08"
+RANGE = ("--from", DAY, "--to", DAY)
+TOKEN = "test-token"
+INSTANCE = "telemetry:\n  enabled: false\n"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs the command in an empty working directory; returns exit code, standard output and error."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text(INSTANCE)
+    environment = {
+        "DAGSTER_HOME": str(home),
+        "DEEPXL_BASE_URL": simulator.url,
+        "DEEPXL_API_TOKEN": TOKEN,
+        "DEEPXL_REQUESTS_PER_SECOND": "0",
+        "KYC_LANDING": "landing",
+        "KYC_LAKE": "lake",
+        "KYC_LEDGER_URL": "sqlite:///ledger.sqlite",
+        "KYC_WAREHOUSE": "warehouse/kyc.duckdb",
+        "KYC_REPORT": "report/index.html",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["kyc-pipeline", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "dagster_home" not in path.parts}
+
+
+def one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_backfill_then_plan_then_backfill_again(landing, run: Run, simulator: Simulator) -> None:
+    landing.day(DAY, 4)
+    code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
+    assert code == 0
+    assert out.splitlines()[-1].split() == ["total", "4", "0", "0", "0", "4", "2.00"]
+    assert run("backfill", *RANGE)[0] == 0
+    assert simulator.received.total() == 4
+    code, out, _ = run("plan", *RANGE)
+    assert out.splitlines()[-1].split() == ["total", "4", "0", "4", "0", "0", "0.00"]
+    assert run("backfill", *RANGE)[0] == 0
+    assert simulator.received.total() == 4
+
+
+def test_plan_changes_nothing(landing, run: Run, tmp_path: Path) -> None:
+    landing.day(DAY, 2)
+    before = files(tmp_path)
+    assert run("plan", *RANGE)[0] == 0
+    assert files(tmp_path) == before
+
+
+def test_plan_counts_rejected_rows_and_sees_a_changed_manifest(landing, run: Run) -> None:
+    landing.day(DAY, 2)
+    run("backfill", *RANGE)
+    landing.manifest(DAY, [landing.submission("new", 50), {"submission_id": "bad"}], name="more.jsonl")
+    _, out, _ = run("plan", *RANGE)
+    assert out.splitlines()[1].split() == [DAY, "3", "1", "2", "0", "1", "–"]
+
+
+def test_a_budget_ends_with_3_and_lists_what_is_left(landing, run: Run, simulator: Simulator) -> None:
+    ids = landing.day(DAY, 5)
+    code, out, _ = run("backfill", *RANGE, "--max-calls", "2")
+    assert code == 3
+    assert simulator.received.total() == 2
+    left = set(ids) - set(simulator.received)
+    assert all(submission_id in out for submission_id in left)
+    assert "3 not_attempted" in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "message"),
+    [
+        ({"DEEPXL_API_TOKEN": ""}, 2, "DEEPXL_API_TOKEN is not set"),
+        ({"DEEPXL_API_TOKEN": "wrong"}, 1, "401"),
+        ({"DEEPXL_BASE_URL": "http://api.deepxl.ai"}, 2, "DEEPXL_BASE_URL"),
+        ({"DEEPXL_MAX_CONCURRENCY": "many"}, 2, "DEEPXL_MAX_CONCURRENCY"),
+        ({"KYC_PSEUDONYM_KEY": "short"}, 2, "KYC_PSEUDONYM_KEY"),
+        ({"KYC_LEDGER_URL": "nonsense"}, 2, "KYC_LEDGER_URL"),
+    ],
+)
+def test_wrong_settings_end_early_and_change_nothing(
+    landing, run: Run, tmp_path: Path, simulator: Simulator, settings: dict[str, str], code: int, message: str
+) -> None:
+    landing.day(DAY, 2)
+    before = files(tmp_path)
+    ended, _, err = run("backfill", *RANGE, **settings)
+    assert message in one_line(err)
+    assert ended == code
+    assert files(tmp_path) == before
+    assert not simulator.received
+
+
+def test_an_unreachable_api_ends_early_and_changes_nothing(landing, run: Run, tmp_path: Path) -> None:
+    landing.day(DAY, 2)
+    before = files(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        code, _, err = run("backfill", *RANGE, DEEPXL_BASE_URL=url)
+    assert code == 1
+    assert "DEEPXL_BASE_URL" in one_line(err)
+    assert files(tmp_path) == before
+
+
+def test_a_wrong_address_ends_early(landing, run: Run, tmp_path: Path, html_url: str) -> None:
+    landing.day(DAY, 1)
+    before = files(tmp_path)
+    code, _, err = run("backfill", *RANGE, DEEPXL_BASE_URL=html_url)
+    assert code == 1
+    assert "DEEPXL_BASE_URL" in one_line(err)
+    assert files(tmp_path) == before
+
+
+@pytest.fixture
+def html_url() -> object:
+    import http.server
+    import threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>not here</html>")
+
+        def log_message(self, *_: object) -> None:
+            """Keeps the test's output clean."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_missing_landing_zone_ends_with_2(run: Run, tmp_path: Path) -> None:
+    before = files(tmp_path)
+    code, _, err = run("backfill", *RANGE)
+    assert code == 2
+    assert "KYC_LANDING" in one_line(err)
+    assert files(tmp_path) == before
+
+
+def test_an_empty_landing_zone_ends_with_2(landing, run: Run, tmp_path: Path) -> None:
+    before = files(tmp_path)
+    code, _, err = run("backfill", *RANGE)
+    assert code == 2
+    assert "KYC_LANDING" in one_line(err)
+    assert files(tmp_path) == before
+
+
+def test_a_manifest_with_wrong_columns_fails_its_day_only(
+    landing, run: Run, simulator: Simulator, tmp_path: Path
+) -> None:
+    landing.day(DAY, 2)
+    bad = landing.root / "manifests" / "2024-09-09" / "bad.csv"
+    bad.parent.mkdir()
+    bad.write_text("name,photo\nx,y\n")
+    code, _, err = run("backfill", "--from", DAY, "--to", "2024-09-09")
+    assert code == 1
+    assert "bad.csv" in err
+    assert "2024-09-09" in err
+    assert "Traceback" not in err
+    lake = Lake(str(tmp_path / "lake"))
+    assert lake.dates(SUBMISSIONS) == [DAY]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("backfill", "--from", "yesterday", "--to", DAY),
+        ("backfill", "--from", "2024-09-09", "--to", DAY),
+        ("backfill", "--from", "2020-01-01", "--to", DAY),
+        ("backfill", "--from", DAY, "--to", "2999-01-01"),
+        ("backfill",),
+        ("no-such-command",),
+        ("held", "resolve", "--submission", "x", "--as", "forget"),
+        ("held", "resolve", "--submission", "unknown", "--as", "retry"),
+    ],
+)
+def test_wrong_usage_ends_with_2(landing, run: Run, arguments: tuple[str, ...]) -> None:
+    landing.day(DAY, 1)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_nothing_is_held(run: Run) -> None:
+    assert run("held", "list")[:2] == (0, "nothing is held\n")
+
+
+def test_a_paid_range_needs_no_credential(landing, run: Run) -> None:
+    landing.day(DAY, 2)
+    assert run("backfill", *RANGE)[0] == 0
+    assert run("backfill", *RANGE, DEEPXL_API_TOKEN="", DEEPXL_BASE_URL="http://127.0.0.1:9")[0] == 0
+
+
+def test_query_prints_the_published_numbers(landing, run: Run) -> None:
+    landing.day(DAY, 3)
+    run("backfill", *RANGE)
+    code, out, _ = run("query", "SELECT date, received, completed FROM submission_funnel", "--format", "csv")
+    assert (code, out.splitlines()[-1]) == (0, f"{DAY},3,3")
+
+
+def test_answers_come_back_whole(landing, run: Run, tmp_path: Path) -> None:
+    with running_simulator(token=TOKEN) as other:
+        ids = landing.day(DAY, 3)
+        assert run("backfill", *RANGE, DEEPXL_BASE_URL=other.url)[0] == 0
+    rows = Lake(str(tmp_path / "lake")).read(VERIFICATION_RESPONSES, DAY).to_pylist()
+    assert [row["submission_id"] for row in rows] == ids
+    assert all(f'"{row["submission_id"]}"' in row["response"] for row in rows)
