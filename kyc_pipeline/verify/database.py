@@ -103,7 +103,7 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (DBAPIError, PoolTimeout, OSError) as error:
+        except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
             # Not `from error`: a driver's message may quote the row it failed on.
             raise LedgerError(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
 

@@ -1,0 +1,211 @@
+"""kill -9, a full disk, a locked ledger, a lost database: nothing is paid twice, nothing is lost."""
+
+import contextlib
+import multiprocessing
+import random
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import children
+import msgspec
+import pytest
+from postgres import PostgresServer
+from world import DATE, QUICK, TOKEN, World
+
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.verify.engine import Stopped, Timing
+from kyc_pipeline.verify.held import list_held
+from kyc_pipeline.verify.ledger import Ledger, LedgerError, PartitionBusy
+
+Until = Callable[[Callable[[], bool]], None]
+KILLS = 20
+
+
+def records_by_submission(simulator: Simulator) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for record in simulator.records:
+        submission_id = next(tag.value for tag in record.tags if tag.name == "submissionId")
+        found.setdefault(submission_id, []).append(record.verification_id)
+    return found
+
+
+def assert_nothing_paid_twice_or_lost(world: World, simulator: Simulator, ids: list[str]) -> None:
+    """Every submission has one row; each completed one is the server's only record of it."""
+    records = records_by_submission(simulator)
+    assert max(Counter({key: len(found) for key, found in records.items()}).values()) == 1
+    rows = world.responses()
+    assert sorted(rows) == sorted(ids)
+    for submission_id, row in rows.items():
+        if row["outcome"] == "completed":
+            answer = msgspec.json.decode(row["response"])["result"]
+            assert [answer["verificationId"]] == records[submission_id]
+            assert {"name": "submissionId", "value": submission_id} in answer["tags"]
+        else:
+            assert submission_id not in records
+
+
+def test_killed_at_twenty_random_moments(world: World, processes: ForkServerContext, until: Until) -> None:
+    ids = [f"s-{number:03}" for number in range(300)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 8}
+    moments = random.Random(7)
+    with running_simulator(token=TOKEN, latency_ms=4) as simulator:
+        world.server = simulator.url
+        arguments = (str(world.root), simulator.url, world.ledger_url, world.options, DATE)
+        for kill in range(KILLS):
+            target = simulator.received.total() + moments.choice([0, 1, 5, 9, 14, 20])
+            child = processes.Process(target=children.verify, args=(*arguments, f"run-{kill}"))
+            child.start()
+            until(lambda: simulator.received.total() >= target or not child.is_alive())  # noqa: B023
+            child.kill()
+            child.join()
+        summary = world.verify(run_id="last")
+        assert summary.stopped is Stopped.NONE
+        assert_nothing_paid_twice_or_lost(world, simulator, ids)
+        outcomes = Counter(world.outcomes().values())
+        assert set(outcomes) <= {"completed", "uncertain"}
+        # What was claimed and never sent cannot be told from what was sent and lost: it is held.
+        assert outcomes["uncertain"] == summary.held == len(list_held(world.ledger))
+        assert outcomes["completed"] == len(simulator.records)
+        assert max(simulator.received.values()) == 1
+    assert world.lake.metadata(VERIFICATION_RESPONSES, DATE)["state"] == "complete"
+
+
+def test_a_partition_says_that_calls_may_be_under_way(
+    sqlite_world: World, processes: ForkServerContext, until: Until
+) -> None:
+    world = sqlite_world
+    world.submit("a", "b")
+    with running_simulator(token=TOKEN, latency_ms=60_000) as simulator:
+        world.server = simulator.url
+        child = processes.Process(
+            target=children.verify, args=(str(world.root), simulator.url, "", {}, DATE, "run-1")
+        )
+        child.start()
+        until(lambda: simulator.received.total() == 2)
+        child.kill()
+        child.join()
+    assert world.lake.metadata(VERIFICATION_RESPONSES, DATE)["state"] == "dispatching"
+    assert set(world.outcomes().values()) == {"not_attempted"}
+    # The next run settles what it can without a call of its own: these two may have been sent.
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify(run_id="run-2")
+        assert not simulator.received
+    assert set(world.outcomes().values()) == {"uncertain"}
+
+
+def test_a_full_disk_at_every_write(sqlite_world: World, processes: ForkServerContext) -> None:
+    world = sqlite_world
+    ids = [f"s-{number:02}" for number in range(40)]
+    world.submit(*ids)
+    texts = []
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        for kilobytes in (0, 40, 70, 100, 130, 400):
+            receive, send = multiprocessing.Pipe(duplex=False)
+            child = processes.Process(
+                target=children.verify_with_small_files,
+                args=(kilobytes * 1024, str(world.root), simulator.url, send),
+            )
+            child.start()
+            send.close()
+            texts.append(receive.recv())
+            child.join()
+        world.verify(run_id="last")
+        assert_nothing_paid_twice_or_lost(world, simulator, ids)
+        assert max(simulator.received.values()) == 1
+    assert len([text for text in texts if text != "done"]) >= 3
+    assert all("\n" not in text and "Traceback" not in text for text in texts)
+
+
+def test_a_ledger_that_stays_locked_ends_the_run_before_any_call(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit("a")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        with Ledger(world.settings.kyc_ledger_url, busy_timeout=0.1) as impatient:
+            impatient.acquire("2000-01-01", "make the ledger")
+            world.ledger = impatient  # type: ignore[misc] # a cached property may be set
+            with contextlib.closing(sqlite3.connect(world.root / "ledger.sqlite")) as other:
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(LedgerError, match="database is locked"):
+                    world.verify()
+            assert not simulator.received
+            assert world.verify().is_complete
+
+
+def test_a_ledger_locked_in_mid_run_is_waited_for(sqlite_world: World, until: Until) -> None:
+    world = sqlite_world
+    ids = [f"s-{number}" for number in range(30)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 2}
+    with (
+        running_simulator(token=TOKEN, latency_ms=5) as simulator,
+        Ledger(world.settings.kyc_ledger_url, busy_timeout=0.05) as impatient,
+    ):
+        world.server = simulator.url
+        world.ledger = impatient  # type: ignore[misc] # a cached property may be set
+
+        def lock_for_a_while() -> None:
+            until(lambda: simulator.received.total() >= 3)
+            with contextlib.closing(
+                sqlite3.connect(world.root / "ledger.sqlite", isolation_level=None, timeout=20)
+            ) as other:
+                other.execute("BEGIN IMMEDIATE")
+                threading.Event().wait(0.4)
+                other.execute("ROLLBACK")
+
+        locker = threading.Thread(target=lock_for_a_while)
+        locker.start()
+        summary = world.verify()
+        locker.join()
+        assert summary.is_complete
+        assert_nothing_paid_twice_or_lost(world, simulator, ids)
+
+
+def test_the_database_is_lost_in_mid_run(
+    tmp_path: Path, postgres: PostgresServer, postgres_url: str, until: Until
+) -> None:
+    world = World(tmp_path, ledger_url=postgres_url)
+    ids = [f"s-{number:02}" for number in range(60)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 4}
+    patient = Timing(look_ups=(0.0, 0.05), back_off=0.01, back_off_cap=0.05, ledger_patience=30)
+    with running_simulator(token=TOKEN, latency_ms=20) as simulator:
+        world.server = simulator.url
+
+        def restart() -> None:
+            until(lambda: simulator.received.total() >= 10)
+            postgres.stop()
+            postgres.start()
+
+        restarting = threading.Thread(target=restart)
+        restarting.start()
+        with world.ledger:
+            summary = world.verify(timing=patient)
+            restarting.join()
+            assert summary.is_complete
+            assert max(simulator.received.values()) == 1
+            assert_nothing_paid_twice_or_lost(world, simulator, ids)
+
+
+def test_two_runs_of_one_partition_at_once(world: World, until: Until) -> None:
+    ids = [f"s-{number}" for number in range(20)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 2}
+    with running_simulator(token=TOKEN, latency_ms=30) as simulator:
+        world.server = simulator.url
+        first = threading.Thread(target=world.verify)
+        first.start()
+        until(lambda: simulator.received.total() >= 2)
+        with pytest.raises(PartitionBusy, match=rf"partition {DATE} .* run run-1 \(process \d+ on "):
+            world.verify(run_id="run-2", timing=QUICK)
+        first.join()
+        assert dict(simulator.received) == dict.fromkeys(ids, 1)
+        assert_nothing_paid_twice_or_lost(world, simulator, ids)

@@ -1,0 +1,216 @@
+"""The ledger itself, on both databases: who may claim, what a claim becomes, what may be repeated."""
+
+import dataclasses
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+import kyc_pipeline.verify
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.verify.database import LedgerError
+from kyc_pipeline.verify.ledger import AttemptResult, Claim, Ledger, PartitionBusy, Result
+from kyc_pipeline.verify.process import ProcessIdentity
+from kyc_pipeline.verify.schema import HEAD_REVISION, State, leases, metadata
+
+DATE = "2024-09-01"
+
+
+def answered(claim: Claim, response: str = "{}") -> Result:
+    return Result(claim, State.COMPLETED, AttemptResult.ANSWERED, billable=True, response=response)
+
+
+def lost(claim: Claim) -> Result:
+    return Result(claim, State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, billable=True, error="lost")
+
+
+def refused(claim: Claim) -> Result:
+    return Result(claim, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False)
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    with Ledger(ledger_url) as opened:
+        yield opened
+
+
+def test_only_one_of_many_openers_makes_it(ledger_url: str) -> None:
+    ledgers = [Ledger(ledger_url) for _ in range(6)]
+    errors: list[Exception] = []
+
+    def open_it(number: int) -> None:
+        try:
+            ledgers[number].acquire(f"2024-09-0{number + 1}", "run")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=open_it, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ledger in ledgers:
+        ledger.close()
+    assert errors == []
+
+
+def test_the_migrations_make_the_schema(ledger: Ledger) -> None:
+    ledger.acquire(DATE, "run")
+    with ledger.database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_revision() == HEAD_REVISION
+    config = Config()
+    config.set_main_option("script_location", str(Path(kyc_pipeline.verify.__file__).parent / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD_REVISION
+
+
+def test_a_ledger_of_a_newer_version_is_not_touched(ledger: Ledger) -> None:
+    ledger.acquire(DATE, "run")
+    with ledger.database.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    ledger.close()
+    with pytest.raises(LedgerError, match="upgrade kyc-pipeline"):
+        ledger.acquire(DATE, "run")
+
+
+def test_a_sqlite_ledger_is_private(tmp_path: Path) -> None:
+    with Ledger(f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}") as ledger:
+        lease = ledger.acquire(DATE, "run")
+        ledger.commit(lease, [Claim("a", "c")], [])
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "deep").iterdir()}
+    assert modes == {0o600}
+
+
+def test_asking_whether_it_exists_makes_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}")
+    assert not ledger.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "sqlite://", "sqlite:///:memory:", "mysql://u:secret@h/d", "postgresql://u:secret@h/d"],
+)
+def test_a_wrong_url_is_a_usage_error_that_does_not_show_it(url: str) -> None:
+    with pytest.raises(UsageError, match="KYC_LEDGER_URL") as raised:
+        Ledger(url)
+    assert "secret" not in str(raised.value)
+
+
+def test_the_password_never_shows() -> None:
+    ledger = Ledger("postgresql+psycopg://kyc:secret@127.0.0.1:9/kyc?connect_timeout=1")
+    assert "secret" not in repr(ledger)
+    with pytest.raises(LedgerError) as raised:
+        ledger.acquire(DATE, "run")
+    ledger.close()
+    assert "secret" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def test_a_claim_is_won_once(ledger: Ledger) -> None:
+    lease = ledger.acquire(DATE, "run")
+    first, second = Claim("a", "c"), Claim("a", "c")
+    assert ledger.commit(lease, [first, second], []) == {first.token}
+    assert ledger.commit(lease, [second], []) == frozenset()
+    # The same claim once more, as after a commit whose answer was lost: it is won, and counts once.
+    assert ledger.commit(lease, [first], []) == {first.token}
+    assert ledger.spend(DATE).calls == 1
+
+
+def test_results_may_be_repeated(ledger: Ledger) -> None:
+    lease = ledger.acquire(DATE, "run")
+    claim = Claim("a", "c")
+    ledger.commit(lease, [claim], [])
+    for _ in range(2):
+        ledger.commit(lease, [], [answered(claim)])
+    assert ledger.spend(DATE) == dataclasses.replace(ledger.spend(DATE), calls=1, billable_calls=1)
+    assert ledger.entries(["a"])["a"].state is State.COMPLETED
+
+
+@pytest.mark.parametrize("state", [State.COMPLETED, State.REFUSED, State.QUARANTINED, State.UNCERTAIN])
+def test_what_is_settled_is_not_claimed_again(ledger: Ledger, state: State) -> None:
+    lease = ledger.acquire(DATE, "run")
+    claim = Claim("a", "c")
+    ledger.commit(lease, [claim], [])
+    ledger.commit(lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
+    assert ledger.commit(lease, [Claim("a", "c")], []) == frozenset()
+    resend = Claim("a", "c", resend=True)
+    expected = {resend.token} if state is State.UNCERTAIN else set()
+    assert ledger.commit(lease, [resend], []) == expected
+
+
+def test_another_date_or_content_is_not_claimed(ledger: Ledger) -> None:
+    lease = ledger.acquire(DATE, "run")
+    claim = Claim("a", "c")
+    ledger.commit(lease, [claim], [])
+    ledger.commit(lease, [], [refused(claim)])
+    assert ledger.commit(lease, [Claim("a", "other")], []) == frozenset()
+    other = ledger.acquire("2024-09-02", "run")
+    assert ledger.commit(other, [Claim("a", "c")], []) == frozenset()
+    assert len(ledger.commit(lease, [Claim("a", "c")], [])) == 1
+
+
+def test_a_lease_that_ran_out_is_taken_and_its_claims_become_uncertain(ledger_url: str) -> None:
+    with Ledger(ledger_url, lease_seconds=0) as hasty, Ledger(ledger_url) as ledger:
+        old = hasty.acquire(DATE, "old")
+        claims = [Claim("a", "c"), Claim("b", "c"), Claim("d", "c")]
+        hasty.commit(old, claims, [])
+        new = ledger.acquire(DATE, "new")
+        assert new.recovered == 3
+        assert not hasty.renew(old)
+        # The old run is not dead after all. It cannot claim; but what it was answered is the truth.
+        assert hasty.commit(old, [Claim("e", "c")], [answered(claims[0])]) == frozenset()
+        assert ledger.entries(["a", "b"])["a"].state is State.COMPLETED
+        assert ledger.entries(["a", "b"])["b"].state is State.UNCERTAIN
+        # A late failure of the old call says nothing about the call that was made since.
+        again = Claim("b", "c", resend=True)
+        ledger.commit(new, [again], [])
+        hasty.commit(old, [], [refused(claims[1])])
+        assert ledger.entries(["b"])["b"].state is State.CLAIMED
+        hasty.release(old)
+        with pytest.raises(PartitionBusy):
+            ledger.acquire(DATE, "third")
+
+
+def test_the_lease_of_a_living_process_is_kept_and_told(ledger: Ledger) -> None:
+    lease = ledger.acquire(DATE, "run-1")
+    assert ledger.renew(lease)
+    with pytest.raises(PartitionBusy, match="run-1"):
+        ledger.acquire(DATE, "run-2")
+    ledger.acquire("2024-09-02", "run-2")
+    ledger.release(lease)
+    ledger.acquire(DATE, "run-3")
+
+
+def test_a_process_number_that_is_used_again_is_another_process(ledger: Ledger) -> None:
+    ledger.acquire(DATE, "run-1")
+    with ledger.database.write() as connection:
+        connection.execute(sa.update(leases).values(pid_started="1"))
+    assert ledger.acquire(DATE, "run-2").run_id == "run-2"
+    # On another machine nothing is known of the process: its lease has to run out.
+    with ledger.database.write() as connection:
+        connection.execute(sa.update(leases).values(pid_started="1", machine="another", host="far"))
+    with pytest.raises(PartitionBusy, match="on far"):
+        ledger.acquire(DATE, "run-3")
+
+
+def test_this_process_is_alive() -> None:
+    assert not ProcessIdentity.current().is_surely_dead()
+    assert dataclasses.replace(ProcessIdentity.current(), pid=2**22 + 1).is_surely_dead()
+
+
+def test_odd_texts_and_large_numbers_are_kept(ledger: Ledger) -> None:
+    lease = ledger.acquire(DATE, "run")
+    claim = Claim("a", "c")
+    ledger.commit(lease, [claim], [])
+    text = '{"result": {"verificationId": 99999999999999999999, "x": "\u00e9\U0001f600\\u0000"}}' * 20_000
+    ledger.commit(lease, [], [answered(claim, text)])
+    assert ledger.responses(["a", "unknown"])["a"][1]["response"] == text

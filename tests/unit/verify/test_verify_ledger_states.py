@@ -1,0 +1,160 @@
+"""The ledger under any order of claims, crashes, take-overs, look-ups and decisions (a state machine)."""
+
+import itertools
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.verify.ledger import Adoption, AttemptResult, Claim, Lease, Ledger, Result
+from kyc_pipeline.verify.schema import Decision, State
+
+DATE = "2024-09-01"
+IDS = ("a", "b", "c")
+NOW = datetime(2024, 9, 1, tzinfo=UTC)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """A model of the world beside the ledger: what was really sent, and what the server really did."""
+
+    calls = Bundle("calls")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        # Leases run out at once, so that every run can be taken over at any moment.
+        self.ledger = Ledger(f"sqlite:///{Path(self.folder.name) / 'l.sqlite'}", lease_seconds=0)
+        self.numbers = itertools.count()
+        self.leases: list[Lease] = [self.ledger.acquire(DATE, "run")]
+        self.sent = dict.fromkeys(IDS, 0)
+        self.processed = dict.fromkeys(IDS, 0)
+        self.allowed = dict.fromkeys(IDS, 0)
+        """Second calls that an operator or the policy allowed."""
+        self.settled: dict[str, str] = {}
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.folder.cleanup()
+
+    def standing(self, submission_id: str) -> State | None:
+        entry = self.ledger.entries([submission_id]).get(submission_id)
+        return entry.state if entry else None
+
+    @rule(target=calls, submission_id=st.sampled_from(IDS), stale=st.booleans(), resend=st.booleans())
+    def claim_and_send(self, submission_id: str, stale: bool, resend: bool) -> tuple[Claim, bool]:
+        lease = self.leases[0 if stale else -1]
+        before = self.standing(submission_id)
+        entry = self.ledger.entries([submission_id]).get(submission_id)
+        claim = Claim(submission_id, "content", resend)
+        won = claim.token in self.ledger.commit(lease, [claim], [])
+        may = before in (None, State.FAILED) or (
+            before is State.UNCERTAIN
+            and resend
+            and entry is not None
+            and entry.decision is not Decision.ABANDON
+        )
+        assert won == (may and lease is self.leases[-1])
+        if won:
+            self.sent[submission_id] += 1
+            self.allowed[submission_id] += before is State.UNCERTAIN
+        return claim, won
+
+    @rule(
+        call=consumes(calls),
+        what=st.sampled_from([*AttemptResult, None]),
+        processed=st.booleans(),
+        stale=st.booleans(),
+        twice=st.booleans(),
+    )
+    def end(
+        self, call: tuple[Claim, bool], what: AttemptResult | None, processed: bool, stale: bool, twice: bool
+    ) -> None:
+        claim, won = call
+        if not won:
+            return
+        surely_not = (AttemptResult.NOT_PROCESSED, AttemptResult.ACCESS_DENIED, AttemptResult.REFUSED)
+        if what in (AttemptResult.ANSWERED, AttemptResult.CONTRACT_BROKEN):
+            processed = True
+        elif what in surely_not:
+            processed = False
+        self.processed[claim.submission_id] += processed
+        if what is None:  # the process died: nothing is recorded
+            return
+        state = {
+            AttemptResult.ANSWERED: State.COMPLETED,
+            AttemptResult.CONTRACT_BROKEN: State.QUARANTINED,
+            AttemptResult.REFUSED: State.REFUSED,
+            AttemptResult.MAYBE_PROCESSED: State.UNCERTAIN,
+        }.get(what, State.FAILED)
+        if state is State.FAILED and claim.resend:
+            state = State.UNCERTAIN
+        result = Result(claim, state, what, billable=processed, response=f"answer {claim.token}")
+        for _ in range(2 if twice else 1):
+            self.ledger.commit(self.leases[0 if stale else -1], [], [result])
+        if state is State.COMPLETED:
+            assert self.standing(claim.submission_id) is State.COMPLETED
+            self.settled.setdefault(claim.submission_id, f"answer {claim.token}")
+
+    @rule()
+    def take_over(self) -> None:
+        """The holder is gone: its open claims become uncertain, none of them unsent."""
+        open_before = [key for key in IDS if self.standing(key) is State.CLAIMED]
+        self.leases.append(self.ledger.acquire(DATE, f"run-{next(self.numbers)}"))
+        assert self.leases[-1].recovered == len(open_before)
+        assert all(self.standing(key) is State.UNCERTAIN for key in open_before)
+
+    @rule(submission_id=st.sampled_from(IDS))
+    def look_up(self, submission_id: str) -> None:
+        """Adopts a record if the server has one."""
+        if not self.processed[submission_id]:
+            return
+        before = self.standing(submission_id)
+        found = Adoption(submission_id, 200, NOW, f"found {submission_id}")
+        self.ledger.commit(self.leases[-1], [], [found])
+        if before is State.UNCERTAIN:
+            self.settled.setdefault(submission_id, f"found {submission_id}")
+        else:
+            assert self.standing(submission_id) is before
+
+    @rule(submission_id=st.sampled_from(IDS), decision=st.sampled_from(Decision))
+    def decide(self, submission_id: str, decision: Decision) -> None:
+        uncertain = self.standing(submission_id) is State.UNCERTAIN
+        try:
+            self.ledger.decide(submission_id, decision, "operator")
+        except UsageError:
+            assert not uncertain
+        else:
+            assert uncertain
+            assert submission_id not in {held.submission_id for held in self.ledger.held()}
+
+    @invariant()
+    def no_second_record_unless_allowed(self) -> None:
+        for key in IDS:
+            assert self.processed[key] <= 1 + self.allowed[key]
+
+    @invariant()
+    def what_is_settled_stays(self) -> None:
+        responses = self.ledger.responses(list(IDS))
+        for key, response in self.settled.items():
+            entry, row = responses[key]
+            assert entry.state is State.COMPLETED
+            assert row["response"] == response
+
+    @invariant()
+    def nothing_sent_is_forgotten(self) -> None:
+        responses = self.ledger.responses(list(IDS))
+        for key in IDS:
+            assert (key in responses) == (self.sent[key] > 0)
+            if key in responses:
+                assert responses[key][1]["attempts"] == self.sent[key]
+                assert responses[key][1]["billable_calls"] >= min(1, self.processed[key])
+
+
+TestLedgerStates = LedgerMachine.TestCase
+TestLedgerStates.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None, derandomize=True, database=None
+)

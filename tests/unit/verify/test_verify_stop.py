@@ -1,0 +1,143 @@
+"""Stopping a run: what is in flight ends and is recorded, and nothing new begins."""
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from world import TOKEN, World
+
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator.faults import Hangs
+from kyc_pipeline.verify.engine import Progress, Stopped
+from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
+
+Until = Callable[[Callable[[], bool]], None]
+IDS = [f"s-{number:02}" for number in range(40)]
+FOUR = {"deepxl_max_concurrency": 4}
+
+
+def test_drain_finishes_what_is_in_flight(world: World, until: Until) -> None:
+    world.submit(*IDS)
+    world.options = FOUR
+    stop = StopFlag()
+    with running_simulator(token=TOKEN, latency_ms=50) as simulator:
+        world.server = simulator.url
+
+        def cancel() -> None:
+            until(lambda: simulator.received.total() >= 6)
+            stop.drain()
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        summary = world.verify(stop=stop)
+        canceller.join()
+        assert summary.stopped is Stopped.CANCELLED
+        sent = simulator.received.total()
+        assert 6 <= sent < 40
+        assert Counter(world.outcomes().values()) == {"completed": sent, "not_attempted": 40 - sent}
+        assert world.verify(run_id="run-2").is_complete
+        assert dict(simulator.received) == dict.fromkeys(IDS, 1)
+
+
+def test_now_gives_up_what_is_in_flight_as_uncertain(world: World, until: Until) -> None:
+    world.submit(*IDS)
+    world.options = FOUR
+    stop = StopFlag()
+    with running_simulator(token=TOKEN, faults={key: [Hangs()] for key in IDS}) as simulator:
+        world.server = simulator.url
+
+        def cancel() -> None:
+            until(lambda: simulator.received.total() == 4)
+            stop.escalate()
+            stop.escalate()
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        summary = world.verify(stop=stop)
+        canceller.join()
+        assert summary.stopped is Stopped.CANCELLED
+        assert Counter(world.outcomes().values()) == {"uncertain": 4, "not_attempted": 36}
+        assert summary.held == 4
+
+
+def test_a_run_that_is_stopped_before_it_begins_makes_no_call(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit("a")
+    stop = StopFlag()
+    stop.drain()
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        assert world.verify(stop=stop).stopped is Stopped.CANCELLED
+        assert not simulator.received
+    assert world.outcomes() == {"a": "not_attempted"}
+
+
+def test_ctrl_c_in_the_calling_thread_drains_and_is_raised_again(sqlite_world: World, until: Until) -> None:
+    world = sqlite_world
+    world.submit(*IDS)
+    world.options = FOUR
+    stop = StopFlag()
+    with running_simulator(token=TOKEN, latency_ms=50) as simulator:
+        world.server = simulator.url
+
+        def interrupt() -> None:
+            until(lambda: simulator.received.total() >= 6)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
+        with pytest.raises(KeyboardInterrupt):
+            world.verify(stop=stop)
+        interrupter.join()
+        sent = simulator.received.total()
+        assert sent < 40
+        assert Counter(world.outcomes().values()) == {"completed": sent, "not_attempted": 40 - sent}
+        # The flag is the caller's, and another partition may still be its to verify.
+        assert not stop.draining
+
+
+def test_an_error_while_progress_is_told_drains_too(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit(*IDS)
+    world.options = {"deepxl_max_concurrency": 1}
+
+    def tell(progress: Progress) -> None:
+        assert progress.total == 40
+        raise ZeroDivisionError
+
+    with running_simulator(token=TOKEN, latency_ms=40) as simulator:
+        world.server = simulator.url
+        with pytest.raises(ZeroDivisionError):
+            world.verify(progress=tell)
+        assert Counter(world.outcomes().values())["completed"] == simulator.received.total()
+
+
+def test_signals_stop_in_two_stages_and_the_handlers_come_back() -> None:
+    before = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stop = StopFlag()
+        with stop_on_signals(stop):
+            assert not stop.draining
+            signal.raise_signal(number)
+            assert (stop.draining, stop.immediate) == (True, False)
+            signal.raise_signal(number)
+            assert (stop.draining, stop.immediate) == (True, True)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_progress_is_told_at_the_end(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit("a", "b")
+    world.options = {"deepxl_price_per_call": "0.25"}
+    seen: list[Progress] = []
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        summary = world.verify(progress=seen.append)
+    assert (seen[-1].done, seen[-1].total, seen[-1].calls) == (2, 2, 2)
+    assert str(seen[-1].estimated_cost) == str(summary.estimated_cost) == "0.50"
+    assert seen[-1].seconds_left == 0
+    assert "2 of 2 settled" in str(seen[-1])
+    assert "2 completed" in str(summary)
