@@ -32,6 +32,10 @@ class _Place:
     item: "_Place | None" = None
     required: list[tuple[str, ...]] = field(default_factory=list)
 
+    def takes(self, value: Json) -> bool:
+        """Whether `value` is a scalar with nothing to report: a short cut, since most values are."""
+        return type(value) is _SCALARS.get(self.known.kind) and _difference(value, self) is None
+
 
 def _places() -> _Place:
     root = _Place(Field("", Kind.OBJECT))
@@ -63,6 +67,9 @@ _KINDS: Final[dict[Kind, Callable[[Json], bool]]] = {
 }
 
 
+_SCALARS: Final = {Kind.STRING: str, Kind.INTEGER: Number, Kind.NUMBER: Number, Kind.BOOLEAN: bool}
+
+
 def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:
     """Every difference between `answer` and the contract, as (path, kind), repetitions included.
 
@@ -82,19 +89,29 @@ def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, D
             place = None
         if isinstance(value, Object):
             yield from ((_join(path, name), DriftKind.MISSING_FIELD) for name in _missing(value, place))
-            seen: set[str] = set()
-            # From the last: it is the one that counts.
-            for key, member in reversed(value.members):
-                below = _join(path, shown(key, personal)) if depth < MAX_DEPTH else path
-                kind = _geometry(key, member) or (DriftKind.DUPLICATE_FIELD if key in seen else None)
+            for key, member, known, repeated in _to_report(value, place):
+                name = key if place is not None and key in place.members else shown(key, personal)
+                below = _join(path, name) if depth < MAX_DEPTH else path
+                kind = _geometry(key, member) or (DriftKind.DUPLICATE_FIELD if repeated else None)
                 if kind is not None:
                     yield below, kind
                 else:
-                    todo.append((member, below, depth + 1, _known_member(place, key)))
-                seen.add(key)
+                    todo.append((member, below, depth + 1, known))
         elif isinstance(value, list):
             below = f"{path}[]" if depth < MAX_DEPTH else path
             todo += [(item, below, depth + 1, place and place.item) for item in value]
+
+
+def _to_report(value: Object, place: _Place | None) -> Iterator[tuple[str, Json, _Place | None, bool]]:
+    """Members that need a look: key, value, known place, and whether a later member has the same key."""
+    seen: set[str] = set()
+    # From the last: it is the one that counts.
+    for key, member in reversed(value.members):
+        known = None if place is None else place.members.get(key, place.any_member)
+        repeated = key in seen
+        seen.add(key)
+        if known is None or repeated or not known.takes(member):
+            yield key, member, known, repeated
 
 
 def shown(key: str, personal: Container[str] = ()) -> str:
@@ -107,7 +124,9 @@ def _join(path: str, name: str) -> str:
 
 
 def _is_empty(value: Json) -> bool:
-    return value in ("", []) or (isinstance(value, Object) and not value.members)
+    return not (value.members if isinstance(value, Object) else value) and isinstance(
+        value, Object | list | str
+    )
 
 
 def _difference(value: Json, place: _Place) -> DriftKind | None:
@@ -129,10 +148,6 @@ def _geometry(key: str, value: Json) -> DriftKind | None:
     if value is None:
         return DriftKind.NULL_FIELD
     return DriftKind.EMPTY_FIELD if _is_empty(value) else None
-
-
-def _known_member(place: _Place | None, key: str) -> _Place | None:
-    return None if place is None else place.members.get(key, place.any_member)
 
 
 def _missing(value: Object, place: _Place | None) -> list[str]:

@@ -75,6 +75,8 @@ class _Members:
 
     def get(self, name: str, *aliases: str) -> Json:
         """The first value that is not null among `name` and `aliases`; else None."""
+        if not aliases:
+            return self._values.get(name)
         found = [value for key in (name, *aliases) if (value := self._values.get(key)) is not None]
         if any(value != found[0] for value in found):
             self._odd.add(Anomaly.FIELD_CONFLICT)

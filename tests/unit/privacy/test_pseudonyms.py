@@ -90,3 +90,11 @@ def test_an_empty_key_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pseudonym.key").write_text("")
     with pytest.raises(UsageError, match="at least 16"):
         load_pseudonymizer(settings(tmp_path))
+
+
+@pytest.mark.parametrize("length", [16, 63, 64, 65, 200])
+def test_a_key_of_any_length_gives_the_standard_hmac(length: int) -> None:
+    key = "ä" + "k" * length
+    expected = hmac.new(key.encode(), b"8:document:ab", hashlib.sha256).hexdigest()
+    assert Pseudonymizer(key).document("AB") == expected
+    assert Pseudonymizer(key).key_id == hmac.new(key.encode(), b"key-id", hashlib.sha256).hexdigest()[:8]
