@@ -1,0 +1,94 @@
+"""The plan, dry runs and held submissions."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from world import DATE, TOKEN, World
+
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.verify.held import list_held, resolve_held
+from kyc_pipeline.verify.plan import plan_partitions
+
+
+def test_a_plan_of_a_new_partition_makes_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.options = {"deepxl_price_per_call": "0.10"}
+    world.submit("a", "b", "c")
+    plan, missing = plan_partitions(world.lake, world.ledger, [DATE, "2024-09-09"], world.settings)
+    assert (plan.submissions, plan.calls_to_make, plan.already_paid, plan.held) == (3, 3, 0, 0)
+    assert plan.estimated_cost == Decimal("0.30")
+    assert (missing.submissions, missing.calls_to_make, missing.estimated_cost) == (0, 0, 0)
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_a_plan_tells_what_is_paid_and_held(world: World) -> None:
+    world.submit("a", "b", "c", "d")
+    faults = {"b": [Answers(500)], "c": [Answers(415)], "d": [Answers(503)] * 5}
+    with running_simulator(token=TOKEN, faults=faults) as simulator:
+        world.server = simulator.url
+        world.verify()
+        calls = simulator.received.total()
+        (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+        assert (plan.already_paid, plan.held, plan.calls_to_make) == (2, 1, 1)
+        assert plan.estimated_cost is None
+        dry = world.verify(dry_run=True)
+        assert (dry.calls_to_make, dry.calls, dry.held_ids) == (1, 0, ("b",))
+        assert simulator.received.total() == calls
+        world.options = {"deepxl_uncertain": "retry"}
+        (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+        assert plan.calls_to_make == 2
+
+
+def test_a_dry_run_writes_nothing_and_needs_no_token(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit("a")
+    world.options = {"deepxl_api_token": None}
+    summary = world.verify(dry_run=True)
+    assert summary.outcomes == {Outcome.NOT_ATTEMPTED: 1}
+    assert not world.ledger.exists()
+    assert not world.lake.exists(VERIFICATION_RESPONSES, DATE)
+
+
+def test_held_submissions_are_listed_and_decided(world: World) -> None:
+    assert list_held(world.ledger) == []
+    world.submit("a", "b")
+    with running_simulator(token=TOKEN, faults={"a": [Answers(504)]}) as simulator:
+        world.server = simulator.url
+        world.verify()
+    (held,) = list_held(world.ledger)
+    assert (held.submission_id, held.partition_date, held.attempts) == ("a", DATE, 1)
+    assert held.last_sent_at is not None
+    assert "504" in (held.error or "")
+    assert list_held(world.ledger, "2024-09-02") == []
+    for submission_id, decision, text in (
+        ("a", "forget", "retry or abandon"),
+        ("b", "retry", "is completed"),
+        ("unknown", "retry", "not in the ledger"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            resolve_held(world.ledger, submission_id, decision, "operator")
+    resolve_held(world.ledger, "a", "abandon", "operator")
+    assert list_held(world.ledger) == []
+    resolve_held(world.ledger, "a", "retry", "operator")
+    assert world.verify(run_id="run-2", dry_run=True).calls_to_make == 1
+
+
+def test_deciding_without_a_ledger_makes_none(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(UsageError, match="not in the ledger"):
+        resolve_held(world.ledger, "a", "retry", "operator")
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_a_held_submission_needs_no_token_when_nothing_is_sent(world: World) -> None:
+    world.submit("a")
+    with running_simulator(token=TOKEN, faults={"a": [Answers(500)]}) as simulator:
+        world.server = simulator.url
+        world.verify()
+    world.options = {"deepxl_api_token": None}
+    summary = world.verify(run_id="run-2")
+    assert (summary.calls, summary.held) == (0, 1)
