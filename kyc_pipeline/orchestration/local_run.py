@@ -16,6 +16,7 @@ from kyc_pipeline.errors import UsageError
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.verify.budget import CallBudget
 
 DAILY_GROUPS = ("ingest", "verify", "flatten")
 DEFAULT_HOME = Path("dagster_home")
@@ -43,7 +44,8 @@ def run_partitions(
 ) -> LocalRun:
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
-    A day that fails does not stop the others; a stop (credential, budget, cancel) does. The warehouse is
+    A day that fails does not stop the others; after a fault that every call would meet, or at the end of
+    the budget, the others are accounted for without a call. A cancel ends the runs. The warehouse is
     published from what the lake holds, also where some days failed.
     """
     definitions = build_defs(pipeline)
@@ -52,6 +54,7 @@ def run_partitions(
     published: list[dg.AssetKey] = []
     for spec in definitions.resolve_all_asset_specs():
         (daily if spec.group_name in DAILY_GROUPS else published).append(spec.key)
+    pipeline.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
     report = LocalRun()
 
     def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> None:

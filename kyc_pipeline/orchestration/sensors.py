@@ -25,7 +25,7 @@ def new_manifests() -> dg.SensorDefinition:
     @dg.sensor(
         name="new_manifests",
         job_name=VERIFY_AND_PUBLISH,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=15,
         description="Starts a run for each day with new or changed manifests in the landing zone.",
     )
     def sensor(

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from kyc_pipeline.deepxl.errors import AccessDenied
+from kyc_pipeline.deepxl.errors import DeepXLError
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -22,7 +22,7 @@ from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.checks import CHECKS, check_partition
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.plan import plan_partitions
-from kyc_pipeline.verify.report import Progress, VerifySummary
+from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary
 
 GROUP = "verify"
 LOG_EVERY_SECONDS = 15.0
@@ -88,26 +88,32 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
             )
             if config.dry_run:
                 return
-            budget = CallBudget(settings.deepxl_max_calls_per_run)
+            budget = pipeline.budget or CallBudget(settings.deepxl_max_calls_per_run)
 
             def work(day: str) -> DayResult:
-                summary = verify_partition(
-                    settings=settings,
-                    lake=lake,
-                    ledger=ledger,
-                    date=day,
-                    run_id=context.run.run_id,
-                    stop=pipeline.stop,
-                    progress=pipeline.progress or _log_progress(context),
-                    budget=budget,
-                )
+                try:
+                    summary = verify_partition(
+                        settings=settings,
+                        lake=lake,
+                        ledger=ledger,
+                        date=day,
+                        run_id=context.run.run_id,
+                        stop=pipeline.stop,
+                        progress=pipeline.progress or _log_progress(context),
+                        budget=budget,
+                    )
+                except DeepXLError:
+                    budget.exhaust()
+                    raise
+                if summary.stopped is Stopped.CIRCUIT_OPEN:
+                    budget.exhaust()
                 context.log.info(f"{day}: {summary}")
                 return DayResult(
                     metadata={VERIFICATION_RESPONSES.name: _metadata(summary)},
                     checks=check_partition(lake.row_count(SUBMISSIONS, day), summary),
                 )
 
-            yield from work_through(context, work, stop_on=(AccessDenied,))
+            yield from work_through(context, work, stop_on=(DeepXLError,))
 
     return verify
 

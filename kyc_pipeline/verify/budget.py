@@ -25,3 +25,8 @@ class CallBudget:
         with self._lock:
             if self._left is not None:
                 self._left += 1
+
+    def exhaust(self) -> None:
+        """Leaves nothing: what comes after a fault that every further call would meet costs no call."""
+        with self._lock:
+            self._left = 0
