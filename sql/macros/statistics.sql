@@ -58,7 +58,7 @@ CREATE MACRO kolmogorov_q(l) AS
     CASE
         WHEN l < 0.05 THEN 1.0::DOUBLE
         WHEN l < 1.18 THEN 1 - sqrt(2 * pi()) / l * (
-            exp(-pi() ** 2 / (8 * l ** 2)) + exp(-9 * pi() ** 2 / (8 * l ** 2)) + exp(-25 * pi() ** 2 / (8 * l ** 2))
+            exp(-1 * (pi() / l) ** 2 / 8) + exp(-9 * (pi() / l) ** 2 / 8) + exp(-25 * (pi() / l) ** 2 / 8)
         )
         ELSE 2 * (exp(-2 * l ** 2) - exp(-8 * l ** 2) + exp(-18 * l ** 2) - exp(-32 * l ** 2))
     END;

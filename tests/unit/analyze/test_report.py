@@ -117,7 +117,7 @@ def test_figures_on_the_page_are_the_warehouse_s(page: str) -> None:
     assert "42 completed, 28 verified." in page
     assert re.search(r"<span>Received</span><strong>56</strong><span>14 rejected</span>", page)
     assert re.search(r"<span>Verified</span><strong>66\.7 %</strong>", page)
-    assert "<strong>14.70</strong><span>0.53 for each verified</span>" in page
+    assert "<strong>14.70</strong><span>0.52 for each verified</span>" in page
 
 
 def test_no_person_is_on_the_page(page: str) -> None:

@@ -1,0 +1,180 @@
+"""The checks: silent on a sound lake, and each of them finds what it is for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import duckdb
+import pytest
+
+from kyc_pipeline.analyze.quality import Severity, check_build, load_checks
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATIONS
+from tests.unit.analyze.lake_maker import (
+    Check,
+    Submission,
+    rejected,
+    write_curated,
+    write_day,
+    write_responses,
+    write_submissions,
+)
+
+Built = Callable[..., duckdb.DuckDBPyConnection]
+DAY, NEXT = "2024-09-08", "2024-09-09"
+
+
+def sound() -> list[Submission]:
+    return [
+        Submission(True, [Check("LIVENESS"), Check("FACE_MATCH")]),
+        Submission(False, [Check("LIVENESS", "FAIL", 0.1)]),
+    ]
+
+
+def failed(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    return {result.name for result in check_build(connection) if not result.passed}
+
+
+def test_a_sound_lake_passes_every_check(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, sound())
+    results = check_build(built())
+    assert [result.name for result in results] == [check.name for check in load_checks()]
+    assert all(result.passed and result.rows == 0 and result.sample == () for result in results)
+
+
+def unaccounted(lake: Lake) -> None:
+    day = sound()
+    write_day(lake, DAY, day)
+    write_responses(lake, DAY, day[:1])
+    write_curated(lake, DAY, day[:1])
+
+
+def unknown_outcome(lake: Lake) -> None:
+    write_day(lake, DAY, [*sound(), Submission(outcome="perhaps")])
+
+
+def response_without_submission(lake: Lake) -> None:
+    day = sound()
+    write_day(lake, DAY, day)
+    write_submissions(lake, DAY, day[:1])
+
+
+def submission_twice(lake: Lake) -> None:
+    day = sound()
+    write_day(lake, DAY, day)
+    write_day(lake, NEXT, [replace(day[0], id=day[0].id)])
+
+
+def verification_missing(lake: Lake) -> None:
+    day = sound()
+    write_day(lake, DAY, day)
+    write_curated(lake, DAY, day[:1])
+
+
+def checks_missing(lake: Lake) -> None:
+    write_day(lake, DAY, sound())
+    lake.write(MODEL_CHECKS, DAY, lake.read(MODEL_CHECKS, DAY).slice(1), {"source": "answers"})
+
+
+def other_source(lake: Lake) -> None:
+    write_day(lake, DAY, sound())
+    lake.write(VERIFICATIONS, DAY, lake.read(VERIFICATIONS, DAY), {"source": "other answers"})
+
+
+def curated_table_missing(lake: Lake) -> None:
+    day = sound()
+    write_day(lake, DAY, day)
+    lake.fs.rm(lake.path(MODEL_CHECKS, DAY))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (unaccounted, "every_submission_has_one_outcome"),
+        (unknown_outcome, "every_submission_has_one_outcome"),
+        (unknown_outcome, "funnel_reconciles"),
+        (response_without_submission, "no_response_without_submission"),
+        (submission_twice, "submission_ids_are_unique"),
+        (submission_twice, "verification_ids_are_unique"),
+        (verification_missing, "completed_submissions_have_verifications"),
+        (checks_missing, "check_counts_reconcile"),
+        (other_source, "curated_tables_have_one_source"),
+        (curated_table_missing, "curated_tables_have_one_source"),
+    ],
+)
+def test_an_error_is_found(lake: Lake, built: Built, damage: Callable[[Lake], None], name: str) -> None:
+    damage(lake)
+    result = next(result for result in check_build(built()) if result.name == name)
+    assert result.severity is Severity.ERROR
+    assert not result.passed
+    assert result.rows >= 1
+    assert result.sample
+
+
+@pytest.mark.parametrize(
+    ("submission", "name"),
+    [
+        (Submission(outcome="uncertain"), "submissions_uncertain"),
+        (Submission(outcome="quarantined"), "submissions_quarantined"),
+        (Submission(True, [Check("LIVENESS", "UNKNOWN")]), "unknown_statuses"),
+        (Submission(True, [Check(confidence=None, confidence_raw="97")]), "confidence_out_of_range"),
+        (Submission(True, [Check("LIVENESS", "FAIL")]), "verdicts_agree_with_checks"),
+        (Submission(False, [Check("LIVENESS", "PASS")]), "verdicts_agree_with_checks"),
+        (Submission(True, [Check()], iso_offset_seconds=-6000.0), "time_stamps_agree"),
+        (Submission(True, [Check()], anomalies=["id_file_size_differs"]), "answers_echo_what_was_sent"),
+    ],
+)
+def test_a_warning_is_found(lake: Lake, built: Built, submission: Submission, name: str) -> None:
+    write_day(lake, DAY, [*sound(), submission])
+    results = {result.name: result for result in check_build(built())}
+    assert {found for found, result in results.items() if not result.passed} == {name}
+    assert results[name].severity is Severity.WARNING
+
+
+def test_absent_and_null_confidences_are_not_out_of_range(lake: Lake, built: Built) -> None:
+    absent, null = Check(confidence=None), Check(confidence=None, confidence_raw="null")
+    write_day(lake, DAY, [Submission(True, [absent, null])])
+    assert failed(built()) == set()
+
+
+def test_contract_drift_is_a_warning(lake: Lake, built: Built) -> None:
+    day = sound()
+    write_day(lake, DAY, day)
+    drift = {
+        "path": "result.modelResults.technicalChecks[].type",
+        "kind": "unknown_type",
+        "occurrences": 1,
+        "example_submission_id": day[0].submission_id,
+    }
+    write_curated(lake, DAY, day, drift=[drift])
+    assert failed(built()) == {"contract_drift_seen"}
+
+
+def test_many_rejections_are_a_warning(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, sound(), [rejected(row=row) for row in range(5)])
+    assert failed(built()) == {"many_rejections"}
+
+
+def test_large_drift_is_a_warning(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, [Submission(True, [Check(confidence=0.95)] * 200)])
+    write_day(lake, NEXT, [Submission(True, [Check(confidence=0.05)] * 200)])
+    assert failed(built()) == {"large_drift"}
+
+
+def test_a_day_that_is_not_verified_yet_is_a_warning(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, sound())
+    write_submissions(lake, NEXT, sound())
+    assert failed(built()) == {"days_not_verified"}
+
+
+def test_old_oddities_do_not_warn_for_ever(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, [Submission(True, [Check("LIVENESS", "FAIL")])])
+    write_day(lake, "2024-10-20", sound())
+    assert failed(built()) == set()
+
+
+def test_a_sample_shows_ids_and_counts_of_the_first_rows(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, [Submission(outcome="uncertain") for _ in range(7)])
+    result = next(r for r in check_build(built()) if r.name == "submissions_uncertain")
+    assert result.rows == 7
+    assert len(result.sample) == 5
+    assert all(set(row) == {"date", "submission_id"} for row in result.sample)

@@ -1,0 +1,107 @@
+"""The shared macros against the vectors of the domain notes and against scipy."""
+
+import math
+from collections.abc import Iterator
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from kyc_pipeline.analyze.models import macros
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as connection:
+        connection.execute(macros())
+        yield connection
+
+
+def value(connection: duckdb.DuckDBPyConnection, sql: str, *parameters: float | None) -> float | None:
+    return connection.execute(f"SELECT {sql}", list(parameters)).fetchall()[0][0]
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [
+        (0, 10, 0, 0.277533),
+        (9, 10, 0.595850, 0.982124),
+        (10, 10, 0.722467, 1),
+        (1, 1, 0.206549, 1),
+        (47, 50, 0.837829, 0.979385),
+        (950, 1000, 0.934686, 0.961870),
+    ],
+)
+def test_wilson(connection: duckdb.DuckDBPyConnection, k: int, n: int, low: float, high: float) -> None:
+    assert value(connection, "wilson_low($1, $2)", k, n) == pytest.approx(low, abs=5e-7)
+    assert value(connection, "wilson_high($1, $2)", k, n) == pytest.approx(high, abs=5e-7)
+
+
+@pytest.mark.parametrize("macro", ["wilson_low", "wilson_high", "ratio"])
+@pytest.mark.parametrize("arguments", ["0, 0", "NULL, 5", "5, NULL", "NULL, NULL"])
+def test_rates_without_trials_are_null(
+    connection: duckdb.DuckDBPyConnection, macro: str, arguments: str
+) -> None:
+    assert value(connection, f"{macro}({arguments})") is None
+
+
+@given(n=st.integers(1, 10**9), share=st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_wilson_contains_the_rate_and_stays_within_bounds(
+    connection: duckdb.DuckDBPyConnection, n: int, share: float
+) -> None:
+    k = round(n * share)
+    ((low, high),) = connection.execute("SELECT wilson_low($1, $2), wilson_high($1, $2)", [k, n]).fetchall()
+    assert 0 <= low <= k / n + 1e-12
+    assert k / n - 1e-12 <= high <= 1
+
+
+@pytest.mark.parametrize("counts", [(45, 50, 40, 50), (0, 10, 10, 10), (1, 1, 0, 1), (900, 1000, 950, 1000)])
+def test_newcombe(connection: duckdb.DuckDBPyConnection, counts: tuple[int, int, int, int]) -> None:
+    low, high = confint_proportions_2indep(*counts, method="newcomb", compare="diff")
+    assert value(connection, "newcombe_low($1, $2, $3, $4)", *counts) == pytest.approx(low, abs=1e-6)
+    assert value(connection, "newcombe_high($1, $2, $3, $4)", *counts) == pytest.approx(high, abs=1e-6)
+
+
+@pytest.mark.parametrize("arguments", ["0, 0, 1, 2", "1, 2, 0, 0", "1, 2, NULL, NULL"])
+def test_newcombe_without_trials_is_null(connection: duckdb.DuckDBPyConnection, arguments: str) -> None:
+    assert value(connection, f"newcombe_low({arguments})") is None
+    assert value(connection, f"newcombe_high({arguments})") is None
+
+
+def test_psi_and_jensen_shannon(connection: duckdb.DuckDBPyConnection) -> None:
+    bins = "(VALUES (0.1, 0.2), (0.2, 0.2), (0.4, 0.3), (0.3, 0.3)) AS t(p, q)"
+    assert value(connection, f"sum(psi_term(p, q)) FROM {bins}") == pytest.approx(0.0980829, abs=5e-8)
+    assert value(connection, f"sum(js_term(p, q)) FROM {bins}") == pytest.approx(0.0174258, abs=5e-8)
+    assert value(connection, f"sqrt(sum(js_term(p, q))) FROM {bins}") == pytest.approx(0.1320067, abs=5e-8)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.05, 0.2, 0.5, 1.0, 1.17, 1.18, 1.19, 1.5, 2.0, 4.0])
+def test_kolmogorov_series(connection: duckdb.DuckDBPyConnection, scale: float) -> None:
+    assert value(connection, "kolmogorov_q($1)", scale) == pytest.approx(
+        float(stats.kstwobign.sf(scale)), abs=1e-12
+    )
+
+
+def test_ks_p_value_of_the_vector(connection: duckdb.DuckDBPyConnection) -> None:
+    expected = stats.kstwobign.sf(0.4 * math.sqrt(25 / 10))
+    assert value(connection, "ks_p(0.4, 5, 5)") == pytest.approx(float(expected), abs=1e-12)
+    assert value(connection, "ks_p(NULL, 0, 0)") is None
+
+
+@given(x=st.floats(0, 1))
+@settings(max_examples=300, deadline=None)
+def test_hundredths_are_the_largest_edge_reached(connection: duckdb.DuckDBPyConnection, x: float) -> None:
+    step = value(connection, "hundredths($1)", x)
+    assert step is not None
+    assert step / 100 <= x
+    assert step == 100 or x < (step + 1) / 100
+
+
+def test_every_edge_is_reached(connection: duckdb.DuckDBPyConnection) -> None:
+    assert (
+        connection.execute("SELECT i FROM range(101) AS t(i) WHERE hundredths(i / 100) <> i").fetchall() == []
+    )
