@@ -5,6 +5,7 @@ row; of two days, the one that was ingested first. A row that may have been sent
 dropped, since it may have been paid for. DuckDB does the joins, in bounded memory, over the lake's Parquet.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,37 +22,46 @@ from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Outcom
 
 DISPATCHING: Final = "dispatching"
 """`state` in the footer of `verification_responses` while calls are being made."""
-MEMORY_LIMIT: Final = "256MB"
+MEMORY_LIMIT: Final = "384MB"
+MAX_THREADS: Final = 2
 _SURELY_NOT_SENT: Final = (Outcome.NOT_ATTEMPTED.value, Outcome.FAILED.value)
 
 _JUDGE: Final = """
+-- Most ids come once and were never seen: only the others need a closer look.
+CREATE TEMP TABLE contested AS
+SELECT submission_id FROM candidate GROUP BY submission_id HAVING count(*) > 1
+UNION SELECT submission_id FROM sent
+UNION SELECT submission_id FROM elsewhere;
+
+-- A document may be deleted once it is verified: then the row's own words tell whether it is the same.
+CREATE TEMP TABLE outlived AS
+SELECT c.seq, s.content_sha256
+FROM candidate c JOIN sent s USING (submission_id)
+WHERE c.problem = 'file_not_found' AND c.id_file = s.id_file AND c.selfie_file = s.selfie_file
+  AND map_entries(c.tags) = map_entries(s.tags)
+  AND coalesce(c.id_sha256, s.id_sha256) = s.id_sha256
+  AND coalesce(c.selfie_sha256, s.selfie_sha256) = s.selfie_sha256;
+
+-- The rows with a problem and those of contested ids; `reason` is NULL for the one that owns its id.
 CREATE TEMP TABLE verdict AS
 WITH known AS (
-    SELECT c.submission_id, c.manifest, c.manifest_row, c.problem, c.problem_detail,
-           s.content_sha256 AS sent_content,
-           -- A document may be deleted once it is verified: then the row's own words are its content.
-           CASE WHEN c.problem IS NULL THEN c.content_sha256
-                WHEN c.problem = 'file_not_found'
-                     AND c.id_file = s.id_file AND c.selfie_file = s.selfie_file
-                     AND map_entries(c.tags) = map_entries(s.tags)
-                     AND coalesce(c.id_sha256, s.id_sha256) = s.id_sha256
-                     AND coalesce(c.selfie_sha256, s.selfie_sha256) = s.selfie_sha256
-                THEN s.content_sha256 END AS content
-    FROM candidate c LEFT JOIN sent s USING (submission_id)
+    SELECT c.seq, c.submission_id, c.problem, c.problem_detail,
+           c.manifest || ' row ' || c.manifest_row AS place,
+           s.content_sha256 AS sent_content, coalesce(c.content_sha256, l.content_sha256) AS content
+    FROM candidate c
+    LEFT JOIN (SELECT submission_id, content_sha256 FROM sent) s USING (submission_id)
+    LEFT JOIN outlived l USING (seq)
+    WHERE c.problem IS NOT NULL OR c.submission_id IN (FROM contested)
 ), placed AS (
     SELECT k.*, o.date AS other_date,
            coalesce(k.sent_content, o.content_sha256, first_value(k.content) OVER rows_of_id)
                AS owner_content,
-           first_value(k.manifest || ' row ' || k.manifest_row) OVER rows_of_id AS first_place,
-           row_number() OVER (
-               PARTITION BY k.submission_id, k.content ORDER BY k.manifest, k.manifest_row
-           ) AS nth
+           first_value(k.place) OVER rows_of_id AS first_place,
+           row_number() OVER (PARTITION BY k.submission_id, k.content ORDER BY k.seq) AS nth
     FROM known k LEFT JOIN elsewhere o USING (submission_id)
-    WINDOW rows_of_id AS (
-        PARTITION BY k.submission_id ORDER BY k.content IS NULL, k.manifest, k.manifest_row
-    )
+    WINDOW rows_of_id AS (PARTITION BY k.submission_id ORDER BY k.content IS NULL, k.seq)
 )
-SELECT submission_id, manifest, manifest_row,
+SELECT seq, submission_id,
        CASE WHEN content IS NULL THEN problem
             WHEN content <> owner_content THEN 'conflicting_submission_id'
             WHEN nth > 1 OR (sent_content IS NULL AND other_date IS NOT NULL) THEN 'duplicate_submission_id'
@@ -61,32 +71,31 @@ SELECT submission_id, manifest, manifest_row,
             WHEN other_date IS NOT NULL THEN 'the submission was accepted on ' || other_date
             ELSE 'the submission is in ' || first_place
        END AS detail
-FROM placed
+FROM placed;
 """
 
-_SUBMISSIONS: Final = """
-SELECT c.submission_id, c.submitted_at, c.id_file, c.selfie_file,
-       coalesce(s.id_sha256, c.id_sha256) AS id_sha256,
-       coalesce(s.selfie_sha256, c.selfie_sha256) AS selfie_sha256,
-       coalesce(s.id_size, c.id_size) AS id_size,
-       coalesce(s.selfie_size, c.selfie_size) AS selfie_size,
-       coalesce(s.id_content_type, c.id_content_type) AS id_content_type,
-       coalesce(s.selfie_content_type, c.selfie_content_type) AS selfie_content_type,
-       c.tags, coalesce(s.content_sha256, c.content_sha256) AS content_sha256, c.manifest, c.manifest_row
-FROM candidate c
-JOIN verdict v USING (submission_id, manifest, manifest_row)
-LEFT JOIN sent s USING (submission_id)
-WHERE v.reason IS NULL
+_COLUMNS: Final = ", ".join(column.name for column in SUBMISSIONS.columns)
+_SUBMISSIONS: Final = f"""
+SELECT {_COLUMNS} FROM candidate
+WHERE problem IS NULL AND seq NOT IN (SELECT seq FROM verdict WHERE reason IS NOT NULL)
 UNION ALL BY NAME
-SELECT s.* FROM sent s
-WHERE NOT EXISTS (SELECT 1 FROM verdict v WHERE v.submission_id = s.submission_id AND v.reason IS NULL)
+SELECT s.* REPLACE (c.submitted_at AS submitted_at, c.manifest AS manifest, c.manifest_row AS manifest_row)
+FROM sent s
+JOIN verdict v USING (submission_id)
+JOIN candidate c ON c.seq = v.seq
+WHERE v.reason IS NULL AND c.problem IS NOT NULL
+UNION ALL BY NAME
+SELECT * FROM sent
+WHERE submission_id NOT IN (SELECT submission_id FROM verdict WHERE reason IS NULL)
 ORDER BY submission_id
-"""
+"""  # noqa: S608 - the column names are the data dictionary's
 
 _REJECTED: Final = """
 SELECT submission_id, reason, detail, manifest, manifest_row FROM rejected
 UNION ALL
-SELECT submission_id, reason, detail, manifest, manifest_row FROM verdict WHERE reason IS NOT NULL
+SELECT c.submission_id, v.reason, v.detail, c.manifest, c.manifest_row
+FROM candidate c JOIN verdict v USING (seq)
+WHERE v.reason IS NOT NULL
 ORDER BY manifest, manifest_row
 """
 
@@ -115,12 +124,19 @@ class Ownership:
         self._lake = lake
         self._date = date
         self._connection = duckdb.connect(
-            config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(staged.folder / "spill")}
+            config={
+                "memory_limit": MEMORY_LIMIT,
+                # Each thread needs memory of its own.
+                "threads": min(MAX_THREADS, os.cpu_count() or 1),
+                "temp_directory": str(staged.folder / "spill"),
+            }
         )
         self._connection.execute("SET TimeZone = 'UTC'")
         if not lake.is_local:
             self._connection.register_filesystem(lake.fs)
-        self._view("candidate", str(staged.candidates))
+        self._connection.read_parquet(str(staged.candidates), file_row_number=True).project(
+            "* EXCLUDE (file_row_number), file_row_number AS seq"
+        ).create_view("candidate")
         self._view("rejected", str(staged.rejected))
         self._load_sent(staged.folder / "sent.parquet", erased)
         self._load_elsewhere()

@@ -5,13 +5,15 @@ other rows (duplicates, conflicts) are in `ownership.py`.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Final
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, cast
 
 import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kyc_pipeline.ingest.documents import Documents, Role
 from kyc_pipeline.ingest.formats import (
@@ -30,6 +32,7 @@ Erased = Callable[[Mapping[str, str]], bool]
 """Whether a submission belongs to an erased subject, by its tags (`submissionId` among them)."""
 
 RESERVED_TAG: Final = "submissionId"
+_ROLES: Final = {"id_file": Role.ID, "selfie_file": Role.SELFIE}
 _MAX_SHOWN_ID: Final = 200
 _ISO_8601: Final = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?([Zz]|[+-]\d{2}(:?\d{2})?)"
 
@@ -68,8 +71,9 @@ def judge(
     tags = _read_tags(frame, verdicts)
     submitted_at = _read_times(frame["submitted_at"], verdicts)
     if erased is not None:
+        keys = pa.array(ids).to_pylist()
         for index in verdicts.open_rows():
-            if erased({**tags[index], RESERVED_TAG: ids.iloc[index]}):
+            if erased({**tags[index], RESERVED_TAG: keys[index]}):
                 verdicts.reject_one(index, Reason.ERASED_SUBJECT, "the subject was erased on request")
 
     open_rows = verdicts.open_rows()
@@ -77,7 +81,7 @@ def judge(
     columns: dict[str, Column] = {
         "submission_id": pa.array(candidates["submission_id"]),
         "submitted_at": pa.array(submitted_at.iloc[open_rows], pa.timestamp("us", "UTC"), from_pandas=True),
-        "tags": pa.array([list(tags[index].items()) for index in open_rows], SUBMISSIONS.column("tags").type),
+        "tags": _tag_maps([tags[index] for index in open_rows]),
         "manifest": pa.array([manifest] * len(open_rows), pa.string()),
         "manifest_row": pa.array(candidates[ROW]),
     }
@@ -191,27 +195,40 @@ def parse_tags(text: str) -> Tags:
     return tags
 
 
+def _tag_maps(tags: list[Tags]) -> Column:
+    """The rows' tags as one Arrow map column."""
+    offsets = pa.array(itertools.accumulate(map(len, tags), initial=0), pa.int32())
+    names = pa.array([name for own in tags for name in own], pa.string())
+    values = pa.array([value for own in tags for value in own.values()], pa.string())
+    return pa.MapArray.from_arrays(cast("pa.Int64Array", offsets), names, values)
+
+
 # --- documents --------------------------------------------------------------------------------------------
 
 
 def _examine(rows: pd.DataFrame, documents: Documents) -> dict[str, Column]:
-    id_files, selfie_files = (pa.array(rows[name]).to_pylist() for name in ("id_file", "selfie_file"))
-    found = documents.examine({*id_files, *selfie_files})
-    problems = [
-        found[id_file].problem_as(Role.ID, "id_file") or found[selfie].problem_as(Role.SELFIE, "selfie_file")
-        for id_file, selfie in zip(id_files, selfie_files, strict=True)
-    ]
-    columns: dict[str, Column] = {
-        "id_file": pa.array(id_files, pa.string()),
-        "selfie_file": pa.array(selfie_files, pa.string()),
-        "problem": pa.array([problem and problem[0].value for problem in problems], pa.string()),
-        "problem_detail": pa.array([problem and problem[1] for problem in problems], pa.string()),
-    }
-    for side, files in (("id", id_files), ("selfie", selfie_files)):
-        columns[f"{side}_sha256"] = pa.array([found[file].sha256 for file in files], pa.string())
-        columns[f"{side}_size"] = pa.array([found[file].size for file in files], pa.int64())
-        columns[f"{side}_content_type"] = pa.array([found[file].content_type for file in files], pa.string())
-    return columns
+    """What is known of both documents of each row, and the first problem with one of them."""
+    files = {name: pa.array(rows[name]).cast(pa.string()).dictionary_encode() for name in _ROLES}
+    found = documents.examine(path for column in files.values() for path in column.dictionary.to_pylist())
+    columns: dict[str, Column] = {}
+    problems, details = [], []
+    for (name, role), column in zip(_ROLES.items(), files.values(), strict=True):
+        side = name.removesuffix("_file")
+        own = [found[path] for path in column.dictionary.to_pylist()]
+        own_problems = [document.problem_as(role, name) or (None, None) for document in own]
+
+        def spread(
+            values: Iterable[str | int | None], kind: pa.DataType, where: Column = column.indices
+        ) -> Column:
+            return pa.array(list(values), kind).take(where)
+
+        columns[name] = column.dictionary_decode()
+        columns[f"{side}_sha256"] = spread((document.sha256 for document in own), pa.string())
+        columns[f"{side}_size"] = spread((document.size for document in own), pa.int64())
+        columns[f"{side}_content_type"] = spread((document.content_type for document in own), pa.string())
+        problems.append(spread((reason for reason, _ in own_problems), pa.string()))
+        details.append(spread((detail for _, detail in own_problems), pa.string()))
+    return {**columns, "problem": pc.coalesce(*problems), "problem_detail": pc.coalesce(*details)}
 
 
 def _content(columns: Mapping[str, Column], tags: list[Tags]) -> Column:
