@@ -5,6 +5,7 @@ row; of two days, the one that was ingested first. A row that may have been sent
 dropped, since it may have been paid for. DuckDB does the joins, in bounded memory, over the lake's Parquet.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Outcom
 DISPATCHING: Final = "dispatching"
 """`state` in the footer of `verification_responses` while calls are being made."""
 MEMORY_LIMIT: Final = "384MB"
+SORTED_ROWS: Final = 200_000
 MAX_THREADS: Final = 2
 _SURELY_NOT_SENT: Final = (Outcome.NOT_ATTEMPTED.value, Outcome.FAILED.value)
 
@@ -76,6 +78,7 @@ FROM placed;
 
 _COLUMNS: Final = ", ".join(column.name for column in SUBMISSIONS.columns)
 _SUBMISSIONS: Final = f"""
+SELECT * FROM (
 SELECT {_COLUMNS} FROM candidate
 WHERE problem IS NULL AND seq NOT IN (SELECT seq FROM verdict WHERE reason IS NOT NULL)
 UNION ALL BY NAME
@@ -87,6 +90,7 @@ WHERE v.reason IS NULL AND c.problem IS NOT NULL
 UNION ALL BY NAME
 SELECT * FROM sent
 WHERE submission_id NOT IN (SELECT submission_id FROM verdict WHERE reason IS NULL)
+) WHERE submission_id >= getvariable('low') AND submission_id < getvariable('high')
 ORDER BY submission_id
 """  # noqa: S608 - the column names are the data dictionary's
 
@@ -149,8 +153,11 @@ class Ownership:
         self._connection.close()
 
     def submissions(self) -> Iterator[pa.RecordBatch]:
-        """Rows of `submissions`, by id."""
-        return self._batches(_SUBMISSIONS)
+        """Rows of `submissions`, by id: one range of ids after the other, so that a sort always fits."""
+        for low, high in itertools.pairwise(self._bounds()):
+            self._connection.execute("SET VARIABLE low = $low", {"low": low})
+            self._connection.execute("SET VARIABLE high = $high", {"high": high})
+            yield from self._batches(_SUBMISSIONS)
 
     def rejected(self) -> Iterator[pa.RecordBatch]:
         """Rows of `rejected_submissions`, by manifest and row."""
@@ -163,6 +170,24 @@ class Ownership:
 
     def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
         yield from self._connection.sql(query).to_arrow_reader(ROW_GROUP_ROWS)
+
+    def _bounds(self) -> list[str]:
+        """Ids between which there are about :data:`SORTED_ROWS` rows each; the ends hold every id."""
+        ((rows,),) = self._connection.execute(
+            "SELECT (SELECT count(*) FROM candidate) + (SELECT count(*) FROM sent)"
+        ).fetchall()
+        parts = -(-rows // SORTED_ROWS)
+        inner: list[str] = []
+        if parts > 1:
+            ((inner,),) = self._connection.execute(
+                """
+                SELECT quantile_disc(submission_id, $at::DOUBLE[])
+                FROM (SELECT submission_id FROM candidate UNION ALL SELECT submission_id FROM sent)
+                """,
+                {"at": [part / parts for part in range(1, parts)]},
+            ).fetchall()
+        # Every character of an id sorts before "~".
+        return ["", *inner, "~"]
 
     def _view(self, name: str, path: str) -> None:
         self._connection.read_parquet(path).create_view(name)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest import ownership
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
@@ -282,6 +283,22 @@ def test_the_same_input_gives_the_same_bytes(zone: Any) -> None:
     zone.ingest()
     assert zone.files() == before
     assert zone.ids() == sorted(zone.ids())
+
+
+def test_rows_are_sorted_by_id_however_many_ranges_it_takes(
+    zone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"{letter}{n}" for n in range(12) for letter in "zZ._-09a"]
+    zone.rows(*({"submission_id": key} for key in ids))
+    zone.ingest()
+    respond(zone, dict.fromkeys(ids, Outcome.COMPLETED))
+    zone.rows(*({"submission_id": key} for key in ids[:50]), {"submission_id": "new"})
+    zone.ingest()
+    whole = zone.accepted()
+    monkeypatch.setattr(ownership, "SORTED_ROWS", 7)
+    zone.ingest()
+    assert zone.accepted() == whole
+    assert zone.ids() == sorted([*ids, "new"])
 
 
 def test_a_lake_in_an_object_store(zone: Any) -> None:
