@@ -1,0 +1,458 @@
+"""Answers into tables: our flatten beside the usual ways to read nested JSON.
+
+Every way reads the same lake (days of answers and submissions), and writes the same four Parquet tables with
+zstd, with the same pseudonyms by the same function. Ours also keeps what the others lose: number literals,
+unknown fields, wrong types, what was echoed against what was sent, and `contract_drift`. Of the answers,
+`--odd` is the share with something to report. Each run is a process of its own; the ways take turns.
+Run: `python bench/flatten.py [--rows N] [--days N] [--rounds N] [--odd SHARE]`. Ways that a tenth of the
+input must do for are marked, and their times are not scaled.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from kyc_pipeline.flatten.partition import flatten_partition
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+
+PSEUDONYMS = Pseudonymizer("the key of the benchmark")
+CLEAR = frozenset({"submissionId", "companyId", "companyName"})
+TYPES = ("FACE_MATCH", "LIVENESS", "ID_QUALITY")
+
+
+def days_of(count: int) -> list[str]:
+    return [(date(2024, 9, 1) + timedelta(days=n)).isoformat() for n in range(count)]
+
+
+def answer(chance: random.Random, number: int, tags: dict[str, str], odd: float) -> dict[str, Any]:
+    """An answer with the fields of the API's documented example."""
+    seconds = 1725148800 + number
+    iso = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:26]
+    checks = []
+    for kind in TYPES:
+        score = round(chance.betavariate(20, 2), 4)
+        verdict = "PASS" if score > 0.7 else "FAIL"
+        checks.append(
+            {"type": kind, "status": verdict, "confidence": score, "details": f"{kind}: {score:.0%}"}
+        )
+    name = {"id": "passport.jpg", "face": "live_selfie.jpg"}
+    result = {
+        "verificationId": 1000 + number,
+        "idFileType": "jpeg",
+        "idFileName": name["id"],
+        "idFileSize": 234567,
+        "selfieFileType": "jpeg",
+        "selfieFileName": name["face"],
+        "selfieFileSize": 112233,
+        "model": "verification",
+        "verified": all(check["status"] == "PASS" for check in checks),
+        "modelResults": {"technicalChecks": checks},
+        "timestamp": seconds,
+        "timestampISO": iso,
+        "tags": [{"name": key, "value": value} for key, value in tags.items()],
+        "files": [
+            {
+                "category": category,
+                "fileName": name[category],
+                "fileSize": size,
+                "contentType": "image/jpeg",
+                "timestamp": seconds,
+                "timestampISO": iso,
+                "url": f"https://api.deepxl.ai/v1/files/v_{category}_{number}_{name[category]}",
+            }
+            for category, size in (("id", 234567), ("face", 112233))
+        ],
+    }
+    if chance.random() < odd:
+        variation = number % 3
+        if variation == 0:
+            result["risk"] = {"score": 3}
+        elif variation == 1:
+            del checks[0]["confidence"]
+        else:
+            checks[2]["status"] = "SEE_DETAILS"
+    return {"result": result}
+
+
+def make_lake(lake: Lake, rows: int, days: int, odd: float) -> None:
+    chance = random.Random(4)
+    moment = datetime(2024, 9, 1, tzinfo=UTC)
+    number = 0
+    for index, day in enumerate(days_of(days)):
+        size = rows * (index + 1) // days - rows * index // days
+        with (
+            lake.writer(VERIFICATION_RESPONSES, day) as responses,
+            lake.writer(SUBMISSIONS, day) as submissions,
+        ):
+            for start in range(0, size, 20_000):
+                sent_rows, answer_rows = [], []
+                for place in range(start, min(start + 20_000, size)):
+                    number += 1
+                    key, sha256 = f"{day}-{place:08}", f"{number:064x}"
+                    tags = {
+                        "customerId": f"{chance.randrange(10**6)}",
+                        "customerName": f"Person {chance.randrange(10**6)}",
+                        "documentId": f"DOC-2024-{number:07}",
+                        "companyName": f"Company {number % 20}",
+                        "companyId": f"COMP-{number % 20:03}",
+                    }
+                    text = json.dumps(answer(chance, number, {**tags, "submissionId": key}, odd))
+                    sent_rows.append(
+                        {"submission_id": key, "submitted_at": None, "id_file": "a", "selfie_file": "b"}
+                        | {"id_sha256": sha256, "selfie_sha256": sha256, "id_size": 234567}
+                        | {"selfie_size": 112233, "id_content_type": "image/jpeg", "content_sha256": sha256}
+                        | {"selfie_content_type": "image/jpeg", "tags": list(tags.items()), "manifest": "m"}
+                        | {"manifest_row": place + 1}
+                    )
+                    answer_rows.append(
+                        {"submission_id": key, "outcome": "completed", "http_status": 200, "attempts": 1}
+                        | {"requested_at": moment, "responded_at": moment, "latency_ms": 1.0, "error": None}
+                        | {"response": text, "billable_calls": 1, "content_sha256": sha256}
+                    )
+                submissions.write(sent_rows)
+                responses.write(answer_rows)
+
+
+def ours(lake: Lake, out: Path, days: list[str]) -> None:
+    for day in days:
+        flatten_partition(lake, day, PSEUDONYMS, CLEAR)
+
+
+# The peers. Each writes, for every day, four tables with the columns that it can fill.
+
+
+def texts_of(lake: Lake, day: str) -> pa.Table:
+    return lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "response"])
+
+
+def with_pseudonyms(tags: pa.Table) -> pa.Table:
+    """The tag table with our pseudonyms, each distinct tag once, and values only where they are clear."""
+    names, values = (tags[column].combine_chunks().cast(pa.string()) for column in ("name", "value"))
+    pairs = pc.binary_join_element_wise(names, values, "\x1f").dictionary_encode()
+    made = [PSEUDONYMS.tag(*pair.split("\x1f", 1)) for pair in pairs.dictionary.to_pylist()]
+    is_clear = pc.is_in(names, value_set=pa.array(sorted(CLEAR)))
+    shown = pc.if_else(is_clear, values, pa.scalar(None, pa.string()))
+    keys = tags.drop_columns(["name", "value"])
+    return (
+        keys.append_column("name", names)
+        .append_column("value", shown)
+        .append_column("pseudonym", pa.array(made).take(pairs.indices))
+    )
+
+
+def document_pseudonyms(lake: Lake, day: str) -> pa.Array:
+    shas = lake.read(SUBMISSIONS, day, ["id_sha256"])["id_sha256"].to_pylist()
+    return pa.array([PSEUDONYMS.document(sha256) for sha256 in shas])
+
+
+def save(out: Path, day: str, **tables: pa.Table) -> None:
+    for name, table in tables.items():
+        folder = out / name / f"date={day}"
+        folder.mkdir(parents=True)
+        pq.write_table(table, folder / "part-0.parquet", compression="zstd", row_group_size=122_880)
+
+
+S, W, F = pa.string(), pa.int64(), pa.float64()
+CHECK = pa.struct([("type", S), ("status", S), ("confidence", F), ("details", S)])
+FILE = pa.struct([("category", S), ("contentType", S), ("fileSize", W), ("timestamp", W)])
+SCALARS = [
+    ("verificationId", W),
+    ("verified", pa.bool_()),
+    ("model", S),
+    ("modelVersion", S),
+    ("timestamp", W),
+]
+SCALARS += [
+    ("timestampISO", S),
+    ("idFileType", S),
+    ("idFileSize", W),
+    ("selfieFileType", S),
+    ("selfieFileSize", W),
+]
+RESULT = pa.struct(
+    [
+        *SCALARS,
+        ("modelResults", pa.struct([("technicalChecks", pa.list_(CHECK))])),
+        ("tags", pa.list_(pa.struct([("name", S), ("value", S)]))),
+        ("files", pa.list_(FILE)),
+    ]
+)
+
+
+def pyarrow_json(lake: Lake, out: Path, days: list[str]) -> None:
+    """Lossy: unknown fields vanish, one wrong type fails the day."""
+    for day in days:
+        answers = texts_of(lake, day)
+        data = "\n".join(answers["response"].to_pylist()).encode()
+        table = pj.read_json(
+            io.BytesIO(data),
+            parse_options=pj.ParseOptions(
+                explicit_schema=pa.schema([("result", RESULT)]), unexpected_field_behavior="ignore"
+            ),
+        )
+        del data
+        result = table["result"].combine_chunks()
+        keys = {"verification_id": result.field("verificationId"), "submission_id": answers["submission_id"]}
+
+        def exploded(lists: pa.Array, keys: dict[str, Any] = keys) -> pa.Table:
+            parents = pc.list_parent_indices(lists)
+            items = lists.flatten()
+            columns = {name: column.take(parents) for name, column in keys.items()}
+            return pa.table(columns | {field.name: items.field(field.name) for field in items.type})
+
+        save(
+            out,
+            day,
+            verifications=pa.table(
+                keys
+                | {name: result.field(name) for name, _ in SCALARS[1:]}
+                | {"id_document_pseudonym": document_pseudonyms(lake, day)}
+            ),
+            model_checks=exploded(result.field("modelResults").field("technicalChecks")),
+            verification_tags=with_pseudonyms(exploded(result.field("tags"))),
+            verification_files=exploded(result.field("files")),
+        )
+
+
+def duckdb_from_json(lake: Lake, out: Path, days: list[str]) -> None:
+    """Lossy: unknown fields vanish, texts that look like numbers become numbers."""
+    import duckdb
+
+    kind = {S: "VARCHAR", W: "BIGINT", F: "DOUBLE", pa.bool_(): "BOOLEAN"}
+
+    def structure(type_: pa.DataType) -> Any:
+        if pa.types.is_struct(type_):
+            return {field.name: structure(field.type) for field in type_}
+        return [structure(type_.value_type)] if pa.types.is_list(type_) else kind[type_]
+
+    shape = json.dumps({"result": structure(RESULT)})
+    for day in days:
+        answers = texts_of(lake, day)  # noqa: F841 - DuckDB reads it by its name
+        with duckdb.connect(config={"threads": 2}) as connection:
+            connection.execute(
+                "CREATE TABLE parsed AS SELECT submission_id, "
+                f"unnest(from_json(response, '{shape}')) FROM answers"
+            )
+            key = "result.verificationId AS verification_id, submission_id"
+
+            def rows(path: str, connection: Any = connection, key: str = key) -> pa.Table:
+                query = f"SELECT {key}, unnest({path}, recursive := true) FROM parsed"
+                return connection.sql(query).to_arrow_table()
+
+            scalars = ", ".join(f"result.{name}" for name, _ in SCALARS[1:])
+            verifications = connection.sql(f"SELECT {key}, {scalars} FROM parsed").to_arrow_table()
+            save(
+                out,
+                day,
+                verifications=verifications.append_column(
+                    "id_document_pseudonym", document_pseudonyms(lake, day)
+                ),
+                model_checks=rows("result.modelResults.technicalChecks"),
+                verification_tags=with_pseudonyms(rows("result.tags")),
+                verification_files=rows("result.files"),
+            )
+
+
+def plain_python(lake: Lake, out: Path, days: list[str]) -> None:
+    """msgspec reads each answer into dicts, and rows are collected in Python: what many projects do."""
+    import msgspec
+
+    decoder = msgspec.json.Decoder()
+    for day in days:
+        answers = texts_of(lake, day).to_pylist()
+        tables: dict[str, list[dict[str, Any]]] = {"v": [], "c": [], "t": [], "f": []}
+        for row in answers:
+            result = decoder.decode(row["response"])["result"]
+            key = {"verification_id": result["verificationId"], "submission_id": row["submission_id"]}
+            tables["v"].append(key | {name: result.get(name) for name, _ in SCALARS[1:]})
+            for check in result["modelResults"]["technicalChecks"]:
+                tables["c"].append(key | {field.name: check.get(field.name) for field in CHECK})
+            tables["t"] += [key | tag for tag in result["tags"]]
+            tables["f"] += [
+                key | {field.name: file[field.name] for field in FILE} for file in result["files"]
+            ]
+        verifications, checks, tags, files = (pa.Table.from_pylist(rows) for rows in tables.values())
+        save(
+            out,
+            day,
+            verifications=verifications.append_column(
+                "id_document_pseudonym", document_pseudonyms(lake, day)
+            ),
+            model_checks=checks,
+            verification_tags=with_pseudonyms(tags),
+            verification_files=files,
+        )
+
+
+def json_normalize(lake: Lake, out: Path, days: list[str]) -> None:
+    import pandas as pd
+
+    for day in days:
+        answers = texts_of(lake, day).to_pylist()
+        results = [json.loads(row["response"])["result"] | {"id": row["submission_id"]} for row in answers]
+        meta = ["verificationId", "id"]
+        nested = ["modelResults.technicalChecks", "tags", "files"]
+        verifications = pd.json_normalize(results).drop(columns=nested)
+        tags = pa.Table.from_pandas(pd.json_normalize(results, "tags", meta), preserve_index=False)
+        save(
+            out,
+            day,
+            verifications=pa.Table.from_pandas(verifications, preserve_index=False).append_column(
+                "id_document_pseudonym", document_pseudonyms(lake, day)
+            ),
+            model_checks=pa.Table.from_pandas(
+                pd.json_normalize(results, ["modelResults", "technicalChecks"], meta), preserve_index=False
+            ),
+            verification_tags=with_pseudonyms(tags),
+            verification_files=pa.Table.from_pandas(
+                pd.json_normalize(results, "files", meta), preserve_index=False
+            ),
+        )
+
+
+def polars_struct(lake: Lake, out: Path, days: list[str]) -> None:
+    import polars as pl
+
+    schema = pl.from_arrow(pa.array([None], pa.struct([("result", RESULT)]))).dtype
+    for day in days:
+        answers = pl.from_arrow(texts_of(lake, day))
+        parsed = answers.select("submission_id", pl.col("response").str.json_decode(schema)).unnest(
+            "response"
+        )
+        wide = parsed.unnest("result").rename({"verificationId": "verification_id"})
+
+        def rows(column: Any, wide: Any = wide) -> pa.Table:
+            long = wide.select("verification_id", "submission_id", column.alias("item")).explode("item")
+            return long.unnest("item").to_arrow(compat_level=pl.CompatLevel.oldest())
+
+        flat = wide.drop("modelResults", "tags", "files").to_arrow(compat_level=pl.CompatLevel.oldest())
+        tags = rows(pl.col("tags"))
+        save(
+            out,
+            day,
+            verifications=flat.append_column("id_document_pseudonym", document_pseudonyms(lake, day)),
+            model_checks=rows(pl.col("modelResults").struct.field("technicalChecks")),
+            verification_tags=with_pseudonyms(tags),
+            verification_files=rows(pl.col("files")),
+        )
+
+
+def dlt_parquet(lake: Lake, out: Path, days: list[str]) -> None:
+    """dlt's own normaliser; its child tables carry no pseudonyms, so it does less than the others."""
+    import dlt
+
+    pipeline = dlt.pipeline(
+        "bench",
+        destination=dlt.destinations.filesystem(str(out)),
+        dataset_name="d",
+        pipelines_dir=str(out / "dlt"),
+    )
+    for day in days:
+        answers = (json.loads(row["response"])["result"] for row in texts_of(lake, day).to_pylist())
+        pipeline.run(answers, table_name="verifications", loader_file_format="parquet")
+
+
+Way = Callable[[Lake, Path, list[str]], None]
+WAYS: dict[str, tuple[Way, str | None, bool]] = {
+    "kyc-pipeline": (ours, None, False),
+    "pyarrow.json, a day at a time": (pyarrow_json, None, False),
+    "DuckDB from_json": (duckdb_from_json, "duckdb", False),
+    "msgspec and dicts": (plain_python, "msgspec", False),
+    "polars": (polars_struct, "polars", False),
+    "pandas.json_normalize": (json_normalize, "pandas", True),
+    "dlt": (dlt_parquet, "dlt", True),
+}
+"""The function, the package that it needs, and whether it gets a tenth of the days."""
+
+
+def measure(way: str, lake: Path, out: Path, days: int) -> dict[str, float]:
+    """One run in a process of its own: wall seconds, CPU seconds, peak MB."""
+    command = [
+        sys.executable,
+        __file__,
+        "--run",
+        way,
+        "--lake",
+        str(lake),
+        "--out",
+        str(out),
+        "--days",
+        str(days),
+    ]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def run(way: str, lake: Path, out: Path, days: int) -> None:
+    function, _, _ = WAYS[way]
+    out.mkdir()
+    started = time.perf_counter()
+    function(Lake(str(lake)), out, days_of(days))
+    wall = time.perf_counter() - started
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--days", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--odd", type=float, default=0.01)
+    parser.add_argument("--ways", help="comma-separated, of: " + ", ".join(WAYS))
+    parser.add_argument("--run", choices=list(WAYS))
+    parser.add_argument("--lake", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.run:
+        run(options.run, options.lake, options.out, options.days)
+        return
+    chosen = options.ways.split(",") if options.ways else list(WAYS)
+    ways = [way for way in chosen if WAYS[way][1] is None or importlib.util.find_spec(str(WAYS[way][1]))]
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory(prefix="kyc-bench-") as folder:
+        lake = Path(folder) / "lake"
+        make_lake(Lake(str(lake)), options.rows, options.days, options.odd)
+        for turn in range(options.rounds):
+            for way in ways:
+                days = max(1, options.days // 10) if WAYS[way][2] else options.days
+                found[way].append(measure(way, lake, Path(folder) / f"{ways.index(way)}-{turn}", days))
+    print(
+        f"{options.rows:,} answers over {options.days} days, {options.odd:.1%} with something to report, "
+        f"medians of {options.rounds} runs, in turns\n"
+    )
+    print("| way | answers | wall s | CPU s | peak MB | µs an answer |")
+    print("|---|---|---|---|---|---|")
+    for way, results in found.items():
+        wall, cpu, mb = (
+            statistics.median(result[key] for result in results) for key in ("wall", "cpu", "mb")
+        )
+        share = max(1, options.days // 10) / options.days if WAYS[way][2] else 1
+        count = round(options.rows * share)
+        print(f"| {way} | {count:,} | {wall:.1f} | {cpu:.1f} | {mb:.0f} | {wall / count * 1e6:.1f} |")
+    missing = [way for way in chosen if way not in ways]
+    if missing:
+        print(f"\nNot installed here: {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    main()
