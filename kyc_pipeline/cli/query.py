@@ -1,0 +1,189 @@
+"""`kyc-pipeline query`: one SQL query over the published warehouse, read-only."""
+
+import csv
+import datetime
+import io
+import json
+import math
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.settings import load_settings
+
+TABLE_ROWS = 200
+"""Rows that `--format table` shows: more than that nobody reads."""
+_BATCH_ROWS = 4096
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+Writer = Callable[[pa.RecordBatchReader, BinaryIO], None]
+
+
+@click.command()
+@click.argument("sql")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "parquet"]),
+    default="table",
+    show_default=True,
+    help="How to write the rows.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this file instead of standard output.",
+)
+def query(sql: str, form: str, output: Path | None) -> None:
+    """Run SQL on the published warehouse, read-only: SELECT, FROM, DESCRIBE, SUMMARIZE.
+
+    `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. In csv, text that a
+    spreadsheet would run as a formula has an apostrophe before it.
+    """
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise UsageError("parquet is not for a terminal: name a file with --output, or redirect")
+    write = WRITERS[form]
+    with open_warehouse(load_settings().kyc_warehouse) as connection:
+        try:
+            relation = connection.sql(sql)
+            if relation is None:
+                raise UsageError("that statement gives no rows: the warehouse is read-only")
+            reader = relation.to_arrow_reader(_BATCH_ROWS)
+            if output is None:
+                write(reader, sys.stdout.buffer)
+                sys.stdout.flush()
+            else:
+                _write_file(reader, write, output)
+        except duckdb.Error as error:
+            raise UsageError(str(error).splitlines()[0]) from error
+
+
+def _write_file(reader: pa.RecordBatchReader, write: Writer, output: Path) -> None:
+    """Writes a draft and renames it, so that a query that fails half-way leaves no half file."""
+    draft = output.with_name(f".{output.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with open(draft, "wb") as sink:
+            write(reader, sink)
+        os.replace(draft, output)
+    except OSError as error:
+        raise KycError(f"cannot write {output}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The result as it is computed; a query may fail on any row."""
+    try:
+        yield from reader
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+
+
+def _rows(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
+    for batch in _batches(reader):
+        columns = [column.to_pylist() for column in batch.columns]
+        yield from (list(row) for row in zip(*columns, strict=True))
+
+
+def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    names = reader.schema.names
+    numeric = [_is_numeric(field.type) for field in reader.schema]
+    rows: list[list[str]] = []
+    more = False
+    for row in _rows(reader):
+        if len(rows) == TABLE_ROWS:
+            more = True
+            break
+        rows.append([_shown(value) for value in row])
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    for row in (names, ["-" * width for width in widths], *rows):
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        sink.write(("  ".join(cells).rstrip() + "\n").encode())
+    if more:
+        click.echo(f"only the first {TABLE_ROWS} rows are shown: --format csv gives all", err=True)
+
+
+def _write_csv(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    text = io.TextIOWrapper(sink, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text)
+    writer.writerow(reader.schema.names)
+    for row in _rows(reader):
+        writer.writerow([_csv_cell(value) for value in row])
+    text.detach()
+
+
+def _write_json(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    names = reader.schema.names
+    sink.write(b"[")
+    separator = b"\n"
+    for row in _rows(reader):
+        entry = {name: _json_value(value) for name, value in zip(names, row, strict=True)}
+        sink.write(separator + json.dumps(entry, ensure_ascii=False).encode())
+        separator = b",\n"
+    sink.write(b"\n]\n")
+
+
+def _write_parquet(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    with pq.ParquetWriter(sink, reader.schema, compression="zstd") as writer:
+        for batch in _batches(reader):
+            writer.write_batch(batch)
+
+
+WRITERS: dict[str, Writer] = {
+    "table": _write_table,
+    "csv": _write_csv,
+    "json": _write_json,
+    "parquet": _write_parquet,
+}
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    # A control character in a value must not steer the terminal.
+    return "".join(character if character.isprintable() else "?" for character in str(value))
+
+
+def _csv_cell(value: object) -> object:
+    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
+        return f"'{value}"
+    if isinstance(value, datetime.date | datetime.datetime):
+        return value.isoformat()
+    if isinstance(value, list | dict):
+        return json.dumps(_json_value(value), ensure_ascii=False)
+    return value
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, list):
+        return [_json_value(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(name): _json_value(entry) for name, entry in value.items()}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, datetime.date | datetime.datetime | datetime.time):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,144 @@
+"""`kyc-pipeline query`: every format, and errors in one line."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from kyc_pipeline.cli.query import TABLE_ROWS, query
+from kyc_pipeline.errors import KycError, UsageError
+
+VALUES = (
+    "SELECT * FROM (VALUES (DATE '2024-09-08', 'plain', 0.5::DOUBLE, 1.25::DECIMAL(9, 2), true, ['a', 'b']),"
+    " (NULL, '=1+1', 'nan'::DOUBLE, NULL, false, [])) AS t(day, text, share, cost, ok, list)"
+)
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "kyc.duckdb"
+    with duckdb.connect(path) as connection:
+        connection.execute(
+            "CREATE TABLE pass_rates AS SELECT 'LIVENESS' AS check_type, 0.9::DOUBLE AS pass_rate"
+        )
+    monkeypatch.setenv("KYC_WAREHOUSE", str(path))
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(query, arguments, catch_exceptions=False)
+
+
+def test_a_table_is_the_default(warehouse: Path) -> None:
+    assert run("FROM pass_rates").stdout.splitlines() == [
+        "check_type  pass_rate",
+        "----------  ---------",
+        "LIVENESS          0.9",
+    ]
+
+
+def test_a_long_table_says_that_it_is_cut(warehouse: Path) -> None:
+    result = run("FROM range(1000)")
+    assert len(result.stdout.splitlines()) == TABLE_ROWS + 2
+    assert "only the first 200 rows" in result.stderr
+
+
+def test_control_characters_do_not_reach_the_terminal(warehouse: Path) -> None:
+    assert "\x1b" not in run("SELECT chr(27) || '[31mred' AS text").stdout
+
+
+def test_csv(warehouse: Path) -> None:
+    rows = list(csv.reader(io.StringIO(run(VALUES, "--format", "csv").stdout)))
+    assert rows == [
+        ["day", "text", "share", "cost", "ok", "list"],
+        ["2024-09-08", "plain", "0.5", "1.25", "True", '["a", "b"]'],
+        ["", "'=1+1", "nan", "", "False", "[]"],
+    ]
+
+
+def test_json(warehouse: Path) -> None:
+    assert json.loads(run(VALUES, "--format", "json").stdout) == [
+        {"day": "2024-09-08", "text": "plain", "share": 0.5, "cost": 1.25, "ok": True, "list": ["a", "b"]},
+        {"day": None, "text": "=1+1", "share": None, "cost": None, "ok": False, "list": []},
+    ]
+    assert json.loads(run("FROM pass_rates WHERE false", "--format", "json").stdout) == []
+
+
+def test_parquet_to_a_file(warehouse: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.parquet"
+    assert run(VALUES, "--format", "parquet", "--output", str(target)).exit_code == 0
+    assert pq.read_table(target).num_rows == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kyc.duckdb", "out.parquet"]
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_every_format_goes_to_a_file(warehouse: Path, tmp_path: Path, form: str) -> None:
+    to_screen = run("FROM pass_rates", "--format", form).stdout
+    run("FROM pass_rates", "--format", form, "--output", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text(encoding="utf-8") == to_screen
+
+
+@pytest.mark.parametrize("statement", ["SHOW TABLES", "DESCRIBE pass_rates", "SUMMARIZE pass_rates"])
+def test_statements_that_tell_about_tables(warehouse: Path, statement: str) -> None:
+    assert "pass_rate" in run(statement).stdout
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT nonsense FROM pass_rates", "nonsense"),
+        ("SELECT * FROM nowhere", "nowhere"),
+        ("SELEKT 1", "syntax error"),
+        ("DROP TABLE pass_rates", "read-only"),
+        ("SELECT error('my reason')", "my reason"),
+    ],
+)
+def test_wrong_sql_is_one_line(warehouse: Path, sql: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        run(sql)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_query_that_fails_leaves_the_file_as_it_was(warehouse: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    target.write_text("old")
+    half_way = "SELECT CASE WHEN range = 90000 THEN error('half-way') ELSE range END FROM range(100000)"
+    with pytest.raises(UsageError, match="half-way"):
+        run(half_way, "--format", "csv", "--output", str(target))
+    assert target.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kyc.duckdb", "out.csv"]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(warehouse: Path, tmp_path: Path) -> None:
+    with pytest.raises(KycError, match="cannot write"):
+        run("FROM pass_rates", "--output", str(tmp_path / "nowhere" / "out.csv"))
+
+
+def test_no_warehouse_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KYC_WAREHOUSE", str(tmp_path / "kyc.duckdb"))
+    with pytest.raises(KycError, match="there is no warehouse"):
+        run("SELECT 1")
+
+
+def test_a_reader_that_stops_reading_ends_the_command(warehouse: Path) -> None:
+    command = [sys.executable, "-c", "from kyc_pipeline.cli import main; main()"]
+    with subprocess.Popen(
+        [*command, "query", "FROM range(10_000_000)", "--format", "csv"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"range\r\n"
+        process.stdout.close()
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 1
