@@ -11,7 +11,7 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.schedules import catch_up, daily_verification
 from kyc_pipeline.orchestration.sensors import new_manifests
 from kyc_pipeline.settings import load_settings
-from kyc_pipeline.verify.assets import verify_assets
+from kyc_pipeline.verify.assets import resolve_held_submission, verify_assets
 
 
 def build_defs(pipeline: Pipeline | None = None) -> dg.Definitions:
@@ -28,6 +28,7 @@ def build_defs(pipeline: Pipeline | None = None) -> dg.Definitions:
             flatten_assets(partitions),
             *analyze_assets(),
         ],
+        jobs=[resolve_held_submission],
         schedules=[daily_verification(), catch_up()],
         sensors=[new_manifests()],
         resources={"pipeline": pipeline},

@@ -12,6 +12,7 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
+from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag
@@ -26,6 +27,8 @@ class Pipeline:
     """Told of the paid calls as they are made; without it the assets log them from time to time."""
     budget: CallBudget | None = None
     """Calls that several runs may make together; without it each run has a budget of its own."""
+    timing: Timing = field(default_factory=Timing)
+    """How long the engine waits between looks and retries."""
     stop: StopFlag = field(default_factory=StopFlag)
     """Asks the paid calls to stop; the command line sets it on SIGINT and SIGTERM."""
 

@@ -1,4 +1,4 @@
-"""The asset of the group `verify`: the paid step.
+"""The asset of the group `verify`, the paid step, and the job that decides about held submissions.
 
 It has no RetryPolicy: the engine itself retries what is surely not processed, and a policy would turn a
 cancelled run into a second one.
@@ -6,13 +6,14 @@ cancelled run into a second one.
 
 import time
 from collections.abc import Callable, Iterator
-from decimal import Decimal
-from typing import Any
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
 
 import dagster as dg
 from pydantic import Field
 
 from kyc_pipeline.deepxl.errors import DeepXLError
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -21,6 +22,7 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.checks import CHECKS, check_partition
 from kyc_pipeline.verify.engine import verify_partition
+from kyc_pipeline.verify.held import resolve_held
 from kyc_pipeline.verify.plan import plan_partitions
 from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary
 
@@ -47,8 +49,17 @@ class VerifyConfig(dg.Config):
         if self.max_calls is not None:
             changes["deepxl_max_calls_per_run"] = self.max_calls
         if self.price_per_call is not None:
-            changes["deepxl_price_per_call"] = Decimal(self.price_per_call)
+            changes["deepxl_price_per_call"] = self._price()
         return settings.model_copy(update=changes)
+
+    def _price(self) -> Decimal:
+        try:
+            price = Decimal(self.price_per_call or "")
+        except InvalidOperation:
+            price = Decimal(-1)
+        if not price.is_finite() or price < 0:
+            raise dg.Failure("price_per_call: must be a decimal such as 0.50", allow_retries=False)
+        return price
 
 
 def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -101,6 +112,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                         stop=pipeline.stop,
                         progress=pipeline.progress or _log_progress(context),
                         budget=budget,
+                        timing=pipeline.timing,
                     )
                 except DeepXLError:
                     budget.exhaust()
@@ -118,11 +130,41 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
     return verify
 
 
+class ResolveHeldConfig(dg.Config):
+    """One decision about one held submission."""
+
+    submission_id: str = Field(description="The held submission's id; `kyc-pipeline held list` shows them.")
+    decision: Literal["retry", "abandon"] = Field(
+        description="retry: look once more, then send again, which may be paid twice; abandon: never again."
+    )
+    decided_by: str = Field(description="Who decides; kept in the ledger beside the decision.")
+
+
+@dg.op(description="Records the decision in the ledger; the next run of the submission's day acts on it.")
+def record_decision(
+    context: dg.OpExecutionContext, config: ResolveHeldConfig, pipeline: dg.ResourceParam[Pipeline]
+) -> None:
+    """Raises :class:`~dagster.Failure` where the submission is not held."""
+    try:
+        with pipeline.open_ledger() as ledger:
+            resolve_held(ledger, config.submission_id, config.decision, config.decided_by)
+    except KycError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    context.log.info(f"{config.submission_id}: {config.decision}")
+
+
+@dg.job(description="Decide about a held submission: send it again, or never.")
+def resolve_held_submission() -> None:
+    """What `kyc-pipeline held resolve` does, from the launchpad."""
+    record_decision()
+
+
 def _metadata(summary: VerifySummary) -> dict[str, Any]:
     """Figures of one day, plotted by Dagster over the partitions."""
     figures: dict[str, Any] = {
         **row_count(sum(summary.outcomes.values())),
         **{outcome.value: count for outcome, count in summary.outcomes.items()},
+        "calls_to_make": summary.calls_to_make,
         "calls": summary.calls,
         "retries": summary.retries,
         "adopted": summary.adopted,
@@ -137,7 +179,7 @@ def _metadata(summary: VerifySummary) -> dict[str, Any]:
 
 
 def _log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None]:
-    """Logs by time, not by call: a run of 100,000 calls stays readable."""
+    """Tells by time, not by call: a run of 100,000 calls stays readable."""
     last = time.monotonic()
 
     def log(progress: Progress) -> None:
@@ -146,5 +188,18 @@ def _log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], Non
         if now - last >= LOG_EVERY_SECONDS:
             last = now
             context.log.info(str(progress))
+            context.log_event(
+                dg.AssetObservation(
+                    VERIFICATION_RESPONSES.name,
+                    partition=progress.date,
+                    metadata={
+                        "settled": progress.done,
+                        "to_settle": progress.total,
+                        "calls": progress.calls,
+                        "retries": progress.retries,
+                        "uncertain": progress.uncertain,
+                    },
+                )
+            )
 
     return log

@@ -110,7 +110,9 @@ def test_a_budget_ends_with_3_and_lists_what_is_left(landing, run: Run, simulato
 def test_a_budget_holds_over_all_runs_of_a_backfill(landing, run: Run, simulator: Simulator) -> None:
     days = [f"2024-09-{n:02d}" for n in range(1, 13)]
     for day in days:
-        landing.manifest(day, [landing.submission(f"{day}-{n}", 100 * int(day[-2:]) + 2 * n) for n in range(2)])
+        landing.manifest(
+            day, [landing.submission(f"{day}-{n}", 100 * int(day[-2:]) + 2 * n) for n in range(2)]
+        )
     code, out, _ = run("backfill", "--from", days[0], "--to", days[-1], "--max-calls", "5")
     assert code == 3
     assert simulator.received.total() == 5

@@ -1,0 +1,70 @@
+"""Held submissions, decided from the command's and the launchpad's side."""
+
+from collections import Counter
+
+import dagster as dg
+import pytest
+
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator.faults import HTML_502
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.ledger import Ledger
+
+DAY = "2024-09-08"
+TOKEN = "test-token"
+
+
+def config(submission_id: str, decision: str) -> dict[str, object]:
+    values = {"submission_id": submission_id, "decision": decision, "decided_by": "an engineer"}
+    return {"ops": {"record_decision": {"config": values}}}
+
+
+def outcomes(settings: Settings) -> Counter[str]:
+    return Counter(Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("decision", "received", "after"),
+    [("retry", 2, Counter(completed=2)), ("abandon", 1, Counter(completed=1, uncertain=1))],
+)
+def test_a_held_submission_is_decided_in_the_launchpad(
+    landing,
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    decision: str,
+    received: int,
+    after: Counter[str],
+) -> None:
+    first, lost = landing.day(DAY, 2)
+    with running_simulator(token=TOKEN, faults={lost: [HTML_502]}) as simulator:
+        pipeline = Pipeline(
+            settings.model_copy(update={"deepxl_base_url": simulator.url}),
+            timing=Timing(look_ups=(0.0, 0.05)),
+        )
+        definitions = build_defs(pipeline)
+        job = definitions.resolve_job_def("verify_and_publish")
+        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert outcomes(settings) == Counter(completed=1, uncertain=1)
+        with Ledger(settings.kyc_ledger_url) as ledger:
+            assert [held.submission_id for held in ledger.held(None)] == [lost]
+        resolve = definitions.resolve_job_def("resolve_held_submission")
+        assert resolve.execute_in_process(instance=instance, run_config=config(lost, decision)).success
+        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert simulator.received == Counter({first: 1, lost: received})
+    assert outcomes(settings) == after
+
+
+def test_a_decision_about_what_is_not_held_fails_with_one_line(
+    pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    job = build_defs(pipeline).resolve_job_def("resolve_held_submission")
+    result = job.execute_in_process(
+        instance=instance, run_config=config("unknown", "retry"), raise_on_error=False
+    )
+    failure = next(event for event in result.all_events if event.is_step_failure).step_failure_data
+    assert "unknown" in failure.user_failure_data.description
