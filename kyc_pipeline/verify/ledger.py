@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from sqlalchemy import (
     BigInteger,
@@ -46,6 +46,13 @@ LEASE_SECONDS: Final = 60.0
 """How long a lease lives without renewal."""
 INTERRUPTED: Final = "the run that sent it ended before the answer was recorded"
 _IDS_PER_QUERY: Final = 5000
+_STATES: Final = {state.value: state for state in State}
+_DECISIONS: Final[dict[str | None, Decision | None]] = {None: None} | {
+    choice.value: choice for choice in Decision
+}
+_OUTCOMES: Final = {
+    state: Outcome.UNCERTAIN if state is State.CLAIMED else Outcome(state.value) for state in State
+}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -113,9 +120,8 @@ class Adoption:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the ledger knows of a submission, without its answer."""
+class Entry(NamedTuple):
+    """What the ledger knows of a submission, without its answer. A tuple, since there may be 100,000."""
 
     submission_id: str
     partition_date: str
@@ -132,7 +138,7 @@ class Entry:
     @property
     def outcome(self) -> Outcome:
         """The outcome; a claim without a result counts as uncertain."""
-        return Outcome.UNCERTAIN if self.state is State.CLAIMED else Outcome(self.state.value)
+        return _OUTCOMES[self.state]
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,12 +303,15 @@ class Ledger:
     def entries(self, submission_ids: Sequence[str]) -> dict[str, Entry]:
         """What is known of these submissions, by id; ids never seen are left out."""
         found: dict[str, Entry] = {}
-        columns = [submissions.c[name] for name in Entry.__dataclass_fields__]
+        columns = [submissions.c[name] for name in Entry._fields]
         with self.database.read() as connection:
             for ids in _chunks(submission_ids):
                 query = select(*columns).where(submissions.c.submission_id.in_(ids))
-                for row in connection.execute(query):
-                    found[row.submission_id] = _entry(row)
+                for row in connection.execute(query).all():
+                    submission_id, date, content, state, decision, updated_at = row
+                    found[submission_id] = Entry(
+                        submission_id, date, content, _STATES[state], _DECISIONS[decision], updated_at
+                    )
         return found
 
     def responses(self, submission_ids: Sequence[str]) -> dict[str, tuple[Entry, dict[str, Any]]]:
@@ -625,8 +634,8 @@ def _entry(row: Any) -> Entry:
         row.submission_id,
         row.partition_date,
         row.content_sha256,
-        State(row.state),
-        Decision(row.decision) if row.decision else None,
+        _STATES[row.state],
+        _DECISIONS[row.decision],
         row.updated_at,
     )
 

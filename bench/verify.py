@@ -1,0 +1,272 @@
+"""How fast the engine verifies, and how much memory it takes, against a bare loop without a ledger.
+
+`python bench/verify.py [--rounds 3] [--quick]` prints Markdown. The server runs in another process; ways
+are run in turn, `--rounds` times, and the median counts. Figures depend on what else the machine does:
+the ratio between two ways of one round is what to look at.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import aiohttp
+import pyarrow as pa
+from aiohttp import web
+from pydantic import SecretStr
+
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.engine import verify_partition
+from kyc_pipeline.verify.ledger import Ledger
+from kyc_pipeline.verify.signals import StopFlag
+
+DATE = "2024-09-01"
+ID_BYTES, SELFIE_BYTES = 250_000, 110_000
+CHECKS = ",".join(
+    f'{{"type":"{name}","status":"PASS","confidence":0.97,"details":"{"as the vendor says " * 8}"}}'
+    for name in ("FACE_MATCH", "LIVENESS", "ID_QUALITY", "DOCUMENT", "TAMPERING")
+)
+ANSWER = (
+    f'{{"result":{{"verificationId":1,"verified":true,"modelResults":{{"technicalChecks":[{CHECKS}]}}}}}}'
+)
+
+
+def serve(latency: float, tell: Connection) -> None:
+    """A server that reads a whole request, waits, and answers always the same."""
+
+    async def verify(request: web.Request) -> web.Response:
+        async for _ in request.content.iter_any():
+            pass
+        if latency:
+            await asyncio.sleep(latency)
+        return web.Response(text=ANSWER, content_type="application/json")
+
+    async def history(_request: web.Request) -> web.Response:
+        return web.json_response({"totalCount": 0, "count": 0, "data": []})
+
+    async def run() -> None:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_post("/v1/verification", verify)
+        app.router.add_get("/v1/verification", history)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        tell.send(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+async def in_flight(calls: int, concurrency: int, call: Callable[[], Awaitable[object]]) -> None:
+    left = iter(range(calls))
+
+    async def worker() -> None:
+        for _ in left:
+            await call()
+
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+
+
+def bare_aiohttp(url: str, documents: Path, calls: int, concurrency: int) -> float:
+    """Calls a second of a plain loop: open the files, post, read the answer."""
+
+    async def run() -> float:
+        connector = aiohttp.TCPConnector(limit=concurrency)
+        async with aiohttp.ClientSession(connector=connector) as session:
+
+            async def call() -> None:
+                with (
+                    (documents / "id.jpg").open("rb") as id_file,
+                    (documents / "selfie.jpg").open("rb") as selfie,
+                ):
+                    form = aiohttp.FormData()
+                    form.add_field("idFile", id_file, filename="id.jpg", content_type="image/jpeg")
+                    form.add_field("selfieFile", selfie, filename="selfie.jpg", content_type="image/jpeg")
+                    form.add_field("tags", "{}")
+                    async with session.post(f"{url}/v1/verification", data=form) as response:
+                        await response.read()
+
+            started = time.perf_counter()
+            await in_flight(calls, concurrency, call)
+            return calls / (time.perf_counter() - started)
+
+    return asyncio.run(run())
+
+
+def bare_client(url: str, documents: Path, calls: int, concurrency: int) -> float:
+    """Calls a second of the engine's own client, without engine and ledger."""
+
+    async def run() -> float:
+        async with DeepXLClient(url, SecretStr("t"), max_connections=concurrency) as client:
+            request = VerificationRequest(
+                "s", documents / "id.jpg", documents / "selfie.jpg", "image/jpeg", "image/jpeg", {}
+            )
+            started = time.perf_counter()
+            await in_flight(calls, concurrency, lambda: client.verify(request))
+            return calls / (time.perf_counter() - started)
+
+    return asyncio.run(run())
+
+
+def settings_for(url: str, root: Path, documents: Path, concurrency: int) -> Settings:
+    return Settings(
+        _env_file=None,
+        deepxl_base_url=url,
+        deepxl_api_token=SecretStr("t"),
+        deepxl_requests_per_second=0,
+        deepxl_max_concurrency=concurrency,
+        kyc_landing=documents.parent,
+        kyc_lake=str(root / "lake"),
+        kyc_ledger_url=f"sqlite:///{root / 'ledger.sqlite'}",
+    )
+
+
+def submit(lake: Lake, submissions: int, documents: Path) -> None:
+    """The partition of accepted submissions, written in slices."""
+    id_size, selfie_size = ((documents / name).stat().st_size for name in ("id.jpg", "selfie.jpg"))
+    with lake.writer(SUBMISSIONS, DATE) as writer:
+        for start in range(0, submissions, 10_000):
+            rows = range(start, min(start + 10_000, submissions))
+            n = len(rows)
+            columns = {
+                "submission_id": [f"submission-{row:08}" for row in rows],
+                "submitted_at": pa.nulls(n, pa.timestamp("us", tz="UTC")),
+                "id_file": ["id.jpg"] * n,
+                "selfie_file": ["selfie.jpg"] * n,
+                "id_sha256": ["0" * 64] * n,
+                "selfie_sha256": ["1" * 64] * n,
+                "id_size": [id_size] * n,
+                "selfie_size": [selfie_size] * n,
+                "id_content_type": ["image/jpeg"] * n,
+                "selfie_content_type": ["image/jpeg"] * n,
+                "tags": pa.array([[("companyId", "COMP-001")]] * n, pa.map_(pa.string(), pa.string())),
+                "content_sha256": [f"{row:064}" for row in rows],
+                "manifest": ["m.csv"] * n,
+                "manifest_row": list(rows),
+            }
+            writer.write(pa.table(columns))
+
+
+def engine(url: str, documents: Path, calls: int, concurrency: int) -> float:
+    """Calls a second of the engine, from reading the lake to writing it, with a ledger that exists."""
+    with tempfile.TemporaryDirectory(dir=documents.parent) as folder:
+        settings = settings_for(url, Path(folder), documents, concurrency)
+        lake = Lake(settings.kyc_lake)
+        submit(lake, calls, documents)
+        with Ledger(settings.kyc_ledger_url) as ledger:
+            ledger.release(ledger.acquire("2000-01-01", "open"))
+            started = time.perf_counter()
+            summary = verify_partition(
+                settings=settings, lake=lake, ledger=ledger, date=DATE, run_id="bench", stop=StopFlag()
+            )
+            seconds = time.perf_counter() - started
+        assert summary.is_complete
+        assert summary.calls == calls
+        return calls / seconds
+
+
+def peak_memory(url: str, root: Path, documents: Path, submissions: int, tell: Connection) -> None:
+    """Runs a whole partition, then once more; tells peak megabytes and the seconds of both runs."""
+    settings = settings_for(url, root, documents, 64)
+    lake = Lake(settings.kyc_lake)
+    with Ledger(settings.kyc_ledger_url) as ledger:
+        seconds = []
+        for run_id in ("first", "again"):
+            started = time.perf_counter()
+            summary = verify_partition(
+                settings=settings, lake=lake, ledger=ledger, date=DATE, run_id=run_id, stop=StopFlag()
+            )
+            seconds.append(time.perf_counter() - started)
+            assert summary.is_complete
+    tell.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *seconds))
+
+
+def in_process(target: Callable[..., None], *arguments: object) -> tuple[object, multiprocessing.Process]:
+    """Starts `target` in a new process; its first message and the process."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*arguments, send), daemon=True)
+    process.start()
+    send.close()
+    return receive.recv(), process
+
+
+def compare(documents: Path, rounds: int, quick: bool) -> None:
+    print("| latency | in flight | way | calls/s | of the bare loop |")
+    print("|---|---|---|---|---|")
+    for latency, concurrency, calls, base in (
+        (0.3, 64, 1920, bare_aiohttp),
+        (0.3, 256, 5120, bare_aiohttp),
+        (0.0, 64, 3000, bare_client),
+    ):
+        url, server = in_process(serve, latency)
+        ways = (base, engine) if base is bare_client else (base, bare_client, engine)
+        results: dict[str, list[float]] = {way.__name__: [] for way in ways}
+        for _ in range(rounds):
+            for way in ways:
+                rate = way(str(url), documents, calls // 4 if quick else calls, concurrency)
+                results[way.__name__].append(rate)
+        server.terminate()
+        server.join()
+        for name, rates in results.items():
+            # Round by round, since the machine's load differs from round to round.
+            ratio = statistics.median(
+                mine / bare for mine, bare in zip(rates, results[base.__name__], strict=True)
+            )
+            label = name.replace("_", " ")
+            print(
+                f"| {latency * 1000:.0f} ms | {concurrency} | {label} | {statistics.median(rates):.0f} "
+                f"| {ratio:.0%} |",
+                flush=True,
+            )
+
+
+def memory(folder: Path, quick: bool) -> None:
+    print("\n| submissions | peak MB | first run s | already paid s |")
+    print("|---|---|---|---|")
+    documents = folder / "small" / "documents"
+    documents.mkdir(parents=True)
+    for name in ("id.jpg", "selfie.jpg"):
+        (documents / name).write_bytes(b"\xff\xd8\xff" + bytes(500))
+    url, server = in_process(serve, 0.0)
+    for submissions in (1_000, 10_000 if quick else 100_000):
+        root = folder / f"memory-{submissions}"
+        root.mkdir()
+        submit(Lake(str(root / "lake")), submissions, documents)
+        told, process = in_process(peak_memory, str(url), root, documents, submissions)
+        process.join()
+        assert isinstance(told, tuple)
+        peak, first, again = told
+        print(f"| {submissions:,} | {peak:.0f} | {first:.1f} | {again:.2f} |", flush=True)
+    server.terminate()
+    server.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of the calls, a tenth of the memory test"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kyc-bench-") as folder:
+        documents = Path(folder) / "landing" / "documents"
+        documents.mkdir(parents=True)
+        (documents / "id.jpg").write_bytes(b"\xff\xd8\xff" + bytes(ID_BYTES - 3))
+        (documents / "selfie.jpg").write_bytes(b"\xff\xd8\xff" + bytes(SELFIE_BYTES - 3))
+        compare(documents, options.rounds, options.quick)
+        memory(Path(folder), options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
