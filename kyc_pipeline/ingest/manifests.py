@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -86,8 +85,7 @@ class DayFolder:
 
 def require_landing(landing: Path) -> None:
     """Raises :class:`UsageError` unless the landing zone has at least one manifest folder of a day."""
-    if not landing.is_dir():
-        raise UsageError(f"KYC_LANDING: {landing} is not a folder: create it or set KYC_LANDING")
+    _require_folder(landing)
     if not manifest_dates(landing):
         raise UsageError(
             f"KYC_LANDING: {landing} has no manifests: put them into manifests/<YYYY-MM-DD>/ below it"
@@ -109,8 +107,8 @@ def manifest_signature(landing: Path, date: str) -> str:
 
     Cheap: reads no content. Two equal signatures some time apart mean that the files are complete.
     """
-    paths, _ = _manifest_paths(landing, date)
-    return _digest((path.name, repr(Signature.of(path))) for path in paths)
+    files, _ = _manifest_files(landing, date)
+    return _digest((path.name, repr(signature)) for path, signature in files)
 
 
 def manifest_identity(landing: Path, date: str) -> str:
@@ -125,17 +123,22 @@ def list_manifests(
     landing: Path, date: str, hash_file: Callable[[Path, Signature], str] | None = None
 ) -> DayFolder:
     """The day's manifests in the order of their names. No folder means no manifests."""
-    paths, ignored = _manifest_paths(landing, date)
+    files, ignored = _manifest_files(landing, date)
     manifests: dict[str, Manifest] = {}
     redelivered = []
-    for path in paths:
-        signature = Signature.of(path)
+    for path, signature in files:
         sha256 = (hash_file or _sha256)(path, signature)
         if sha256 in manifests:
             redelivered.append(printable(path.name))
         else:
             manifests[sha256] = Manifest(path, sha256, signature)
     return DayFolder(tuple(manifests.values()), tuple(redelivered), tuple(ignored))
+
+
+def _require_folder(landing: Path) -> None:
+    # Most likely a volume that is not mounted: that must not look like a day without manifests.
+    if not landing.is_dir():
+        raise UsageError(f"KYC_LANDING: {landing} is not a folder: create it or set KYC_LANDING")
 
 
 def _folders(landing: Path) -> list[str]:
@@ -150,19 +153,25 @@ def _is_date(name: str) -> bool:
         return False
 
 
-def _manifest_paths(landing: Path, date: str) -> tuple[list[Path], list[str]]:
+def _manifest_files(landing: Path, date: str) -> tuple[list[tuple[Path, Signature]], list[str]]:
+    """The day's manifest files by name, and the names of other files."""
     if not _is_date(date):
         raise UsageError(f"not a partition date: {printable(date)}: use YYYY-MM-DD")
     folder = landing / "manifests" / date
     found, ignored = [], []
-    for path in sorted(folder.iterdir(), key=lambda path: printable(path.name)) if folder.is_dir() else ():
-        if path.name.startswith(".") or path.name.lower().endswith(_UNFINISHED):
-            continue
-        # A pipe or a device would block the reader for ever.
-        if reader_of(path) and path.exists() and stat.S_ISREG(path.stat().st_mode):
-            found.append(path)
-        else:
-            ignored.append(printable(path.name))
+    try:
+        entries = sorted(folder.iterdir(), key=lambda path: printable(path.name)) if folder.is_dir() else []
+        for path in entries:
+            if path.name.startswith(".") or path.name.lower().endswith(_UNFINISHED):
+                continue
+            # A pipe or a device would block the reader for ever.
+            if reader_of(path) and path.is_file():
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                    found.append((path, Signature.of(path)))
+            else:
+                ignored.append(printable(path.name))
+    except OSError as error:
+        raise KycError(f"manifests/{date}: cannot be listed ({type(error).__name__})") from error
     return found, ignored
 
 
@@ -228,6 +237,7 @@ def ingest_partition(
     without manifests becomes two partitions without rows. The same input gives the same partitions.
     Raises :class:`KycError` for a manifest that cannot be read; the lake is then as it was.
     """
+    _require_folder(landing)
     target = destination or lake
     with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as folder:
         staged = Staged(Path(folder))

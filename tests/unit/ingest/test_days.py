@@ -40,6 +40,16 @@ def test_an_impossible_date_is_refused(zone: Any) -> None:
         zone.ingest("2024-9-1")
 
 
+def test_a_landing_zone_that_is_not_there_is_no_empty_day(zone: Any) -> None:
+    zone.rows({})
+    zone.ingest()
+    before = zone.files()
+    zone.landing.rename(zone.landing.with_name("unmounted"))
+    with pytest.raises(UsageError, match="is not a folder"):
+        zone.ingest()
+    assert zone.files() == before
+
+
 def test_require_landing(zone: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         require_landing(tmp_path / "nowhere")
