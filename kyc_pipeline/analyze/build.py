@@ -210,6 +210,7 @@ class _Build:
     def finish(self, run_id: str, price_per_call: Decimal | None) -> BuildSummary:
         """Writes what the build is of and every comment; the file is complete when its connection closes."""
         execute = self._connection.execute
+        execute("BEGIN")  # one transaction, not a disk write for each of the comments
         days = sorted({date for partitions in self._files.values() for date in partitions})
         execute(f"CREATE TABLE build_partitions AS FROM {LAKE}.partitions ORDER BY date, table_name")
         self._rows["build_partitions"] = self._count("build_partitions")
@@ -235,6 +236,7 @@ class _Build:
             self._comment(model.name, model.description, model.columns)
         for name, (description, columns) in OWN_TABLES.items():
             self._comment(name, description, columns)
+        execute("COMMIT")
         execute(f"DETACH {LAKE}")
         execute("CHECKPOINT")
         return summary

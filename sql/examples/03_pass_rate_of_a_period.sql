@@ -1,0 +1,12 @@
+-- Pass rate of each check over the last 28 days, with its interval: add up the counts, never average rates.
+SELECT
+    check_type,
+    sum(passed) AS passed,
+    sum(passed + failed) AS decided,
+    ratio(sum(passed), sum(passed + failed)) AS pass_rate,
+    wilson_low(sum(passed), sum(passed + failed)) AS pass_rate_low,
+    wilson_high(sum(passed), sum(passed + failed)) AS pass_rate_high
+FROM pass_rates
+WHERE date > (SELECT max(date) - 28 FROM pass_rates)
+GROUP BY check_type
+ORDER BY pass_rate;

@@ -1,0 +1,5 @@
+-- Days whose confidences drifted beyond noise.
+SELECT date, check_type, checks, psi, psi_noise_floor, ks, level
+FROM confidence_drift
+WHERE level IN ('moderate', 'large') AND psi > 2 * psi_noise_floor
+ORDER BY psi DESC;
