@@ -35,11 +35,12 @@ dev: setup ## Dagster's webserver and daemon on 127.0.0.1:3000
 test: setup ## the whole test suite
 	$(BIN)/python -m pytest
 
-check: setup ## lint, format, types, import rules, data dictionary, definitions
+check: setup ## lint, format, types, import rules, dependencies, data dictionary, definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry kyc_pipeline
 	$(BIN)/python -m kyc_pipeline.analyze.dictionary --check docs/data-dictionary.md
 	$(BIN)/dg check defs
 

@@ -14,21 +14,21 @@ from kyc_pipeline import __version__
 from kyc_pipeline.errors import KycError
 
 COMMANDS = {
-    "backfill": "kyc_pipeline.cli.backfill:backfill",
-    "demo": "kyc_pipeline.cli.demo:demo",
-    "held": "kyc_pipeline.cli.held:held",
-    "plan": "kyc_pipeline.cli.plan:plan",
-    "query": "kyc_pipeline.cli.query:query",
-    "simulator": "kyc_pipeline.cli.simulator:simulator",
+    "backfill": "Ingest, verify, flatten and publish a range of days.",
+    "demo": "Run made-up submissions through the whole pipeline.",
+    "held": "List and decide the submissions whose outcome is uncertain.",
+    "plan": "Show what a backfill would do and cost.",
+    "query": "Ask the published warehouse.",
+    "simulator": "Run the bundled DeepXL-compatible server.",
 }
+"""Each command's line of help; its module, and in it the command, have its name."""
 
-EXIT_USAGE = 2
 EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for."""
+    """A group that imports a command's module when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands' names, in order."""
@@ -38,9 +38,13 @@ class LazyGroup(click.Group):
         """The command called `cmd_name`, or None."""
         if cmd_name not in COMMANDS:
             return None
-        module, name = COMMANDS[cmd_name].split(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
