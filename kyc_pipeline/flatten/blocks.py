@@ -101,43 +101,41 @@ _SHAPE: Final = msgspec.json.Decoder(_shape("", pa.struct(list(_SCHEMA))))
 _SCALARS: Final = [f.name for f in _RESULT if not pa.types.is_nested(f.type) and f.name != _OPTIONAL]
 
 
+def select(ids: Column, texts: list[str | None], sent: Block) -> Block:
+    """The answers of a batch that need no exact reading; their place in the batch is `position`.
+
+    `sent` has one row for each answer: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL where no
+    submission has its id.
+    """
+    block = _read(ids, texts, sent)
+    block = block.filter(pa.array(_fits(block)))
+    block = block.filter(pa.array(_echoes(block)))
+    try:
+        moments = block["timestampISO"].cast(pa.timestamp("us")).cast(_WHOLE)
+    except pa.ArrowInvalid:  # an ISO text of the right form that is in no calendar
+        return select(ids, [], sent)
+    return block.append_column("iso", moments)
+
+
 class BlockFlattener:
-    """Takes the answers of a batch that need no exact reading."""
+    """Makes rows of blocks of selected answers."""
 
     def __init__(self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]) -> None:
         self._pseudonymizer = pseudonymizer
         self._clear_tags = frozenset(clear_tags)
 
-    def flatten(self, ids: Column, texts: list[str | None], sent: Block) -> tuple[dict[str, pa.Table], Mask]:
-        """Rows of the fact tables by table name, and which answers they are of.
-
-        `sent` has one row for each answer: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL where no
-        submission has its id. Rows are in the order of the answers.
-        """
-        taken = np.zeros(len(texts), dtype=np.bool_)
-        block = _read(ids, texts, sent)
-        if block is not None:
-            block = block.filter(pa.array(_fits(block)))
-            block = block.filter(pa.array(_echoes(block)))
-            try:
-                tables = self._tables(block)
-            except pa.ArrowInvalid:  # an ISO text of the right form that is in no calendar
-                return {}, taken
-            taken[block["position"].to_numpy()] = True
-            return tables, taken
-        return {}, taken
-
-    def _tables(self, block: Block) -> dict[str, pa.Table]:
+    def flatten(self, block: Block) -> dict[Table, pa.Table]:
+        """The rows of the fact tables, in the order of the answers of `block`, which `select` made."""
         return {
-            VERIFICATIONS.name: self._verifications(block),
-            MODEL_CHECKS.name: _model_checks(block),
-            VERIFICATION_TAGS.name: self._verification_tags(block),
-            VERIFICATION_FILES.name: _verification_files(block),
+            VERIFICATIONS: self._verifications(block),
+            MODEL_CHECKS: _model_checks(block),
+            VERIFICATION_TAGS: self._verification_tags(block),
+            VERIFICATION_FILES: _verification_files(block),
         }
 
     def _verifications(self, block: Block) -> pa.Table:
         verified_at = _microseconds(block["timestamp"])
-        iso = pc.cast(block["timestampISO"], pa.timestamp("us")).cast(_WHOLE).to_numpy()
+        iso = block["iso"].to_numpy()
         documents = [self._pseudonymizer.document(sha256) for sha256 in block["id_sha256"].to_pylist()]
         return _table(
             VERIFICATIONS,
@@ -177,7 +175,7 @@ class BlockFlattener:
         )
 
 
-def _read(ids: Column, texts: list[str | None], sent: Block) -> Block | None:
+def _read(ids: Column, texts: list[str | None], sent: Block) -> Block:
     """The answers that Arrow can read, a column for each field, beside what was sent."""
     usable = [index for index, text in enumerate(texts) if text is not None and _is_usable(text)]
     answers, literals = _parse([str(texts[index]) for index in usable])
@@ -185,12 +183,12 @@ def _read(ids: Column, texts: list[str | None], sent: Block) -> Block | None:
         usable = [index for index in usable if _has_shape(str(texts[index]))]
         answers, literals = _parse([str(texts[index]) for index in usable])
     if answers is None:
-        return None
+        return _read(ids, [], sent)
     result = answers["result"].combine_chunks()
     columns = {f.name: result.field(f.name) for f in _RESULT}
     checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
     if len(literals) != len(checks.flatten()):
-        return None
+        return _read(ids, [], sent)
     # A list beside the checks, so that a filter keeps each literal with its check.
     offsets: Column = pa.array(np.concatenate([[0], np.cumsum(_lengths(checks))]), pa.int32())
     rows = sent.take(pa.array(usable, _WHOLE))
@@ -224,6 +222,8 @@ def _has_shape(text: str) -> bool:
 
 def _parse(texts: list[str]) -> tuple[Block | None, list[str]]:
     """One row for each text, and the literals of all confidences in their order; None if any does not fit."""
+    if not texts:
+        return _SCHEMA.empty_table(), []
     block = "\n".join(texts)
     data = block.encode()
     try:

@@ -8,6 +8,7 @@ see that they belong together. The same input gives the same bytes.
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from kyc_pipeline.deepxl import contract
 from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole
+from kyc_pipeline.flatten.blocks import Block, BlockFlattener, Column, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
@@ -77,17 +78,14 @@ def flatten_partition(
     }
     summary = FlattenSummary(source=source)
     flattener = _Flattener(pseudonymizer, clear_tags)
-    submissions = _Submissions(lake, date)
     with ExitStack() as stack:
         writers = {
             table: stack.enter_context(lake.writer(table, date, metadata))
             for table in (*FACTS, CONTRACT_DRIFT)
         }
         facts = {table: _RowGroups(writers[table]) for table in FACTS}
-        for batch in _sorted_batches(lake, VERIFICATION_RESPONSES, date, _RESPONSE_COLUMNS):
-            summary.responses += batch.num_rows
-            completed = batch.filter(pc.equal(batch["outcome"], pa.scalar(Outcome.COMPLETED.value)))
-            for table, rows in flattener.flatten(completed, submissions, summary).items():
+        for batch in _one_ahead(_batches(lake, date)):
+            for table, rows in flattener.flatten(batch, summary).items():
                 facts[table].write(rows)
         for groups in facts.values():
             groups.finish()
@@ -108,41 +106,32 @@ class _Flattener:
         self._blocks = BlockFlattener(pseudonymizer, clear_tags)
         self._records = RecordFlattener(pseudonymizer, clear_tags, self.drift)
 
-    def flatten(
-        self, completed: pa.RecordBatch, submissions: "_Submissions", summary: FlattenSummary
-    ) -> dict[Table, pa.Table]:
+    def flatten(self, batch: "_Batch", summary: FlattenSummary) -> dict[Table, pa.Table]:
         """The batch's rows, in the order of the submissions."""
-        ids, texts = completed["submission_id"], completed["response"].to_pylist()
-        sent = submissions.of(ids)
-        blocks, taken = self._blocks.flatten(ids, texts, sent)
-        left = np.flatnonzero(~taken)
-        rows = self._exactly(left, ids, texts, sent, summary)
-        summary.completed += len(texts)
+        is_left = np.ones(len(batch.texts), dtype=np.bool_)
+        is_left[batch.block["position"].to_numpy()] = False
+        left = np.flatnonzero(is_left)
+        summary.responses += batch.responses
+        summary.completed += len(batch.texts)
         summary.exact += len(left)
-        tables = {}
-        for table in FACTS:
-            tables[table] = rows.table(table)
-            if table.name in blocks:
-                # The sort is stable, so that the rows of one answer keep their order.
-                both = pa.concat_tables([blocks[table.name], tables[table]])
-                tables[table] = both.sort_by("submission_id") if len(left) else both
+        tables = self._blocks.flatten(batch.block)
+        if len(left):
+            rows = self._exactly(left, batch, summary)
+            # The sort is stable, so that the rows of one answer keep their order.
+            tables = {
+                table: pa.concat_tables([fast, rows.table(table)]).sort_by("submission_id")
+                for table, fast in tables.items()
+            }
         return tables
 
-    def _exactly(
-        self,
-        left: Whole,
-        ids: Column,
-        texts: list[str | None],
-        sent: pa.Table,
-        summary: FlattenSummary,
-    ) -> Rows:
+    def _exactly(self, left: Whole, batch: "_Batch", summary: FlattenSummary) -> Rows:
         rows = Rows()
-        for index, submission in zip(left, sent.take(left).to_pylist(), strict=True):
-            submission_id = ids[index].as_py()
+        for index, submission in zip(left, batch.sent.take(left).to_pylist(), strict=True):
+            submission_id = batch.ids[index].as_py()
             known = submission["id_sha256"] is not None
             summary.without_submission += not known
             try:
-                received = contract.reread(texts[index] or "")
+                received = contract.reread(batch.texts[index] or "")
             except ContractBroken:
                 summary.unreadable += 1
                 self.drift.add("result", DriftKind.TYPE_MISMATCH, submission_id)
@@ -152,6 +141,35 @@ class _Flattener:
         for codes in rows.columns[VERIFICATIONS.name]["anomalies"]:
             summary.anomalies.update(codes)
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Completed answers with what was sent for each, and the block of those that have nothing to report."""
+
+    responses: int
+    ids: Column
+    texts: list[str | None]
+    sent: pa.Table
+    block: Block
+
+
+def _batches(lake: Lake, date: str) -> Iterator[_Batch]:
+    submissions = _Submissions(lake, date)
+    for responses in _sorted_batches(lake, VERIFICATION_RESPONSES, date, _RESPONSE_COLUMNS):
+        completed = responses.filter(pc.equal(responses["outcome"], pa.scalar(Outcome.COMPLETED.value)))
+        ids, texts = completed["submission_id"], completed["response"].to_pylist()
+        sent = submissions.of(ids)
+        yield _Batch(responses.num_rows, ids, texts, sent, select(ids, texts, sent))
+
+
+def _one_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """Reads `batches` in a thread, one ahead: Arrow parses the next one while Python computes pseudonyms."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
 class _Submissions:

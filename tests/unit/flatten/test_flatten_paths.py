@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kyc_pipeline.deepxl.contract import reread
 from kyc_pipeline.deepxl.errors import ContractBroken
-from kyc_pipeline.flatten.blocks import BlockFlattener
+from kyc_pipeline.flatten.blocks import BlockFlattener, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
 from kyc_pipeline.lake.tables import SUBMISSIONS
@@ -136,13 +136,14 @@ def test_both_paths_give_the_same_rows(texts: list[str]) -> None:
 def flatten_both(texts: list[str]) -> None:
     """All are answers to s-0, since the fast path looks at each answer for itself."""
     ids = ["s-0"] * len(texts)
-    tables, taken = BlockFlattener(PSEUDONYMS, CLEAR).flatten(pa.array(ids), list(texts), sent_rows(ids))
-    chosen = [text for text, is_taken in zip(texts, taken, strict=True) if is_taken]
+    block = select(pa.array(ids), list(texts), sent_rows(ids))
+    tables = BlockFlattener(PSEUDONYMS, CLEAR).flatten(block)
+    chosen = [texts[position] for position in block["position"].to_pylist()]
     assert all(is_readable(text) for text in chosen)
     expected, drift = exactly(chosen, ["s-0"] * len(chosen))
-    for table in FACTS if tables else ():
-        assert tables[table.name].schema == table.schema
-        assert tables[table.name].to_pylist() == expected[table.name].to_pylist()
+    for table in FACTS:
+        assert tables[table].schema == table.schema
+        assert tables[table].to_pylist() == expected[table.name].to_pylist()
     assert drift.rows() == []
     assert not any(expected["verifications"]["anomalies"].to_pylist())
 
@@ -157,8 +158,8 @@ def test_the_fast_path_takes_every_answer_with_nothing_to_report() -> None:
         json.dumps({"result": echo("s-0")}, separators=(",", ":")),
     ]
     ids = ["s-0"] * len(texts)
-    _, taken = BlockFlattener(PSEUDONYMS, CLEAR).flatten(pa.array(ids), list(texts), sent_rows(ids))
-    assert taken.tolist() == [True, True, True, False, True, True]
+    block = select(pa.array(ids), list(texts), sent_rows(ids))
+    assert block["position"].to_pylist() == [0, 1, 2, 4, 5]
 
 
 def test_a_mixed_day_keeps_the_order_of_its_answers(day: Day) -> None:
