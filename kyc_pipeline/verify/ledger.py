@@ -53,6 +53,14 @@ _DECISIONS: Final[dict[str | None, Decision | None]] = {None: None} | {
 _OUTCOMES: Final = {
     state: Outcome.UNCERTAIN if state is State.CLAIMED else Outcome(state.value) for state in State
 }
+_RESPONSE_COLUMNS: Final = (
+    "http_status",
+    "requested_at",
+    "responded_at",
+    "latency_ms",
+    "response",
+    "error",
+)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -308,19 +316,16 @@ class Ledger:
             for ids in _chunks(submission_ids):
                 query = select(*columns).where(submissions.c.submission_id.in_(ids))
                 for row in connection.execute(query).all():
-                    submission_id, date, content, state, decision, updated_at = row
-                    found[submission_id] = Entry(
-                        submission_id, date, content, _STATES[state], _DECISIONS[decision], updated_at
-                    )
+                    found[row[0]] = _entry(*row)
         return found
 
     def responses(self, submission_ids: Sequence[str]) -> dict[str, tuple[Entry, dict[str, Any]]]:
         """Entry and columns for the lake's `verification_responses`, by id; ids never seen are left out."""
         query = (
             select(
-                submissions,
-                func.count(attempts.c.number).label("attempts"),
-                func.coalesce(func.sum(attempts.c.billable), 0).label("billable_calls"),
+                *(submissions.c[name] for name in (*Entry._fields, *_RESPONSE_COLUMNS)),
+                func.count(attempts.c.number),
+                func.coalesce(func.sum(attempts.c.billable), 0),
             )
             .outerjoin(attempts, attempts.c.submission_id == submissions.c.submission_id)
             .group_by(submissions.c.submission_id)
@@ -328,20 +333,15 @@ class Ledger:
         found: dict[str, tuple[Entry, dict[str, Any]]] = {}
         with self.database.read() as connection:
             for ids in _chunks(submission_ids):
-                for row in connection.execute(query.where(submissions.c.submission_id.in_(ids))):
-                    found[row.submission_id] = (
-                        _entry(row),
-                        {
-                            "http_status": row.http_status,
-                            "attempts": row.attempts,
-                            "requested_at": _to_datetime(row.requested_at),
-                            "responded_at": _to_datetime(row.responded_at),
-                            "latency_ms": row.latency_ms,
-                            "response": row.response,
-                            "error": row.error,
-                            "billable_calls": int(row.billable_calls),
-                        },
-                    )
+                for row in connection.execute(query.where(submissions.c.submission_id.in_(ids))).all():
+                    submission_id, date, content, state, decision, updated_at, *values, calls, billable = row
+                    response = dict(zip(_RESPONSE_COLUMNS, values, strict=True))
+                    response["requested_at"] = _to_datetime(response["requested_at"])
+                    response["responded_at"] = _to_datetime(response["responded_at"])
+                    response["attempts"] = calls
+                    response["billable_calls"] = int(billable)
+                    entry = _entry(submission_id, date, content, state, decision, updated_at)
+                    found[submission_id] = entry, response
         return found
 
     def spend(self, partition_date: str) -> Spend:
@@ -629,15 +629,10 @@ _ADOPT = (
 )
 
 
-def _entry(row: Any) -> Entry:
-    return Entry(
-        row.submission_id,
-        row.partition_date,
-        row.content_sha256,
-        _STATES[row.state],
-        _DECISIONS[row.decision],
-        row.updated_at,
-    )
+def _entry(
+    submission_id: str, date: str, content: str, state: str, decision: str | None, updated_at: int
+) -> Entry:
+    return Entry(submission_id, date, content, _STATES[state], _DECISIONS[decision], updated_at)
 
 
 def _insert_if_absent(connection: Connection, **values: Any) -> bool:

@@ -156,5 +156,5 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerStates = LedgerMachine.TestCase
 TestLedgerStates.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, derandomize=True, database=None
+    max_examples=15, stateful_step_count=25, deadline=None, derandomize=True, database=None
 )
