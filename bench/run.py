@@ -1,0 +1,48 @@
+"""Runs every benchmark and writes `bench/results.md`: `python bench/run.py [--quick] [NAME ...]`.
+
+Each benchmark compares ways side by side in one run; a figure of one machine is no promise for another, the
+ratios are what to look at.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+BENCH = Path(__file__).parent
+QUICK = {
+    "verify": ["--quick"],
+    "flatten": ["--rows", "50000", "--days", "5", "--rounds", "1"],
+    "ingest": ["--rows", "100000", "--rounds", "1"],
+    "analyze": ["--millions", "0.1", "1"],
+}
+
+
+def main() -> int:
+    """Runs what was asked for; the exit code is 1 where a benchmark failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(QUICK)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="small inputs, one round: to see that it runs")
+    arguments = parser.parse_args()
+    sections = [
+        "# Benchmark results\n\n"
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} with {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}{', small inputs (--quick)' if arguments.quick else ''}."
+    ]
+    failed = False
+    for name in arguments.names or QUICK:
+        print(f"bench/{name}.py …", file=sys.stderr, flush=True)
+        command = [sys.executable, str(BENCH / f"{name}.py"), *(QUICK[name] if arguments.quick else [])]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        failed |= ended.returncode != 0
+        outcome = ended.stdout.strip() or "no output"
+        sections.append(f"## {name}\n\n{outcome}" + ("\n\nfailed" if ended.returncode else ""))
+    (BENCH / "results.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
