@@ -418,7 +418,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--odd", type=float, default=0.01)
-    parser.add_argument("--ways", help="comma-separated, of: " + ", ".join(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--run", choices=list(WAYS))
     parser.add_argument("--lake", type=Path)
     parser.add_argument("--out", type=Path)
@@ -426,8 +426,9 @@ def main() -> None:
     if options.run:
         run(options.run, options.lake, options.out, options.days)
         return
-    chosen = options.ways.split(",") if options.ways else list(WAYS)
-    ways = [way for way in chosen if WAYS[way][1] is None or importlib.util.find_spec(str(WAYS[way][1]))]
+    ways = [
+        way for way in options.ways if WAYS[way][1] is None or importlib.util.find_spec(str(WAYS[way][1]))
+    ]
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory(prefix="kyc-bench-") as folder:
         lake = Path(folder) / "lake"
@@ -449,7 +450,7 @@ def main() -> None:
         share = max(1, options.days // 10) / options.days if WAYS[way][2] else 1
         count = round(options.rows * share)
         print(f"| {way} | {count:,} | {wall:.1f} | {cpu:.1f} | {mb:.0f} | {wall / count * 1e6:.1f} |")
-    missing = [way for way in chosen if way not in ways]
+    missing = [way for way in options.ways if way not in ways]
     if missing:
         print(f"\nNot installed here: {', '.join(missing)}")
 

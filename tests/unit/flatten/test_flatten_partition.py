@@ -138,14 +138,15 @@ def test_the_same_answers_give_the_same_bytes(day: Day, tmp_path: Path) -> None:
 
 
 def test_many_answers_keep_their_order_over_batches_and_row_groups(day: Day) -> None:
-    ids = [f"s-{i:06}" for i in range(21_000)]
-    slim = '{"result": {"verificationId": %d, "verified": true, "modelResults": {"a": [{},{},{},{},{},{}]}}}'
+    ids = [f"s-{i:06}" for i in range(4_200)]
+    checks = ", ".join(["{}"] * 30)
+    slim = f'{{"result": {{"verificationId": %d, "verified": true, "modelResults": {{"a": [{checks}]}}}}}}'
     day.write([response_row(id_, slim % index) for index, id_ in enumerate(ids)])
     summary = day.flatten()
     assert day.lake.read(VERIFICATIONS, DAY)["submission_id"].to_pylist() == ids
     assert summary.without_submission == 0
-    checks = pq.ParquetFile(day.lake.path(MODEL_CHECKS, DAY)).metadata
-    assert [checks.row_group(i).num_rows for i in range(checks.num_row_groups)] == [122_880, 3_120]
+    footer = pq.ParquetFile(day.lake.path(MODEL_CHECKS, DAY)).metadata
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [122_880, 3_120]
 
 
 def test_an_answer_without_its_submission_keeps_its_rows(day: Day) -> None:
