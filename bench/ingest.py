@@ -35,7 +35,9 @@ def make_landing(landing: Path, rows: int) -> None:
         for n in range(rows):
             key = f"{DAY}-{n - (n % 100 == 99):08}"
             when = "yesterday" if n % 50 == 7 else f"{DAY}T{n % 24:02}:{n % 60:02}:00+02:00"
-            tags = f'"{{""customerId"":""{n % 700_000}"",""companyId"":""{n % 5}"",""documentId"":""X{n:09}""}}"'
+            tags = (
+                f'"{{""customerId"":""{n % 700_000}"",""companyId"":""{n % 5}"",""documentId"":""X{n:09}""}}"'
+            )
             place = f"2024/09/01/document-of-a-person-{n % IMAGES:04}.jpg"
             other = f"2024/09/01/document-of-a-person-{(n + 1) % IMAGES:04}.jpg"
             file.write(f"{key},{place},{other},{tags},{when}\n")
@@ -66,14 +68,18 @@ def pandas_whole(landing: Path, out: Path) -> tuple[int, int]:
     tags = frame["tags"].map(json.loads)
     bad_tags = ~tags.map(lambda t: isinstance(t, dict) and all(isinstance(v, str) for v in t.values()))
     reserved = tags.map(lambda t: "submissionId" in t)
-    iso = frame["submitted_at"].str.fullmatch(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)")
+    iso = frame["submitted_at"].str.fullmatch(
+        r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)"
+    )
     times = pd.to_datetime(frame["submitted_at"].where(iso), utc=True, format="ISO8601", errors="coerce")
     bad_time = (frame["submitted_at"] != "") & times.isna()
     with Documents(landing / "documents") as documents:
         found = documents.examine({*frame["id_file"].unique(), *frame["selfie_file"].unique()})
     for side in ("id", "selfie"):
         for field in ("sha256", "size", "content_type", "problem"):
-            frame[f"{side}_{field}"] = frame[f"{side}_file"].map({k: getattr(v, field) for k, v in found.items()})
+            frame[f"{side}_{field}"] = frame[f"{side}_file"].map(
+                {k: getattr(v, field) for k, v in found.items()}
+            )
     bad_file = frame["id_problem"].notna() | frame["selfie_problem"].notna()
     canonical = tags.map(lambda t: json.dumps(t, sort_keys=True))
     content = frame["id_sha256"] + frame["selfie_sha256"] + canonical
@@ -142,7 +148,7 @@ def main() -> None:
         for turn in range(options.rounds):
             for way in WAYS:
                 found[way].append(measure(way, landing, Path(folder) / f"{WAYS[way].__name__}-{turn}"))
-    print(f"{options.rows:,} manifest rows in one CSV of {size:.0f} MB, medians of {options.rounds} runs, in turns\n")
+    print(f"{options.rows:,} manifest rows in one CSV of {size:.0f} MB, medians of {options.rounds} runs\n")
     print("| way | wall s | CPU s | peak MB | accepted | rejected |")
     print("|---|---|---|---|---|---|")
     for way, results in found.items():
