@@ -187,8 +187,11 @@ def _read(ids: Column, texts: list[str | None], sent: Block) -> Block:
     result = answers["result"].combine_chunks()
     columns = {f.name: result.field(f.name) for f in _RESULT}
     checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
-    if len(literals) != len(checks.flatten()):
+    has_score = _true(pc.is_valid(checks.flatten().field("confidence")))
+    if len(literals) != has_score.sum():
         return _read(ids, [], sent)
+    given = iter(literals)
+    literals_by_check = [next(given) if has else None for has in has_score.tolist()]
     # A list beside the checks, so that a filter keeps each literal with its check.
     offsets: Column = pa.array(np.concatenate([[0], np.cumsum(_lengths(checks))]), pa.int32())
     rows = sent.take(pa.array(usable, _WHOLE))
@@ -198,7 +201,7 @@ def _read(ids: Column, texts: list[str | None], sent: Block) -> Block:
             "submission_id": ids.take(pa.array(usable, _WHOLE)),
             **columns,
             TECHNICAL_CHECKS: checks,
-            "literals": pa.ListArray.from_arrays(offsets, pa.array(literals, _TEXT)),
+            "literals": pa.ListArray.from_arrays(offsets, pa.array(literals_by_check, _TEXT)),
             "id_sha256": rows["id_sha256"],
             "id_size": rows["id_size"],
             "selfie_size": rows["selfie_size"],
