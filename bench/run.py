@@ -27,11 +27,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(QUICK)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small inputs, one round: to see that it runs")
     arguments = parser.parse_args()
-    sections = [
-        "# Benchmark results\n\n"
-        f"Measured on {datetime.now(UTC):%Y-%m-%d} with {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}{', small inputs (--quick)' if arguments.quick else ''}."
-    ]
+    scale = ", small inputs (--quick)" if arguments.quick else ""
+    where = f"{os.cpu_count()} cores, Python {platform.python_version()}{scale}"
+    sections = [f"# Benchmark results\n\nMeasured on {datetime.now(UTC):%Y-%m-%d} with {where}."]
     failed = False
     for name in arguments.names or QUICK:
         print(f"bench/{name}.py …", file=sys.stderr, flush=True)

@@ -46,6 +46,8 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                         "received": summary.received,
                         "manifests": summary.manifests,
                         "kept": summary.kept,
+                        "redelivered_manifests": len(summary.redelivered),
+                        "ignored_files": len(summary.ignored_files),
                         "ignored_columns": dict(summary.ignored_columns),
                     },
                     REJECTED_SUBMISSIONS.name: {
