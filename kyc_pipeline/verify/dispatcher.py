@@ -152,7 +152,7 @@ class Dispatcher:
         async with self._gate.passage() as passage:
             if self._control.ending or not self._take_from_budget():
                 return None
-            claim = Claim(item.submission_id, item.row["content_sha256"], resend)
+            claim = self._writer.new_claim(item.submission_id, item.row["content_sha256"], resend=resend)
             if not await self._claim(claim):
                 return None
             self._tally.calls += 1

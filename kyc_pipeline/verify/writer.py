@@ -8,6 +8,7 @@ claim is won, so no call is made.
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -37,6 +38,7 @@ class GroupWriter:
         self._patience_seconds = patience_seconds
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ledger-writer")
+        self._claims = itertools.count()
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -51,6 +53,11 @@ class GroupWriter:
     ) -> None:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
+
+    def new_claim(self, submission_id: str, content_sha256: str, *, resend: bool) -> Claim:
+        """A claim with a token of its own: the lease's, which is random, and a number."""
+        token = f"{self._lease.token[:20]}{next(self._claims):012x}"
+        return Claim(submission_id, content_sha256, resend, token)
 
     async def claim(self, claim: Claim) -> bool:
         """Makes a claim durable; False if it was not won. Raises :class:`LedgerError`."""
