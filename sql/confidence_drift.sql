@@ -1,7 +1,8 @@
 -- How far a day's confidences are from those of the 28 days before, by check type. Act on the distances
 -- (psi, ks, js_distance), not on the p-value: with volume it goes to zero for differences that mean nothing.
--- PSI and the Jensen-Shannon distance use the ten fixed bins [0, 0.1), … [0.9, 1]. KS is exact while a type
--- has at most 10,000 different confidences; beyond that it is of the confidences rounded to 4 decimals.
+-- PSI and the Jensen-Shannon distance use the ten fixed bins [0, 0.1), … [0.9, 1]. KS is exact while days
+-- times different confidences of a type stay within two million; beyond that it is of the confidences rounded
+-- to 0.001, which is off by at most the share of the checks within such a step.
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
@@ -13,6 +14,7 @@
 -- ks: Kolmogorov-Smirnov statistic, the largest distance of the two distribution functions.
 -- ks_p_value: Its two-sided asymptotic p-value (Kolmogorov's series).
 -- js_distance: Jensen-Shannon distance: square root of the divergence in bits, 0 to 1.
+-- ks_rounding: To what confidences are rounded for ks: 0 where it is exact, else 0.001.
 -- level: none (psi < 0.1), moderate (< 0.25) or large; insufficient below 200 checks on a side.
 WITH counts AS (
     SELECT date, check_group, check_type, confidence, count(*) AS checks
@@ -21,7 +23,12 @@ WITH counts AS (
     GROUP BY ALL
 ),
 resolution AS (
-    SELECT check_group, check_type, count(DISTINCT confidence) <= 10000 AS is_exact
+    -- Exact as long as days times different confidences stay a size that a sliding window does in seconds.
+    SELECT
+        check_group,
+        check_type,
+        CASE WHEN count(DISTINCT date) * count(DISTINCT confidence) <= 2000000 THEN 0 ELSE 0.001 END::DOUBLE
+            AS ks_rounding
     FROM counts
     GROUP BY check_group, check_type
 ),
@@ -30,7 +37,7 @@ points AS (
         date,
         check_group,
         check_type,
-        CASE WHEN is_exact THEN confidence ELSE round(confidence, 4) END AS point,
+        CASE WHEN ks_rounding = 0 THEN confidence ELSE round(confidence, 3) END AS point,
         sum(checks)::BIGINT AS checks
     FROM counts
     JOIN resolution USING (check_group, check_type)
@@ -67,27 +74,23 @@ cumulated AS (
         check_group,
         check_type,
         sum(checks) OVER upwards AS below,
-        sum(baseline_checks) OVER upwards AS baseline_below,
-        sum(checks) OVER whole AS n,
-        sum(baseline_checks) OVER whole AS m
+        sum(baseline_checks) OVER upwards AS baseline_below
     FROM occupied
-    WINDOW
-        upwards AS (
-            PARTITION BY date, check_group, check_type
-            ORDER BY point ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-        ),
-        whole AS (PARTITION BY date, check_group, check_type)
+    WINDOW upwards AS (
+        PARTITION BY date, check_group, check_type
+        ORDER BY point ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+    )
+),
+totals AS (
+    SELECT date, check_group, check_type, sum(checks)::BIGINT AS n, sum(baseline_checks)::BIGINT AS m
+    FROM occupied
+    GROUP BY date, check_group, check_type
 ),
 distances AS (
-    SELECT
-        date,
-        check_group,
-        check_type,
-        max(n)::BIGINT AS n,
-        max(m)::BIGINT AS m,
-        max(abs(ratio(below, n) - ratio(baseline_below, m))) AS ks
+    SELECT date, check_group, check_type, n, m, max(abs(ratio(below, n) - ratio(baseline_below, m))) AS ks
     FROM cumulated
-    GROUP BY date, check_group, check_type
+    JOIN totals USING (date, check_group, check_type)
+    GROUP BY ALL
 ),
 day_bins AS (
     SELECT
@@ -155,6 +158,7 @@ SELECT
     d.ks,
     ks_p(d.ks, d.n, d.m) AS ks_p_value,
     v.js_distance,
+    r.ks_rounding,
     CASE
         WHEN d.n < 200 OR d.m < 200 THEN 'insufficient'
         WHEN v.psi < 0.1 THEN 'none'
@@ -163,4 +167,5 @@ SELECT
     END AS level
 FROM distances AS d
 LEFT JOIN divergences AS v USING (date, check_group, check_type)
+JOIN resolution AS r USING (check_group, check_type)
 ORDER BY date, check_group, check_type

@@ -1,0 +1,211 @@
+"""The warehouse's build as data grow, beside DuckDB's own time for the same queries on the same Parquet.
+
+For each size (verifications over three years, three checks each) a lake is made; then, each in a process of
+its own, the build writes a complete warehouse, and plain DuckDB runs the same models over views of the same
+files into temporary tables: without facts as tables, comments, or a file on disk that is safe. What is asked
+for: at most three times DuckDB's own time, no faster growth than the data, and memory within the setting.
+Run: `python bench/analyze.py [--millions 1 10 30] [--memory 2GB] [--folder F] [--threads N]`; prints a table.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from kyc_pipeline.analyze.build import build
+from kyc_pipeline.analyze.models import LAKE, load_models, macros
+from kyc_pipeline.analyze.quality import check_build
+from kyc_pipeline.lake.storage import FILE_NAME, Lake
+from kyc_pipeline.lake.tables import TABLES
+
+DAYS = 1095
+START = date(2022, 1, 1)
+PRICE = Decimal("0.35")
+
+
+def make_lake(root: Path, verifications: int) -> None:
+    """Writes every partition with DuckDB, which is quicker than going through the pipeline."""
+    per_day = verifications // DAYS
+    with duckdb.connect() as connection:
+        connection.execute("SELECT setseed(0.5)")
+        for number in range(DAYS):
+            day = (START + timedelta(days=number)).isoformat()
+            connection.execute(
+                f"""
+                CREATE OR REPLACE TEMP TABLE v AS
+                SELECT
+                    {number * per_day} + i AS verification_id,
+                    's-' || ({number * per_day} + i) AS submission_id,
+                    random() < 0.9 AS ok,
+                    TIMESTAMPTZ '{day} 12:00:00Z' AS noon,
+                    (random() * 40)::INTEGER AS company,
+                    (random() * {verifications // 2})::BIGINT AS customer
+                FROM range({per_day}) AS t(i)
+                """
+            )
+            connection.execute(
+                """
+                CREATE OR REPLACE TEMP TABLE c AS
+                SELECT
+                    verification_id,
+                    submission_id,
+                    'technicalChecks' AS check_group,
+                    i::INTEGER AS check_index,
+                    ['FACE_MATCH', 'LIVENESS', 'ID_QUALITY'][i + 1] AS type,
+                    fail,
+                    round(CASE WHEN fail THEN random() * 0.7 ELSE 1 - random() ** 2 * 0.3 END, 4)
+                        AS confidence
+                FROM (
+                    SELECT *, NOT ok AND (i = verification_id % 3 OR random() < 0.1) AS fail
+                    FROM v, range(3) AS t(i)
+                )
+                """
+            )
+            queries = {
+                "submissions": "SELECT submission_id, noon AS submitted_at, 100::BIGINT AS id_size FROM v",
+                "rejected_submissions": "SELECT submission_id, 'file_not_found' AS reason FROM v LIMIT 1",
+                "verification_responses": "SELECT submission_id, 'completed' AS outcome, 200 AS http_status,"
+                " 1 AS attempts, 300 + 200 * random() AS latency_ms, 1 AS billable_calls FROM v",
+                "verifications": "SELECT verification_id, submission_id, ok AS verified, 'kyc-1' AS model,"
+                " NULL::VARCHAR AS model_version, 'jpeg' AS id_file_type, 1::BIGINT AS id_file_size,"
+                " 'jpeg' AS selfie_file_type, 1::BIGINT AS selfie_file_size,"
+                " noon AS verified_at, '2024-09-08T10:00:00' AS timestamp_iso,"
+                " 0.0::DOUBLE AS iso_offset_seconds,"
+                " 3 AS check_count, md5(customer::VARCHAR) AS id_document_pseudonym,"
+                " []::VARCHAR[] AS anomalies FROM v",
+                "model_checks": "SELECT verification_id, submission_id, check_group, check_index, type,"
+                " CASE WHEN fail THEN 'FAIL' ELSE 'PASS' END AS status, status AS normalized_status,"
+                " confidence,"
+                " confidence::VARCHAR AS confidence_raw FROM c",
+                "verification_tags": "SELECT verification_id, submission_id, 'companyId' AS name,"
+                " company::VARCHAR AS value, NULL::VARCHAR AS pseudonym FROM v UNION ALL"
+                " SELECT verification_id, submission_id, 'customerId', NULL, md5(customer::VARCHAR) FROM v",
+                "verification_files": "SELECT verification_id, submission_id, category, 'image/jpeg' AS"
+                " content_type, 100000::BIGINT AS file_size, noon AS uploaded_at"
+                " FROM v, (VALUES ('id'), ('face')) AS t(category)",
+                "contract_drift": "SELECT '' AS path, '' AS kind, 1::BIGINT AS occurrences,"
+                " '' AS example_submission_id WHERE false",
+            }
+            for table in TABLES:
+                folder = root / table.zone / table.name / f"date={day}"
+                folder.mkdir(parents=True)
+                connection.execute(
+                    f"COPY ({queries[table.name]}) TO '{folder / FILE_NAME}'"
+                    " (FORMAT parquet, COMPRESSION zstd, KV_METADATA {source: 'bench'})"
+                )
+
+
+def run_build(root: Path, memory: str, threads: int) -> dict[str, Any]:
+    """A full build, and its checks."""
+    with tempfile.TemporaryDirectory(dir=root.parent) as folder:
+        draft = Path(folder) / "kyc.duckdb"
+        started = time.perf_counter()
+        summary = build(
+            Lake(str(root)), draft, run_id="bench", price_per_call=PRICE, memory_limit=memory, threads=threads
+        )
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with duckdb.connect(draft, read_only=True, config={"threads": threads}) as connection:
+            connection.execute(f"SET memory_limit = '{memory}'")
+            started = time.perf_counter()
+            results = check_build(connection)
+        return {
+            "seconds": seconds,
+            "peak_mb": peak / 1024,
+            "file_mb": draft.stat().st_size / 1e6,
+            "checks_seconds": time.perf_counter() - started,
+            "errors": [r.name for r in results if r.severity == "error" and not r.passed],
+            "models": dict(summary.seconds),
+        }
+
+
+def run_plain(root: Path, memory: str, threads: int) -> dict[str, Any]:
+    """The models' queries over views of the same Parquet, each into a temporary table."""
+    models = load_models()
+    facts = {model.name for model in models} & {table.name for table in TABLES}
+    spill = tempfile.TemporaryDirectory(dir=root.parent)
+    config: dict[str, Any] = {"memory_limit": memory, "threads": threads, "temp_directory": spill.name}
+    with spill, duckdb.connect(config=config) as connection:
+        connection.execute(f"ATTACH ':memory:' AS {LAKE}")
+        connection.execute(macros())
+        connection.execute("SET VARIABLE price_per_call = $1::DECIMAL(18, 6)", [PRICE])
+        for table in TABLES:
+            files = root / table.zone / table.name / "date=*" / FILE_NAME
+            connection.execute(
+                f"CREATE VIEW {LAKE}.{table.name} AS"
+                f" SELECT * FROM read_parquet('{files}', hive_partitioning = true)"
+            )
+        connection.execute(
+            f"CREATE TABLE {LAKE}.partitions AS SELECT DISTINCT date, 'verification_responses' AS table_name"
+            f" FROM {LAKE}.verification_responses"
+        )
+        seconds: dict[str, float] = {}
+        for model in models:
+            started = time.perf_counter()
+            name = f"result_of_{model.name}" if model.name in facts else model.name
+            connection.execute(f"CREATE TEMP TABLE {name} AS {model.sql}")
+            seconds[model.name] = time.perf_counter() - started
+            if model.name in facts:  # the other models read the Parquet again, not the copy
+                connection.execute(f"DROP TABLE {name}")
+                connection.execute(f"CREATE TEMP VIEW {model.name} AS {model.sql}")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"seconds": sum(seconds.values()), "peak_mb": peak / 1024, "models": seconds}
+
+
+def in_process(way: str, root: Path, memory: str, threads: int) -> dict[str, Any]:
+    """Runs one way in a process of its own, so that peaks are its own."""
+    command = [sys.executable, __file__, "--way", way, "--folder", str(root), "--memory", memory]
+    done = subprocess.run(
+        [*command, "--threads", str(threads)], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return dict(json.loads(done.stdout))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--millions", type=float, nargs="+", default=[1.0, 10.0, 30.0])
+    parser.add_argument("--memory", default="2GB")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--folder", type=Path, help="where lakes are made, and kept for the next run")
+    parser.add_argument("--models", action="store_true", help="also the seconds of each model")
+    parser.add_argument("--way", choices=["build", "plain"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        run = {"build": run_build, "plain": run_plain}[options.way]
+        print(json.dumps(run(options.folder, options.memory, options.threads)))
+        return
+    print(f"DuckDB {duckdb.__version__}, {options.threads} threads, memory limit {options.memory}\n")
+    print("| verifications | build s | DuckDB alone s | ratio | build peak MB | file MB | checks s |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        for millions in options.millions:
+            root = (options.folder or Path(scratch)) / f"{millions:g}m"
+            if not root.exists():
+                make_lake(root, int(millions * 1_000_000))
+            plain = in_process("plain", root, options.memory, options.threads)
+            ours = in_process("build", root, options.memory, options.threads)
+            if ours["errors"]:
+                raise SystemExit(f"the build's own checks fail: {ours['errors']}")
+            print(
+                f"| {millions:g} M | {ours['seconds']:.1f} | {plain['seconds']:.1f} "
+                f"| {ours['seconds'] / plain['seconds']:.2f} | {ours['peak_mb']:.0f} "
+                f"| {ours['file_mb']:.0f} | {ours['checks_seconds']:.1f} |",
+                flush=True,
+            )
+            if options.models:
+                for name, seconds in ours["models"].items():
+                    print(f"  {name}: {seconds:.2f} (alone {plain['models'][name]:.2f})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
