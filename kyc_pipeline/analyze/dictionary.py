@@ -51,9 +51,7 @@ def _lines() -> Iterator[str]:
     yield "\n## Warehouse"
     for model in load_models():
         yield f"\n### `{model.name}`\n\n{model.description}\n"
-        yield from _rows(
-            ("column", "meaning"), ((f"`{name}`", meaning) for name, meaning in model.columns)
-        )
+        yield from _rows(("column", "meaning"), ((f"`{name}`", meaning) for name, meaning in model.columns))
 
 
 def _rows(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
