@@ -36,6 +36,13 @@ run_monitoring:
   enabled: true
 """
 
+# The code location has the name of real use, so that links and screenshots of the UI are the same.
+WORKSPACE = """load_from:
+  - python_module:
+      module_name: kyc_pipeline.definitions
+      location_name: kyc_pipeline
+"""
+
 PASS_RATES = """
 SELECT check_type, sum(checks), sum(passed), sum(failed), sum(other),
     ratio(sum(passed), sum(passed) + sum(failed)),
@@ -127,7 +134,9 @@ def _run_ui(folder: Path, port: int) -> int:
     _prepare_instance(folder)
     with _simulator(folder) as url:
         settings = demo_settings(folder, _first_day(folder), url)
-        command = [sys.executable, "-m", "dagster", "dev", "-m", "kyc_pipeline.definitions"]
+        workspace = folder / "dagster_home" / "workspace.yaml"
+        workspace.write_text(WORKSPACE, encoding="utf-8")
+        command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace)]
         click.echo(f"Dagster UI on http://127.0.0.1:{port} (Ctrl-C ends it)")
         # In the demo's folder no `.env` of real use is found.
         process = subprocess.Popen(

@@ -1,0 +1,167 @@
+"""What the end-to-end tests share: real processes in a session of their own, GraphQL, and waiting.
+
+Nothing sleeps: a test polls what it waits for, and fails with the server's own log when the time is up.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kyc_pipeline.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+CODE_LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kyc_pipeline"}
+START_SECONDS = 120.0
+"""Far more than a start takes: a machine that runs other things too is no failure."""
+STOP_SECONDS = 60.0
+POLL_SECONDS = 0.2
+Value = TypeVar("Value")
+_PAUSE = threading.Event()
+
+
+def poll(
+    look: Callable[[], Value | None], what: str, *, seconds: float = START_SECONDS, log: Path | None = None
+) -> Value:
+    """What `look` answers as soon as it is true; AssertionError with `what`, and the log's end, if never."""
+    for _ in range(int(seconds / POLL_SECONDS)):
+        if found := look():
+            return found
+        _PAUSE.wait(POLL_SECONDS)
+    tail = "" if log is None else "\n" + "\n".join(log.read_text(errors="replace").splitlines()[-40:])
+    raise AssertionError(f"waited {seconds:.0f} s for {what}{tail}")
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def script(name: str) -> str:
+    """A console script of the environment that runs the tests."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def clean_environment(folder: Path, **changes: str) -> dict[str, str]:
+    """The environment without the project's settings; home and temporary files are below `folder`."""
+    names = {*(name.upper() for name in Settings.model_fields), "DAGSTER_HOME"}
+    kept = {name: value for name, value in os.environ.items() if name.upper() not in names}
+    home, temporary = folder / "home", folder / "tmp"
+    for path in (home, temporary):
+        path.mkdir(exist_ok=True)
+    return kept | {"HOME": str(home), "TMPDIR": str(temporary)} | changes
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, _parent, _group, session = stat.rpartition(")")[2].split()[:4]
+    return None if state == "Z" else int(session)
+
+
+def processes_of(session: int) -> list[int]:
+    """The ids of the processes that live in the session."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if _session_of(pid) == session]
+
+
+@contextmanager
+def running(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> Iterator[int]:
+    """Runs `command` in a session of its own; yields the session's id.
+
+    At the end the group gets a Ctrl-C, and must be gone with everything that it started.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=dict(env), stdout=output, stderr=output, start_new_session=True
+        )
+    session = process.pid
+    try:
+        yield session
+        assert process.poll() is None, f"ended by itself:\n{log.read_text(errors='replace')[-4000:]}"
+        os.killpg(session, signal.SIGINT)
+        process.wait(STOP_SECONDS)
+        poll(lambda: not processes_of(session), "the end of every process", seconds=STOP_SECONDS, log=log)
+    finally:
+        for pid in processes_of(session):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+@dataclass(frozen=True)
+class Webserver:
+    """A running Dagster webserver, asked as its pages ask it."""
+
+    url: str
+    log: Path
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """The answer's `data`; AssertionError where GraphQL reports errors."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                answer = {"errors": error.read().decode(errors="replace")[:2000]}
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+    def wait_until_loaded(self) -> None:
+        """Waits for the webserver and for the code location."""
+
+        def loaded() -> bool:
+            try:
+                data = self.ask(
+                    "{ workspaceOrError { ... on Workspace { locationEntries "
+                    "{ name loadStatus locationOrLoadError { __typename } } } } }"
+                )
+            except OSError:
+                return False
+            entries = data["workspaceOrError"].get("locationEntries", [])
+            return [
+                (entry["name"], entry["loadStatus"], (entry["locationOrLoadError"] or {}).get("__typename"))
+                for entry in entries
+            ] == [("kyc_pipeline", "LOADED", "RepositoryLocation")]
+
+        self.wait(loaded, "the webserver with the code location kyc_pipeline")
+
+    def wait(self, look: Callable[[], Value | None], what: str) -> Value:
+        """:func:`poll`, with the server's log in the failure."""
+        return poll(look, what, log=self.log)
+
+    def partition_stats(self, asset: str) -> dict[str, int]:
+        """How many partitions of the asset are materialized, failed, …"""
+        data = self.ask(
+            "query ($key: [AssetKeyInput!]!) { assetNodes(assetKeys: $key) "
+            "{ partitionStats { numMaterialized numFailed numMaterializing } } }",
+            key=[{"path": [asset]}],
+        )
+        stats: dict[str, int] = data["assetNodes"][0]["partitionStats"]
+        return stats
+
+
+@contextmanager
+def webserver(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path, port: int
+) -> Iterator[Webserver]:
+    """`command`, which serves Dagster on `port`, until the block ends."""
+    with running(command, cwd=cwd, env=env, log=log):
+        server = Webserver(f"http://127.0.0.1:{port}", log)
+        server.wait_until_loaded()
+        yield server

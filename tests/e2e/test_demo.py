@@ -1,0 +1,271 @@
+"""The demo as a newcomer runs it, an analyst reads it meanwhile, and a browser shows it afterwards."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.e2e.servers import REPOSITORY, Webserver, clean_environment, free_port, script, webserver
+
+pytestmark = pytest.mark.e2e
+
+DAYS, PER_DAY = 14, 60
+SCREENSHOTS = REPOSITORY / "build" / "screenshots"
+BROWSER = "/usr/bin/chromium"
+BROWSER_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+BROWSER_MS = 60_000
+
+READER = '''
+"""Reads the warehouse until standard input ends; prints what builds it saw."""
+import json, select, sys, threading
+import duckdb
+
+RECONCILES = """
+SELECT (SELECT sum(checks) FROM pass_rates) = (SELECT count(*) FROM model_checks)
+   AND (SELECT bool_and(passed + failed + other = checks) FROM pass_rates)
+   AND (SELECT sum(accepted) FROM submission_funnel) = (SELECT count(*) FROM submissions)
+"""
+stop, ready, seen, wrong = threading.Event(), threading.Semaphore(0), [], []
+
+def read():
+    with duckdb.connect(sys.argv[1], read_only=True) as warehouse:
+        [(before,)] = warehouse.execute("SELECT run_id FROM build_info").fetchall()
+        rows = warehouse.execute("SELECT * FROM pass_rates").fetchall()
+        [(reconciles,)] = warehouse.execute(RECONCILES).fetchall()
+        [(after,)] = warehouse.execute("SELECT run_id FROM build_info").fetchall()
+    if not (rows and reconciles and before == after):
+        wrong.append([len(rows), reconciles, before, after])
+    seen.append(before)
+
+def loop():
+    try:
+        read()
+        ready.release()
+        while not stop.wait(0.05):  # leaves the processor to the pipeline
+            read()
+        read()
+    except Exception as error:  # told to the test, whatever it is
+        wrong.append(repr(error))
+        ready.release()
+
+threads = [threading.Thread(target=loop) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: ready.acquire()
+print("ready", flush=True)
+sys.stdin.read()
+stop.set()
+for thread in threads: thread.join()
+print(json.dumps({"reads": len(seen), "builds": sorted(set(seen)), "wrong": wrong}))
+'''
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo in its own folder, run from an empty working directory."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "x"
+
+    @property
+    def warehouse(self) -> Path:
+        return self.folder / "warehouse" / "kyc.duckdb"
+
+    @property
+    def working(self) -> Path:
+        return self.root / "cwd"
+
+    def environment(self) -> dict[str, str]:
+        # A setting of real use that the demo must not look at.
+        return clean_environment(self.root, KYC_LAKE=str(self.root / "real-lake"))
+
+    def run(self) -> str:
+        """Runs the demo and gives what it printed."""
+        ended = subprocess.run(
+            [script("kyc-pipeline"), "demo", "--folder", str(self.folder)],
+            cwd=self.working,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        return ended.stdout
+
+    def calls(self) -> list[str]:
+        """The submission ids of the records that the simulator has written: one for each call."""
+        lines = (self.folder / "simulator.jsonl").read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    demo = Demo(tmp_path_factory.mktemp("demo"))
+    demo.working.mkdir()
+    return demo
+
+
+@pytest.fixture(scope="module")
+def first_output(demo: Demo) -> str:
+    return demo.run()
+
+
+def test_the_demo_prints_pass_rates_and_pays_each_submission_once(demo: Demo, first_output: str) -> None:
+    for check in ("FACE_MATCH", "LIVENESS", "ID_QUALITY"):
+        assert re.search(rf"^{check}\s+{DAYS * PER_DAY}\s.*\d%.*–", first_output, re.MULTILINE), first_output
+    assert "rejected because" in first_output
+    assert str(demo.warehouse) in first_output
+    assert len(demo.calls()) == DAYS * PER_DAY
+
+
+def test_the_demo_writes_nothing_outside_its_folder(demo: Demo, first_output: str) -> None:
+    demo.environment()
+    assert {path.name for path in demo.root.iterdir()} == {"x", "cwd", "home", "tmp"}
+    for name in ("cwd", "home", "tmp"):
+        assert list((demo.root / name).rglob("*")) == []
+
+
+def test_analysts_read_one_whole_build_while_the_demo_runs_again(demo: Demo, first_output: str) -> None:
+    before = demo.calls()
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, str(demo.warehouse)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+        with duckdb.connect(str(demo.warehouse), read_only=True) as kept_open:
+            [(old,)] = kept_open.execute("SELECT run_id FROM build_info").fetchall()
+            demo.run()
+            assert kept_open.execute("SELECT run_id FROM build_info").fetchall() == [(old,)]
+            assert kept_open.execute("SELECT count(*) FROM pass_rates").fetchall() != [(0,)]
+    finally:
+        reports = [json.loads(reader.communicate(timeout=60)[0] or "{}") for reader in readers]
+    with duckdb.connect(str(demo.warehouse), read_only=True) as warehouse:
+        [(new,)] = warehouse.execute("SELECT run_id FROM build_info").fetchall()
+    assert new != old
+    for report in reports:
+        assert report["wrong"] == []
+        assert report["builds"] == sorted([old, new])
+        assert report["reads"] >= 6
+    assert demo.calls() == before
+
+
+@pytest.fixture(scope="module")
+def ui(demo: Demo, first_output: str) -> Iterator[Webserver]:
+    port = free_port()
+    command = [script("kyc-pipeline"), "demo", "--folder", str(demo.folder), "--ui", "--port", str(port)]
+    log = demo.root / "ui.log"
+    with webserver(command, cwd=demo.working, env=demo.environment(), log=log, port=port) as server:
+        # Without it a sign-up dialog covers the page.
+        server.ask("mutation { setNuxSeen }")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def context_page(ui: Webserver) -> Iterator[tuple[Page, list[str]]]:
+    """A page of a real browser, and the errors that it met."""
+    errors: list[str] = []
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, headless=True, args=list(BROWSER_FLAGS))
+        context = browser.new_context(base_url=ui.url, viewport={"width": 1968, "height": 1010})
+        context.set_default_timeout(BROWSER_MS)
+        context.add_init_script(
+            "localStorage.setItem('asset-graph-direction', '\"vertical\"');"
+            "localStorage.setItem('large-screen-nav-open', 'false');"
+            "localStorage.setItem('dagster-nav-collapsed', 'true');"
+        )
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "response",
+            lambda answer: errors.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None,
+        )
+        yield page, errors
+        browser.close()
+
+
+@pytest.fixture
+def page(context_page: tuple[Page, list[str]]) -> Iterator[Page]:
+    """The page; the test fails where the page met an error."""
+    page, errors = context_page
+    errors.clear()
+    yield page
+    assert errors == []
+
+
+def shows(page: Page, *texts: str) -> None:
+    """Waits until the page shows each text."""
+    for text in texts:
+        expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=BROWSER_MS)
+
+
+def shot(page: Page, name: str) -> None:
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def test_the_ui_shows_every_day_green(ui: Webserver) -> None:
+    for asset in ("submissions", "verification_responses", "verifications", "model_checks"):
+        stats = ui.partition_stats(asset)
+        assert stats == {"numMaterialized": DAYS, "numFailed": 0, "numMaterializing": 0}, asset
+
+
+def test_browser_asset_graph(page: Page) -> None:
+    page.goto("/asset-groups")
+    shows(page, "ingest", "verify", "flatten", "analyze")
+    page.keyboard.press("Alt+e")  # expands every group
+    shows(page, "model_checks", "pass_rates", "verified_rates", "warehouse", "report")
+    shot(page, "asset-graph-all")
+
+
+def test_browser_asset_graph_of_the_daily_assets(page: Page) -> None:
+    groups = ",".join(f"global@global:{group}" for group in ("flatten", "ingest", "verify"))
+    page.goto(f"/asset-groups?expanded={groups}")
+    shows(page, "verification_responses", "verifications", "model_checks", "contract_drift", "analyze")
+    shows(page, "15 partitions", "93% filled")
+    expect(page.get_by_text("Loading...")).to_have_count(0, timeout=BROWSER_MS)
+    shot(page, "asset-graph")
+
+
+def test_browser_partitions(page: Page) -> None:
+    page.goto("/assets/verification_responses?view=partitions")
+    shows(page, f"Materialized ({DAYS})", "Failed (0)")
+    shot(page, "partitions")
+
+
+def test_browser_catalog_page(page: Page) -> None:
+    page.goto("/assets/verifications?view=overview")
+    shows(page, "One row per completed verification.", "iso_offset_seconds", "zone: curated")
+    shot(page, "catalog")
+
+
+def test_browser_launchpad(page: Page) -> None:
+    page.goto("/locations/kyc_pipeline/jobs/verify_and_publish/playground")
+    shows(page, "New Run", "Launch Run", "No errors")
+    expect(page.locator(".CodeMirror, .cm-editor").first).to_be_visible()
+    shot(page, "launchpad")
