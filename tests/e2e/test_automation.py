@@ -1,0 +1,301 @@
+"""The daemon's work for real: sensor, backfill, a killed run worker, a terminated run, a changed manifest."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+import pytest
+from aiohttp import web
+
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from kyc_pipeline.deepxl.simulator.faults import Hangs
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from tests.conftest import Landing
+from tests.e2e.servers import (
+    CODE_LOCATION,
+    REPOSITORY,
+    Webserver,
+    clean_environment,
+    free_port,
+    poll,
+    script,
+    webserver,
+)
+
+pytestmark = pytest.mark.e2e
+
+TOKEN = "test-token"
+JOB = "verify_and_publish"
+KILLED, TERMINATED, WATCHED = "2024-09-02", "2024-09-04", "2024-09-10"
+BACKFILLED = ("2024-09-05", "2024-09-06", "2024-09-07")
+DAILY_ASSETS = (
+    "submissions",
+    "rejected_submissions",
+    "verification_responses",
+    "verifications",
+    "model_checks",
+    "verification_tags",
+    "verification_files",
+    "contract_drift",
+)
+IN_FLIGHT = 4
+FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
+
+
+@dataclass(frozen=True)
+class WaitsForTest:
+    """The simulator processes the call, and answers when the test says so."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+    record: bool = True
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        await asyncio.to_thread(self.go.wait)
+        return web.Response(body=body, content_type="application/json")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running pipeline: folders, simulator, and Dagster's webserver, daemon and code server."""
+
+    folder: Path
+    simulator: Simulator
+    server: Webserver
+    answers: WaitsForTest
+    backfill_id: str
+
+    @property
+    def landing(self) -> Landing:
+        return Landing(self.folder / "landing")
+
+    def archive(self, *days: str) -> None:
+        """Takes delivered manifests away, so that the sensor has only what a test gives it."""
+        for day in days:
+            shutil.rmtree(self.folder / "landing" / "manifests" / day)
+
+    def outcomes(self, day: str) -> dict[str, str]:
+        """Outcome by submission id, from the lake."""
+        rows = Lake(str(self.folder / "lake")).read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
+        return {row["submission_id"]: row["outcome"] for row in rows.to_pylist()}
+
+    def recorded(self, day: str) -> int:
+        """How many calls of the day the simulator has processed."""
+        ids = [tag.value for record in self.simulator.records for tag in record.tags]
+        return sum(id_.startswith(day) for id_ in ids)
+
+    def received(self, day: str) -> Counter[str]:
+        """How often each submission of the day was sent."""
+        return Counter({id_: n for id_, n in self.simulator.received.items() if id_.startswith(day)})
+
+    def launch(self, day: str) -> str:
+        """Starts the job for one day, as the launchpad does; the run's id."""
+        answer = self.server.ask(
+            "mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) "
+            "{ __typename ... on LaunchRunSuccess { run { runId } } } }",
+            params={
+                "selector": {**CODE_LOCATION, "jobName": JOB},
+                "runConfigData": {},
+                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": day}]},
+            },
+        )["launchRun"]
+        assert answer["__typename"] == "LaunchRunSuccess"
+        return str(answer["run"]["runId"])
+
+    def status(self, run_id: str) -> str:
+        """The run's status, as the UI shows it."""
+        query = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+        return str(self.server.ask(query, id=run_id)["runOrError"]["status"])
+
+    def finished(self, run_id: str) -> str:
+        """The status with which the run ended."""
+        self.server.wait(lambda: self.status(run_id) in FINISHED, f"the end of run {run_id}")
+        return self.status(run_id)
+
+    def worker(self, run_id: str) -> int:
+        """The process id of the run's worker, as the run's log in the UI tells it."""
+        query = (
+            "query ($id: ID!) { logsForRun(runId: $id) "
+            "{ ... on EventConnection { events { ... on MessageEvent { message } } } } }"
+        )
+        events = self.server.ask(query, id=run_id)["logsForRun"]["events"]
+        found = [re.search(r"\(pid: (\d+)\)", event.get("message", "")) for event in events]
+        return next(int(match.group(1)) for match in found if match)
+
+    def sensor_runs(self, day: str) -> list[str]:
+        """The statuses of the runs that the sensor started for the day."""
+        tags = {"dagster/sensor_name": "new_manifests", "dagster/partition": day}
+        query = "query ($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results { status } } } }"
+        wanted = [{"key": key, "value": value} for key, value in tags.items()]
+        runs = self.server.ask(query, f={"tags": wanted})["runsOrError"]["results"]
+        return [run["status"] for run in runs]
+
+    def warehouse_outcomes(self, day: str) -> list[tuple[str, int]]:
+        """(outcome, submissions) of the day, from the published warehouse."""
+        with duckdb.connect(str(self.folder / "warehouse" / "kyc.duckdb"), read_only=True) as warehouse:
+            return warehouse.execute(
+                "SELECT outcome, count(*) FROM submissions WHERE date = ?::DATE GROUP BY outcome", [day]
+            ).fetchall()
+
+
+def start_backfill(server: Webserver) -> str:
+    """A backfill of the daily assets over some days, as the asset graph's Materialize button starts it."""
+    answer = server.ask(
+        "mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) "
+        "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
+        params={
+            "partitionNames": list(BACKFILLED),
+            "assetSelection": [{"path": [asset]} for asset in DAILY_ASSETS],
+            "fromFailure": False,
+        },
+    )["launchPartitionBackfill"]
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+    return str(answer["backfillId"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    home = folder / "dagster_home"
+    home.mkdir()
+    shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", home)
+    landing = Landing(folder / "landing")
+    killed, terminated = landing.day(KILLED, 6), landing.day(TERMINATED, 3 * IN_FLIGHT)
+    for day in BACKFILLED:
+        landing.day(day, 3)
+    answers = WaitsForTest()
+    faults = {
+        **{id_: [Hangs(record=True)] for id_ in killed[:2]},
+        **{id_: [answers] for id_ in terminated},
+    }
+    port = free_port()
+    command = [script("dagster"), "dev", "-w", str(REPOSITORY / "workspace.yaml")]
+    with running_simulator(token=TOKEN, seed=11, faults=faults) as simulator:
+        env = clean_environment(
+            folder,
+            DAGSTER_HOME=str(home),
+            DEEPXL_BASE_URL=simulator.url,
+            DEEPXL_API_TOKEN=TOKEN,
+            DEEPXL_REQUESTS_PER_SECOND="0",
+            DEEPXL_MAX_CONCURRENCY=str(IN_FLIGHT),
+            KYC_LANDING=str(folder / "landing"),
+            KYC_LAKE=str(folder / "lake"),
+            KYC_LEDGER_URL=f"sqlite:///{folder / 'ledger.sqlite'}",
+            KYC_WAREHOUSE=str(folder / "warehouse" / "kyc.duckdb"),
+            KYC_REPORT=str(folder / "report" / "index.html"),
+        )
+        command += ["-h", "127.0.0.1", "-p", str(port)]
+        try:
+            with webserver(command, cwd=folder, env=env, log=folder / "dagster.log", port=port) as server:
+                # The daemon looks for backfills every 30 s: this one waits while other tests run.
+                yield Site(folder, simulator, server, answers, start_backfill(server))
+        finally:
+            answers.go.set()
+
+
+def test_a_killed_run_fails_and_the_next_pays_nothing_twice(site: Site) -> None:
+    run = site.launch(KILLED)
+    poll(lambda: site.recorded(KILLED) == 6, "six calls, two of them unanswered", log=site.server.log)
+    os.kill(site.worker(run), signal.SIGKILL)
+    assert site.finished(run) == "FAILURE"
+    again = site.launch(KILLED)
+    assert site.finished(again) == "SUCCESS"
+    assert set(site.outcomes(KILLED).values()) == {"completed"}
+    assert set(site.received(KILLED).values()) == {1}
+    assert len(site.received(KILLED)) == 6
+    site.archive(KILLED)
+
+
+def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
+    run = site.launch(TERMINATED)
+    poll(lambda: site.recorded(TERMINATED) == IN_FLIGHT, "calls in flight", log=site.server.log)
+    query = "mutation ($id: String!) { terminateRun(runId: $id) { __typename } }"
+    assert site.server.ask(query, id=run)["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    assert site.status(run) in {"CANCELING", "CANCELED"}
+    site.answers.go.set()
+    assert site.finished(run) == "CANCELED"
+    sent, outcomes = set(site.received(TERMINATED)), site.outcomes(TERMINATED)
+    assert {id_ for id_, outcome in outcomes.items() if outcome == "completed"} == sent
+    assert {outcome for id_, outcome in outcomes.items() if id_ not in sent} <= {"not_attempted"}
+    assert site.finished(site.launch(TERMINATED)) == "SUCCESS"
+    assert set(site.outcomes(TERMINATED).values()) == {"completed"}
+    assert set(site.received(TERMINATED).values()) == {1}
+    assert len(site.received(TERMINATED)) == 3 * IN_FLIGHT
+    site.archive(TERMINATED)
+
+
+def test_a_backfill_runs_every_day(site: Site) -> None:
+    query = (
+        "query ($id: String!) { partitionBackfillOrError(backfillId: $id) "
+        "{ ... on PartitionBackfill { status } } }"
+    )
+
+    def ended() -> bool:
+        status = site.server.ask(query, id=site.backfill_id)["partitionBackfillOrError"]["status"]
+        assert "FAIL" not in status
+        return bool(status == "COMPLETED_SUCCESS")
+
+    site.server.wait(ended, "the end of the backfill")
+    for day in BACKFILLED:
+        assert set(site.outcomes(day).values()) == {"completed"}
+        assert list(site.received(day).values()) == [1, 1, 1]
+    # The killed and the terminated day were run again: nothing is left red.
+    assert site.server.partition_stats("verifications") == {
+        "numMaterialized": 2 + len(BACKFILLED),
+        "numFailed": 0,
+        "numMaterializing": 0,
+    }
+    site.archive(*BACKFILLED)
+
+
+def test_the_sensor_runs_a_new_manifest_and_a_changed_one(site: Site) -> None:
+    site.landing.day(WATCHED, 4)
+    answer = site.server.ask(
+        "mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) "
+        "{ ... on Sensor { sensorState { status } } } }",
+        sensor={**CODE_LOCATION, "sensorName": "new_manifests"},
+    )["startSensor"]
+    assert answer == {"sensorState": {"status": "RUNNING"}}
+    site.server.wait(lambda: site.sensor_runs(WATCHED) == ["SUCCESS"], "the run of the new manifest")
+    assert site.warehouse_outcomes(WATCHED) == [("completed", 4)]
+    site.landing.day(WATCHED, 6)
+    site.server.wait(lambda: site.sensor_runs(WATCHED) == ["SUCCESS"] * 2, "the run of the changed manifest")
+    assert site.warehouse_outcomes(WATCHED) == [("completed", 6)]
+    assert len(site.received(WATCHED)) == 6
+    assert set(site.received(WATCHED).values()) == {1}
+
+
+def test_dg_loads_the_same_code_location(tmp_path: Path) -> None:
+    """`dg` reads pyproject.toml, `dagster dev` workspace.yaml: the location has the same name in both."""
+    env = clean_environment(tmp_path, DAGSTER_HOME=str(tmp_path))
+    shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", tmp_path)
+    checked = subprocess.run(
+        [script("dg"), "check", "defs"],
+        cwd=REPOSITORY,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    port = free_port()
+    command = [script("dg"), "dev", "--host", "127.0.0.1", "--port", str(port)]
+    with webserver(command, cwd=REPOSITORY, env=env, log=tmp_path / "dg.log", port=port) as server:
+        data = server.ask(
+            "query ($r: RepositorySelector!) { repositoryOrError(repositorySelector: $r) "
+            "{ ... on Repository { sensors { name } schedules { name } } } }",
+            r=CODE_LOCATION,
+        )["repositoryOrError"]
+    assert [sensor["name"] for sensor in data["sensors"]] == ["new_manifests"]
+    assert {schedule["name"] for schedule in data["schedules"]} == {"daily_verification", "catch_up"}
