@@ -1,8 +1,10 @@
 """`kyc-pipeline backfill`: partitions in one process, through Dagster, with a progress bar."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from typing import TypeVar
 
 import click
 import pyarrow.compute as pc
@@ -18,9 +20,11 @@ from kyc_pipeline.orchestration.local_run import open_instance, run_partitions
 from kyc_pipeline.orchestration.preflight import check_api_when_needed
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
+from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 LISTED = 20
+Result = TypeVar("Result")
 
 
 @click.command()
@@ -48,7 +52,10 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
     instance = open_instance()
     with progress_bar(len(days)) as progress:
         pipeline.progress = progress
-        report = run_partitions(pipeline, days, instance, log_level="INFO" if verbose else "CRITICAL")
+        log_level = "INFO" if verbose else "CRITICAL"
+        report = stoppable(
+            pipeline.stop, lambda: run_partitions(pipeline, days, instance, log_level=log_level)
+        )
     left = unfinished(pipeline.lake, days)
     for day, submission_id, outcome in left[:LISTED]:
         click.echo(f"{day}  {submission_id}  {outcome}")
@@ -62,7 +69,19 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
             "unfinished: "
             + ", ".join(f"{count[outcome]} {outcome}" for outcome in UNFINISHED if count[outcome])
         )
-    return EXIT_UNFINISHED if left else 0
+    if pipeline.stop.draining:
+        click.echo("stopped on request: run the same days again to go on")
+    return EXIT_UNFINISHED if left or pipeline.stop.draining else 0
+
+
+def stoppable(stop: StopFlag, work: Callable[[], Result]) -> Result:
+    """`work`'s result; SIGINT and SIGTERM ask it to stop by `stop`, in two stages. Main thread only.
+
+    It runs in a thread, where Dagster leaves signals alone: in the main thread it would make of the first
+    one a failed step, and the runs that come after it would go on paying.
+    """
+    with stop_on_signals(stop), ThreadPoolExecutor(max_workers=1) as runner:
+        return runner.submit(work).result()
 
 
 def unfinished(lake: Lake, days: Sequence[str]) -> list[tuple[str, str, str]]:

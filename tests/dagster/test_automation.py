@@ -68,6 +68,14 @@ def test_an_identical_redelivery_has_the_run_key_of_the_first(landing, definitio
     assert set(settle(definitions, instance, cursor)[0]) <= {before}
 
 
+def test_a_folder_of_a_day_to_come_waits_and_holds_nothing_up(landing, definitions, instance) -> None:
+    landing.day(DAY, 1)
+    landing.day("2999-01-01", 1)
+    [key], cursor = settle(definitions, instance)
+    assert key.startswith(DAY)
+    assert set(json.loads(cursor)) == {DAY}
+
+
 def test_the_cursor_is_small_and_holds_no_file_names(landing, definitions, instance) -> None:
     landing.day(DAY, 1)
     _, cursor = settle(definitions, instance)

@@ -1,17 +1,24 @@
 """The command line: what it does, and one clear line with the promised exit code for each bad input."""
 
+import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kyc_pipeline.cli import main
+from kyc_pipeline.cli.backfill import stoppable
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration import local_run
+from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.signals import StopFlag
 
 DAY = "2024-09-08"
 RANGE = ("--from", DAY, "--to", DAY)
@@ -216,6 +223,44 @@ def test_a_manifest_with_wrong_columns_fails_its_day_only(
     assert "Traceback" not in err
     lake = Lake(str(tmp_path / "lake"))
     assert lake.dates(SUBMISSIONS) == [DAY]
+
+
+def test_a_signal_asks_the_work_to_stop_and_its_result_is_kept() -> None:
+    stop, asked = StopFlag(), threading.Event()
+
+    def work() -> str:
+        with stop.watched(asked.set):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert asked.wait(10)
+        return "recorded"
+
+    assert stoppable(stop, work) == "recorded"
+    assert stop.draining
+    assert not stop.immediate
+
+
+def test_ctrl_c_ends_a_backfill_before_its_next_run_and_publishes(
+    landing, run: Run, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = [f"2024-09-{day:02}" for day in range(1, BACKFILL_DAYS_PER_RUN + 2)]
+    for day in days:
+        landing.day(day, 1)
+    build = local_run.build_defs
+
+    def build_and_interrupt(pipeline):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pipeline.stop.watched(asked.set):
+            assert asked.wait(10)
+        return build(pipeline)
+
+    asked = threading.Event()
+    monkeypatch.setattr(local_run, "build_defs", build_and_interrupt)
+    code, out, _ = run("backfill", "--from", days[0], "--to", days[-1])
+    assert code == 3
+    assert "stopped on request" in out
+    assert not simulator.received
+    assert Lake(str(tmp_path / "lake")).dates(SUBMISSIONS) == days[:-1]
+    assert (tmp_path / "warehouse" / "kyc.duckdb").exists()
 
 
 @pytest.mark.parametrize(
