@@ -15,6 +15,7 @@ from typing import Final
 import duckdb
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.storage import is_running, sync
 
 _FILE_MODE: Final = 0o644
 _CATALOG: Final = "kyc"
@@ -32,7 +33,7 @@ def remove_stale_drafts(warehouse: Path) -> None:
     prefix = _draft_prefix(warehouse)
     for path in warehouse.parent.glob(f"{prefix}*"):
         pid = path.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid.isdigit() and not is_running(int(pid)):
             remove_draft(path)
 
 
@@ -59,11 +60,11 @@ def publish(draft: Path, warehouse: Path) -> None:
     if draft.with_name(f"{draft.name}.wal").exists():
         raise KycError(f"the draft of {warehouse.name} was not closed: build it again")
     os.chmod(draft, _FILE_MODE)
-    _sync(draft)
+    sync(draft)
     # A log that someone's writable connection left belongs to the file that is replaced, not to this one.
     warehouse.with_name(f"{warehouse.name}.wal").unlink(missing_ok=True)
     os.replace(draft, warehouse)
-    _sync(warehouse.parent)
+    sync(warehouse.parent)
 
 
 @contextlib.contextmanager
@@ -87,21 +88,3 @@ def open_warehouse(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 def _draft_prefix(warehouse: Path) -> str:
     return f".{warehouse.name}.draft-"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -195,8 +195,10 @@ def _digest(pairs: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class IngestSummary:
-    """What a day's ingest found: `received` = `accepted_rows` + the sum of `rejected`, all manifest rows.
+    """What a day's ingest found: each manifest row is in `accepted_rows` or in `rejected`.
 
+    `received` rows were read, `accepted` written and `kept` found, each counted by itself, so that
+    `received` = `accepted_rows` + the sum of `rejected` is a check and no definition.
     `accepted` rows are in `submissions`; `kept` of them may have been sent and are in no manifest any more.
     `ignored_columns` counts the rows of each column that is not used; `ignored_files` are no manifests;
     `redelivered` are byte-identical copies of a manifest, which change nothing. `identity` is that of
@@ -244,6 +246,7 @@ def ingest_partition(
         day, received, ignored = _stage_stable(landing, date, staged, erased)
         with _ingest_lock(target), Ownership(lake, date, staged, erased) as ownership:
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
+            kept = ownership.kept()
             footer = {"manifests": day.identity, "received": str(received)}
             with (
                 target.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
@@ -257,7 +260,7 @@ def ingest_partition(
         date=date,
         received=received,
         accepted=submissions.rows,
-        kept=submissions.rows - (received - sum(rejected.values())),
+        kept=kept,
         rejected=rejected,
         manifests=len(day.manifests),
         redelivered=day.redelivered,

@@ -168,6 +168,16 @@ class Ownership:
         query = f"SELECT reason, count(*) FROM ({_REJECTED}) GROUP BY reason ORDER BY reason"  # noqa: S608
         return self._connection.execute(query).fetchall()
 
+    def kept(self) -> int:
+        """Rows that may have been sent and whose id no manifest row was accepted with."""
+        ((rows,),) = self._connection.execute(
+            """
+            SELECT count(*) FROM sent
+            WHERE submission_id NOT IN (SELECT submission_id FROM verdict WHERE reason IS NULL)
+            """
+        ).fetchall()
+        return int(rows)
+
     def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
         yield from self._connection.sql(query).to_arrow_reader(ROW_GROUP_ROWS)
 

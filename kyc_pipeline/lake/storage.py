@@ -93,7 +93,7 @@ class PartitionWriter:
             self._discard()
         elif self._lake.is_local:
             os.replace(self._draft, self._target)
-            self._lake.sync_folder(os.path.dirname(self._target))
+            sync(os.path.dirname(self._target))
             self._lake.remove_drafts(self._table, self._date)
         else:
             self._sink.commit()
@@ -198,21 +198,22 @@ class Lake:
         """Removes what crashed writers of this partition left."""
         folder = os.path.dirname(self.path(table, date))
         for name in os.listdir(folder):
-            if name.startswith(_DRAFT_PREFIX) and not _is_running(int(name.split("-")[1])):
+            if name.startswith(_DRAFT_PREFIX) and not is_running(int(name.split("-")[1])):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{folder}/{name}")
 
-    @staticmethod
-    def sync_folder(folder: str) -> None:
-        """Makes a rename in `folder` survive a power cut."""
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Makes a file's content, or a rename in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has the id: its drafts are not to be removed."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
