@@ -248,7 +248,8 @@ def test_browser_asset_graph_of_the_daily_assets(page: Page) -> None:
     page.goto(f"/asset-groups?expanded={groups}")
     shows(page, "verification_responses", "verifications", "model_checks", "contract_drift", "analyze")
     shows(page, "15 partitions", "93% filled")
-    expect(page.get_by_text("Loading...")).to_have_count(0, timeout=BROWSER_MS)
+    for waiting in ("Loading...", "fetching statuses"):
+        expect(page.get_by_text(waiting)).to_have_count(0, timeout=BROWSER_MS)
     shot(page, "asset-graph")
 
 
