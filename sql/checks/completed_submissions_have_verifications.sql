@@ -1,11 +1,16 @@
--- Each completed submission has its verification and each verification its completed submission. If not:
--- materialize the flatten assets of that day.
+-- On each day that has been flattened, each completed submission has its verification and each verification
+-- its completed submission. If not: materialize the flatten assets of that day.
 --
 -- severity: error
 SELECT
     coalesce(s.date, v.date) AS date,
     coalesce(s.submission_id, v.submission_id) AS submission_id,
     v.verification_id
-FROM (SELECT date, submission_id FROM submissions WHERE outcome = 'completed') AS s
+FROM (
+    SELECT s.date, s.submission_id
+    FROM submissions AS s
+    SEMI JOIN build_partitions AS p ON p.date = s.date AND p.table_name = 'verifications'
+    WHERE s.outcome = 'completed'
+) AS s
 FULL JOIN verifications AS v ON v.date = s.date AND v.submission_id = s.submission_id
 WHERE s.submission_id IS NULL OR v.submission_id IS NULL

@@ -166,6 +166,28 @@ def test_a_day_that_is_not_verified_yet_is_a_warning(lake: Lake, built: Built) -
     assert failed(built()) == {"days_not_verified"}
 
 
+def test_a_day_that_is_not_flattened_yet_is_a_warning_that_names_it(lake: Lake, built: Built) -> None:
+    write_day(lake, DAY, sound())
+    not_flattened = [*sound(), Submission(outcome="uncertain")]
+    write_submissions(lake, NEXT, not_flattened)
+    write_responses(lake, NEXT, not_flattened)
+    results = {result.name: result for result in check_build(built())}
+    assert {name for name, result in results.items() if not result.passed} == {
+        "days_not_flattened",
+        "submissions_uncertain",
+    }
+    assert results["days_not_flattened"].severity is Severity.WARNING
+    assert results["days_not_flattened"].sample == ({"date": NEXT, "completed": "2"},)
+    assert "materialize the flatten assets" in results["days_not_flattened"].description
+
+
+def test_a_flattened_day_without_any_verification_is_an_error(lake: Lake, built: Built) -> None:
+    day = sound()
+    write_day(lake, DAY, day)
+    write_curated(lake, DAY, [])
+    assert "completed_submissions_have_verifications" in failed(built())
+
+
 def test_old_oddities_do_not_warn_for_ever(lake: Lake, built: Built) -> None:
     write_day(lake, DAY, [Submission(True, [Check("LIVENESS", "FAIL")])])
     write_day(lake, "2024-10-20", sound())

@@ -1,0 +1,10 @@
+-- Every day that has been verified has been flattened too. If not, its verifications are in no figure yet:
+-- materialize the flatten assets of that day.
+--
+-- severity: warning
+SELECT r.date, count(*) FILTER (WHERE s.outcome = 'completed') AS completed
+FROM build_partitions AS r
+ANTI JOIN build_partitions AS v ON v.date = r.date AND v.table_name = 'verifications'
+LEFT JOIN submissions AS s ON s.date = r.date
+WHERE r.table_name = 'verification_responses'
+GROUP BY r.date
