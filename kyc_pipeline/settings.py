@@ -10,7 +10,7 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -28,6 +28,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _checked_url(value: str) -> SplitResult:
+    """The parts of an https URL, or of an http URL of this machine; :class:`ValueError` for any other."""
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http(s) URL such as https://api.deepxl.ai")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ValueError("must use https: http is allowed for loopback hosts only")
+    return parts
 
 
 class Settings(BaseSettings):
@@ -82,6 +92,10 @@ class Settings(BaseSettings):
     """First daily partition."""
     kyc_catch_up_days: int = Field(default=30, ge=1)
     """How far back the catch-up schedule looks."""
+    kyc_alert_webhook: SecretStr | None = None
+    """Where failed runs are told of: an https URL that takes a JSON POST. Secret, since it carries its key."""
+    kyc_source_url: str | None = None
+    """Where this repository is browsed, branch included: the UI links code and docs there."""
 
     @field_validator("kyc_clear_tags", mode="before")
     @classmethod
@@ -97,17 +111,22 @@ class Settings(BaseSettings):
             raise ValueError(f"must have at least {MIN_PSEUDONYM_KEY_LENGTH} characters")
         return value
 
-    @field_validator("deepxl_base_url")
+    @field_validator("deepxl_base_url", "kyc_source_url")
     @classmethod
-    def _check_base_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("must be an http(s) URL such as https://api.deepxl.ai")
+    def _check_base_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = _checked_url(value)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must not carry a user, a query or a fragment")
-        if parts.scheme == "http" and not is_loopback(parts.hostname):
-            raise ValueError("must use https: http is allowed for loopback hosts only")
         return value.rstrip("/")
+
+    @field_validator("kyc_alert_webhook")
+    @classmethod
+    def _check_webhook(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _checked_url(value.get_secret_value())
+        return value
 
     @property
     def pseudonym_key_file(self) -> Path:

@@ -50,6 +50,9 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("DEEPXL_TIMEOUT_SECONDS", "secretvalue"),
         ("DEEPXL_UNCERTAIN", "ignore"),
         ("KYC_START_DATE", "01.09.2024"),
+        ("KYC_ALERT_WEBHOOK", "http://hooks.example/secretvalue"),
+        ("KYC_ALERT_WEBHOOK", "secretvalue"),
+        ("KYC_SOURCE_URL", "https://user:secretvalue@git.example/kyc"),
     ],
 )
 def test_a_wrong_value_names_the_variable_and_shows_no_value(
@@ -85,6 +88,7 @@ def test_loopback(host: str, expected: bool) -> None:
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPXL_API_TOKEN", "secretvalue")
     monkeypatch.setenv("KYC_PSEUDONYM_KEY", "secretvalue-of-the-key")
+    monkeypatch.setenv("KYC_ALERT_WEBHOOK", "https://hooks.example/secretvalue")
     assert "secretvalue" not in repr(load_settings(None))
 
 
