@@ -5,11 +5,11 @@ import dagster as dg
 from kyc_pipeline.analyze.assets import analyze_assets
 from kyc_pipeline.flatten.assets import flatten_assets
 from kyc_pipeline.ingest.assets import ingest_assets
-from kyc_pipeline.orchestration.jobs import EXECUTOR, JOBS
+from kyc_pipeline.orchestration.jobs import EXECUTOR, verify_and_publish
 from kyc_pipeline.orchestration.partitions import daily_partitions
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.schedules import catch_up, daily_verification
-from kyc_pipeline.orchestration.sensors import new_manifests
+from kyc_pipeline.orchestration.sensors import new_manifests, run_left_behind
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.verify.assets import resolve_held_submission, verify_assets
 
@@ -21,20 +21,19 @@ def build_defs(pipeline: Pipeline | None = None) -> dg.Definitions:
     """
     pipeline = pipeline or Pipeline(load_settings())
     partitions = daily_partitions(pipeline.settings.kyc_start_date)
-    definitions = dg.Definitions(
+    return dg.Definitions(
         assets=[
             ingest_assets(partitions),
             verify_assets(partitions),
             flatten_assets(partitions),
             *analyze_assets(),
         ],
-        jobs=[resolve_held_submission],
+        jobs=[verify_and_publish, resolve_held_submission],
         schedules=[daily_verification(), catch_up()],
-        sensors=[new_manifests()],
+        sensors=[new_manifests(), run_left_behind()],
         resources={"pipeline": pipeline},
         executor=EXECUTOR,
     )
-    return dg.Definitions.merge(definitions, JOBS)
 
 
 @dg.definitions

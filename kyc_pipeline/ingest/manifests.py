@@ -119,6 +119,19 @@ def manifest_identity(landing: Path, date: str) -> str:
     return list_manifests(landing, date, hash_file=_cached_sha256).identity
 
 
+def is_ingested(landing: Path, lake: Lake, date: str) -> bool:
+    """Whether the lake's `submissions` of the day were made from its manifests as they are now.
+
+    A day whose manifests cannot be read is not: its ingest says what is wrong with them.
+    """
+    if not lake.exists(SUBMISSIONS, date):
+        return False
+    try:
+        return lake.metadata(SUBMISSIONS, date).get("manifests") == manifest_identity(landing, date)
+    except KycError:
+        return False
+
+
 def list_manifests(
     landing: Path, date: str, hash_file: Callable[[Path, Signature], str] | None = None
 ) -> DayFolder:

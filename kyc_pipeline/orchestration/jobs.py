@@ -1,5 +1,8 @@
 """The job that takes manifests to a published warehouse."""
 
+from collections.abc import Mapping
+from datetime import date, timedelta
+
 import dagster as dg
 
 VERIFY_AND_PUBLISH = "verify_and_publish"
@@ -8,19 +11,26 @@ VERIFY_AND_PUBLISH = "verify_and_publish"
 EXECUTOR = dg.in_process_executor
 
 
-JOBS = dg.Definitions(
-    jobs=[
-        dg.define_asset_job(
-            VERIFY_AND_PUBLISH,
-            selection=dg.AssetSelection.all(),
-            description="Ingest, verify (paid) and flatten the run's days; publish warehouse and report.",
-            executor_def=EXECUTOR,
-        )
-    ]
+verify_and_publish = dg.define_asset_job(
+    VERIFY_AND_PUBLISH,
+    selection=dg.AssetSelection.all(),
+    description="Ingest, verify (paid) and flatten the run's days; publish warehouse and report.",
+    executor_def=EXECUTOR,
 )
 """The job over all assets: the daily ones for the run's day or range of days, then the warehouse."""
 
 
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
 def range_tags(first: str, last: str) -> dict[str, str]:
     """The run tags by which Dagster runs the days from `first` to `last` as one run."""
-    return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    return {RANGE_START: first, RANGE_END: last}
+
+
+def range_days(tags: Mapping[str, str]) -> list[str]:
+    """The days of a run with these tags; none where it is not a run over a range of days."""
+    if RANGE_START not in tags or RANGE_END not in tags:
+        return []
+    first, last = (date.fromisoformat(tags[name]) for name in (RANGE_START, RANGE_END))
+    return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]

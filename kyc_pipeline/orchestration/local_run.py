@@ -13,9 +13,11 @@ import dagster as dg
 
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
+from kyc_pipeline.orchestration.catch_up import left_behind
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.sensors import INGEST_STEP
 from kyc_pipeline.verify.budget import CallBudget
 
 DAILY_GROUPS = ("ingest", "verify", "flatten")
@@ -57,7 +59,7 @@ def run_partitions(
     pipeline.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
     report = LocalRun()
 
-    def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> None:
+    def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> set[str]:
         result = job.execute_in_process(
             instance=instance,
             asset_selection=keys,
@@ -66,11 +68,16 @@ def run_partitions(
             raise_on_error=False,
         )
         report.run_ids.append(result.run_id)
-        report.failures += [failure_line(event) for event in result.filter_events(_is_step_failure)]
+        failed = result.filter_events(_is_step_failure)
+        report.failures += [failure_line(event) for event in failed]
+        return {str(event.step_key) for event in failed}
 
     for start in range(0, len(days), BACKFILL_DAYS_PER_RUN):
         batch = days[start : start + BACKFILL_DAYS_PER_RUN]
-        run(daily, range_tags(batch[0], batch[-1]))
+        failed = run(daily, range_tags(batch[0], batch[-1]))
+        if INGEST_STEP in failed and not pipeline.stop.draining:
+            for first, last in left_behind(pipeline.settings, pipeline.lake, batch):
+                run(daily, range_tags(first, last))
         if pipeline.stop.draining:
             break
     run(published, {})

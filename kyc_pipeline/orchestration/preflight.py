@@ -4,8 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from kyc_pipeline.deepxl.client import DeepXLClient
-from kyc_pipeline.ingest.manifests import manifest_dates, manifest_identity
-from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.ledger import Ledger
@@ -29,12 +28,7 @@ def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
 def _calls_expected(pipeline: Pipeline, ledger: Ledger, days: Sequence[str]) -> bool:
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
     wanted = set(days).intersection(manifest_dates(landing))
-    ingested = [
-        day
-        for day in sorted(wanted)
-        if lake.exists(SUBMISSIONS, day)
-        and lake.metadata(SUBMISSIONS, day).get("manifests") == manifest_identity(landing, day)
-    ]
+    ingested = [day for day in sorted(wanted) if is_ingested(landing, lake, day)]
     if len(ingested) < len(wanted):
         return True
     return any(plan.calls_to_make for plan in plan_partitions(lake, ledger, ingested, pipeline.settings))

@@ -1,4 +1,4 @@
-"""The sensor for new and changed manifests."""
+"""The sensors: new and changed manifests, and the days that a bad one held up."""
 
 import json
 import time
@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from kyc_pipeline.ingest.manifests import manifest_dates, manifest_identity, manifest_signature
-from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH
+from kyc_pipeline.orchestration.catch_up import left_behind
+from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_days, range_tags, verify_and_publish
 from kyc_pipeline.orchestration.resources import Pipeline
 
+INGEST_STEP = "ingest"
+"""The step that fails where a manifest cannot be read."""
 TICK_BUDGET_SECONDS = 30.0
 """Dagster ends a tick at 60 s; what is left is done by the next tick."""
 
@@ -52,5 +55,37 @@ def new_manifests() -> dg.SensorDefinition:
         context.update_cursor(json.dumps(cursor))
         if not requested:
             yield dg.SkipReason("no new or changed manifests that are complete")
+
+    return sensor
+
+
+def run_left_behind() -> dg.SensorDefinition:
+    """After a run of several days whose ingest failed for some of them: a run for the others.
+
+    Dagster runs no step after one that failed, so the good days of the run would wait for the bad one. The
+    new run has the configuration and the assets of the failed one, which has paid nothing yet.
+    """
+
+    @dg.run_failure_sensor(
+        name="run_left_behind",
+        request_job=verify_and_publish,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Runs the good days of a run whose ingest failed for another day.",
+    )
+    def sensor(
+        context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        run = context.dagster_run
+        days = range_days(run.tags)
+        if len(days) < 2 or all(event.step_key != INGEST_STEP for event in context.get_step_failure_events()):
+            yield dg.SkipReason("no run of several days whose ingest failed")
+            return
+        for first, last in left_behind(pipeline.settings, pipeline.lake, days):
+            yield dg.RunRequest(
+                run_key=f"{run.run_id}:{first}:{last}",
+                run_config=run.run_config,
+                asset_selection=sorted(run.asset_selection) if run.asset_selection else None,
+                tags={**range_tags(first, last), "kyc/trigger": "run_left_behind"},
+            )
 
     return sensor

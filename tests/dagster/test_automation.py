@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, partitions_to_run
-from kyc_pipeline.orchestration.jobs import range_tags
+from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
@@ -154,3 +154,40 @@ def test_ranges_cover_the_days_and_nothing_else(days) -> None:
         )
     ]
     assert covered == ordered
+
+
+def test_a_day_with_a_bad_manifest_does_not_hold_up_the_others_of_its_run(
+    landing, definitions, instance, simulator, pipeline: Pipeline
+) -> None:
+    landing.day(DAY, 2)
+    landing.manifest("2024-09-10", [landing.submission("third", 90)])
+    bad = landing.root / "manifests" / NEXT_DAY / "bad.csv"
+    bad.parent.mkdir()
+    bad.write_text("name,photo\nx,y\n")
+    job = definitions.resolve_job_def("verify_and_publish")
+    failed = job.execute_in_process(
+        instance=instance, tags=range_tags(DAY, "2024-09-10"), raise_on_error=False
+    )
+    assert not failed.success
+    assert not simulator.received
+
+    def requests(run: dg.ExecuteInProcessResult) -> list[dg.RunRequest]:
+        context = dg.build_run_status_sensor_context(
+            sensor_name="run_left_behind",
+            dagster_event=run.get_run_failure_event(),
+            dagster_instance=instance,
+            dagster_run=run.dagster_run,
+            resources={"pipeline": pipeline},
+        ).for_run_failure()
+        sensor = definitions.resolve_sensor_def("run_left_behind")
+        return [request for request in sensor(context) if isinstance(request, dg.RunRequest)]
+
+    asked = requests(failed)
+    assert [(request.tags[RANGE_START], request.tags[RANGE_END]) for request in asked] == [
+        (DAY, DAY),
+        ("2024-09-10", "2024-09-10"),
+    ]
+    for request in asked:
+        assert job.execute_in_process(instance=instance, tags=request.tags).success
+    assert simulator.received.total() == 3
+    assert not requests(failed)

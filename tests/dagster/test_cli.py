@@ -14,7 +14,7 @@ from kyc_pipeline.cli import main
 from kyc_pipeline.cli.backfill import stoppable
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
 from kyc_pipeline.orchestration import local_run
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.settings import Settings
@@ -223,6 +223,12 @@ def test_a_manifest_with_wrong_columns_fails_its_day_only(
     assert "Traceback" not in err
     lake = Lake(str(tmp_path / "lake"))
     assert lake.dates(SUBMISSIONS) == [DAY]
+    assert lake.dates(VERIFICATIONS) == [DAY]
+    assert simulator.received.total() == 2
+    assert run("query", "SELECT completed FROM submission_funnel", "--format", "csv")[1].split() == [
+        "completed",
+        "2",
+    ]
 
 
 def test_a_signal_asks_the_work_to_stop_and_its_result_is_kept() -> None:
