@@ -5,7 +5,8 @@ Every change of a submission's state is a method here, and each is one transacti
 * A submission is *claimed* before it is sent, and only the holder of its partition's lease can claim.
 * A claim leaves `claimed` by a recorded result, or becomes `uncertain`; it never becomes "not sent".
 * `completed` is final. `refused` and `quarantined` are never claimed again. `uncertain` is claimed again
-  only if an operator or the policy said so. `failed` (surely not processed) may be claimed again.
+  only if an operator or the policy said so. `failed` (surely not processed) may be claimed again, with
+  the date and content that the submission has by then; what may have been sent keeps its own.
 * A result of a call that was made is always taken, even if the lease was lost meanwhile: it is the truth.
 * Every method can be repeated with the same arguments to the same effect, since after a lost connection
   nobody knows whether the last commit took place.
@@ -297,7 +298,7 @@ class Ledger:
         """Records results, then makes claims, in one transaction. Returns the tokens of the claims won.
 
         No claim is won once the lease is lost. A claim is lost if the submission is in a state that may
-        not be sent, or is known with another date or content.
+        not be sent, or may have been sent with another date or content.
         """
         with self.database.write() as connection:
             _record(connection, [result for result in results if isinstance(result, Result)])
@@ -409,12 +410,19 @@ _STANDING: Final = [
 
 
 def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> frozenset[str]:
-    """The claims that may be made, made. The lease's row is locked, so nobody else claims meanwhile."""
+    """The claims that may be made, made.
+
+    The lease's row is locked, so nobody else claims for this date; the submissions' own rows are locked
+    (in one order, against deadlocks), since a failed one may be claimed for another date.
+    """
     ids = [claim.submission_id for claim in claims]
-    known = {
-        row.submission_id: row
-        for row in connection.execute(select(*_STANDING).where(submissions.c.submission_id.in_(ids)))
-    }
+    query = (
+        select(*_STANDING)
+        .where(submissions.c.submission_id.in_(ids))
+        .order_by(submissions.c.submission_id)
+        .with_for_update()
+    )
+    known = {row.submission_id: row for row in connection.execute(query)}
     numbers: dict[str, int] = {}
     if known:
         numbers = {
@@ -438,11 +446,10 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
             continue
         if claim.submission_id in taken or not (row is None or _may_be_sent(row, lease, claim)):
             continue
-        values = {"new_id": claim.submission_id, "new_token": claim.token, "new_now": now}
-        if row is None:
-            new.append(values | {"new_date": lease.partition_date, "new_content": claim.content_sha256})
-        else:
-            again.append(values)
+        (new if row is None else again).append(
+            {"new_id": claim.submission_id, "new_token": claim.token, "new_now": now}
+            | {"new_date": lease.partition_date, "new_content": claim.content_sha256}
+        )
         taken.add(claim.submission_id)
         won.add(claim.token)
         started.append(
@@ -459,11 +466,10 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
 
 
 def _may_be_sent(row: Any, lease: Lease, claim: Claim) -> bool:
-    if row.partition_date != lease.partition_date or row.content_sha256 != claim.content_sha256:
-        return False
-    if row.state == State.UNCERTAIN:
-        return claim.resend and row.decision != Decision.ABANDON
-    return bool(row.state == State.FAILED)
+    if row.state == State.FAILED:
+        return True
+    same = row.partition_date == lease.partition_date and row.content_sha256 == claim.content_sha256
+    return bool(same and row.state == State.UNCERTAIN and claim.resend and row.decision != Decision.ABANDON)
 
 
 _INSERT_CLAIM = insert(submissions).values(
@@ -480,6 +486,8 @@ _UPDATE_CLAIM = (
     update(submissions)
     .where(submissions.c.submission_id == bindparam("new_id"))
     .values(
+        partition_date=bindparam("new_date"),
+        content_sha256=bindparam("new_content"),
         state=State.CLAIMED,
         claim_token=bindparam("new_token"),
         http_status=None,

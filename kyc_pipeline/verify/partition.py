@@ -32,24 +32,22 @@ class Action(Enum):
     """What a run has to do with a submission."""
 
     SEND = "send"
-    """Never sent, or surely not processed."""
+    """Never sent, or surely not processed: then with the date and content that it has by now."""
     RESEND = "resend"
     """Uncertain, and to be sent again unless a look-up finds it."""
     LOOK_UP = "look_up"
     """Uncertain and held: it may have turned up meanwhile."""
     NOTHING = "nothing"
     CONFLICT = "conflict"
-    """The ledger knows the id with another date or content: never to be sent."""
+    """It may have been sent with another date or content: never to be sent again."""
 
 
 def action(entry: Entry | None, date: str, content_sha256: str, policy: Literal["hold", "retry"]) -> Action:
     """What to do with a submission of partition `date` of which the ledger knows `entry`."""
-    if entry is None:
+    if entry is None or entry.state is State.FAILED:
         return Action.SEND
     if entry.partition_date != date or entry.content_sha256 != content_sha256:
         return Action.CONFLICT
-    if entry.state is State.FAILED:
-        return Action.SEND
     if entry.state not in (State.UNCERTAIN, State.CLAIMED) or entry.decision is Decision.ABANDON:
         return Action.NOTHING
     return Action.RESEND if entry.decision is Decision.RETRY or policy == "retry" else Action.LOOK_UP
@@ -96,7 +94,7 @@ class Scan:
 
     @property
     def conflict_count(self) -> int:
-        """Submissions that the ledger knows with another date or content."""
+        """Submissions that may have been sent with another date or content."""
         return self.actions[Action.CONFLICT]
 
     @property
@@ -215,6 +213,6 @@ def _response_row(
     if known is None:
         return row
     entry, response = known
-    if entry.partition_date == date and entry.content_sha256 == submission["content_sha256"]:
-        return row | {"outcome": entry.outcome, **response}
-    return row | {"error": conflict_text(entry, date)}
+    if action(entry, date, submission["content_sha256"], "hold") is Action.CONFLICT:
+        return row | {"error": conflict_text(entry, date)}
+    return row | {"outcome": entry.outcome, **response}

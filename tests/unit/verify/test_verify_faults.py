@@ -20,6 +20,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
 from kyc_pipeline.verify.held import list_held, resolve_held
+from kyc_pipeline.verify.plan import plan_partitions
 
 PAST = "Mon, 01 Jan 2024 00:00:00 GMT"
 QUICKLY = {"deepxl_timeout_seconds": 0.4, "deepxl_max_attempts": 3}
@@ -310,6 +311,25 @@ def test_the_same_id_with_another_date_or_content_is_never_sent(world: World) ->
     assert world.outcomes("2024-09-02") == {"a": "not_attempted", "new": "completed"}
     assert "materialize submissions" in world.responses("2024-09-02")["a"]["error"]
     assert world.outcomes(DATE) == {"a": "not_attempted", "b": "not_attempted"}
+
+
+def test_a_failed_one_is_sent_with_the_date_and_content_it_has_by_then(world: World) -> None:
+    world.submit("gone", "moved", id_file="gone.jpg")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify()
+        assert set(world.outcomes().values()) == {"failed"}
+        world.submit("gone", content="found again")
+        world.submit("moved", date="2024-09-02")
+        (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+        assert (plan.calls_to_make, plan.conflicts) == (1, 0)
+        world.verify(run_id="run-2")
+        world.verify(run_id="run-3", date="2024-09-02")
+        assert dict(simulator.received) == {"gone": 1, "moved": 1}
+    row = world.responses()["gone"]
+    assert (row["outcome"], row["content_sha256"]) == ("completed", "found again-gone")
+    assert (row["attempts"], row["billable_calls"]) == (2, 1)
+    assert world.outcomes("2024-09-02") == {"moved": "completed"}
 
 
 def test_nothing_personal_is_in_the_ledger_but_the_answers(sqlite_world: World) -> None:

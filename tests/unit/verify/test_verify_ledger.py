@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 import kyc_pipeline.verify
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.verify.database import LedgerError
-from kyc_pipeline.verify.ledger import AttemptResult, Claim, Ledger, PartitionBusy, Result
+from kyc_pipeline.verify.ledger import AttemptResult, Claim, Lease, Ledger, PartitionBusy, Result
 from kyc_pipeline.verify.process import ProcessIdentity
 from kyc_pipeline.verify.schema import HEAD_REVISION, State, leases, metadata
 
@@ -147,15 +147,58 @@ def test_what_is_settled_is_not_claimed_again(ledger: Ledger, state: State) -> N
     assert ledger.commit(lease, [resend], []) == expected
 
 
-def test_another_date_or_content_is_not_claimed(ledger: Ledger) -> None:
-    lease = ledger.acquire(DATE, "run")
+@pytest.mark.parametrize("state", [State.CLAIMED, State.COMPLETED, State.REFUSED, State.UNCERTAIN])
+def test_what_may_have_been_sent_keeps_its_date_and_content(ledger: Ledger, state: State) -> None:
+    lease, other = ledger.acquire(DATE, "run"), ledger.acquire("2024-09-02", "run")
     claim = Claim("a", "c")
     ledger.commit(lease, [claim], [])
-    ledger.commit(lease, [], [refused(claim)])
-    assert ledger.commit(lease, [Claim("a", "other")], []) == frozenset()
-    other = ledger.acquire("2024-09-02", "run")
-    assert ledger.commit(other, [Claim("a", "c")], []) == frozenset()
-    assert len(ledger.commit(lease, [Claim("a", "c")], [])) == 1
+    if state is not State.CLAIMED:
+        ledger.commit(lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
+    assert ledger.commit(lease, [Claim("a", "other", resend=True)], []) == frozenset()
+    assert ledger.commit(other, [Claim("a", "c", resend=True)], []) == frozenset()
+    assert ledger.entries(["a"])["a"][1:4] == (DATE, "c", state)
+
+
+def test_what_was_surely_not_processed_takes_its_new_date_and_content(ledger: Ledger) -> None:
+    lease, other = ledger.acquire(DATE, "run"), ledger.acquire("2024-09-02", "run")
+    first = Claim("a", "c")
+    ledger.commit(lease, [first], [])
+    ledger.commit(lease, [], [refused(first)])
+    second = Claim("a", "other")
+    assert ledger.commit(other, [second], []) == {second.token}
+    assert ledger.entries(["a"])["a"][1:4] == ("2024-09-02", "other", State.CLAIMED)
+    # It is the other day's now: a run of the first day neither claims it nor gives it up.
+    assert ledger.commit(lease, [Claim("a", "c")], []) == frozenset()
+    assert ledger.release(lease) == 0
+    ledger.commit(other, [], [answered(second)])
+    assert ledger.spend("2024-09-02").calls == 2
+
+
+def test_two_days_that_claim_the_same_failed_ones_at_once(ledger_url: str) -> None:
+    ids = [f"s-{number:02}" for number in range(30)]
+    with Ledger(ledger_url) as one, Ledger(ledger_url) as two:
+        first = one.acquire(DATE, "run-1")
+        claims = [Claim(key, "c") for key in ids]
+        one.commit(first, claims, [])
+        one.commit(first, [], [refused(claim) for claim in claims])
+        second = two.acquire("2024-09-02", "run-2")
+        won: list[frozenset[str]] = []
+        start = threading.Barrier(2)
+
+        def claim_all(ledger: Ledger, lease: Lease, order: list[str]) -> None:
+            start.wait()
+            won.append(ledger.commit(lease, [Claim(key, "c") for key in order], []))
+
+        threads = [
+            threading.Thread(target=claim_all, args=arguments)
+            for arguments in ((one, first, ids), (two, second, ids[::-1]))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 2
+        assert sorted(map(len, won)) == [0, 30]
 
 
 def test_a_lease_that_ran_out_is_taken_and_its_claims_become_uncertain(ledger_url: str) -> None:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.verify.ledger import Adoption, AttemptResult, Claim, Lease, Ledger, Result
+from kyc_pipeline.verify.ledger import Adoption, AttemptResult, Claim, Entry, Lease, Ledger, Result
 from kyc_pipeline.verify.schema import Decision, State
 
-DATE = "2024-09-01"
+DATES = ("2024-09-01", "2024-09-02")
 IDS = ("a", "b", "c")
+CONTENTS = ("content", "changed")
 NOW = datetime(2024, 9, 1, tzinfo=UTC)
 
 
@@ -29,8 +30,10 @@ class LedgerMachine(RuleBasedStateMachine):
         # Leases run out at once, so that every run can be taken over at any moment.
         self.ledger = Ledger(f"sqlite:///{Path(self.folder.name) / 'l.sqlite'}", lease_seconds=0)
         self.numbers = itertools.count()
-        self.leases: list[Lease] = [self.ledger.acquire(DATE, "run")]
+        self.leases = {date: [self.ledger.acquire(date, "run")] for date in DATES}
         self.sent = dict.fromkeys(IDS, 0)
+        self.sent_as: dict[str, set[tuple[str, str]]] = {key: set() for key in IDS}
+        """Dates and contents of the calls that may have been processed."""
         self.processed = dict.fromkeys(IDS, 0)
         self.allowed = dict.fromkeys(IDS, 0)
         """Second calls that an operator or the policy allowed."""
@@ -40,28 +43,48 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.close()
         self.folder.cleanup()
 
+    def entry(self, submission_id: str) -> Entry | None:
+        return self.ledger.entries([submission_id]).get(submission_id)
+
     def standing(self, submission_id: str) -> State | None:
-        entry = self.ledger.entries([submission_id]).get(submission_id)
+        entry = self.entry(submission_id)
         return entry.state if entry else None
 
-    @rule(target=calls, submission_id=st.sampled_from(IDS), stale=st.booleans(), resend=st.booleans())
-    def claim_and_send(self, submission_id: str, stale: bool, resend: bool) -> tuple[Claim, bool]:
-        lease = self.leases[0 if stale else -1]
-        before = self.standing(submission_id)
-        entry = self.ledger.entries([submission_id]).get(submission_id)
-        claim = Claim(submission_id, "content", resend)
+    def lease(self, date: str, stale: bool) -> Lease:
+        return self.leases[date][0 if stale else -1]
+
+    @rule(
+        target=calls,
+        submission_id=st.sampled_from(IDS),
+        date=st.sampled_from(DATES),
+        content=st.sampled_from(CONTENTS),
+        stale=st.booleans(),
+        resend=st.booleans(),
+    )
+    def claim_and_send(
+        self, submission_id: str, date: str, content: str, stale: bool, resend: bool
+    ) -> tuple[Claim, str] | None:
+        lease = self.lease(date, stale)
+        before = self.entry(submission_id)
+        claim = Claim(submission_id, content, resend)
         won = claim.token in self.ledger.commit(lease, [claim], [])
-        may = before in (None, State.FAILED) or (
-            before is State.UNCERTAIN
-            and resend
-            and entry is not None
-            and entry.decision is not Decision.ABANDON
+        may = (
+            before is None
+            or before.state is State.FAILED
+            or (
+                before.state is State.UNCERTAIN
+                and resend
+                and before.decision is not Decision.ABANDON
+                and (before.partition_date, before.content_sha256) == (date, content)
+            )
         )
-        assert won == (may and lease is self.leases[-1])
-        if won:
-            self.sent[submission_id] += 1
-            self.allowed[submission_id] += before is State.UNCERTAIN
-        return claim, won
+        assert won == (may and lease is self.leases[date][-1])
+        if not won:
+            assert self.entry(submission_id) == before
+            return None
+        self.sent[submission_id] += 1
+        self.allowed[submission_id] += before is not None and before.state is State.UNCERTAIN
+        return claim, date
 
     @rule(
         call=consumes(calls),
@@ -71,17 +94,24 @@ class LedgerMachine(RuleBasedStateMachine):
         twice=st.booleans(),
     )
     def end(
-        self, call: tuple[Claim, bool], what: AttemptResult | None, processed: bool, stale: bool, twice: bool
+        self,
+        call: tuple[Claim, str] | None,
+        what: AttemptResult | None,
+        processed: bool,
+        stale: bool,
+        twice: bool,
     ) -> None:
-        claim, won = call
-        if not won:
+        if call is None:
             return
+        claim, date = call
         surely_not = (AttemptResult.NOT_PROCESSED, AttemptResult.ACCESS_DENIED, AttemptResult.REFUSED)
         if what in (AttemptResult.ANSWERED, AttemptResult.CONTRACT_BROKEN):
             processed = True
         elif what in surely_not:
             processed = False
         self.processed[claim.submission_id] += processed
+        if what not in surely_not:
+            self.sent_as[claim.submission_id].add((date, claim.content_sha256))
         if what is None:  # the process died: nothing is recorded
             return
         state = {
@@ -94,18 +124,24 @@ class LedgerMachine(RuleBasedStateMachine):
             state = State.UNCERTAIN
         result = Result(claim, state, what, billable=processed, response=f"answer {claim.token}")
         for _ in range(2 if twice else 1):
-            self.ledger.commit(self.leases[0 if stale else -1], [], [result])
+            self.ledger.commit(self.lease(date, stale), [], [result])
         if state is State.COMPLETED:
             assert self.standing(claim.submission_id) is State.COMPLETED
             self.settled.setdefault(claim.submission_id, f"answer {claim.token}")
 
-    @rule()
-    def take_over(self) -> None:
+    @rule(date=st.sampled_from(DATES))
+    def take_over(self, date: str) -> None:
         """The holder is gone: its open claims become uncertain, none of them unsent."""
-        open_before = [key for key in IDS if self.standing(key) is State.CLAIMED]
-        self.leases.append(self.ledger.acquire(DATE, f"run-{next(self.numbers)}"))
-        assert self.leases[-1].recovered == len(open_before)
+        before = {key: self.entry(key) for key in IDS}
+        open_before = {
+            key
+            for key, entry in before.items()
+            if entry and entry.state is State.CLAIMED and entry.partition_date == date
+        }
+        self.leases[date].append(self.ledger.acquire(date, f"run-{next(self.numbers)}"))
+        assert self.leases[date][-1].recovered == len(open_before)
         assert all(self.standing(key) is State.UNCERTAIN for key in open_before)
+        assert all(self.entry(key) == before[key] for key in IDS if key not in open_before)
 
     @rule(submission_id=st.sampled_from(IDS))
     def look_up(self, submission_id: str) -> None:
@@ -114,7 +150,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         before = self.standing(submission_id)
         found = Adoption(submission_id, 200, NOW, f"found {submission_id}")
-        self.ledger.commit(self.leases[-1], [], [found])
+        self.ledger.commit(self.leases[DATES[0]][-1], [], [found])
         if before is State.UNCERTAIN:
             self.settled.setdefault(submission_id, f"found {submission_id}")
         else:
@@ -135,6 +171,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def no_second_record_unless_allowed(self) -> None:
         for key in IDS:
             assert self.processed[key] <= 1 + self.allowed[key]
+
+    @invariant()
+    def what_may_have_been_processed_has_one_date_and_content(self) -> None:
+        for key in IDS:
+            assert len(self.sent_as[key]) <= 1
+            if self.sent_as[key]:
+                assert self.ledger.entries([key])[key][1:3] in self.sent_as[key]
 
     @invariant()
     def what_is_settled_stays(self) -> None:
