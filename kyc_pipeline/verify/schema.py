@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-HEAD_REVISION: Final = "0001"
+HEAD_REVISION: Final = "0002"
 """The newest migration. A test holds it against `migrations/`."""
 
 
@@ -101,4 +101,14 @@ rate_limits = Table(
     metadata,
     Column("name", String(255), primary_key=True),
     Column("arrival", BigInteger, nullable=False),  # GCRA's theoretical arrival time
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("name", Text, primary_key=True),  # of the tag; `submissionId` for a submission
+    Column("pseudonym", String(64), primary_key=True),  # of its value: the value itself is nowhere
+    Column("key_id", String(8), nullable=False),  # of the pseudonym's key
+    Column("erased_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),  # NULL: the erasure was interrupted, and is to be repeated
 )
