@@ -38,6 +38,8 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
             context.log.info(
                 f"{day}: {summary.received} rows in {summary.manifests} manifests, "
                 f"{summary.accepted} accepted, {rejected} rejected"
+                if summary.manifests
+                else f"{day}: no manifests"
             )
             return DayResult(
                 metadata={

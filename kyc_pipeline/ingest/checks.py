@@ -32,7 +32,7 @@ def check_partition(summary: IngestSummary) -> list[Check]:
     return [
         RECONCILES.result(
             lost == 0,
-            "every row is accounted for" if lost == 0 else f"{lost} rows are unaccounted for: ingest again",
+            _accounted(summary, lost),
             received=summary.received,
             accepted=summary.accepted,
             rejected=rejected,
@@ -43,3 +43,9 @@ def check_partition(summary: IngestSummary) -> list[Check]:
             share=share,
         ),
     ]
+
+
+def _accounted(summary: IngestSummary, lost: int) -> str:
+    if lost:
+        return f"{lost} rows are unaccounted for: ingest again"
+    return "every row is accounted for" if summary.manifests else "no manifests"

@@ -43,20 +43,27 @@ CHUNK_BYTES: Final = 1 << 22
 MAX_ROW_BYTES: Final = CHUNK_BYTES
 """The longest row: a longer one means that a quote or a line end is missing."""
 MAX_IGNORED_NAMES: Final = 100
+MAX_SHOWN_COLUMNS: Final = 20
+_COLUMN_NAME: Final = re.compile(r"(tag\.)?[A-Za-z_][A-Za-z_ -]{0,39}")
 _SEPARATORS: Final = (",", ";", "\t", "|")
 
 
 class ManifestUnreadable(KycError):
     """A manifest file that cannot be read at all."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"manifest {printable(name)}: {reason}")
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{shown_path(path)}: {reason}")
 
 
 def printable(name: str) -> str:
     """A file name that is safe in one line of text and in UTF-8."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown_path(path: Path) -> str:
+    """A manifest as errors name it: its day's folder and its file name."""
+    return f"manifests/{printable(path.parent.name)}/{printable(path.name)}"
 
 
 def read_manifest(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
@@ -69,15 +76,15 @@ def read_manifest(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     """
     reader = reader_of(path)
     if reader is None:
-        raise ManifestUnreadable(path.name, "is neither .csv, .jsonl nor .parquet")
+        raise ManifestUnreadable(path, "is neither .csv, .jsonl nor .parquet")
     try:
         yield from reader(path, ignored)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ManifestUnreadable(path.name, f"is a damaged .gz file ({error})") from error
+        raise ManifestUnreadable(path, f"is a damaged .gz file ({error})") from error
     except UnicodeDecodeError as error:
-        raise ManifestUnreadable(path.name, f"is not {error.encoding} text: save it as UTF-8") from error
+        raise ManifestUnreadable(path, f"is not {error.encoding} text: save it as UTF-8") from error
     except OSError as error:
-        raise ManifestUnreadable(path.name, f"cannot be read ({type(error).__name__})") from error
+        raise ManifestUnreadable(path, f"cannot be read ({type(error).__name__})") from error
 
 
 def reader_of(path: Path) -> Reader | None:
@@ -120,7 +127,7 @@ def _text_blocks(path: Path) -> Iterator[str]:
         while block:
             text = decoder.decode(block)
             if "\0" in text:
-                raise ManifestUnreadable(path.name, "is not text")
+                raise ManifestUnreadable(path, "is not text")
             if text:
                 last = text
                 yield text
@@ -218,13 +225,12 @@ class _BadRows:
 
 
 def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
-    name = path.name
     blocks = _text_blocks(path)
     start = next(blocks, "").lstrip("\r\n")
     if not start.strip():
-        raise ManifestUnreadable(name, "is empty: its first row must name the columns")
-    separator, header = _header(start, name)
-    _check_header(header, name)
+        raise ManifestUnreadable(path, "is empty: its first row must name the columns")
+    separator, header = _header(start, path)
+    _check_header(header, path)
     stream = _BlockStream(itertools.chain([start], blocks))
     total = 0
     try:
@@ -234,12 +240,12 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     except pa.ArrowInvalid as error:
         if "straddling" in str(error):
             raise ManifestUnreadable(
-                name, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
+                path, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
             ) from error
-        raise ManifestUnreadable(name, "is not a valid CSV file") from error
+        raise ManifestUnreadable(path, "is not a valid CSV file") from error
     # An open quote swallows every row up to the next one: what was read is then not what was written.
     if stream.quotes % 2:
-        raise ManifestUnreadable(name, 'has an odd number of quotes ("): close or double the stray one')
+        raise ManifestUnreadable(path, 'has an odd number of quotes ("): close or double the stray one')
     for column in header:
         if not _is_used(column):
             _count_ignored(ignored, column, total)
@@ -278,25 +284,36 @@ def _csv_chunks(stream: "_BlockStream", separator: str, header: list[str]) -> It
         yield bad
 
 
-def _header(start: str, name: str) -> tuple[str, list[str]]:
+def _header(start: str, path: Path) -> tuple[str, list[str]]:
     """The separator and the column names: the reading that finds most of the known names."""
     readings = []
     for separator in _SEPARATORS:
         try:
             row = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator), [])
         except csv.Error as error:
-            raise ManifestUnreadable(name, "has no readable header row") from error
+            raise ManifestUnreadable(path, "has no readable header row") from error
         readings.append((separator, [column.strip() for column in row]))
     return max(readings, key=lambda reading: (sum(map(_is_used, reading[1])), len(reading[1])))
 
 
-def _check_header(columns: list[str], name: str) -> None:
+def _check_header(columns: list[str], path: Path) -> None:
     missing = [column for column in REQUIRED if column not in columns]
     if missing:
-        raise ManifestUnreadable(name, f"has no column {', '.join(missing)}: the first row must name them")
+        raise ManifestUnreadable(
+            path, f"has no column {', '.join(missing)}: the first row must name them; {_found(columns)}"
+        )
     twice = sorted(column for column, n in Counter(columns).items() if n > 1 and _is_used(column))
     if twice:
-        raise ManifestUnreadable(name, f"has the column {printable(twice[0])} twice")
+        raise ManifestUnreadable(path, f"has the column {printable(twice[0])} twice")
+
+
+def _found(columns: list[str]) -> str:
+    """The columns of a wrong header, for a person to compare; never data that stands where names should."""
+    if all(_COLUMN_NAME.fullmatch(column) for column in columns):
+        return f"it names {', '.join(columns[:MAX_SHOWN_COLUMNS])}" + (
+            f" and {len(columns) - MAX_SHOWN_COLUMNS} more" if len(columns) > MAX_SHOWN_COLUMNS else ""
+        )
+    return f"its {len(columns)} values look like data, not like names"
 
 
 # --- JSON lines -------------------------------------------------------------------------------------------
@@ -326,7 +343,7 @@ def _lines(path: Path) -> Iterator[str]:
         # Only \n and \r\n end a JSON line: other separators may stand inside a string.
         *lines, rest = (rest + block).split("\n")
         if len(rest) > MAX_ROW_BYTES:
-            raise ManifestUnreadable(path.name, f"has a line of more than {MAX_ROW_BYTES} bytes")
+            raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} bytes")
         yield from (line for line in lines if line.strip())
     if rest.strip():
         yield rest
@@ -373,14 +390,13 @@ def _records_chunk(records: list[dict[str, str | None]], numbers: list[int]) -> 
 
 
 def _read_parquet(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
-    name = path.name
     try:
         with path.open("rb") as source, pq.ParquetFile(source) as file:
             schema = file.schema_arrow
-            _check_header(schema.names, name)
+            _check_header(schema.names, path)
             used = [column for column in schema.names if _is_used(column)]
             for column in used:
-                _check_type(column, schema.field(column).type, name)
+                _check_type(column, schema.field(column).type, path)
             following = 1
             for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=used):
                 rows = pa.array(np.arange(following, following + batch.num_rows, dtype=np.int64))
@@ -390,7 +406,7 @@ def _read_parquet(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
                 if not _is_used(column):
                     _count_ignored(ignored, column, following - 1)
     except pa.ArrowException as error:
-        raise ManifestUnreadable(name, f"is not a readable Parquet file ({type(error).__name__})") from error
+        raise ManifestUnreadable(path, f"is not a readable Parquet file ({type(error).__name__})") from error
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -404,14 +420,14 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _check_type(column: str, kind: pa.DataType, name: str) -> None:
+def _check_type(column: str, kind: pa.DataType, path: Path) -> None:
     if _is_text(kind):
         return
     if column == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
         return
     if column == "submitted_at" and pa.types.is_timestamp(kind):
         return
-    raise ManifestUnreadable(name, f"has the column {printable(column)} of type {kind}: it must be text")
+    raise ManifestUnreadable(path, f"has the column {printable(column)} of type {kind}: it must be text")
 
 
 def _as_text(array: Column) -> Column:

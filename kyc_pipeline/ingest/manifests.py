@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.documents import Documents
-from kyc_pipeline.ingest.formats import ManifestUnreadable, printable, read_manifest, reader_of
+from kyc_pipeline.ingest.formats import ManifestUnreadable, printable, read_manifest, reader_of, shown_path
 from kyc_pipeline.ingest.ownership import Ownership, Staged
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, Erased, judge
 from kyc_pipeline.lake.storage import Lake
@@ -193,7 +193,7 @@ def _sha256(path: Path, _: Signature) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ManifestUnreadable(path.name, f"cannot be opened ({type(error).__name__})") from error
+        raise ManifestUnreadable(path, f"cannot be opened ({type(error).__name__})") from error
 
 
 _cached_sha256: Final = functools.lru_cache(maxsize=4096)(_sha256)  # the signature is part of the key
@@ -296,10 +296,10 @@ def _stage_stable(
         except ManifestUnreadable:
             if all(manifest.is_unchanged() for manifest in day.manifests):
                 raise
-        changed = next((m.name for m in day.manifests if not m.is_unchanged()), "")
+        changed = next((shown_path(m.path) for m in day.manifests if not m.is_unchanged()), "")
         if not changed:
             return day, received, ignored
-    raise KycError(f"manifest {changed}: is still being written: run the day again once it is complete")
+    raise KycError(f"{changed}: is still being written: run the day again once it is complete")
 
 
 def _stage(

@@ -10,6 +10,7 @@ import pytest
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.manifests import (
+    is_ingested,
     manifest_dates,
     manifest_identity,
     manifest_signature,
@@ -91,6 +92,35 @@ def test_identity_follows_names_and_contents_only(zone: Any) -> None:
     }
 
 
+def test_a_day_is_ingested_while_its_partition_is_that_of_its_manifests(zone: Any) -> None:
+    path = zone.rows({})
+    assert not is_ingested(zone.landing, zone.lake, DAY)
+    zone.ingest()
+    assert is_ingested(zone.landing, zone.lake, DAY)
+    zone.rows({"submission_id": "A2"})
+    assert not is_ingested(zone.landing, zone.lake, DAY)
+    zone.ingest()
+    path.unlink()
+    assert not is_ingested(zone.landing, zone.lake, DAY)
+    zone.ingest()
+    assert is_ingested(zone.landing, zone.lake, DAY)
+    Path(zone.lake.path(SUBMISSIONS, DAY)).write_bytes(b"damaged")
+    assert not is_ingested(zone.landing, zone.lake, DAY)
+
+
+def test_a_manifest_that_cannot_be_opened_is_named_and_is_the_fault_of_its_day_only(zone: Any) -> None:
+    for day in (DAY, "2024-09-02"):
+        zone.rows({"submission_id": day}, day=day)
+        zone.ingest(day)
+    # A regular file that opens, and whose first byte cannot be read, by nobody.
+    (zone.landing / "manifests/2024-09-02/b.csv").symlink_to("/proc/self/mem")
+    for read in (zone.ingest, lambda day: manifest_identity(zone.landing, day)):
+        with pytest.raises(KycError, match=r"^manifests/2024-09-02/b\.csv: cannot be opened \(OSError\)$"):
+            read("2024-09-02")
+    assert not is_ingested(zone.landing, zone.lake, "2024-09-02")
+    assert is_ingested(zone.landing, zone.lake, DAY)
+
+
 def test_a_manifest_that_grows_while_it_is_read_is_read_again(zone: Any) -> None:
     path = zone.rows({})
     grown = []
@@ -117,7 +147,7 @@ def test_a_manifest_that_never_stops_growing_fails_the_day(zone: Any) -> None:
             file.write("A3,id.jpg,selfie.png\n")
         return False
 
-    with pytest.raises(KycError, match=r"manifest a\.csv: is still being written"):
+    with pytest.raises(KycError, match=r"manifests/2024-09-01/a\.csv: is still being written"):
         zone.ingest(erased=grow)
     assert zone.files() == before
 

@@ -186,8 +186,19 @@ def test_parquet_bad_tags_and_times(zone: Any) -> None:
 
 UNREADABLE: list[tuple[str, str, bytes, str]] = [
     ("no header", "a.csv", b"", "is empty"),
-    ("wrong columns", "a.csv", b"a,b,c\n1,2,3\n", "has no column submission_id, id_file, selfie_file"),
-    ("no header but data", "a.csv", b"A1,id.jpg,selfie.png\n", "has no column"),
+    (
+        "wrong columns",
+        "a.csv",
+        b"a,tag.b,c d\n1,2,3\n",
+        "has no column submission_id, id_file, selfie_file: .*; it names a, tag.b, c d$",
+    ),
+    ("many wrong columns", "a.csv", b"a" + b",x" * 29 + b"\n", "it names a(, x){19} and 10 more$"),
+    (
+        "no header but data",
+        "a.csv",
+        b"A1,id.jpg,Anna\n",
+        "has no column .*; its 3 values look like data, not like names$",
+    ),
     ("one column missing", "a.csv", b"submission_id,id_file\nA1,id.jpg\n", "has no column selfie_file"),
     (
         "a column twice",
@@ -226,7 +237,7 @@ def test_an_unreadable_manifest_fails_the_day_and_changes_nothing(
     zone.manifest(name, content)
     with pytest.raises(KycError, match=reason) as caught:
         zone.ingest()
-    assert str(caught.value).startswith(f"manifest {name}: ")
+    assert str(caught.value).startswith(f"manifests/2024-09-01/{name}: ")
     assert "\n" not in str(caught.value)
     assert zone.files() == before
 
@@ -235,7 +246,7 @@ def test_damaged_pages_of_a_parquet_file(zone: Any) -> None:
     content = bytearray(parquet(submission_id=[f"A{n}" for n in range(50)]))
     content[20:400] = bytes(380)
     zone.manifest("a.parquet", bytes(content))
-    with pytest.raises(KycError, match=r"manifest a\.parquet"):
+    with pytest.raises(KycError, match=r"manifests/2024-09-01/a\.parquet"):
         zone.ingest()
 
 
