@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,18 @@ class Day:
         if texts:
             self.write([response_row(f"s-{index}", text) for index, text in enumerate(texts)])
         return flatten_partition(self.lake, DAY, PSEUDONYMS, CLEAR)
+
+    def flatten_each(self, texts: Sequence[str]) -> FlattenSummary:
+        """Flattens `texts`, which are all written as answers to s-0, as those of s-0000, s-0001, ..."""
+        ids = [f"s-{index:04}" for index in range(len(texts))]
+        own = '{"name": "submissionId", "value": "%s"}'
+        self.write(
+            [
+                response_row(id_, text.replace(own % "s-0", own % id_))
+                for id_, text in zip(ids, texts, strict=True)
+            ]
+        )
+        return self.flatten()
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
         return self.lake.read(table, DAY).to_pylist()

@@ -1,11 +1,14 @@
 """Every variation of the answer that is known or feared: where each value goes, and what is counted."""
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from kyc_pipeline.deepxl.contract import receive
 from kyc_pipeline.flatten.anomalies import Anomaly
 from kyc_pipeline.lake.tables import (
     MODEL_CHECKS,
@@ -21,6 +24,13 @@ GONE = object()
 CHECK = {"type": "LIVENESS", "status": "PASS", "confidence": 0.5, "details": "fine"}
 FILE = SEED["files"][0]
 TECHNICAL = "result.modelResults.technicalChecks"
+FOREIGN = {
+    "REVIEW": "REVIEW",
+    "WARNING": "REVIEW",
+    "NOT_EXECUTED": "NOT_EVALUATED",
+    "ERROR": "ERROR",
+    "PENDING": "PENDING",
+}
 OWN_TAG = {"name": "submissionId", "value": "s-0"}
 
 
@@ -170,6 +180,13 @@ CASES: dict[str, Expected] = {
         [],
         MODEL_CHECKS,
         [{"status": " warning ", "normalized_status": "REVIEW"}],
+    ),
+    "statuses of other vendors": (
+        answer(modelResults={"technicalChecks": [{**CHECK, "status": status} for status in FOREIGN]}),
+        {},
+        [],
+        MODEL_CHECKS,
+        [{"status": status, "normalized_status": normal} for status, normal in FOREIGN.items()],
     ),
     "unknown status": (
         with_check(status="MAYBE"),
@@ -603,6 +620,86 @@ def test_a_variation_is_kept_and_counted(day: Day, case: str) -> None:
     assert day.anomalies() == anomalies
     found = day.rows(table)
     assert [{key: row[key] for key in expected} for row, expected in zip(found, rows, strict=True)] == rows
+
+
+def test_geometry_is_cut_on_receipt_and_its_presence_counted(day: Day) -> None:
+    face = {"landmarks": {"leftEye": [0.31, 0.42]}, "boundingBox": {"x": 0.1, "y": 0.2}}
+    check = {**CHECK, "idFaces": [face], "selfieFaces": [face, face], "score": {"landmarks": [[1, 2]]}}
+    received = receive(answer(modelResults={"technicalChecks": [check]}, boundingBox=None).encode())
+    assert "0.31" not in received.text
+    day.flatten(received.text)
+    assert day.drift() == {
+        (f"{TECHNICAL}[].idFaces", "geometry_removed"): 1,
+        (f"{TECHNICAL}[].selfieFaces", "geometry_removed"): 1,
+        (f"{TECHNICAL}[].score.landmarks", "geometry_removed"): 1,
+        ("result.boundingBox", "null_field"): 1,
+    }
+    assert day.anomalies() == ["geometry_removed", "null_field"]
+
+
+NOT_TRIED = {"result.verificationId", "result.verified"}
+"""Hard requirements: what lacks one is no answer."""
+EMPTY: dict[type, Any] = {str: "", list: [], dict: {}}
+
+
+def places(value: Any, path: str, *keys: Any) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
+    """Every place of the answer below `value`: its path, the keys that lead there, and what it holds."""
+    for key, member in value.items() if isinstance(value, dict) else enumerate(value):
+        below = f"{path}.{key}" if isinstance(value, dict) else f"{path}[]"
+        yield below, (*keys, key), member
+        if isinstance(member, dict | list):
+            yield from places(member, below, *keys, key)
+
+
+def changed(keys: tuple[Any, ...], value: Any) -> str:
+    """The answer to s-0 with another value at one place; `GONE` removes it."""
+    result: Any = json.loads(json.dumps(echo("s-0")))
+    container = result
+    for key in keys[:-1]:
+        container = container[key]
+    if value is GONE:
+        del container[keys[-1]]
+    else:
+        container[keys[-1]] = value
+    return text_of(result)
+
+
+def test_null_missing_empty_and_another_type_are_told_apart_at_every_place(day: Day) -> None:
+    texts: list[str] = []
+    expected: list[tuple[str, str]] = []
+    for path, keys, found in places(echo("s-0"), "result"):
+        if path in NOT_TRIED:
+            continue
+        variations = {"null_field": None, "type_mismatch": 7 if isinstance(found, str) else "seven"}
+        if type(found) in EMPTY:
+            variations["empty_field"] = EMPTY[type(found)]
+        # Of a list's items none is required; and `modelResults` without its only group is empty.
+        if isinstance(keys[-1], str) and path != TECHNICAL:
+            variations["missing_field"] = GONE
+        texts += [changed(keys, value) for value in variations.values()]
+        expected += [(path, kind) for kind in variations]
+    summary = day.flatten_each(texts)
+    assert summary.verifications == len(texts) > 150
+    assert day.drift() == Counter(expected)
+    anomalies = [row["anomalies"] for row in day.rows(VERIFICATIONS)]
+    assert [kind in codes for (_, kind), codes in zip(expected, anomalies, strict=True)] == [True] * len(
+        texts
+    )
+
+
+def test_an_unknown_key_is_reported_in_every_object(day: Day) -> None:
+    texts: list[str] = []
+    expected: list[tuple[str, str]] = []
+    for path, keys, found in [("result", (), echo("s-0")), *places(echo("s-0"), "result")]:
+        if isinstance(found, dict) and path != "result.modelResults":
+            new = {**found, "extra": {"deep": [{"er": 1}, None]}}
+            texts.append(changed(keys, new) if keys else text_of(new))
+            expected += [
+                (f"{path}.extra.deep[].er", "unknown_field"),
+                (f"{path}.extra.deep[]", "unknown_field"),
+            ]
+    day.flatten_each(texts)
+    assert day.drift() == Counter(expected)
 
 
 def test_drift_names_the_first_submission_and_counts_all(day: Day) -> None:
