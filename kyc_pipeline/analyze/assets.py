@@ -12,12 +12,14 @@ import duckdb
 
 from kyc_pipeline.analyze.build import build
 from kyc_pipeline.analyze.checks import check_result, check_specs
+from kyc_pipeline.analyze.lineage import column_sources
 from kyc_pipeline.analyze.models import Model, load_models
 from kyc_pipeline.analyze.publish import new_draft, publish, remove_draft
 from kyc_pipeline.analyze.quality import Severity, check_build
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.specs import lineage
 
 GROUP = "analyze"
 WAREHOUSE = dg.AssetKey("warehouse")
@@ -66,7 +68,8 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
             remove_draft(draft)
         for model in models:
             yield dg.MaterializeResult(
-                asset_key=asset_key(model.name), metadata={"dagster/row_count": summary.tables[model.name]}
+                asset_key=asset_key(model.name),
+                metadata={"dagster/row_count": summary.tables[model.name], **_lineage(model)},
             )
         yield dg.MaterializeResult(
             asset_key=WAREHOUSE,
@@ -102,8 +105,24 @@ def _model_spec(model: Model) -> dg.AssetSpec:
         metadata={
             "dagster/column_schema": dg.TableSchema(
                 columns=[dg.TableColumn(name, description=meaning) for name, meaning in model.columns]
-            )
+            ),
+            **_lineage(model),
         },
+    )
+
+
+def _lineage(model: Model) -> dict[str, Any]:
+    """Where each column comes from: one step back."""
+    return lineage(
+        {
+            column: [
+                dg.TableColumnDep(
+                    dg.AssetKey(source.table) if source.in_lake else asset_key(source.table), source.column
+                )
+                for source in sources
+            ]
+            for column, sources in column_sources()[model.name].items()
+        }
     )
 
 

@@ -4,7 +4,7 @@ Arrow schemas, Dagster's column metadata, DuckDB's comments, checks and `docs/da
 from here. The partition's day is the folder `date=<D>`, never a column of the file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -20,13 +20,19 @@ class Zone(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `personal` marks values that tell or lead to a person (they may not leave `restricted`)."""
+    """One column.
+
+    `personal` marks values that tell or lead to a person (they may not leave `restricted`).
+    `made_from`: fields of the answer (`[]` is any position of a list, `*` any other key) and columns of
+    other tables of the lake (`table.column`).
+    """
 
     name: str
     type: pa.DataType
     description: str
     nullable: bool = False
     personal: bool = False
+    made_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +131,18 @@ class DriftKind(StrEnum):
     GEOMETRY_REMOVED = "geometry_removed"
 
 
-_VERIFICATION_ID = Column("verification_id", INT64, "DeepXL's id of the verification.")
+_VERIFICATION_ID = Column(
+    "verification_id", INT64, "DeepXL's id of the verification.", made_from=("result.verificationId",)
+)
 _SUBMISSION_ID = Column("submission_id", STRING, "The submission's id, unique for ever.")
+_ANSWERED_ID = replace(_SUBMISSION_ID, made_from=("verification_responses.submission_id",))
+_CHECKS: Final = "result.modelResults.*", "result.technicalChecks"
+
+
+def _checks(field: str) -> tuple[str, ...]:
+    """The fields of a check, wherever the answer has its checks."""
+    return tuple(f"{checks}[].{field}" for checks in _CHECKS)
+
 
 SUBMISSIONS = Table(
     "submissions",
@@ -168,17 +184,30 @@ VERIFICATION_RESPONSES = Table(
     Zone.RESTRICTED,
     "One row per accepted submission: its outcome and the answer as received, without geometry.",
     (
-        _SUBMISSION_ID,
+        replace(_SUBMISSION_ID, made_from=("submissions.submission_id",)),
         Column("outcome", STRING, "What became of the submission; exactly one of the documented outcomes."),
         Column("http_status", INT32, "Status of the last answer; NULL if none was received.", nullable=True),
         Column("attempts", INT32, "POST calls that were started for this submission, over all runs."),
         Column("requested_at", TIMESTAMP, "When the last call was started.", nullable=True),
         Column("responded_at", TIMESTAMP, "When its answer was complete.", nullable=True),
         Column("latency_ms", DOUBLE, "From start to complete answer, by a monotonic clock.", nullable=True),
-        Column("response", STRING, "The answer's JSON text, geometry removed.", nullable=True, personal=True),
+        Column(
+            "response",
+            STRING,
+            "The answer's JSON text, geometry removed.",
+            nullable=True,
+            personal=True,
+            made_from=("result",),
+        ),
         Column("error", STRING, "What went wrong, in one line.", nullable=True),
         Column("billable_calls", INT32, "Calls that were or may have been billed: 2xx and ambiguous ones."),
-        Column("content_sha256", STRING, "Identity of the content that was sent.", personal=True),
+        Column(
+            "content_sha256",
+            STRING,
+            "Identity of the content that was sent.",
+            personal=True,
+            made_from=("submissions.content_sha256",),
+        ),
     ),
 )
 
@@ -188,31 +217,84 @@ VERIFICATIONS = Table(
     "One row per completed verification.",
     (
         _VERIFICATION_ID,
-        _SUBMISSION_ID,
-        Column("verified", BOOL, "DeepXL's decision."),
-        Column("model", STRING, "Model as named in the answer.", nullable=True),
-        Column("model_version", STRING, "Model version, where the answer has one.", nullable=True),
-        Column("verified_at", TIMESTAMP, "The answer's epoch time stamp.", nullable=True),
-        Column("timestamp_iso", STRING, "ISO text as received; its zone is not known.", nullable=True),
+        _ANSWERED_ID,
+        Column("verified", BOOL, "DeepXL's decision.", made_from=("result.verified",)),
+        Column("model", STRING, "Model as named in the answer.", nullable=True, made_from=("result.model",)),
+        Column(
+            "model_version",
+            STRING,
+            "Model version, where the answer has one.",
+            nullable=True,
+            made_from=("result.modelVersion",),
+        ),
+        Column(
+            "verified_at",
+            TIMESTAMP,
+            "The answer's epoch time stamp.",
+            nullable=True,
+            made_from=("result.timestamp",),
+        ),
+        Column(
+            "timestamp_iso",
+            STRING,
+            "ISO text as received; its zone is not known.",
+            nullable=True,
+            made_from=("result.timestampISO",),
+        ),
         Column(
             "iso_offset_seconds",
             DOUBLE,
             "The ISO text read as UTC less the epoch: a data-quality figure.",
             nullable=True,
+            made_from=("result.timestamp", "result.timestampISO"),
         ),
-        Column("id_file_type", STRING, "Type of the ID document, from the answer.", nullable=True),
-        Column("id_file_size", INT64, "Bytes of the ID document, from the answer.", nullable=True),
-        Column("selfie_file_type", STRING, "Type of the selfie, from the answer.", nullable=True),
-        Column("selfie_file_size", INT64, "Bytes of the selfie, from the answer.", nullable=True),
-        Column("check_count", INT32, "Checks in the answer, over all groups."),
+        Column(
+            "id_file_type",
+            STRING,
+            "Type of the ID document, from the answer.",
+            nullable=True,
+            made_from=("result.idFileType",),
+        ),
+        Column(
+            "id_file_size",
+            INT64,
+            "Bytes of the ID document, from the answer.",
+            nullable=True,
+            made_from=("result.idFileSize",),
+        ),
+        Column(
+            "selfie_file_type",
+            STRING,
+            "Type of the selfie, from the answer.",
+            nullable=True,
+            made_from=("result.selfieFileType",),
+        ),
+        Column(
+            "selfie_file_size",
+            INT64,
+            "Bytes of the selfie, from the answer.",
+            nullable=True,
+            made_from=("result.selfieFileSize",),
+        ),
+        Column("check_count", INT32, "Checks in the answer, over all groups.", made_from=_CHECKS),
         Column(
             "id_document_pseudonym",
             STRING,
             "HMAC of the ID document's content: equal for the same file, under one key.",
             nullable=True,
+            made_from=("submissions.id_sha256",),
         ),
         Column(
-            "anomalies", STRING_LIST, "What in this answer differs from the contract or from what was sent."
+            "anomalies",
+            STRING_LIST,
+            "What in this answer differs from the contract or from what was sent.",
+            made_from=(
+                "result",
+                "submissions.id_size",
+                "submissions.selfie_size",
+                "submissions.submission_id",
+                "submissions.tags",
+            ),
         ),
     ),
 )
@@ -223,15 +305,46 @@ MODEL_CHECKS = Table(
     "One row per check under `modelResults`.",
     (
         _VERIFICATION_ID,
-        _SUBMISSION_ID,
-        Column("check_group", STRING, "Key under `modelResults`, such as `technicalChecks`."),
-        Column("check_index", INT32, "Position in its group, from 0."),
-        Column("type", STRING, "Which check, as received (`type`, else `checkType`).", nullable=True),
-        Column("status", STRING, "Status as received.", nullable=True),
-        Column("normalized_status", STRING, "PASS, FAIL, REVIEW, NOT_EVALUATED, ERROR, PENDING or UNKNOWN."),
-        Column("confidence", DOUBLE, "Confidence in [0, 1]; NULL when absent or outside.", nullable=True),
-        Column("confidence_raw", STRING, "Confidence as received, as JSON text.", nullable=True),
-        Column("details", STRING, "The check's explanation, as received.", nullable=True),
+        _ANSWERED_ID,
+        Column(
+            "check_group", STRING, "Key under `modelResults`, such as `technicalChecks`.", made_from=_CHECKS
+        ),
+        Column("check_index", INT32, "Position in its group, from 0.", made_from=_CHECKS),
+        Column(
+            "type",
+            STRING,
+            "Which check, as received (`type`, else `checkType`).",
+            nullable=True,
+            made_from=_checks("type"),
+        ),
+        Column("status", STRING, "Status as received.", nullable=True, made_from=_checks("status")),
+        Column(
+            "normalized_status",
+            STRING,
+            "PASS, FAIL, REVIEW, NOT_EVALUATED, ERROR, PENDING or UNKNOWN.",
+            made_from=_checks("status"),
+        ),
+        Column(
+            "confidence",
+            DOUBLE,
+            "Confidence in [0, 1]; NULL when absent or outside.",
+            nullable=True,
+            made_from=_checks("confidence"),
+        ),
+        Column(
+            "confidence_raw",
+            STRING,
+            "Confidence as received, as JSON text.",
+            nullable=True,
+            made_from=_checks("confidence"),
+        ),
+        Column(
+            "details",
+            STRING,
+            "The check's explanation, as received.",
+            nullable=True,
+            made_from=_checks("details"),
+        ),
     ),
 )
 
@@ -241,10 +354,22 @@ VERIFICATION_TAGS = Table(
     "One row per tag of the answer; values only for the tags that analysts may see.",
     (
         _VERIFICATION_ID,
-        _SUBMISSION_ID,
-        Column("name", STRING, "The tag's name."),
-        Column("value", STRING, "Its value, only for `KYC_CLEAR_TAGS`.", nullable=True),
-        Column("pseudonym", STRING, "HMAC-SHA-256 of the value, separate for each name.", nullable=True),
+        _ANSWERED_ID,
+        Column("name", STRING, "The tag's name.", made_from=("result.tags[].name",)),
+        Column(
+            "value",
+            STRING,
+            "Its value, only for `KYC_CLEAR_TAGS`.",
+            nullable=True,
+            made_from=("result.tags[].value",),
+        ),
+        Column(
+            "pseudonym",
+            STRING,
+            "HMAC-SHA-256 of the value, separate for each name.",
+            nullable=True,
+            made_from=("result.tags[].value",),
+        ),
     ),
 )
 
@@ -254,11 +379,31 @@ VERIFICATION_FILES = Table(
     "One row per file of the answer, without its name and URL.",
     (
         _VERIFICATION_ID,
-        _SUBMISSION_ID,
-        Column("category", STRING, "`id`, `face` or as received.", nullable=True),
-        Column("content_type", STRING, "Media type as received.", nullable=True),
-        Column("file_size", INT64, "Bytes as received.", nullable=True),
-        Column("uploaded_at", TIMESTAMP, "The file's epoch time stamp.", nullable=True),
+        _ANSWERED_ID,
+        Column(
+            "category",
+            STRING,
+            "`id`, `face` or as received.",
+            nullable=True,
+            made_from=("result.files[].category",),
+        ),
+        Column(
+            "content_type",
+            STRING,
+            "Media type as received.",
+            nullable=True,
+            made_from=("result.files[].contentType",),
+        ),
+        Column(
+            "file_size", INT64, "Bytes as received.", nullable=True, made_from=("result.files[].fileSize",)
+        ),
+        Column(
+            "uploaded_at",
+            TIMESTAMP,
+            "The file's epoch time stamp.",
+            nullable=True,
+            made_from=("result.files[].timestamp",),
+        ),
     ),
 )
 
@@ -267,10 +412,20 @@ CONTRACT_DRIFT = Table(
     Zone.CURATED,
     "Where the day's answers differ from the contract, by path and kind.",
     (
-        Column("path", STRING, "Path in the answer; `[]` stands for any position of a list."),
-        Column("kind", STRING, "How it differs."),
-        Column("occurrences", INT64, "How often."),
-        Column("example_submission_id", STRING, "The first submission (by id) where it occurs."),
+        Column(
+            "path",
+            STRING,
+            "Path in the answer; `[]` stands for any position of a list.",
+            made_from=("result",),
+        ),
+        Column("kind", STRING, "How it differs.", made_from=("result",)),
+        Column("occurrences", INT64, "How often.", made_from=("result",)),
+        Column(
+            "example_submission_id",
+            STRING,
+            "The first submission (by id) where it occurs.",
+            made_from=("verification_responses.submission_id",),
+        ),
     ),
 )
 

@@ -1,11 +1,15 @@
 """Asset specs from the data dictionary: what the UI says of a table is what `lake/tables.py` says."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
 
-from kyc_pipeline.lake.tables import Table
+from kyc_pipeline.lake.tables import TABLES, Table
+
+ANSWER = dg.AssetKey(["deepxl", "answer"])
+"""DeepXL's answer in column lineage; its columns are the paths of its fields. No asset of this project."""
+_LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 
 def table_spec(
@@ -26,7 +30,10 @@ def table_spec(
         tags={"zone": table.zone.value},
         partitions_def=partitions,
         skippable=skippable,
-        metadata={"dagster/column_schema": table_schema(table)},
+        metadata={
+            "dagster/column_schema": table_schema(table),
+            **lineage({column.name: map(_source, column.made_from) for column in table.columns}),
+        },
     )
 
 
@@ -44,6 +51,35 @@ def table_schema(table: Table) -> dg.TableSchema:
             for column in table.columns
         ]
     )
+
+
+def lineage(sources: Mapping[str, Iterable[dg.TableColumnDep]]) -> dict[str, Any]:
+    """Metadata that says what each column is made from: Dagster's own form, and a table.
+
+    The open-source UI keeps Dagster's form for its graph of columns, which only Dagster+ has; the table is
+    what it shows.
+    """
+    made_from = {column: list(deps) for column, deps in sources.items()}
+    records = [
+        dg.TableRecord(
+            {
+                "column": column,
+                "made_from": ", ".join(
+                    f"{dep.asset_key.to_user_string()}: {dep.column_name}" for dep in deps
+                ),
+            }
+        )
+        for column, deps in made_from.items()
+    ]
+    return {
+        "dagster/column_lineage": dg.TableColumnLineage(made_from),
+        "column_sources": dg.MetadataValue.table(records),
+    }
+
+
+def _source(path: str) -> dg.TableColumnDep:
+    table, _, column = path.partition(".")
+    return dg.TableColumnDep(table, column) if table in _LAKE_TABLES else dg.TableColumnDep(ANSWER, path)
 
 
 def row_count(rows: int) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""Which columns each column of the warehouse is made from, derived from the models' SQL.
+
+Of a model's column count the columns in its expression, through every CTE, down to tables of the lake and
+other models. A count of rows is made from what chooses the rows: the columns of FILTER and WHERE, else those
+that group them. Columns that only join are left out.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.optimizer.qualify import qualify
+from sqlglot.optimizer.scope import Scope, build_scope
+
+from kyc_pipeline.analyze.models import LAKE, Model, load_models
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.tables import TABLES
+
+_WAREHOUSE: Final = "warehouse"
+_LAKE_TABLES: Final = {table.name: table for table in TABLES}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Source:
+    """One column that another is made from: of the lake, or else of another model."""
+
+    in_lake: bool
+    table: str
+    column: str
+
+
+@lru_cache(maxsize=1)
+def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
+    """Model → column → the columns of lake and other models that it is made from, one step back.
+
+    A column of constants, such as a bin's edge, has none.
+    """
+    schema: dict[str, object] = {
+        LAKE: {
+            table.name: dict.fromkeys(("date", *(c.name for c in table.columns)), "text") for table in TABLES
+        },
+        _WAREHOUSE: {
+            model.name: dict.fromkeys((name for name, _ in model.columns), "text") for model in load_models()
+        },
+    }
+    return {model.name: _of_model(model, schema) for model in load_models()}
+
+
+@lru_cache(maxsize=1)
+def answer_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """Model → column → the fields of DeepXL's answer that it comes from, all the way back."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for model in load_models():  # each comes after those that it reads
+        columns: dict[str, tuple[str, ...]] = {}
+        for column, sources in column_sources()[model.name].items():
+            fields: set[str] = set()
+            for source in sources:
+                fields.update(
+                    lake_answer_fields(source.table, source.column)
+                    if source.in_lake
+                    else found[source.table][source.column]
+                )
+            columns[column] = tuple(sorted(fields))
+        found[model.name] = columns
+    return found
+
+
+def lake_answer_fields(table: str, column: str) -> tuple[str, ...]:
+    """The fields of DeepXL's answer that a column of the lake comes from; `date` is of the manifest."""
+    if column == "date":
+        return ()
+    return tuple(path for path in _LAKE_TABLES[table].column(column).made_from if is_answer_field(path))
+
+
+def is_answer_field(path: str) -> bool:
+    """Whether `path` names a field of the answer, and not a column of the lake."""
+    return path.partition(".")[0] not in _LAKE_TABLES
+
+
+def _of_model(model: Model, schema: dict[str, object]) -> dict[str, tuple[Source, ...]]:
+    tree = qualify(
+        sqlglot.parse_one(model.sql, read="duckdb"),
+        dialect="duckdb",
+        schema=schema,
+        db=_WAREHOUSE,
+        validate_qualify_columns=False,  # what DuckDB accepts is tested by building it
+    )
+    scope = build_scope(tree)
+    if scope is None:
+        raise KycError(f"sql/{model.name}.sql: not one SELECT")
+    return {name: tuple(sorted(set(_column(scope, name)))) for name, _ in model.columns}
+
+
+def _column(scope: Scope, name: str) -> Iterator[Source]:
+    """What the column `name` of a query is made from."""
+    position = _query(scope).named_selects.index(name)
+    for select in _selects(scope):
+        yield from _expression(select, _query(select).selects[position])
+
+
+def _selects(scope: Scope) -> Iterator[Scope]:
+    """The SELECTs of a UNION, or the one that `scope` is."""
+    if not scope.set_operation_scopes:
+        yield scope
+    for part in scope.set_operation_scopes:
+        yield from _selects(part)
+
+
+def _query(scope: Scope) -> exp.Query:
+    assert isinstance(scope.expression, exp.Query)
+    return scope.expression
+
+
+def _expression(scope: Scope, expression: exp.Expr) -> Iterator[Source]:
+    for count in expression.find_all(exp.Count):
+        if isinstance(count.this, exp.Star):
+            yield from _rows(scope, filtered=isinstance(count.parent, exp.Filter))
+    for column in expression.find_all(exp.Column):
+        source = scope.sources.get(column.table)
+        if isinstance(source, Scope):
+            yield from _column(source, column.name)
+        elif isinstance(source, exp.Table) and source.name in _tables_of(source.db):
+            yield Source(source.db == LAKE, source.name, column.name)
+
+
+def _tables_of(schema: str) -> Collection[str]:
+    """What has columns of its own: not a function such as `range`, nor `lake.partitions`."""
+    return _LAKE_TABLES if schema == LAKE else {model.name for model in load_models()}
+
+
+def _rows(scope: Scope, *, filtered: bool) -> Iterator[Source]:
+    """What chooses the rows that a query counts, else what groups them; a FILTER is a choice by itself."""
+    chosen = list(_choice(scope))
+    group = scope.expression.args.get("group")
+    if chosen or filtered or not group:
+        yield from chosen
+        return
+    for key in group.expressions or [s for s in _query(scope).selects if not s.find(exp.AggFunc)]:
+        yield from _expression(scope, key)
+
+
+def _choice(scope: Scope) -> Iterator[Source]:
+    if where := scope.expression.args.get("where"):
+        yield from _expression(scope, where)
+    # An outer join adds columns to rows, it chooses none.
+    outer = {join.alias_or_name for join in scope.expression.args.get("joins") or () if join.side}
+    for name, (_, source) in scope.selected_sources.items():
+        if isinstance(source, Scope) and name not in outer:
+            yield from _choice(source)

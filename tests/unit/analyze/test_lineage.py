@@ -1,0 +1,139 @@
+"""Column lineage: from DeepXL's answer to each column of the warehouse."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from kyc_pipeline.analyze.lineage import Source, answer_fields, column_sources, is_answer_field
+from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.deepxl.contract import FIELDS
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.lake.tables import TABLES, Zone
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.specs import ANSWER
+from kyc_pipeline.settings import Settings
+
+STATUS = ("result.modelResults.*[].status", "result.technicalChecks[].status")
+CONFIDENCE = ("result.modelResults.*[].confidence", "result.technicalChecks[].confidence")
+
+
+def test_a_column_of_the_lake_is_made_from_what_exists() -> None:
+    paths = {field.path for field in FIELDS}
+    columns = {f"{table.name}.{column.name}" for table in TABLES for column in table.columns}
+    for table in TABLES:
+        for column in table.columns:
+            assert set(column.made_from) <= paths | columns, (table.name, column.name)
+
+
+def test_every_curated_column_says_what_it_is_made_from() -> None:
+    for table in TABLES:
+        if table.zone is Zone.CURATED:
+            assert [column.name for column in table.columns if not column.made_from] == [], table.name
+
+
+def test_only_constants_are_made_from_nothing() -> None:
+    without = {
+        (model, column)
+        for model, columns in column_sources().items()
+        for column, sources in columns.items()
+        if not sources
+    }
+    histogram = {("confidence_histogram", column) for column in ("bin", "bin_low", "bin_high")}
+    assert without == histogram | {("threshold_sensitivity", "threshold")}
+    assert {model.name: [name for name, _ in model.columns] for model in load_models()} == {
+        model: list(columns) for model, columns in column_sources().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "sources"),
+    [
+        ("model_checks", "check_type", {Source(True, "model_checks", "type")}),
+        ("pass_rates", "pass_rate", {Source(False, "model_checks", "normalized_status")}),
+        (  # a bare count is of what groups it
+            "pass_rates",
+            "checks",
+            {Source(False, "model_checks", name) for name in ("date", "check_group", "check_type")},
+        ),
+        ("confidence_histogram", "checks", {Source(False, "model_checks", "confidence")}),
+        (  # through a UNION, and a CTE that chooses the rows
+            "failure_attribution",
+            "failing",
+            {
+                Source(False, "model_checks", "normalized_status"),
+                Source(False, "verifications", "verified"),
+            },
+        ),
+        (  # what is joined by LEFT chooses no rows
+            "failure_attribution",
+            "not_verified",
+            {Source(False, "verifications", "verified")},
+        ),
+        (  # through USING
+            "submission_funnel",
+            "date",
+            {
+                Source(False, table, "date")
+                for table in ("submissions", "rejected_by_reason", "verifications")
+            },
+        ),
+        ("submissions", "outcome", {Source(True, "verification_responses", "outcome")}),
+    ],
+)
+def test_sources_are_one_step_back(model: str, column: str, sources: set[Source]) -> None:
+    assert set(column_sources()[model][column]) == sources
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "fields"),
+    [
+        ("pass_rates", "pass_rate", STATUS),
+        ("pass_rate_changes", "change", (STATUS[0], STATUS[1], "result.verified")),
+        ("confidence_summary", "p50", CONFIDENCE),
+        ("verifications", "verified_at", ("result.timestamp",)),
+        ("verified_rates_by_company", "company_id", ("result.tags[].value",)),
+        ("verification_files", "uploaded_at", ("result.files[].timestamp",)),
+        ("rejected_by_reason", "rejected", ()),
+    ],
+)
+def test_fields_are_all_the_way_back(model: str, column: str, fields: tuple[str, ...]) -> None:
+    assert answer_fields()[model][column] == fields
+
+
+@pytest.mark.parametrize(
+    ("asset", "column", "fields"),
+    [
+        ("pass_rates", "pass_rate", set(STATUS)),
+        ("failure_attribution", "failing", {*STATUS, "result.verified"}),
+        ("threshold_sensitivity", "flips_to_pass", {*STATUS, *CONFIDENCE}),
+        ("repeat_subjects", "repeat_subjects", {"result.tags[].name", "result.tags[].value"}),
+    ],
+)
+def test_dagsters_lineage_leads_to_the_answer(
+    tmp_path: Path, asset: str, column: str, fields: set[str]
+) -> None:
+    definitions = build_defs(Pipeline(Settings(_env_file=None, kyc_landing=tmp_path)))
+    specs = {spec.key: spec for spec in definitions.resolve_all_asset_specs()}
+    seen: set[tuple[dg.AssetKey, str]] = set()
+    ends: set[str] = set()
+    to_do = [(dg.AssetKey(asset), column)]
+    while to_do:
+        key, name = step = to_do.pop()
+        if key == ANSWER:
+            ends.add(name)
+        elif step not in seen:
+            seen.add(step)
+            deps = specs[key].metadata["dagster/column_lineage"].deps_by_column
+            # `date` is of the partition, no column of the lake's files.
+            to_do += [(dep.asset_key, dep.column_name) for dep in deps.get(name, [])]
+    assert ends == fields
+    assert (dg.AssetKey("model_checks" if asset != "repeat_subjects" else "verification_tags")) in {
+        key for key, _ in seen
+    }
+
+
+def test_a_field_of_the_answer_is_told_from_a_column() -> None:
+    assert is_answer_field("result.verified")
+    assert is_answer_field("result")
+    assert not is_answer_field("submissions.id_sha256")
