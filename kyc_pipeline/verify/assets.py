@@ -19,6 +19,7 @@ from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, wo
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import row_count, table_spec
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.checks import CHECKS, check_partition
 from kyc_pipeline.verify.engine import verify_partition
@@ -122,7 +123,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                 context.log.info(f"{day}: {summary}")
                 return DayResult(
                     metadata={VERIFICATION_RESPONSES.name: _metadata(summary)},
-                    checks=check_partition(lake.row_count(SUBMISSIONS, day), summary),
+                    checks=check_partition(compare_accounts(lake, ledger, day), summary),
                 )
 
             yield from work_through(context, work, stop_on=(DeepXLError,))

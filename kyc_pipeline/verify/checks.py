@@ -4,13 +4,14 @@ from dagster import AssetCheckSeverity
 
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
 from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
+from kyc_pipeline.verify.accounts import Accounts
 from kyc_pipeline.verify.report import VerifySummary
 
 ACCOUNTED_FOR = CheckDefinition(
     VERIFICATION_RESPONSES.name,
     "every_submission_accounted_for",
     AssetCheckSeverity.ERROR,
-    "Every accepted submission has exactly one outcome.",
+    "Every accepted submission has exactly one outcome, the one that the ledger knows.",
 )
 NONE_UNSETTLED = CheckDefinition(
     VERIFICATION_RESPONSES.name,
@@ -27,19 +28,20 @@ ALL_ATTEMPTED = CheckDefinition(
 CHECKS = (ACCOUNTED_FOR, NONE_UNSETTLED, ALL_ATTEMPTED)
 
 
-def check_partition(submissions: int, summary: VerifySummary) -> list[Check]:
-    """The checks of one day that holds `submissions` accepted submissions."""
+def check_partition(accounts: Accounts, summary: VerifySummary) -> list[Check]:
+    """The checks of one day."""
     count = {outcome: summary.outcomes.get(outcome, 0) for outcome in Outcome}
-    total = sum(count.values())
     unsettled = count[Outcome.UNCERTAIN] + count[Outcome.QUARANTINED]
     left = count[Outcome.FAILED] + count[Outcome.NOT_ATTEMPTED]
     return [
         ACCOUNTED_FOR.result(
-            total == submissions,
-            f"{total} outcomes for {submissions} submissions"
-            + ("" if total == submissions else ": materialize submissions and verification_responses again"),
-            submissions=submissions,
-            outcomes=total,
+            not accounts.differences,
+            f"{accounts.outcomes} outcomes for {accounts.submissions} submissions"
+            + "".join(f"; {difference}" for difference in accounts.differences)
+            + (": run the partition again" if accounts.differences else ""),
+            submissions=accounts.submissions,
+            outcomes=accounts.outcomes,
+            in_ledger=accounts.in_ledger,
         ),
         NONE_UNSETTLED.result(
             unsettled == 0,

@@ -345,6 +345,16 @@ class Ledger:
                     found[submission_id] = entry, response
         return found
 
+    def outcomes(self, partition_date: str) -> Iterator[Sequence[tuple[str, Outcome]]]:
+        """Every submission that is known under this date, with its outcome; a few thousand at a time."""
+        query = select(submissions.c.submission_id, submissions.c.state).where(
+            submissions.c.partition_date == partition_date
+        )
+        with self.database.read() as connection:
+            rows = connection.execution_options(yield_per=_IDS_PER_QUERY).execute(query)
+            for part in rows.partitions():
+                yield [(row[0], _OUTCOMES[_STATES[row[1]]]) for row in part]
+
     def spend(self, partition_date: str) -> Spend:
         """What the partition's calls, over all runs, amount to."""
         query = (

@@ -53,6 +53,13 @@ def action(entry: Entry | None, date: str, content_sha256: str, policy: Literal[
     return Action.RESEND if entry.decision is Decision.RETRY or policy == "retry" else Action.LOOK_UP
 
 
+def _outcome(entry: Entry, what: Action, date: str) -> Outcome:
+    """The outcome on `date`: what became of the submission on another date is not this one's."""
+    if what is Action.CONFLICT or entry.partition_date != date:
+        return Outcome.NOT_ATTEMPTED
+    return entry.outcome
+
+
 def conflict_text(entry: Entry, date: str) -> str:
     """The one line about a conflict."""
     if entry.partition_date != date:
@@ -116,7 +123,7 @@ def scan(lake: Lake, ledger: Ledger | None, date: str, policy: Literal["hold", "
             action(entry, date, content, policy) for entry, content in zip(entries, contents, strict=True)
         ]
         outcomes = [
-            Outcome.NOT_ATTEMPTED if entry is None or what is Action.CONFLICT else entry.outcome
+            _outcome(entry, what, date) if entry is not None else Outcome.NOT_ATTEMPTED
             for entry, what in zip(entries, actions, strict=True)
         ]
         result.submissions += len(ids)
@@ -213,6 +220,8 @@ def _response_row(
     if known is None:
         return row
     entry, response = known
-    if action(entry, date, submission["content_sha256"], "hold") is Action.CONFLICT:
+    what = action(entry, date, submission["content_sha256"], "hold")
+    if what is Action.CONFLICT:
         return row | {"error": conflict_text(entry, date)}
-    return row | {"outcome": entry.outcome, **response}
+    outcome = _outcome(entry, what, date)
+    return row if outcome is Outcome.NOT_ATTEMPTED else row | {"outcome": outcome, **response}

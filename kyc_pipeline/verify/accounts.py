@@ -1,0 +1,91 @@
+"""Whether a day's books agree: accepted submissions, the written outcomes, and what the ledger knows.
+
+Each of the three is read from where it is kept, and they are compared id by id. Nothing here comes from
+the run that wrote them, so that the comparison can fail.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.verify.ledger import Ledger
+
+_LISTED: Final = 5
+_KEY: Final = "submission_id"
+_NOT_SENT: Final = (Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Submissions about which two of the books disagree: how many, and the first of their ids."""
+
+    what: str
+    count: int
+    ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = f" and {self.count - len(self.ids)} more" if self.count > len(self.ids) else ""
+        return f"{self.count} {self.what} ({', '.join(self.ids)}{more})"
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """A day's books side by side; `differences` is empty if they agree."""
+
+    submissions: int
+    outcomes: int
+    in_ledger: int
+    differences: tuple[Difference, ...]
+
+
+def compare_accounts(lake: Lake, ledger: Ledger, date: str) -> Accounts:
+    """Compares the day's books. Raises PartitionMissing where a table of the lake was never written.
+
+    A submission that the ledger knows under this date must have the ledger's outcome in the lake; only one
+    that was surely not processed may be missing there. What the ledger does not know was not attempted.
+    """
+    accepted = lake.read(SUBMISSIONS, date, [_KEY])
+    written = lake.read(VERIFICATION_RESPONSES, date, [_KEY, "outcome"])
+    known = _known(ledger, date)
+    both = written.join(known, _KEY, join_type="full outer")
+    outcome, by_ledger = pc.field("outcome"), pc.field("known")
+    found = {
+        "accepted without an outcome": accepted.join(written, _KEY, join_type="left anti"),
+        "with an outcome that were not accepted": written.join(accepted, _KEY, join_type="left anti"),
+        "accepted twice": _repeated(accepted),
+        "with several outcomes": _repeated(written),
+        "sent by the ledger's account without an outcome here": both.filter(
+            outcome.is_null() & ~by_ledger.isin(_NOT_SENT)
+        ),
+        "with another outcome in the ledger": both.filter(outcome != by_ledger),
+        "with an outcome of which the ledger knows nothing": both.filter(
+            by_ledger.is_null() & ~outcome.isin([Outcome.NOT_ATTEMPTED.value])
+        ),
+    }
+    differences = [_difference(what, rows) for what, rows in found.items() if rows.num_rows]
+    return Accounts(accepted.num_rows, written.num_rows, known.num_rows, tuple(differences))
+
+
+def _known(ledger: Ledger, date: str) -> pa.Table:
+    schema = pa.schema([(_KEY, pa.string()), ("known", pa.string())])
+    parts = ledger.outcomes(date) if ledger.exists() else iter(())
+    return pa.Table.from_batches(
+        [
+            pa.RecordBatch.from_pydict({_KEY: list(ids), "known": list(outcomes)}, schema=schema)
+            for ids, outcomes in (zip(*rows, strict=True) for rows in parts)
+        ],
+        schema=schema,
+    )
+
+
+def _repeated(rows: pa.Table) -> pa.Table:
+    return rows.group_by(_KEY).aggregate([(_KEY, "count")]).filter(pc.field(f"{_KEY}_count") > 1)
+
+
+def _difference(what: str, rows: pa.Table) -> Difference:
+    ids = sorted({str(value) for value in rows[_KEY].to_pylist()})
+    return Difference(what, len(ids), tuple(ids[:_LISTED]))

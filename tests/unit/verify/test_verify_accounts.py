@@ -1,0 +1,122 @@
+"""The day's books side by side: the comparison finds what is taken out, doubled, invented or changed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from world import DATE, TOKEN, World
+
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.verify.accounts import compare_accounts
+from kyc_pipeline.verify.budget import CallBudget
+
+Rows = list[dict[str, Any]]
+IDS = ("a", "failed", "held", "z")
+
+
+def verify(world: World, *ids: str) -> None:
+    world.submit(*ids)
+    world.options = {"deepxl_max_attempts": 1}
+    faults = {"failed": [Answers(503)], "held": [Answers(500)]}
+    with running_simulator(token=TOKEN, faults=faults) as simulator:
+        world.server = simulator.url
+        world.verify()
+
+
+def verified(world: World) -> World:
+    verify(world, *IDS)
+    assert list(world.outcomes().values()) == ["completed", "failed", "uncertain", "completed"]
+    return world
+
+
+def differences(world: World) -> list[str]:
+    return [str(found) for found in compare_accounts(world.lake, world.ledger, DATE).differences]
+
+
+def test_books_that_agree(world: World) -> None:
+    accounts = compare_accounts(verified(world).lake, world.ledger, DATE)
+    assert (accounts.submissions, accounts.outcomes, accounts.in_ledger) == (4, 4, 4)
+    assert accounts.differences == ()
+    # A submission that was never processed may leave the manifest; one that was sent may not.
+    verify(world, "a", "held", "z")
+    assert differences(world) == []
+    verify(world, "a", "z")
+    assert differences(world) == ["1 sent by the ledger's account without an outcome here (held)"]
+
+
+def test_a_failed_one_that_moved_to_another_day_was_not_attempted_there(sqlite_world: World) -> None:
+    world = verified(sqlite_world)
+    world.submit("failed", date="2024-09-02")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify(date="2024-09-02", budget=CallBudget(0))
+    assert world.outcomes("2024-09-02") == {"failed": "not_attempted"}
+    assert compare_accounts(world.lake, world.ledger, "2024-09-02").differences == ()
+
+
+def test_books_of_days_without_calls(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit()
+    world.verify()
+    assert differences(world) == []
+    world.submit(*IDS)
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify(budget=CallBudget(1))
+    assert differences(world) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (
+            lambda rows: rows[1:],
+            [
+                "1 accepted without an outcome (a)",
+                "1 sent by the ledger's account without an outcome here (a)",
+            ],
+        ),
+        (lambda rows: [*rows, rows[-1]], ["1 with several outcomes (z)"]),
+        (
+            lambda rows: [*rows, rows[0] | {"submission_id": "zz"}],
+            [
+                "1 with an outcome that were not accepted (zz)",
+                "1 with an outcome of which the ledger knows nothing (zz)",
+            ],
+        ),
+        (
+            lambda rows: [rows[0] | {"outcome": "refused"}, *rows[1:]],
+            ["1 with another outcome in the ledger (a)"],
+        ),
+        (
+            lambda rows: [rows[0] | {"submission_id": "held"}, *rows[1:]],
+            [
+                "1 accepted without an outcome (a)",
+                "1 with several outcomes (held)",
+                "1 sent by the ledger's account without an outcome here (a)",
+                "1 with another outcome in the ledger (held)",
+            ],
+        ),
+    ],
+    ids=["taken out", "doubled", "invented", "changed", "swapped: the counts agree"],
+)
+def test_outcomes_that_were_tampered_with(
+    sqlite_world: World, change: Callable[[Rows], Rows], found: list[str]
+) -> None:
+    world = verified(sqlite_world)
+    rows = world.lake.read(VERIFICATION_RESPONSES, DATE).to_pylist()
+    world.lake.write(VERIFICATION_RESPONSES, DATE, change(rows))
+    assert differences(world) == found
+
+
+def test_many_differences_are_counted_and_the_first_are_named(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit(*(f"s-{number}" for number in range(9)))
+    world.lake.write(VERIFICATION_RESPONSES, DATE, [])
+    assert differences(world) == ["9 accepted without an outcome (s-0, s-1, s-2, s-3, s-4 and 4 more)"]
+    world.submit("a", "a")
+    world.verify(dry_run=True)
+    assert "1 accepted twice (a)" in differences(world)
+    assert world.lake.row_count(SUBMISSIONS, DATE) == 2
