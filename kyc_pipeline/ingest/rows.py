@@ -6,7 +6,7 @@ other rows (duplicates, conflicts) are in `ownership.py`.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, cast
 
 import msgspec
@@ -26,6 +26,7 @@ from kyc_pipeline.ingest.formats import (
     has_name_twice,
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Reason
+from kyc_pipeline.privacy.erasure import DETAIL as ERASED_DETAIL
 
 Tags = dict[str, str]
 Erased = Callable[[Mapping[str, str]], bool]
@@ -59,6 +60,11 @@ def judge(
     verdicts = _Verdicts(len(frame))
     ids = frame["submission_id"]
 
+    if erased is not None:
+        # First: another reason would leave the id of an erased subject in the rejected row.
+        for index, readings in enumerate(identities(chunk)):
+            if any(erased(reading) for reading in readings):
+                verdicts.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
     verdicts.reject(frame[MALFORMED].notna(), Reason.MALFORMED_ROW, frame[MALFORMED])
     for name in REQUIRED:
         blank = frame[name].isna() | (frame[name].str.strip() == "").fillna(True)
@@ -70,11 +76,6 @@ def judge(
     )
     tags = _read_tags(frame, verdicts)
     submitted_at = _read_times(frame["submitted_at"], verdicts)
-    if erased is not None:
-        keys = pa.array(ids).to_pylist()
-        for index in verdicts.open_rows():
-            if erased({**tags[index], RESERVED_TAG: keys[index]}):
-                verdicts.reject_one(index, Reason.ERASED_SUBJECT, "the subject was erased on request")
 
     open_rows = verdicts.open_rows()
     candidates = frame.iloc[open_rows]
@@ -91,7 +92,10 @@ def judge(
 
     closed = verdicts.closed_rows()
     rejected: dict[str, list[str | None] | list[str] | list[int]] = {
-        "submission_id": [_shown(value) for value in ids.iloc[closed]],
+        "submission_id": [
+            None if verdicts.reasons[index] == Reason.ERASED_SUBJECT else _shown(ids.iloc[index])
+            for index in closed
+        ],
         "reason": [verdicts.reasons[index] for index in closed],
         "detail": [verdicts.details[index] for index in closed],
         "manifest": [manifest] * len(closed),
@@ -153,6 +157,7 @@ class _TagError(Exception):
 
 
 _TAGS: Final = msgspec.json.Decoder(Tags)
+_ANY_TAGS: Final = msgspec.json.Decoder(dict[str, object])
 _CANONICAL: Final = msgspec.json.Encoder(order="sorted")
 
 
@@ -169,6 +174,29 @@ def _read_tags(frame: pd.DataFrame, verdicts: _Verdicts) -> dict[int, Tags]:
         except _TagError as error:
             verdicts.reject_one(index, error.reason, error.detail)
     return tags
+
+
+def identities(chunk: pa.Table) -> Iterator[list[Tags]]:
+    """Who each row of a chunk is about, as far as it can be read: its tags, `submissionId` among them.
+
+    A row that is wrong is read as well as it can be: one whose tags say two things gives both.
+    """
+    names = [name for name in chunk.column_names if name.startswith(TAG_PREFIX)]
+    own_columns = [(name.removeprefix(TAG_PREFIX), chunk[name].to_pylist()) for name in names]
+    rows = zip(chunk["submission_id"].to_pylist(), chunk["tags"].to_pylist(), strict=True)
+    for index, (submission_id, text) in enumerate(rows):
+        own = {name: value for name, values in own_columns if (value := values[index])}
+        given = _lenient_tags(text) if text else {}
+        key = {RESERVED_TAG: submission_id} if submission_id else {}
+        both = given | own | key
+        yield [both] if both == own | given | key else [both, own | given | key]
+
+
+def _lenient_tags(text: str) -> Tags:
+    try:
+        return {name: str(value) for name, value in _ANY_TAGS.decode(text).items()}
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _merge(text: str | None, cells: list[tuple[str, str]]) -> Tags:

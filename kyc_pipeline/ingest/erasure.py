@@ -1,0 +1,70 @@
+"""The landing zone as an erasure sees it: whose rows the manifests have, and their documents.
+
+The landing zone is its owner's. Nothing here changes a manifest; documents are deleted only on request.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from kyc_pipeline.ingest.formats import ROW, ManifestUnreadable, read_manifest
+from kyc_pipeline.ingest.manifests import is_ingested, list_manifests, manifest_dates
+from kyc_pipeline.ingest.rows import identities
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.privacy.erasure import LandingRow
+
+
+class SearchedLanding:
+    """The landing zone at a path. One that is not there has no rows and no documents."""
+
+    def __init__(self, landing: Path) -> None:
+        self._landing = landing
+        self._documents = landing / "documents"
+        self.unreadable = 0
+        """Manifests that the last search could not read to their end."""
+
+    def rows(self) -> Iterator[LandingRow]:
+        """Every row of every manifest, a byte-identical copy left out, in bounded memory."""
+        self.unreadable = 0
+        for date in manifest_dates(self._landing):
+            for manifest in list_manifests(self._landing, date).manifests:
+                try:
+                    yield from _rows(date, manifest.name, manifest.path)
+                except ManifestUnreadable:
+                    self.unreadable += 1
+
+    def is_ingested(self, lake: Lake, date: str) -> bool:
+        """Whether the day's partitions are of its manifests as they are now."""
+        return is_ingested(self._landing, lake, date)
+
+    def existing(self, files: Iterable[str]) -> list[str]:
+        """Those of `files` that lead to a file inside the documents folder."""
+        return [file for file in files if self._place(file) is not None]
+
+    def delete(self, files: Iterable[str]) -> None:
+        """Deletes documents: the file, and the link where its name is one."""
+        for file in files:
+            place = self._place(file)
+            if place is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    place.unlink()
+                    (self._documents / file).unlink()
+
+    def _place(self, file: str) -> Path | None:
+        root = self._documents.resolve()
+        if "\0" in file or Path(file).is_absolute():
+            return None
+        try:
+            place = (root / file).resolve()
+            return place if place.is_relative_to(root) and place.is_file() else None
+        except (OSError, RuntimeError):  # a name that is too long, a circle of links
+            return None
+
+
+def _rows(date: str, name: str, path: Path) -> Iterator[LandingRow]:
+    for chunk in read_manifest(path, Counter()):
+        pairs = zip(chunk["id_file"].to_pylist(), chunk["selfie_file"].to_pylist(), strict=True)
+        numbers = chunk[ROW].to_numpy()
+        for number, readings, pair in zip(numbers, identities(chunk), pairs, strict=True):
+            yield LandingRow(date, name, int(number), readings, tuple(file for file in pair if file))

@@ -1,0 +1,242 @@
+"""The ledger's side of an erasure: who was erased, and what stays of a submission.
+
+An erased submission keeps its row and its attempts under the pseudonym of its id, so that what was paid
+still adds up; its answer, errors and content are gone. `erasures` says, by pseudonym, who was erased.
+"""
+
+import contextlib
+import re
+import sqlite3
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, func, insert, literal, select, text, update
+
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.privacy.erasure import Tombstone
+from kyc_pipeline.verify.database import BUSY_TIMEOUT_SECONDS
+from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError
+from kyc_pipeline.verify.schema import Decision, State, attempts, decisions, erasures, submissions
+
+RUN_ID: Final = "erase"
+_NO_CONTENT: Final = ""
+"""`content_sha256` of an erased submission; no other has it."""
+_ROWS_PER_FETCH: Final = 500
+_ROWS_PER_COMMIT: Final = 500
+_PLAIN: Final = re.compile(r"[A-Za-z0-9]+")
+
+
+class LedgerErasure:
+    """Erases in one ledger. What only asks creates no ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def tombstones(self) -> list[Tombstone]:
+        """Every tombstone."""
+        if not self._ledger.exists():
+            return []
+        columns = erasures.c
+        query = select(columns.name, columns.pseudonym, columns.key_id, columns.finished_at.is_not(None))
+        with self._ledger.database.read() as connection:
+            return [Tombstone(*row) for row in connection.execute(query)]
+
+    def submissions(self) -> Iterator[tuple[str, str]]:
+        """(submission id, date) of every submission that is not erased."""
+        if self._ledger.exists():
+            query = select(submissions.c.submission_id, submissions.c.partition_date).where(
+                submissions.c.content_sha256 != _NO_CONTENT
+            )
+            for row in self._stream(query):
+                yield row[0], row[1]
+
+    def answered_with(self, name: str, value: str, is_same: Callable[[str], bool]) -> list[str]:
+        """Ids of submissions whose stored answer has the tag `name` with a value that is the same."""
+        if not self._ledger.exists():
+            return []
+        query = select(submissions.c.submission_id, submissions.c.response).where(
+            submissions.c.response.is_not(None)
+        )
+        # However the answer's JSON escapes the value, its longest run of plain characters is in the text.
+        runs = _PLAIN.findall(unicodedata.normalize("NFC", value))
+        if runs:
+            query = query.where(submissions.c.response.contains(max(runs, key=len), autoescape=True))
+        return [row[0] for row in self._stream(query) if _has_tag(row[1], name, is_same)]
+
+    @contextlib.contextmanager
+    def holding(self, dates: Sequence[str]) -> Iterator[Callable[[], None]]:
+        """Holds the leases of `dates`, all or none; the value raises where one of them was lost.
+
+        Raises :class:`PartitionBusy` with the holder's name.
+        """
+        ledger = self._ledger
+        leases: list[Lease] = []
+        lost = threading.Event()
+        done = threading.Event()
+
+        def keep() -> None:
+            while not done.wait(ledger.lease_seconds / 3):
+                with contextlib.suppress(LedgerError):  # what the erasure does next meets it too
+                    for lease in leases:
+                        if not ledger.renew(lease):
+                            lost.set()
+
+        def check() -> None:
+            if lost.is_set():
+                raise KycError("a day was taken over by another run while it was erased: erase again")
+
+        keeper = threading.Thread(target=keep, name="erasure-leases", daemon=True)
+        with contextlib.ExitStack() as stack:
+            for date in dates:
+                lease = ledger.acquire(date, RUN_ID)
+                leases.append(lease)
+                stack.callback(self._release, lease)
+            stack.callback(keeper.join)
+            stack.callback(done.set)
+            keeper.start()
+            yield check
+
+    def _release(self, lease: Lease) -> None:
+        # A ledger that fails has said so already; the lease runs out by itself.
+        with contextlib.suppress(LedgerError):
+            self._ledger.release(lease)
+
+    def remember(self, tombstones: Iterable[Tombstone]) -> None:
+        """Keeps tombstones; those that are known stay as they are."""
+        with self._ledger.database.write() as connection:
+            known = {(row.name, row.pseudonym) for row in connection.execute(select(erasures))}
+            new = [each for each in tombstones if (each.name, each.pseudonym) not in known]
+            if new:
+                now = _now()
+                connection.execute(
+                    insert(erasures),
+                    [
+                        {
+                            "name": each.name,
+                            "pseudonym": each.pseudonym,
+                            "key_id": each.key_id,
+                            "erased_at": now,
+                        }
+                        for each in new
+                    ],
+                )
+
+    def erase(self, pseudonyms: Mapping[str, str]) -> None:
+        """Leaves of each submission (by id) only its figures, under the pseudonym given for it."""
+        pairs = list(pseudonyms.items())
+        for start in range(0, len(pairs), _ROWS_PER_COMMIT):
+            with self._ledger.database.write() as connection:
+                for submission_id, pseudonym in pairs[start : start + _ROWS_PER_COMMIT]:
+                    _erase(connection, submission_id, pseudonym)
+
+    def purge(self) -> None:
+        """Makes the database forget the bytes of what was deleted.
+
+        SQLite: the file is written anew and its log emptied; raises :class:`LedgerError` where another
+        process keeps that from happening. PostgreSQL: `VACUUM`.
+        """
+        database = self._ledger.database
+        if not self._ledger.exists():
+            return
+        if database.file is None:
+            with database.read() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT").execute(
+                    text("VACUUM submissions, attempts, decisions")
+                )
+            return
+        database.close()
+        try:
+            with contextlib.closing(
+                sqlite3.connect(database.file, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+            ) as file:
+                file.execute("PRAGMA secure_delete=ON")
+                file.execute("VACUUM")
+                (is_busy, *_) = file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise LedgerError(f"the ledger {database.name} cannot be written anew: {error}") from None
+        if is_busy:
+            raise LedgerError(
+                f"another process reads the ledger {database.name}, so its log still holds what was erased: "
+                "erase again when it has ended"
+            )
+
+    def finish(self, tombstones: Iterable[Tombstone]) -> None:
+        """Marks tombstones as finished."""
+        with self._ledger.database.write() as connection:
+            for each in tombstones:
+                connection.execute(
+                    update(erasures)
+                    .where(erasures.c.name == each.name, erasures.c.pseudonym == each.pseudonym)
+                    .where(erasures.c.finished_at.is_(None))
+                    .values(finished_at=_now())
+                )
+
+    def _stream(self, query: Any) -> Iterator[Any]:
+        with self._ledger.database.read() as connection:
+            yield from connection.execution_options(yield_per=_ROWS_PER_FETCH).execute(query)
+
+
+_KEPT: Final = ("partition_date", "state", "http_status", "requested_at", "responded_at", "latency_ms")
+
+
+def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
+    """Moves a submission to its pseudonym. Several of one id (an old ledger put back) become one."""
+    theirs = submissions.c.submission_id == submission_id
+    known = select(submissions.c.state)
+    state = connection.execute(known.where(theirs).with_for_update()).scalar_one_or_none()
+    if state is None:
+        return
+    if connection.execute(known.where(submissions.c.submission_id == pseudonym)).one_or_none() is None:
+        # What is uncertain is not to be decided about or sent any more.
+        decision = Decision.ABANDON if state in (State.UNCERTAIN, State.CLAIMED) else None
+        columns = ["submission_id", "content_sha256", "decision", "updated_at", *_KEPT]
+        connection.execute(
+            insert(submissions).from_select(
+                columns,
+                select(
+                    literal(pseudonym),
+                    literal(_NO_CONTENT),
+                    literal(decision),
+                    literal(_now()),
+                    *(submissions.c[name] for name in _KEPT),
+                ).where(theirs),
+            )
+        )
+    earlier = connection.execute(
+        select(func.coalesce(func.max(attempts.c.number), 0)).where(attempts.c.submission_id == pseudonym)
+    ).scalar_one()
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.submission_id == submission_id)
+        .values(submission_id=pseudonym, number=attempts.c.number + earlier, error=None, body=None)
+    )
+    connection.execute(
+        update(decisions).where(decisions.c.submission_id == submission_id).values(submission_id=pseudonym)
+    )
+    connection.execute(submissions.delete().where(theirs))
+
+
+def _has_tag(answer: str, name: str, is_same: Callable[[str], bool]) -> bool:
+    """Whether an answer, of whatever shape, has the tag: as `{"name": …, "value": …}` or `{name: value}`."""
+    try:
+        todo: list[object] = [msgspec.json.decode(answer)]
+    except (ValueError, RecursionError):
+        return False
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo += value
+        elif isinstance(value, dict):
+            values = [value.get(name), value.get("value") if value.get("name") == name else None]
+            if any(isinstance(each, str | int) and is_same(str(each)) for each in values):
+                return True
+            todo += value.values()
+    return False
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
