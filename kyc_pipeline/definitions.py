@@ -5,7 +5,11 @@ import dagster as dg
 from kyc_pipeline.analyze.assets import analyze_assets
 from kyc_pipeline.flatten.assets import flatten_assets
 from kyc_pipeline.ingest.assets import ingest_assets
-from kyc_pipeline.orchestration.jobs import EXECUTOR, verify_and_publish
+from kyc_pipeline.orchestration.alerts import alert_on_failure
+from kyc_pipeline.orchestration.automation import publish_when_new
+from kyc_pipeline.orchestration.catalog import complete
+from kyc_pipeline.orchestration.jobs import EXECUTOR, flatten_and_publish, verify_and_publish
+from kyc_pipeline.orchestration.maintenance import maintenance, weekly_maintenance
 from kyc_pipeline.orchestration.partitions import daily_partitions
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.schedules import catch_up, daily_verification
@@ -20,17 +24,24 @@ def build_defs(pipeline: Pipeline | None = None) -> dg.Definitions:
     Raises :class:`~kyc_pipeline.errors.UsageError` with one line where a setting is wrong.
     """
     pipeline = pipeline or Pipeline(load_settings())
-    partitions = daily_partitions(pipeline.settings.kyc_start_date)
+    settings = pipeline.settings
+    partitions = daily_partitions(settings.kyc_start_date)
+    assets = [
+        ingest_assets(partitions),
+        verify_assets(partitions),
+        flatten_assets(partitions),
+        *analyze_assets(),
+    ]
     return dg.Definitions(
-        assets=[
-            ingest_assets(partitions),
-            verify_assets(partitions),
-            flatten_assets(partitions),
-            *analyze_assets(),
+        assets=[*dg.map_asset_specs(complete(settings.kyc_source_url), assets)],
+        jobs=[verify_and_publish, flatten_and_publish, resolve_held_submission, maintenance],
+        schedules=[daily_verification(), catch_up(), weekly_maintenance()],
+        sensors=[
+            new_manifests(),
+            run_left_behind(),
+            publish_when_new(),
+            alert_on_failure(configured=settings.kyc_alert_webhook is not None),
         ],
-        jobs=[verify_and_publish, resolve_held_submission],
-        schedules=[daily_verification(), catch_up()],
-        sensors=[new_manifests(), run_left_behind()],
         resources={"pipeline": pipeline},
         executor=EXECUTOR,
     )

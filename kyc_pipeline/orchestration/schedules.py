@@ -5,8 +5,8 @@ from datetime import UTC, timedelta
 
 import dagster as dg
 
-from kyc_pipeline.orchestration.catch_up import contiguous_ranges, partitions_to_run
-from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
+from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, unreadable_key
+from kyc_pipeline.orchestration.jobs import CATCH_UP, TODAY, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 
 
@@ -22,13 +22,18 @@ def daily_verification() -> dg.ScheduleDefinition:
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
         day = (context.scheduled_execution_time.astimezone(UTC).date() - timedelta(days=1)).isoformat()
-        return dg.RunRequest(run_key=day, partition_key=day)
+        return dg.RunRequest(
+            run_key=day, partition_key=day, tags={**TODAY, "kyc/trigger": "daily_verification"}
+        )
 
     return schedule
 
 
 def catch_up() -> dg.ScheduleDefinition:
-    """Partitions that are missing, incomplete or changed, at 03:45 UTC, a run for each range of days."""
+    """What was missed, at 03:45 UTC: a run for each range of days, and one for each day that is unreadable.
+
+    The run of an unreadable day fails and says why. It is asked for once as long as its files stay the same.
+    """
 
     @dg.schedule(
         name="catch_up",
@@ -41,13 +46,14 @@ def catch_up() -> dg.ScheduleDefinition:
         context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         today = context.scheduled_execution_time.astimezone(UTC).date()
-        days = partitions_to_run(pipeline.settings, pipeline.lake, until=today - timedelta(days=1))
-        if not days:
+        due = due_days(pipeline, until=today - timedelta(days=1))
+        tags = {**CATCH_UP, "kyc/trigger": "catch_up"}
+        if not due.days and not due.unreadable:
             yield dg.SkipReason("every partition of the window is complete and current")
-        for first, last in contiguous_ranges(days):
-            yield dg.RunRequest(
-                run_key=f"{today}:{first}:{last}",
-                tags={**range_tags(first, last), "kyc/trigger": "catch_up"},
-            )
+        for first, last in contiguous_ranges(due.days):
+            yield dg.RunRequest(run_key=f"{today}:{first}:{last}", tags={**range_tags(first, last), **tags})
+        for day, why in due.unreadable.items():
+            context.log.warning(f"{day}: {why}")
+            yield dg.RunRequest(run_key=unreadable_key(pipeline.settings, day), partition_key=day, tags=tags)
 
     return schedule

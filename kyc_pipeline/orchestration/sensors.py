@@ -7,13 +7,29 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from kyc_pipeline.ingest.manifests import manifest_dates, manifest_identity, manifest_signature
-from kyc_pipeline.orchestration.catch_up import left_behind
-from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_days, range_tags, verify_and_publish
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.formats import printable
+from kyc_pipeline.ingest.manifests import (
+    manifest_dates,
+    manifest_identity,
+    manifest_signature,
+    stray_folders,
+)
+from kyc_pipeline.orchestration.catch_up import left_behind, unreadable_key
+from kyc_pipeline.orchestration.jobs import (
+    TODAY,
+    VERIFY_AND_PUBLISH,
+    range_days,
+    range_tags,
+    verify_and_publish,
+)
 from kyc_pipeline.orchestration.resources import Pipeline
 
 INGEST_STEP = "ingest"
 """The step that fails where a manifest cannot be read."""
+DIGITS = 16
+"""Of a SHA-256 in the cursor: enough to see a change."""
+STRAY = "folders below manifests/ that are not named YYYY-MM-DD are not read"
 TICK_BUDGET_SECONDS = 30.0
 """Dagster ends a tick at 60 s; what is left is done by the next tick."""
 
@@ -23,7 +39,11 @@ def new_manifests() -> dg.SensorDefinition:
 
     The run key holds the content's identity, so a redelivered, identical manifest starts nothing and a
     changed one does. A day is taken when its files look the same at two ticks: a manifest that is still
-    being written waits. The cursor maps a day to [signature of the files, identity of the content].
+    being written waits. The cursor maps a day to [start of the files' signature, start of the content's
+    identity]; Dagster keeps it with every tick, so it is short, and has only days that are there.
+
+    A day whose files cannot be read gets a run too, one as long as they stay the same: it fails and says why.
+    It is looked at again at each tick, and does not hold up the others.
     """
 
     @dg.sensor(
@@ -36,25 +56,41 @@ def new_manifests() -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         settings = pipeline.settings
-        cursor: dict[str, list[str]] = json.loads(context.cursor or "{}")
+        seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
+        cursor: dict[str, list[str]] = {}
         started = time.monotonic()
         requested = 0
+        tags = {**TODAY, "kyc/trigger": "new_manifests"}
         first, last = settings.kyc_start_date.isoformat(), datetime.now(UTC).date().isoformat()
         for day in manifest_dates(settings.kyc_landing):
             # A request for a day that is no partition yet would end the tick for all days.
-            if not first <= day <= last or time.monotonic() - started > TICK_BUDGET_SECONDS:
+            if not first <= day <= last:
                 continue
-            signature, identity = manifest_signature(settings.kyc_landing, day), ""
-            if day in cursor and cursor[day][0] == signature:
-                if cursor[day][1]:
-                    continue
-                identity = manifest_identity(settings.kyc_landing, day)
+            before, known = seen.get(day, ["", ""])
+            if time.monotonic() - started > TICK_BUDGET_SECONDS:
+                cursor[day] = [before, known]
+                continue
+            try:
+                signature = manifest_signature(settings.kyc_landing, day)[:DIGITS]
+                if signature == before and not known:
+                    identity = manifest_identity(settings.kyc_landing, day)
+                    requested += 1
+                    yield dg.RunRequest(run_key=f"{day}:{identity}", partition_key=day, tags=tags)
+                    known = identity[:DIGITS]
+                cursor[day] = [signature, known if signature == before else ""]
+            except KycError as error:
+                context.log.warning(f"{day}: {error}")
                 requested += 1
-                yield dg.RunRequest(run_key=f"{day}:{identity}", partition_key=day)
-            cursor[day] = [signature, identity]
+                yield dg.RunRequest(run_key=unreadable_key(settings, day), partition_key=day, tags=tags)
         context.update_cursor(json.dumps(cursor))
+        stray = stray_folders(settings.kyc_landing)
+        if stray:
+            context.log.warning(f"{STRAY}: {', '.join(map(printable, stray))}")
         if not requested:
-            yield dg.SkipReason("no new or changed manifests that are complete")
+            yield dg.SkipReason(
+                "no new or changed manifests that are complete"
+                + (f"; {STRAY}: {', '.join(map(printable, stray[:5]))}" if stray else "")
+            )
 
     return sensor
 

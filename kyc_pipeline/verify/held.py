@@ -5,9 +5,13 @@ paid twice. `abandon`: it is never sent again. Its outcome stays `uncertain`, wh
 (and `failed` would be sent again); the decision is on record, and it is held no longer.
 """
 
+from typing import Literal
+
+from sqlalchemy import or_, select
+
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.verify.ledger import HeldSubmission, Ledger
-from kyc_pipeline.verify.schema import Decision
+from kyc_pipeline.verify.schema import Decision, State, submissions
 
 
 def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSubmission]:
@@ -27,3 +31,15 @@ def resolve_held(ledger: Ledger, submission_id: str, decision: str, who: str) ->
     if not ledger.exists():
         raise UsageError(f"submission {submission_id} is not in the ledger: see `held list`")
     ledger.decide(submission_id, chosen, who)
+
+
+def dates_to_send_again(ledger: Ledger, policy: Literal["hold", "retry"]) -> list[str]:
+    """The partitions whose next run sends uncertain submissions again, by decision or by `policy`."""
+    if not ledger.exists():
+        return []
+    again = submissions.c.decision == Decision.RETRY
+    if policy == "retry":
+        again = or_(again, submissions.c.decision.is_(None))
+    query = select(submissions.c.partition_date).where(submissions.c.state == State.UNCERTAIN, again)
+    with ledger.database.read() as connection:
+        return sorted(connection.execute(query.distinct()).scalars())

@@ -1,17 +1,24 @@
 """Schedules and the sensor: what they ask for, and when they ask for nothing."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from pathlib import Path
 
 import dagster as dg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
-from kyc_pipeline.orchestration.catch_up import contiguous_ranges, partitions_to_run
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.held import resolve_held
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 
@@ -76,6 +83,45 @@ def test_a_folder_of_a_day_to_come_waits_and_holds_nothing_up(landing, definitio
     assert set(json.loads(cursor)) == {DAY}
 
 
+def unreadable_manifest(landing, day: str, name: str = "m.jsonl") -> Path:
+    """A manifest file that is there and that nobody can read: every read of it is an I/O error."""
+    manifest = landing.root / "manifests" / day / name
+    manifest.parent.mkdir(exist_ok=True)
+    manifest.symlink_to("/proc/self/mem")
+    return manifest
+
+
+def test_an_unreadable_manifest_holds_no_other_day_up_and_fails_where_it_is_seen(
+    landing, definitions, instance
+) -> None:
+    landing.day(NEXT_DAY, 1)
+    manifest = unreadable_manifest(landing, DAY)
+    keys, cursor = settle(definitions, instance)
+    assert {key.partition(":")[0] for key in keys} == {DAY, NEXT_DAY}
+    # Dagster starts one run for the broken day: the key stays the same as long as the files do.
+    [broken] = {key for key in keys if key.startswith(DAY)}
+    again, cursor = settle(definitions, instance, cursor)
+    assert set(again) == {broken}
+    job = definitions.resolve_job_def("verify_and_publish")
+    failed = job.execute_in_process(instance=instance, partition_key=DAY, raise_on_error=False)
+    assert not failed.success
+    manifest.unlink()
+    landing.day(DAY, 1)
+    assert broken not in settle(definitions, instance, cursor)[0]
+
+
+def test_folders_that_are_no_days_are_told_of(landing, definitions, instance) -> None:
+    (landing.root / "manifests" / "2024-9-8").mkdir()
+    assert "2024-9-8" in (tick(definitions, instance).skip_message or "")
+
+
+def test_runs_for_what_has_just_come_go_before_a_backfill(landing, definitions, instance) -> None:
+    landing.day(DAY, 1)
+    cursor = tick(definitions, instance).cursor
+    [request] = tick(definitions, instance, cursor).run_requests
+    assert int(request.tags["dagster/priority"]) > 0
+
+
 def test_the_cursor_is_small_and_holds_no_file_names(landing, definitions, instance) -> None:
     landing.day(DAY, 1)
     _, cursor = settle(definitions, instance)
@@ -104,7 +150,7 @@ def test_catch_up_asks_for_missing_changed_and_incomplete_days(
     until = datetime(2024, 9, 9, tzinfo=UTC).date()
 
     def wanted() -> list[str]:
-        return partitions_to_run(pipeline.settings, pipeline.lake, until=until)
+        return due_days(pipeline, until=until).days
 
     assert wanted() == [DAY, NEXT_DAY]
     job = definitions.resolve_job_def("verify_and_publish")
@@ -121,11 +167,49 @@ def test_catch_up_asks_for_missing_changed_and_incomplete_days(
     assert wanted() == ["2024-09-07", NEXT_DAY]
 
 
-def test_catch_up_requests_a_run_for_each_range(
-    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+def test_catch_up_asks_for_days_whose_files_had_not_arrived(
+    landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
-    for day in ("2024-09-05", "2024-09-07", DAY):
-        landing.day(day, 1)
+    row = landing.submission("late", 1)
+    selfie = landing.root / "documents" / str(row["selfie_file"])
+    content = selfie.read_bytes()
+    selfie.unlink()
+    landing.manifest(DAY, [row])
+    until = date(2024, 9, 9)
+    job.execute_in_process(instance=instance, partition_key=DAY)
+    assert due_days(pipeline, until=until).days == [DAY]
+    selfie.write_bytes(content)
+    job.execute_in_process(instance=instance, partition_key=DAY)
+    assert due_days(pipeline, until=until).days == []
+
+
+def test_catch_up_asks_for_days_that_an_operator_set_to_be_sent_again(
+    landing, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    [lost] = landing.day(DAY, 1)
+    with running_simulator(token="test-token", faults={lost: [HTML_502]}) as simulator:
+        changed = settings.model_copy(update={"deepxl_base_url": simulator.url})
+        pipeline = Pipeline(changed, timing=Timing(look_ups=(0.0,)))
+        job = build_defs(pipeline).resolve_job_def("verify_and_publish")
+        job.execute_in_process(instance=instance, partition_key=DAY)
+        assert due_days(pipeline, until=date(2024, 9, 9)).days == []
+        with pipeline.open_ledger() as ledger:
+            resolve_held(ledger, lost, "retry", "an engineer")
+        assert due_days(pipeline, until=date(2024, 9, 9)).days == [DAY]
+        job.execute_in_process(instance=instance, partition_key=DAY)
+        assert due_days(pipeline, until=date(2024, 9, 9)).days == []
+
+
+def test_catch_up_mends_a_broken_table(
+    landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    landing.day(DAY, 1)
+    job.execute_in_process(instance=instance, partition_key=DAY)
+    Path(pipeline.lake.path(VERIFICATION_RESPONSES, DAY)).write_bytes(b"not parquet")
+    assert due_days(pipeline, until=date(2024, 9, 9)).days == [DAY]
+
+
+def catch_up_requests(definitions, pipeline: Pipeline, instance) -> list[dg.RunRequest]:
     schedule = definitions.resolve_schedule_def("catch_up")
     context = dg.build_schedule_context(
         instance=instance,
@@ -133,7 +217,27 @@ def test_catch_up_requests_a_run_for_each_range(
         resources={"pipeline": pipeline},
         repository_def=definitions.get_repository_def(),
     )
-    requests = schedule.evaluate_tick(context).run_requests
+    return list(schedule.evaluate_tick(context).run_requests or [])
+
+
+def test_catch_up_gives_an_unreadable_day_a_run_of_its_own_once(
+    landing, definitions, pipeline: Pipeline, instance
+) -> None:
+    landing.day("2024-09-07", 1)
+    unreadable_manifest(landing, DAY)
+    good, broken = catch_up_requests(definitions, pipeline, instance)
+    assert good.tags[RANGE_START] == good.tags[RANGE_END] == "2024-09-07"
+    assert broken.partition_key == DAY
+    # Dagster starts nothing for a run key that it has seen.
+    assert catch_up_requests(definitions, pipeline, instance)[1].run_key == broken.run_key
+
+
+def test_catch_up_requests_a_run_for_each_range(
+    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    for day in ("2024-09-05", "2024-09-07", DAY):
+        landing.day(day, 1)
+    requests = catch_up_requests(definitions, pipeline, instance)
     assert [
         {key: value for key, value in request.tags.items() if key.startswith("dagster/asset_partition")}
         for request in requests

@@ -60,6 +60,9 @@ def test_definitions_are_as_recorded(definitions: dg.Definitions, snapshot: Snap
                 "kinds": sorted(spec.kinds),
                 "deps": sorted(dep.asset_key.to_user_string() for dep in spec.deps),
                 "partitioned": spec.partitions_def is not None,
+                "owners": list(spec.owners),
+                "freshness": type(spec.freshness_policy).__name__ if spec.freshness_policy else None,
+                "automation": spec.automation_condition.get_label() if spec.automation_condition else None,
                 "columns": [column.name for column in spec.metadata["dagster/column_schema"].columns]
                 if "dagster/column_schema" in spec.metadata
                 else [],
@@ -72,12 +75,12 @@ def test_definitions_are_as_recorded(definitions: dg.Definitions, snapshot: Snap
         ),
         "schedules": {
             schedule.name: schedule.cron_schedule
-            for schedule in (
-                definitions.resolve_schedule_def("daily_verification"),
-                definitions.resolve_schedule_def("catch_up"),
-            )
+            for schedule in definitions.get_repository_def().schedule_defs
         },
-        "sensors": [definitions.resolve_sensor_def("new_manifests").name],
+        "sensors": {
+            sensor.name: sensor.default_status.value
+            for sensor in sorted(definitions.get_repository_def().sensor_defs, key=lambda one: one.name)
+        },
     }
     assert recorded == snapshot(extension_class=JSONSnapshotExtension)
 
@@ -104,6 +107,55 @@ def test_the_ui_shows_the_data_dictionarys_words(definitions: dg.Definitions) ->
 
 def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
     assert not [spec.key for spec in definitions.resolve_all_asset_specs() if not spec.description]
+
+
+def code_references(definitions: dg.Definitions, asset: str) -> list[dg.UrlCodeReference]:
+    [spec] = [spec for spec in definitions.resolve_all_asset_specs() if spec.key.to_user_string() == asset]
+    return list(spec.metadata["dagster/code_references"].code_references)
+
+
+def test_code_and_docs_are_files_of_this_checkout(definitions: dg.Definitions) -> None:
+    for spec in definitions.resolve_all_asset_specs():
+        for reference in code_references(definitions, spec.key.to_user_string()):
+            assert Path(reference.file_path).is_file(), reference
+
+
+def test_code_and_docs_are_links_where_the_repository_is_browsed(tmp_path: Path) -> None:
+    settings = Settings(
+        _env_file=None, kyc_landing=tmp_path / "landing", kyc_source_url="https://git.example/kyc/main"
+    )
+    definitions = build_defs(Pipeline(settings))
+    urls = [reference.url for reference in code_references(definitions, "pass_rates")]
+    assert urls == [
+        "https://git.example/kyc/main/sql/pass_rates.sql",
+        "https://git.example/kyc/main/kyc_pipeline/analyze/assets.py",
+        "https://git.example/kyc/main/docs/data-dictionary.md#pass_rates",
+        "https://git.example/kyc/main/docs/operations.md",
+    ]
+    [spec] = [s for s in definitions.resolve_all_asset_specs() if s.key == dg.AssetKey("pass_rates")]
+    assert f"[data dictionary]({urls[2]})" in (spec.description or "")
+
+
+@pytest.mark.parametrize(
+    ("job", "step", "fields"),
+    [
+        ("verify_and_publish", "verify", {"max_calls", "price_per_call", "dry_run"}),
+        ("resolve_held_submission", "record_decision", {"submission_id", "decision", "decided_by"}),
+        ("maintenance", "prune_runs", {"keep_runs_days", "keep_files_hours"}),
+    ],
+)
+def test_every_field_of_the_launchpad_says_what_it_is(
+    definitions: dg.Definitions, job: str, step: str, fields: set[str]
+) -> None:
+    steps = definitions.resolve_job_def(job).run_config_schema.config_type.fields["ops"].config_type.fields
+    config = steps[step].config_type.fields["config"].config_type.fields
+    assert set(config) >= fields
+    assert not [name for name, field in config.items() if not field.description]
+
+
+def test_the_job_that_only_flattens_has_no_paid_step(definitions: dg.Definitions) -> None:
+    job = definitions.resolve_job_def("flatten_and_publish")
+    assert {node.name for node in job.nodes} == {"flatten", "build_warehouse", "report"}
 
 
 def test_a_wrong_setting_is_one_clear_line_at_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,96 @@
+"""Tells people of a run that failed, through the webhook of `KYC_ALERT_WEBHOOK`.
+
+What leaves the machine is which run failed, of which days and at which step. Never what an error said: it may
+name a manifest, and nobody knows who reads the channel. The run's page in the UI has the rest.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import dagster as dg
+from pydantic import SecretStr
+
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START
+from kyc_pipeline.orchestration.resources import Pipeline
+
+ATTEMPTS: Final = 3
+PAUSE_SECONDS: Final = 2.0
+TIMEOUT_SECONDS: Final = 10.0
+"""All attempts together stay below the minute that Dagster gives a tick."""
+OPERATIONS: Final = "docs/operations.md"
+
+
+def alert_on_failure(configured: bool, *, pause_seconds: float = PAUSE_SECONDS) -> dg.SensorDefinition:
+    """Posts one JSON object for each failed run. It is on from the start where a webhook is configured."""
+
+    @dg.run_failure_sensor(
+        name="alert_on_failure",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING if configured else dg.DefaultSensorStatus.STOPPED,
+        description="Posts to KYC_ALERT_WEBHOOK which run failed, of which days and at which step.",
+    )
+    def sensor(
+        context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> dg.SkipReason | None:
+        webhook = pipeline.settings.kyc_alert_webhook
+        if webhook is None:
+            return dg.SkipReason("KYC_ALERT_WEBHOOK is not set")
+        steps = sorted({event.step_key for event in context.get_step_failure_events() if event.step_key})
+        post(webhook, alert(context.dagster_run, steps), pause_seconds=pause_seconds)
+        return None
+
+    return sensor
+
+
+def alert(run: dg.DagsterRun, failed_steps: Sequence[str]) -> dict[str, object]:
+    """What is posted: `text` for a chat, the rest for machines."""
+    days = partitions_of(run.tags)
+    at = f" at {', '.join(failed_steps)}" if failed_steps else ""
+    return {
+        "text": f"kyc-pipeline: run {run.run_id[:8]} of {run.job_name}{f' for {days}' if days else ''} "
+        f"failed{at}. What to do: {OPERATIONS}",
+        "event": "run_failed",
+        "run_id": run.run_id,
+        "job": run.job_name,
+        "partitions": days,
+        "failed_steps": list(failed_steps),
+        "trigger": run.tags.get("kyc/trigger"),
+    }
+
+
+def partitions_of(tags: Mapping[str, str]) -> str | None:
+    """The run's day, or `first..last`; None where it has none."""
+    if day := tags.get("dagster/partition"):
+        return day
+    first, last = tags.get(RANGE_START), tags.get(RANGE_END)
+    return first if first is None or first == last else f"{first}..{last}"
+
+
+def post(webhook: SecretStr, body: Mapping[str, object], *, pause_seconds: float = PAUSE_SECONDS) -> None:
+    """Posts `body` as JSON; a failure is tried again, since Dagster itself does not ask a second time.
+
+    Raises :class:`KycError`, which never shows the address: it carries the webhook's key.
+    """
+    import httpx  # imported here: loading the definitions needs no HTTP client
+
+    problem = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(pause_seconds)
+        try:
+            answer = httpx.post(
+                webhook.get_secret_value(),
+                json=dict(body),
+                timeout=TIMEOUT_SECONDS,
+                trust_env=False,
+                follow_redirects=False,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            problem = type(error).__name__
+            continue
+        if answer.is_success:
+            return
+        problem = f"it answered {answer.status_code}"
+    raise KycError(f"KYC_ALERT_WEBHOOK cannot be used: {problem}, {ATTEMPTS} times")

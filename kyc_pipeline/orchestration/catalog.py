@@ -1,0 +1,97 @@
+"""What the catalog says of every asset beside its own spec: owner, where its code and words are, freshness.
+
+Said once here for all, since it follows from the asset's group.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import dagster as dg
+
+from kyc_pipeline.orchestration.automation import PUBLISH_WHEN_NEW
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+ANALYZE: Final = "analyze"
+DICTIONARY: Final = "docs/data-dictionary.md"
+OPERATIONS: Final = "docs/operations.md"
+
+OWNERS: Final = {
+    "ingest": "team:data-engineering",
+    "verify": "team:data-engineering",
+    "flatten": "team:data-engineering",
+    ANALYZE: "team:analytics",
+}
+
+FRESHNESS: Final = dg.FreshnessPolicy.cron(
+    deadline_cron="0 7 * * *", lower_bound_delta=timedelta(hours=7), timezone="UTC"
+)
+"""Of what analysts read: built at 07:00 UTC since midnight, so after the night's two schedules.
+
+Not of the daily tables: Dagster looks at the latest materialization of any partition, so that a backfill of
+an old day would hide that yesterday's is missing.
+"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A file of the repository that an asset is made by or told of in."""
+
+    path: str
+    label: str
+    anchor: str = ""
+
+
+def complete(source_url: str | None) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
+    """What adds the catalog's part to a spec; links go to `source_url`, or to the files of this checkout."""
+
+    def add(spec: dg.AssetSpec) -> dg.AssetSpec:
+        references = _references(spec)
+        metadata: dict[str, Any] = {**spec.metadata, **_code_references(references, source_url)}
+        changes: dict[str, Any] = {
+            "owners": [OWNERS[str(spec.group_name)]],
+            "description": f"{spec.description}\n\n{_see(references, source_url)}",
+        }
+        if spec.group_name == ANALYZE:
+            changes |= {"freshness_policy": FRESHNESS, "automation_condition": PUBLISH_WHEN_NEW}
+        return spec.replace_attributes(metadata=metadata, **changes)
+
+    return add
+
+
+def _references(spec: dg.AssetSpec) -> list[Reference]:
+    name, group = spec.key.path[-1], str(spec.group_name)
+    found = [Reference(f"kyc_pipeline/{group}/assets.py", "how it is made")]
+    if (ROOT / "sql" / f"{name}.sql").is_file() and group == ANALYZE:
+        found.insert(0, Reference(f"sql/{name}.sql", "the query"))
+    if "dagster/column_schema" in spec.metadata:
+        found.append(Reference(DICTIONARY, "data dictionary", f"#{name}"))
+    return [*found, Reference(OPERATIONS, "what to do when it fails")]
+
+
+def _see(references: list[Reference], source_url: str | None) -> str:
+    """The documents among them, for the description."""
+    documents = [reference for reference in references if reference.path.startswith("docs/")]
+    shown = (
+        f"[{reference.label}]({source_url}/{reference.path}{reference.anchor})"
+        if source_url
+        else f"{reference.label}: `{reference.path}`"
+        for reference in documents
+    )
+    return "See " + "; ".join(shown) + "."
+
+
+def _code_references(references: list[Reference], source_url: str | None) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        # Code references are beta in Dagster; the pinned version has them.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        links = [
+            dg.UrlCodeReference(url=f"{source_url}/{reference.path}{reference.anchor}", label=reference.label)
+            if source_url
+            else dg.LocalFileCodeReference(file_path=str(ROOT / reference.path), label=reference.label)
+            for reference in references
+        ]
+        return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=links)}
