@@ -4,14 +4,21 @@ One step builds all tables in one connection into a new file, checks it, and onl
 atomic replace. A failed build or a failed check of severity error leaves the published file as it was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 import duckdb
 
-from kyc_pipeline.analyze.build import build
+from kyc_pipeline.analyze.build import BuildSummary, build
 from kyc_pipeline.analyze.checks import check_result, check_specs
+from kyc_pipeline.analyze.figures import (
+    column_types,
+    confidence_picture,
+    newest_day,
+    of_warehouse,
+    read_figures,
+)
 from kyc_pipeline.analyze.lineage import column_sources
 from kyc_pipeline.analyze.models import Model, load_models
 from kyc_pipeline.analyze.publish import new_draft, publish, remove_draft
@@ -55,6 +62,7 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
             )
             with duckdb.connect(str(draft), read_only=True) as connection:
                 results = check_build(connection)
+                metadata = _metadata(connection, summary)
             yield from (check_result(WAREHOUSE, result) for result in results)
             errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
             if errors:
@@ -67,17 +75,10 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
         finally:
             remove_draft(draft)
         for model in models:
-            yield dg.MaterializeResult(
-                asset_key=asset_key(model.name),
-                metadata={"dagster/row_count": summary.tables[model.name], **_lineage(model)},
-            )
+            yield dg.MaterializeResult(asset_key=asset_key(model.name), metadata=metadata[model.name])
         yield dg.MaterializeResult(
             asset_key=WAREHOUSE,
-            metadata={
-                "dagster/row_count": summary.rows,
-                "partitions": len(summary.partitions),
-                "bytes": warehouse.stat().st_size,
-            },
+            metadata={**metadata[WAREHOUSE.to_user_string()], "bytes": warehouse.stat().st_size},
         )
 
     @dg.asset(
@@ -108,6 +109,39 @@ def _model_spec(model: Model) -> dg.AssetSpec:
             ),
             **_lineage(model),
         },
+    )
+
+
+def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> dict[str, dict[str, Any]]:
+    """What Dagster shows of each table, and of the file, at this materialization."""
+    figures, types = read_figures(connection), column_types(connection)
+    newest, picture = newest_day(connection), confidence_picture(connection)
+    shown: dict[str, dict[str, Any]] = {
+        model.name: {
+            "dagster/row_count": summary.tables[model.name],
+            "dagster/column_schema": _schema(model, types[model.name]),
+            "dagster/table_name": f"kyc.main.{model.name}",
+            **_lineage(model),
+            **figures.get(model.name, {}),
+        }
+        for model in load_models()
+    }
+    if picture:
+        shown["confidence_histogram"]["confidences"] = dg.MetadataValue.md(picture)
+    shown[WAREHOUSE.to_user_string()] = {
+        "dagster/row_count": summary.rows,
+        "partitions": len(summary.partitions),
+        "newest_day": newest or "none",
+        **of_warehouse(figures),
+    }
+    return shown
+
+
+def _schema(model: Model, types: Mapping[str, str]) -> dg.TableSchema:
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(name, type=types[name], description=meaning) for name, meaning in model.columns
+        ]
     )
 
 
