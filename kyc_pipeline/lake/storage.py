@@ -3,17 +3,22 @@
 `<root>/<zone>/<table>/date=<D>/part-0.parquet`, zstd. A partition is one file, so replacing it is one
 rename in a folder and one PUT in an object store: a reader sees the old rows or the new ones, never both
 or neither, and a crash leaves the old ones. A file that was begun and not finished has a hidden name that
-no reader's glob matches, and is removed by the next writer of the partition.
+no reader's glob matches, and is removed by the next writer of the partition. Readers of an object store
+work on a copy of one version, since no open object stays what it was when it is replaced.
 """
 
 import contextlib
 import datetime
+import fcntl
+import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from types import TracebackType
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import fsspec
 import pyarrow as pa
@@ -25,6 +30,9 @@ from kyc_pipeline.lake.tables import Table, Zone
 FILE_NAME: Final = "part-0.parquet"
 ROW_GROUP_ROWS: Final = 122_880
 """DuckDB's own row group size: a row group is its unit of parallel work."""
+COPY_ATTEMPTS: Final = 10
+"""Copies of an object that is replaced again and again while it is copied."""
+_COPY_BYTES: Final = 1 << 22
 _DRAFT_PREFIX: Final = ".draft-"
 
 
@@ -56,8 +64,7 @@ class PartitionWriter:
             fs.makedirs(folder, exist_ok=True)
             self._lake.protect(self._table)
             # In an object store an unfinished upload is never visible, so only a folder has drafts.
-            self._draft = f"{folder}/{_DRAFT_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-            self._sink = open(self._draft, "wb")
+            self._draft, self._sink = _new_draft(folder)
         else:
             self._sink = fs.open(self._target, "wb", autocommit=False)
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
@@ -84,7 +91,8 @@ class PartitionWriter:
             if self._lake.is_local:
                 self._sink.flush()
                 os.fsync(self._sink.fileno())
-            self._sink.close()
+            else:
+                self._sink.close()
         except BaseException:
             if error is None:
                 self._discard()
@@ -93,6 +101,7 @@ class PartitionWriter:
             self._discard()
         elif self._lake.is_local:
             os.replace(self._draft, self._target)
+            self._sink.close()
             sync(os.path.dirname(self._target))
             self._lake.remove_drafts(self._table, self._date)
         else:
@@ -102,6 +111,7 @@ class PartitionWriter:
         with contextlib.suppress(OSError):
             if self._lake.is_local:
                 os.unlink(self._draft)
+                self._sink.close()
             else:
                 self._sink.discard()
 
@@ -110,7 +120,8 @@ class Lake:
     """The tables under one root: a folder or `s3://bucket/prefix`."""
 
     def __init__(self, root: str) -> None:
-        self.fs, path = fsspec.core.url_to_fs(root)
+        # What another process wrote meanwhile must be seen: nothing about the store is remembered.
+        self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
         self.root = str(path).rstrip("/")
         self.is_local = "file" in (
             (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
@@ -153,41 +164,70 @@ class Lake:
 
     def read(self, table: Table, date: str, columns: list[str] | None = None) -> pa.Table:
         """The partition's rows. Raises :class:`PartitionMissing` or :class:`PartitionUnreadable`."""
-        with self._open(table, date) as file:
+        with self._parquet(table, date) as file:
             return file.read(columns=columns)
 
     def batches(
         self, table: Table, date: str, columns: list[str] | None = None, batch_size: int = 4096
     ) -> Iterator[pa.RecordBatch]:
         """The partition's rows, `batch_size` at a time, from one snapshot: memory does not grow with it."""
-        with self._open(table, date) as file:
+        with self._parquet(table, date) as file:
             yield from file.iter_batches(batch_size=batch_size, columns=columns)
 
     def row_count(self, table: Table, date: str) -> int:
         """Rows of the partition, from its footer."""
-        with self._open(table, date) as file:
+        with self._parquet(table, date, footer_only=True) as file:
             return int(file.metadata.num_rows)
 
     def metadata(self, table: Table, date: str) -> dict[str, str]:
         """The footer's metadata, as given to the writer."""
-        with self._open(table, date) as file:
+        with self._parquet(table, date, footer_only=True) as file:
             pairs = file.schema_arrow.metadata or {}
         return {key.decode(): value.decode() for key, value in pairs.items()}
 
+    def sha256(self, table: Table, date: str) -> str:
+        """SHA-256 (hex) of the partition's file, which must be readable Parquet."""
+        with self._open(table, date) as source, _naming(table, date):
+            pq.ParquetFile(source)
+            source.seek(0)
+            digest = hashlib.sha256()
+            while block := source.read(_COPY_BYTES):
+                digest.update(block)
+            return digest.hexdigest()
+
     @contextlib.contextmanager
-    def _open(self, table: Table, date: str) -> Iterator[pq.ParquetFile]:
+    def _parquet(self, table: Table, date: str, *, footer_only: bool = False) -> Iterator[pq.ParquetFile]:
+        with self._open(table, date, copy=not footer_only) as source, _naming(table, date):
+            yield pq.ParquetFile(source)
+
+    @contextlib.contextmanager
+    def _open(self, table: Table, date: str, *, copy: bool = True) -> Iterator[IO[bytes]]:
+        """The partition's file, of an object store a copy of it."""
         path = self.path(table, date)
         try:
-            source = self.fs.open(path, "rb")
+            source = self.fs.open(path, "rb") if self.is_local or not copy else self._copy(path)
         except FileNotFoundError:
             raise PartitionMissing(f"{table.name} has no partition {date}: materialize it first") from None
         with source:
+            yield source
+
+    def _copy(self, path: str) -> IO[bytes]:
+        """One version of an object, as a file without a name that ends with its use."""
+        for attempt in range(1, COPY_ATTEMPTS + 1):
+            version = self.fs.ukey(path)
+            copy = tempfile.TemporaryFile()  # noqa: SIM115 - it is given back open
             try:
-                yield pq.ParquetFile(source)
-            except (pa.ArrowException, OSError) as error:
-                raise PartitionUnreadable(
-                    f"{table.name} partition {date} cannot be read: materialize it again"
-                ) from error
+                with self.fs.open(path, "rb", cache_type="readahead", block_size=_COPY_BYTES) as source:
+                    shutil.copyfileobj(source, copy, _COPY_BYTES)
+            except OSError:
+                copy.close()
+                # The store refuses to go on with another version than the one that was opened.
+                if attempt == COPY_ATTEMPTS or self.fs.ukey(path) == version:
+                    raise
+            else:
+                copy.seek(0)
+                return copy
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def protect(self, table: Table) -> None:
         """Keeps the restricted zone's folder from other users of this machine (mode 0700)."""
@@ -198,9 +238,38 @@ class Lake:
         """Removes what crashed writers of this partition left."""
         folder = os.path.dirname(self.path(table, date))
         for name in os.listdir(folder):
-            if name.startswith(_DRAFT_PREFIX) and not is_running(int(name.split("-")[1])):
-                with contextlib.suppress(FileNotFoundError):
+            if name.startswith(_DRAFT_PREFIX):
+                with (
+                    contextlib.suppress(FileNotFoundError, BlockingIOError),
+                    open(f"{folder}/{name}", "rb") as draft,
+                ):
+                    fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(f"{folder}/{name}")
+
+
+def _new_draft(folder: str) -> tuple[str, IO[bytes]]:
+    """A new file in `folder`, locked while it is open: a draft that nobody locks was left by a crash.
+
+    The lock tells better than a process id, which another process may have by now.
+    """
+    while True:
+        path = f"{folder}/{_DRAFT_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        file = open(path, "xb")  # noqa: SIM115 - it is given back open
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(path):
+            return path, file
+        file.close()  # another writer found it before it was locked, and took it for a stale one
+
+
+@contextlib.contextmanager
+def _naming(table: Table, date: str) -> Iterator[None]:
+    """Names the partition where its file turns out to be unreadable."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise PartitionUnreadable(
+            f"{table.name} partition {date} cannot be read: materialize it again"
+        ) from error
 
 
 def sync(path: str | os.PathLike[str]) -> None:
