@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import date
 from typing import TypeVar
 
@@ -10,16 +11,16 @@ import click
 import pyarrow.compute as pc
 
 from kyc_pipeline.cli import EXIT_UNFINISHED
-from kyc_pipeline.cli.options import date_range, days_between
+from kyc_pipeline.cli.options import check_landing, date_range, days_between, money, shown
 from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.manifests import require_landing
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
 from kyc_pipeline.orchestration.local_run import open_instance, run_partitions
 from kyc_pipeline.orchestration.preflight import check_api_when_needed
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
+from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
@@ -44,13 +45,32 @@ def backfill(context: click.Context, first: date, last: date, max_calls: int | N
     context.exit(run_backfill(settings, days, verbose=verbose))
 
 
+@dataclass
+class Spent:
+    """The calls of a backfill, as the engine tells of them."""
+
+    days: dict[str, Progress] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        last = self.days.values()
+        costs = [day.estimated_cost for day in last if day.estimated_cost is not None]
+        calls = f"{sum(day.calls for day in last)} calls, {sum(day.retries for day in last)} retries"
+        return calls + (f", estimated cost {money(sum(costs[1:], costs[0]))}" if costs else "")
+
+
 def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:
-    """Runs `days` and prints what is left; returns the exit code."""
-    require_landing(settings.kyc_landing)
+    """Runs `days`, prints what was done and what is left; returns the exit code."""
+    check_landing(settings)
     pipeline = Pipeline(settings)
     check_api_when_needed(pipeline, days)
     instance = open_instance()
-    with progress_bar(len(days)) as progress:
+    spent = Spent()
+    with progress_bar(len(days)) as show:
+
+        def progress(progress: Progress) -> None:
+            spent.days[progress.date] = progress
+            show(progress)
+
         pipeline.progress = progress
         log_level = "INFO" if verbose else "CRITICAL"
         report = stoppable(
@@ -61,17 +81,33 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
         click.echo(f"{day}  {submission_id}  {outcome}")
     if len(left) > LISTED:
         click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
+    click.echo(accounts(pipeline.lake, days))
+    click.echo(f"this run   {spent}")
+    if settings.kyc_warehouse.exists():
+        click.echo(f"warehouse  {shown(settings.kyc_warehouse)}")
+        click.echo(f"report     {shown(settings.kyc_report)}")
     if report.failures:
         raise KycError("; ".join(report.failures))
-    if left:
-        count = Counter(outcome for _, _, outcome in left)
-        click.echo(
-            "unfinished: "
-            + ", ".join(f"{count[outcome]} {outcome}" for outcome in UNFINISHED if count[outcome])
-        )
     if pipeline.stop.draining:
         click.echo("stopped on request: run the same days again to go on")
+    elif left and pipeline.budget and pipeline.budget.is_used_up:
+        click.echo("stopped: the budget of calls is used up; run the same days again to go on")
     return EXIT_UNFINISHED if left or pipeline.stop.draining else 0
+
+
+def accounts(lake: Lake, days: Sequence[str]) -> str:
+    """What became of the manifest rows of `days`, in two lines."""
+    count: Counter[str] = Counter()
+    for day in days:
+        for table in (SUBMISSIONS, REJECTED_SUBMISSIONS):
+            if lake.exists(table, day):
+                count[table.name] += lake.row_count(table, day)
+        if lake.exists(VERIFICATION_RESPONSES, day):
+            outcomes = lake.read(VERIFICATION_RESPONSES, day, ["outcome"])["outcome"]
+            count.update(str(outcome) for outcome in outcomes.to_pylist())
+    found = ", ".join(f"{count[outcome]} {outcome}" for outcome in Outcome if count[outcome])
+    accepted, rejected = count[SUBMISSIONS.name], count[REJECTED_SUBMISSIONS.name]
+    return f"rows       {accepted} accepted, {rejected} rejected\noutcomes   {found or 'none'}"
 
 
 def stoppable(stop: StopFlag, work: Callable[[], Result]) -> Result:

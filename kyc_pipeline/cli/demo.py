@@ -17,10 +17,11 @@ import click
 
 from kyc_pipeline.analyze.publish import open_warehouse
 from kyc_pipeline.cli.backfill import run_backfill
-from kyc_pipeline.cli.options import table
+from kyc_pipeline.cli.options import shown, table
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.demo.landing import write_landing
 from kyc_pipeline.errors import UsageError
+from kyc_pipeline.orchestration.local_run import make_home
 from kyc_pipeline.settings import Settings
 
 DAYS = 14
@@ -28,13 +29,6 @@ PER_DAY = 60
 SEED = 2024
 LATENCY_MS = 40.0
 TOKEN = "demo"  # the simulator's own
-
-INSTANCE = """# The demo's own Dagster instance; real use has dagster_home/dagster.yaml.
-telemetry:
-  enabled: false
-run_monitoring:
-  enabled: true
-"""
 
 # The code location has the name of real use, so that links and screenshots of the UI are the same.
 WORKSPACE = """load_from:
@@ -74,7 +68,7 @@ def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
         context.exit(_run_ui(folder, port))
     verbose = bool(context.find_root().params.get("verbose"))
     first = _first_day(folder)
-    click.echo(f"writing {DAYS} days of made-up submissions to {_shown(folder / 'landing')}")
+    click.echo(f"writing {DAYS} days of made-up submissions to {shown(folder / 'landing')}")
     write_landing(folder / "landing", days=DAYS, per_day=PER_DAY, start=first, seed=SEED)
     days = [(first + timedelta(days=offset)).isoformat() for offset in range(DAYS)]
     with _simulator(folder) as url:
@@ -123,14 +117,13 @@ def _simulator(folder: Path) -> Iterator[str]:
 
 def _prepare_instance(folder: Path) -> None:
     home = folder / "dagster_home"
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "dagster.yaml").write_text(INSTANCE, encoding="utf-8")
+    make_home(home)
     os.environ["DAGSTER_HOME"] = str(home)
 
 
 def _run_ui(folder: Path, port: int) -> int:
     if not (folder / "warehouse").is_dir():
-        raise UsageError(f"there is no demo in {_shown(folder)}: run `make demo` first")
+        raise UsageError(f"there is no demo in {shown(folder)}: run `make demo` first")
     _prepare_instance(folder)
     with _simulator(folder) as url:
         settings = demo_settings(folder, _first_day(folder), url)
@@ -179,11 +172,6 @@ def _print_results(settings: Settings) -> None:
         )
     )
     click.echo("\n" + table(("rejected because", "rows"), reasons))
-    click.echo(f"\nwarehouse  {_shown(settings.kyc_warehouse)}")
-    click.echo(f"lake       {_shown(Path(settings.kyc_lake))}")
-    click.echo(f"report     {_shown(settings.kyc_report)}")
-
-
-def _shown(path: Path) -> str:
-    """`path` relative to the working directory where it is below it."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    click.echo(f"\nwarehouse  {shown(settings.kyc_warehouse)}")
+    click.echo(f"report     {shown(settings.kyc_report)}")
+    click.echo(f"lake       {shown(Path(settings.kyc_lake))}")

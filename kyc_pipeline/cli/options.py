@@ -1,12 +1,16 @@
 """Options and output that several commands share."""
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from kyc_pipeline.errors import UsageError
+from kyc_pipeline.ingest.manifests import require_landing, stray_folders
 from kyc_pipeline.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,9 +53,33 @@ def days_between(first: date, last: date, settings: Settings) -> list[str]:
     return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]
 
 
+def check_landing(settings: Settings) -> None:
+    """Ends without a landing zone, and warns on standard error of folders in it that are never read."""
+    require_landing(settings.kyc_landing)
+    for name in stray_folders(settings.kyc_landing):
+        click.echo(
+            f"warning: manifests/{name} is not read: a day's folder is named like 2024-09-01", err=True
+        )
+
+
+def shown(path: Path) -> str:
+    """`path` relative to the working directory where it is below it."""
+    path = path.absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def money(amount: Decimal | None) -> str:
+    """An amount with at least two decimals; a dash where there is no price."""
+    if amount is None:
+        return "–"
+    exponent = amount.as_tuple().exponent
+    decimals = -exponent if isinstance(exponent, int) else 0
+    return f"{amount:.{max(decimals, 2)}f}"
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Plain text columns: first column left, the others right aligned."""
-    cells = [[str(cell) for cell in row] for row in (headings, *rows)]
+    """Plain text columns: first column left, the others right aligned. A row may be shorter."""
+    cells = [[*map(str, row), *[""] * (len(headings) - len(row))] for row in (headings, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
 
     def line(row: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kyc_pipeline.cli.options import money
 from kyc_pipeline.verify.report import Progress as CallProgress
 
 
@@ -27,12 +28,13 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
     # The engine tells its progress from a thread of its own.
     lock = threading.Lock()
     seen: set[str] = set()
+    ended: set[str] = set()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         all_days = bar.add_task("days with calls", total=days, detail="")
         calls = bar.add_task("verifications", total=None, detail="")
 
         def update(progress: CallProgress) -> None:
-            cost = "" if progress.estimated_cost is None else f", {progress.estimated_cost} spent"
+            cost = "" if progress.estimated_cost is None else f", {money(progress.estimated_cost)} spent"
             detail = f"{progress.per_second:.0f}/s, {progress.retries} retries{cost}"
             with lock:
                 if progress.date not in seen:
@@ -40,7 +42,8 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
                     bar.update(all_days, completed=len(seen))
                     bar.reset(calls, total=progress.total, description=progress.date, detail=detail)
                 bar.update(calls, completed=progress.done, total=progress.total, detail=detail)
-                if not console.is_terminal and progress.done == progress.total:
+                if not console.is_terminal and progress.done == progress.total and progress.date not in ended:
+                    ended.add(progress.date)
                     line = str(progress) if progress.total else f"{progress.date}: nothing to send"
                     console.print(line, highlight=False, soft_wrap=True)
 

@@ -3,6 +3,7 @@
 Runs are recorded in the instance, so the UI shows them like any other.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,12 @@ from kyc_pipeline.verify.budget import CallBudget
 
 DAILY_GROUPS = ("ingest", "verify", "flatten")
 DEFAULT_HOME = Path("dagster_home")
+INSTANCE = """# Dagster's settings for this folder; the project's dagster_home/dagster.yaml explains them.
+telemetry:
+  enabled: false
+run_monitoring:
+  enabled: true
+"""
 
 
 @dataclass
@@ -32,12 +39,21 @@ class LocalRun:
     run_ids: list[str] = field(default_factory=list)
 
 
+def make_home(folder: Path) -> None:
+    """Makes `folder` a Dagster home, unless it is one; an existing `dagster.yaml` stays as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), (folder / "dagster.yaml").open("x", encoding="utf-8") as file:
+        file.write(INSTANCE)
+
+
 def open_instance() -> dg.DagsterInstance:
-    """The instance at `DAGSTER_HOME`, by default `dagster_home/` in the working directory."""
-    if not os.environ.get("DAGSTER_HOME"):
-        if not (DEFAULT_HOME / "dagster.yaml").exists():
-            raise UsageError("DAGSTER_HOME is not set: name the folder that holds dagster.yaml")
-        os.environ["DAGSTER_HOME"] = str(DEFAULT_HOME.resolve())
+    """The instance at `DAGSTER_HOME`; without it, at `dagster_home/` here, which is made on first use."""
+    if home := os.environ.get("DAGSTER_HOME"):
+        if not Path(home).is_dir():
+            raise UsageError("DAGSTER_HOME is not a folder: create it, or unset it to use dagster_home/")
+    else:
+        make_home(DEFAULT_HOME)
+    os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
     return dg.DagsterInstance.get()
 
 
@@ -89,11 +105,14 @@ def _is_step_failure(event: dg.DagsterEvent) -> bool:
 
 
 def failure_line(event: dg.DagsterEvent) -> str:
-    """The step's failure in one line: our own description, else the error's last cause."""
+    """The step's failure in one line: our own description, else the class of the error.
+
+    The text of a foreign error may hold what no console should show; `--verbose` shows Dagster's own log.
+    """
     data: Any = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
         return str(data.user_failure_data.description)
     error = data.error
     while error and error.cause:
         error = error.cause
-    return f"{event.step_key}: {error.message.strip().splitlines()[0] if error else 'failed'}"
+    return f"{event.step_key}: {error.cls_name if error else 'failed'} (--verbose shows more)"

@@ -26,6 +26,12 @@ class CallBudget:
             if self._left is not None:
                 self._left += 1
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether no call is left to take."""
+        with self._lock:
+            return self._left is not None and self._left <= 0
+
     def exhaust(self) -> None:
         """Leaves nothing: what comes after a fault that every further call would meet costs no call."""
         with self._lock:

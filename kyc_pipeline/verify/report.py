@@ -62,7 +62,7 @@ class Progress:
         return (self.total - self.done) / self.per_second if self.done else None
 
     def __str__(self) -> str:
-        left = self.seconds_left
+        left = self.seconds_left if self.done < self.total else None
         return (
             f"{self.date}: {self.done} of {self.total} settled, {self.per_second:.1f} a second, "
             f"{self.retries} retries, {self.uncertain} uncertain, {self.billable_calls} billable calls"

@@ -1,6 +1,7 @@
 """The command line: what it does, and one clear line with the promised exit code for each bad input."""
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -81,12 +82,41 @@ def test_backfill_then_plan_then_backfill_again(landing, run: Run, simulator: Si
     code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
     assert code == 0
     assert out.splitlines()[-1].split() == ["total", "4", "0", "0", "0", "4", "2.00"]
-    assert run("backfill", *RANGE)[0] == 0
+    code, out, _ = run("backfill", *RANGE)
+    assert code == 0
     assert simulator.received.total() == 4
+    assert [line.split(maxsplit=1) for line in out.splitlines()] == [
+        ["rows", "4 accepted, 0 rejected"],
+        ["outcomes", "4 completed"],
+        ["this", "run   4 calls, 0 retries, estimated cost 2.00"],
+        ["warehouse", "warehouse/kyc.duckdb"],
+        ["report", "report/index.html"],
+    ]
     code, out, _ = run("plan", *RANGE)
     assert out.splitlines()[-1].split() == ["total", "4", "0", "4", "0", "0", "0.00"]
     assert run("backfill", *RANGE)[0] == 0
     assert simulator.received.total() == 4
+
+
+def test_days_without_manifests_and_stray_folders_are_told(landing, run: Run) -> None:
+    landing.day(DAY, 1)
+    (landing.root / "manifests" / "2024-9-7").mkdir()
+    code, out, err = run("plan", "--from", "2024-09-09", "--to", "2024-09-10")
+    assert (code, out) == (0, "no manifests from 2024-09-09 to 2024-09-10: nothing to do\n")
+    assert "manifests/2024-9-7" in one_line(err)
+
+
+def test_the_dagster_home_is_made_where_none_is_set(
+    landing, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    landing.day(DAY, 1)
+    shutil.rmtree(tmp_path / "dagster_home")
+    code, _, err = run("backfill", *RANGE)
+    assert code == 2
+    assert "DAGSTER_HOME" in one_line(err)
+    monkeypatch.delenv("DAGSTER_HOME")
+    assert run("backfill", *RANGE)[0] == 0
+    assert (tmp_path / "dagster_home" / "dagster.yaml").exists()
 
 
 def test_plan_changes_nothing(landing, run: Run, tmp_path: Path) -> None:
@@ -112,6 +142,7 @@ def test_a_budget_ends_with_3_and_lists_what_is_left(landing, run: Run, simulato
     left = set(ids) - set(simulator.received)
     assert all(submission_id in out for submission_id in left)
     assert "3 not_attempted" in out
+    assert "stopped: the budget" in out
 
 
 def test_a_budget_holds_over_all_runs_of_a_backfill(landing, run: Run, simulator: Simulator) -> None:
@@ -216,6 +247,14 @@ def test_a_manifest_with_wrong_columns_fails_its_day_only(
     bad = landing.root / "manifests" / "2024-09-09" / "bad.csv"
     bad.parent.mkdir()
     bad.write_text("name,photo\nx,y\n")
+    code, out, err = run("plan", "--from", DAY, "--to", "2024-09-09")
+    assert code == 1
+    assert [line.split()[:2] for line in out.splitlines()[1:4]] == [
+        [DAY, "2"],
+        ["2024-09-09", "unreadable"],
+        ["total", "2"],
+    ]
+    assert "bad.csv" in one_line(err)
     code, _, err = run("backfill", "--from", DAY, "--to", "2024-09-09")
     assert code == 1
     assert "bad.csv" in err
