@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.ingest.checks import CHECKS, check_partition
-from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -33,7 +33,10 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         lake = pipeline.lake
 
         def work(day: str) -> DayResult:
-            summary = ingest_partition(landing=pipeline.settings.kyc_landing, lake=lake, date=day)
+            with pipeline.holding(day, context.run.run_id) as confirm:
+                summary = ingest_partition(
+                    landing=pipeline.settings.kyc_landing, lake=lake, date=day, confirm=confirm
+                )
             rejected = sum(summary.rejected.values())
             context.log.info(
                 f"{day}: {summary.received} rows in {summary.manifests} manifests, "

@@ -6,13 +6,13 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date as calendar_date
 from pathlib import Path
 from typing import Final
 
-import filelock
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError, UsageError
@@ -20,6 +20,7 @@ from kyc_pipeline.ingest.documents import Documents
 from kyc_pipeline.ingest.formats import ManifestUnreadable, printable, read_manifest, reader_of, shown_path
 from kyc_pipeline.ingest.ownership import Ownership, Staged
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, Erased, judge
+from kyc_pipeline.lake.locks import exclusive
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Reason
 
@@ -242,6 +243,7 @@ def ingest_partition(
     date: str,
     erased: Erased | None = None,
     destination: Lake | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> IngestSummary:
     """Reads the day's manifests and replaces its `submissions` and `rejected_submissions`.
 
@@ -250,6 +252,8 @@ def ingest_partition(
 
     `erased` tells, by a submission's tags (`submissionId` among them), whether its subject was erased. A day
     without manifests becomes two partitions without rows. The same input gives the same partitions.
+    Nothing may send the day's submissions meanwhile: the caller sees to that, and `confirm`, called before
+    anything is replaced, raises where it no longer holds; the lake is then as it was.
     Raises :class:`KycError` for a manifest that cannot be read; the lake is then as it was.
     """
     _require_folder(landing)
@@ -257,7 +261,7 @@ def ingest_partition(
     with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as folder:
         staged = Staged(Path(folder))
         day, received, ignored = _stage_stable(landing, date, staged, erased)
-        with _ingest_lock(target), Ownership(lake, date, staged, erased) as ownership:
+        with ingest_lock(target) as check_lock, Ownership(lake, date, staged, erased) as ownership:
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
             kept = ownership.kept()
             footer = {"manifests": day.identity, "received": str(received)}
@@ -269,6 +273,8 @@ def ingest_partition(
                     rejected_rows.write(batch)
                 for batch in ownership.submissions():
                     submissions.write(batch)
+                check_lock()
+                confirm()
     return IngestSummary(
         date=date,
         received=received,
@@ -320,17 +326,9 @@ def _stage(
     return received
 
 
-@contextlib.contextmanager
-def _ingest_lock(lake: Lake) -> Iterator[None]:
-    """Lets one day at a time decide about ids: else two days could both accept the same one."""
-    if not lake.is_local:
-        yield
-        return
-    Path(lake.root).mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(f"{lake.root}/{LOCK_FILE}", timeout=LOCK_SECONDS):
-            yield
-    except filelock.Timeout:
-        raise KycError(
-            f"another ingest holds the lake's {LOCK_FILE} for {LOCK_SECONDS} s: see what it does"
-        ) from None
+def ingest_lock(lake: Lake) -> AbstractContextManager[Callable[[], None]]:
+    """Lets one day at a time decide about ids: else two days could both accept the same one.
+
+    What it gives raises an error once the lock is lost: to be called before a partition is published.
+    """
+    return exclusive(lake, LOCK_FILE, wait_seconds=LOCK_SECONDS)

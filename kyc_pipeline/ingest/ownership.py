@@ -19,10 +19,14 @@ import pyarrow.parquet as pq
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.rows import RESERVED_TAG, Erased
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionUnreadable
-from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.lake.tables import (
+    STATE_KEY,
+    SUBMISSIONS,
+    VERIFICATION_RESPONSES,
+    Outcome,
+    ResponsesState,
+)
 
-DISPATCHING: Final = "dispatching"
-"""`state` in the footer of `verification_responses` while calls are being made."""
 MEMORY_LIMIT: Final = "384MB"
 SORTED_ROWS: Final = 200_000
 MAX_THREADS: Final = 2
@@ -122,7 +126,7 @@ class Staged:
 
 
 class Ownership:
-    """The day's verdicts, once computed. Use as a context manager, under the lake's ingest lock."""
+    """The day's verdicts, once computed. A context manager, under the ingest lock and the day's lease."""
 
     def __init__(self, lake: Lake, date: str, staged: Staged, erased: Erased | None) -> None:
         self._lake = lake
@@ -221,7 +225,7 @@ class Ownership:
         if not (lake.exists(SUBMISSIONS, date) and lake.exists(VERIFICATION_RESPONSES, date)):
             return
         try:
-            if lake.metadata(VERIFICATION_RESPONSES, date).get("state") == DISPATCHING:
+            if lake.metadata(VERIFICATION_RESPONSES, date).get(STATE_KEY) == ResponsesState.DISPATCHING:
                 yield from lake.batches(SUBMISSIONS, date)
                 return
             sent: set[str | None] = set()

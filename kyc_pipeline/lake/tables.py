@@ -104,6 +104,19 @@ class Outcome(StrEnum):
     """The run stopped or its budget was reached before this submission."""
 
 
+STATE_KEY: Final = "state"
+"""Key in the footer of `verification_responses`; its value is a :class:`ResponsesState`."""
+
+
+class ResponsesState(StrEnum):
+    """Whether a day's `verification_responses` may still change under a running engine."""
+
+    DISPATCHING = "dispatching"
+    """Calls are being made, or the run that made them was killed: any submission may have been sent."""
+    COMPLETE = "complete"
+    """The outcomes are as the ledger knew them when the run ended."""
+
+
 class CheckStatus(StrEnum):
     """The normalised status of a check; the status as received is kept beside it."""
 

@@ -4,15 +4,19 @@ One resource, so that a test or the command line replaces one thing. Everything 
 is used: a code location must load without a ledger, a lake or a credential.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.privacy.erasure import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.erasure import LedgerErasure
+from kyc_pipeline.verify.lease import holding
 from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag
@@ -41,7 +45,21 @@ class Pipeline:
         """The ledger at `KYC_LEDGER_URL`; the caller closes it."""
         return Ledger(self.settings.kyc_ledger_url)
 
+    @contextlib.contextmanager
+    def holding(self, day: str, run_id: str) -> Iterator[Callable[[], None]]:
+        """Keeps the day from being verified, ingested or erased by another run meanwhile.
+
+        The value raises where another run took the day over. Raises PartitionBusy with the holder's name.
+        """
+        with self.open_ledger() as ledger, holding(ledger, day, run_id) as confirm:
+            yield confirm
+
     @cached_property
     def pseudonymizer(self) -> Pseudonymizer:
         """Pseudonyms under the settings' key, which is made on first use."""
         return load_pseudonymizer(self.settings)
+
+    def erased_subjects(self, ledger: Ledger) -> ErasedSubjects | None:
+        """Who was erased, as it is now; None where nobody was."""
+        tombstones = LedgerErasure(ledger).tombstones()
+        return ErasedSubjects(tombstones, self.pseudonymizer) if tombstones else None

@@ -22,11 +22,13 @@ from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.deepxl.errors import AccessDenied
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import ResponsesState
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
 from kyc_pipeline.verify.gate import Gate, RateLimiter
+from kyc_pipeline.verify.lease import LeaseKeeper
 from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError
 from kyc_pipeline.verify.partition import Scan, is_current, scan, work, write_responses
 from kyc_pipeline.verify.rate_limit import shared_limiter
@@ -227,9 +229,9 @@ class _Run:
 
     async def dispatch_under(self, lease: Lease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
         limiter = self.limiter or shared_limiter(self.settings, self.ledger)
-        with RunControl(self.stop) as control, _LeaseKeeper(self.ledger, lease, self.stop) as keeper:
+        with RunControl(self.stop) as control, LeaseKeeper(self.ledger, lease, self.stop.drain) as keeper:
             before = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
-            write_responses(self.lake, self.ledger, self.date, "dispatching", before.digest)
+            write_responses(self.lake, self.ledger, self.date, ResponsesState.DISPATCHING, before.digest)
             gate = Gate(
                 max_concurrency=self.settings.deepxl_max_concurrency,
                 limiter=limiter,
@@ -264,7 +266,7 @@ class _Run:
     def write_table(self) -> Scan:
         """Replaces the lake's partition by what the ledger knows now."""
         after = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
-        write_responses(self.lake, self.ledger, self.date, "complete", after.digest)
+        write_responses(self.lake, self.ledger, self.date, ResponsesState.COMPLETE, after.digest)
         return after
 
     def raise_conflict(self, seen: Scan) -> None:
@@ -292,45 +294,3 @@ class _Run:
             stopped=self.stopped,
             written=written,
         )
-
-
-class LeaseLost(KycError):
-    """Another run took the partition over while this one was out of touch with the ledger."""
-
-
-class _LeaseKeeper:
-    """Renews a lease from a thread of its own; losing it drains the run."""
-
-    def __init__(self, ledger: Ledger, lease: Lease, stop: StopFlag) -> None:
-        self._ledger = ledger
-        self._lease = lease
-        self._stop = stop
-        self._done = threading.Event()
-        self._lost = False
-        self._thread = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
-
-    def __enter__(self) -> "_LeaseKeeper":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def check(self) -> None:
-        """Raises :class:`LeaseLost`: the partition's table is the other run's to write."""
-        if self._lost:
-            raise LeaseLost(
-                f"partition {self._lease.partition_date} was taken over by another run: "
-                "every answer is in the ledger; run the partition again when that run has ended"
-            )
-
-    def _keep(self) -> None:
-        while not self._done.wait(self._ledger.lease_seconds / 3):
-            try:
-                self._lost = not self._ledger.renew(self._lease)
-            except LedgerError:
-                continue  # the writer meets it too, and decides how long to wait
-            if self._lost:
-                self._stop.drain()
-                return

@@ -236,7 +236,7 @@ class Ledger:
             holder = ProcessIdentity(row.machine, row.host, row.pid, row.pid_started)
             if row.expires_at > self.database.now(connection) and not holder.is_surely_dead():
                 raise PartitionBusy(
-                    f"partition {lease.partition_date} is being verified by run {row.run_id} "
+                    f"partition {lease.partition_date} is being worked on by run {row.run_id} "
                     f"(process {row.pid} on {row.host}): wait for it to end"
                 )
             connection.execute(

@@ -15,13 +15,18 @@ import pyarrow as pa
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.lake.tables import (
+    STATE_KEY,
+    SUBMISSIONS,
+    VERIFICATION_RESPONSES,
+    Outcome,
+    ResponsesState,
+)
 from kyc_pipeline.verify.ledger import Entry, Ledger
 from kyc_pipeline.verify.schema import Decision, State
 
-STATE_KEY: Final = "state"
-"""Key of the footer's metadata that tells whether a partition may still change under a running engine."""
 DIGEST_KEY: Final = "ledger_digest"
+"""Key in the footer beside the state: what the ledger knew, in short."""
 _SCAN_BATCH: Final = 2000
 _WORK_BATCH: Final = 1000
 _ROW_GROUP: Final = 2000
@@ -179,12 +184,10 @@ def is_current(lake: Lake, date: str, digest: str) -> bool:
     if not lake.exists(VERIFICATION_RESPONSES, date):
         return False
     metadata = lake.metadata(VERIFICATION_RESPONSES, date)
-    return metadata.get(STATE_KEY) == "complete" and metadata.get(DIGEST_KEY) == digest
+    return metadata.get(STATE_KEY) == ResponsesState.COMPLETE and metadata.get(DIGEST_KEY) == digest
 
 
-def write_responses(
-    lake: Lake, ledger: Ledger, date: str, state: Literal["dispatching", "complete"], digest: str
-) -> None:
+def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, digest: str) -> None:
     """Replaces the partition of `verification_responses`: one row per submission, sorted by id.
 
     `digest` is that of a scan made before: had something changed since, the next run would see it differ.

@@ -1,0 +1,126 @@
+"""Ingest and verify of one day never work at once: a row that may be sent is not changed meanwhile."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.engine import verify_partition
+from kyc_pipeline.verify.lease import LeaseLost, holding
+from kyc_pipeline.verify.ledger import Ledger, PartitionBusy
+
+DAY = "2024-09-08"
+TOKEN = "test-token"
+INGEST = [dg.AssetKey(SUBMISSIONS.name), dg.AssetKey(REJECTED_SUBMISSIONS.name)]
+
+
+def contents(lake: Lake) -> dict[str, str]:
+    rows = lake.read(SUBMISSIONS, DAY, ["submission_id", "content_sha256"]).to_pylist()
+    return {row["submission_id"]: row["content_sha256"] for row in rows}
+
+
+def failures(result: dg.ExecuteInProcessResult) -> list[str]:
+    return [
+        event.step_failure_data.user_failure_data.description
+        for event in result.filter_events(lambda event: event.is_step_failure)
+    ]
+
+
+@pytest.fixture
+def ingest(instance: dg.DagsterInstance) -> Callable[[Pipeline], list[str]]:
+    """Runs the day's ingest through Dagster; returns what its failures say."""
+
+    def run(pipeline: Pipeline) -> list[str]:
+        job = build_defs(pipeline).resolve_job_def("verify_and_publish")
+        return failures(
+            job.execute_in_process(
+                instance=instance, partition_key=DAY, asset_selection=INGEST, raise_on_error=False
+            )
+        )
+
+    return run
+
+
+def test_a_changed_manifest_waits_while_its_day_is_verified(
+    landing, settings: Settings, ingest: Callable[[Pipeline], list[str]]
+) -> None:
+    ids = landing.day(DAY, 3)
+    with running_simulator(token=TOKEN, latency_ms=300) as simulator:
+        settings = settings.model_copy(update={"deepxl_base_url": simulator.url, "deepxl_max_concurrency": 1})
+        pipeline = Pipeline(settings)
+        assert ingest(pipeline) == []
+        before = contents(pipeline.lake)
+        under_way = threading.Event()
+
+        def verify() -> None:
+            with pipeline.open_ledger() as ledger:
+                verify_partition(
+                    settings=settings,
+                    lake=pipeline.lake,
+                    ledger=ledger,
+                    date=DAY,
+                    run_id="the-other-run",
+                    stop=pipeline.stop,
+                    progress=lambda told: under_way.set() if told.calls else None,
+                )
+
+        other = threading.Thread(target=verify)
+        other.start()
+        assert under_way.wait(30)
+        # Every submission comes again under its id with another image.
+        landing.manifest(DAY, [landing.submission(id_, 1000 + n) for n, id_ in enumerate(ids)])
+        refused = ingest(pipeline)
+        other.join()
+        assert len(refused) == 1
+        assert "is being worked on by run the-other-run" in refused[0]
+        assert contents(pipeline.lake) == before
+        # Now that they are paid for, they stay as they were sent.
+        assert ingest(pipeline) == []
+        assert contents(pipeline.lake) == before
+        assert Lake(settings.kyc_lake).row_count(REJECTED_SUBMISSIONS, DAY) == 3
+        assert simulator.received.total() == 3
+
+
+def test_a_day_is_not_verified_while_it_is_ingested(landing, pipeline: Pipeline) -> None:
+    landing.day(DAY, 2)
+    with pipeline.holding(DAY, "an-ingest") as confirm:
+        ingest_partition(landing=pipeline.settings.kyc_landing, lake=pipeline.lake, date=DAY, confirm=confirm)
+        with pipeline.open_ledger() as ledger, pytest.raises(PartitionBusy, match="an-ingest"):
+            verify_partition(
+                settings=pipeline.settings,
+                lake=pipeline.lake,
+                ledger=ledger,
+                date=DAY,
+                run_id="run",
+                stop=pipeline.stop,
+            )
+    assert not pipeline.lake.exists(VERIFICATION_RESPONSES, DAY)
+
+
+def test_an_ingest_that_slept_over_its_lease_changes_nothing(landing, pipeline: Pipeline) -> None:
+    ids = landing.day(DAY, 2)
+    arguments = {"landing": pipeline.settings.kyc_landing, "lake": pipeline.lake, "date": DAY}
+    ingest_partition(**arguments)
+    before = contents(pipeline.lake)
+    landing.manifest(DAY, [landing.submission(id_, 1000 + n) for n, id_ in enumerate(ids)])
+    url = pipeline.settings.kyc_ledger_url
+    with (
+        Ledger(url, lease_seconds=0) as asleep,
+        Ledger(url) as ledger,
+        holding(asleep, DAY, "an-ingest") as confirm,
+        holding(ledger, DAY, "run"),
+        pytest.raises(LeaseLost, match=f"partition {DAY} was taken over"),
+    ):
+        ingest_partition(**arguments, confirm=confirm)
+    assert contents(pipeline.lake) == before
+    drafts = [path.name for path in Path(pipeline.settings.kyc_lake).rglob(".draft-*")]
+    assert drafts == []
