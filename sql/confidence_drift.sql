@@ -12,7 +12,8 @@
 -- psi: Population stability index, shares of zero floored at 0.0001; NULL where a side is empty.
 -- psi_noise_floor: PSI to expect without any drift: 9 * (1/checks + 1/baseline_checks).
 -- ks: Kolmogorov-Smirnov statistic, the largest distance of the two distribution functions.
--- ks_p_value: Its two-sided asymptotic p-value (Kolmogorov's series).
+-- ks_p_value: Its two-sided asymptotic p-value (Kolmogorov's series): within 0.01 of the exact one from 200
+--   checks on both sides, within 0.06 at five.
 -- js_distance: Jensen-Shannon distance: square root of the divergence in bits, 0 to 1.
 -- ks_rounding: To what confidences are rounded for ks: 0 where it is exact, else 0.001.
 -- level: none (psi < 0.1), moderate (< 0.25) or large; insufficient below 200 checks on a side.

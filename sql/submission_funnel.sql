@@ -2,9 +2,10 @@
 -- outcomes. Submissions of a day whose verification has not run yet are not_attempted.
 --
 -- date: Day of the manifest, the daily partition.
--- received: Rows delivered in manifests.
+-- received: Rows that the day's manifests delivered, each once. A row that may have been sent already counts
+--   on after its manifest is gone.
 -- rejected: Rows that could not be submitted; see rejected_by_reason.
--- accepted: Rows that became a submission.
+-- accepted: Rows that became a submission, those included whose manifest is gone.
 -- completed: Submissions with a usable answer.
 -- refused: The API said no for good.
 -- quarantined: Answered 2xx without the contract's hard requirements; never sent again.

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from kyc_pipeline.analyze.build import OWN_TABLES
 from kyc_pipeline.analyze.lineage import answer_fields
 from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.analyze.quality import load_checks
 from kyc_pipeline.lake.tables import TABLES, CheckStatus, DriftKind, Outcome, Reason
 
 PREFACE = """# Data dictionary
@@ -63,6 +65,14 @@ def _lines() -> Iterator[str]:
             ("column", "meaning", "made from"),
             ((f"`{name}`", meaning, _code(fields[name])) for name, meaning in model.columns),
         )
+    for name, (description, columns) in OWN_TABLES.items():
+        yield f"\n### `{name}`\n\n{description}\n"
+        yield from _rows(("column", "meaning"), ((f"`{column}`", meaning) for column, meaning in columns))
+    yield "\n## Checks\n\nOf a build, before it is published: an error stops publication, a warning does not.\n"
+    yield from _rows(
+        ("check", "severity", "what it says"),
+        ((f"`{check.name}`", check.severity.value, check.description) for check in load_checks()),
+    )
 
 
 def _code(words: Iterable[str]) -> str:
