@@ -69,14 +69,11 @@ class DayResult:
 def work_through(
     context: dg.AssetExecutionContext,
     work: Callable[[str], DayResult | None],
-    *,
-    stop_on: tuple[type[KycError], ...] = (),
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
     """Does `work` for each day of the run and yields the step's results.
 
-    A day that ends in a :class:`KycError` does not stop the others, unless it is one of `stop_on`; the step
-    then fails with one line for each such day. `work` returns None where nothing is to be materialized
-    (a dry run).
+    A day that ends in a :class:`KycError` does not stop the others; the step then fails with one line for
+    each such day. `work` returns None where nothing is to be materialized (a dry run).
     """
     days = list(context.partition_keys)
     done: dict[str, DayResult] = {}
@@ -89,8 +86,6 @@ def work_through(
                 result = work(day)
             except KycError as error:
                 failures.append(f"{day}: {error}")
-                if isinstance(error, stop_on):
-                    break
                 continue
             if result is None:
                 skipped = True

@@ -24,10 +24,13 @@ from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.checks import CHECKS, check_partition
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.held import resolve_held
+from kyc_pipeline.verify.ledger import Spend
 from kyc_pipeline.verify.plan import plan_partitions
-from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary
+from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary, estimated_cost
 
 GROUP = "verify"
+POOL = "deepxl"
+"""Runs that pay take places in this pool (see dagster.yaml); the pace of the calls is the rate limiter's."""
 LOG_EVERY_SECONDS = 15.0
 
 
@@ -79,6 +82,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         ],
         check_specs=[check.spec() for check in CHECKS],
         backfill_policy=BACKFILL_POLICY,
+        pool=POOL,
         can_subset=True,  # so that a dry run may end without the asset and its checks
     )
     def verify(
@@ -116,17 +120,18 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                         timing=pipeline.timing,
                     )
                 except DeepXLError:
+                    # Every further call would meet it: the days that remain are accounted for without one.
                     budget.exhaust()
                     raise
                 if summary.stopped is Stopped.CIRCUIT_OPEN:
                     budget.exhaust()
                 context.log.info(f"{day}: {summary}")
                 return DayResult(
-                    metadata={VERIFICATION_RESPONSES.name: _metadata(summary)},
+                    metadata={VERIFICATION_RESPONSES.name: _metadata(summary, ledger.spend(day), settings)},
                     checks=check_partition(compare_accounts(lake, ledger, day), summary),
                 )
 
-            yield from work_through(context, work, stop_on=(DeepXLError,))
+            yield from work_through(context, work)
 
     return verify
 
@@ -160,21 +165,26 @@ def resolve_held_submission() -> None:
     record_decision()
 
 
-def _metadata(summary: VerifySummary) -> dict[str, Any]:
-    """Figures of one day, plotted by Dagster over the partitions."""
+def _metadata(summary: VerifySummary, spend: Spend, settings: Settings) -> dict[str, Any]:
+    """Figures of one day, plotted by Dagster over the partitions.
+
+    Calls and cost are the day's, over all its runs: a run that had nothing to pay does not hide what was paid.
+    """
+    cost = estimated_cost(settings, spend.billable_calls)
     figures: dict[str, Any] = {
         **row_count(sum(summary.outcomes.values())),
         **{outcome.value: count for outcome, count in summary.outcomes.items()},
-        "calls_to_make": summary.calls_to_make,
-        "calls": summary.calls,
+        "held": summary.held,
+        "calls": spend.calls,
+        "billable_calls": spend.billable_calls,
+        "calls_of_this_run": summary.calls,
         "retries": summary.retries,
         "adopted": summary.adopted,
-        "billable_calls": summary.billable_calls,
     }
     optional = {
         "latency_p50_ms": summary.p50_ms,
         "latency_p95_ms": summary.p95_ms,
-        "estimated_cost": None if summary.estimated_cost is None else float(summary.estimated_cost),
+        "estimated_cost": None if cost is None else float(cost),
     }
     return figures | {name: value for name, value in optional.items() if value is not None}
 

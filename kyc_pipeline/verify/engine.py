@@ -2,8 +2,8 @@
 
 Why a call is paid once is argued at the top of `dispatcher.py`, on what `ledger.py` promises. This module
 sees to the rest: nothing is claimed without a credential that works and the partition's lease; the table
-is written from the ledger whatever ended the run; an interrupt in the calling thread (Dagster's cancel,
-Ctrl-C) lets the calls in flight end, since they are paid for.
+is written from the ledger whatever ended the run, also where it could not begin; an interrupt in the
+calling thread (Dagster's cancel, Ctrl-C) lets the calls in flight end, since they are paid for.
 
 Before the first call the partition is written with the footer `state=dispatching`: as long as that is
 there, each of its submissions may have been sent. `state=complete` ends it.
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from kyc_pipeline.deepxl.client import DeepXLClient
-from kyc_pipeline.deepxl.errors import AccessDenied
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError
+from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState
 from kyc_pipeline.settings import Settings
@@ -30,7 +30,7 @@ from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
 from kyc_pipeline.verify.gate import Gate, RateLimiter
 from kyc_pipeline.verify.lease import LeaseKeeper
 from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError
-from kyc_pipeline.verify.partition import Scan, is_current, scan, work, write_responses
+from kyc_pipeline.verify.partition import Action, Scan, is_current, scan, work, write_responses
 from kyc_pipeline.verify.rate_limit import shared_limiter
 from kyc_pipeline.verify.report import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
 from kyc_pipeline.verify.signals import StopFlag
@@ -74,6 +74,8 @@ def verify_partition(
     The work is done in a thread of its own; `progress` is called in the calling thread, twice a second.
     An exception that arrives in the calling thread (KeyboardInterrupt, Dagster's interruption) ends the run
     in order, and is raised again once everything is written; a second one gives up the calls in flight.
+
+    Without a call to make, or with the budget used up, no credential is needed and the API is not asked.
 
     Raises :class:`UsageError` without a credential where one is needed, :class:`PartitionBusy`,
     :class:`LedgerConflict`, :class:`LedgerError`, :class:`PartitionMissing`, and the
@@ -174,10 +176,24 @@ class _Run:
         self.tally.to_settle = before.to_settle if self.has_token else before.to_send
         if self.dry_run:
             return self.summary(before)
-        if self.tally.to_settle:
-            # Before anything is claimed or written.
+        to_send = 0 if self.budget.is_used_up else before.to_send
+        to_look_up = before.actions[Action.LOOK_UP] if self.has_token else 0
+        if not to_send and not to_look_up:
+            if before.to_send:
+                self.stopped = Stopped.BUDGET
+            return self.without_calls(before)
+        try:
+            # Before anything is claimed.
             self.settings.require_token()
             return asyncio.run(self.dispatch())
+        except (UsageError, DeepXLError):
+            # What ended the run is what is to be told.
+            with contextlib.suppress(KycError):
+                self.without_calls(before)
+            raise
+
+    def without_calls(self, before: Scan) -> VerifySummary:
+        """Sees to it that every submission has an outcome in the lake, as far as the ledger knows."""
         if not before.open_claims and is_current(self.lake, self.date, before.digest):
             self.raise_conflict(before)
             return self.summary(before)

@@ -9,6 +9,8 @@ from kyc_pipeline.deepxl.errors import AccessDenied, NotProcessed
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.verify.accounts import compare_accounts
+from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
 
 
@@ -68,13 +70,13 @@ def test_an_empty_partition_gets_an_empty_table(world: World) -> None:
     assert world.responses() == {}
 
 
-def test_without_a_token_nothing_is_claimed_or_written(world: World) -> None:
+def test_without_a_token_nothing_is_claimed_and_every_submission_has_an_outcome(world: World) -> None:
     world.submit("a")
     world.options = {"deepxl_api_token": None}
     with pytest.raises(UsageError, match="DEEPXL_API_TOKEN"):
         world.verify()
-    assert not world.ledger.exists()
-    assert not world.lake.exists(VERIFICATION_RESPONSES, DATE)
+    assert world.outcomes() == {"a": "not_attempted"}
+    assert world.ledger.entries(["a"]) == {}
 
 
 def test_a_wrong_token_is_found_before_anything_is_claimed(world: World) -> None:
@@ -84,12 +86,38 @@ def test_a_wrong_token_is_found_before_anything_is_claimed(world: World) -> None
         with pytest.raises(AccessDenied):
             world.verify()
         assert not simulator.received
-    assert not world.ledger.exists()
-    assert not world.lake.exists(VERIFICATION_RESPONSES, DATE)
+    assert world.outcomes() == {"a": "not_attempted", "b": "not_attempted"}
+    assert world.ledger.entries(["a", "b"]) == {}
 
 
 def test_an_unreachable_server_is_found_before_anything_is_claimed(world: World) -> None:
     world.submit("a")
     with pytest.raises(NotProcessed, match="DEEPXL_BASE_URL"):
         world.verify()
-    assert not world.ledger.exists()
+    assert world.outcomes() == {"a": "not_attempted"}
+    assert world.ledger.entries(["a"]) == {}
+
+
+def test_a_changed_manifest_and_a_failing_credential_leave_no_row_without_an_outcome(world: World) -> None:
+    world.submit("a")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify()
+        paid = world.responses()["a"]
+        world.submit("a", "late")
+        world.options = {"deepxl_api_token": "revoked"}
+        with pytest.raises(AccessDenied):
+            world.verify(run_id="run-2")
+        assert world.outcomes() == {"a": "completed", "late": "not_attempted"}
+        assert world.responses()["a"] == paid
+        assert dict(simulator.received) == {"a": 1}
+    assert compare_accounts(world.lake, world.ledger, DATE).differences == ()
+    assert world.lake.metadata(VERIFICATION_RESPONSES, DATE)["state"] == "complete"
+
+
+def test_a_used_up_budget_needs_neither_token_nor_api(world: World) -> None:
+    world.submit("a", "b")
+    world.options = {"deepxl_api_token": None}
+    summary = world.verify(budget=CallBudget(0))
+    assert (summary.stopped, summary.calls, summary.is_complete) == (Stopped.BUDGET, 0, False)
+    assert world.outcomes() == {"a": "not_attempted", "b": "not_attempted"}
