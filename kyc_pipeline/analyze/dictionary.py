@@ -68,7 +68,7 @@ def _lines() -> Iterator[str]:
     for name, (description, columns) in OWN_TABLES.items():
         yield f"\n### `{name}`\n\n{description}\n"
         yield from _rows(("column", "meaning"), ((f"`{column}`", meaning) for column, meaning in columns))
-    yield "\n## Checks\n\nOf a build, before it is published: an error stops publication, a warning does not.\n"
+    yield "\n## Checks\n\nOf a build before it is published: an error stops that, a warning does not.\n"
     yield from _rows(
         ("check", "severity", "what it says"),
         ((f"`{check.name}`", check.severity.value, check.description) for check in load_checks()),
