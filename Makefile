@@ -52,10 +52,11 @@ dictionary: setup ## write docs/data-dictionary.md from lake/tables.py and sql/
 	$(BIN)/python -m kyc_pipeline.analyze.dictionary docs/data-dictionary.md
 
 constraints: ## resolve constraints.txt again (needs uv)
-	uv pip compile --universal --python-version 3.11 --all-extras --group dev --no-header --no-annotate \
+	uv pip compile --universal --python-version 3.11 --all-extras --group dev --group bench --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml constraints.in --output-file constraints.txt
 
 bench: setup ## the benchmarks beside their peers; writes bench/results.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group bench
 	$(BIN)/python bench/run.py
 
 clean: ## remove the virtual environment and the demo's data

@@ -217,7 +217,7 @@ class Lake:
             version = self.fs.ukey(path)
             copy = tempfile.TemporaryFile()  # noqa: SIM115 - it is given back open
             try:
-                with self.fs.open(path, "rb", cache_type="readahead", block_size=_COPY_BYTES) as source:
+                with self.fs.open(path, "rb", cache_type="none") as source:
                     shutil.copyfileobj(source, copy, _COPY_BYTES)
             except OSError:
                 copy.close()

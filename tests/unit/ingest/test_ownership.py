@@ -301,14 +301,32 @@ def test_rows_are_sorted_by_id_however_many_ranges_it_takes(
     assert zone.ids() == sorted([*ids, "new"])
 
 
-def test_a_lake_in_an_object_store(zone: Any) -> None:
-    lake = Lake("memory://kyc-ingest-test")
-    try:
-        for day in (DAY, NEXT):
-            zone.rows({}, {"submission_id": f"of-{day}"}, day=day)
-            ingest_partition(landing=zone.landing, lake=lake, date=day)
-        assert lake.read(SUBMISSIONS, DAY)["submission_id"].to_pylist() == ["A1", f"of-{DAY}"]
-        assert lake.read(SUBMISSIONS, NEXT)["submission_id"].to_pylist() == [f"of-{NEXT}"]
-        assert lake.read(REJECTED_SUBMISSIONS, NEXT)["reason"].to_pylist() == ["duplicate_submission_id"]
-    finally:
-        lake.fs.rm("/kyc-ingest-test", recursive=True)
+def test_days_in_an_object_store_never_accept_one_id_twice(zone: Any, s3_root: str) -> None:
+    for day in (DAY, NEXT):
+        zone.rows({}, {"submission_id": f"of-{day}"}, day=day)
+    start = threading.Barrier(2)
+    errors: list[BaseException] = []
+
+    def work(day: str) -> None:
+        start.wait()
+        try:
+            ingest_partition(landing=zone.landing, lake=Lake(s3_root), date=day)
+        except BaseException as error:  # shown by the assertion below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(day,)) for day in (DAY, NEXT)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    lake = Lake(s3_root)
+    accepted = {day: lake.read(SUBMISSIONS, day)["submission_id"].to_pylist() for day in (DAY, NEXT)}
+    assert sorted(accepted.values()) in (
+        [["A1", f"of-{DAY}"], [f"of-{NEXT}"]],
+        [["A1", f"of-{NEXT}"], [f"of-{DAY}"]],
+    )
+    reasons = [
+        row for day in (DAY, NEXT) for row in lake.read(REJECTED_SUBMISSIONS, day)["reason"].to_pylist()
+    ]
+    assert reasons == ["duplicate_submission_id"]
