@@ -7,6 +7,7 @@ import dagster as dg
 
 from kyc_pipeline.flatten.checks import CHECKS, check_partition
 from kyc_pipeline.flatten.partition import flatten_partition
+from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
     MODEL_CHECKS,
@@ -14,7 +15,10 @@ from kyc_pipeline.lake.tables import (
     VERIFICATION_RESPONSES,
     VERIFICATION_TAGS,
     VERIFICATIONS,
+    CheckStatus,
+    Table,
 )
+from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import row_count, table_spec
@@ -43,6 +47,7 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
         check_specs=[check.spec() for check in CHECKS],
         backfill_policy=BACKFILL_POLICY,
     )
+    @fails_plainly
     def flatten(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
@@ -50,11 +55,34 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
 
         def work(day: str) -> DayResult:
             summary = flatten_partition(lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags)
+            metadata = {table.name: row_count(lake.row_count(table, day)) for table in TABLES}
+            metadata[VERIFICATIONS.name] |= _share("verified_rate", _verified(lake, day))
+            metadata[MODEL_CHECKS.name] |= _share("pass_rate", _passed(lake, day))
             return DayResult(
-                metadata={table.name: row_count(lake.row_count(table, day)) for table in TABLES},
+                metadata=metadata,
                 checks=check_partition(lake, day, summary),
             )
 
         yield from work_through(context, work)
 
     return flatten
+
+
+def _verified(lake: Lake, day: str) -> list[bool]:
+    return [bool(value) for value in _column(lake, VERIFICATIONS, day, "verified")]
+
+
+def _passed(lake: Lake, day: str) -> list[bool]:
+    """Of the checks that passed or failed, whether each passed."""
+    statuses = _column(lake, MODEL_CHECKS, day, "normalized_status")
+    decided = (CheckStatus.PASS, CheckStatus.FAIL)
+    return [status == CheckStatus.PASS for status in statuses if status in decided]
+
+
+def _column(lake: Lake, table: Table, day: str, name: str) -> list[object]:
+    return lake.read(table, day, [name])[name].to_pylist()
+
+
+def _share(name: str, values: list[bool]) -> dict[str, float]:
+    """The share of true ones, plotted by Dagster over the partitions; nothing where there are no values."""
+    return {name: sum(values) / len(values)} if values else {}

@@ -13,8 +13,8 @@ import dagster as dg
 from pydantic import Field
 
 from kyc_pipeline.deepxl.errors import DeepXLError
-from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import row_count, table_spec
@@ -23,7 +23,7 @@ from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.checks import CHECKS, check_partition
 from kyc_pipeline.verify.engine import verify_partition
-from kyc_pipeline.verify.held import resolve_held
+from kyc_pipeline.verify.held import operator, resolve_held
 from kyc_pipeline.verify.ledger import Spend
 from kyc_pipeline.verify.plan import plan_partitions
 from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary, estimated_cost
@@ -85,6 +85,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         pool=POOL,
         can_subset=True,  # so that a dry run may end without the asset and its checks
     )
+    @fails_plainly
     def verify(
         context: dg.AssetExecutionContext, config: VerifyConfig, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
@@ -143,32 +144,33 @@ class ResolveHeldConfig(dg.Config):
     decision: Literal["retry", "abandon"] = Field(
         description="retry: look once more, then send again, which may be paid twice; abandon: never again."
     )
-    decided_by: str = Field(description="Who decides; kept in the ledger beside the decision.")
 
 
 @dg.op(description="Records the decision in the ledger; the next run of the submission's day acts on it.")
+@fails_plainly
 def record_decision(
     context: dg.OpExecutionContext, config: ResolveHeldConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> None:
     """Raises :class:`~dagster.Failure` where the submission is not held."""
-    try:
-        with pipeline.open_ledger() as ledger:
-            resolve_held(ledger, config.submission_id, config.decision, config.decided_by)
-    except KycError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    with pipeline.open_ledger() as ledger:
+        resolve_held(ledger, config.submission_id, config.decision, f"{operator()}, run {context.run_id}")
     context.log.info(f"{config.submission_id}: {config.decision}")
 
 
 @dg.job(description="Decide about a held submission: send it again, or never.")
 def resolve_held_submission() -> None:
-    """What `kyc-pipeline held resolve` does, from the launchpad."""
+    """What `kyc-pipeline held resolve` does, from the launchpad.
+
+    Who decided is no configuration, since that is shown with the run for ever: the ledger keeps the run's id
+    and the name of the user that it ran as.
+    """
     record_decision()
 
 
 def _metadata(summary: VerifySummary, spend: Spend, settings: Settings) -> dict[str, Any]:
     """Figures of one day, plotted by Dagster over the partitions.
 
-    Calls and cost are the day's, over all its runs: a run that had nothing to pay does not hide what was paid.
+    Calls and cost are the day's, over all its runs: one that had nothing to pay hides nothing.
     """
     cost = estimated_cost(settings, spend.billable_calls)
     figures: dict[str, Any] = {

@@ -99,6 +99,33 @@ def test_a_range_is_one_run_with_every_day_reported(
     assert completed == {DAY: 3, NEXT_DAY: 2}
 
 
+def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, object]:
+    """The newest figures of the day that Dagster plots."""
+    records = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[day])
+    [event] = instance.fetch_materializations(records, limit=1).records
+    assert event.asset_materialization
+    return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+
+def test_the_ui_plots_the_days_figures_and_a_free_rerun_keeps_them(
+    landing, job: dg.JobDefinition, instance: dg.DagsterInstance
+) -> None:
+    landing.day(DAY, 10)
+    config = {"ops": {"verify": {"config": {"price_per_call": "0.25"}}}}
+    for _ in range(2):
+        assert job.execute_in_process(instance=instance, partition_key=DAY, run_config=config).success
+        figures = plotted(instance, "verification_responses", DAY)
+        assert {name: figures[name] for name in ("completed", "held", "calls", "estimated_cost")} == {
+            "completed": 10,
+            "held": 0,
+            "calls": 10,
+            "estimated_cost": 2.5,
+        }
+    assert plotted(instance, "submissions", DAY)["received"] == 10
+    assert 0 <= plotted(instance, "verifications", DAY)["verified_rate"] <= 1
+    assert 0 <= plotted(instance, "model_checks", DAY)["pass_rate"] <= 1
+
+
 def test_a_bad_day_leaves_the_good_one_green_and_says_why(
     landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings
 ) -> None:
