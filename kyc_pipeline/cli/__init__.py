@@ -5,17 +5,19 @@ need not wait for.
 """
 
 import importlib
+import logging
 import sys
 import traceback
 
 import click
 
 from kyc_pipeline import __version__
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import WHOLE_ERRORS, KycError, plain_line
 
 COMMANDS = {
     "backfill": "Ingest, verify, flatten and publish a range of days.",
     "demo": "Run made-up submissions through the whole pipeline.",
+    "erase": "Remove one person from everything that is stored.",
     "held": "List and decide the submissions whose outcome is uncertain.",
     "plan": "Show what a backfill would do and cost.",
     "query": "Ask the published warehouse.",
@@ -61,6 +63,10 @@ def cli(verbose: bool) -> None:
 def main() -> None:
     """Runs the command line; every error is one line on standard error."""
     verbose = "--verbose" in sys.argv
+    if verbose:
+        whole_errors = logging.getLogger(WHOLE_ERRORS)
+        whole_errors.addHandler(logging.StreamHandler())
+        whole_errors.propagate = False
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -74,4 +80,10 @@ def main() -> None:
             traceback.print_exc()
         click.echo(f"kyc-pipeline: {error}", err=True)
         code = error.exit_code
+    # A bug. Its text may quote the data that it failed on.
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        click.echo(f"kyc-pipeline: {plain_line(error)}: please report it (--verbose shows it)", err=True)
+        code = 1
     sys.exit(code or 0)

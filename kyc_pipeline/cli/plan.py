@@ -10,6 +10,7 @@ from kyc_pipeline.cli.options import check_landing, date_range, days_between, mo
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
 from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.plan import PartitionPlan, plan_partitions
@@ -48,12 +49,19 @@ def plan_days(settings: Settings, days: Sequence[str]) -> tuple[list[PartitionPl
     unreadable: dict[str, KycError] = {}
     with tempfile.TemporaryDirectory(prefix="kyc-plan-") as folder, Ledger(settings.kyc_ledger_url) as ledger:
         scratch = Lake(folder)
+        erased = Pipeline(settings).erased_subjects(ledger)
         for day in days:
             source = lake
             if not is_ingested(settings.kyc_landing, lake, day):
                 source = scratch
                 try:
-                    ingest_partition(landing=settings.kyc_landing, lake=lake, date=day, destination=scratch)
+                    ingest_partition(
+                        landing=settings.kyc_landing,
+                        lake=lake,
+                        date=day,
+                        erased=erased,
+                        destination=scratch,
+                    )
                 except KycError as error:
                     unreadable[day] = error
                     continue

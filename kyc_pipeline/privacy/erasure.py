@@ -163,7 +163,7 @@ class Stores:
     pseudonymizer: Pseudonymizer
     flatten: Callable[[str], object]
     """Makes a day's curated tables again from its answers."""
-    ingest_lock: Callable[[], AbstractContextManager[None]]
+    ingest_lock: Callable[[], AbstractContextManager[object]]
     """Keeps an ingest from replacing the partitions that are rewritten."""
 
 
@@ -256,7 +256,10 @@ def erase(
     for _ in range(MAX_PASSES):
         with stores.ledger.holding(found.dates) as check_leases:
             progress("tombstones")
-            stores.ledger.remember(found.erased.tombstones)
+            # Under the lock, so that an ingest has either written its rows, which the next pass then finds,
+            # or sees the tombstones before it writes.
+            with stores.ingest_lock():
+                stores.ledger.remember(found.erased.tombstones)
             if delete_documents:
                 progress("documents")
                 shared = set(found.shared_documents)

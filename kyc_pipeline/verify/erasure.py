@@ -7,7 +7,6 @@ still adds up; its answer, errors and content are gone. `erasures` says, by pseu
 import contextlib
 import re
 import sqlite3
-import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,10 +15,10 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, func, insert, literal, select, text, update
 
-from kyc_pipeline.errors import KycError
 from kyc_pipeline.privacy.erasure import Tombstone
 from kyc_pipeline.verify.database import BUSY_TIMEOUT_SECONDS
-from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError
+from kyc_pipeline.verify.lease import holding
+from kyc_pipeline.verify.ledger import Ledger, LedgerError
 from kyc_pipeline.verify.schema import Decision, State, attempts, decisions, erasures, submissions
 
 RUN_ID: Final = "erase"
@@ -73,37 +72,14 @@ class LedgerErasure:
 
         Raises :class:`PartitionBusy` with the holder's name.
         """
-        ledger = self._ledger
-        leases: list[Lease] = []
-        lost = threading.Event()
-        done = threading.Event()
-
-        def keep() -> None:
-            while not done.wait(ledger.lease_seconds / 3):
-                with contextlib.suppress(LedgerError):  # what the erasure does next meets it too
-                    for lease in leases:
-                        if not ledger.renew(lease):
-                            lost.set()
-
-        def check() -> None:
-            if lost.is_set():
-                raise KycError("a day was taken over by another run while it was erased: erase again")
-
-        keeper = threading.Thread(target=keep, name="erasure-leases", daemon=True)
         with contextlib.ExitStack() as stack:
-            for date in dates:
-                lease = ledger.acquire(date, RUN_ID)
-                leases.append(lease)
-                stack.callback(self._release, lease)
-            stack.callback(keeper.join)
-            stack.callback(done.set)
-            keeper.start()
-            yield check
+            checks = [stack.enter_context(holding(self._ledger, date, RUN_ID)) for date in dates]
 
-    def _release(self, lease: Lease) -> None:
-        # A ledger that fails has said so already; the lease runs out by itself.
-        with contextlib.suppress(LedgerError):
-            self._ledger.release(lease)
+            def check() -> None:
+                for each in checks:
+                    each()
+
+            yield check
 
     def remember(self, tombstones: Iterable[Tombstone]) -> None:
         """Keeps tombstones; those that are known stay as they are."""

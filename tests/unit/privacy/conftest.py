@@ -1,0 +1,63 @@
+"""Fixtures of the erasure's tests: a house with people in it, on SQLite and on PostgreSQL (a real server)."""
+
+import itertools
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "verify"))
+
+from house import House
+from postgres import PostgresServer, running_postgres
+
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def erasure_postgres() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with running_simulator(token="test-token", seed=7) as server:
+        yield server
+
+
+@pytest.fixture
+def house(tmp_path: Path, landing: Any, simulator: Simulator) -> Iterator[House]:
+    """A house whose ledger is SQLite."""
+    made = House(tmp_path, simulator.url)
+    yield made
+    made.ledger.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def any_house(
+    request: pytest.FixtureRequest, tmp_path: Path, landing: Any, simulator: Simulator
+) -> Iterator[House]:
+    """A house on each database."""
+    ledger_url = ""
+    if request.param == "postgres":
+        server = request.getfixturevalue("erasure_postgres")
+        ledger_url = server.create_database(f"erasure{next(_numbers)}")
+    made = House(tmp_path, simulator.url, ledger_url)
+    yield made
+    made.ledger.close()
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Starts processes quickly: they fork from a server that has imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["house"])
+    return context

@@ -1,0 +1,177 @@
+"""A whole pipeline without Dagster, to erase somebody from; and a search for what is left of them."""
+
+import contextlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from sqlalchemy import text
+
+from kyc_pipeline.flatten.partition import flatten_partition
+from kyc_pipeline.ingest.erasure import SearchedLanding
+from kyc_pipeline.ingest.manifests import IngestSummary, ingest_lock, ingest_partition
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.privacy.erasure import ErasedSubjects, Findings, Stores, erase, find
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.engine import Timing, VerifySummary, verify_partition
+from kyc_pipeline.verify.erasure import LedgerErasure
+from kyc_pipeline.verify.ledger import Ledger
+from kyc_pipeline.verify.signals import StopFlag
+
+KEY = "k" * 32
+LEDGER_TABLES = ("submissions", "attempts", "decisions", "erasures", "leases")
+QUICK = Timing(look_ups=(0.0,), back_off=0.01, back_off_cap=0.02, breaker_waits=(0.05,), ledger_patience=2.0)
+
+
+@dataclass
+class House:
+    """Everything under `root`; `server` is the simulator's URL."""
+
+    root: Path
+    server: str
+    ledger_url: str = ""
+    key: str = KEY
+
+    @property
+    def settings(self) -> Settings:
+        values: dict[str, Any] = {
+            "deepxl_base_url": self.server,
+            "deepxl_api_token": "test-token",
+            "deepxl_requests_per_second": 0,
+            "kyc_landing": self.root / "landing",
+            "kyc_lake": str(self.root / "lake"),
+            "kyc_ledger_url": self.ledger_url or f"sqlite:///{self.root / 'ledger.sqlite'}",
+        }
+        return Settings(_env_file=None, **values)
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(self.settings.kyc_lake)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.settings.kyc_ledger_url)
+
+    @property
+    def stores(self) -> Stores:
+        lake, pseudonymizer, settings = self.lake, Pseudonymizer(self.key), self.settings
+        return Stores(
+            lake=lake,
+            ledger=LedgerErasure(self.ledger),
+            landing=SearchedLanding(settings.kyc_landing),
+            pseudonymizer=pseudonymizer,
+            flatten=lambda date: flatten_partition(lake, date, pseudonymizer, settings.kyc_clear_tags),
+            ingest_lock=lambda: ingest_lock(lake),
+        )
+
+    def ingest(self, date: str) -> IngestSummary:
+        tombstones = LedgerErasure(self.ledger).tombstones()
+        erased = ErasedSubjects(tombstones, Pseudonymizer(self.key)) if tombstones else None
+        return ingest_partition(landing=self.settings.kyc_landing, lake=self.lake, date=date, erased=erased)
+
+    def verify(self, date: str) -> VerifySummary:
+        return verify_partition(
+            settings=self.settings,
+            lake=self.lake,
+            ledger=self.ledger,
+            date=date,
+            run_id="run-1",
+            stop=StopFlag(),
+            timing=QUICK,
+        )
+
+    def run(self, *dates: str) -> Counter[str]:
+        """Ingests, verifies and flattens; the calls that were made, by day."""
+        calls: Counter[str] = Counter()
+        for date in dates:
+            self.ingest(date)
+            calls[date] = self.verify(date).calls
+            self.stores.flatten(date)
+        return calls
+
+    def find(self, name: str, value: str) -> Findings:
+        return find(self.stores, name, value)
+
+    def erase(
+        self,
+        name: str,
+        value: str,
+        *,
+        delete_documents: bool = False,
+        progress: Callable[[str], None] = lambda step: None,
+    ) -> Findings:
+        """Erases to the end; what was found."""
+        stores = self.stores
+        found = find(stores, name, value)
+        erased = erase(stores, found, name, value, delete_documents=delete_documents, progress=progress)
+        stores.ledger.finish(erased.tombstones)
+        return found
+
+    # --- what is there --------------------------------------------------------------------------------
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Every row of the lake, by table."""
+        return {
+            table.name: [
+                {"date": date, **row}
+                for date in self.lake.dates(table)
+                for row in self.lake.read(table, date).to_pylist()
+            ]
+            for table in TABLES
+        }
+
+    def ledger_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Every row of the ledger, by table."""
+        with self.ledger.database.read() as connection:
+            return {
+                name: [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()]
+                for name in LEDGER_TABLES
+            }
+
+    def places_with(self, mark: str) -> list[str]:
+        """Where `mark` is to be found: decoded values, and the bytes of every file."""
+        found = [name for name, rows in self.rows().items() if mark in str(rows)]
+        found += [f"ledger {name}" for name, rows in self.ledger_rows().items() if mark in str(rows)]
+        for folder, _, names in os.walk(self.lake.root):
+            for name in names:
+                path = Path(folder, name)
+                if mark.encode() in path.read_bytes() or mark in str(path):
+                    found.append(str(path.relative_to(self.root)))
+                if name.endswith(".parquet") and mark in str(pq.read_metadata(path).metadata):
+                    found.append(f"footer of {path.relative_to(self.root)}")
+        # Its connections stay open: a log that is not emptied would keep the bytes.
+        for path in self.root.glob("ledger.sqlite*"):
+            if mark.encode() in path.read_bytes():
+                found.append(path.name)
+        return found
+
+    @contextlib.contextmanager
+    def held_by_another_run(self, date: str) -> Iterator[None]:
+        """A lease of a run elsewhere."""
+        with Ledger(self.settings.kyc_ledger_url) as ledger:
+            lease = ledger.acquire(date, "run-of-somebody-else")
+            yield
+            ledger.release(lease)
+
+
+def erase_and_die(root: str, server: str, name: str, value: str, step: int) -> None:
+    """Erases in a process of its own, which is killed at its `step`-th step."""
+    seen = 0
+
+    def progress(_: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    house = House(Path(root), server)
+    house.erase(name, value, progress=progress)
+    house.ledger.close()

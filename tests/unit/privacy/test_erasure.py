@@ -1,0 +1,324 @@
+"""Erasure: nothing of the person is left, nobody else is touched, and they do not come back."""
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+import pytest
+from house import House, erase_and_die
+
+from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.lake.tables import (
+    CONTRACT_DRIFT,
+    MODEL_CHECKS,
+    REJECTED_SUBMISSIONS,
+    SUBMISSIONS,
+    VERIFICATION_FILES,
+    VERIFICATION_RESPONSES,
+    VERIFICATION_TAGS,
+    VERIFICATIONS,
+)
+from kyc_pipeline.privacy.erasure import ErasedSubjects, Tombstone
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.verify.held import list_held
+from kyc_pipeline.verify.ledger import Claim, PartitionBusy
+
+DAY, NEXT_DAY, LATER = "2024-09-08", "2024-09-09", "2024-09-10"
+MARK = "Zq7mark"
+CUSTOMER = f"{MARK}-9999"
+THEIR_TAGS = {"customerId": CUSTOMER, "customerName": f"José {MARK}", "companyId": "COMP-001"}
+PERSON = ("customerId", CUSTOMER)
+RESTRICTED = (SUBMISSIONS, REJECTED_SUBMISSIONS, VERIFICATION_RESPONSES)
+CURATED = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES, CONTRACT_DRIFT)
+
+
+def tags_of(number: int) -> Mapping[str, str]:
+    return {"customerId": f"other-{number}", "customerName": f"Nobody {number}", "companyId": "COMP-001"}
+
+
+def move_in(landing: Any, house: House) -> None:
+    """Two days: the person twice on the first, once on the second, among others."""
+    rows = [landing.submission(f"a-{n}", 10 * n, tags_of(n)) for n in range(4)]
+    theirs = [landing.submission(f"{MARK}-{n}", 100 + 10 * n, THEIR_TAGS) for n in range(2)]
+    landing.manifest(DAY, [rows[0], theirs[0], *rows[1:], theirs[1]])
+    last = landing.submission(f"{MARK}-2", 200, THEIR_TAGS)
+    landing.manifest(NEXT_DAY, [last, landing.submission("b-0", 210, tags_of(9))])
+    assert house.run(DAY, NEXT_DAY) == {DAY: 6, NEXT_DAY: 2}
+
+
+def of_others(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows that are not about the person. What `contract_drift` sums up is apart."""
+    return {
+        name: [row for row in own if MARK not in str(row) and row.get("reason") != "erased_subject"]
+        for name, own in rows.items()
+        if name != CONTRACT_DRIFT.name
+    }
+
+
+def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_house: House) -> None:
+    house = any_house
+    move_in(landing, house)
+    before, spent = house.rows(), house.ledger.spend(DAY)
+    found = house.find(*PERSON)
+    assert found.rows[SUBMISSIONS] == found.rows[VERIFICATION_RESPONSES] == found.rows[VERIFICATIONS] == 3
+    assert found.rows[VERIFICATION_TAGS] == 3 * 4
+    assert found.rows[MODEL_CHECKS] == len(before["model_checks"]) - len(of_others(before)["model_checks"])
+    assert len(found.ledger) == found.manifest_rows == len(found.verification_ids) == 3
+    assert (len(found.manifests), len(found.documents)) == (2, 6)
+
+    house.erase(*PERSON)
+
+    assert house.places_with(MARK) == []
+    assert of_others(house.rows()) == of_others(before)
+    rejected = [row for row in house.rows()["rejected_submissions"] if row["reason"] == "erased_subject"]
+    assert [(row["date"], row["submission_id"], row["manifest_row"]) for row in rejected] == [
+        (DAY, None, 2),
+        (DAY, None, 6),
+        (NEXT_DAY, None, 1),
+    ]
+    assert house.ledger.spend(DAY) == spent, "what was paid still adds up"
+    after = house.find(*PERSON)
+    assert (after.is_stored, after.was_erased, after.unfinished) == (False, True, False)
+
+
+def test_the_person_does_not_come_back(landing: Any, any_house: House, simulator: Simulator) -> None:
+    house = any_house
+    move_in(landing, house)
+    house.erase(*PERSON)
+    erased, calls = house.rows(), simulator.received.total()
+    assert house.run(DAY, NEXT_DAY) == {DAY: 0, NEXT_DAY: 0}
+    assert house.rows() == erased, "a day that is run again gives what the erasure made"
+    # Under a new id, with a row that is wrong, and under an old id with another tag.
+    landing.manifest(
+        LATER,
+        [
+            landing.submission("new", 50, {"customerId": f" {CUSTOMER} "}),
+            {"submission_id": f"{MARK}-x", "tags": THEIR_TAGS},
+            {"submission_id": f"{MARK}-y", "tags": json.dumps({"customerId": CUSTOMER, "n": 1})},
+            landing.submission(f"{MARK}-0", 60, tags_of(1)),
+            landing.submission("c-0", 70, tags_of(2)),
+        ],
+    )
+    summary = house.ingest(LATER)
+    assert (summary.received, summary.accepted, dict(summary.rejected)) == (5, 1, {"erased_subject": 4})
+    assert house.run(LATER) == {LATER: 1}
+    assert house.places_with(MARK) == []
+    assert simulator.received.total() == calls + 1
+
+
+def test_rejected_rows_are_erased_too_and_those_of_others_stay(landing: Any, house: House) -> None:
+    theirs = landing.submission(f"{MARK}-0", 10, THEIR_TAGS)
+    landing.manifest(
+        DAY,
+        [
+            theirs,
+            {"submission_id": f"{MARK}-1", "id_file": f"{MARK}.jpg", "tags": THEIR_TAGS},
+            {"submission_id": "a-1", "tags": tags_of(1)},
+            theirs,
+        ],
+    )
+    # The same person's row has an id that is somebody else's.
+    other = landing.submission("b-0", 20, tags_of(2))
+    landing.manifest(NEXT_DAY, [other, landing.submission("b-0", 30, THEIR_TAGS)])
+    house.run(DAY, NEXT_DAY)
+    found = house.erase(*PERSON)
+    assert found.rows[REJECTED_SUBMISSIONS] == 3
+    assert house.places_with(MARK) == []
+    rows = house.rows()
+    reasons = Counter(
+        (row["date"], row["submission_id"], row["reason"]) for row in rows["rejected_submissions"]
+    )
+    assert reasons == {
+        (DAY, None, "erased_subject"): 3,
+        (DAY, "a-1", "missing_field"): 1,
+        (NEXT_DAY, None, "erased_subject"): 1,
+    }
+    assert [row["submission_id"] for row in rows["verifications"]] == ["b-0"]
+    house.run(DAY, NEXT_DAY)
+    assert house.rows() == rows
+
+
+def test_only_asking_changes_nothing(landing: Any, house: House) -> None:
+    move_in(landing, house)
+    files = {path: path.read_bytes() for path in house.root.rglob("*") if path.is_file()}
+    assert house.find(*PERSON).is_stored
+    ledger = {path for path in files if path.name.startswith("ledger.sqlite")}
+    assert all(path.read_bytes() == content for path, content in files.items() if path not in ledger)
+    assert {path for path in house.root.rglob("*") if path.is_file()} == files.keys()
+    assert house.stores.ledger.tombstones() == []
+
+
+def test_killed_at_any_step_and_repeated(landing: Any, house: House, processes: ForkServerContext) -> None:
+    theirs = landing.submission(f"{MARK}-0", 10, THEIR_TAGS)
+    landing.manifest(DAY, [theirs, landing.submission("a", 20, tags_of(1)), {"submission_id": "b"}])
+    house.run(DAY)
+    before = house.rows()
+    house.ledger.close()
+    for step in itertools.count(1):
+        killed = House(house.root.with_name(f"killed-{step}"), house.server)
+        shutil.copytree(house.root, killed.root)
+        child = processes.Process(target=erase_and_die, args=(str(killed.root), house.server, *PERSON, step))
+        child.start()
+        child.join()
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -9
+        # Whatever is left, a row is never unaccounted for.
+        assert sum(killed.lake.row_count(table, DAY) for table in (SUBMISSIONS, REJECTED_SUBMISSIONS)) >= 3
+        if step > 1:
+            assert [tombstone.finished for tombstone in killed.stores.ledger.tombstones()] == [False, False]
+        killed.erase(*PERSON)
+        assert killed.places_with(MARK) == []
+        assert of_others(killed.rows()) == of_others(before)
+        assert len(killed.rows()["rejected_submissions"]) == 2
+        assert killed.ledger.spend(DAY).calls == 2
+        assert [tombstone.finished for tombstone in killed.stores.ledger.tombstones()] == [True, True]
+        killed.ledger.close()
+    assert step == 9
+
+
+def test_a_day_at_work_is_refused_before_anything_changes(landing: Any, any_house: House) -> None:
+    house = any_house
+    move_in(landing, house)
+    before = house.rows(), house.ledger_rows()["submissions"]
+    with (
+        house.held_by_another_run(NEXT_DAY),
+        pytest.raises(PartitionBusy, match=f"{NEXT_DAY}.*run-of-somebody-else"),
+    ):
+        house.erase(*PERSON)
+    assert (house.rows(), house.ledger_rows()["submissions"]) == before
+    assert house.stores.ledger.tombstones() == []
+    assert house.ledger_rows()["leases"] == []
+    house.erase(*PERSON)
+    assert house.places_with(MARK) == []
+
+
+def test_a_held_submission_is_erased_and_not_to_be_decided_any_more(landing: Any, house: House) -> None:
+    landing.manifest(DAY, [landing.submission(f"{MARK}-0", 10, THEIR_TAGS)])
+    house.ingest(DAY)
+    # As a killed run leaves it.
+    lease = house.ledger.acquire(DAY, "run")
+    [row] = house.rows()["submissions"]
+    house.ledger.commit(lease, [Claim(row["submission_id"], row["content_sha256"])], [])
+    house.ledger.release(lease)
+    assert len(list_held(house.ledger)) == 1
+    house.erase(*PERSON)
+    assert list_held(house.ledger) == []
+    assert house.places_with(MARK) == []
+    assert house.ledger.spend(DAY).billable_calls == 1
+
+
+def test_documents_go_on_request_and_what_others_use_stays(landing: Any, house: House) -> None:
+    shared = landing.submission(f"{MARK}-0", 10, THEIR_TAGS)
+    own = landing.submission(f"{MARK}-1", 20, THEIR_TAGS)
+    other = landing.submission("a-1", 30, tags_of(1)) | {"id_file": shared["id_file"]}
+    landing.manifest(DAY, [shared, own, other])
+    house.run(DAY)
+    manifest = (landing.root / "manifests" / DAY / "m.jsonl").read_bytes()
+    found = house.find(*PERSON)
+    assert (len(found.documents), len(found.shared_documents)) == (4, 1)
+    house.erase(*PERSON)
+    assert len(house.find(*PERSON).documents) == 4, "only on request"
+    house.erase(*PERSON, delete_documents=True)
+    left = {path.name for path in (landing.root / "documents").iterdir()}
+    assert left == {shared["id_file"], "a-1-id.jpg", other["selfie_file"]}
+    assert (landing.root / "manifests" / DAY / "m.jsonl").read_bytes() == manifest
+    assert house.run(DAY) == {DAY: 0}
+
+
+def test_a_document_outside_the_landing_zone_is_never_deleted(landing: Any, house: House) -> None:
+    outside = house.root / "outside.jpg"
+    outside.write_bytes(b"x")
+    (landing.root / "documents" / "link.jpg").symlink_to(outside)
+    row = {"submission_id": "s", "id_file": "../../outside.jpg", "selfie_file": "link.jpg"}
+    landing.manifest(DAY, [row | {"tags": THEIR_TAGS}, row | {"id_file": str(outside), "tags": THEIR_TAGS}])
+    house.ingest(DAY)
+    assert house.erase(*PERSON, delete_documents=True).documents == []
+    assert outside.exists()
+
+
+def test_what_the_lake_lost_is_found_in_the_ledger(landing: Any, any_house: House) -> None:
+    house = any_house
+    tags = THEIR_TAGS | {"customerId": f"100%_{MARK} \\é"}
+    landing.manifest(
+        DAY, [landing.submission(f"{MARK}-0", 10, tags), landing.submission("a", 20, tags_of(1))]
+    )
+    house.run(DAY)
+    shutil.rmtree(house.lake.root)
+    shutil.rmtree(landing.root / "manifests")
+    assert not house.find("customerId", f"1000_{MARK}").is_stored
+    found = house.erase("customerId", tags["customerId"])
+    assert list(found.ledger.values()) == [DAY]
+    assert house.places_with(MARK) == []
+    assert len(house.ledger_rows()["submissions"]) == 2
+
+
+def test_curated_tables_without_their_answers_are_erased_too(landing: Any, house: House) -> None:
+    move_in(landing, house)
+    before = house.rows()
+    for table in RESTRICTED:
+        shutil.rmtree(house.lake.folder(table))
+    house.erase(*PERSON)
+    assert house.places_with(MARK) == []
+    for table in CURATED[:-1]:
+        assert house.rows()[table.name] == of_others(before)[table.name]
+
+
+def test_one_submission_by_its_id(landing: Any, house: House) -> None:
+    move_in(landing, house)
+    found = house.erase("submissionId", f"{MARK}-1")
+    assert found.rows[SUBMISSIONS] == 1
+    ids = {row["submission_id"] for row in house.rows()["verifications"]}
+    assert ids == {"a-0", "a-1", "a-2", "a-3", "b-0", f"{MARK}-0", f"{MARK}-2"}
+    assert house.run(DAY) == {DAY: 0}
+
+
+@pytest.mark.parametrize("value", ["unknown", CUSTOMER.lower(), CUSTOMER[:-1], f"{CUSTOMER}9", ""])
+def test_somebody_unknown_is_not_found(landing: Any, house: House, value: str) -> None:
+    move_in(landing, house)
+    found = house.find("customerId", value)
+    assert (found.is_stored, found.manifest_rows, found.documents) == (False, 0, [])
+
+
+def test_an_old_backup_of_the_lake_is_erased_again(landing: Any, house: House) -> None:
+    move_in(landing, house)
+    backup = house.root / "backup"
+    shutil.copytree(house.lake.root, backup)
+    house.erase(*PERSON)
+    shutil.rmtree(house.lake.root)
+    shutil.move(backup, house.lake.root)
+    assert house.find(*PERSON).was_erased
+    house.erase("submissionId", "a-0")
+    assert house.places_with(MARK) == [], "any erasure erases everybody who was"
+
+
+def test_drafts_of_killed_writers_go(landing: Any, house: House) -> None:
+    move_in(landing, house)
+    folder = house.root / "lake" / "restricted" / "submissions" / f"date={LATER}"
+    folder.mkdir()
+    (folder / ".draft-999999999-abcdef").write_text(MARK)
+    house.erase(*PERSON)
+    assert house.places_with(MARK) == []
+
+
+def test_another_key_is_refused_since_nobody_could_be_recognised() -> None:
+    old, new = Pseudonymizer("o" * 32), Pseudonymizer("n" * 32)
+    tombstone = Tombstone("customerId", old.tag("customerId", "9999"), old.key_id)
+    assert ErasedSubjects([tombstone], old)({"customerId": "9999", "submissionId": "x"})
+    assert not ErasedSubjects([tombstone], old)({"customerId": "999", "submissionId": "9999"})
+    with pytest.raises(UsageError, match="KYC_PSEUDONYM_KEY"):
+        ErasedSubjects([tombstone], new)
+
+
+def test_counts_show_and_values_do_not(landing: Any, house: House) -> None:
+    move_in(landing, house)
+    steps: list[str] = []
+    house.erase(*PERSON, progress=steps.append)
+    assert MARK not in " ".join(steps)
+    assert steps[0] == "tombstones"
+    assert steps[-1] == "purge"
