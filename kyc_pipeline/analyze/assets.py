@@ -25,6 +25,7 @@ from kyc_pipeline.analyze.publish import new_draft, publish, remove_draft
 from kyc_pipeline.analyze.quality import Severity, check_build
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import lineage
 
@@ -48,6 +49,7 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
         specs=[*(_model_spec(model) for model in models), _warehouse_spec(models)],
         check_specs=check_specs(WAREHOUSE),
     )
+    @fails_plainly
     def build_warehouse(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
@@ -88,6 +90,7 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
         kinds={"html"},
         description="The report: one self-contained page, made from the published warehouse.",
     )
+    @fails_plainly
     def report(pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult[Any]:
         settings = pipeline.settings
         write_report(settings.kyc_warehouse, settings.kyc_report)

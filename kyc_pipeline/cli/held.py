@@ -1,12 +1,10 @@
 """`kyc-pipeline held`: submissions whose outcome is uncertain, and the operator's decision."""
 
-import getpass
-
 import click
 
 from kyc_pipeline.cli.options import table
 from kyc_pipeline.settings import load_settings
-from kyc_pipeline.verify.held import list_held, resolve_held
+from kyc_pipeline.verify.held import list_held, operator, resolve_held
 from kyc_pipeline.verify.ledger import Ledger
 
 
@@ -54,5 +52,5 @@ def resolve_command(submission_id: str, decision: str) -> None:
     """Decide what becomes of one held submission; the next run of its day acts on it."""
     settings = load_settings()
     with Ledger(settings.kyc_ledger_url) as ledger:
-        resolve_held(ledger, submission_id, decision, getpass.getuser())
+        resolve_held(ledger, submission_id, decision, operator())
     click.echo(f"{submission_id}: {decision}")

@@ -8,6 +8,7 @@ import dagster as dg
 from kyc_pipeline.ingest.checks import CHECKS, check_partition
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import row_count, table_spec
@@ -27,6 +28,7 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         check_specs=[check.spec() for check in CHECKS],
         backfill_policy=BACKFILL_POLICY,
     )
+    @fails_plainly
     def ingest(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.orchestration.failures import told
 
 BACKFILL_DAYS_PER_RUN = 10
 """Days in one run of a backfill: a run costs seconds, and what a run pays for is seen when it ends."""
@@ -72,8 +73,8 @@ def work_through(
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
     """Does `work` for each day of the run and yields the step's results.
 
-    A day that ends in a :class:`KycError` does not stop the others; the step then fails with one line for
-    each such day. `work` returns None where nothing is to be materialized (a dry run).
+    A day that ends in a :class:`KycError` does not stop the others, any other error does; the step then fails
+    with one line for each such day. `work` returns None where nothing is to be materialized (a dry run).
     """
     days = list(context.partition_keys)
     done: dict[str, DayResult] = {}
@@ -87,6 +88,10 @@ def work_through(
             except KycError as error:
                 failures.append(f"{day}: {error}")
                 continue
+            # Nobody foresaw it, so the other days are not begun.
+            except Exception as error:
+                failures.append(f"{day}: {told(error)}")
+                break
             if result is None:
                 skipped = True
             else:

@@ -20,7 +20,7 @@ from typing import Final
 
 from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError, UsageError, plain_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState
 from kyc_pipeline.settings import Settings
@@ -145,7 +145,7 @@ class _Run:
         result = outcome[0]
         if interruption is not None:
             if isinstance(result, BaseException):
-                _logger.error("while the interrupted run ended: %s", result)
+                _logger.error("while the interrupted run ended: %s", plain_line(result))
             raise interruption
         if isinstance(result, BaseException):
             raise result

@@ -5,6 +5,8 @@ paid twice. `abandon`: it is never sent again. Its outcome stays `uncertain`, wh
 (and `failed` would be sent again); the decision is on record, and it is held no longer.
 """
 
+import getpass
+import os
 from typing import Literal
 
 from sqlalchemy import or_, select
@@ -31,6 +33,14 @@ def resolve_held(ledger: Ledger, submission_id: str, decision: str, who: str) ->
     if not ledger.exists():
         raise UsageError(f"submission {submission_id} is not in the ledger: see `held list`")
     ledger.decide(submission_id, chosen, who)
+
+
+def operator() -> str:
+    """Who decides, as far as the machine knows: the login name of this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user without a name
+        return f"user {os.getuid()}"
 
 
 def dates_to_send_again(ledger: Ledger, policy: Literal["hold", "retry"]) -> list[str]:

@@ -20,7 +20,7 @@ TOKEN = "test-token"
 
 
 def config(submission_id: str, decision: str) -> dict[str, object]:
-    values = {"submission_id": submission_id, "decision": decision, "decided_by": "an engineer"}
+    values = {"submission_id": submission_id, "decision": decision}
     return {"ops": {"record_decision": {"config": values}}}
 
 

@@ -1,0 +1,174 @@
+"""What fails, and what of it Dagster and the console are told."""
+
+import getpass
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+import kyc_pipeline.cli
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from kyc_pipeline.deepxl.simulator.faults import HTML_502
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.errors import WHOLE_ERRORS, KycError, UsageError, plain_line
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.orchestration.failures import fails_plainly
+from kyc_pipeline.orchestration.jobs import range_tags
+from kyc_pipeline.orchestration.local_run import failure_line
+from kyc_pipeline.orchestration.partitions import DayResult, daily_partitions, work_through
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.schema import decisions
+
+DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
+SECRET = "Jane-Roe-4711"
+
+
+class Careless(Exception):
+    """Quotes what it failed on."""
+
+
+def everything(instance: dg.DagsterInstance) -> str:
+    """All that Dagster keeps of its runs."""
+    told = []
+    for record in instance.get_run_records():
+        told.append(repr(record.dagster_run))
+        told += [repr(entry) for entry in instance.all_logs(record.dagster_run.run_id)]
+    return "\n".join(told)
+
+
+@fails_plainly
+def in_a_step() -> None:
+    raise_with_causes()
+
+
+@fails_plainly
+def in_steps() -> Iterator[dg.MaterializeResult]:
+    yield dg.MaterializeResult(metadata={"made": 1})
+    raise_with_causes()
+
+
+def raise_with_causes() -> None:
+    context, cause, error = (Careless(f"{when} {SECRET}") for when in ("first", "then", "at last"))
+    cause.__context__ = context
+    raise error from cause
+
+
+@pytest.mark.parametrize("step", [in_a_step, in_steps])
+def test_a_foreign_error_is_told_by_its_class_only(step, instance: dg.DagsterInstance) -> None:
+    asset = dg.asset(name="careless")(step)
+    result = dg.materialize([asset], instance=instance, raise_on_error=False)
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    assert "unexpected Careless" in failure_line(failure)
+    assert SECRET not in failure_line(failure)
+    assert SECRET not in everything(instance)
+
+
+@pytest.mark.parametrize(
+    ("error", "others"), [(Careless(SECRET), [DAY]), (KycError("our own words"), [DAY, NEXT_DAY])]
+)
+def test_a_day_with_a_foreign_error_ends_the_run_and_names_the_day(
+    error: Exception, others: list[str], instance: dg.DagsterInstance
+) -> None:
+    begun: list[str] = []
+
+    @dg.asset(partitions_def=daily_partitions(Settings(_env_file=None).kyc_start_date))
+    def careless(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        def work(day: str) -> DayResult:
+            begun.append(day)
+            raise error
+
+        yield from work_through(context, work)
+
+    result = dg.materialize(
+        [careless], instance=instance, tags=range_tags(DAY, NEXT_DAY), raise_on_error=False
+    )
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    assert failure_line(failure).startswith(f"{DAY}: {plain_line(error)}")
+    assert begun == others
+    assert SECRET not in everything(instance)
+
+
+def test_a_verbose_console_is_told_the_whole_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger(WHOLE_ERRORS)
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(kyc_pipeline.cli.cli, "main", lambda **_: in_a_step())
+    for arguments, shown in ((["kyc-pipeline"], 0), (["kyc-pipeline", "--verbose"], 3)):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match="1"):
+            kyc_pipeline.cli.main()
+        assert capsys.readouterr().err.count(SECRET) == shown
+
+
+def test_a_bug_of_a_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kyc_pipeline.cli.cli, "main", lambda **_: raise_with_causes())
+    monkeypatch.setattr(sys, "argv", ["kyc-pipeline"])
+    with pytest.raises(SystemExit, match="1"):
+        kyc_pipeline.cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kyc-pipeline: unexpected Careless")
+    assert SECRET not in line
+
+
+def test_a_plain_line_tells_the_place_in_our_code() -> None:
+    assert plain_line(UsageError("do this")) == "do this"
+    with pytest.raises(ValueError, match="not a partition date") as raised:
+        Pipeline(Settings(_env_file=None)).lake.path(VERIFICATION_RESPONSES, "20240901")
+    assert plain_line(raised.value).startswith("unexpected ValueError in kyc_pipeline.lake.storage, line ")
+
+
+def test_who_decides_is_in_the_ledger_and_not_in_the_run(
+    landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", SECRET)
+    assert getpass.getuser() == SECRET
+    (lost,) = landing.day(DAY, 1)
+    with running_simulator(token="test-token", faults={lost: [HTML_502]}) as simulator:
+        pipeline = Pipeline(
+            settings.model_copy(update={"deepxl_base_url": simulator.url}), timing=Timing(look_ups=(0.0,))
+        )
+        definitions = build_defs(pipeline)
+        definitions.resolve_job_def("verify_and_publish").execute_in_process(
+            instance=instance, partition_key=DAY
+        )
+        result = definitions.resolve_job_def("resolve_held_submission").execute_in_process(
+            instance=instance,
+            run_config={
+                "ops": {"record_decision": {"config": {"submission_id": lost, "decision": "abandon"}}}
+            },
+        )
+    with pipeline.open_ledger() as ledger, ledger.database.read() as connection:
+        decided_by = connection.execute(sa.select(decisions.c.decided_by)).scalar_one()
+    assert decided_by == f"{SECRET}, run {result.run_id}"
+    assert SECRET not in everything(instance)
+
+
+def test_a_credential_that_is_refused_leaves_no_day_without_outcomes(
+    landing, settings: Settings, simulator: Simulator, instance: dg.DagsterInstance
+) -> None:
+    for day in (DAY, NEXT_DAY):
+        landing.day(day, 2)
+    pipeline = Pipeline(settings.model_copy(update={"deepxl_api_token": SecretStr("revoked")}))
+    definitions = build_defs(pipeline)
+    result = definitions.resolve_job_def("verify_and_publish").execute_in_process(
+        instance=instance, tags=range_tags(DAY, NEXT_DAY), raise_on_error=False
+    )
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    # The second day is accounted for without asking again.
+    assert failure_line(failure).startswith(f"{DAY}: ")
+    assert NEXT_DAY not in failure_line(failure)
+    assert not simulator.received
+    for day in (DAY, NEXT_DAY):
+        outcomes = pipeline.lake.read(VERIFICATION_RESPONSES, day)["outcome"].to_pylist()
+        assert Counter(outcomes) == {Outcome.NOT_ATTEMPTED: 2}
