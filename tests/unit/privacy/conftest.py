@@ -59,5 +59,6 @@ def any_house(
 def processes() -> ForkServerContext:
     """Starts processes quickly: they fork from a server that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["house"])
+    stages = ("verify.engine", "verify.erasure", "ingest.erasure", "flatten.partition")
+    context.set_forkserver_preload([f"kyc_pipeline.{stage}" for stage in stages])
     return context
