@@ -19,7 +19,6 @@ import dagster as dg
 from pydantic import Field
 from sqlalchemy import func, select
 
-from kyc_pipeline.analyze.publish import remove_stale_drafts
 from kyc_pipeline.lake.storage import Lake, is_running
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -169,6 +168,8 @@ def remove_stale(pipeline: Pipeline, older_than: float) -> int:
     Only of this project, of processes that are gone, and last written before `older_than` (seconds since
     the epoch): a process of another host may be at work on a lake that both share.
     """
+    from kyc_pipeline.analyze.publish import remove_stale_drafts  # not at load: it needs DuckDB
+
     removed = sum(_remove(path) for path in _lake_drafts(pipeline.lake) if _is_older(path, older_than))
     for pattern in SCRATCH:
         for folder in Path(tempfile.gettempdir()).glob(pattern):

@@ -8,18 +8,21 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.privacy.erasure import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.erasure import LedgerErasure
 from kyc_pipeline.verify.lease import holding
 from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag
+
+if TYPE_CHECKING:  # a code location loads without an HTTP client
+    from kyc_pipeline.verify.dispatcher import Timing
 
 
 @dataclass
@@ -31,8 +34,8 @@ class Pipeline:
     """Told of the paid calls as they are made; without it the assets log them from time to time."""
     budget: CallBudget | None = None
     """Calls that several runs may make together; without it each run has a budget of its own."""
-    timing: Timing = field(default_factory=Timing)
-    """How long the engine waits between looks and retries."""
+    timing: "Timing | None" = None
+    """How long the engine waits between looks and retries, where it is not what it is in real use."""
     stop: StopFlag = field(default_factory=StopFlag)
     """Asks the paid calls to stop; the command line sets it on SIGINT and SIGTERM."""
 

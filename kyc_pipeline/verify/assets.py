@@ -22,7 +22,6 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.checks import CHECKS, check_partition
-from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.held import operator, resolve_held
 from kyc_pipeline.verify.ledger import Spend
 from kyc_pipeline.verify.plan import plan_partitions
@@ -89,6 +88,10 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
     def verify(
         context: dg.AssetExecutionContext, config: VerifyConfig, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+        # Imported here: an HTTP client takes half a second, and a code location loads without one.
+        from kyc_pipeline.verify.dispatcher import Timing
+        from kyc_pipeline.verify.engine import verify_partition
+
         settings = config.apply(pipeline.settings)
         lake = pipeline.lake
         with pipeline.open_ledger() as ledger:
@@ -118,7 +121,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                         stop=pipeline.stop,
                         progress=pipeline.progress or _log_progress(context),
                         budget=budget,
-                        timing=pipeline.timing,
+                        timing=pipeline.timing or Timing(),
                     )
                 except DeepXLError:
                     # Every further call would meet it: the days that remain are accounted for without one.

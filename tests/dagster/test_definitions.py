@@ -3,6 +3,8 @@
 After a change that is meant: `pytest tests/dagster/test_definitions.py --snapshot-update`.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import dagster as dg
@@ -156,6 +158,14 @@ def test_every_field_of_the_launchpad_says_what_it_is(
 def test_the_job_that_only_flattens_has_no_paid_step(definitions: dg.Definitions) -> None:
     job = definitions.resolve_job_def("flatten_and_publish")
     assert {node.name for node in job.nodes} == {"flatten", "build_warehouse", "report"}
+
+
+def test_loading_the_code_location_leaves_the_heavy_libraries_out() -> None:
+    """A code location is loaded by every run and every tick's process; a step imports what it needs."""
+    heavy = {"altair", "aiohttp", "alembic", "httpx", "scipy", "statsmodels", "vl_convert"}
+    code = "import sys; from kyc_pipeline.definitions import build_defs; build_defs(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy & set(loaded.stdout.split())
 
 
 def test_a_wrong_setting_is_one_clear_line_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
