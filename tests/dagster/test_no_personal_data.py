@@ -1,0 +1,238 @@
+"""No personal data leaves the restricted zone: marked values go in everywhere, and are looked for everywhere.
+
+Marks are put into every tag that is not in `KYC_CLEAR_TAGS`, into names and folders of documents, rows that
+are rejected, and all that a vendor can send back: tags, file names, URLs, free text, unknown fields, error
+pages. A plain hash of a document counts as a mark too. They may be in the restricted zone and nowhere else,
+with one exception of the interface: the column `details` of `curated/model_checks` keeps the vendor's text.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import MODEL_CHECKS, TABLES, VERIFICATION_RESPONSES, Zone
+from kyc_pipeline.orchestration.resources import Pipeline
+from tests.conftest import Landing
+from tests.dagster.conftest import TOKEN, make_settings
+
+DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
+MARK = "zqxmark"
+"""What every mark begins with; letters and digits only, so that no way of escaping hides one."""
+JSON = {"Content-Type": "application/json"}
+CLEAR = {"companyId": "COMP-001", "companyName": "Clear Company"}
+TAGS = CLEAR | {
+    name: f"{MARK}{name.lower()}"
+    for name in ("customerId", "customerName", "documentId", "email", "dateOfBirth", "note")
+}
+
+
+def answer(verification_id: int | None) -> bytes:
+    """A vendor's answer with a mark in every text that is not one of the contract's own words."""
+    check = {
+        "type": "FACE_MATCH",
+        "status": "FAIL",
+        "confidence": 0.4,
+        "details": f"{MARK}details does not look like the holder",
+        "idFaces": [{"landmarks": [f"{MARK}geometry"]}],
+    }
+    files = [
+        {
+            "category": category,
+            "fileName": f"{MARK}filename{category}.jpg",
+            "fileSize": 1,
+            "contentType": "image/jpeg",
+            "timestamp": 1725795600,
+            "timestampISO": "2024-09-08T11:40:00",
+            "url": f"https://api.deepxl.ai/v1/files/{MARK}url{category}",
+        }
+        for category in ("id", "face")
+    ]
+    result: dict[str, object] = {
+        "idFileType": "jpeg",
+        "idFileName": f"{MARK}idfilename.jpg",
+        "idFileSize": 1,
+        "selfieFileType": "jpeg",
+        "selfieFileName": f"{MARK}selfiefilename.jpg",
+        "selfieFileSize": 1,
+        "model": "verification",
+        "verified": False,
+        "modelResults": {"technicalChecks": [check, {"type": "LIVENESS", "confidence": "0.97"}]},
+        "timestamp": 1725795600,
+        "timestampISO": "2024-09-08T11:40:00",
+        "tags": [{"name": name, "value": value} for name, value in TAGS.items()],
+        "files": files,
+        "holder": {"name": f"{MARK}unknownfield", TAGS["customerName"]: f"{MARK}unknownvalue"},
+    }
+    if verification_id is not None:
+        result["verificationId"] = verification_id
+    return json.dumps({"result": result}).encode()
+
+
+FAULTS = {
+    "s-marked": [Answers(200, JSON, answer(900001))],
+    "s-quarantined": [Answers(200, JSON, answer(None))],
+    "s-refused": [Answers(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
+    "s-page": [Answers(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
+    "s-again": [Answers(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
+}
+
+
+def write_landing(landing: Landing) -> None:
+    def row(submission_id: str, shade: int) -> dict[str, object]:
+        plain = landing.submission(submission_id, shade, TAGS)
+        for column in ("id_file", "selfie_file"):
+            path = f"{MARK}folder/{MARK}{submission_id}{column}.jpg"
+            content = (landing.root / "documents" / str(plain[column])).read_bytes()
+            plain[column] = landing.document(path, content)
+        return plain
+
+    good = [row(submission_id, 20 * shade) for shade, submission_id in enumerate(["s-plain", *FAULTS])]
+    rejected = [
+        good[0] | {"submission_id": "r-1", "id_file": f"{MARK}nowhere.jpg"},
+        good[0] | {"submission_id": "r-2", "id_file": f"../{MARK}outside.jpg"},
+        good[0] | {"submission_id": f"{MARK} not an id"},
+        good[0] | {"submission_id": "r-4", "tags": {"customerName": [f"{MARK}list"]}},
+        good[0] | {"submission_id": "r-5", "tags": f"{MARK}notjson"},
+        good[0] | {"submission_id": "r-6", "submitted_at": f"{MARK}date"},
+        good[0] | {"submission_id": "s-plain", "tags": TAGS | {"note": f"{MARK}conflict"}},
+    ]
+    landing.manifest(DAY, [*good, *rejected])
+    # A file whose first row of data was taken for its header: nothing of it is an error message's business.
+    headless = landing.root / "manifests" / NEXT_DAY / "headless.csv"
+    headless.parent.mkdir()
+    line = f"s-9,{MARK}folder/{MARK}id.jpg,{MARK}folder/{MARK}selfie.jpg,{MARK}name\n"
+    headless.write_text(2 * line, encoding="utf-8")
+
+
+def marks(landing: Landing) -> list[bytes]:
+    """What is looked for: the marks' beginning, and the plain hash of each document."""
+    documents = [path for path in (landing.root / "documents").rglob("*") if path.is_file()]
+    hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in documents}
+    return [MARK.encode(), *(digest.encode() for digest in sorted(hashes))]
+
+
+def everything_in_sqlite(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Every value of every table of every database in `folder`; what is compressed, as it was."""
+    for path in folder.rglob("*.db"):
+        connection = sqlite3.connect(path)
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for row in connection.execute(f'SELECT * FROM "{table}"'):
+                for value in row:
+                    content = value if isinstance(value, bytes) else str(value).encode()
+                    with contextlib.suppress(zlib.error):
+                        content = zlib.decompress(content)
+                    yield f"{path.name} {table}", content
+        connection.close()
+
+
+def everything_curated(lake: Lake) -> Iterator[tuple[str, bytes]]:
+    """Every column, and every footer, of the curated tables."""
+    for table in TABLES:
+        if table.zone is not Zone.CURATED:
+            continue
+        for column in table.columns:
+            if (table, column.name) != (MODEL_CHECKS, "details"):
+                values = lake.read(table, DAY, [column.name])[column.name].to_pylist()
+                yield f"{table.name}.{column.name}", repr(values).encode()
+        yield f"footer of {table.name}", repr(pq.read_metadata(lake.path(table, DAY)).metadata).encode()
+
+
+def everything_in_warehouse(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Every table, and the file's bytes."""
+    yield "warehouse file", path.read_bytes()
+    with duckdb.connect(path, read_only=True) as connection:
+        for (table,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall():
+            yield table, repr(connection.execute(f"FROM {table}").fetchall()).encode()
+
+
+def files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in folder.rglob("*"):
+        yield f"name of {path}", str(path.relative_to(folder)).encode()
+        if path.is_file():
+            yield str(path), path.read_bytes()
+
+
+def found(places: Iterator[tuple[str, bytes]], looked_for: list[bytes]) -> dict[str, set[bytes]]:
+    """Where which of the marks are."""
+    hits: dict[str, set[bytes]] = {}
+    for place, content in places:
+        lower = content.lower()
+        if here := {mark for mark in looked_for if mark in lower}:
+            hits[place] = here
+    return hits
+
+
+def metadata_of(instance: dg.DagsterInstance, asset: str) -> Mapping[str, dg.MetadataValue]:
+    event = instance.get_latest_materialization_event(dg.AssetKey(asset))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return event.asset_materialization.metadata
+
+
+def test_marked_values_are_in_the_restricted_zone_only(
+    landing: Landing,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_landing(landing)
+    looked_for = marks(landing)
+    assert len(looked_for) > len(FAULTS)
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    with (
+        running_simulator(token=TOKEN, seed=7, faults=FAULTS) as simulator,
+        dg.DagsterInstance.local_temp(str(home)) as instance,
+    ):
+        settings = make_settings(tmp_path, simulator.url)
+        job = build_defs(Pipeline(settings)).resolve_job_def("verify_and_publish")
+        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        bad_day = job.execute_in_process(instance=instance, partition_key=NEXT_DAY, raise_on_error=False)
+        assert not bad_day.success
+        # What Dagster shows is there to be searched.
+        shown = metadata_of(instance, "pass_rates")
+        assert {"dagster/row_count", "dagster/column_lineage", "FACE_MATCH pass_rate"} <= set(shown)
+        assert "confidences" in metadata_of(instance, "confidence_histogram")
+        assert metadata_of(instance, "warehouse")["rejected"].value == 7
+        assert instance.get_run_records()
+
+    lake = Lake(settings.kyc_lake)
+    responses = lake.read(VERIFICATION_RESPONSES, DAY, ["submission_id", "outcome", "response"]).to_pylist()
+    assert {row["submission_id"]: row["outcome"] for row in responses} == {
+        "s-plain": "completed",
+        "s-marked": "completed",
+        "s-again": "completed",
+        "s-quarantined": "quarantined",
+        "s-refused": "refused",
+        "s-page": "refused",
+    }
+    # The marks did go in: the restricted zone and the vendor's `details` have them.
+    assert MARK in repr(responses)
+    assert MARK in repr(lake.read(MODEL_CHECKS, DAY, ["details"]).to_pylist())
+    # Geometry is nowhere at all.
+    assert "zqxmarkgeometry" not in repr(responses)
+
+    assert found(everything_curated(lake), looked_for) == {}
+    assert found(everything_in_warehouse(settings.kyc_warehouse), looked_for) == {}
+    assert found(files(settings.kyc_report.parent), looked_for) == {}
+    assert found(everything_in_sqlite(home), looked_for) == {}
+    assert found(files(home), looked_for) == {}
+    output = capfd.readouterr()
+    logs = {"log": caplog.text, "stdout": output.out, "stderr": output.err}
+    assert found(iter((name, text.encode()) for name, text in logs.items()), looked_for) == {}
+    assert "RUN_SUCCESS" in logs["stderr"] + logs["log"]
