@@ -19,11 +19,17 @@ from kyc_pipeline.privacy.erasure import Tombstone
 from kyc_pipeline.verify.database import BUSY_TIMEOUT_SECONDS
 from kyc_pipeline.verify.lease import holding
 from kyc_pipeline.verify.ledger import Ledger, LedgerError
-from kyc_pipeline.verify.schema import Decision, State, attempts, decisions, erasures, submissions
+from kyc_pipeline.verify.schema import (
+    ERASED_CONTENT,
+    Decision,
+    State,
+    attempts,
+    decisions,
+    erasures,
+    submissions,
+)
 
 RUN_ID: Final = "erase"
-_NO_CONTENT: Final = ""
-"""`content_sha256` of an erased submission; no other has it."""
 _ROWS_PER_FETCH: Final = 500
 _ROWS_PER_COMMIT: Final = 500
 _PLAIN: Final = re.compile(r"[A-Za-z0-9]+")
@@ -48,7 +54,7 @@ class LedgerErasure:
         """(submission id, date) of every submission that is not erased."""
         if self._ledger.exists():
             query = select(submissions.c.submission_id, submissions.c.partition_date).where(
-                submissions.c.content_sha256 != _NO_CONTENT
+                submissions.c.content_sha256 != ERASED_CONTENT
             )
             for row in self._stream(query):
                 yield row[0], row[1]
@@ -175,7 +181,7 @@ def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
                 columns,
                 select(
                     literal(pseudonym),
-                    literal(_NO_CONTENT),
+                    literal(ERASED_CONTENT),
                     literal(decision),
                     literal(_now()),
                     *(submissions.c[name] for name in _KEPT),

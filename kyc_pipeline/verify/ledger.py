@@ -39,7 +39,15 @@ from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.tables import Outcome
 from kyc_pipeline.verify.database import BUSY_TIMEOUT_SECONDS, Database, LedgerError
 from kyc_pipeline.verify.process import ProcessIdentity
-from kyc_pipeline.verify.schema import Decision, State, attempts, decisions, leases, submissions
+from kyc_pipeline.verify.schema import (
+    ERASED_CONTENT,
+    Decision,
+    State,
+    attempts,
+    decisions,
+    leases,
+    submissions,
+)
 
 __all__ = ["Ledger", "LedgerError", "PartitionBusy"]
 
@@ -348,7 +356,7 @@ class Ledger:
     def outcomes(self, partition_date: str) -> Iterator[Sequence[tuple[str, Outcome]]]:
         """Every submission that is known under this date, with its outcome; a few thousand at a time."""
         query = select(submissions.c.submission_id, submissions.c.state).where(
-            submissions.c.partition_date == partition_date
+            submissions.c.partition_date == partition_date, submissions.c.content_sha256 != ERASED_CONTENT
         )
         with self.database.read() as connection:
             rows = connection.execution_options(yield_per=_IDS_PER_QUERY).execute(query)

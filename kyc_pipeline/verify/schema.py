@@ -12,6 +12,9 @@ from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, Me
 HEAD_REVISION: Final = "0002"
 """The newest migration. A test holds it against `migrations/`."""
 
+ERASED_CONTENT: Final = ""
+"""`content_sha256` of an erased submission, whose id is a pseudonym; no other has it."""
+
 
 class State(StrEnum):
     """Where a submission stands. All but `claimed` are outcomes of `lake.tables.Outcome`."""
