@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 
-from kyc_pipeline.analyze.build import BuildSummary, build
+from kyc_pipeline.analyze.build import BuildSummary, build, open_draft
 from kyc_pipeline.analyze.checks import check_result, check_specs
 from kyc_pipeline.analyze.figures import (
     column_types,
@@ -53,16 +53,19 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
     def build_warehouse(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-        warehouse = pipeline.settings.kyc_warehouse
+        settings = pipeline.settings
+        warehouse = settings.kyc_warehouse
         draft = new_draft(warehouse)
         try:
             summary = build(
                 pipeline.lake,
                 draft,
                 run_id=context.run.run_id,
-                price_per_call=pipeline.settings.deepxl_price_per_call,
+                price_per_call=settings.deepxl_price_per_call,
+                memory_limit=settings.kyc_warehouse_memory,
+                max_fact_rows=settings.kyc_warehouse_max_fact_rows,
             )
-            with duckdb.connect(str(draft), read_only=True) as connection:
+            with open_draft(draft, settings.kyc_warehouse_memory) as connection:
                 results = check_build(connection)
                 metadata = _metadata(connection, summary)
             yield from (check_result(WAREHOUSE, result) for result in results)

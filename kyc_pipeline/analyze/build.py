@@ -119,6 +119,11 @@ def build(
     )
 
 
+def open_draft(draft: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
+    """A finished build, read-only, for what is asked of it before it is published; limited as a build is."""
+    return duckdb.connect(str(draft), read_only=True, config=_config(draft, memory_limit, None))
+
+
 def list_partitions(lake: Lake) -> Partitions:
     """The partitions that the lake has now, by table and day, each with what identifies its content."""
     lake.fs.invalidate_cache()
@@ -163,6 +168,8 @@ def _explained(lake: Lake, files: Partitions, error: duckdb.Error) -> KycError:
                 lake.row_count(table, date)
             except KycError as unreadable:
                 return unreadable
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return KycError("the build needs more memory than KYC_WAREHOUSE_MEMORY allows: raise it")
     return KycError(f"the warehouse could not be built ({type(error).__name__}): see --verbose")
 
 

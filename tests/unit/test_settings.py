@@ -50,6 +50,8 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("DEEPXL_TIMEOUT_SECONDS", "secretvalue"),
         ("DEEPXL_UNCERTAIN", "ignore"),
         ("KYC_START_DATE", "01.09.2024"),
+        ("KYC_WAREHOUSE_MEMORY", "secretvalue"),
+        ("KYC_WAREHOUSE_MAX_FACT_ROWS", "-1"),
         ("KYC_ALERT_WEBHOOK", "http://hooks.example/secretvalue"),
         ("KYC_ALERT_WEBHOOK", "secretvalue"),
         ("KYC_SOURCE_URL", "https://user:secretvalue@git.example/kyc"),

@@ -9,7 +9,7 @@ import duckdb
 import fsspec
 import pytest
 
-from kyc_pipeline.analyze.build import build, list_partitions
+from kyc_pipeline.analyze.build import build, list_partitions, open_draft
 from kyc_pipeline.analyze.models import load_models
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.errors import KycError
@@ -224,3 +224,18 @@ def test_a_small_memory_limit_is_enough(lake: Lake, tmp_path: Path) -> None:
     summary = build(lake, tmp_path / "draft", run_id="run", memory_limit="100MB", threads=1)
     assert summary.rows == sum(summary.tables.values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "lake"]
+
+
+def test_too_little_memory_names_the_setting(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, DAY, one_day())
+    with pytest.raises(KycError, match="KYC_WAREHOUSE_MEMORY"):
+        build(lake, tmp_path / "out" / "draft", run_id="run", memory_limit="1MB", threads=1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_draft_is_opened_for_reading_within_the_limit(lake: Lake, tmp_path: Path) -> None:
+    build(lake, tmp_path / "draft", run_id="run")
+    with open_draft(tmp_path / "draft", "100MB") as connection:
+        assert connection.execute("SELECT current_setting('memory_limit')").fetchall() == [("95.3 MiB",)]
+        with pytest.raises(duckdb.InvalidInputException, match="read-only"):
+            connection.execute("CREATE TABLE mine AS SELECT 1")
