@@ -5,8 +5,9 @@ from typing import Any
 
 import dagster as dg
 
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.checks import CHECKS, check_partition
-from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
+from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
@@ -35,9 +36,16 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         lake = pipeline.lake
 
         def work(day: str) -> DayResult:
-            with pipeline.holding(day, context.run.run_id) as confirm:
+            with pipeline.holding(day, context.run.run_id) as confirm_lease, pipeline.open_ledger() as ledger:
+                erased = pipeline.erased_subjects(ledger)
+
+                def confirm() -> None:
+                    confirm_lease()
+                    if pipeline.erased_subjects(ledger) != erased:
+                        raise KycError("somebody was erased while the manifests were read: run the day again")
+
                 summary = ingest_partition(
-                    landing=pipeline.settings.kyc_landing, lake=lake, date=day, confirm=confirm
+                    landing=pipeline.settings.kyc_landing, lake=lake, date=day, erased=erased, confirm=confirm
                 )
             rejected = sum(summary.rejected.values())
             context.log.info(
