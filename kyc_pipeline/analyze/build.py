@@ -250,8 +250,9 @@ class _Build:
 
     def _run(self, model: Model) -> None:
         started = time.perf_counter()
-        rows = sum(self._partition_rows(model.name)) if self._max_fact_rows is not None else 0
-        if model.name in _FACTS_OVER_LAKE and rows > (self._max_fact_rows or rows):
+        limit = self._max_fact_rows if model.name in _FACTS_OVER_LAKE else None
+        rows = sum(self._partition_rows(model.name))
+        if limit is not None and rows > limit:
             self._connection.execute(f"CREATE VIEW {model.name} AS {self._over_lake(model)}")
             self._rows[model.name] = rows
         else:

@@ -1,0 +1,97 @@
+"""The step that builds, checks and publishes, through Dagster, over a lake that is already there."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pytest
+
+from kyc_pipeline.analyze.assets import analyze_assets
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+from tests.unit.analyze.lake_maker import Check, Submission, write_curated, write_day
+
+DAY = "2024-09-08"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        _env_file=None,
+        kyc_landing=tmp_path / "landing",
+        kyc_lake=str(tmp_path / "lake"),
+        kyc_warehouse=tmp_path / "warehouse" / "kyc.duckdb",
+        deepxl_price_per_call=Decimal("0.5"),
+        kyc_warehouse_max_fact_rows=0,
+    )
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+def publish(settings: Settings, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        [analyze_assets()[0]],
+        instance=instance,
+        resources={"pipeline": Pipeline(settings)},
+        raise_on_error=False,
+    )
+
+
+def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    write_day(Lake(settings.kyc_lake), DAY, [Submission(True, [Check()]), Submission(outcome="uncertain")])
+    result = publish(settings, instance)
+    assert result.success
+    evaluations = {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
+    held = evaluations["submissions_uncertain"]
+    assert (held.passed, held.severity, held.metadata["rows"].value) == (
+        False,
+        dg.AssetCheckSeverity.WARN,
+        1,
+    )
+    metadata = {
+        event.asset_key.to_user_string(): event.step_materialization_data.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+    rates = metadata["pass_rates"]
+    assert rates["dagster/row_count"].value == 1
+    assert rates["LIVENESS pass_rate"].value == 1
+    columns = rates["dagster/column_schema"].value.columns
+    assert {column.name: column.type for column in columns}["pass_rate"] == "DOUBLE"
+    assert "pass_rate" in rates["dagster/column_lineage"].value.deps_by_column
+    assert metadata["warehouse"]["estimated_cost"].value == 1
+    assert metadata["warehouse"]["held_all_days"].value == 1
+    with duckdb.connect(settings.kyc_warehouse, read_only=True) as connection:
+        assert {row[0] for row in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()} >= {
+            "verifications",
+            "model_checks",
+        }
+        assert connection.execute("SELECT count(*) FROM model_checks").fetchall() == [(1,)]
+
+
+def test_an_error_of_a_check_leaves_what_was_published(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    lake, day = Lake(settings.kyc_lake), [Submission(True, [Check()]), Submission(True, [Check()])]
+    write_day(lake, DAY, day)
+    assert publish(settings, instance).success
+    before = settings.kyc_warehouse.read_bytes()
+    write_curated(lake, DAY, day[:1])
+    result = publish(settings, instance)
+    assert not result.success
+    [failure] = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert failure.user_failure_data is not None
+    assert "not published: completed_submissions_have_verifications (1 rows)" in str(
+        failure.user_failure_data.description
+    )
+    assert settings.kyc_warehouse.read_bytes() == before
+    assert [path.name for path in settings.kyc_warehouse.parent.iterdir()] == ["kyc.duckdb"]
