@@ -40,7 +40,9 @@ Reader: TypeAlias = Callable[[Path, Counter[str]], Iterator[pa.Table]]
 
 CHUNK_ROWS: Final = 16_384
 CHUNK_BYTES: Final = 1 << 22
-MAX_ROW_BYTES: Final = CHUNK_BYTES
+BLOCK_BYTES: Final = 1 << 20
+"""Read at once. Arrow reads up to 32 blocks ahead of the rows that it gives."""
+MAX_ROW_BYTES: Final = BLOCK_BYTES
 """The longest row: a longer one means that a quote or a line end is missing."""
 MAX_IGNORED_NAMES: Final = 100
 MAX_SHOWN_COLUMNS: Final = 20
@@ -121,7 +123,7 @@ def _text_blocks(path: Path) -> Iterator[str]:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         source = gzip.GzipFile(fileobj=raw) if zipped else raw
-        block = source.read(CHUNK_BYTES)
+        block = source.read(BLOCK_BYTES)
         decoder = codecs.getincrementaldecoder(_encoding_of(block))()
         last = ""
         while block:
@@ -131,7 +133,7 @@ def _text_blocks(path: Path) -> Iterator[str]:
             if text:
                 last = text
                 yield text
-            block = source.read(CHUNK_BYTES)
+            block = source.read(BLOCK_BYTES)
         decoder.decode(b"", final=True)
         if last and last[-1] not in "\r\n":
             yield "\n"
@@ -234,7 +236,7 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     stream = _BlockStream(itertools.chain([start], blocks))
     total = 0
     try:
-        for chunk in _csv_chunks(stream, separator, header):
+        for chunk in _packed(_csv_chunks(stream, separator, header)):
             total += chunk.num_rows
             yield chunk
     except pa.ArrowInvalid as error:
@@ -259,7 +261,7 @@ def _csv_chunks(stream: "_BlockStream", separator: str, header: list[str]) -> It
         # Row numbers are known only to the serial reader.
         read_options=pacsv.ReadOptions(
             use_threads=False,
-            block_size=CHUNK_BYTES,
+            block_size=BLOCK_BYTES,
             column_names=[str(i) for i in range(len(header))],
             skip_rows_after_names=1,
         ),
@@ -282,6 +284,20 @@ def _csv_chunks(stream: "_BlockStream", separator: str, header: list[str]) -> It
     bad = bad_rows.chunk(final=True)
     if bad is not None:
         yield bad
+
+
+def _packed(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in fewer chunks, since each costs something of its own."""
+    pending: list[pa.Table] = []
+    rows = 0
+    for chunk in chunks:
+        pending.append(chunk)
+        rows += chunk.num_rows
+        if rows >= CHUNK_ROWS:
+            yield pa.concat_tables(pending, promote_options="default").combine_chunks()
+            pending, rows = [], 0
+    if pending:
+        yield pa.concat_tables(pending, promote_options="default").combine_chunks()
 
 
 def _header(start: str, path: Path) -> tuple[str, list[str]]:

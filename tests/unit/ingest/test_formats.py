@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -260,3 +262,31 @@ def test_names_that_are_no_manifests_are_reported_or_unfinished(zone: Any, tmp_p
     summary = zone.ingest()
     assert summary.manifests == 1
     assert summary.ignored_files == ("a.xlsx", "folder.csv", "line\\nend.doc", "notes.txt")
+
+
+MEASURE = """
+import resource, sys
+from collections import Counter
+from pathlib import Path
+from kyc_pipeline.ingest.formats import read_manifest
+path, rows = Path(sys.argv[1]), int(sys.argv[2])
+with path.open("w") as file:
+    file.write("submission_id,id_file,selfie_file,tags\\n")
+    for _ in range(rows // 1000):
+        file.write(("A1," + "a" * 40 + "," + "b" * 40 + ',"' + "v" * 70 + '"\\n') * 1000)
+assert sum(chunk.num_rows for chunk in read_manifest(path, Counter())) == rows
+print(path.stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_memory_does_not_grow_with_a_manifest(tmp_path: Path) -> None:
+    """Here for the reading, 16 and 80 MB; `bench/ingest.py` measures a whole ingest of 200 MB."""
+    (small, small_peak), (large, large_peak) = (
+        map(
+            int,
+            subprocess.check_output([sys.executable, "-c", MEASURE, str(tmp_path / "a.csv"), rows]).split(),
+        )
+        for rows in ("100000", "500000")
+    )
+    assert large - small > 60_000_000
+    assert large_peak - small_peak < (large - small) / 2

@@ -1,20 +1,21 @@
 """Partitions are replaced whole and atomically, and come back as they were written."""
 
 import os
+import random
 import signal
 import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadable
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionMissing, PartitionUnreadable
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT, SUBMISSIONS, TABLES, Table, Zone
 
 DAY = "2024-09-01"
@@ -110,25 +111,85 @@ def test_a_killed_writer_leaves_the_old_rows_and_the_next_writer_cleans_up(lake:
     assert os.listdir(folder) == ["part-0.parquet"]
 
 
-def test_a_reader_in_a_loop_sees_whole_partitions_only(lake: Lake) -> None:
-    lake.write(CONTRACT_DRIFT, DAY, [drift("0")] * 50)
-    done = threading.Event()
-    seen: list[set[str]] = []
+def test_a_stale_draft_is_told_by_its_lock_not_by_a_process_id(lake: Lake) -> None:
+    lake.write(CONTRACT_DRIFT, DAY, [])
+    folder = Path(lake.path(CONTRACT_DRIFT, DAY)).parent
+    # In a container the next process often has the id of the one that crashed.
+    (folder / f".draft-{os.getpid()}-crashed").write_bytes(b"PAR1")
+    with lake.writer(CONTRACT_DRIFT, DAY) as slow:
+        lake.write(CONTRACT_DRIFT, DAY, [drift("fast")])
+        assert len(os.listdir(folder)) == 2
+        slow.write([drift("slow")])
+    assert os.listdir(folder) == ["part-0.parquet"]
+    assert lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist() == ["slow"]
 
-    def read() -> None:
-        while not done.is_set():
-            rows = lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist()
-            assert len(rows) == 50
-            seen.append(set(rows))
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for version in range(60):
-        lake.write(CONTRACT_DRIFT, DAY, [drift(str(version))] * 50)
-    done.set()
-    reader.join()
-    assert seen
-    assert all(len(versions) == 1 for versions in seen)
+BUSY_WRITER = """
+import itertools, sys
+import pyarrow as pa
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import CONTRACT_DRIFT
+lake = Lake(sys.argv[1])
+for version in itertools.count(int(sys.argv[2])):
+    row = {"path": str(version), "kind": "k", "occurrences": version, "example_submission_id": "s"}
+    with lake.writer(CONTRACT_DRIFT, "2024-09-01") as writer:
+        for _ in range(10):
+            writer.write(pa.Table.from_pylist([row] * 500))
+    print(version, flush=True)
+"""
+
+
+def test_readers_see_whole_partitions_only_though_the_writer_is_killed_at_any_moment(lake: Lake) -> None:
+    chance = random.Random(9)
+    lake.write(CONTRACT_DRIFT, DAY, [drift("0", 0)] * 5000)
+    folder = Path(lake.path(CONTRACT_DRIFT, DAY)).parent
+
+    def version() -> int:
+        # As the pipeline reads, and as any reader of a folder of Parquet files does.
+        seen = [lake.read(CONTRACT_DRIFT, DAY)["occurrences"], pq.read_table(folder)["occurrences"]]
+        assert [len(rows) for rows in seen] == [5000, 5000]
+        (first,), (second,) = (rows.unique().to_pylist() for rows in seen)
+        assert first <= second
+        return second
+
+    last = 0
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", BUSY_WRITER, lake.root, str(last + 1)], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout is not None
+            assert int(writer.stdout.readline()) == last + 1
+            for _ in range(chance.randrange(15)):
+                assert version() >= last + 1
+            writer.kill()
+            written = [last + 1, *map(int, writer.stdout)]
+        # The one after the last that was told may be there too: killed between the two.
+        assert written[-1] <= version() <= written[-1] + 1
+        last = version()
+    lake.write(CONTRACT_DRIFT, DAY, [drift("end")])
+    assert os.listdir(folder) == ["part-0.parquet"]
+
+
+def test_row_groups_and_statistics_let_a_reader_leave_out_what_it_does_not_need(lake: Lake) -> None:
+    rows = 2 * ROW_GROUP_ROWS + 7
+    ids = pa.array(np.arange(rows)).cast(pa.string())
+    columns = {
+        "path": ids,
+        "kind": ids,
+        "occurrences": pa.array(np.arange(rows)),
+        "example_submission_id": ids,
+    }
+    lake.write(CONTRACT_DRIFT, DAY, pa.table(columns))
+    footer = pq.read_metadata(lake.path(CONTRACT_DRIFT, DAY))
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    assert [group.num_rows for group in groups] == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, 7]
+    for group in groups:
+        for index in range(group.num_columns):
+            assert group.column(index).compression == "ZSTD"
+            statistics = group.column(index).statistics
+            assert statistics.has_min_max
+            assert statistics.null_count == 0
+    assert groups[1].column(2).statistics.min == ROW_GROUP_ROWS
 
 
 def test_a_missing_partition_says_what_to_do(lake: Lake) -> None:
