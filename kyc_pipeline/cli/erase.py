@@ -53,8 +53,10 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
         if not (found.is_stored or found.unfinished or documents or is_new):
             return
         verbose = bool(context.find_root().params.get("verbose"))
-        published = settings.kyc_warehouse.exists() or settings.kyc_report.exists()
-        publish = _publisher(settings, verbose=verbose) if published else None
+        # Before anything is changed, so that wrong settings of Dagster end it here.
+        is_published = settings.kyc_warehouse.exists() or settings.kyc_report.exists()
+        needs_build = is_published and (found.is_stored or found.unfinished)
+        publish = _publisher(settings, verbose=verbose) if needs_build else None
         erased = erase_found(stores, found, name, value, delete_documents=landing)
         if publish:
             publish()

@@ -25,6 +25,7 @@ from kyc_pipeline.lake.tables import (
 )
 from kyc_pipeline.privacy.erasure import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.held import list_held
 from kyc_pipeline.verify.ledger import Claim, PartitionBusy
 
@@ -82,6 +83,8 @@ def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_house: Hou
         (NEXT_DAY, None, 1),
     ]
     assert house.ledger.spend(DAY) == spent, "what was paid still adds up"
+    for date in (DAY, NEXT_DAY):
+        assert compare_accounts(house.lake, house.ledger, date).differences == ()
     after = house.find(*PERSON)
     assert (after.is_stored, after.was_erased, after.unfinished) == (False, True, False)
 

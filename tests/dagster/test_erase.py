@@ -1,0 +1,217 @@
+"""`kyc-pipeline erase`, to the last byte: lake, ledger, warehouse, report, Dagster's storage."""
+
+import io
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from kyc_pipeline.cli import main
+from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.ledger import Ledger
+
+DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
+RANGE = ("--from", DAY, "--to", NEXT_DAY)
+KEY = "p" * 32
+MARK = "Zq7mark"
+CUSTOMER = f"{MARK}-9999"
+TAG = f"customerId={CUSTOMER}"
+# A company of their own: its name is what analysts may see.
+THEIR_TAGS = {"customerId": CUSTOMER, "customerName": f"Jané {MARK}", "companyName": f"{MARK} Ltd"}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs the command in a working directory of its own; returns exit code, standard output and error."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    environment = {
+        "DAGSTER_HOME": str(home),
+        "DEEPXL_BASE_URL": simulator.url,
+        "DEEPXL_API_TOKEN": "test-token",
+        "DEEPXL_REQUESTS_PER_SECOND": "0",
+        "KYC_LANDING": "landing",
+        "KYC_LAKE": "lake",
+        "KYC_LEDGER_URL": "sqlite:///ledger.sqlite",
+        "KYC_WAREHOUSE": "warehouse/kyc.duckdb",
+        "KYC_REPORT": "report/index.html",
+        "KYC_PSEUDONYM_KEY": KEY,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["kyc-pipeline", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def tags_of(number: int) -> Mapping[str, str]:
+    return {"customerId": f"other-{number}", "customerName": "Nobody", "companyId": "COMP-001"}
+
+
+def deliver(landing: Any) -> None:
+    """Two days, the person on both, among others."""
+    for start, day in ((0, DAY), (100, NEXT_DAY)):
+        others = [landing.submission(f"{day}-{n}", start + 10 * n, tags_of(start + n)) for n in range(4)]
+        landing.manifest(day, [*others, landing.submission(f"{MARK}-{day}", start + 70, THEIR_TAGS)])
+
+
+def places_with(root: Path, *marks: str) -> set[str]:
+    """Where one of `marks` is stored: in the bytes of any file but the landing zone's, or in a value."""
+    found = set()
+    for path in root.rglob("*"):
+        if path.is_file() and "landing" not in path.parts:
+            content = path.read_bytes()
+            found |= {str(path.relative_to(root)) for mark in marks if mark.encode() in content}
+    lake = Lake(str(root / "lake"))
+    for table in TABLES:
+        for date in lake.dates(table):
+            rows = str(lake.read(table, date).to_pylist())
+            found |= {f"{table.name} {date}" for mark in marks if mark in rows}
+    for name, rows in warehouse_rows(root).items():
+        found |= {f"warehouse {name}" for mark in marks if mark in str(rows)}
+    return found
+
+
+def warehouse_rows(root: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of the published warehouse, by table."""
+    with duckdb.connect(str(root / "warehouse" / "kyc.duckdb"), read_only=True) as warehouse:
+        names = [name for (name,) in warehouse.sql("SELECT table_name FROM duckdb_tables()").fetchall()]
+        return {name: warehouse.sql(f"FROM {name} ORDER BY ALL").fetchall() for name in names}
+
+
+def test_a_person_is_gone_to_the_last_byte_and_stays_so(
+    landing: Any, run: Run, simulator: Simulator, tmp_path: Path
+) -> None:
+    deliver(landing)
+    assert run("backfill", *RANGE)[0] == 0
+    pseudonym = Pseudonymizer(KEY).tag("customerId", CUSTOMER)
+    before, published = warehouse_rows(tmp_path), (tmp_path / "warehouse" / "kyc.duckdb").read_bytes()
+    in_front = places_with(tmp_path, MARK)
+    assert {"warehouse submissions", "warehouse verification_tags", f"submissions {DAY}"} <= in_front
+    assert any(place.startswith("ledger.sqlite") for place in in_front)
+
+    code, out, err = run("erase", "--tag", TAG, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "lake: submissions" in out
+    assert "2 rows in 2 manifests" in out
+    assert MARK not in out
+    assert places_with(tmp_path, MARK) == in_front
+    assert (tmp_path / "warehouse" / "kyc.duckdb").read_bytes() == published
+
+    # It is interrupted when lake and ledger are done: the report cannot be written.
+    (tmp_path / "blocked").mkdir()
+    code, out, err = run("erase", "--tag", TAG, KYC_REPORT="blocked")
+    ids = [record.verification_id for record in simulator.records if MARK in str(record.tags)]
+    assert f"verifications {ids[0]}, {ids[1]}" in out
+    assert code == 1
+    assert "erase again" in err
+    assert MARK not in out + err
+    # Nothing is found any more; that the report is to be made again is remembered all the same.
+    code, out, err = run("erase", "--tag", TAG)
+    assert (code, err) == (0, "")
+    assert "nothing of the person is left" in out
+    assert MARK not in out
+    assert places_with(tmp_path, MARK) == set()
+    left = places_with(tmp_path, pseudonym)
+    assert left
+    assert all(place.startswith("ledger.sqlite") for place in left), "the tombstone is in the ledger only"
+
+    after = warehouse_rows(tmp_path)
+    their_ids = {str(each) for each in ids}
+    for table in ("submissions", "verifications", "model_checks", "verification_tags", "verification_files"):
+        others = [row for row in before[table] if MARK not in str(row) and str(row[1]) not in their_ids]
+        assert after[table] == others
+    funnel = [row[1:5] for row in after["submission_funnel"]]
+    assert funnel == [(5, 1, 4, 4), (5, 1, 4, 4)]
+
+    code, _, err = run("backfill", *RANGE)
+    assert (code, err.count("nothing to send")) == (0, 2), err
+    assert simulator.received.total() == 10, "no second call"
+    rejected = Lake("lake").read(REJECTED_SUBMISSIONS, DAY).to_pylist()
+    assert [(row["submission_id"], row["reason"]) for row in rejected] == [(None, "erased_subject")]
+    assert places_with(tmp_path, MARK) == set()
+    again = warehouse_rows(tmp_path)
+    assert all(again[name] == rows for name, rows in after.items() if not name.startswith("build_"))
+
+    code, out, _ = run("erase", "--tag", TAG, "--landing")
+    assert code == 0
+    assert "the person was erased before" in out
+    assert "4 documents are deleted" in out
+    assert not list((landing.root / "documents").glob(f"{MARK}*"))
+    assert run("plan", *RANGE)[0] == 0
+
+
+def test_somebody_unknown_is_no_failure_and_somebody_expected_is_rejected(
+    landing: Any, run: Run, tmp_path: Path
+) -> None:
+    deliver(landing)
+    assert run("erase", "--tag", "customerId=unknown")[:2] == (0, "nothing found\n")
+    assert not (tmp_path / "ledger.sqlite").exists()
+    # In the manifests, and not ingested yet.
+    assert run("erase", "--tag", TAG)[0] == 0
+    _, out, _ = run("plan", *RANGE)
+    assert out.splitlines()[-2].split()[:3] == ["total", "8", "2"]
+    code, out, _ = run("erase", "--tag", TAG)
+    assert (code, "the person was erased before" in out, "erased:" in out) == (0, True, False)
+
+
+def test_a_day_at_work_is_refused_with_its_holder(landing: Any, run: Run, tmp_path: Path) -> None:
+    deliver(landing)
+    lake = Lake("lake")
+    for day in (DAY, NEXT_DAY):
+        ingest_partition(landing=landing.root, lake=lake, date=day)
+    with Ledger("sqlite:///ledger.sqlite") as ledger:
+        lease = ledger.acquire(NEXT_DAY, "run-of-somebody-else")
+        code, _, err = run("erase", "--tag", TAG)
+        ledger.release(lease)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "run-of-somebody-else" in err
+    assert NEXT_DAY in err
+    assert lake.row_count(SUBMISSIONS, DAY) == lake.row_count(SUBMISSIONS, NEXT_DAY) == 5
+    assert run("erase", "--tag", TAG)[0] == 0
+    assert lake.row_count(SUBMISSIONS, DAY) == lake.row_count(SUBMISSIONS, NEXT_DAY) == 4
+    assert not (tmp_path / "warehouse").exists(), "what was never published is not published now"
+
+
+def test_the_value_may_come_from_standard_input(
+    landing: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(landing)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{CUSTOMER}\n"))
+    code, out, _ = run("erase", "--tag", "customerId=-", "--dry-run")
+    assert code == 0
+    assert "2 rows in 2 manifests" in out
+
+
+@pytest.mark.parametrize("tag", ["secret-value", "=secret-value", "customerId=", "customerId= "])
+def test_wrong_usage_ends_with_2_and_shows_no_value(landing: Any, run: Run, tag: str) -> None:
+    code, out, err = run("erase", "--tag", tag)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert "secret-value" not in err
