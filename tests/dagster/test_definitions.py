@@ -142,7 +142,7 @@ def test_code_and_docs_are_links_where_the_repository_is_browsed(tmp_path: Path)
     ("job", "step", "fields"),
     [
         ("verify_and_publish", "verify", {"max_calls", "price_per_call", "dry_run"}),
-        ("resolve_held_submission", "record_decision", {"submission_id", "decision", "decided_by"}),
+        ("resolve_held_submission", "record_decision", {"submission_id", "decision"}),
         ("maintenance", "prune_runs", {"keep_runs_days", "keep_files_hours"}),
     ],
 )

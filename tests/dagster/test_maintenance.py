@@ -1,0 +1,147 @@
+"""The weekly cleaning, on a real instance on disk: what it forgets, and above all what it keeps."""
+
+import os
+import secrets
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.orchestration.maintenance import forget_runs, remove_stale, vacuum
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+
+DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
+LATER = timedelta(days=1)
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """An instance that keeps its runs on disk, as a real one."""
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def daily(definitions: dg.Definitions) -> list[dg.AssetKey]:
+    return [spec.key for spec in definitions.resolve_all_asset_specs() if spec.partitions_def is not None]
+
+
+def test_runs_are_forgotten_and_no_day_with_them(
+    landing, pipeline: Pipeline, stored: dg.DagsterInstance
+) -> None:
+    landing.day(DAY, 1)
+    landing.day(NEXT_DAY, 1)
+    definitions = build_defs(pipeline)
+    job = definitions.resolve_job_def("verify_and_publish")
+
+    def run(day: str) -> str:
+        return job.execute_in_process(
+            instance=stored, partition_key=day, asset_selection=daily(definitions)
+        ).run_id
+
+    superseded, newest, other_day = run(DAY), run(DAY), run(NEXT_DAY)
+    home = Path(stored.root_directory)
+    assert (home / "history" / "runs" / f"{superseded}.db").exists()
+    assert forget_runs(stored, datetime.now(UTC) - LATER) == (0, 0)
+    assert forget_runs(stored, datetime.now(UTC) + LATER) == (1, 2)
+    assert {record.run_id for record in stored.get_runs()} == {newest, other_day}
+    assert not (home / "history" / "runs" / f"{superseded}.db").exists()
+    for asset in ("submissions", "verification_responses", "verifications"):
+        assert stored.get_materialized_partitions(dg.AssetKey(asset)) == {DAY, NEXT_DAY}
+
+
+def test_the_job_does_all_three_and_says_so(
+    pipeline: Pipeline, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = build_defs(pipeline).resolve_job_def("maintenance")
+    result = job.execute_in_process(instance=instance)
+    assert result.success
+    assert [event.step_key for event in result.get_step_success_events()] == [
+        "prune_runs",
+        "vacuum_ledger",
+        "remove_stale_files",
+    ]
+
+
+def free_pages(pipeline: Pipeline) -> int:
+    with pipeline.open_ledger() as ledger:
+        file = ledger.database.file
+    assert file is not None
+    connection = sqlite3.connect(file)
+    try:
+        return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def test_the_ledgers_free_pages_go_back_to_the_disk(
+    landing, pipeline: Pipeline, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator
+) -> None:
+    landing.day(DAY, 3)
+    job.execute_in_process(instance=instance, partition_key=DAY)
+    with pipeline.open_ledger() as ledger:
+        file = ledger.database.file
+        assert file is not None
+        ledger.close()
+        connection = sqlite3.connect(file)
+        connection.execute("CREATE TABLE ballast (body)")
+        connection.executemany("INSERT INTO ballast VALUES (?)", [(b"x" * 4000,)] * 500)
+        connection.execute("DROP TABLE ballast")
+        connection.commit()
+        connection.close()
+        assert free_pages(pipeline) > 400
+        assert "pages free" in vacuum(ledger)
+    assert free_pages(pipeline) == 0
+    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert simulator.received.total() == 3
+
+
+def test_a_ledger_in_use_is_left_alone(pipeline: Pipeline) -> None:
+    with pipeline.open_ledger() as ledger:
+        assert vacuum(ledger) == "there is no ledger yet"
+        lease = ledger.acquire(DAY, "a-run")
+        assert "in use" in vacuum(ledger)
+        ledger.release(lease)
+        assert "pages free" in vacuum(ledger)
+
+
+def test_stale_files_go_and_those_at_work_stay(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(settings)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    pipeline.lake.write(SUBMISSIONS, DAY, [])
+    folder = Path(pipeline.lake.path(SUBMISSIONS, DAY)).parent
+    dead = 2**22 + 1  # above the largest process id of Linux
+    stale = [
+        folder / f".draft-{dead}-{secrets.token_hex(4)}",
+        settings.kyc_warehouse.parent / f".{settings.kyc_warehouse.name}.draft-{dead}-{secrets.token_hex(4)}",
+    ]
+    at_work = [folder / f".draft-{os.getpid()}-{secrets.token_hex(4)}", scratch / "someone-elses"]
+    for path in (*stale, *at_work):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    old_scratch, new_scratch = scratch / "kyc-ingest-old", scratch / "kyc-plan-new"
+    for path in (old_scratch, new_scratch):
+        path.mkdir()
+        (path / "rows.parquet").write_bytes(b"half")
+    long_ago = time.time() - 7 * 86_400
+    for path in (*stale, *at_work, old_scratch):
+        os.utime(path, (long_ago, long_ago))
+    assert remove_stale(pipeline, time.time() - 86_400) == 2
+    assert not [path for path in (*stale, old_scratch) if path.exists()]
+    assert all(path.exists() for path in (*at_work, new_scratch))
+    assert pipeline.lake.exists(SUBMISSIONS, DAY)
