@@ -127,8 +127,9 @@ def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> d
             "dagster/row_count": summary.tables[model.name],
             "dagster/column_schema": _schema(model, types[model.name]),
             "dagster/table_name": f"kyc.main.{model.name}",
-            **_lineage(model),
             **figures.get(model.name, {}),
+            # The definition has the table of sources too, which would push the figures off the page here.
+            "dagster/column_lineage": _lineage(model)["dagster/column_lineage"],
         }
         for model in load_models()
     }
