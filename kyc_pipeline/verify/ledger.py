@@ -22,15 +22,18 @@ from typing import Any, Final, NamedTuple, Self
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Connection,
+    Float,
+    Integer,
+    String,
+    Text,
     bindparam,
     case,
     func,
     insert,
+    literal,
     or_,
     select,
-    true,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -39,6 +42,7 @@ from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.tables import Outcome
 from kyc_pipeline.verify.database import BUSY_TIMEOUT_SECONDS, Database, LedgerError
 from kyc_pipeline.verify.process import ProcessIdentity
+from kyc_pipeline.verify.rows import Rows
 from kyc_pipeline.verify.schema import (
     ERASED_CONTENT,
     Decision,
@@ -286,9 +290,7 @@ class Ledger:
             )
 
     def _holds(self, connection: Connection, lease: Lease) -> bool:
-        token = connection.execute(
-            select(leases.c.token).where(leases.c.partition_date == lease.partition_date).with_for_update()
-        ).scalar_one_or_none()
+        token = connection.execute(_HOLDER, {"date": lease.partition_date}).scalar_one_or_none()
         return bool(token == lease.token)
 
     def _lose_open_claims(self, connection: Connection, partition_date: str) -> int:
@@ -421,10 +423,26 @@ class Ledger:
             )
 
 
-_STANDING: Final = [
-    submissions.c[name]
-    for name in ("submission_id", "partition_date", "content_sha256", "state", "decision", "claim_token")
-]
+# Statements of every commit are built once: SQLAlchemy then knows them again without looking.
+_HOLDER = select(leases.c.token).where(leases.c.partition_date == bindparam("date")).with_for_update()
+_KNOWN = (
+    select(
+        *(
+            submissions.c[name]
+            for name in (
+                "submission_id",
+                "partition_date",
+                "content_sha256",
+                "state",
+                "decision",
+                "claim_token",
+            )
+        )
+    )
+    .where(submissions.c.submission_id.in_(bindparam("ids", expanding=True)))
+    .order_by(submissions.c.submission_id)
+    .with_for_update()
+)
 
 
 def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> frozenset[str]:
@@ -434,13 +452,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
     (in one order, against deadlocks), since a failed one may be claimed for another date.
     """
     ids = [claim.submission_id for claim in claims]
-    query = (
-        select(*_STANDING)
-        .where(submissions.c.submission_id.in_(ids))
-        .order_by(submissions.c.submission_id)
-        .with_for_update()
-    )
-    known = {row.submission_id: row for row in connection.execute(query)}
+    known = {row.submission_id: row for row in connection.execute(_KNOWN, {"ids": ids})}
     numbers: dict[str, int] = {}
     if known:
         numbers = {
@@ -454,9 +466,9 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
     now = _now()
     won: set[str] = set()
     taken: set[str] = set()
-    new: list[dict[str, Any]] = []
+    new: list[tuple[Any, ...]] = []
     again: list[dict[str, Any]] = []
-    started: list[dict[str, Any]] = []
+    started: list[tuple[Any, ...]] = []
     for claim in claims:
         row = known.get(claim.submission_id)
         if row is not None and row.state == State.CLAIMED and row.claim_token == claim.token:
@@ -464,22 +476,23 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
             continue
         if claim.submission_id in taken or not (row is None or _may_be_sent(row, lease, claim)):
             continue
-        (new if row is None else again).append(
-            {"new_id": claim.submission_id, "new_token": claim.token, "new_now": now}
-            | {"new_date": lease.partition_date, "new_content": claim.content_sha256}
-        )
+        if row is None:
+            new.append((claim.submission_id, lease.partition_date, claim.content_sha256, claim.token, now))
+        else:
+            again.append(
+                {"new_id": claim.submission_id, "new_token": claim.token, "new_now": now}
+                | {"new_date": lease.partition_date, "new_content": claim.content_sha256}
+            )
         taken.add(claim.submission_id)
         won.add(claim.token)
-        started.append(
-            {"new_id": claim.submission_id, "new_number": numbers.get(claim.submission_id, 0) + 1}
-            | {"new_token": claim.token, "new_run": lease.run_id, "new_now": now}
-        )
+        number = numbers.get(claim.submission_id, 0) + 1
+        started.append((claim.submission_id, number, claim.token, lease.run_id, now))
     if new:
-        connection.execute(_INSERT_CLAIM, new)
+        connection.execute(_INSERT_CLAIMS, Rows.given(new))
     if again:
         connection.execute(_UPDATE_CLAIM, again)
     if started:
-        connection.execute(_INSERT_ATTEMPT, started)
+        connection.execute(_INSERT_ATTEMPTS, Rows.given(started))
     return frozenset(won)
 
 
@@ -490,14 +503,16 @@ def _may_be_sent(row: Any, lease: Lease, claim: Claim) -> bool:
     return bool(same and row.state == State.UNCERTAIN and claim.resend and row.decision != Decision.ABANDON)
 
 
-_INSERT_CLAIM = insert(submissions).values(
-    submission_id=bindparam("new_id"),
-    partition_date=bindparam("new_date"),
-    content_sha256=bindparam("new_content"),
-    state=State.CLAIMED,
-    claim_token=bindparam("new_token"),
-    requested_at=bindparam("new_now"),
-    updated_at=bindparam("new_now"),
+_NEW = Rows(
+    submission_id=String(),
+    partition_date=String(),
+    content_sha256=String(),
+    claim_token=String(),
+    now=BigInteger(),
+)
+_INSERT_CLAIMS = insert(submissions).from_select(
+    [*_NEW.names[:-1], "state", "requested_at", "updated_at"],
+    select(*(_NEW[name] for name in _NEW.names[:-1]), literal(State.CLAIMED.value), _NEW["now"], _NEW["now"]),
 )
 # What the last attempt left is cleared, its decision apart: that stays until a result settles it.
 _UPDATE_CLAIM = (
@@ -516,60 +531,72 @@ _UPDATE_CLAIM = (
         updated_at=bindparam("new_now"),
     )
 )
-_INSERT_ATTEMPT = insert(attempts).values(
-    submission_id=bindparam("new_id"),
-    number=bindparam("new_number"),
-    token=bindparam("new_token"),
-    run_id=bindparam("new_run"),
-    started_at=bindparam("new_now"),
-    billable=1,
+_STARTED = Rows(
+    submission_id=String(), number=Integer(), token=String(), run_id=String(), started_at=BigInteger()
+)
+_INSERT_ATTEMPTS = insert(attempts).from_select(
+    [*_STARTED.names, "billable"], select(*(_STARTED[name] for name in _STARTED.names), literal(1))
 )
 
 
 def _record(connection: Connection, results: Sequence[Result]) -> None:
-    if not results:
-        return
     now = _now()
-    ended = [
-        {
-            "new_id": result.claim.submission_id,
-            "new_token": result.claim.token,
-            "new_now": now,
-            "new_result": result.result,
-            "new_status": result.http_status,
-            "new_latency": result.latency_ms,
-            "new_billable": int(result.billable),
-            "new_error": result.error,
-            "new_body": result.body,
-        }
-        for result in results
-    ]
-    connection.execute(_END_ATTEMPT, ended)
-    # An answer is true whoever holds the claim now; anything less counts only for the newest claim.
-    for statement, chosen in (
-        (_SETTLE, [result for result in results if result.state in _SETTLING]),
-        (_SET_STATE, [result for result in results if result.state not in _SETTLING]),
-    ):
-        if chosen:
-            connection.execute(
-                statement,
-                [
-                    {
-                        "new_id": result.claim.submission_id,
-                        "new_token": result.claim.token,
-                        "new_now": now,
-                        "new_state": result.state,
-                        "new_keep": result.result in _KEEPS_DECISION,
-                        "new_status": result.http_status,
-                        "new_requested": _to_microseconds(result.requested_at),
-                        "new_responded": _to_microseconds(result.responded_at),
-                        "new_latency": result.latency_ms,
-                        "new_response": result.response,
-                        "new_error": result.error,
-                    }
-                    for result in chosen
-                ],
-            )
+    for part in _one_each(results):
+        connection.execute(
+            _END_ATTEMPTS,
+            Rows.given(
+                (
+                    result.claim.submission_id,
+                    result.claim.token,
+                    now,
+                    result.result,
+                    result.http_status,
+                    result.latency_ms,
+                    int(result.billable),
+                    result.error,
+                    result.body,
+                )
+                for result in part
+            ),
+        )
+        # An answer is true whoever holds the claim now; anything less counts only for the newest claim.
+        for statement, chosen in (
+            (_SETTLE, [result for result in part if result.state in _SETTLING]),
+            (_SET_STATE, [result for result in part if result.state not in _SETTLING]),
+        ):
+            if chosen:
+                connection.execute(
+                    statement,
+                    Rows.given(
+                        (
+                            result.claim.submission_id,
+                            result.claim.token,
+                            now,
+                            result.state,
+                            int(result.result in _KEEPS_DECISION),
+                            result.http_status,
+                            _to_microseconds(result.requested_at),
+                            _to_microseconds(result.responded_at),
+                            result.latency_ms,
+                            result.response,
+                            result.error,
+                        )
+                        for result in chosen
+                    ),
+                )
+
+
+def _one_each(results: Sequence[Result]) -> Iterator[list[Result]]:
+    """The results in parts, in their order, none of which has a submission twice: one statement sees a
+    submission once."""
+    while results:
+        part: dict[str, Result] = {}
+        for result in results:
+            if result.claim.submission_id in part:
+                break
+            part[result.claim.submission_id] = result
+        yield list(part.values())
+        results = results[len(part) :]
 
 
 def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
@@ -594,49 +621,56 @@ def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
 _SETTLING: Final = frozenset({State.COMPLETED, State.QUARANTINED})
 _KEEPS_DECISION: Final = frozenset({AttemptResult.NOT_PROCESSED, AttemptResult.ACCESS_DENIED})
 
-_END_ATTEMPT = (
+_ENDED = Rows(
+    submission_id=String(),
+    token=String(),
+    ended_at=BigInteger(),
+    result=String(),
+    http_status=Integer(),
+    latency_ms=Float(),
+    billable=Integer(),
+    error=Text(),
+    body=Text(),
+)
+_END_ATTEMPTS = (
     update(attempts)
     .where(
-        attempts.c.submission_id == bindparam("new_id"),
-        attempts.c.token == bindparam("new_token"),
+        attempts.c.submission_id == _ENDED["submission_id"],
+        attempts.c.token == _ENDED["token"],
         attempts.c.ended_at.is_(None),
     )
-    .values(
-        ended_at=bindparam("new_now"),
-        result=bindparam("new_result"),
-        http_status=bindparam("new_status"),
-        latency_ms=bindparam("new_latency"),
-        billable=bindparam("new_billable"),
-        error=bindparam("new_error"),
-        body=bindparam("new_body"),
-    )
+    .values({name: _ENDED[name] for name in _ENDED.names[2:]})
 )
-_NEW_STATE = {
-    "state": bindparam("new_state"),
-    "http_status": bindparam("new_status"),
-    "requested_at": func.coalesce(bindparam("new_requested", type_=BigInteger), submissions.c.requested_at),
-    "responded_at": bindparam("new_responded"),
-    "latency_ms": bindparam("new_latency"),
-    "response": bindparam("new_response"),
-    "error": bindparam("new_error"),
-    "updated_at": bindparam("new_now"),
+_SETTLED = Rows(
+    submission_id=String(),
+    token=String(),
+    updated_at=BigInteger(),
+    state=String(),
+    keep=Integer(),
+    http_status=Integer(),
+    requested_at=BigInteger(),
+    responded_at=BigInteger(),
+    latency_ms=Float(),
+    response=Text(),
+    error=Text(),
+)
+_NEW_STATE = {name: _SETTLED[name] for name in _SETTLED.names if name in submissions.c} | {
+    "requested_at": func.coalesce(_SETTLED["requested_at"], submissions.c.requested_at)
 }
+del _NEW_STATE["submission_id"]
 _SETTLE = (
     update(submissions)
-    .where(submissions.c.submission_id == bindparam("new_id"), submissions.c.state != State.COMPLETED)
+    .where(submissions.c.submission_id == _SETTLED["submission_id"], submissions.c.state != State.COMPLETED)
     .values(decision=None, **_NEW_STATE)
 )
 _SET_STATE = (
     update(submissions)
     .where(
-        submissions.c.submission_id == bindparam("new_id"),
-        submissions.c.claim_token == bindparam("new_token"),
+        submissions.c.submission_id == _SETTLED["submission_id"],
+        submissions.c.claim_token == _SETTLED["token"],
         or_(submissions.c.state == State.CLAIMED, submissions.c.state == State.UNCERTAIN),
     )
-    .values(
-        decision=case((bindparam("new_keep", type_=Boolean).is_(true()), submissions.c.decision), else_=None),
-        **_NEW_STATE,
-    )
+    .values(decision=case((_SETTLED["keep"] == 1, submissions.c.decision), else_=None), **_NEW_STATE)
 )
 # The call's own times stay: those of the look-up say nothing about it.
 _ADOPT = (

@@ -1,0 +1,79 @@
+"""Many rows for one SQL statement: a JSON list of lists, sent as one parameter and read by the database.
+
+`executemany` runs a statement for each row: on SQLite the interpreter's lock is given up and taken again at
+each, which the event loop's thread pays for; on PostgreSQL each is a message. Here it is one, for any number
+of rows.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import BindParameter, ColumnElement, String, Text, bindparam, cast, literal_column
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+_PARAMETER: Final = "rows"
+_encoder = msgspec.json.Encoder()
+
+
+class Rows:
+    """A table that exists in one statement only; its columns are named and typed by `columns`.
+
+    Name a column with `rows["name"]`, and give the rows, with their values in the order of `columns`, by
+    `rows.given(...)` as the statement's parameters.
+    """
+
+    def __init__(self, **columns: TypeEngine[Any]) -> None:
+        self.names = tuple(columns)
+        source: BindParameter[str] = bindparam(_PARAMETER, type_=Text())
+        elements = _Elements(source).table_valued("value", name="given")
+        self._columns: dict[str, ColumnElement[Any]] = {}
+        for index, (name, kind) in enumerate(columns.items()):
+            item = _Item(elements.c.value, literal_column(str(index)))
+            self._columns[name] = item if isinstance(kind, String) else cast(item, kind)
+
+    def __getitem__(self, name: str) -> ColumnElement[Any]:
+        return self._columns[name]
+
+    @staticmethod
+    def given(rows: Iterable[tuple[Any, ...]]) -> dict[str, str]:
+        """The statement's parameters. Values are strings, numbers and None."""
+        return {_PARAMETER: _encoder.encode(list(rows)).decode()}
+
+
+class _Elements(FunctionElement[Any]):
+    """The elements of a JSON list, as the rows of column `value`."""
+
+    inherit_cache = True
+
+
+class _Item(FunctionElement[str]):
+    """One element of a JSON list, by its position."""
+
+    inherit_cache = True
+    type = Text()
+
+
+@compiles(_Elements, "sqlite")
+def _(element: _Elements, compiler: SQLCompiler, **options: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **options)})"
+
+
+@compiles(_Elements, "postgresql")
+def _(element: _Elements, compiler: SQLCompiler, **options: Any) -> str:
+    return f"jsonb_array_elements(CAST({compiler.process(element.clauses, **options)} AS JSONB))"
+
+
+@compiles(_Item, "sqlite")
+def _(element: _Item, compiler: SQLCompiler, **options: Any) -> str:
+    value, index = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"json_extract({value}, '$[{index}]')"
+
+
+@compiles(_Item, "postgresql")
+def _(element: _Item, compiler: SQLCompiler, **options: Any) -> str:
+    value, index = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"({value} ->> {index})"
