@@ -1,8 +1,9 @@
 """The report's charts as Altair specifications. Data come in as rows, nothing here reads the warehouse.
 
 Every chart takes the width of its container. Colours are names of the page's own palette, which the page's
-script puts in for light and dark. Time charts have a parameter `since` (epoch milliseconds), which the page's
-period filter sets.
+script puts in for light, dark and print. What a chart shows follows the parameter `shown`
+(:attr:`Period.shown`), which the page's period filter sets: rows over time have a `unit` and a `date` (epoch
+milliseconds), all others a `period`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,93 +12,148 @@ from typing import Any, Final
 import altair as alt
 
 Row = Mapping[str, Any]
+Spec = dict[str, Any]
 
-PASS, FAIL, OTHER, ACCENT, SECOND, MUTED = (
-    "palette-pass",
-    "palette-fail",
-    "palette-other",
-    "palette-accent",
-    "palette-second",
-    "palette-muted",
+PASS, FAIL, OTHER, ACCENT, SECOND, CARD, INK = (
+    f"palette-{name}" for name in ("pass", "fail", "other", "accent", "second", "card", "ink")
 )
 """Placeholders that the page's script replaces by colours of the current theme."""
 
-STATUS_COLOURS: Final = alt.Scale(
-    domain=["PASS", "FAIL", "REVIEW", "NOT_EVALUATED", "ERROR", "PENDING", "UNKNOWN"],
-    range=[PASS, FAIL, SECOND, OTHER, MUTED, ACCENT, OTHER],
-)
 FAILURE_KINDS: Final = ("it alone", "with other checks", "verdict disagrees")
-_PERCENT: Final = alt.Axis(format=".0%", title=None, tickCount=5)
-_TIME: Final = alt.X(
-    "date:T",
-    scale=alt.Scale(type="utc"),
-    axis=alt.Axis(title=None, format="%d %b", tickCount=6, labelOverlap=True, labelFlush=True),
+OUTCOMES: Final = ("verified", "not verified", "rejected", "no answer yet")
+QUANTILES: Final = ("p50", "p95", "p99")
+PSI_LIMITS: Final = (("moderate", 0.1), ("large", 0.25))
+
+_BAR: Final = 0.86
+"""Share of its day or week that a bar takes."""
+_COUNT_LABEL: Final = "datum.value >= 10000 ? format(datum.value, '~s') : format(datum.value, ',')"
+_LABEL_LIMIT: Final = alt.expr("containerSize()[0] < 500 ? 130 : 260")
+_AXIS_TIME: Final = alt.Axis(
+    title=None,
+    values=alt.expr("shown.ticks"),
+    grid=False,
+    labelExpr="utcFormat(datum.value, shown.long ? '%b %Y' : '%-d %b')",
+    labelOverlap=True,
+    labelFlush=8,
 )
+_SCALE_TIME: Final = alt.Scale(type="utc", domain=[alt.expr("shown.from"), alt.expr("shown.to")], nice=False)
+_TIME: Final = alt.X("date:T", scale=_SCALE_TIME, axis=_AXIS_TIME)
+_WHEN: Final = alt.Tooltip("when:N", title="day or week from")
 
 
-def _data(rows: Sequence[Row]) -> alt.InlineData:
-    return alt.InlineData(values=[dict(row) for row in rows])
+def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int, **rows: Sequence[Row]) -> Spec:
+    """The finished chart with its data sets by name."""
+    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+    # Its shape does not depend on the data: browser tests show that it is valid, and validation is slow.
+    spec = dict(chart.properties(width="container", height=height, autosize=fit).to_dict(validate=False))
+    return spec | {"datasets": {name: list(values) for name, values in rows.items()}}
 
 
-def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int) -> dict[str, Any]:
-    sized = chart.properties(width="container", height=height)
-    return dict(sized.to_dict())
+def _counts(title: str | None = None) -> alt.Axis:
+    """An axis of whole numbers."""
+    return alt.Axis(title=title, tickMinStep=1, tickCount=4, labelExpr=_COUNT_LABEL)
 
 
-def _over_time(rows: Sequence[Row]) -> alt.Chart:
-    since = alt.param(name="since", value=0)
-    return alt.Chart(_data(rows)).add_params(since).transform_filter("toDate(datum.date) >= since")
+def _chart(shown: Row) -> alt.Chart:
+    return alt.Chart(alt.NamedData("rows")).add_params(alt.param(name="shown", value=dict(shown)))
 
 
-def rate_over_time(rows: Sequence[Row], n: str) -> dict[str, Any]:
-    """A rate with its interval: rows of date, rate, low, high and the count `n`."""
-    base = _over_time(rows)
+def _over_time(shown: Row) -> alt.Chart:
+    chart: alt.Chart = (
+        _chart(shown)
+        .transform_filter("datum.unit === shown.unit && datum.date >= shown.since")
+        .transform_calculate(when="utcFormat(datum.date, '%-d %b %Y')")
+    )
+    return chart
+
+
+def _height(rows: Sequence[Row], step: int) -> int:
+    """Pixels for the most places that a period has: rows of `rank`, from 0."""
+    return step * (1 + max(int(row["rank"]) for row in rows))
+
+
+def _of_period(shown: Row) -> alt.Chart:
+    return _chart(shown).transform_filter("datum.period === shown.key")
+
+
+def _bars_apart(chart: alt.Chart) -> alt.Chart:
+    """The rows whose interval is drawn as a bar of its own: few points, or one without a neighbour."""
+    return chart.transform_filter("!shown.dense || datum.alone")
+
+
+def _points(chart: alt.Chart) -> alt.Chart:
+    """Points; hollow where the sample is small. Where there are many the line is enough."""
+    points: alt.Chart = chart.mark_point(color=ACCENT, filled=False, strokeWidth=1.6).encode(
+        fill=alt.condition("datum.few", alt.value(CARD), alt.value(ACCENT)),
+        size=alt.condition("shown.dense", alt.value(16), alt.value(38)),
+        opacity=alt.condition("shown.dense && !datum.few && !datum.alone", alt.value(0), alt.value(1)),
+    )
+    return points
+
+
+def rate_over_time(rows: Sequence[Row], shown: Row, n: str, lowest: float) -> Spec:
+    """A rate with its interval: rows of rate, low, high, the count `n`, `few` and `alone`.
+
+    The axis begins at the tenth below `lowest`. Days without data have a NULL rate, which breaks the line.
+    """
+    base = _over_time(shown)
+    axis = alt.Axis(format=".0%", title=None, tickCount=5)
+    scale = alt.Scale(domain=[int(lowest * 10) / 10 if lowest < 1 else 0.9, 1], nice=False, zero=False)
+    low, rate = alt.Y("low:Q", scale=scale, axis=axis), alt.Y("rate:Q", scale=scale, axis=axis)
+    high = alt.Y2("high:Q")
+    band = base.transform_filter("shown.dense").mark_area(color=ACCENT, opacity=0.2, clip=True)
+    bars = _bars_apart(base).mark_rule(color=ACCENT, opacity=0.4, strokeWidth=3, clip=True)
+    line = base.mark_line(color=ACCENT, strokeWidth=1.8)
     tooltip = [
-        alt.Tooltip("day:N", title="from"),
+        _WHEN,
         alt.Tooltip("rate:Q", format=".1%"),
         alt.Tooltip("low:Q", format=".1%", title="95 % from"),
         alt.Tooltip("high:Q", format=".1%", title="to"),
-        alt.Tooltip("n:Q", title=n),
+        alt.Tooltip("n:Q", title=n, format=","),
     ]
-    lowest = min((row["low"] for row in rows if row["low"] is not None), default=0)
-    scale = alt.Scale(domain=[max(0.0, int(lowest * 10) / 10), 1], nice=False)
-    band = base.mark_area(color=ACCENT, opacity=0.22, clip=True).encode(
-        _TIME, alt.Y("low:Q", scale=scale, axis=_PERCENT), alt.Y2("high:Q")
+    return _spec(
+        alt.layer(
+            band.encode(_TIME, low, high),
+            bars.encode(_TIME, low, high),
+            line.encode(_TIME, rate),
+            _points(base.transform_filter("datum.rate !== null")).encode(_TIME, rate, tooltip=tooltip),
+        ),
+        200,
+        rows=rows,
     )
-    line = base.mark_line(
-        color=ACCENT, strokeWidth=2, clip=True, point={"color": ACCENT, "size": 18, "filled": True}
-    ).encode(_TIME, alt.Y("rate:Q", scale=scale, axis=_PERCENT), tooltip=tooltip)
-    return _spec(alt.layer(band, line), 200)
 
 
-def attribution(rows: Sequence[Row]) -> dict[str, Any]:
-    """Stacked bars: rows of reason, kind and verifications."""
-    chart = (
-        alt.Chart(_data(rows))
-        .mark_bar()
-        .encode(
-            alt.Y("reason:N", sort=None, axis=alt.Axis(title=None, labelLimit=170)),
-            alt.X("verifications:Q", axis=alt.Axis(title="verifications", tickMinStep=1, tickCount=5)),
-            alt.Color(
-                "kind:N",
-                scale=alt.Scale(
-                    domain=list(FAILURE_KINDS),
-                    range=[FAIL, SECOND, OTHER],
-                ),
-                legend=alt.Legend(orient="top", title=None, columns=1, labelLimit=300),
-            ),
-            order=alt.Order("position:O"),
-            tooltip=["reason:N", "kind:N", "verifications:Q"],
+def attribution(rows: Sequence[Row], shown: Row) -> Spec:
+    """Stacked bars: rows of reason, rank, kind, position and verifications."""
+    base = _of_period(shown).encode(
+        alt.Y(
+            "reason:N",
+            sort=alt.EncodingSortField(field="rank", op="min"),
+            axis=alt.Axis(title=None, labelLimit=_LABEL_LIMIT, ticks=False, domain=False),
         )
     )
-    return _spec(chart, 34 * max(1, len({row["reason"] for row in rows})))
+    bars = base.mark_bar(size=22).encode(
+        alt.X("verifications:Q", stack=True, axis=_counts("declined verifications")),
+        alt.Color(
+            "kind:N",
+            scale=alt.Scale(domain=list(FAILURE_KINDS), range=[FAIL, SECOND, OTHER]),
+            legend=alt.Legend(orient="top", title=None, columns=3, symbolType="square"),
+        ),
+        order=alt.Order("position:O"),
+        tooltip=["reason:N", "kind:N", alt.Tooltip("verifications:Q", format=",")],
+    )
+    return _spec(bars, _height(rows, 32), rows=rows)
 
 
-def histogram(rows: Sequence[Row]) -> dict[str, Any]:
-    """Confidences by status: rows of bin_low, bin_high, status and checks."""
-    chart = (
-        alt.Chart(_data(rows))
-        .mark_bar(binSpacing=0.5)
+def histogram(rows: Sequence[Row], shown: Row) -> Spec:
+    """Confidences of passed checks upwards, of failed ones downwards, each as a share of its own.
+
+    Rows of side (PASS or FAIL), bin_low, bin_high, checks, share, and `signed`: the share, negative
+    where it goes down.
+    """
+    bars = (
+        _of_period(shown)
+        .mark_bar(binSpacing=0.4)
         .encode(
             alt.X(
                 "bin_low:Q",
@@ -106,148 +162,288 @@ def histogram(rows: Sequence[Row]) -> dict[str, Any]:
                 axis=alt.Axis(title="confidence", tickCount=6, format=".1f", grid=False),
             ),
             alt.X2("bin_high:Q"),
-            alt.Y("checks:Q", stack=True, axis=alt.Axis(title=None, tickCount=4, format="~s")),
-            alt.Color("status:N", scale=STATUS_COLOURS, legend=None),
-            tooltip=["status:N", "bin_low:Q", "bin_high:Q", "checks:Q"],
+            alt.Y(
+                "signed:Q",
+                stack=None,
+                axis=alt.Axis(title=None, tickCount=5, labelExpr="format(abs(datum.value), '.1~%')"),
+            ),
+            alt.Y2(datum=0),
+            alt.Color("side:N", legend=None, scale=alt.Scale(domain=["PASS", "FAIL"], range=[PASS, FAIL])),
+            tooltip=[
+                alt.Tooltip("side:N", title="status"),
+                alt.Tooltip("bin_low:Q", title="from", format=".2f"),
+                alt.Tooltip("bin_high:Q", title="to", format=".2f"),
+                alt.Tooltip("share:Q", format=".1%", title="share of the status"),
+                alt.Tooltip("checks:Q", format=","),
+            ],
         )
     )
-    return _spec(chart, 170)
+    zero = alt.Chart(alt.NamedData("zero")).mark_rule(color=OTHER).encode(y=alt.datum(0))
+    return _spec(alt.layer(bars, zero), 190, rows=rows, zero=[{}])
 
 
-def drift(rows: Sequence[Row]) -> dict[str, Any]:
-    """PSI and its noise floor over time: rows of date, psi, floor and level."""
-    base = _over_time(rows)
-    top = max(0.3, *(row["psi"] for row in rows if row["psi"] is not None), 0.3)
-    scale = alt.Scale(domain=[0, min(top, 1.0)], clamp=True)
-    axis = alt.Axis(title="PSI", tickCount=4)
-    limits = (
-        alt.Chart(alt.InlineData(values=[{"psi": 0.1}, {"psi": 0.25}]))
-        .mark_rule(color=FAIL, strokeDash=[4, 4], opacity=0.7)
-        .encode(alt.Y("psi:Q", scale=scale))
+def quantiles_over_time(rows: Sequence[Row], shown: Row, lowest: float) -> Spec:
+    """Median, middle half and middle nine tenths: rows of p05, p25, p50, p75, p95, `few` and `alone`."""
+    base = _over_time(shown)
+    axis = alt.Axis(format=".2~f", title=None, tickCount=5)
+    scale = alt.Scale(domain=[min(int(lowest * 10) / 10, 0.9), 1], nice=False, zero=False)
+    layers: list[alt.Chart] = []
+    for low, high, opacity, width in (("p05", "p95", 0.16, 2), ("p25", "p75", 0.34, 6)):
+        ends = alt.Y(f"{low}:Q", scale=scale, axis=axis), alt.Y2(f"{high}:Q")
+        layers += [
+            base.transform_filter("shown.dense")
+            .mark_area(color=ACCENT, opacity=opacity)
+            .encode(_TIME, *ends),
+            _bars_apart(base)
+            .mark_rule(color=ACCENT, opacity=2 * opacity, strokeWidth=width)
+            .encode(_TIME, *ends),
+        ]
+    median = alt.Y("p50:Q", scale=scale, axis=axis)
+    tooltip = [_WHEN, *(alt.Tooltip(f"{q}:Q", format=".3f") for q in ("p05", "p25", "p50", "p75", "p95"))]
+    layers += [
+        base.mark_line(color=ACCENT, strokeWidth=1.8).encode(_TIME, median),
+        _points(base.transform_filter("datum.p50 !== null")).encode(
+            _TIME, median, tooltip=[*tooltip, alt.Tooltip("n:Q", title="checks", format=",")]
+        ),
+    ]
+    return _spec(alt.layer(*layers), 180, rows=rows)
+
+
+def drift(rows: Sequence[Row], shown: Row) -> Spec:
+    """PSI and its noise floor over time: rows of psi, floor, ks, level and `alone`."""
+    base = _over_time(shown)
+    largest = max((row["psi"] for row in rows if row["psi"] is not None), default=0.0)
+    scale = alt.Scale(domain=[0, max(0.3, 1.05 * largest)], nice=False)
+    axis = alt.Axis(title=None, tickCount=4, format="~g")
+    levels = alt.Chart(alt.NamedData("limits")).encode(alt.Y("psi:Q", scale=scale, axis=axis))
+    limits = levels.mark_rule(color=FAIL, strokeDash=[4, 4], opacity=0.7)
+    names = levels.mark_text(color=FAIL, align="left", baseline="bottom", dx=3, dy=-2, fontSize=11).encode(
+        x=alt.value(0), text="limit:N"
     )
-    floor = base.mark_area(color=OTHER, opacity=0.35).encode(_TIME, alt.Y("floor:Q", scale=scale, axis=axis))
-    line = base.mark_line(color=ACCENT, strokeWidth=2, point={"color": ACCENT, "size": 18}).encode(
-        _TIME,
-        alt.Y("psi:Q", scale=scale, axis=axis),
+    floor = base.mark_area(color=OTHER, opacity=0.3).encode(_TIME, alt.Y("floor:Q", scale=scale, axis=axis))
+    psi = alt.Y("psi:Q", scale=scale, axis=axis)
+    line = base.mark_line(color=ACCENT, strokeWidth=1.8).encode(_TIME, psi)
+    dots = (
+        base.transform_filter("datum.psi !== null")
+        .mark_point(filled=True, opacity=1)
+        .encode(
+            _TIME,
+            psi,
+            color=alt.Color(
+                "level:N",
+                legend=None,
+                scale=alt.Scale(domain=["none", "moderate", "large"], range=[ACCENT, SECOND, FAIL]),
+            ),
+            size=alt.condition("shown.dense", alt.value(14), alt.value(38)),
+            tooltip=[
+                _WHEN,
+                alt.Tooltip("psi:Q", format=".3f", title="PSI"),
+                alt.Tooltip("floor:Q", format=".3f", title="noise floor"),
+                alt.Tooltip("ks:Q", format=".3f", title="KS"),
+                "level:N",
+            ],
+        )
+    )
+    limit_rows = [{"limit": name, "psi": psi} for name, psi in PSI_LIMITS]
+    return _spec(alt.layer(floor, line, limits, names, dots), 180, rows=rows, limits=limit_rows)
+
+
+_THRESHOLD: Final = alt.X(
+    "threshold:Q",
+    scale=alt.Scale(domain=[0, 1]),
+    axis=alt.Axis(title="threshold", tickCount=10, format=".1f"),
+)
+
+
+def threshold_rate() -> Spec:
+    """Simulated pass rate over the threshold. The page's script fills the data sets.
+
+    `curve`: threshold, rate, low, high; `chosen`: one such row and `recorded`, the rate as it was.
+    """
+    axis = alt.Axis(format=".0%", title=None, tickCount=5)
+    scale = alt.Scale(domain=[0, 1])
+    curve = alt.Chart(alt.NamedData("curve"))
+    rate = alt.Y("rate:Q", scale=scale, axis=axis)
+    band = curve.mark_area(color=ACCENT, opacity=0.2).encode(
+        _THRESHOLD, alt.Y("low:Q", scale=scale, axis=axis), alt.Y2("high:Q")
+    )
+    line = curve.mark_line(color=ACCENT, strokeWidth=2).encode(
+        _THRESHOLD,
+        rate,
         tooltip=[
-            alt.Tooltip("day:N", title="day"),
-            alt.Tooltip("psi:Q", format=".3f"),
-            alt.Tooltip("floor:Q", format=".3f", title="noise floor"),
-            alt.Tooltip("ks:Q", format=".3f"),
-            "level:N",
+            alt.Tooltip("threshold:Q", format=".2f"),
+            alt.Tooltip("rate:Q", format=".1%", title="would pass"),
+            alt.Tooltip("low:Q", format=".1%", title="95 % from"),
+            alt.Tooltip("high:Q", format=".1%", title="to"),
         ],
     )
-    return _spec(alt.layer(floor, line, limits), 170)
+    chosen = alt.Chart(alt.NamedData("chosen"))
+    recorded = chosen.mark_rule(color=OTHER, strokeDash=[5, 4], strokeWidth=1.5).encode(
+        alt.Y("recorded:Q", scale=scale, axis=axis)
+    )
+    return _spec(
+        alt.layer(
+            band,
+            line,
+            recorded,
+            chosen.mark_rule(color=FAIL, strokeWidth=2).encode(_THRESHOLD),
+            chosen.mark_point(color=FAIL, filled=True, size=80, opacity=1).encode(_THRESHOLD, rate),
+        ),
+        230,
+        curve=[],
+        chosen=[],
+    )
 
 
-def thresholds(rows: Sequence[Row], start: float) -> dict[str, Any]:
-    """Simulated pass rate over the threshold; the parameters `chosen` and `check` are set by the page."""
-    chosen = alt.param(name="chosen", value=start)
-    check = alt.param(name="check", value=rows[0]["check"] if rows else "")
-    base = alt.Chart(_data(rows)).add_params(chosen, check).transform_filter("datum.check === check")
-    lines = (
-        base.transform_fold(["rate", "rate_null_as_fail"], as_=["rule", "share"])
+def threshold_flips() -> Spec:
+    """Decisions that would change, over the threshold: `curve` and `chosen` with to_fail and to_pass."""
+    kinds = {"to_fail": "passed, would fail", "to_pass": "failed, would pass"}
+    changes = (
+        alt.Chart(alt.NamedData("curve"))
+        .transform_fold(list(kinds), as_=["kind", "checks"])
         .mark_line(strokeWidth=2)
         .encode(
-            alt.X(
-                "threshold:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="threshold", tickCount=10)
-            ),
-            alt.Y("share:Q", scale=alt.Scale(domain=[0, 1]), axis=_PERCENT),
-            alt.StrokeDash("rule:N", legend=None),
+            _THRESHOLD,
+            alt.Y("checks:Q", axis=_counts()),
             alt.Color(
-                "rule:N",
-                scale=alt.Scale(domain=["rate", "rate_null_as_fail"], range=[ACCENT, SECOND]),
+                "kind:N",
+                scale=alt.Scale(domain=list(kinds), range=[FAIL, PASS]),
                 legend=alt.Legend(
                     orient="top",
                     title=None,
-                    labelExpr="datum.label === 'rate' ? 'of checks with a confidence' : 'of all checks'",
-                    labelLimit=240,
+                    labelLimit=200,
+                    symbolType="stroke",
+                    labelExpr=f"datum.label === 'to_fail' ? '{kinds['to_fail']}' : '{kinds['to_pass']}'",
                 ),
             ),
+            tooltip=[alt.Tooltip("threshold:Q", format=".2f"), "kind:N", alt.Tooltip("checks:Q", format=",")],
         )
     )
-    marker = (
-        base.transform_filter("abs(datum.threshold - chosen) < 0.001")
-        .mark_rule(color=FAIL, strokeWidth=2)
-        .encode(alt.X("threshold:Q"))
-    )
-    return _spec(alt.layer(lines, marker), 240)
+    chosen = alt.Chart(alt.NamedData("chosen"))
+    marker = chosen.mark_rule(color=ACCENT, strokeWidth=2).encode(_THRESHOLD)
+    return _spec(alt.layer(changes, marker), 230, curve=[], chosen=[])
 
 
-def funnel(rows: Sequence[Row]) -> dict[str, Any]:
-    """Horizontal bars: rows of stage, submissions and kind (`kept` or `lost`)."""
-    base = alt.Chart(_data(rows)).encode(
-        alt.Y("stage:N", sort=None, axis=alt.Axis(title=None, labelLimit=150)),
-        alt.X(
-            "submissions:Q",
-            # Room for the label beside the longest bar.
-            scale=alt.Scale(domain=[0, 1.25 * max(row["submissions"] for row in rows)], nice=False),
-            axis=alt.Axis(title=None, tickMinStep=1, format="~s", tickCount=5),
+def funnel(rows: Sequence[Row], shown: Row) -> Spec:
+    """Horizontal bars: rows of stage, rank, submissions, label and kind (`kept` or `lost`)."""
+    base = _of_period(shown).encode(
+        alt.Y(
+            "stage:N",
+            sort=alt.EncodingSortField(field="rank", op="min"),
+            axis=alt.Axis(title=None, labelLimit=_LABEL_LIMIT, ticks=False, domain=False),
         ),
-        tooltip=["stage:N", "submissions:Q"],
-    )
-    bars = base.mark_bar().encode(
-        alt.Color("kind:N", scale=alt.Scale(domain=["kept", "lost"], range=[ACCENT, FAIL]), legend=None)
-    )
-    labels = base.mark_text(align="left", dx=4).encode(text=alt.Text("submissions:Q", format=","))
-    return _spec(alt.layer(bars, labels), 26 * len(rows))
-
-
-def companies(rows: Sequence[Row]) -> dict[str, Any]:
-    """Dots with intervals: rows of company, rate, low, high and n."""
-    base = alt.Chart(_data(rows)).encode(
-        alt.Y("company:N", sort=None, axis=alt.Axis(title=None, labelLimit=150)),
         tooltip=[
-            "company:N",
-            alt.Tooltip("rate:Q", format=".1%"),
-            alt.Tooltip("low:Q", format=".1%", title="95 % from"),
-            alt.Tooltip("high:Q", format=".1%", title="to"),
-            alt.Tooltip("n:Q", title="verifications"),
+            "stage:N",
+            alt.Tooltip("submissions:Q", format=","),
+            alt.Tooltip("label:N", title="of received"),
         ],
     )
-    scale = alt.Scale(domain=[0, 1])
-    bars = base.mark_rule(color=ACCENT, strokeWidth=3, opacity=0.45).encode(
-        alt.X("low:Q", scale=scale, axis=alt.Axis(format=".0%", title="verified rate", tickCount=5)),
-        alt.X2("high:Q"),
+    # Room for the label beside the longest bar.
+    room = base.transform_joinaggregate(most="max(submissions)").transform_calculate(room="datum.most * 1.45")
+    axis = alt.Axis(title=None, labels=False, ticks=False, grid=False, domain=False)
+    bars = base.mark_bar(size=25).encode(
+        alt.X("submissions:Q", axis=axis),
+        alt.Color("kind:N", scale=alt.Scale(domain=["kept", "lost"], range=[ACCENT, FAIL]), legend=None),
     )
-    dots = base.mark_point(color=ACCENT, filled=True, size=70).encode(alt.X("rate:Q", scale=scale))
-    return _spec(alt.layer(bars, dots), 26 * max(1, len(rows)))
-
-
-def latency(rows: Sequence[Row]) -> dict[str, Any]:
-    """Quantiles of the answer time: rows of date, quantile and ms."""
-    line = (
-        _over_time(rows)
-        .mark_line(strokeWidth=2)
-        .encode(
-            _TIME,
-            alt.Y("ms:Q", axis=alt.Axis(title="ms", format="~s", tickCount=5)),
-            alt.Color(
-                "quantile:N",
-                scale=alt.Scale(domain=["p50", "p95", "p99"], range=[ACCENT, SECOND, FAIL]),
-                legend=alt.Legend(orient="top", title=None),
-            ),
-            alt.StrokeDash("quantile:N", legend=None),
-            tooltip=["day:N", "quantile:N", alt.Tooltip("ms:Q", format=",.0f")],
-        )
+    space = room.mark_point(opacity=0).encode(alt.X("room:Q", axis=axis))
+    labels = base.mark_text(align="left", dx=5, color=INK).encode(
+        alt.X("submissions:Q", axis=axis), text="label:N"
     )
-    return _spec(line, 200)
+    return _spec(alt.layer(space, bars, labels), _height(rows, 34), rows=rows)
 
 
-def calls(rows: Sequence[Row]) -> dict[str, Any]:
-    """First calls and retries over time: rows of date, kind and calls."""
+def _stacked(rows: Sequence[Row], shown: Row, y: str, kinds: Mapping[str, str], axis: alt.Axis) -> Spec:
+    """Bars of real width for each day or week: rows of `y` and kind."""
     bars = (
-        _over_time(rows)
-        .mark_area(line=False, interpolate="step-after", opacity=0.85)
+        _over_time(shown)
+        .mark_bar(width=alt.expr(f"max(1, {_BAR} * width / shown.points)"))
         .encode(
             _TIME,
-            alt.Y("calls:Q", stack=True, axis=alt.Axis(title=None, format="~s", tickMinStep=1, tickCount=5)),
+            alt.Y(f"{y}:Q", stack=True, axis=axis),
             alt.Color(
                 "kind:N",
-                scale=alt.Scale(domain=["first calls", "retries"], range=[ACCENT, FAIL]),
-                legend=alt.Legend(orient="top", title=None),
+                scale=alt.Scale(domain=list(kinds), range=list(kinds.values())),
+                legend=alt.Legend(orient="top", title=None, columns=2, symbolType="square")
+                if len(kinds) > 1
+                else None,
             ),
-            tooltip=["day:N", "kind:N", "calls:Q"],
+            order=alt.Order("position:O"),
+            tooltip=[_WHEN, "kind:N", alt.Tooltip(f"{y}:Q", format=",~r")],
         )
     )
-    return _spec(bars, 200)
+    return _spec(bars, 200, rows=rows)
+
+
+def volume(rows: Sequence[Row], shown: Row) -> Spec:
+    """What became of the submissions over time: rows of submissions, kind and position."""
+    colours = dict(zip(OUTCOMES, (PASS, FAIL, OTHER, SECOND), strict=True))
+    return _stacked(rows, shown, "submissions", colours, _counts())
+
+
+def calls(rows: Sequence[Row], shown: Row) -> Spec:
+    """First calls and retries over time: rows of calls, kind and position."""
+    colours = {"first calls": ACCENT, "retries": FAIL}
+    return _stacked(rows, shown, "calls", colours, _counts())
+
+
+def cost(rows: Sequence[Row], shown: Row) -> Spec:
+    """Estimated cost over time: rows of cost, kind and position."""
+    return _stacked(
+        rows, shown, "cost", {"estimated cost": ACCENT}, alt.Axis(title=None, tickCount=4, format="~s")
+    )
+
+
+def companies(rows: Sequence[Row], shown: Row) -> Spec:
+    """Dots with intervals: rows of company, rank, rate, low, high, n, `few` and `overall`."""
+    base = _of_period(shown)
+    y = alt.Y(
+        "company:N",
+        sort=alt.EncodingSortField(field="rank", op="min"),
+        axis=alt.Axis(title=None, labelLimit=_LABEL_LIMIT, ticks=False, domain=False),
+    )
+    scale = alt.Scale(domain=[0, 1])
+    axis = alt.Axis(format=".0%", title=None, tickCount=5)
+    rate = alt.X("rate:Q", scale=scale, axis=axis)
+    tooltip = [
+        alt.Tooltip("company:N"),
+        alt.Tooltip("rate:Q", format=".1%", title="verified"),
+        alt.Tooltip("low:Q", format=".1%", title="95 % from"),
+        alt.Tooltip("high:Q", format=".1%", title="to"),
+        alt.Tooltip("n:Q", title="verifications", format=","),
+    ]
+    overall = (
+        base.transform_filter("datum.rank === 0")
+        .mark_rule(color=OTHER, strokeDash=[5, 4], strokeWidth=1.5)
+        .encode(alt.X("overall:Q", scale=scale, axis=axis))
+    )
+    bars = base.mark_rule(color=ACCENT, strokeWidth=4, opacity=0.4).encode(
+        y, alt.X("low:Q", scale=scale, axis=axis), alt.X2("high:Q")
+    )
+    dots = base.mark_point(color=ACCENT, strokeWidth=1.6, opacity=1, size=60).encode(
+        y, rate, fill=alt.condition("datum.few", alt.value(CARD), alt.value(ACCENT)), tooltip=tooltip
+    )
+    return _spec(alt.layer(overall, bars, dots), _height(rows, 26), rows=rows)
+
+
+def latency(rows: Sequence[Row], shown: Row) -> Spec:
+    """Quantiles of the answer time: rows of quantile and ms."""
+    base = _over_time(shown)
+    colour = alt.Color(
+        "quantile:N",
+        scale=alt.Scale(domain=list(QUANTILES), range=[ACCENT, SECOND, FAIL]),
+        legend=alt.Legend(orient="top", title=None, symbolType="stroke"),
+    )
+    ms = alt.Y("ms:Q", axis=alt.Axis(title=None, tickCount=5, labelExpr=_COUNT_LABEL))
+    line = base.mark_line(strokeWidth=1.8).encode(_TIME, ms, colour)
+    dots = (
+        base.transform_filter("datum.ms !== null")
+        .mark_point(filled=True, opacity=1)
+        .encode(
+            _TIME,
+            ms,
+            colour,
+            size=alt.condition("shown.dense", alt.value(8), alt.value(30)),
+            tooltip=[_WHEN, "quantile:N", alt.Tooltip("ms:Q", format=",.0f")],
+        )
+    )
+    return _spec(alt.layer(line, dots), 200, rows=rows)

@@ -1,19 +1,25 @@
 """The report: one self-contained HTML page made from the published warehouse.
 
-The page needs no network: the plotting library is inside it. What it shows is in :mod:`sections`.
+The page needs no network: style, scripts and the plotting library are inside it, and its policy allows no
+other script. What it shows is in :mod:`sections`, how it looks and behaves in the templates.
 """
 
+import base64
+import hashlib
 import json
 import os
 import secrets
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Final
 
 import jinja2
 from markupsafe import Markup
 
 from kyc_pipeline.analyze.publish import open_warehouse
+
+_TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
 def write_report(warehouse: Path, destination: Path) -> None:
@@ -26,8 +32,25 @@ def write_report(warehouse: Path, destination: Path) -> None:
 
     with open_warehouse(warehouse) as connection:
         page = read_page(connection)
-    specs = {figure.id: figure.spec for section in page.sections for figure in section.figures}
-    text = _template().render(page=page, bundle=_bundle(), specs=_json(specs), explorer=_json(page.explorer))
+    figures = [figure for section in page.sections for figure in section.figures]
+    data = {
+        "specs": {figure.id: figure.spec for figure in figures},
+        "views": {
+            figure.id: {key: [view.note, view.alt, view.empty] for key, view in figure.views.items()}
+            for figure in figures
+        },
+        "periods": {period.key: period.shown for period in page.periods},
+        "explorer": page.explorer,
+    }
+    scripts = [_bundle(), _own("report.js")]
+    text = _template().render(
+        page=page,
+        first=page.periods[0].key,
+        style=_own("report.css"),
+        data=_json(data),
+        scripts=scripts,
+        script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+    )
     destination.parent.mkdir(parents=True, exist_ok=True)
     draft = destination.with_name(f".{destination.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -37,7 +60,7 @@ def write_report(warehouse: Path, destination: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _json(value: object) -> Markup:
+def _json(value: Any) -> Markup:
     """JSON that is safe inside a `<script>` element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_number)
     return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - no `<` is left in it
@@ -49,18 +72,29 @@ def _as_number(value: object) -> float:
     raise TypeError(f"not a value of a chart: {type(value).__name__}")
 
 
+def _own(name: str) -> Markup:
+    """A style or script of the package, safe to stand in the page as it is."""
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - it is the package's own
+
+
 @lru_cache(maxsize=1)
 def _bundle() -> Markup:
     """Vega, Vega-Lite and Vega-Embed as one script, safe inside a `<script>` element."""
     import vl_convert
 
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    # Browsers read line ends as \n, and the policy's hash is of what they read.
+    script = script.replace("\r\n", "\n").replace("\r", "\n")
     return Markup(script.replace("</script", "<\\/script"))  # noqa: S704 - it is the library's own
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

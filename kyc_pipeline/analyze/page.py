@@ -1,0 +1,170 @@
+"""What a page of the report is made of, and how figures are written on it.
+
+How charts look is in :mod:`charts`, what they show in :mod:`sections`, the page itself in the templates.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+from kyc_pipeline.analyze.periods import Period
+from kyc_pipeline.analyze.quality import CheckResult
+
+NONE: Final = "–"
+LOW_N: Final = 30
+"""Below it a rate is marked: do not decide by it alone."""
+FEW: Final = "*"
+"""The mark of a small sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is said of a chart in one period: beside its title, and instead of seeing it.
+
+    `empty` says why nothing is drawn, where nothing is.
+    """
+
+    note: str
+    alt: str
+    empty: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table, shown in `periods` (their keys)."""
+
+    cells: Sequence[str]
+    periods: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; columns from `numeric_from` on are aligned as numbers. `empty` stands in for no rows."""
+
+    headings: Sequence[str]
+    rows: Sequence[Row]
+    numeric_from: int = 1
+    empty: str = "Nothing in this period."
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One chart with the table behind it. `check` is the check that it shows, for the page's filter."""
+
+    id: str
+    title: str
+    spec: dict[str, Any]
+    views: Mapping[str, View]
+    table: Table
+    check: str = ""
+    wide: bool = False
+    explorer: str = ""
+    """The part that it has in the threshold explorer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A word of the section in the warehouse's own words: `name` is `table` or `table.column`."""
+
+    name: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page with its heading. `empty` says why there is nothing, where there is nothing."""
+
+    id: str
+    title: str
+    intro: str
+    empty: str
+    figures: Sequence[Figure] = ()
+    table: Table | None = None
+    table_title: str = ""
+    definitions: Sequence[Definition] = ()
+    key: Sequence[tuple[str, str]] = ()
+    """Colours: the palette's name and what it stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One key figure. `change` compares it with the period before."""
+
+    label: str
+    value: str
+    of: str
+    change: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One thing that stands out, and the section that shows it."""
+
+    text: str
+    section: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that the template shows."""
+
+    build: Mapping[str, str]
+    periods: Sequence[Period]
+    checks: Sequence[str]
+    tiles: Mapping[str, Sequence[Tile]]
+    remarks: Sequence[Remark]
+    sections: Sequence[Section]
+    explorer: Sequence[Mapping[str, Any]]
+    findings: Sequence[CheckResult]
+
+
+def number(value: float | Decimal | None) -> str:
+    """`12,345`; a dash without a value."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def percent(value: float | None) -> str:
+    """`82.9%`; a dash without a value."""
+    return NONE if value is None else f"{value:.1%}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`80.2% to 85.3%`; nothing without a value."""
+    return "" if low is None or high is None else f"{percent(low)} to {percent(high)}"
+
+
+def points(value: float | None) -> str:
+    """`+1.2 pts`, a difference of two rates; a dash without a value."""
+    return NONE if value is None else f"{value * 100:+.1f} pts".replace("-", "−")
+
+
+def money(value: Decimal | None) -> str:
+    """`1,234.50`; a dash without a price."""
+    return NONE if value is None else f"{value:,.2f}"
+
+
+def decimals(value: float | None, digits: int = 3) -> str:
+    """`0.123`; a dash without a value."""
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def counted(n: int | None) -> str:
+    """A sample's size, marked where it is small."""
+    return number(n) + (FEW if n is not None and n < LOW_N else "")
+
+
+def day(value: datetime.date) -> str:
+    """`9 Sep 2024`."""
+    return f"{value.day} {value:%b %Y}"
+
+
+def share(part: float, whole: float | None) -> float | None:
+    """part / whole; None where there is no whole."""
+    return part / whole if whole else None
+
+
+def some(n: int, one: str, many: str = "") -> str:
+    """`1 day`, `12 days`."""
+    return f"{number(n)} {one if n == 1 else many or one + 's'}"
