@@ -55,6 +55,7 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         settings = pipeline.settings
         warehouse = settings.kyc_warehouse
+        erasures = pipeline.erasure_state()
         draft = new_draft(warehouse)
         try:
             summary = build(
@@ -74,6 +75,11 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
                 raise dg.Failure(
                     description="not published: "
                     + "; ".join(f"{error.name} ({error.rows} rows): {error.description}" for error in errors),
+                    allow_retries=False,
+                )
+            if pipeline.erasure_state() != erasures:
+                raise dg.Failure(
+                    description="not published: somebody was erased while it was built: build it again",
                     allow_retries=False,
                 )
             publish(draft, warehouse)
@@ -96,7 +102,10 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
     @fails_plainly
     def report(pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult[Any]:
         settings = pipeline.settings
-        write_report(settings.kyc_warehouse, settings.kyc_report)
+        erasures = None
+        # Again, where somebody was erased meanwhile: what was read may show them.
+        while erasures != (erasures := pipeline.erasure_state()):
+            write_report(settings.kyc_warehouse, settings.kyc_report)
         return dg.MaterializeResult(metadata={"bytes": settings.kyc_report.stat().st_size})
 
     return [build_warehouse, report]

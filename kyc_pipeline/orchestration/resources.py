@@ -66,3 +66,8 @@ class Pipeline:
         """Who was erased, as it is now; None where nobody was."""
         tombstones = LedgerErasure(ledger).tombstones()
         return ErasedSubjects(tombstones, self.pseudonymizer) if tombstones else None
+
+    def erasure_state(self) -> frozenset[tuple[object, ...]]:
+        """Something that differs where somebody was erased meanwhile: what was read before may show them."""
+        with self.open_ledger() as ledger:
+            return LedgerErasure(ledger).state()

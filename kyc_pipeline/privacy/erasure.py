@@ -118,6 +118,9 @@ class ErasableLedger(Protocol):
     def purge(self) -> None:
         """Makes the database forget the bytes of what was deleted."""
 
+    def swept(self, tombstones: Iterable[Tombstone]) -> None:
+        """Takes down that lake and ledger hold nothing any more: what was read before is out of date."""
+
     def finish(self, tombstones: Iterable[Tombstone]) -> None:
         """Marks tombstones as finished."""
 
@@ -282,6 +285,8 @@ def erase(
     _remove_drafts(stores.lake)
     progress("purge")
     stores.ledger.purge()
+    # A build that began before this moment may have read the old rows: it is not published any more.
+    stores.ledger.swept(found.erased.tombstones)
     return found.erased
 
 

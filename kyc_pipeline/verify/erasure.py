@@ -50,6 +50,13 @@ class LedgerErasure:
         with self._ledger.database.read() as connection:
             return [Tombstone(*row) for row in connection.execute(query)]
 
+    def state(self) -> frozenset[tuple[object, ...]]:
+        """Something that differs whenever an erasure begins, has swept the lake, or ends."""
+        if not self._ledger.exists():
+            return frozenset()
+        with self._ledger.database.read() as connection:
+            return frozenset(tuple(row) for row in connection.execute(select(erasures)))
+
     def submissions(self) -> Iterator[tuple[str, str]]:
         """(submission id, date) of every submission that is not erased."""
         if self._ledger.exists():
@@ -146,15 +153,22 @@ class LedgerErasure:
                 "erase again when it has ended"
             )
 
+    def swept(self, tombstones: Iterable[Tombstone]) -> None:
+        """Takes down that lake and ledger hold nothing any more: what was read before is out of date."""
+        self._mark(tombstones, erased_at=_now())
+
     def finish(self, tombstones: Iterable[Tombstone]) -> None:
         """Marks tombstones as finished."""
+        self._mark(tombstones, finished_at=_now())
+
+    def _mark(self, tombstones: Iterable[Tombstone], **values: int) -> None:
         with self._ledger.database.write() as connection:
             for each in tombstones:
                 connection.execute(
                     update(erasures)
                     .where(erasures.c.name == each.name, erasures.c.pseudonym == each.pseudonym)
                     .where(erasures.c.finished_at.is_(None))
-                    .values(finished_at=_now())
+                    .values(values)
                 )
 
     def _stream(self, query: Any) -> Iterator[Any]:

@@ -6,16 +6,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pytest
 
+from kyc_pipeline.analyze import assets
+from kyc_pipeline.analyze.build import BuildSummary
 from kyc_pipeline.cli import main
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES
+from kyc_pipeline.orchestration.local_run import run_partitions
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.privacy.erasure import Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.erasure import LedgerErasure
 from kyc_pipeline.verify.ledger import Ledger
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
@@ -215,3 +222,20 @@ def test_wrong_usage_ends_with_2_and_shows_no_value(landing: Any, run: Run, tag:
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert "secret-value" not in err
+
+
+def test_a_build_that_read_the_lake_before_an_erasure_is_not_published(
+    pipeline: Pipeline, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = assets.build
+
+    def build_slowly(*arguments: Any, **options: Any) -> BuildSummary:
+        summary = build(*arguments, **options)
+        with pipeline.open_ledger() as ledger:
+            LedgerErasure(ledger).remember([Tombstone("customerId", "0" * 64, "0" * 8)])
+        return summary
+
+    monkeypatch.setattr(assets, "build", build_slowly)
+    [failure] = run_partitions(pipeline, [], instance).failures
+    assert "somebody was erased" in failure
+    assert not pipeline.settings.kyc_warehouse.exists()
