@@ -123,9 +123,10 @@ def confidence_picture(connection: duckdb.DuckDBPyConnection) -> str | None:
     if not rows:
         return None
     bars = "".join(_bars(number, check_type, counts) for number, (check_type, counts) in enumerate(rows))
+    box = f"0 0 {_BINS * _BIN_WIDTH} {len(rows) * _ROW_HEIGHT}"
     svg = (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='400' "
-        f"viewBox='0 0 {_BINS * _BIN_WIDTH} {len(rows) * _ROW_HEIGHT}' style='font:8px sans-serif' fill='#58c'>{bars}</svg>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='400' viewBox='{box}' "
+        f"style='font:8px sans-serif' fill='#58c'>{bars}</svg>"
     )
     image = base64.b64encode(svg.encode()).decode()
     return f"![Confidences 0 to 1 by check type](data:image/svg+xml;base64,{image})"
