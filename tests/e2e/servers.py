@@ -80,10 +80,17 @@ def processes_of(session: int) -> list[int]:
 
 
 @contextmanager
-def running(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> Iterator[int]:
+def running(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    log: Path,
+    stop: signal.Signals = signal.SIGINT,
+) -> Iterator[int]:
     """Runs `command` in a session of its own; yields the session's id.
 
-    At the end the group gets a Ctrl-C, and must be gone with everything that it started.
+    At the end the group gets `stop` (a Ctrl-C), and must be gone with everything that it started.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -93,7 +100,7 @@ def running(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: P
     try:
         yield session
         assert process.poll() is None, f"ended by itself:\n{log.read_text(errors='replace')[-4000:]}"
-        os.killpg(session, signal.SIGINT)
+        os.killpg(session, stop)
         process.wait(STOP_SECONDS)
         poll(lambda: not processes_of(session), "the end of every process", seconds=STOP_SECONDS, log=log)
     finally:
@@ -145,6 +152,25 @@ class Webserver:
         """:func:`poll`, with the server's log in the failure."""
         return poll(look, what, log=self.log)
 
+    def start_sensor(self, name: str) -> None:
+        """Turns a sensor on, as its switch does."""
+        answer = self.ask(
+            "mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) "
+            "{ ... on Sensor { sensorState { status } } } }",
+            sensor={**CODE_LOCATION, "sensorName": name},
+        )["startSensor"]
+        assert answer == {"sensorState": {"status": "RUNNING"}}
+
+    def runs(self, **tags: str) -> list[dict[str, Any]]:
+        """Id, status and tags of the runs with these tags (`__` in a name stands for `/`), newest first."""
+        wanted = [{"key": key.replace("__", "/"), "value": value} for key, value in tags.items()]
+        query = (
+            "query ($f: RunsFilter!) { runsOrError(filter: $f) "
+            "{ ... on Runs { results { runId status tags { key value } } } } }"
+        )
+        found: list[dict[str, Any]] = self.ask(query, f={"tags": wanted})["runsOrError"]["results"]
+        return [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in found]
+
     def partition_stats(self, asset: str) -> dict[str, int]:
         """How many partitions of the asset are materialized, failed, …"""
         data = self.ask(
@@ -158,10 +184,16 @@ class Webserver:
 
 @contextmanager
 def webserver(
-    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path, port: int
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    log: Path,
+    port: int,
+    stop: signal.Signals = signal.SIGINT,
 ) -> Iterator[Webserver]:
-    """`command`, which serves Dagster on `port`, until the block ends."""
-    with running(command, cwd=cwd, env=env, log=log):
+    """`command`, which serves Dagster on `port`, until the block ends; then it gets `stop`."""
+    with running(command, cwd=cwd, env=env, log=log, stop=stop):
         server = Webserver(f"http://127.0.0.1:{port}", log)
         server.wait_until_loaded()
         yield server

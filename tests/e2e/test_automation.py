@@ -1,6 +1,10 @@
-"""The daemon's work for real: sensor, backfill, a killed run worker, a terminated run, a changed manifest."""
+"""The daemon's work for real: sensor, backfill, a killed run worker, a terminated run, a changed manifest,
+publication by automation, an alert; and both ways to start Dagster.
+"""
 
 import asyncio
+import http.server
+import json
 import os
 import re
 import shutil
@@ -9,6 +13,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +41,7 @@ pytestmark = pytest.mark.e2e
 
 TOKEN = "test-token"
 JOB = "verify_and_publish"
-KILLED, TERMINATED, WATCHED = "2024-09-02", "2024-09-04", "2024-09-10"
+TERMINATED, WATCHED = "2024-09-04", "2024-09-10"
 BACKFILLED = ("2024-09-05", "2024-09-06", "2024-09-07")
 DAILY_ASSETS = (
     "submissions",
@@ -73,6 +78,7 @@ class Site:
     simulator: Simulator
     server: Webserver
     answers: WaitsForTest
+    alerts: list[dict[str, object]]
     backfill_id: str
 
     @property
@@ -134,10 +140,7 @@ class Site:
 
     def sensor_runs(self, day: str) -> list[str]:
         """The statuses of the runs that the sensor started for the day."""
-        tags = {"dagster/sensor_name": "new_manifests", "dagster/partition": day}
-        query = "query ($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results { status } } } }"
-        wanted = [{"key": key, "value": value} for key, value in tags.items()]
-        runs = self.server.ask(query, f={"tags": wanted})["runsOrError"]["results"]
+        runs = self.server.runs(dagster__sensor_name="new_manifests", dagster__partition=day)
         return [run["status"] for run in runs]
 
     def warehouse_outcomes(self, day: str) -> list[tuple[str, int]]:
@@ -163,6 +166,28 @@ def start_backfill(server: Webserver) -> str:
     return str(answer["backfillId"])
 
 
+@contextmanager
+def webhook() -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """A webhook on loopback: its address, and what it was told."""
+    told: list[dict[str, object]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keeps the test's output clean."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", told
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
@@ -170,17 +195,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home.mkdir()
     shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", home)
     landing = Landing(folder / "landing")
-    killed, terminated = landing.day(KILLED, 6), landing.day(TERMINATED, 3 * IN_FLIGHT)
-    for day in BACKFILLED:
-        landing.day(day, 3)
+    terminated = landing.day(TERMINATED, 3 * IN_FLIGHT)
+    [first, *_] = [landing.day(day, 3) for day in BACKFILLED]
     answers = WaitsForTest()
     faults = {
-        **{id_: [Hangs(record=True)] for id_ in killed[:2]},
+        **{id_: [Hangs(record=True)] for id_ in first[:2]},
         **{id_: [answers] for id_ in terminated},
     }
     port = free_port()
     command = [script("dagster"), "dev", "-w", str(REPOSITORY / "workspace.yaml")]
-    with running_simulator(token=TOKEN, seed=11, faults=faults) as simulator:
+    with running_simulator(token=TOKEN, seed=11, faults=faults) as simulator, webhook() as (hook, alerts):
         env = clean_environment(
             folder,
             DAGSTER_HOME=str(home),
@@ -188,6 +212,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             DEEPXL_API_TOKEN=TOKEN,
             DEEPXL_REQUESTS_PER_SECOND="0",
             DEEPXL_MAX_CONCURRENCY=str(IN_FLIGHT),
+            KYC_ALERT_WEBHOOK=hook,
             KYC_LANDING=str(folder / "landing"),
             KYC_LAKE=str(folder / "lake"),
             KYC_LEDGER_URL=f"sqlite:///{folder / 'ledger.sqlite'}",
@@ -197,23 +222,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         command += ["-h", "127.0.0.1", "-p", str(port)]
         try:
             with webserver(command, cwd=folder, env=env, log=folder / "dagster.log", port=port) as server:
+                server.start_sensor("publish_when_new")
                 # The daemon looks for backfills every 30 s: this one waits while other tests run.
-                yield Site(folder, simulator, server, answers, start_backfill(server))
+                yield Site(folder, simulator, server, answers, alerts, start_backfill(server))
         finally:
             answers.go.set()
-
-
-def test_a_killed_run_fails_and_the_next_pays_nothing_twice(site: Site) -> None:
-    run = site.launch(KILLED)
-    poll(lambda: site.recorded(KILLED) == 6, "six calls, two of them unanswered", log=site.server.log)
-    os.kill(site.worker(run), signal.SIGKILL)
-    assert site.finished(run) == "FAILURE"
-    again = site.launch(KILLED)
-    assert site.finished(again) == "SUCCESS"
-    assert set(site.outcomes(KILLED).values()) == {"completed"}
-    assert set(site.received(KILLED).values()) == {1}
-    assert len(site.received(KILLED)) == 6
-    site.archive(KILLED)
 
 
 def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
@@ -234,7 +247,11 @@ def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
     site.archive(TERMINATED)
 
 
-def test_a_backfill_runs_every_day(site: Site) -> None:
+def test_a_backfill_whose_worker_is_killed_goes_on_and_pays_nothing_twice(site: Site) -> None:
+    first = BACKFILLED[0]
+    poll(lambda: site.recorded(first) == 3, "calls, two of them unanswered", log=site.server.log)
+    [killed] = site.server.runs(dagster__backfill=site.backfill_id)
+    os.kill(site.worker(killed["runId"]), signal.SIGKILL)
     query = (
         "query ($id: String!) { partitionBackfillOrError(backfillId: $id) "
         "{ ... on PartitionBackfill { status } } }"
@@ -246,26 +263,40 @@ def test_a_backfill_runs_every_day(site: Site) -> None:
         return bool(status == "COMPLETED_SUCCESS")
 
     site.server.wait(ended, "the end of the backfill")
+    again, before = site.server.runs(dagster__backfill=site.backfill_id)
+    assert (again["status"], before["status"]) == ("SUCCESS", "FAILURE")
+    assert again["tags"]["dagster/parent_run_id"] == before["runId"] == killed["runId"]
     for day in BACKFILLED:
         assert set(site.outcomes(day).values()) == {"completed"}
         assert list(site.received(day).values()) == [1, 1, 1]
-    # The killed and the terminated day were run again: nothing is left red.
+    # The terminated day was run again: nothing is left red.
     assert site.server.partition_stats("verifications") == {
-        "numMaterialized": 2 + len(BACKFILLED),
+        "numMaterialized": 1 + len(BACKFILLED),
         "numFailed": 0,
         "numMaterializing": 0,
     }
     site.archive(*BACKFILLED)
 
 
+def test_the_killed_run_was_told_of(site: Site) -> None:
+    [killed] = [r for r in site.server.runs(dagster__backfill=site.backfill_id) if r["status"] == "FAILURE"]
+    site.server.wait(lambda: site.alerts, "the alert")
+    assert [alert["run_id"] for alert in site.alerts] == [killed["runId"]]
+    assert site.alerts[0]["partitions"] == f"{BACKFILLED[0]}..{BACKFILLED[-1]}"
+
+
+def test_the_backfill_is_published_once_by_automation(site: Site) -> None:
+    def published() -> list[str]:
+        return [run["status"] for run in site.server.runs(kyc__trigger="publish_when_new")]
+
+    site.server.wait(lambda: published() == ["SUCCESS"], "the publication")
+    for day in BACKFILLED:
+        assert site.warehouse_outcomes(day) == [("completed", 3)]
+
+
 def test_the_sensor_runs_a_new_manifest_and_a_changed_one(site: Site) -> None:
     site.landing.day(WATCHED, 4)
-    answer = site.server.ask(
-        "mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) "
-        "{ ... on Sensor { sensorState { status } } } }",
-        sensor={**CODE_LOCATION, "sensorName": "new_manifests"},
-    )["startSensor"]
-    assert answer == {"sensorState": {"status": "RUNNING"}}
+    site.server.start_sensor("new_manifests")
     site.server.wait(lambda: site.sensor_runs(WATCHED) == ["SUCCESS"], "the run of the new manifest")
     assert site.warehouse_outcomes(WATCHED) == [("completed", 4)]
     site.landing.day(WATCHED, 6)
@@ -291,11 +322,15 @@ def test_dg_loads_the_same_code_location(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
     port = free_port()
     command = [script("dg"), "dev", "--host", "127.0.0.1", "--port", str(port)]
-    with webserver(command, cwd=REPOSITORY, env=env, log=tmp_path / "dg.log", port=port) as server:
+    log = tmp_path / "dg.log"
+    with webserver(command, cwd=REPOSITORY, env=env, log=log, port=port, stop=signal.SIGTERM) as server:
         data = server.ask(
             "query ($r: RepositorySelector!) { repositoryOrError(repositorySelector: $r) "
             "{ ... on Repository { sensors { name } schedules { name } } } }",
             r=CODE_LOCATION,
         )["repositoryOrError"]
-    assert [sensor["name"] for sensor in data["sensors"]] == ["new_manifests"]
-    assert {schedule["name"] for schedule in data["schedules"]} == {"daily_verification", "catch_up"}
+    assert "new_manifests" in [sensor["name"] for sensor in data["sensors"]]
+    assert {schedule["name"] for schedule in data["schedules"]} >= {"daily_verification", "catch_up"}
+    told = log.read_text(encoding="utf-8")
+    assert "Traceback" not in told
+    assert "virtual environment" not in told + checked.stderr
