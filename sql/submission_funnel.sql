@@ -12,7 +12,8 @@
 -- uncertain: Sent, and the answer lost; held for a decision.
 -- failed: Surely not processed; a later run tries again.
 -- not_attempted: Not sent yet: the run stopped, its budget was reached, or it has not begun.
--- verified: Completed and decided as verified.
+-- verified: Completed and decided as verified; 0 while the day is not flattened, so for rates use
+--   verified_rates, which leaves such days out.
 WITH accepted AS (
     SELECT
         date,

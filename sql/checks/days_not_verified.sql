@@ -1,4 +1,4 @@
--- Every day with submissions has been verified.
+-- Every day with submissions has been verified. If not: run `verification_responses` of that day.
 --
 -- severity: warning
 SELECT s.date, s.rows AS submissions

@@ -1,5 +1,10 @@
 -- Where to start: what this build is of, and what every table is for.
-SELECT t.table_name, t.estimated_size AS rows, t.comment AS meaning
-FROM duckdb_tables() AS t
-WHERE NOT t.internal AND t.database_name = current_database()
-ORDER BY t.table_name;
+SELECT table_name, estimated_size AS rows, comment AS meaning
+FROM duckdb_tables()
+WHERE NOT internal AND database_name = current_database()
+UNION ALL
+-- A fact that is too large for the file is a view over the lake.
+SELECT view_name, NULL, comment
+FROM duckdb_views()
+WHERE NOT internal AND database_name = current_database()
+ORDER BY table_name;

@@ -239,3 +239,10 @@ def test_a_draft_is_opened_for_reading_within_the_limit(lake: Lake, tmp_path: Pa
         assert connection.execute("SELECT current_setting('memory_limit')").fetchall() == [("95.3 MiB",)]
         with pytest.raises(duckdb.InvalidInputException, match="read-only"):
             connection.execute("CREATE TABLE mine AS SELECT 1")
+
+
+def test_duckdb_1_5_can_open_the_file(lake: Lake, built: Built) -> None:
+    tags = built().execute(
+        "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
+    )
+    assert tags.fetchall() == [("v1.5.0+",)]
