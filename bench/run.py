@@ -18,6 +18,7 @@ QUICK = {
     "flatten": ["--rows", "50000", "--days", "5", "--rounds", "1"],
     "ingest": ["--rows", "100000", "--rounds", "1"],
     "analyze": ["--millions", "0.1", "1"],
+    "backfill": ["--days", "6", "--sizes", "3", "--submissions", "2"],
 }
 
 
