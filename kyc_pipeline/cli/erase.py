@@ -57,7 +57,14 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
         is_published = settings.kyc_warehouse.exists() or settings.kyc_report.exists()
         needs_build = is_published and (found.is_stored or found.unfinished)
         publish = _publisher(settings, verbose=verbose) if needs_build else None
-        erased = erase_found(stores, found, name, value, delete_documents=landing)
+        erased = erase_found(
+            stores,
+            found,
+            name,
+            value,
+            delete_documents=landing,
+            progress=lambda step: click.echo(step, err=True) if verbose else None,
+        )
         if publish:
             publish()
         stores.ledger.finish(erased.tombstones)

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.flatten.checks import CHECKS, check_partition
-from kyc_pipeline.flatten.partition import flatten_partition
+from kyc_pipeline.flatten.partition import FlattenSummary, flatten_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
@@ -53,8 +53,16 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         lake, pseudonymizer = pipeline.lake, pipeline.pseudonymizer
 
+        def flattened(day: str) -> FlattenSummary:
+            while True:
+                erasures = pipeline.erasure_state()
+                summary = flatten_partition(lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags)
+                # Who was erased while the day was read may be in what was just written.
+                if pipeline.erasure_state() == erasures:
+                    return summary
+
         def work(day: str) -> DayResult:
-            summary = flatten_partition(lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags)
+            summary = flattened(day)
             metadata = {table.name: row_count(lake.row_count(table, day)) for table in TABLES}
             metadata[VERIFICATIONS.name] |= _share("verified_rate", _verified(lake, day))
             metadata[MODEL_CHECKS.name] |= _share("pass_rate", _passed(lake, day))

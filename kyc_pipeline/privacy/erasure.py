@@ -119,7 +119,7 @@ class ErasableLedger(Protocol):
         """Makes the database forget the bytes of what was deleted."""
 
     def swept(self, tombstones: Iterable[Tombstone]) -> None:
-        """Takes down that lake and ledger hold nothing any more: what was read before is out of date."""
+        """Takes down that the stores were swept: what was read before is out of date."""
 
     def finish(self, tombstones: Iterable[Tombstone]) -> None:
         """Marks tombstones as finished."""
@@ -274,7 +274,9 @@ def erase(
             stores.ledger.erase(
                 {key: stores.pseudonymizer.tag(SUBMISSION_TAG, key) for key in sorted(found.ledger)}
             )
-        # A run that had read the old rows may have written some of them back.
+        # Who read the old rows before this moment looks again, or does not publish what it made of them;
+        # what it wrote before this moment is found now.
+        stores.ledger.swept(found.erased.tombstones)
         found = _identify(stores, name, value)
         _search_stores(stores, found, set())
         if not found.is_stored:
@@ -285,8 +287,6 @@ def erase(
     _remove_drafts(stores.lake)
     progress("purge")
     stores.ledger.purge()
-    # A build that began before this moment may have read the old rows: it is not published any more.
-    stores.ledger.swept(found.erased.tombstones)
     return found.erased
 
 

@@ -154,7 +154,7 @@ class LedgerErasure:
             )
 
     def swept(self, tombstones: Iterable[Tombstone]) -> None:
-        """Takes down that lake and ledger hold nothing any more: what was read before is out of date."""
+        """Takes down that the stores were swept: what was read before is out of date."""
         self._mark(tombstones, erased_at=_now())
 
     def finish(self, tombstones: Iterable[Tombstone]) -> None:

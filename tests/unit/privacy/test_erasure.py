@@ -300,6 +300,30 @@ def test_an_old_backup_of_the_lake_is_erased_again(landing: Any, house: House) -
     assert house.places_with(MARK) == [], "any erasure erases everybody who was"
 
 
+def test_what_a_run_writes_back_meanwhile_is_erased_too(landing: Any, house: House) -> None:
+    move_in(landing, house)
+    old = house.lake.read(VERIFICATION_TAGS, DAY)
+    wrote: list[str] = []
+
+    def write_back(step: str) -> None:
+        if step == "ledger" and not wrote:
+            wrote.append(step)
+            house.lake.write(VERIFICATION_TAGS, DAY, old, house.lake.metadata(VERIFICATION_TAGS, DAY))
+
+    house.erase(*PERSON, progress=write_back)
+    assert wrote
+    assert house.places_with(MARK) == []
+
+
+def test_what_was_read_before_is_told_out_of_date(landing: Any, house: House) -> None:
+    move_in(landing, house)
+    states = [house.stores.ledger.state()]
+    house.erase(*PERSON, progress=lambda step: states.append(house.stores.ledger.state()))
+    states.append(house.stores.ledger.state())
+    begun = states[2]
+    assert len({states[0], begun, states[-2], states[-1]}) == 4
+
+
 def test_drafts_of_killed_writers_go(landing: Any, house: House) -> None:
     move_in(landing, house)
     folder = house.root / "lake" / "restricted" / "submissions" / f"date={LATER}"
