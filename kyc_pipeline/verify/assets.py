@@ -5,6 +5,7 @@ cancelled run into a second one.
 """
 
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from kyc_pipeline.deepxl.errors import DeepXLError
+from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
@@ -25,7 +27,7 @@ from kyc_pipeline.verify.checks import CHECKS, check_partition
 from kyc_pipeline.verify.held import operator, resolve_held
 from kyc_pipeline.verify.ledger import Spend
 from kyc_pipeline.verify.plan import plan_partitions
-from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary, estimated_cost
+from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary, estimated_cost, percentile
 
 GROUP = "verify"
 POOL = "deepxl"
@@ -131,7 +133,12 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                     budget.exhaust()
                 context.log.info(f"{day}: {summary}")
                 return DayResult(
-                    metadata={VERIFICATION_RESPONSES.name: _metadata(summary, ledger.spend(day), settings)},
+                    metadata={
+                        VERIFICATION_RESPONSES.name: {
+                            **_metadata(summary, ledger.spend(day), settings),
+                            **_latencies(lake, day),
+                        }
+                    },
                     checks=check_partition(compare_accounts(lake, ledger, day), summary),
                 )
 
@@ -186,12 +193,15 @@ def _metadata(summary: VerifySummary, spend: Spend, settings: Settings) -> dict[
         "retries": summary.retries,
         "adopted": summary.adopted,
     }
-    optional = {
-        "latency_p50_ms": summary.p50_ms,
-        "latency_p95_ms": summary.p95_ms,
-        "estimated_cost": None if cost is None else float(cost),
-    }
-    return figures | {name: value for name, value in optional.items() if value is not None}
+    return figures if cost is None else {**figures, "estimated_cost": float(cost)}
+
+
+def _latencies(lake: Lake, day: str) -> dict[str, float]:
+    """Percentiles of the day's answers, whichever run got them."""
+    column = lake.read(VERIFICATION_RESPONSES, day, ["latency_ms"])["latency_ms"]
+    found = array("d", (float(value) for value in column.to_pylist() if value is not None))
+    shares = {"latency_p50_ms": percentile(found, 0.50), "latency_p95_ms": percentile(found, 0.95)}
+    return {name: value for name, value in shares.items() if value is not None}
 
 
 def _log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None]:

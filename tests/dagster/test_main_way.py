@@ -121,6 +121,7 @@ def test_the_ui_plots_the_days_figures_and_a_free_rerun_keeps_them(
             "calls": 10,
             "estimated_cost": 2.5,
         }
+        assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"]
     assert plotted(instance, "submissions", DAY)["received"] == 10
     assert 0 <= plotted(instance, "verifications", DAY)["verified_rate"] <= 1
     assert 0 <= plotted(instance, "model_checks", DAY)["pass_rate"] <= 1
