@@ -1,5 +1,5 @@
 """The daemon's work for real: sensor, backfill, a killed run worker, a terminated run, a changed manifest,
-publication by automation, an alert; and both ways to start Dagster.
+publication by automation, an alert.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -304,33 +303,3 @@ def test_the_sensor_runs_a_new_manifest_and_a_changed_one(site: Site) -> None:
     assert site.warehouse_outcomes(WATCHED) == [("completed", 6)]
     assert len(site.received(WATCHED)) == 6
     assert set(site.received(WATCHED).values()) == {1}
-
-
-def test_dg_loads_the_same_code_location(tmp_path: Path) -> None:
-    """`dg` reads pyproject.toml, `dagster dev` workspace.yaml: the location has the same name in both."""
-    env = clean_environment(tmp_path, DAGSTER_HOME=str(tmp_path))
-    shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", tmp_path)
-    checked = subprocess.run(
-        [script("dg"), "check", "defs"],
-        cwd=REPOSITORY,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    port = free_port()
-    command = [script("dg"), "dev", "--host", "127.0.0.1", "--port", str(port)]
-    log = tmp_path / "dg.log"
-    with webserver(command, cwd=REPOSITORY, env=env, log=log, port=port, stop=signal.SIGTERM) as server:
-        data = server.ask(
-            "query ($r: RepositorySelector!) { repositoryOrError(repositorySelector: $r) "
-            "{ ... on Repository { sensors { name } schedules { name } } } }",
-            r=CODE_LOCATION,
-        )["repositoryOrError"]
-    assert "new_manifests" in [sensor["name"] for sensor in data["sensors"]]
-    assert {schedule["name"] for schedule in data["schedules"]} >= {"daily_verification", "catch_up"}
-    told = log.read_text(encoding="utf-8")
-    assert "Traceback" not in told
-    assert "virtual environment" not in told + checked.stderr
