@@ -67,6 +67,7 @@ _RESULT: Final = _struct(
     files=pa.list_(_FILE),
 )
 _SCHEMA: Final = pa.schema([("result", _RESULT)])
+_ANSWER: Final = pa.struct(list(_SCHEMA))
 _SENT_TAGS: Final = pa.list_(_struct(key=_TEXT, value=_TEXT))
 _OPTIONAL: Final = "modelVersion"
 _CONFIDENCE: Final = re.compile(r'"confidence"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
@@ -97,7 +98,7 @@ def _shape(name: str, type_: pa.DataType) -> object:
     return {_TEXT: str, _WHOLE: int, _FRACTION: float, pa.bool_(): bool}[type_]
 
 
-_SHAPE: Final = msgspec.json.Decoder(_shape("", pa.struct(list(_SCHEMA))))
+_SHAPE: Final = msgspec.json.Decoder(_shape("", _ANSWER))
 _SCALARS: Final = [f.name for f in _RESULT if not pa.types.is_nested(f.type) and f.name != _OPTIONAL]
 
 
@@ -178,36 +179,32 @@ class BlockFlattener:
 def _read(ids: Column, texts: list[str | None], sent: Block) -> Block:
     """The answers that Arrow can read, a column for each field, beside what was sent."""
     usable = [index for index, text in enumerate(texts) if text is not None and _is_usable(text)]
-    answers, literals = _parse([str(texts[index]) for index in usable])
-    if answers is None:
+    parsed = _parse([str(texts[index]) for index in usable])
+    if parsed is None:
         usable = [index for index in usable if _has_shape(str(texts[index]))]
-        answers, literals = _parse([str(texts[index]) for index in usable])
-    if answers is None:
+        parsed = _parse([str(texts[index]) for index in usable])
+    if parsed is None:
         return _read(ids, [], sent)
-    result = answers["result"].combine_chunks()
+    result, literals, is_known = parsed
     columns = {f.name: result.field(f.name) for f in _RESULT}
     checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
-    has_score = _true(pc.is_valid(checks.flatten().field("confidence")))
-    if len(literals) != has_score.sum():
-        return _read(ids, [], sent)
-    given = iter(literals)
-    literals_by_check = [next(given) if has else None for has in has_score.tolist()]
     # A list beside the checks, so that a filter keeps each literal with its check.
     offsets: Column = pa.array(np.concatenate([[0], np.cumsum(_lengths(checks))]), pa.int32())
     rows = sent.take(pa.array(usable, _WHOLE))
-    return pa.table(
+    block = pa.table(
         {
             "position": pa.array(usable, _WHOLE),
             "submission_id": ids.take(pa.array(usable, _WHOLE)),
             **columns,
             TECHNICAL_CHECKS: checks,
-            "literals": pa.ListArray.from_arrays(offsets, pa.array(literals_by_check, _TEXT)),
+            "literals": pa.ListArray.from_arrays(offsets, literals),
             "id_sha256": rows["id_sha256"],
             "id_size": rows["id_size"],
             "selfie_size": rows["selfie_size"],
             "sent_tags": rows["tags"].cast(_SENT_TAGS),
         }
     )
+    return block.filter(pa.array(is_known))
 
 
 def _is_usable(text: str) -> bool:
@@ -223,21 +220,48 @@ def _has_shape(text: str) -> bool:
     return True
 
 
-def _parse(texts: list[str]) -> tuple[Block | None, list[str]]:
-    """One row for each text, and the literals of all confidences in their order; None if any does not fit."""
-    if not texts:
-        return _SCHEMA.empty_table(), []
-    block = "\n".join(texts)
-    data = block.encode()
-    try:
-        table = pj.read_json(
-            io.BytesIO(data),
-            read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="error"),
-        )
-    except pa.ArrowInvalid:
-        return None, []
-    return (table, _CONFIDENCE.findall(block)) if table.num_rows == len(texts) else (None, [])
+def _parse(texts: list[str]) -> tuple[Column, Column, Mask] | None:
+    """The results of `texts`, the literal of each check's confidence, and which have known fields only.
+
+    None if one of them cannot be read with the contract's types.
+    """
+    text = "\n".join(texts)
+    data = text.encode()
+    table = _SCHEMA.empty_table()
+    if texts:
+        try:
+            table = pj.read_json(
+                io.BytesIO(data),
+                read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                # An unknown field becomes a column, which tells the answers that have it.
+                parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="infer"),
+            )
+        except pa.ArrowInvalid:
+            return None
+    literals = _CONFIDENCE.findall(text)
+    answers: Column = table.combine_chunks().to_struct_array().combine_chunks()
+    is_known = ~_has_more(answers, _ANSWER)
+    result = answers.field("result").cast(_RESULT)
+    checks = result.field("modelResults").field(TECHNICAL_CHECKS)
+    has_score = _true(pc.is_valid(checks.flatten().field("confidence")))
+    if table.num_rows != len(texts) or len(literals) != has_score.sum():
+        return None
+    given = iter(literals)
+    literal_of_each = [next(given) if has else None for has in has_score.tolist()]
+    return result, pa.array(literal_of_each, _TEXT), is_known
+
+
+def _has_more(array: Column, known: pa.DataType) -> Mask:
+    """Which values of `array` have a field that `known`, its type by the contract, has not."""
+    more = np.zeros(len(array), dtype=np.bool_)
+    if pa.types.is_list(known):
+        more[np.asarray(pc.list_parent_indices(array))[_has_more(array.flatten(), known.value_type)]] = True
+    elif pa.types.is_struct(known):
+        for each in array.type:
+            member = array.field(each.name)
+            index = known.get_field_index(each.name)
+            more |= _true(pc.is_valid(member)) if index < 0 else _has_more(member, known.field(index).type)
+    return more
 
 
 def _fits(block: Block) -> Mask:
