@@ -10,7 +10,7 @@ from datetime import date, timedelta
 
 import pyarrow.compute as pc
 
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates, manifest_identity, manifest_signature
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
@@ -37,9 +37,19 @@ class Due:
     """Days whose manifests cannot be looked at, and why: each fails in a run of its own, where it is seen."""
 
 
+def require_mounted(settings: Settings) -> None:
+    """Raises :class:`UsageError` without a landing zone: that must not look like one without news."""
+    if not settings.kyc_landing.is_dir():
+        raise UsageError(f"KYC_LANDING: {settings.kyc_landing} is not a folder: is the volume mounted?")
+
+
 def due_days(pipeline: Pipeline, *, until: date) -> Due:
-    """The days with manifests, within `KYC_CATCH_UP_DAYS` before and with `until`, that need a run."""
+    """The days with manifests, within `KYC_CATCH_UP_DAYS` before and with `until`, that need a run.
+
+    Raises :class:`UsageError` where the landing zone is not there.
+    """
     settings, lake = pipeline.settings, pipeline.lake
+    require_mounted(settings)
     first = max(settings.kyc_start_date, until - timedelta(days=settings.kyc_catch_up_days - 1))
     with pipeline.open_ledger() as ledger:
         again = set(dates_to_send_again(ledger, settings.deepxl_uncertain))

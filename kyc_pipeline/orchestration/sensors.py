@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.formats import printable
 from kyc_pipeline.ingest.manifests import (
     manifest_dates,
@@ -15,7 +15,7 @@ from kyc_pipeline.ingest.manifests import (
     manifest_signature,
     stray_folders,
 )
-from kyc_pipeline.orchestration.catch_up import left_behind, unreadable_key
+from kyc_pipeline.orchestration.catch_up import left_behind, require_mounted, unreadable_key
 from kyc_pipeline.orchestration.jobs import (
     TODAY,
     VERIFY_AND_PUBLISH,
@@ -56,6 +56,11 @@ def new_manifests() -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         settings = pipeline.settings
+        try:
+            require_mounted(settings)
+        except UsageError as error:
+            yield dg.SkipReason(str(error))  # the cursor stays as it is
+            return
         seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
         cursor: dict[str, list[str]] = {}
         started = time.monotonic()

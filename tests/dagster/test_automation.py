@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
@@ -113,6 +114,21 @@ def test_an_unreadable_manifest_holds_no_other_day_up_and_fails_where_it_is_seen
 def test_folders_that_are_no_days_are_told_of(landing, definitions, instance) -> None:
     (landing.root / "manifests" / "2024-9-8").mkdir()
     assert "2024-9-8" in (tick(definitions, instance).skip_message or "")
+
+
+def test_a_landing_zone_that_is_not_there_is_no_news_and_forgets_nothing(
+    landing, definitions, pipeline: Pipeline, instance
+) -> None:
+    landing.day(DAY, 1)
+    _, cursor = settle(definitions, instance)
+    away = landing.root.rename(landing.root.with_name("not-mounted"))
+    missing = tick(definitions, instance, cursor)
+    assert "KYC_LANDING" in (missing.skip_message or "")
+    assert missing.cursor == cursor
+    with pytest.raises(UsageError, match="KYC_LANDING"):
+        due_days(pipeline, until=date(2024, 9, 9))
+    away.rename(landing.root)
+    assert not settle(definitions, instance, missing.cursor)[0]
 
 
 def test_runs_for_what_has_just_come_go_before_a_backfill(landing, definitions, instance) -> None:
