@@ -1,5 +1,7 @@
 """`kyc-pipeline backfill`: partitions in one process, through Dagster, with a progress bar."""
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,8 @@ from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 LISTED = 20
+STOPPING = "stopping: calls in flight end, since they are paid for; a second signal gives them up"
+GIVING_UP = "giving up the calls in flight: they are held until the next run looks for them"
 Result = TypeVar("Result")
 
 
@@ -116,8 +120,15 @@ def stoppable(stop: StopFlag, work: Callable[[], Result]) -> Result:
     It runs in a thread, where Dagster leaves signals alone: in the main thread it would make of the first
     one a failed step, and the runs that come after it would go on paying.
     """
-    with stop_on_signals(stop), ThreadPoolExecutor(max_workers=1) as runner:
+    told = stop.watched(lambda: _tell(stop))
+    with stop_on_signals(stop), told, ThreadPoolExecutor(max_workers=1) as runner:
         return runner.submit(work).result()
+
+
+def _tell(stop: StopFlag) -> None:
+    """What the signal did. Written past Python's own buffers: a signal may come in the middle of a print."""
+    text = GIVING_UP if stop.immediate else STOPPING
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())
 
 
 def unfinished(lake: Lake, days: Sequence[str]) -> list[tuple[str, str, str]]:

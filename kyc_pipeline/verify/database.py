@@ -26,6 +26,14 @@ from kyc_pipeline.verify.schema import HEAD_REVISION
 BUSY_TIMEOUT_SECONDS: Final = 30.0
 """How long a statement waits for another process that has the SQLite file locked."""
 _MIGRATION_LOCK: Final = 0x6B79635F  # "kyc_": the key of PostgreSQL's advisory lock
+_PATIENCE: Final = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""libpq's: a connection that hangs is given up within a minute. The URL may say otherwise."""
 _READ_ONLY: Final = "kyc_read_only"
 
 
@@ -99,6 +107,11 @@ class Database:
             self._engine = None
             self._is_ready = False
 
+    def _configure_postgres(self, connection: Any, _record: Any) -> None:
+        # As on SQLite: else a row that somebody else keeps locked would hold a run, and its end, up for ever.
+        connection.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
+        connection.commit()
+
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -135,7 +148,15 @@ class Database:
 
     def _create_engine(self) -> Engine:
         if not self.is_sqlite:
-            return create_engine(self._url, hide_parameters=True, pool_pre_ping=True, pool_size=4)
+            engine = create_engine(
+                self._url,
+                hide_parameters=True,
+                pool_pre_ping=True,
+                pool_size=4,
+                connect_args={key: value for key, value in _PATIENCE.items() if key not in self._url.query},
+            )
+            event.listen(engine, "connect", self._configure_postgres)
+            return engine
         engine = create_engine(
             self._url, hide_parameters=True, connect_args={"timeout": self._busy_timeout}, pool_size=4
         )

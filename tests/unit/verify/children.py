@@ -8,9 +8,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from world import QUICK, World
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
 IMPATIENT = dataclasses.replace(QUICK, ledger_patience=0.0)
 
@@ -18,6 +20,15 @@ IMPATIENT = dataclasses.replace(QUICK, ledger_patience=0.0)
 def verify(root: str, server: str, ledger_url: str, options: dict[str, Any], date: str, run_id: str) -> None:
     """Runs the engine over one partition."""
     World(Path(root), server, ledger_url, options).verify(date=date, run_id=run_id)
+
+
+def verify_until_signalled(root: str, server: str, options: dict[str, Any], tell: Connection) -> None:
+    """Runs the engine as the command line does; tells of each stage of a stop, and how the run stopped."""
+    stop = StopFlag()
+    world = World(Path(root), server, options=options)
+    with stop_on_signals(stop), stop.watched(lambda: tell.send("now" if stop.immediate else "drain")):
+        summary = world.verify(stop=stop)
+    tell.send(summary.stopped.value)
 
 
 def verify_with_small_files(limit: int, root: str, server: str, tell: Connection) -> None:
@@ -32,3 +43,17 @@ def verify_with_small_files(limit: int, root: str, server: str, tell: Connection
     else:
         tell.send("done")
     os._exit(0)
+
+
+def lock_ledger(url: str, pipe: Connection) -> None:
+    """Keeps everybody else from writing the ledger, until it is told that this is enough."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql("LOCK TABLE submissions, leases IN EXCLUSIVE MODE")
+        pipe.send("locked")
+        pipe.recv()
+        connection.rollback()
+    engine.dispose()

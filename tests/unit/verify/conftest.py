@@ -55,9 +55,12 @@ def sqlite_world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
-    """Starts processes quickly: they fork from a server that has imported the engine already."""
+    """Starts processes quickly: they fork from a server that has imported already what takes time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kyc_pipeline.verify.engine", "alembic.command"])
+    # pyarrow imports pandas by itself, when it first makes rows of Python's values.
+    context.set_forkserver_preload(
+        ["kyc_pipeline.verify.engine", "alembic.command", "pandas", "pyarrow.compute", "psycopg"]
+    )
     return context
 
 

@@ -1,12 +1,12 @@
 """kill -9, a full disk, a locked ledger, a lost database: nothing is paid twice, nothing is lost."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import random
-import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from kyc_pipeline.verify.held import list_held
 from kyc_pipeline.verify.ledger import Ledger, LedgerError, PartitionBusy
 
 Until = Callable[[Callable[[], bool]], None]
-KILLS = {"sqlite": 20, "postgresql": 10}
+KILLS = 20
 
 
 def records_by_submission(simulator: Simulator) -> dict[str, list[int]]:
@@ -53,12 +53,11 @@ def test_killed_at_random_moments(world: World, processes: ForkServerContext, un
     ids = [f"s-{number:03}" for number in range(300)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 8}
-    kills = KILLS[world.ledger_url.partition("+")[0].partition(":")[0]]
     moments = random.Random(7)
     with running_simulator(token=TOKEN, latency_ms=4) as simulator:
         world.server = simulator.url
         arguments = (str(world.root), simulator.url, world.ledger_url, world.options, DATE)
-        for kill in range(kills):
+        for kill in range(KILLS):
             target = simulator.received.total() + moments.choice([0, 1, 5, 9, 14, 20])
             child = processes.Process(target=children.verify, args=(*arguments, f"run-{kill}"))
             child.start()
@@ -125,48 +124,61 @@ def test_a_full_disk_at_every_write(sqlite_world: World, processes: ForkServerCo
     assert all("\n" not in text and "Traceback" not in text for text in texts)
 
 
-def test_a_ledger_that_stays_locked_ends_the_run_before_any_call(sqlite_world: World) -> None:
-    world = sqlite_world
+@contextlib.contextmanager
+def locked_by_another_process(world: World, processes: ForkServerContext) -> Iterator[None]:
+    """Another process has the ledger locked while the block runs."""
+    here, there = processes.Pipe()
+    other = processes.Process(target=children.lock_ledger, args=(world.settings.kyc_ledger_url, there))
+    other.start()
+    assert here.recv() == "locked"
+    try:
+        yield
+    finally:
+        here.send("enough")
+        other.join()
+    assert other.exitcode == 0
+
+
+def test_a_ledger_that_stays_locked_ends_the_run_before_any_call(
+    world: World, processes: ForkServerContext
+) -> None:
     world.submit("a")
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
-        with Ledger(world.settings.kyc_ledger_url, busy_timeout=0.1) as impatient:
+        with Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient:
             impatient.acquire("2000-01-01", "make the ledger")
             world.ledger = impatient  # type: ignore[misc] # a cached property may be set
-            with contextlib.closing(sqlite3.connect(world.root / "ledger.sqlite")) as other:
-                other.execute("BEGIN IMMEDIATE")
-                with pytest.raises(LedgerError, match="database is locked"):
-                    world.verify()
+            with locked_by_another_process(world, processes), pytest.raises(LedgerError, match=r"(?i)lock"):
+                world.verify()
             assert not simulator.received
             assert world.verify().is_complete
 
 
-def test_a_ledger_locked_in_mid_run_is_waited_for(sqlite_world: World, until: Until) -> None:
-    world = sqlite_world
+def test_a_ledger_locked_in_mid_run_is_waited_for(
+    world: World, processes: ForkServerContext, until: Until
+) -> None:
     ids = [f"s-{number}" for number in range(30)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 2}
+    patient = dataclasses.replace(QUICK, ledger_patience=30)
     with (
         running_simulator(token=TOKEN, latency_ms=5) as simulator,
-        Ledger(world.settings.kyc_ledger_url, busy_timeout=0.05) as impatient,
+        Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient,
     ):
         world.server = simulator.url
         world.ledger = impatient  # type: ignore[misc] # a cached property may be set
 
         def lock_for_a_while() -> None:
             until(lambda: simulator.received.total() >= 3)
-            with contextlib.closing(
-                sqlite3.connect(world.root / "ledger.sqlite", isolation_level=None, timeout=20)
-            ) as other:
-                other.execute("BEGIN IMMEDIATE")
-                threading.Event().wait(0.4)
-                other.execute("ROLLBACK")
+            with locked_by_another_process(world, processes):
+                threading.Event().wait(0.8)
 
         locker = threading.Thread(target=lock_for_a_while)
         locker.start()
-        summary = world.verify()
+        summary = world.verify(timing=patient)
         locker.join()
         assert summary.is_complete
+        assert max(simulator.received.values()) == 1
         assert_nothing_paid_twice_or_lost(world, simulator, ids)
 
 

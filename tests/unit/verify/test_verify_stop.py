@@ -5,7 +5,9 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 
+import children
 import pytest
 from world import TOKEN, World
 
@@ -126,6 +128,42 @@ def test_signals_stop_in_two_stages_and_the_handlers_come_back() -> None:
             signal.raise_signal(number)
             assert (stop.draining, stop.immediate) == (True, True)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_process_that_is_signalled_with_calls_in_flight(
+    sqlite_world: World, processes: ForkServerContext, until: Until, number: signal.Signals, times: int
+) -> None:
+    world = sqlite_world
+    world.submit(*IDS)
+    world.options = FOUR | {"deepxl_timeout_seconds": 600}
+    first = IDS[:5] if times == 2 else []  # one more than are in flight
+    faults = {key: [Hangs(record=True)] for key in first}
+    with running_simulator(token=TOKEN, latency_ms=50, faults=faults) as simulator:
+        world.server = simulator.url
+        told, tell = processes.Pipe(duplex=False)
+        child = processes.Process(
+            target=children.verify_until_signalled,
+            args=(str(world.root), simulator.url, world.options, tell),
+        )
+        child.start()
+        until(lambda: len(simulator.records) >= 4)
+        for stage in ["drain", "now"][:times]:
+            os.kill(child.pid or 0, number)
+            assert told.recv() == stage
+        assert told.recv() == "cancelled"
+        child.join()
+        assert child.exitcode == 0
+        sent = simulator.received.total()
+        ended = "completed" if times == 1 else "uncertain"
+        assert Counter(world.outcomes().values()) == {ended: sent, "not_attempted": 40 - sent}
+        assert len(simulator.records) == sent < 40
+        # The server has processed what was given up: that is found, and nothing is sent twice.
+        world.options = FOUR | {"deepxl_timeout_seconds": 1}
+        assert world.verify(run_id="run-2").is_complete
+        assert dict(simulator.received) == dict.fromkeys(IDS, 1)
+        assert len(simulator.records) == 40
 
 
 def test_progress_is_told_at_the_end(sqlite_world: World) -> None:
