@@ -184,7 +184,12 @@ REJECTED_SUBMISSIONS = Table(
     Zone.RESTRICTED,
     "Manifest rows that cannot be submitted, each with one reason.",
     (
-        Column("submission_id", STRING, "The row's id as far as it could be read.", nullable=True),
+        Column(
+            "submission_id",
+            STRING,
+            "The row's id as far as it could be read; NULL where the subject was erased.",
+            nullable=True,
+        ),
         Column("reason", STRING, "One of the documented reasons."),
         Column("detail", STRING, "What is wrong and what to do.", nullable=True, personal=True),
         Column("manifest", STRING, "File name of the manifest."),
