@@ -1,0 +1,195 @@
+"""Sixty already paid days: a backfill through the daemon beside one run of the same range.
+
+Both go through webserver, queue and daemon of a real instance with this project's `dagster.yaml`, and make no
+call. Told are the seconds from the request to the end, and those of the work alone, from the moment the first
+run was made to the end of the last: the daemon looks for backfills every 30 s, which Dagster fixes.
+Also told is what loading the code location costs beyond `import dagster`.
+Run: `python bench/backfill.py [--days N] [--sizes N ...]`. A size is `max_partitions_per_run`.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import dagster as dg  # noqa: E402
+
+from kyc_pipeline.orchestration import partitions  # noqa: E402
+from kyc_pipeline.orchestration.jobs import range_tags  # noqa: E402
+
+SIZE = "BENCH_DAYS_PER_RUN"
+TOKEN = "bench-token"
+FIRST = date(2024, 9, 1)
+FINISHED = {"SUCCESS", "FAILURE", "CANCELED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED"}
+RUNS = """query ($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results
+  { status creationTime startTime endTime tags { key value } } } } }"""
+
+
+@dg.definitions
+def location() -> dg.Definitions:
+    """The project's definitions with the days per run that the benchmark asks for."""
+    if size := os.environ.get(SIZE):
+        # The assets take it when their modules are imported, which is below.
+        partitions.BACKFILL_POLICY = dg.BackfillPolicy.multi_run(int(size))
+    from kyc_pipeline.definitions import build_defs
+
+    return build_defs()
+
+
+def load_seconds(rounds: int = 5) -> tuple[float, float]:
+    """Median seconds of `import dagster` and of what loading the code location adds, in fresh processes."""
+    code = (
+        "import time; a = time.perf_counter(); import dagster; b = time.perf_counter()\n"
+        "from kyc_pipeline.definitions import build_defs; build_defs().get_repository_def()\n"
+        "print(b - a, time.perf_counter() - b)"
+    )
+    times = [
+        [float(part) for part in subprocess.check_output([sys.executable, "-c", code], text=True).split()]
+        for _ in range(rounds)
+    ]
+    dagster, ours = (statistics.median(column) for column in zip(*times, strict=True))
+    return dagster, ours
+
+
+def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of one run of all days, and of a backfill with `size` days a run."""
+    from tests.e2e.servers import CODE_LOCATION, free_port, script, webserver
+
+    workspace = folder / f"workspace-{size}.yaml"
+    workspace.write_text(
+        f"load_from:\n  - python_file:\n      relative_path: {__file__}\n      attribute: location\n"
+        "      location_name: kyc_pipeline\n"
+    )
+    port = free_port()
+    command = [script("dagster"), "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
+    environment = {**env, SIZE: str(size)}
+    with webserver(command, cwd=folder, env=environment, log=folder / "dagster.log", port=port) as server:
+        graph = server.ask("{ assetNodes { assetKey { path } isPartitioned } }")["assetNodes"]
+        daily = [{"path": node["assetKey"]["path"]} for node in graph if node["isPartitioned"]]
+
+        def ended(tags: Mapping[str, str]) -> list[dict[str, float]]:
+            wanted = [{"key": key, "value": value} for key, value in tags.items()]
+            return list(server.ask(RUNS, f={"tags": wanted})["runsOrError"]["results"])
+
+        started = time.time()
+        tags = {**range_tags(days[0], days[-1]), "bench": f"one-{size}"}
+        answer = server.ask(
+            "mutation ($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename } }",
+            p={
+                "selector": {**CODE_LOCATION, "jobName": "__ASSET_JOB", "assetSelection": daily},
+                "runConfigData": {},
+                "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in tags.items()]},
+            },
+        )["launchRun"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        one = server.wait(lambda: _all_ended(ended({"bench": f"one-{size}"})), "the run")
+        figures = {"one run": one[0]["endTime"] - started, "one run, work": _work(one)}
+        started = time.time()
+        answer = server.ask(
+            "mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
+            "{ __typename ... on LaunchBackfillSuccess { backfillId } } }",
+            p={"partitionNames": list(days), "assetSelection": daily, "fromFailure": False},
+        )["launchPartitionBackfill"]
+        assert answer["__typename"] == "LaunchBackfillSuccess", answer
+        backfill = answer["backfillId"]
+        query = (
+            "query ($id: String!) { partitionBackfillOrError(backfillId: $id) "
+            "{ ... on PartitionBackfill { status endTimestamp } } }"
+        )
+
+        def finished() -> dict[str, float] | None:
+            found = server.ask(query, id=backfill)["partitionBackfillOrError"]
+            return found if found["status"] in FINISHED else None
+
+        end = server.wait(finished, "the backfill")
+        assert end["status"] == "COMPLETED_SUCCESS", end
+        runs = ended({"dagster/backfill": backfill})
+        figures |= {
+            "backfill": end["endTimestamp"] - started,
+            "backfill, work": _work(runs),
+            "runs": len(runs),
+        }
+        return figures
+
+
+def _all_ended(runs: list[dict[str, float]]) -> list[dict[str, float]] | None:
+    if not runs or any(run["status"] not in FINISHED for run in runs):
+        return None
+    assert all(run["status"] == "SUCCESS" for run in runs), runs
+    return runs
+
+
+def _work(runs: Sequence[Mapping[str, float]]) -> float:
+    """From the moment when the first run was asked for to the end of the last one."""
+    return max(run["endTime"] for run in runs) - min(run["creationTime"] for run in runs)
+
+
+def main() -> None:
+    from kyc_pipeline.deepxl.simulator import running_simulator
+    from tests.conftest import Landing
+    from tests.e2e.servers import clean_environment, script
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--days", type=int, default=60)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20, 30])
+    parser.add_argument("--submissions", type=int, default=20, help="of each day")
+    options = parser.parse_args()
+    days = [(FIRST + timedelta(days=n)).isoformat() for n in range(options.days)]
+    with (
+        tempfile.TemporaryDirectory(prefix="kyc-bench-") as name,
+        running_simulator(token=TOKEN, seed=1) as simulator,
+    ):
+        folder = Path(name)
+        landing = Landing(folder / "landing")
+        for n, day in enumerate(days):
+            rows = [
+                landing.submission(f"{day}-{m:04}", 2 * (n * options.submissions + m))
+                for m in range(options.submissions)
+            ]
+            landing.manifest(day, rows)
+        home = folder / "dagster_home"
+        home.mkdir()
+        shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", home)
+        env = clean_environment(
+            folder,
+            DAGSTER_HOME=str(home),
+            DEEPXL_BASE_URL=simulator.url,
+            DEEPXL_API_TOKEN=TOKEN,
+            DEEPXL_REQUESTS_PER_SECOND="0",
+            KYC_LANDING=str(folder / "landing"),
+            KYC_LAKE=str(folder / "lake"),
+            KYC_LEDGER_URL=f"sqlite:///{folder / 'ledger.sqlite'}",
+            KYC_WAREHOUSE=str(folder / "warehouse" / "kyc.duckdb"),
+            KYC_REPORT=str(folder / "report" / "index.html"),
+        )
+        paid = [script("kyc-pipeline"), "backfill", "--from", days[0], "--to", days[-1]]
+        subprocess.run(paid, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
+        calls = simulator.received.total()
+        found = {size: measure(days, size, folder, env) for size in options.sizes}
+        assert simulator.received.total() == calls, "a paid day was paid again"
+    print(f"{options.days} paid days of {options.submissions} submissions, no call made; seconds\n")
+    print("| days a run | runs | one run of all | backfill | ratio | its work alone | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for size, seconds in found.items():
+        one, backfill = seconds["one run"], seconds["backfill"]
+        work = seconds["backfill, work"]
+        print(
+            f"| {size} | {seconds['runs']:.0f} | {one:.1f} | {backfill:.1f} | {backfill / one:.1f} "
+            f"| {work:.1f} | {work / seconds['one run, work']:.1f} |"
+        )
+    dagster, ours = load_seconds()
+    print(f"\nLoading the code location: {ours:.2f} s beyond the {dagster:.2f} s of `import dagster`")
+
+
+if __name__ == "__main__":
+    main()
