@@ -38,6 +38,7 @@ class House:
     root: Path
     server: str
     ledger_url: str = ""
+    lake_url: str = ""
     key: str = KEY
 
     @property
@@ -47,7 +48,7 @@ class House:
             "deepxl_api_token": "test-token",
             "deepxl_requests_per_second": 0,
             "kyc_landing": self.root / "landing",
-            "kyc_lake": str(self.root / "lake"),
+            "kyc_lake": self.lake_url or str(self.root / "lake"),
             "kyc_ledger_url": self.ledger_url or f"sqlite:///{self.root / 'ledger.sqlite'}",
         }
         return Settings(_env_file=None, **values)

@@ -89,6 +89,15 @@ def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_house: Hou
     assert (after.is_stored, after.was_erased, after.unfinished) == (False, True, False)
 
 
+def test_a_lake_in_an_object_store(landing: Any, house: House, s3_root: str) -> None:
+    house.lake_url = s3_root
+    move_in(landing, house)
+    before = house.rows()
+    house.erase(*PERSON)
+    assert MARK not in str(house.rows())
+    assert of_others(house.rows()) == of_others(before)
+
+
 def test_the_person_does_not_come_back(landing: Any, any_house: House, simulator: Simulator) -> None:
     house = any_house
     move_in(landing, house)
