@@ -108,7 +108,9 @@ def build(
                 run.read(price_per_call)
                 if _still_there(lake, files):
                     run.derive()
-                    return run.finish(run_id, price_per_call)
+                    # Models that read a view have read the lake again.
+                    if not run.views or _still_there(lake, files):
+                        return run.finish(run_id, price_per_call)
         except duckdb.Error as error:
             remove_draft(destination)
             if _still_there(lake, files):
@@ -192,6 +194,8 @@ class _Build:
         self._built_at = datetime.datetime.now(datetime.UTC)
         self._seconds: dict[str, float] = {}
         self._rows: dict[str, int] = {}
+        self._scans: dict[str, str] = {}
+        self.views: set[str] = set()
 
     def read(self, price_per_call: Decimal | None) -> None:
         """Runs the models that read the lake."""
@@ -199,8 +203,8 @@ class _Build:
             self._connection.register_filesystem(self._lake.fs)
         self._connection.execute(f"ATTACH ':memory:' AS {LAKE}")
         for table in TABLES:
-            paths = [path for path, *_ in self._files[table.name].values()]
-            self._connection.execute(f"CREATE VIEW {LAKE}.{table.name} AS {self._scan(table, paths)}")
+            self._scans[table.name] = scan = self._scan(table)
+            self._connection.execute(f"CREATE VIEW {LAKE}.{table.name} AS {scan}")
         self._list_partitions_read()
         self._connection.execute("SET VARIABLE price_per_call = $1::DECIMAL(18, 6)", [price_per_call])
         self._connection.execute(macros())
@@ -255,6 +259,7 @@ class _Build:
         if limit is not None and rows > limit:
             self._connection.execute(f"CREATE VIEW {model.name} AS {self._over_lake(model)}")
             self._rows[model.name] = rows
+            self.views.add(model.name)
         else:
             self._connection.execute(f"CREATE TABLE {model.name} AS {model.sql}")
             self._rows[model.name] = self._count(model.name)
@@ -263,23 +268,20 @@ class _Build:
             self._progress(model.name, self._seconds[model.name])
 
     def _over_lake(self, model: Model) -> str:
-        """The model's SQL over the folder instead of over the files that are there now."""
+        """The model's SQL over the files that this build reads, without its schema of the lake."""
         sql = model.sql
-        for table in TABLES:
-            if table.name in model.sources:
-                path, *_ = next(iter(self._files[table.name].values()))
-                folder = path.rsplit("/", 2)[0]
-                if self._lake.is_local:
-                    folder = os.path.abspath(folder)
-                scan = self._scan(table, [f"{folder}/date=*/{FILE_NAME}"])
-                sql = sql.replace(f"{LAKE}.{table.name}", f"({scan}) AS {table.name}")
+        for name in model.sources:
+            sql = sql.replace(f"{LAKE}.{name}", f"({self._scans[name]}) AS {name}")
         return sql
 
-    def _scan(self, table: Table, paths: Sequence[str]) -> str:
+    def _scan(self, table: Table) -> str:
         """A SELECT of the table's columns that are not personal, each in its type, and `date`.
 
         A column that an older file lacks is NULL. Without files it has the columns and no rows.
         """
+        paths = [path for path, *_ in self._files[table.name].values()]
+        if self._lake.is_local:
+            paths = [os.path.abspath(path) for path in paths]
         columns = [column for column in table.columns if not column.personal]
         empty = self._connection.from_arrow(pa.schema([(c.name, c.type) for c in columns]).empty_table())
         types = dict(zip(empty.columns, map(str, empty.types), strict=True))

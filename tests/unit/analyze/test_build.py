@@ -246,3 +246,29 @@ def test_duckdb_1_5_can_open_the_file(lake: Lake, built: Built) -> None:
         "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
     )
     assert tags.fetchall() == [("v1.5.0+",)]
+
+
+def test_views_show_the_days_of_their_build_only(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, DAY, one_day())
+    build(lake, tmp_path / "views", run_id="run", max_fact_rows=0)
+    write_day(lake, "2024-09-09", one_day())
+    with duckdb.connect(tmp_path / "views", read_only=True) as connection:
+        assert connection.execute("SELECT count(DISTINCT date) FROM verifications").fetchall() == [(1,)]
+        assert [r.name for r in check_build(connection) if r.severity == "error" and not r.passed] == []
+
+
+def test_a_partition_replaced_while_views_are_read_is_read_again(lake: Lake, tmp_path: Path) -> None:
+    day = one_day()
+    write_day(lake, DAY, day)
+    changes = iter([[*day, Submission(True, [Check("LIVENESS")])]])
+
+    def replace_once(model: str, seconds: float) -> None:
+        if model == "pass_rates" and (new := next(changes, None)):
+            write_day(lake, DAY, new)
+
+    build(lake, tmp_path / "draft", run_id="run", progress=replace_once, max_fact_rows=0)
+    with duckdb.connect(tmp_path / "draft", read_only=True) as connection:
+        assert connection.execute(
+            "SELECT checks FROM pass_rates WHERE check_type = 'LIVENESS'"
+        ).fetchall() == [(3,)]
+        assert connection.execute("SELECT verifications FROM verified_rates").fetchall() == [(3,)]
