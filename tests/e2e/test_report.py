@@ -153,7 +153,7 @@ def test_every_chart_is_drawn(desktop: Page) -> None:
     assert len(drawn) >= 22
     assert [chart for chart in drawn if chart[1] < 3 or chart[2] < 250 or chart[3] < 100] == []
     assert desktop.locator(".chart:visible").count() == len(drawn)
-    desktop.screenshot(path=SCREENSHOTS / "report-light.png", full_page=True)
+    desktop.screenshot(path=SCREENSHOTS / "report-light.png")
 
 
 def test_bars_have_width_on_every_day(desktop: Page) -> None:
@@ -262,7 +262,7 @@ def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(browser: Browse
         )
         assert colours == ["rgb(15, 20, 26)", "rgb(111, 177, 245)"]
         assert faults(page, "color-contrast", "target-size") == []
-        page.screenshot(path=SCREENSHOTS / "report-phone-dark.png", full_page=True)
+        page.screenshot(path=SCREENSHOTS / "report-phone-dark.png")
 
 
 def test_printed_pages_have_charts_and_open_tables(browser: Browser, page_file: Path, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page made from the published warehouse.
 
 The page needs no network: style, scripts and the plotting library are inside it, and its policy allows no
-other script. What it shows is in :mod:`sections`, how it looks and behaves in the templates.
+other script. What it shows is in :mod:`contents`, how it looks and behaves in the templates.
 """
 
 import base64
@@ -28,7 +28,7 @@ def write_report(warehouse: Path, destination: Path) -> None:
     Raises :class:`KycError` if there is no warehouse.
     """
     # Altair takes over a second to import, which whoever only loads the definitions should not pay.
-    from kyc_pipeline.analyze.sections import read_page
+    from kyc_pipeline.analyze.report.contents import read_page
 
     with open_warehouse(warehouse) as connection:
         page = read_page(connection)

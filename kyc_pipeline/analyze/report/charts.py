@@ -192,10 +192,10 @@ def quantiles_over_time(rows: Sequence[Row], shown: Row, lowest: float) -> Spec:
         ends = alt.Y(f"{low}:Q", scale=scale, axis=axis), alt.Y2(f"{high}:Q")
         layers += [
             base.transform_filter("shown.dense")
-            .mark_area(color=ACCENT, opacity=opacity)
+            .mark_area(color=ACCENT, opacity=opacity, clip=True)
             .encode(_TIME, *ends),
             _bars_apart(base)
-            .mark_rule(color=ACCENT, opacity=2 * opacity, strokeWidth=width)
+            .mark_rule(color=ACCENT, opacity=2 * opacity, strokeWidth=width, clip=True)
             .encode(_TIME, *ends),
         ]
     median = alt.Y("p50:Q", scale=scale, axis=axis)
@@ -220,7 +220,12 @@ def drift(rows: Sequence[Row], shown: Row) -> Spec:
     names = levels.mark_text(color=FAIL, align="left", baseline="bottom", dx=3, dy=-2, fontSize=11).encode(
         x=alt.value(0), text="limit:N"
     )
-    floor = base.mark_area(color=OTHER, opacity=0.3).encode(_TIME, alt.Y("floor:Q", scale=scale, axis=axis))
+    noise = alt.Y("floor:Q", scale=scale, axis=axis)
+    wide = alt.expr("width / shown.points")
+    floor = alt.layer(
+        base.transform_filter("shown.dense").mark_area(color=OTHER, opacity=0.3).encode(_TIME, noise),
+        _bars_apart(base).mark_bar(color=OTHER, opacity=0.3, width=wide).encode(_TIME, noise),
+    )
     psi = alt.Y("psi:Q", scale=scale, axis=axis)
     line = base.mark_line(color=ACCENT, strokeWidth=1.8).encode(_TIME, psi)
     dots = (

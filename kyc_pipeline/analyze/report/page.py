@@ -1,6 +1,6 @@
 """What a page of the report is made of, and how figures are written on it.
 
-How charts look is in :mod:`charts`, what they show in :mod:`sections`, the page itself in the templates.
+How charts look is in :mod:`charts`, what they show in the modules of the sections, the page in the templates.
 """
 
 import datetime
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from kyc_pipeline.analyze.periods import Period
 from kyc_pipeline.analyze.quality import CheckResult
+from kyc_pipeline.analyze.report.periods import Period
 
 NONE: Final = "–"
 LOW_N: Final = 30

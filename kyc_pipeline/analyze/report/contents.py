@@ -1,0 +1,37 @@
+"""What is on the page, in its order. Aggregates only, so no person is on it."""
+
+import duckdb
+
+from kyc_pipeline.analyze.quality import Severity, check_build
+from kyc_pipeline.analyze.report import confidences, failures, operations, overview, rates
+from kyc_pipeline.analyze.report.page import Page
+from kyc_pipeline.analyze.report.reader import Reader
+
+
+def read_page(connection: duckdb.DuckDBPyConnection) -> Page:
+    """Everything on the page, from an open warehouse; makes temporary tables in `connection`."""
+    reader = Reader(connection)
+    threshold_explorer, explorer = confidences.thresholds(reader)
+    findings = [result for result in check_build(connection) if not result.passed]
+    return Page(
+        build=overview.build(reader),
+        periods=reader.periods,
+        checks=[check.label for check in reader.checks],
+        tiles={period.key: overview.tiles(reader, period) for period in reader.periods},
+        remarks=overview.remarks(reader),
+        sections=[
+            rates.verdicts(reader),
+            rates.pass_rates(reader),
+            rates.changes(reader),
+            failures.failures(reader),
+            threshold_explorer,
+            confidences.confidences(reader),
+            confidences.drift(reader),
+            operations.funnel(reader),
+            rates.companies(reader),
+            operations.subjects(reader),
+            operations.api(reader),
+        ],
+        explorer=explorer,
+        findings=sorted(findings, key=lambda finding: finding.severity is not Severity.ERROR),
+    )

@@ -1,0 +1,221 @@
+"""The top of the report: what it is of, the key figures of each period, and what stands out."""
+
+import datetime
+from typing import Final
+
+from kyc_pipeline.analyze.report.page import (
+    LOW_N,
+    Remark,
+    Tile,
+    counted,
+    day,
+    decimals,
+    interval,
+    money,
+    number,
+    percent,
+    points,
+    share,
+    some,
+)
+from kyc_pipeline.analyze.report.periods import Period
+from kyc_pipeline.analyze.report.reader import Reader
+
+_RECENT_DAYS: Final = 7
+_REMARKS: Final = 3
+
+
+def build(reader: Reader) -> dict[str, str]:
+    """When, from what and by what the warehouse was built."""
+    row = reader.rows(
+        "SELECT strftime(built_at AT TIME ZONE 'UTC', '%-d %b %Y, %H:%M UTC') AS built_at, run_id,"
+        " code_version, duckdb_version, partitions, rows, first_date, last_date, price_per_call"
+        " FROM build_info"
+    )[0]
+    covered = "no day yet"
+    if row["first_date"] is not None:
+        covered = f"{day(row['first_date'])} to {day(row['last_date'])}"
+    price = row["price_per_call"]
+    return {
+        "built_at": str(row["built_at"]),
+        "run_id": str(row["run_id"]),
+        "code_version": str(row["code_version"]),
+        "duckdb_version": str(row["duckdb_version"]),
+        "covered": covered,
+        "days": some(row["partitions"], "day"),
+        "rows": number(row["rows"]),
+        "price": "not set (DEEPXL_PRICE_PER_CALL)" if price is None else f"{price.normalize():f} a call",
+    }
+
+
+def tiles(reader: Reader, period: Period) -> list[Tile]:
+    """The key figures of a period."""
+    before = period.since - datetime.timedelta(days=period.days)
+    row = reader.rows(
+        """
+        WITH f AS (
+            SELECT sum(received)::BIGINT AS received, sum(rejected)::BIGINT AS rejected,
+                sum(accepted)::BIGINT AS accepted, sum(completed)::BIGINT AS completed,
+                sum(verified)::BIGINT AS verified,
+                sum(uncertain + quarantined)::BIGINT AS held,
+                sum(failed + not_attempted)::BIGINT AS open
+            FROM submission_funnel WHERE date BETWEEN $1 AND $2
+        ),
+        b AS (
+            SELECT sum(completed)::BIGINT AS completed_before, sum(verified)::BIGINT AS verified_before
+            FROM submission_funnel WHERE date >= $3 AND date < $1 AND $3 >= $4
+        ),
+        a AS (
+            SELECT sum(estimated_cost) AS cost FROM api_performance WHERE date BETWEEN $1 AND $2
+        ),
+        l AS (
+            SELECT quantile_cont(latency_ms, 0.5) AS p50, quantile_cont(latency_ms, 0.95) AS p95
+            FROM submissions WHERE date BETWEEN $1 AND $2
+        )
+        SELECT *, ratio(verified, completed) AS rate, wilson_low(verified, completed) AS low,
+            wilson_high(verified, completed) AS high,
+            rate - ratio(verified_before, completed_before) AS change,
+            newcombe_low(verified, completed, verified_before, completed_before) AS change_low,
+            newcombe_high(verified, completed, verified_before, completed_before) AS change_high
+        FROM f, b, a, l
+        """,
+        [period.since, period.until, before, reader.first],
+    )[0]
+    completed, accepted = row["completed"] or 0, row["accepted"] or 0
+    change = ""
+    if row["change"] is not None:
+        change = (
+            f"{points(row['change'])} against the {period.days} days before"
+            f" (95%: {points(row['change_low'])} to {points(row['change_high'])})"
+        )
+    verified = "nothing completed"
+    if completed:
+        verified = f"95%: {interval(row['low'], row['high'])}, of {counted(completed)}"
+    per_verified = "no price is set"
+    if row["cost"] is not None:
+        each = money(row["cost"] / row["verified"]) if row["verified"] else "none verified:"
+        per_verified = f"{each} for each verified" if row["verified"] else "nobody was verified"
+    held = row["held"] or 0
+    return [
+        Tile("Verified", percent(row["rate"]), verified, change),
+        Tile("Received", number(row["received"] or 0), f"{number(row['rejected'] or 0)} rejected"),
+        Tile(
+            "Completed",
+            number(completed),
+            f"{percent(share(completed, accepted))} of {number(accepted)} accepted",
+        ),
+        Tile("Held for a decision", number(held), f"{number(row['open'] or 0)} still to be attempted"),
+        Tile(
+            "Answer time (p95)",
+            "–" if row["p95"] is None else f"{number(row['p95'])} ms",
+            "no call" if row["p50"] is None else f"median {number(row['p50'])} ms",
+        ),
+        Tile("Estimated cost", money(row["cost"]), per_verified),
+    ]
+
+
+def remarks(reader: Reader) -> list[Remark]:
+    """What stands out, the most pressing first."""
+    if not reader.completed:
+        return []
+    few = f"Only {some(reader.completed, 'verification')} completed: no rate on this page is reliable yet."
+    return [
+        *([Remark(few, "verdicts")] if reader.completed < LOW_N else []),
+        *_held(reader),
+        *_recent_changes(reader),
+        *_recent_drift(reader),
+        *_main_obstacle(reader),
+        *_disagreements(reader),
+    ]
+
+
+def _held(reader: Reader) -> list[Remark]:
+    held = reader.rows("SELECT sum(uncertain)::BIGINT AS n FROM submission_funnel")[0]["n"]
+    text = f"{some(held, 'submission')} held for a decision: the outcome of the call is not known."
+    return [Remark(text, "funnel")] if held else []
+
+
+def _recent(reader: Reader) -> datetime.date:
+    return reader.last - datetime.timedelta(days=_RECENT_DAYS - 1)
+
+
+def _recent_changes(reader: Reader) -> list[Remark]:
+    rows = reader.rows(
+        f"""
+        SELECT * FROM pass_rate_changes
+        WHERE significant AND week = date_trunc('week', $1::DATE)::DATE
+        ORDER BY abs(change) DESC, check_type LIMIT {_REMARKS}
+        """,
+        [_recent(reader)],
+    )
+    return [
+        Remark(
+            f"{'The verified rate' if row['check_type'] == 'VERIFIED' else row['check_type']}"
+            f" {'rose' if row['change'] > 0 else 'fell'} from {percent(row['previous_pass_rate'])} to"
+            f" {percent(row['pass_rate'])} in the week from {day(row['week'])}: {points(row['change'])}"
+            f" (95%: {points(row['change_low'])} to {points(row['change_high'])}).",
+            "changes",
+        )
+        for row in rows
+    ]
+
+
+def _recent_drift(reader: Reader) -> list[Remark]:
+    rows = reader.rows(
+        f"""
+        SELECT check_type, arg_max(level, psi) AS level, max(psi) AS psi, arg_max(date, psi) AS date
+        FROM confidence_drift WHERE date >= $1 AND level IN ('moderate', 'large')
+        GROUP BY check_group, check_type ORDER BY max(psi) DESC LIMIT {_REMARKS}
+        """,
+        [_recent(reader)],
+    )
+    return [
+        Remark(
+            f"{row['check_type']}: confidences drifted, {row['level']} (PSI {decimals(row['psi'], 2)} on"
+            f" {day(row['date'])}).",
+            "drift",
+        )
+        for row in rows
+    ]
+
+
+def _main_obstacle(reader: Reader) -> list[Remark]:
+    rows = reader.rows(
+        """
+        SELECT check_type, sum(failing)::BIGINT AS failing, sum(sole_blocker)::BIGINT AS alone,
+            (SELECT sum(verifications - verified)::BIGINT FROM verified_rates) AS declined
+        FROM failure_attribution WHERE check_group <> 'verdict'
+        GROUP BY check_group, check_type HAVING sum(failing) > 0
+        ORDER BY failing DESC, check_type LIMIT 1
+        """
+    )
+    return [
+        Remark(
+            f"{row['check_type']} stops most: it failed in"
+            f" {percent(share(row['failing'], row['declined']))} of the {number(row['declined'])}"
+            f" declined, and was the only failure in {number(row['alone'])}.",
+            "failures",
+        )
+        for row in rows
+    ]
+
+
+def _disagreements(reader: Reader) -> list[Remark]:
+    rows = reader.rows(
+        """
+        SELECT
+            coalesce(sum(failing) FILTER (WHERE check_type = 'UNEXPLAINED_DECLINE'), 0)::BIGINT
+                AS declines,
+            coalesce(sum(failing_verified) FILTER (WHERE check_type = 'OVERRIDE'), 0)::BIGINT AS overrides
+        FROM failure_attribution WHERE check_group = 'verdict'
+        """
+    )
+    return [
+        Remark(
+            f"Verdict and checks disagree: {number(row['declines'])} declined without a failed check,"
+            f" {number(row['overrides'])} verified with one.",
+            "failures",
+        )
+        for row in rows
+        if row["declines"] or row["overrides"]
+    ]

@@ -1,0 +1,373 @@
+"""Sections of rates: verified, passed by check, changes from week to week, companies."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from kyc_pipeline.analyze.report import charts
+from kyc_pipeline.analyze.report.page import (
+    LOW_N,
+    Figure,
+    Row,
+    Section,
+    Table,
+    View,
+    counted,
+    day,
+    interval,
+    number,
+    percent,
+    points,
+    some,
+)
+from kyc_pipeline.analyze.report.periods import Period
+from kyc_pipeline.analyze.report.reader import (
+    MAX_CHECKS,
+    NO_ANSWER,
+    NOTHING,
+    Reader,
+    Rows,
+    grouped,
+    rounded,
+)
+
+_COMPANIES: Final = 20
+_CHANGES: Final = 20
+_HOLLOW: Final = (
+    f" Bars and bands are 95% intervals; a hollow point is of fewer than {LOW_N}, and its interval may reach"
+    " below the axis."
+)
+
+
+def verdicts(reader: Reader) -> Section:
+    """Verified rate over time."""
+    series = reader.rows(
+        """
+        SELECT unit, start, sum(verified)::BIGINT AS k, sum(verifications)::BIGINT AS n,
+            ratio(k, n) AS rate, wilson_low(k, n) AS low, wilson_high(k, n) AS high
+        FROM verified_rates JOIN report_units USING (date) GROUP BY ALL HAVING n > 0 ORDER BY ALL
+        """
+    )
+    totals = reader.rows(
+        """
+        SELECT period, sum(verified)::BIGINT AS k, sum(verifications)::BIGINT AS n,
+            ratio(k, n) AS rate, wilson_low(k, n) AS low, wilson_high(k, n) AS high
+        FROM verified_rates JOIN report_days USING (date) GROUP BY ALL HAVING n > 0
+        """
+    )
+    figures = []
+    if series:
+        figures.append(_rate_figure(reader, "verified", "Verified rate", series, totals, "verifications"))
+    return Section(
+        "verdicts",
+        "Verified rate over time",
+        "Of the completed verifications, the share that DeepXL decided as verified." + _HOLLOW,
+        NO_ANSWER,
+        figures,
+        definitions=reader.define(
+            "verified_rates",
+            "verified_rates.verified_rate",
+            "verified_rates.verified_rate_low",
+            "verified_rates.low_n",
+        ),
+    )
+
+
+def pass_rates(reader: Reader) -> Section:
+    """Pass rate of each check over time."""
+    series = reader.by_check(
+        reader.rows(
+            """
+            SELECT check_group, check_type, unit, start, sum(passed)::BIGINT AS k,
+                sum(passed + failed)::BIGINT AS n, ratio(k, n) AS rate, wilson_low(k, n) AS low,
+                wilson_high(k, n) AS high
+            FROM pass_rates JOIN report_units USING (date) GROUP BY ALL HAVING n > 0 ORDER BY ALL
+            """
+        )
+    )
+    totals = reader.by_check(
+        reader.rows(
+            """
+            SELECT check_group, check_type, period, sum(passed)::BIGINT AS k,
+                sum(passed + failed)::BIGINT AS n, ratio(k, n) AS rate, wilson_low(k, n) AS low,
+                wilson_high(k, n) AS high
+            FROM pass_rates JOIN report_days USING (date) GROUP BY ALL HAVING n > 0
+            """
+        )
+    )
+    decided = [check for check in reader.checks if series.get((check.group, check.type))]
+    lowest = min(
+        (_lowest(series[check.group, check.type]) for check in decided),
+        default=0.0,
+    )
+    figures = [
+        _rate_figure(
+            reader,
+            f"pass-{index}",
+            check.label,
+            series[check.group, check.type],
+            totals[check.group, check.type],
+            "decided checks",
+            check.label,
+            lowest,
+        )
+        for index, check in enumerate(decided)
+    ]
+    return Section(
+        "pass-rates",
+        "Pass rates of the checks",
+        "Of the checks that passed or failed, the share that passed. All axes are the same."
+        + _HOLLOW
+        + _left_out(reader),
+        "No check has passed or failed yet.",
+        figures,
+        definitions=reader.define(
+            "pass_rates", "pass_rates.other", "pass_rates.pass_rate", "pass_rates.pass_rate_low"
+        ),
+    )
+
+
+def _left_out(reader: Reader) -> str:
+    if reader.all_checks <= MAX_CHECKS:
+        return ""
+    return f" The {MAX_CHECKS} most frequent of {number(reader.all_checks)} checks are shown."
+
+
+def _rate_figure(
+    reader: Reader,
+    name: str,
+    title: str,
+    series: Rows,
+    totals: Rows,
+    n: str,
+    check: str = "",
+    lowest: float | None = None,
+) -> Figure:
+    of_period = {row["period"]: row for row in totals}
+
+    def view(period: Period) -> View:
+        total, rows = of_period.get(period.key), reader.in_period(series, period)
+        if total is None or not rows:
+            return View("", "", NOTHING)
+        least, most = (pick(rows, key=lambda row: row["rate"]) for pick in (min, max))
+        few = sum(1 for row in rows if row["n"] < LOW_N)
+        return View(
+            f"{percent(total['rate'])} ({interval(total['low'], total['high'])}) of {counted(total['n'])}",
+            f"Line chart with 95% intervals of {title} by {period.unit}, {day(rows[0]['start'])} to"
+            f" {day(rows[-1]['start'])}: {percent(total['rate'])} of {number(total['n'])} {n} over all,"
+            f" lowest {percent(least['rate'])} ({day(least['start'])}), highest {percent(most['rate'])}"
+            f" ({day(most['start'])}). {some(few, 'point')} of {len(rows)} with fewer than {LOW_N}.",
+        )
+
+    chart = reader.filled(
+        [{**row, "few": row["n"] < LOW_N} for row in series], ("rate", "low", "high", "n", "few")
+    )
+    return Figure(
+        name,
+        title,
+        charts.rate_over_time(chart, reader.shown, n, _lowest(series) if lowest is None else lowest),
+        reader.views(view),
+        Table(
+            (
+                "Day or week from",
+                "Passed" if check else "Verified",
+                n.capitalize(),
+                "Rate",
+                "95% from",
+                "to",
+            ),
+            [
+                Row(
+                    (
+                        day(row["start"]),
+                        number(row["k"]),
+                        counted(row["n"]),
+                        percent(row["rate"]),
+                        percent(row["low"]),
+                        percent(row["high"]),
+                    ),
+                    reader.shown_in(row),
+                )
+                for row in series
+            ],
+        ),
+        check,
+        wide=not check,
+    )
+
+
+def changes(reader: Reader) -> Section:
+    """Significant changes from week to week."""
+    rows = reader.rows(
+        f"""
+        SELECT * FROM pass_rate_changes WHERE significant ORDER BY week DESC, check_group, check_type
+        LIMIT {_CHANGES}
+        """
+    )
+    weeks = reader.rows(
+        "SELECT count(*) FILTER (WHERE NOT low_n) AS n FROM pass_rate_changes WHERE change IS NOT NULL"
+    )[0]["n"]
+    return Section(
+        "changes",
+        "Changes from week to week",
+        "Rates that differ from the week before by more than chance explains: the 95% interval of the"
+        f" difference is without 0, and both weeks have {LOW_N} or more. The latest {_CHANGES}, of all"
+        " days. With many checks, one in twenty such intervals excludes 0 by chance.",
+        "No week differs significantly from the one before."
+        if weeks
+        else f"There are no two weeks in a row with {LOW_N} decided checks each to compare yet.",
+        table=Table(
+            ("Week from", "Check", "Rate", "Before", "Change", "95% from", "to"),
+            [
+                Row(
+                    (
+                        day(row["week"]),
+                        row["check_type"],
+                        percent(row["pass_rate"]),
+                        percent(row["previous_pass_rate"]),
+                        points(row["change"]),
+                        points(row["change_low"]),
+                        points(row["change_high"]),
+                    ),
+                    [period.key for period in reader.periods],
+                )
+                for row in rows
+            ],
+            numeric_from=2,
+        )
+        if rows
+        else None,
+        table_title="Significant changes",
+        definitions=reader.define(
+            "pass_rate_changes", "pass_rate_changes.change_low", "pass_rate_changes.significant"
+        ),
+    )
+
+
+def companies(reader: Reader) -> Section:
+    """Verified rate by company."""
+    rows = reader.rows(
+        f"""
+        WITH counts AS (
+            SELECT period, company_id, sum(verifications)::BIGINT AS n, sum(verified)::BIGINT AS k
+            FROM verified_rates_by_company JOIN report_days USING (date) GROUP BY ALL HAVING n > 0
+        ),
+        ranked AS (
+            SELECT *, row_number() OVER (PARTITION BY period ORDER BY n DESC, company_id) AS place,
+                count(*) OVER (PARTITION BY period) AS companies,
+                sum(k) OVER (PARTITION BY period) / sum(n) OVER (PARTITION BY period) AS overall
+            FROM counts
+        )
+        SELECT period, least(place, {_COMPANIES + 1}) - 1 AS rank, any_value(companies) AS companies,
+            any_value(overall)::DOUBLE AS overall,
+            CASE WHEN rank < {_COMPANIES} THEN any_value(company_id) END AS company,
+            sum(n)::BIGINT AS n, sum(k)::BIGINT AS k, ratio(sum(k), sum(n)) AS rate,
+            wilson_low(sum(k), sum(n)) AS low, wilson_high(sum(k), sum(n)) AS high
+        FROM ranked GROUP BY period, least(place, {_COMPANIES + 1}) ORDER BY period, rank
+        """
+    )
+    names = _company_names(reader, [row["company"] for row in rows if row["company"] is not None])
+    for row in rows:
+        others = row["companies"] - _COMPANIES
+        row["company"] = (
+            f"{some(others, 'other')} together"
+            if row["company"] is None
+            else names.get(row["company"], row["company"])
+        )
+    by_period = grouped(rows, "period")
+
+    def view(period: Period) -> View:
+        own = by_period.get(period.key, [])
+        if not own:
+            return View("", "", NOTHING)
+        named = own[:_COMPANIES]
+        best, worst = (pick(named, key=lambda row: row["rate"]) for pick in (max, min))
+        of = own[0]["companies"]
+        return View(
+            f"{some(of, 'company', 'companies')}"
+            + (f", the {_COMPANIES} largest shown" if of > _COMPANIES else ""),
+            f"Dot chart of the verified rate of {len(named)} of {some(of, 'company', 'companies')}"
+            f" with 95% intervals: highest {percent(best['rate'])} ({best['company']}), lowest"
+            f" {percent(worst['rate'])} ({worst['company']}), all together {percent(own[0]['overall'])}.",
+        )
+
+    figures = []
+    if rows:
+        drawn = [
+            {
+                name: rounded(row[name])
+                for name in ("period", "rank", "company", "rate", "low", "high", "n", "overall")
+            }
+            | {"few": row["n"] < LOW_N}
+            for row in rows
+        ]
+        figures.append(
+            Figure(
+                "companies",
+                "Verified rate by company",
+                charts.companies(drawn, reader.shown),
+                reader.views(view),
+                Table(
+                    ("Company", "Verifications", "Verified", "Rate", "95% from", "to"),
+                    [
+                        Row(
+                            (
+                                row["company"],
+                                counted(row["n"]),
+                                number(row["k"]),
+                                percent(row["rate"]),
+                                percent(row["low"]),
+                                percent(row["high"]),
+                            ),
+                            [row["period"]],
+                        )
+                        for row in rows
+                    ],
+                ),
+                wide=True,
+            )
+        )
+    return Section(
+        "companies",
+        "Companies",
+        f"By the tag companyId, the {_COMPANIES} with most verifications, largest first. Intervals that"
+        " overlap are no ranking. The dashed line is the rate of all companies together.",
+        NO_ANSWER,
+        figures,
+        definitions=reader.define(
+            "verified_rates_by_company",
+            "verified_rates_by_company.company_id",
+            "verified_rates_by_company.verified_rate",
+            "verified_rates_by_company.low_n",
+        ),
+    )
+
+
+def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
+    """`name (id)` for each id whose answers carry a companyName in the clear, the latest day's."""
+    if not ids:
+        return {}
+    kind = reader.rows(
+        "SELECT count(*) AS n FROM duckdb_tables()"
+        " WHERE database_name = current_database() AND table_name = 'verification_tags'"
+    )[0]["n"]
+    if not kind:  # a view over the lake, which may not be in reach from here
+        return {}
+    rows = reader.rows(
+        """
+        SELECT i.value AS id, arg_max(n.value, i.date) AS name
+        FROM verification_tags AS i
+        JOIN verification_tags AS n
+            ON n.date = i.date AND n.verification_id = i.verification_id AND n.name = 'companyName'
+        WHERE i.name = 'companyId' AND list_contains($1::VARCHAR[], i.value) AND n.value <> ''
+            AND n.value <> i.value
+        GROUP BY i.value
+        """,
+        [sorted(set(ids))],
+    )
+    return {row["id"]: f"{row['name']} ({row['id']})" for row in rows}
+
+
+def _lowest(rows: Rows) -> float:
+    """Where a rate's axis may begin: below every point, and below the intervals that are worth something."""
+    lows = [row["low"] for row in rows if row["n"] >= LOW_N] or [row["low"] for row in rows]
+    return float(min(*lows, *(row["rate"] for row in rows)))
