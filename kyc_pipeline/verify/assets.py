@@ -6,7 +6,7 @@ cancelled run into a second one.
 
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.checks import CHECKS, check_partition
 from kyc_pipeline.verify.held import operator, resolve_held
 from kyc_pipeline.verify.ledger import Spend
-from kyc_pipeline.verify.plan import plan_partitions
+from kyc_pipeline.verify.plan import PartitionPlan, plan_partitions, total
 from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary, estimated_cost, percentile
 
 GROUP = "verify"
@@ -98,16 +98,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         lake = pipeline.lake
         with pipeline.open_ledger() as ledger:
             plans = plan_partitions(lake, ledger, list(context.partition_keys), settings)
-            calls = sum(plan.calls_to_make for plan in plans)
-            cost = (
-                ""
-                if settings.deepxl_price_per_call is None
-                else f", {calls * settings.deepxl_price_per_call}"
-            )
-            context.log.info(
-                f"plan: {sum(plan.submissions for plan in plans)} submissions, "
-                f"{sum(plan.already_paid for plan in plans)} already paid, {calls} calls to make{cost}"
-            )
+            _tell_plan(context, plans, settings)
             if config.dry_run:
                 return
             budget = pipeline.budget or CallBudget(settings.deepxl_max_calls_per_run)
@@ -202,6 +193,27 @@ def _latencies(lake: Lake, day: str) -> dict[str, float]:
     found = array("d", (float(value) for value in column.to_pylist() if value is not None))
     shares = {"latency_p50_ms": percentile(found, 0.50), "latency_p95_ms": percentile(found, 0.95)}
     return {name: value for name, value in shares.items() if value is not None}
+
+
+def _tell_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], settings: Settings) -> None:
+    """What the run is about to spend: its first line in the log, and for each day an observation."""
+    most = settings.deepxl_max_calls_per_run
+    budget = "" if most is None else f"; the budget is {most} calls"
+    context.log.info(f"plan: {total(plans, settings)}{budget}")
+    for plan in plans:
+        if len(plans) > 1:
+            context.log.info(f"plan of {plan.date}: {plan}")
+        figures: dict[str, int | float] = {
+            "submissions": plan.submissions,
+            "already_paid": plan.already_paid,
+            "held": plan.held,
+            "calls_to_make": plan.calls_to_make,
+        }
+        if plan.estimated_cost is not None:
+            figures["estimated_cost"] = float(plan.estimated_cost)
+        context.log_event(
+            dg.AssetObservation(VERIFICATION_RESPONSES.name, partition=plan.date, metadata=figures)
+        )
 
 
 def _log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None]:

@@ -30,6 +30,13 @@ class PartitionPlan:
     estimated_cost: Decimal | None
     """Of `calls_to_make`; None without a price."""
 
+    def __str__(self) -> str:
+        cost = "" if self.estimated_cost is None else f", estimated cost {self.estimated_cost}"
+        return (
+            f"{self.submissions} submissions, {self.already_paid} already paid, {self.held} held, "
+            f"{self.calls_to_make} calls to make{cost}"
+        )
+
 
 def plan_partitions(
     lake: Lake, ledger: Ledger, dates: Sequence[str], settings: Settings
@@ -37,6 +44,21 @@ def plan_partitions(
     """The plan of each date; one whose `submissions` were never written has zeros everywhere."""
     known = ledger if ledger.exists() else None
     return [_plan(lake, known, date, settings) for date in dates]
+
+
+def total(plans: Sequence[PartitionPlan], settings: Settings) -> PartitionPlan:
+    """The plans in one, with the date `total`."""
+    calls = sum(plan.calls_to_make for plan in plans)
+    return PartitionPlan(
+        date="total",
+        submissions=sum(plan.submissions for plan in plans),
+        rejected=sum(plan.rejected for plan in plans),
+        already_paid=sum(plan.already_paid for plan in plans),
+        calls_to_make=calls,
+        held=sum(plan.held for plan in plans),
+        conflicts=sum(plan.conflicts for plan in plans),
+        estimated_cost=estimated_cost(settings, calls),
+    )
 
 
 def _plan(lake: Lake, ledger: Ledger | None, date: str, settings: Settings) -> PartitionPlan:
