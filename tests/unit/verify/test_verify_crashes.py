@@ -13,6 +13,7 @@ from pathlib import Path
 import children
 import msgspec
 import pytest
+import sqlalchemy as sa
 from postgres import PostgresServer
 from world import DATE, QUICK, TOKEN, World
 
@@ -20,7 +21,9 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.verify.engine import Stopped, Timing
 from kyc_pipeline.verify.held import list_held
-from kyc_pipeline.verify.ledger import Ledger, LedgerError, PartitionBusy
+from kyc_pipeline.verify.lease import LeaseLost
+from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError, PartitionBusy
+from kyc_pipeline.verify.schema import State, leases
 
 Until = Callable[[Callable[[], bool]], None]
 KILLS = 20
@@ -220,5 +223,63 @@ def test_two_runs_of_one_partition_at_once(world: World, until: Until) -> None:
         with pytest.raises(PartitionBusy, match=rf"partition {DATE} .* run run-1 \(process \d+ on "):
             world.verify(run_id="run-2", timing=QUICK)
         first.join()
+        assert dict(simulator.received) == dict.fromkeys(ids, 1)
+        assert_nothing_paid_twice_or_lost(world, simulator, ids)
+
+
+def expiry(ledger: Ledger) -> int:
+    with ledger.database.read() as connection:
+        return connection.execute(sa.select(sa.func.max(leases.c.expires_at))).scalar_one() or 0
+
+
+def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
+    world: World, until: Until
+) -> None:
+    """As after a sleep of the machine: another host took the partition over, with calls in flight here."""
+    ids = [f"s-{number:02}" for number in range(80)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 3}
+    url, ended = world.settings.kyc_ledger_url, []
+    with running_simulator(token=TOKEN, latency_ms=100) as simulator, Ledger(url, lease_seconds=0.3) as short:
+        world.server = simulator.url
+        sleeper = World(world.root, simulator.url, world.ledger_url, world.options)
+        sleeper.ledger = short  # type: ignore[misc] # a cached property may be set
+
+        def run() -> None:
+            try:
+                sleeper.verify(run_id="sleeper")
+            except LeaseLost as error:
+                ended.append(str(error))
+
+        sleeping = threading.Thread(target=run)
+        sleeping.start()
+        until(lambda: simulator.received.total() >= 3)
+        first = expiry(world.ledger)
+        until(lambda: expiry(world.ledger) > first)
+
+        def taken_over() -> bool:
+            with world.ledger.database.write() as connection:
+                connection.execute(sa.update(leases).values(expires_at=0))
+            try:
+                taker.append(world.ledger.acquire(DATE, "taker"))
+            except PartitionBusy:  # it was renewed in between
+                return False
+            return True
+
+        taker: list[Lease] = []
+        until(taken_over)
+        sleeping.join()
+        (told,) = ended
+        assert told.startswith(
+            f"partition {DATE} was taken over by another run: every answer is in the ledger"
+        )
+        sent = simulator.received.total()
+        assert sent < len(ids)
+        # The answers of the calls that were in flight were taken, though they came after the loss.
+        stored = world.ledger.entries(ids).values()
+        assert Counter(entry.state for entry in stored) == {State.COMPLETED: sent}
+        world.ledger.release(taker[0])
+        world.options = {"deepxl_max_concurrency": 16}
+        assert world.verify(run_id="run-2").is_complete
         assert dict(simulator.received) == dict.fromkeys(ids, 1)
         assert_nothing_paid_twice_or_lost(world, simulator, ids)
