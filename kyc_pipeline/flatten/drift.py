@@ -6,7 +6,7 @@ like a field's name shows as `?`, for it may be data.
 """
 
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,10 +31,10 @@ class _Place:
     any_member: "_Place | None" = None
     item: "_Place | None" = None
     required: list[tuple[str, ...]] = field(default_factory=list)
-
-    def takes(self, value: Json) -> bool:
-        """Whether `value` is a scalar with nothing to report: a short cut, since most values are."""
-        return type(value) is _SCALARS.get(self.known.kind) and _difference(value, self) is None
+    usual: frozenset[str] = frozenset()
+    """The first name of each required member: an object that has them all lacks none."""
+    takes: Callable[[Json], bool] = lambda value: False
+    """Whether a value is a scalar with nothing to report: a short cut, since most values are."""
 
 
 def _places() -> _Place:
@@ -42,6 +42,8 @@ def _places() -> _Place:
     by_path = {"": root}
     for each in FIELDS:
         place = by_path[each.path] = _Place(each)
+        if (is_right := _SCALARS.get(each.kind)) is not None:
+            place.takes = is_right if each.odd is None else _both(is_right, each.odd)
         if each.path.endswith("[]"):
             by_path[each.path.removesuffix("[]")].item = place
             continue
@@ -53,9 +55,20 @@ def _places() -> _Place:
         parent.members |= dict.fromkeys((name, *each.aliases), place)
         if each.required:
             parent.required.append((name, *each.aliases, *each.unless))
+            parent.usual |= {name}
     return root
 
 
+def _both(is_right: Callable[[Json], bool], is_odd: Callable[[Json], bool]) -> Callable[[Json], bool]:
+    return lambda value: is_right(value) and not is_odd(value)
+
+
+_SCALARS: Final[dict[Kind, Callable[[Json], bool]]] = {
+    Kind.STRING: lambda value: type(value) is str and value != "",
+    Kind.INTEGER: lambda value: type(value) is Number and integer(value) is not None,
+    Kind.NUMBER: lambda value: type(value) is Number,
+    Kind.BOOLEAN: lambda value: type(value) is bool,
+}
 _ROOT: Final = _places()
 _KINDS: Final[dict[Kind, Callable[[Json], bool]]] = {
     Kind.OBJECT: lambda value: isinstance(value, Object),
@@ -65,9 +78,6 @@ _KINDS: Final[dict[Kind, Callable[[Json], bool]]] = {
     Kind.NUMBER: lambda value: isinstance(value, Number),
     Kind.BOOLEAN: lambda value: isinstance(value, bool),
 }
-
-
-_SCALARS: Final = {Kind.STRING: str, Kind.INTEGER: Number, Kind.NUMBER: Number, Kind.BOOLEAN: bool}
 
 
 def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:
@@ -102,16 +112,18 @@ def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, D
             todo += [(item, below, depth + 1, place and place.item) for item in value]
 
 
-def _to_report(value: Object, place: _Place | None) -> Iterator[tuple[str, Json, _Place | None, bool]]:
+def _to_report(value: Object, place: _Place | None) -> list[tuple[str, Json, _Place | None, bool]]:
     """Members that need a look: key, value, known place, and whether a later member has the same key."""
+    places, other = ({}, None) if place is None else (place.members, place.any_member)
+    found = []
     seen: set[str] = set()
     # From the last: it is the one that counts.
     for key, member in reversed(value.members):
-        known = None if place is None else place.members.get(key, place.any_member)
-        repeated = key in seen
+        known = places.get(key, other)
+        if known is None or key in seen or not known.takes(member):
+            found.append((key, member, known, key in seen))
         seen.add(key)
-        if known is None or repeated or not known.takes(member):
-            yield key, member, known, repeated
+    return found
 
 
 def shown(key: str, personal: Container[str] = ()) -> str:
@@ -150,10 +162,12 @@ def _geometry(key: str, value: Json) -> DriftKind | None:
     return DriftKind.EMPTY_FIELD if _is_empty(value) else None
 
 
-def _missing(value: Object, place: _Place | None) -> list[str]:
-    if place is None or not place.required:
-        return []
+def _missing(value: Object, place: _Place | None) -> Sequence[str]:
+    if place is None:
+        return ()
     present = {key for key, _ in value.members}
+    if place.usual <= present:
+        return ()
     return [names[0] for names in place.required if present.isdisjoint(names)]
 
 

@@ -117,9 +117,8 @@ class _Flattener:
         tables = self._blocks.flatten(batch.block)
         if len(left):
             rows = self._exactly(left, batch, summary)
-            # The sort is stable, so that the rows of one answer keep their order.
             tables = {
-                table: pa.concat_tables([fast, rows.table(table)]).sort_by("submission_id")
+                table: _in_order(pa.concat_tables([fast, rows.table(table)]), batch.ids)
                 for table, fast in tables.items()
             }
         return tables
@@ -141,6 +140,13 @@ class _Flattener:
         for codes in rows.columns[VERIFICATIONS.name]["anomalies"]:
             summary.anomalies.update(codes)
         return rows
+
+
+def _in_order(rows: pa.Table, ids: Column) -> pa.Table:
+    """`rows` in the order of their submissions in `ids`; those of one answer keep theirs."""
+    places: Column = pc.index_in(rows["submission_id"], value_set=ids)
+    order: Column = pa.array(np.argsort(np.asarray(places), kind="stable"))
+    return rows.take(order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,8 +84,10 @@ class _Members:
 
     def text(self, name: str, *aliases: str) -> str | None:
         """A text; None for anything else."""
-        value = self.get(name, *aliases)
-        return self.clean(value) if isinstance(value, str) else None
+        value = self.get(name, *aliases) if aliases else self._values.get(name)
+        if not isinstance(value, str):
+            return None
+        return value if value.isascii() else self.clean(value)
 
     def clean(self, text: str) -> str:
         """`text` as a column can hold it."""
