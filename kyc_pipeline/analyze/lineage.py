@@ -14,6 +14,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import Scope, build_scope
+from sqlglot.schema import MappingSchema
 
 from kyc_pipeline.analyze.models import LAKE, Model, load_models
 from kyc_pipeline.errors import KycError
@@ -38,14 +39,15 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
 
     A column of constants, such as a bin's edge, has none.
     """
-    schema: dict[str, object] = {
-        LAKE: {
-            table.name: dict.fromkeys(("date", *(c.name for c in table.columns)), "text") for table in TABLES
+    lake = {table.name: ["date", *(column.name for column in table.columns)] for table in TABLES}
+    warehouse = {model.name: [name for name, _ in model.columns] for model in load_models()}
+    schema = MappingSchema(
+        {
+            name: {table: dict.fromkeys(columns, "text") for table, columns in tables.items()}
+            for name, tables in ((LAKE, lake), (_WAREHOUSE, warehouse))
         },
-        _WAREHOUSE: {
-            model.name: dict.fromkeys((name for name, _ in model.columns), "text") for model in load_models()
-        },
-    }
+        dialect="duckdb",
+    )
     return {model.name: _of_model(model, schema) for model in load_models()}
 
 
@@ -80,7 +82,7 @@ def is_answer_field(path: str) -> bool:
     return path.partition(".")[0] not in _LAKE_TABLES
 
 
-def _of_model(model: Model, schema: dict[str, object]) -> dict[str, tuple[Source, ...]]:
+def _of_model(model: Model, schema: MappingSchema) -> dict[str, tuple[Source, ...]]:
     tree = qualify(
         sqlglot.parse_one(model.sql, read="duckdb"),
         dialect="duckdb",
