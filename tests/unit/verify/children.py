@@ -4,6 +4,7 @@ import dataclasses
 import os
 import resource
 import signal
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,24 @@ import sqlalchemy as sa
 from world import QUICK, World
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.verify.ledger import PartitionBusy
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
+BUSY = 75
 IMPATIENT = dataclasses.replace(QUICK, ledger_patience=0.0)
 
 
 def verify(root: str, server: str, ledger_url: str, options: dict[str, Any], date: str, run_id: str) -> None:
     """Runs the engine over one partition."""
     World(Path(root), server, ledger_url, options).verify(date=date, run_id=run_id)
+
+
+def verify_or_busy(*arguments: Any) -> None:
+    """Runs the engine over one partition; ends with `BUSY` where another run has it."""
+    try:
+        verify(*arguments)
+    except PartitionBusy:
+        sys.exit(BUSY)
 
 
 def verify_until_signalled(root: str, server: str, options: dict[str, Any], tell: Connection) -> None:
@@ -31,9 +42,9 @@ def verify_until_signalled(root: str, server: str, options: dict[str, Any], tell
     tell.send(summary.stopped.value)
 
 
-def verify_with_small_files(limit: int, root: str, server: str, tell: Connection) -> None:
+def verify_with_small_files(limit: int, root: str, server: str, ledger_url: str, tell: Connection) -> None:
     """Runs the engine where no file may grow beyond `limit` bytes; tells the error's one line, or "done"."""
-    world = World(Path(root), server)
+    world = World(Path(root), server, ledger_url)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:

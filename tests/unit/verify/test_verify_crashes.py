@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import multiprocessing
 import random
 import threading
 from collections import Counter
@@ -103,28 +102,64 @@ def test_a_partition_says_that_calls_may_be_under_way(
     assert set(world.outcomes().values()) == {"uncertain"}
 
 
-def test_a_full_disk_at_every_write(sqlite_world: World, processes: ForkServerContext) -> None:
+def verify_with_small_files(world: World, processes: ForkServerContext, limit: int) -> str:
+    """What a run says in a process that may write no file of more than `limit` bytes."""
+    receive, send = processes.Pipe(duplex=False)
+    child = processes.Process(
+        target=children.verify_with_small_files,
+        args=(limit, str(world.root), world.server, world.ledger_url, send),
+    )
+    child.start()
+    send.close()
+    told: str = receive.recv()
+    child.join()
+    assert "\n" not in told
+    return told
+
+
+def test_a_disk_that_is_full_for_the_ledger(sqlite_world: World, processes: ForkServerContext) -> None:
     world = sqlite_world
-    ids = [f"s-{number:02}" for number in range(40)]
+    ids = [f"s-{number:03}" for number in range(60)]
     world.submit(*ids)
-    texts = []
+    received = []
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
-        for kilobytes in (0, 40, 70, 100, 130, 400):
-            receive, send = multiprocessing.Pipe(duplex=False)
-            child = processes.Process(
-                target=children.verify_with_small_files,
-                args=(kilobytes * 1024, str(world.root), simulator.url, send),
-            )
-            child.start()
-            send.close()
-            texts.append(receive.recv())
-            child.join()
+        # From a ledger that cannot be made to one that is full in the middle of the calls.
+        for kilobytes in (0, 64, 160, 256, 512):
+            told = verify_with_small_files(world, processes, kilobytes * 1024)
+            assert "the ledger" in told or told == "done"
+            received.append(simulator.received.total())
+        assert received[0] == 0
+        assert any(0 < count < len(ids) for count in received)
         world.verify(run_id="last")
         assert_nothing_paid_twice_or_lost(world, simulator, ids)
         assert max(simulator.received.values()) == 1
-    assert len([text for text in texts if text != "done"]) >= 3
-    assert all("\n" not in text and "Traceback" not in text for text in texts)
+
+
+def test_a_disk_that_is_full_for_the_lake(
+    tmp_path: Path, postgres_url: str, processes: ForkServerContext
+) -> None:
+    """The ledger is a server's, so that only the lake's writes fail."""
+    world = World(tmp_path, ledger_url=postgres_url)
+    ids = [f"s-{number:02}" for number in range(40)]
+    world.submit(*ids)
+    table = Path(world.lake.path(VERIFICATION_RESPONSES, DATE))
+    with running_simulator(token=TOKEN) as simulator, world.ledger:
+        world.server = simulator.url
+        no_room = f"cannot write verification_responses of {DATE} (File too large)"
+        assert no_room in verify_with_small_files(world, processes, 0)
+        assert not simulator.received
+        assert not table.exists()
+        # There is room for the table before the calls, and none for the one with the answers.
+        told = verify_with_small_files(world, processes, 8_000)
+        assert no_room in told
+        assert "every answer is in the ledger" in told
+        assert set(world.outcomes().values()) == {"not_attempted"}
+        assert dict(simulator.received) == dict.fromkeys(ids, 1)
+        assert [path.name for path in table.parent.iterdir()] == [table.name]
+        summary = world.verify(run_id="last")
+        assert (summary.calls, summary.is_complete) == (0, True)
+        assert_nothing_paid_twice_or_lost(world, simulator, ids)
 
 
 @contextlib.contextmanager
@@ -223,6 +258,27 @@ def test_two_runs_of_one_partition_at_once(world: World, until: Until) -> None:
         with pytest.raises(PartitionBusy, match=rf"partition {DATE} .* run run-1 \(process \d+ on "):
             world.verify(run_id="run-2", timing=QUICK)
         first.join()
+        assert dict(simulator.received) == dict.fromkeys(ids, 1)
+        assert_nothing_paid_twice_or_lost(world, simulator, ids)
+
+
+def test_processes_that_start_one_partition_at_once(world: World, processes: ForkServerContext) -> None:
+    ids = [f"s-{number:02}" for number in range(40)]
+    world.submit(*ids)
+    with running_simulator(token=TOKEN, latency_ms=20) as simulator:
+        world.server = simulator.url
+        arguments = (str(world.root), simulator.url, world.ledger_url, world.options, DATE)
+        runs = [
+            processes.Process(target=children.verify_or_busy, args=(*arguments, f"run-{number}"))
+            for number in range(4)
+        ]
+        for run in runs:
+            run.start()
+        for run in runs:
+            run.join()
+        # Who came while another had the partition was told so; who came later found nothing to do.
+        assert 0 in {run.exitcode for run in runs}
+        assert {run.exitcode for run in runs} <= {0, children.BUSY}
         assert dict(simulator.received) == dict.fromkeys(ids, 1)
         assert_nothing_paid_twice_or_lost(world, simulator, ids)
 
