@@ -155,6 +155,7 @@ class Dispatcher:
             claim = self._writer.new_claim(item.submission_id, item.row["content_sha256"], resend=resend)
             if not await self._claim(claim):
                 return None
+            await passage.depart()
             self._tally.calls += 1
             self._tally.retries += is_retry
             try:

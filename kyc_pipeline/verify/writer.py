@@ -1,9 +1,10 @@
 """Group commits: one thread writes the ledger for all calls in flight.
 
-What arrives while a commit is under way goes into the next one, so the more calls are in flight, the more
-of them share one flush to disk. A commit that fails is repeated for a while (a full disk may be emptied, a
-lock released, a connection come back): an answer that was paid for is worth waiting for, and meanwhile no
-claim is won, so no call is made.
+What arrives while a commit is under way goes into the next one, and commits begin a little apart, so the
+more calls are in flight, the more of them share a transaction and a flush to disk: these cost far more than
+a change does. A commit that fails is repeated for a while (a full disk may be emptied, a lock released, a
+connection come back): an answer that was paid for is worth waiting for, and meanwhile no claim is won, so no
+call is made.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ from kyc_pipeline.verify.database import LedgerError
 from kyc_pipeline.verify.ledger import Adoption, Claim, Lease, Ledger, Result
 
 _MAX_GROUP: Final = 512
+_PACE_SECONDS: Final = 0.012
+"""From the beginning of one commit to that of the next."""
 _RETRY_SECONDS: Final = 0.5
 
 
@@ -36,7 +39,9 @@ class GroupWriter:
         self._ledger = ledger
         self._lease = lease
         self._patience_seconds = patience_seconds
-        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._arrived: list[_Entry] = []
+        self._queue: queue.SimpleQueue[list[_Entry] | None] = queue.SimpleQueue()
+        self._next_commit = 0.0
         self._thread = threading.Thread(target=self._run, name="ledger-writer")
         self._claims = itertools.count()
 
@@ -51,6 +56,7 @@ class GroupWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._hand_over()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -69,8 +75,16 @@ class GroupWriter:
 
     async def _submit(self, change: Claim | Result | Adoption) -> bool:
         done: asyncio.Future[bool] = self._loop.create_future()
-        self._queue.put(_Entry(change, done))
+        if not self._arrived:
+            self._loop.call_soon(self._hand_over)
+        self._arrived.append(_Entry(change, done))
         return await done
+
+    def _hand_over(self) -> None:
+        """Gives the thread what arrived in one turn of the loop."""
+        if self._arrived:
+            self._queue.put(self._arrived)
+            self._arrived = []
 
     def _run(self) -> None:
         while group := self._next_group():
@@ -85,15 +99,18 @@ class GroupWriter:
             self._loop.call_soon_threadsafe(_settle, group, answers)
 
     def _next_group(self) -> list[_Entry]:
-        """Everything that waits, up to a limit; empty at the end."""
+        """Everything that waits, up to about a limit; empty at the end."""
         group: list[_Entry] = []
-        entry = self._queue.get()
-        while entry is not None:
-            group.append(entry)
-            if len(group) == _MAX_GROUP:
+        arrived = self._queue.get()
+        if arrived is not None:
+            time.sleep(max(0.0, self._next_commit - time.monotonic()))
+            self._next_commit = time.monotonic() + _PACE_SECONDS
+        while arrived is not None:
+            group += arrived
+            if len(group) >= _MAX_GROUP:
                 break
             try:
-                entry = self._queue.get_nowait()
+                arrived = self._queue.get_nowait()
             except queue.Empty:
                 break
         else:
