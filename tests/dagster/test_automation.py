@@ -13,7 +13,7 @@ from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -22,6 +22,8 @@ from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.held import resolve_held
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
+DAILY = [dg.AssetKey(table.name) for table in TABLES]
+"""The assets of the lake: what is under test here needs no warehouse, which is most of a run's time."""
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ def test_catch_up_asks_for_missing_changed_and_incomplete_days(
 
     assert wanted() == [DAY, NEXT_DAY]
     job = definitions.resolve_job_def("verify_and_publish")
-    job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY))
+    job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), asset_selection=DAILY)
     assert wanted() == []
     landing.manifest(NEXT_DAY, [landing.submission("later", 5)], name="more.jsonl")
     assert wanted() == [NEXT_DAY]
@@ -178,6 +180,7 @@ def test_catch_up_asks_for_missing_changed_and_incomplete_days(
     job.execute_in_process(
         instance=instance,
         partition_key="2024-09-07",
+        asset_selection=DAILY,
         run_config={"ops": {"verify": {"config": {"max_calls": 1}}}},
     )
     assert wanted() == ["2024-09-07", NEXT_DAY]
@@ -192,10 +195,10 @@ def test_catch_up_asks_for_days_whose_files_had_not_arrived(
     selfie.unlink()
     landing.manifest(DAY, [row])
     until = date(2024, 9, 9)
-    job.execute_in_process(instance=instance, partition_key=DAY)
+    job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
     assert due_days(pipeline, until=until).days == [DAY]
     selfie.write_bytes(content)
-    job.execute_in_process(instance=instance, partition_key=DAY)
+    job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
     assert due_days(pipeline, until=until).days == []
 
 
@@ -207,12 +210,12 @@ def test_catch_up_asks_for_days_that_an_operator_set_to_be_sent_again(
         changed = settings.model_copy(update={"deepxl_base_url": simulator.url})
         pipeline = Pipeline(changed, timing=Timing(look_ups=(0.0,)))
         job = build_defs(pipeline).resolve_job_def("verify_and_publish")
-        job.execute_in_process(instance=instance, partition_key=DAY)
+        job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
         assert due_days(pipeline, until=date(2024, 9, 9)).days == []
         with pipeline.open_ledger() as ledger:
             resolve_held(ledger, lost, "retry", "an engineer")
         assert due_days(pipeline, until=date(2024, 9, 9)).days == [DAY]
-        job.execute_in_process(instance=instance, partition_key=DAY)
+        job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
         assert due_days(pipeline, until=date(2024, 9, 9)).days == []
 
 
@@ -220,7 +223,7 @@ def test_catch_up_mends_a_broken_table(
     landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 1)
-    job.execute_in_process(instance=instance, partition_key=DAY)
+    job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
     Path(pipeline.lake.path(VERIFICATION_RESPONSES, DAY)).write_bytes(b"not parquet")
     assert due_days(pipeline, until=date(2024, 9, 9)).days == [DAY]
 
@@ -308,6 +311,6 @@ def test_a_day_with_a_bad_manifest_does_not_hold_up_the_others_of_its_run(
         ("2024-09-10", "2024-09-10"),
     ]
     for request in asked:
-        assert job.execute_in_process(instance=instance, tags=request.tags).success
+        assert job.execute_in_process(instance=instance, tags=request.tags, asset_selection=DAILY).success
     assert simulator.received.total() == 3
     assert not requests(failed)
