@@ -10,7 +10,9 @@ from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 
 WAREHOUSE = dg.AssetKey("warehouse")
-REPORT = dg.AssetKey("report")
+ALL = dg.AssetSelection.groups("analyze")
+REPORT = dg.AssetSelection.assets("report")
+"""It comes with the warehouse, and is left out here: drawing it takes longer than all the rest."""
 FIRST = date(2024, 9, 1)
 
 
@@ -23,6 +25,11 @@ class Daemon:
         self.daily = [
             spec.key for spec in definitions.resolve_all_asset_specs() if spec.partitions_def is not None
         ]
+        self.tables = [
+            spec.key
+            for spec in definitions.resolve_all_asset_specs()
+            if spec.partitions_def is None and spec.key != dg.AssetKey("report")
+        ]
         self.cursor: dg.AutomationCursor | None = None
         self.published = 0
 
@@ -30,7 +37,7 @@ class Daemon:
         result = dg.evaluate_automation_conditions(
             self.definitions,
             self.instance,
-            asset_selection=dg.AssetSelection.groups("analyze"),
+            asset_selection=ALL - REPORT,
             cursor=self.cursor,
         )
         self.cursor = result.cursor
@@ -40,7 +47,7 @@ class Daemon:
             if result.get_num_requested(spec.key)
         ]
         if keys:
-            assert {WAREHOUSE, REPORT} <= set(keys)
+            assert WAREHOUSE in keys
             assert not set(keys) & set(self.daily)
             assert self.job.execute_in_process(instance=self.instance, asset_selection=keys).success
             self.published += 1
@@ -78,7 +85,10 @@ def test_a_backfill_publishes_by_the_run_and_not_by_the_day(daemon: Daemon) -> N
 
 
 def test_a_run_that_publishes_by_itself_is_not_published_again(daemon: Daemon) -> None:
-    assert daemon.job.execute_in_process(instance=daemon.instance, partition_key=FIRST.isoformat()).success
+    keys = [*daemon.daily, *daemon.tables]
+    assert daemon.job.execute_in_process(
+        instance=daemon.instance, partition_key=FIRST.isoformat(), asset_selection=keys
+    ).success
     for _ in range(3):
         daemon.tick()
     assert daemon.published == 0
