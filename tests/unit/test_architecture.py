@@ -43,13 +43,13 @@ def test_every_module_says_what_belongs_in_it(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
-def test_only_the_client_makes_http_calls() -> None:
+def test_only_the_client_calls_deepxl_and_only_alerts_the_webhook() -> None:
     users = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
         if {name.partition(".")[0] for name in imports(path)} & {"httpx", "httpx_aiohttp", "requests"}
     }
-    assert users == {"deepxl/client.py"}
+    assert users == {"deepxl/client.py", "orchestration/alerts.py"}
 
 
 def test_only_the_ledger_talks_to_its_database() -> None:
