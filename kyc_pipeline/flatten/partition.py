@@ -87,8 +87,10 @@ def flatten_partition(
         for batch in _one_ahead(_batches(lake, date)):
             for table, rows in flattener.flatten(batch, summary).items():
                 facts[table].write(rows)
-        for groups in facts.values():
-            groups.finish()
+        # Most days end here with all that they have: compressing is most of the work, and Arrow's own.
+        with ThreadPoolExecutor(max_workers=len(facts)) as pool:
+            for _ in pool.map(_RowGroups.finish, facts.values()):
+                pass
         writers[CONTRACT_DRIFT].write(flattener.drift.rows())
         if _source(lake, date) != source:
             raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
