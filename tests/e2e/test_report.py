@@ -268,7 +268,11 @@ def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(browser: Browse
 def test_printed_pages_have_charts_and_open_tables(browser: Browser, page_file: Path, folder: Path) -> None:
     with opened(browser, page_file, DESKTOP, "dark") as page:
         page.select_option("#period", "7")
+        width = "document.querySelector('#chart-verified svg').getBoundingClientRect().width"
+        before = page.evaluate(width)
         page.pdf(path=folder / "report.pdf", format="A4", print_background=True)
+        expect(page.locator("details[open]")).to_have_count(0)
+        assert page.evaluate(width) == before
     with pypdfium2.PdfDocument(folder / "report.pdf") as document:
         assert 8 <= len(document) <= 40
         texts, light = [], []

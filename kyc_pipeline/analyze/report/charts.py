@@ -107,7 +107,7 @@ def rate_over_time(rows: Sequence[Row], shown: Row, n: str, lowest: float) -> Sp
     tooltip = [
         _WHEN,
         alt.Tooltip("rate:Q", format=".1%"),
-        alt.Tooltip("low:Q", format=".1%", title="95 % from"),
+        alt.Tooltip("low:Q", format=".1%", title="95% from"),
         alt.Tooltip("high:Q", format=".1%", title="to"),
         alt.Tooltip("n:Q", title=n, format=","),
     ]
@@ -278,7 +278,7 @@ def threshold_rate() -> Spec:
         tooltip=[
             alt.Tooltip("threshold:Q", format=".2f"),
             alt.Tooltip("rate:Q", format=".1%", title="would pass"),
-            alt.Tooltip("low:Q", format=".1%", title="95 % from"),
+            alt.Tooltip("low:Q", format=".1%", title="95% from"),
             alt.Tooltip("high:Q", format=".1%", title="to"),
         ],
     )
@@ -412,7 +412,7 @@ def companies(rows: Sequence[Row], shown: Row) -> Spec:
     tooltip = [
         alt.Tooltip("company:N"),
         alt.Tooltip("rate:Q", format=".1%", title="verified"),
-        alt.Tooltip("low:Q", format=".1%", title="95 % from"),
+        alt.Tooltip("low:Q", format=".1%", title="95% from"),
         alt.Tooltip("high:Q", format=".1%", title="to"),
         alt.Tooltip("n:Q", title="verifications", format=","),
     ]
@@ -442,12 +442,13 @@ def latency(rows: Sequence[Row], shown: Row) -> Spec:
     line = base.mark_line(strokeWidth=1.8).encode(_TIME, ms, colour)
     dots = (
         base.transform_filter("datum.ms !== null")
-        .mark_point(filled=True, opacity=1)
+        .mark_point(filled=True)
         .encode(
             _TIME,
             ms,
             colour,
-            size=alt.condition("shown.dense", alt.value(8), alt.value(30)),
+            size=alt.condition("shown.dense", alt.value(16), alt.value(30)),
+            opacity=alt.condition("shown.dense && !datum.alone", alt.value(0), alt.value(1)),
             tooltip=[_WHEN, "quantile:N", alt.Tooltip("ms:Q", format=",.0f")],
         )
     )

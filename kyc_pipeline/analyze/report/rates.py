@@ -343,7 +343,7 @@ def companies(reader: Reader) -> Section:
 
 
 def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
-    """`name (id)` for each id whose answers carry a companyName in the clear, the latest day's."""
+    """`id · name` for each id whose answers carry a companyName in the clear, the latest day's."""
     if not ids:
         return {}
     kind = reader.rows(
@@ -364,7 +364,7 @@ def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
         """,
         [sorted(set(ids))],
     )
-    return {row["id"]: f"{row['name']} ({row['id']})" for row in rows}
+    return {row["id"]: f"{row['id']} · {row['name']}" for row in rows}
 
 
 def _lowest(rows: Rows) -> float:

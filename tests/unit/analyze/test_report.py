@@ -151,8 +151,8 @@ def test_every_section_of_the_mission_is_there_with_its_definitions(page: str) -
 
 def test_what_tenants_chose_is_escaped_in_text_and_in_scripts(page: str) -> None:
     assert HOSTILE not in page
-    assert f"{HOSTILE} (7)" in json.dumps(data_of(page)["specs"]["companies"])
-    assert f"{escape(HOSTILE)} (7)" in page
+    assert f"7 · {HOSTILE}" in str(data_of(page)["specs"]["companies"])
+    assert f"7 · {escape(HOSTILE)}" in page
 
 
 def test_figures_on_the_page_are_the_warehouse_s(page: str) -> None:

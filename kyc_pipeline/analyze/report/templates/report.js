@@ -36,11 +36,6 @@
   const showPeriod = async () => {
     const key = period.value;
     for (const part of all("[data-periods]")) part.hidden = !part.dataset.periods.split(" ").includes(key);
-    for (const table of all(".table")) {
-      const some = table.querySelector("tbody tr:not([hidden])") !== null;
-      table.querySelector(".scroll").hidden = !some;
-      table.querySelector(".none").hidden = some;
-    }
     all("figure").forEach(describe);
     await Promise.all([...views].map(([id, view]) => {
       const follows = !data.specs[id].datasets.curve && !isEmpty(id, key);
@@ -49,6 +44,16 @@
     await explore();
     fit();
   };
+
+  /** A table without a row in the chosen period says so instead. */
+  const showTables = () => {
+    for (const table of all(".table")) {
+      const some = table.querySelector("tbody tr:not([hidden])") !== null;
+      table.querySelector(".scroll").hidden = !some;
+      table.querySelector(".none").hidden = some;
+    }
+  };
+
   const isEmpty = (id, key) => data.views[id][key][2] !== "";
 
   const showCheck = () => {
@@ -106,7 +111,7 @@
   };
 
   const explore = async () => {
-    if (!explored) return;
+    if (!explored) return showTables();
     const { choice, bins, curve, chosen } = simulated();
     element("explorer-figures").hidden = !bins;
     element("explorer-none").hidden = Boolean(bins);
@@ -131,6 +136,7 @@
     for (const row of all("#threshold-explorer tbody tr")) {
       row.hidden = row.dataset.periods !== period.value || row.cells[0].textContent !== explored.value;
     }
+    return showTables();
   };
 
   // --- Print: every table open, charts as wide as the paper -----------------------------------------------
