@@ -359,7 +359,8 @@ MODEL_CHECKS = Table(
         Column(
             "details",
             STRING,
-            "The check's explanation, as received.",
+            "The vendor's free text about the check, as received. It may say anything, also of the person: "
+            "it stays in the lake, and the warehouse has no such column.",
             nullable=True,
             made_from=_checks("details"),
         ),
