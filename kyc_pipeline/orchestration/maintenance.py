@@ -21,6 +21,7 @@ from sqlalchemy import func, select
 
 from kyc_pipeline.lake.storage import Lake, is_running
 from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.schema import leases
@@ -46,6 +47,7 @@ class MaintenanceConfig(dg.Config):
 
 
 @dg.op(description="Forgets old runs whose materializations have all been replaced by newer ones.")
+@fails_plainly
 def prune_runs(context: dg.OpExecutionContext, config: MaintenanceConfig) -> None:
     """Logs how many runs were forgotten and how many stay because something stands on them."""
     before = datetime.now(UTC) - timedelta(days=config.keep_runs_days)
@@ -54,6 +56,7 @@ def prune_runs(context: dg.OpExecutionContext, config: MaintenanceConfig) -> Non
 
 
 @dg.op(ins={"after": dg.In(dg.Nothing)}, description="Gives the ledger's free pages back to the disk.")
+@fails_plainly
 def vacuum_ledger(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> None:
     """Logs what was done, or why not."""
     with pipeline.open_ledger() as ledger:
@@ -61,6 +64,7 @@ def vacuum_ledger(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[Pip
 
 
 @dg.op(ins={"after": dg.In(dg.Nothing)}, description="Removes unfinished files of processes that are gone.")
+@fails_plainly
 def remove_stale_files(
     context: dg.OpExecutionContext, config: MaintenanceConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> None:

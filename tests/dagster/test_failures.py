@@ -1,10 +1,12 @@
 """What fails, and what of it Dagster and the console are told."""
 
+import ast
 import getpass
 import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -58,6 +60,18 @@ def raise_with_causes() -> None:
     context, cause, error = (Careless(f"{when} {SECRET}") for when in ("first", "then", "at last"))
     cause.__context__ = context
     raise error from cause
+
+
+def test_every_step_fails_plainly() -> None:
+    steps = 0
+    for path in Path(kyc_pipeline.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = [ast.unparse(decorator).partition("(")[0] for decorator in node.decorator_list]
+                if {"dg.op", "dg.asset", "dg.multi_asset"}.intersection(names):
+                    steps += 1
+                    assert names[1:] == ["fails_plainly"], f"{path.name}: {node.name}"
+    assert steps >= 6
 
 
 @pytest.mark.parametrize("step", [in_a_step, in_steps])
