@@ -4,7 +4,9 @@ from collections import Counter
 
 import dagster as dg
 import pytest
+from click.testing import CliRunner
 
+from kyc_pipeline.cli.held import held
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
@@ -51,7 +53,7 @@ def test_a_held_submission_is_decided_in_the_launchpad(
         assert job.execute_in_process(instance=instance, partition_key=DAY).success
         assert outcomes(settings) == Counter(completed=1, uncertain=1)
         with Ledger(settings.kyc_ledger_url) as ledger:
-            assert [held.submission_id for held in ledger.held(None)] == [lost]
+            assert [found.submission_id for found in ledger.held(None)] == [lost]
         resolve = definitions.resolve_job_def("resolve_held_submission")
         assert resolve.execute_in_process(instance=instance, run_config=config(lost, decision)).success
         assert job.execute_in_process(instance=instance, partition_key=DAY).success
@@ -68,3 +70,27 @@ def test_a_decision_about_what_is_not_held_fails_with_one_line(
     )
     failure = next(event for event in result.all_events if event.is_step_failure).step_failure_data
     assert "unknown" in failure.user_failure_data.description
+
+
+def test_a_held_submission_is_decided_on_the_command_line(
+    landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url)
+    kept, lost = landing.day(DAY, 2)
+    with running_simulator(token=TOKEN, faults={lost: [HTML_502]}) as simulator:
+        pipeline = Pipeline(
+            settings.model_copy(update={"deepxl_base_url": simulator.url}), timing=Timing(look_ups=(0.0,))
+        )
+        job = build_defs(pipeline).resolve_job_def("verify_and_publish")
+        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        listed = CliRunner().invoke(held, ["list"])
+        assert listed.exit_code == 0
+        assert lost in listed.output
+        assert "502" in listed.output
+        assert kept not in listed.output
+        resolved = CliRunner().invoke(held, ["resolve", "--submission", lost, "--as", "retry"])
+        assert resolved.exit_code == 0, resolved.output
+        assert "nothing is held" in CliRunner().invoke(held, ["list"]).output
+        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert simulator.received == Counter({kept: 1, lost: 2})
+    assert outcomes(settings) == Counter(completed=2)
