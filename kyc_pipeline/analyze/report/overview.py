@@ -150,7 +150,7 @@ def _recent_changes(reader: Reader) -> list[Remark]:
     )
     return [
         Remark(
-            f"{'The verified rate' if row['check_type'] == 'VERIFIED' else row['check_type']}"
+            f"{_rate_of(row['check_type'])}"
             f" {'rose' if row['change'] > 0 else 'fell'} from {percent(row['previous_pass_rate'])} to"
             f" {percent(row['pass_rate'])} in the week from {day(row['week'])}: {points(row['change'])}"
             f" (95%: {points(row['change_low'])} to {points(row['change_high'])}).",
@@ -158,6 +158,10 @@ def _recent_changes(reader: Reader) -> list[Remark]:
         )
         for row in rows
     ]
+
+
+def _rate_of(check_type: str) -> str:
+    return "The verified rate" if check_type == "VERIFIED" else f"The pass rate of {check_type}"
 
 
 def _recent_drift(reader: Reader) -> list[Remark]:

@@ -173,6 +173,14 @@ def test_it_says_when_and_from_what_it_was_built(page: str) -> None:
     assert f"kyc-pipeline {__version__}, DuckDB {duckdb.__version__}" in text
 
 
+def test_it_says_what_stands_out(page: str) -> None:
+    text = text_of(page)
+    assert (
+        "LIVENESS stops most: it failed in 100.0% of the 14 declined, and was the only failure in 14." in text
+    )
+    assert "The pass rate of" not in text  # both weeks are too small to compare
+
+
 def test_small_samples_are_marked(page: str) -> None:
     assert re.search(r"<td class=\"n\">3\*</td>", page)
     rows = data_of(page)["specs"]["verified"]["datasets"]["rows"]
