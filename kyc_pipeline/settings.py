@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     kyc_catch_up_days: int = Field(default=30, ge=1)
     """How far back the catch-up schedule looks."""
     kyc_alert_webhook: SecretStr | None = None
-    """Where failed runs are told of: an https URL that takes a JSON POST. Secret, since it carries its key."""
+    """Where failed runs are told of: an https URL that takes a JSON POST. Secret: it carries its key."""
     kyc_source_url: str | None = None
     """Where this repository is browsed, branch included: the UI links code and docs there."""
 
