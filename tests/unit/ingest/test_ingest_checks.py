@@ -1,0 +1,45 @@
+"""What the checks of a day's ingest find, and how severe it is."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from dagster import AssetCheckSeverity
+
+from kyc_pipeline.ingest.checks import CHECKS, check_partition
+from kyc_pipeline.ingest.manifests import IngestSummary
+from kyc_pipeline.orchestration.partitions import Check
+
+
+def checks_of(summary: IngestSummary) -> Mapping[str, Check]:
+    return {check.definition.name: check for check in check_partition(summary)}
+
+
+def test_only_a_row_unaccounted_for_stops_publication() -> None:
+    assert {check.name: check.severity for check in CHECKS} == {
+        "received_reconciles": AssetCheckSeverity.ERROR,
+        "few_rejections": AssetCheckSeverity.WARN,
+    }
+
+
+def test_a_row_that_is_neither_accepted_nor_rejected_is_an_error(zone: Any) -> None:
+    zone.rows({}, {"submission_id": "A2"})
+    summary = zone.ingest()
+    assert all(check.passed for check in checks_of(summary).values())
+    lost = checks_of(replace(summary, received=3))["received_reconciles"]
+    assert (lost.passed, lost.description) == (False, "1 rows are unaccounted for: ingest again")
+    assert lost.metadata == {"received": 3, "accepted": 2, "rejected": 0}
+
+
+def test_a_day_without_manifests_says_so(zone: Any) -> None:
+    check = checks_of(zone.ingest())["received_reconciles"]
+    assert (check.passed, check.description) == (True, "no manifests")
+
+
+@pytest.mark.parametrize(("bad", "passed"), [(1, True), (2, False)])
+def test_many_rejections_are_a_warning(zone: Any, bad: int, passed: bool) -> None:
+    zone.rows(*({"submission_id": f"A{n}" if n >= bad else ""} for n in range(10)))
+    check = checks_of(zone.ingest())["few_rejections"]
+    assert (check.passed, check.metadata["share"]) == (passed, bad / 10)
+    assert "rejected_submissions" in check.description
