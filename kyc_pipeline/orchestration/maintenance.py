@@ -7,7 +7,6 @@ with them that a day is done. So a run stays as long as it holds the newest mate
 import contextlib
 import os
 import shutil
-import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,17 +16,13 @@ from typing import Final
 
 import dagster as dg
 from pydantic import Field
-from sqlalchemy import func, select
 
 from kyc_pipeline.lake.storage import Lake, is_running
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.resources import Pipeline
-from kyc_pipeline.verify.ledger import Ledger
-from kyc_pipeline.verify.schema import leases
+from kyc_pipeline.verify.upkeep import vacuum
 
-FREE_SHARE: Final = 0.05
-"""Share of free pages from which rewriting the ledger is worth it."""
 SCRATCH: Final = ("kyc-ingest-*", "kyc-plan-*")
 _PAGE: Final = 500
 _ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -136,34 +131,6 @@ def _remove_shard(instance: dg.DagsterInstance, run_id: str) -> None:
     shard = Path(instance.root_directory) / "history" / "runs" / f"{run_id}.db"
     for side in ("", "-wal", "-shm"):
         shard.with_name(shard.name + side).unlink(missing_ok=True)
-
-
-def vacuum(ledger: Ledger) -> str:
-    """Rewrites a SQLite ledger without its free pages; what was done, in words.
-
-    Not while a run has a lease: it would wait for the rewriting. PostgreSQL does this by itself.
-    """
-    file = ledger.database.file
-    if file is None:
-        return "the ledger is on PostgreSQL, whose autovacuum does this"
-    if not ledger.exists():
-        return "there is no ledger yet"
-    with ledger.database.read() as connection:
-        now = ledger.database.now(connection)
-        query = select(func.count()).select_from(leases).where(leases.c.expires_at > now)
-        if connection.execute(query).scalar_one():
-            return "the ledger is in use: left as it is until the next time"
-    ledger.close()
-    size = file.stat().st_size
-    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
-        [pages], [free] = (
-            database.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count")
-        )
-        database.execute("PRAGMA optimize")
-        if free > FREE_SHARE * pages:
-            database.execute("VACUUM")
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return f"the ledger had {size:,} bytes, {free} of {pages} pages free, and has {file.stat().st_size:,}"
 
 
 def remove_stale(pipeline: Pipeline, older_than: float) -> int:
