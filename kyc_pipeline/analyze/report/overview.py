@@ -56,14 +56,18 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
         WITH f AS (
             SELECT sum(received)::BIGINT AS received, sum(rejected)::BIGINT AS rejected,
                 sum(accepted)::BIGINT AS accepted, sum(completed)::BIGINT AS completed,
-                sum(verified)::BIGINT AS verified,
                 sum(uncertain + quarantined)::BIGINT AS held,
                 sum(failed + not_attempted)::BIGINT AS open
             FROM submission_funnel WHERE date BETWEEN $1 AND $2
         ),
+        v AS (
+            SELECT sum(verifications)::BIGINT AS verifications, sum(verified)::BIGINT AS verified
+            FROM verified_rates WHERE date BETWEEN $1 AND $2
+        ),
         b AS (
-            SELECT sum(completed)::BIGINT AS completed_before, sum(verified)::BIGINT AS verified_before
-            FROM submission_funnel WHERE date >= $3 AND date < $1 AND $3 >= $4
+            SELECT sum(verifications)::BIGINT AS verifications_before,
+                sum(verified)::BIGINT AS verified_before
+            FROM verified_rates WHERE date >= $3 AND date < $1 AND $3 >= $4
         ),
         a AS (
             SELECT sum(estimated_cost) AS cost FROM api_performance WHERE date BETWEEN $1 AND $2
@@ -72,12 +76,12 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
             SELECT quantile_cont(latency_ms, 0.5) AS p50, quantile_cont(latency_ms, 0.95) AS p95
             FROM submissions WHERE date BETWEEN $1 AND $2
         )
-        SELECT *, ratio(verified, completed) AS rate, wilson_low(verified, completed) AS low,
-            wilson_high(verified, completed) AS high,
-            rate - ratio(verified_before, completed_before) AS change,
-            newcombe_low(verified, completed, verified_before, completed_before) AS change_low,
-            newcombe_high(verified, completed, verified_before, completed_before) AS change_high
-        FROM f, b, a, l
+        SELECT *, ratio(verified, verifications) AS rate,
+            wilson_low(verified, verifications) AS low, wilson_high(verified, verifications) AS high,
+            rate - ratio(verified_before, verifications_before) AS change,
+            newcombe_low(verified, verifications, verified_before, verifications_before) AS change_low,
+            newcombe_high(verified, verifications, verified_before, verifications_before) AS change_high
+        FROM f, v, b, a, l
         """,
         [period.since, period.until, before, reader.first],
     )[0]
@@ -89,12 +93,13 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
             f" (95%: {points(row['change_low'])} to {points(row['change_high'])})"
         )
     verified = "nothing completed"
-    if completed:
-        verified = f"95%: {interval(row['low'], row['high'])}, of {counted(completed)}"
+    if row["verifications"]:
+        verified = f"95%: {interval(row['low'], row['high'])}, of {counted(row['verifications'])}"
     per_verified = "no price is set"
     if row["cost"] is not None:
-        each = money(row["cost"] / row["verified"]) if row["verified"] else "none verified:"
-        per_verified = f"{each} for each verified" if row["verified"] else "nobody was verified"
+        per_verified = "nobody was verified"
+        if row["verified"]:
+            per_verified = f"{money(row['cost'] / row['verified'])} for each verified"
     held = row["held"] or 0
     return [
         Tile("Verified", percent(row["rate"]), verified, change),
@@ -104,7 +109,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
             number(completed),
             f"{percent(share(completed, accepted))} of {number(accepted)} accepted",
         ),
-        Tile("Held for a decision", number(held), f"{number(row['open'] or 0)} still to be attempted"),
+        Tile("Held or quarantined", number(held), f"{number(row['open'] or 0)} still to be attempted"),
         Tile(
             "Answer time (p95)",
             "–" if row["p95"] is None else f"{number(row['p95'])} ms",
