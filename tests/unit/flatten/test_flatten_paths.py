@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -161,6 +162,24 @@ def test_the_fast_path_takes_every_answer_with_nothing_to_report() -> None:
     ids = ["s-0"] * len(texts)
     block = select(pa.array(ids), list(texts), sent_rows(ids))
     assert block["position"].to_pylist() == [0, 1, 2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [{"new": {"confidence": 0.5}}],
+        [{"new": 1}, {"new": "x"}, {"new": [{"deep": {}}]}],
+        [{"idFileSize": "234567"}],
+        [{"verificationId": 2**63 - 1, "model": {"name": "a"}}],
+    ],
+    ids=["a confidence elsewhere", "types that differ", "a wrong type", "an object for a text"],
+)
+def test_an_odd_answer_leaves_the_others_of_its_block_to_the_fast_path(odd: list[dict[str, Any]]) -> None:
+    texts = [text_of(echo("s-0", **changes)) for changes in ({}, *odd, {}, {})]
+    ids = ["s-0"] * len(texts)
+    block = select(pa.array(ids), list(texts), sent_rows(ids))
+    assert block["position"].to_pylist() == [0, len(odd) + 1, len(odd) + 2]
+    flatten_both(texts)
 
 
 def test_a_mixed_day_keeps_the_order_of_its_answers(day: Day) -> None:
