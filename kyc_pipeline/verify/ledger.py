@@ -42,7 +42,7 @@ from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.tables import Outcome
 from kyc_pipeline.verify.database import BUSY_TIMEOUT_SECONDS, Database, LedgerError
 from kyc_pipeline.verify.process import ProcessIdentity
-from kyc_pipeline.verify.rows import Rows
+from kyc_pipeline.verify.rows import Prepared, Rows
 from kyc_pipeline.verify.schema import (
     ERASED_CONTENT,
     Decision,
@@ -290,7 +290,7 @@ class Ledger:
             )
 
     def _holds(self, connection: Connection, lease: Lease) -> bool:
-        token = connection.execute(_HOLDER, {"date": lease.partition_date}).scalar_one_or_none()
+        token = _HOLDER(connection, {"date": lease.partition_date}).scalar_one_or_none()
         return bool(token == lease.token)
 
     def _lose_open_claims(self, connection: Connection, partition_date: str) -> int:
@@ -322,29 +322,18 @@ class Ledger:
     def entries(self, submission_ids: Sequence[str]) -> dict[str, Entry]:
         """What is known of these submissions, by id; ids never seen are left out."""
         found: dict[str, Entry] = {}
-        columns = [submissions.c[name] for name in Entry._fields]
         with self.database.read() as connection:
             for ids in _chunks(submission_ids):
-                query = select(*columns).where(submissions.c.submission_id.in_(ids))
-                for row in connection.execute(query).all():
+                for row in _ENTRIES(connection, Rows.given((key,) for key in ids)).all():
                     found[row[0]] = _entry(*row)
         return found
 
     def responses(self, submission_ids: Sequence[str]) -> dict[str, tuple[Entry, dict[str, Any]]]:
         """Entry and columns for the lake's `verification_responses`, by id; ids never seen are left out."""
-        query = (
-            select(
-                *(submissions.c[name] for name in (*Entry._fields, *_RESPONSE_COLUMNS)),
-                func.count(attempts.c.number),
-                func.coalesce(func.sum(attempts.c.billable), 0),
-            )
-            .outerjoin(attempts, attempts.c.submission_id == submissions.c.submission_id)
-            .group_by(submissions.c.submission_id)
-        )
         found: dict[str, tuple[Entry, dict[str, Any]]] = {}
         with self.database.read() as connection:
             for ids in _chunks(submission_ids):
-                for row in connection.execute(query.where(submissions.c.submission_id.in_(ids))).all():
+                for row in _RESPONSES(connection, Rows.given((key,) for key in ids)).all():
                     submission_id, date, content, state, decision, updated_at, *values, calls, billable = row
                     response = dict(zip(_RESPONSE_COLUMNS, values, strict=True))
                     response["requested_at"] = _to_datetime(response["requested_at"])
@@ -423,9 +412,24 @@ class Ledger:
             )
 
 
-# Statements of every commit are built once: SQLAlchemy then knows them again without looking.
-_HOLDER = select(leases.c.token).where(leases.c.partition_date == bindparam("date")).with_for_update()
-_KNOWN = (
+# The statements of every commit, and those over a whole partition, are prepared.
+_ASKED = Rows(submission_id=String())
+_IS_ASKED = submissions.c.submission_id.in_(select(_ASKED["submission_id"]))
+_ENTRIES = Prepared(select(*(submissions.c[name] for name in Entry._fields)).where(_IS_ASKED))
+_RESPONSES = Prepared(
+    select(
+        *(submissions.c[name] for name in (*Entry._fields, *_RESPONSE_COLUMNS)),
+        func.count(attempts.c.number),
+        func.coalesce(func.sum(attempts.c.billable), 0),
+    )
+    .outerjoin(attempts, attempts.c.submission_id == submissions.c.submission_id)
+    .where(_IS_ASKED)
+    .group_by(submissions.c.submission_id)
+)
+_HOLDER = Prepared(
+    select(leases.c.token).where(leases.c.partition_date == bindparam("date")).with_for_update()
+)
+_KNOWN = Prepared(
     select(
         *(
             submissions.c[name]
@@ -439,7 +443,7 @@ _KNOWN = (
             )
         )
     )
-    .where(submissions.c.submission_id.in_(bindparam("ids", expanding=True)))
+    .where(_IS_ASKED)
     .order_by(submissions.c.submission_id)
     .with_for_update()
 )
@@ -452,7 +456,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
     (in one order, against deadlocks), since a failed one may be claimed for another date.
     """
     ids = [claim.submission_id for claim in claims]
-    known = {row.submission_id: row for row in connection.execute(_KNOWN, {"ids": ids})}
+    known = {row.submission_id: row for row in _KNOWN(connection, Rows.given((key,) for key in ids))}
     numbers: dict[str, int] = {}
     if known:
         numbers = {
@@ -488,11 +492,11 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
         number = numbers.get(claim.submission_id, 0) + 1
         started.append((claim.submission_id, number, claim.token, lease.run_id, now))
     if new:
-        connection.execute(_INSERT_CLAIMS, Rows.given(new))
+        _INSERT_CLAIMS(connection, Rows.given(new))
     if again:
         connection.execute(_UPDATE_CLAIM, again)
     if started:
-        connection.execute(_INSERT_ATTEMPTS, Rows.given(started))
+        _INSERT_ATTEMPTS(connection, Rows.given(started))
     return frozenset(won)
 
 
@@ -510,9 +514,13 @@ _NEW = Rows(
     claim_token=String(),
     now=BigInteger(),
 )
-_INSERT_CLAIMS = insert(submissions).from_select(
-    [*_NEW.names[:-1], "state", "requested_at", "updated_at"],
-    select(*(_NEW[name] for name in _NEW.names[:-1]), literal(State.CLAIMED.value), _NEW["now"], _NEW["now"]),
+_INSERT_CLAIMS = Prepared(
+    insert(submissions).from_select(
+        [*_NEW.names[:-1], "state", "requested_at", "updated_at"],
+        select(
+            *(_NEW[name] for name in _NEW.names[:-1]), literal(State.CLAIMED.value), _NEW["now"], _NEW["now"]
+        ),
+    )
 )
 # What the last attempt left is cleared, its decision apart: that stays until a result settles it.
 _UPDATE_CLAIM = (
@@ -534,16 +542,18 @@ _UPDATE_CLAIM = (
 _STARTED = Rows(
     submission_id=String(), number=Integer(), token=String(), run_id=String(), started_at=BigInteger()
 )
-_INSERT_ATTEMPTS = insert(attempts).from_select(
-    [*_STARTED.names, "billable"], select(*(_STARTED[name] for name in _STARTED.names), literal(1))
+_INSERT_ATTEMPTS = Prepared(
+    insert(attempts).from_select(
+        [*_STARTED.names, "billable"], select(*(_STARTED[name] for name in _STARTED.names), literal(1))
+    )
 )
 
 
 def _record(connection: Connection, results: Sequence[Result]) -> None:
     now = _now()
     for part in _one_each(results):
-        connection.execute(
-            _END_ATTEMPTS,
+        _END_ATTEMPTS(
+            connection,
             Rows.given(
                 (
                     result.claim.submission_id,
@@ -565,8 +575,8 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
             (_SET_STATE, [result for result in part if result.state not in _SETTLING]),
         ):
             if chosen:
-                connection.execute(
-                    statement,
+                statement(
+                    connection,
                     Rows.given(
                         (
                             result.claim.submission_id,
@@ -632,7 +642,7 @@ _ENDED = Rows(
     error=Text(),
     body=Text(),
 )
-_END_ATTEMPTS = (
+_END_ATTEMPTS = Prepared(
     update(attempts)
     .where(
         attempts.c.submission_id == _ENDED["submission_id"],
@@ -658,12 +668,12 @@ _NEW_STATE = {name: _SETTLED[name] for name in _SETTLED.names if name in submiss
     "requested_at": func.coalesce(_SETTLED["requested_at"], submissions.c.requested_at)
 }
 del _NEW_STATE["submission_id"]
-_SETTLE = (
+_SETTLE = Prepared(
     update(submissions)
     .where(submissions.c.submission_id == _SETTLED["submission_id"], submissions.c.state != State.COMPLETED)
     .values(decision=None, **_NEW_STATE)
 )
-_SET_STATE = (
+_SET_STATE = Prepared(
     update(submissions)
     .where(
         submissions.c.submission_id == _SETTLED["submission_id"],

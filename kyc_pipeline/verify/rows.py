@@ -5,11 +5,22 @@ each, which the event loop's thread pays for; on PostgreSQL each is a message. H
 of rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import BindParameter, ColumnElement, String, Text, bindparam, cast, literal_column
+from sqlalchemy import (
+    BindParameter,
+    ClauseElement,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    String,
+    Text,
+    bindparam,
+    cast,
+    literal_column,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -42,6 +53,31 @@ class Rows:
     def given(rows: Iterable[tuple[Any, ...]]) -> dict[str, str]:
         """The statement's parameters. Values are strings, numbers and None."""
         return {_PARAMETER: _encoder.encode(list(rows)).decode()}
+
+
+class Prepared:
+    """A statement that is compiled once for each database, and then goes to the driver as it is.
+
+    It halves what SQLAlchemy adds to a statement. Values are sent unconverted, so it is for parameters that
+    the driver takes as they are: strings and numbers.
+    """
+
+    def __init__(self, statement: ClauseElement) -> None:
+        self._statement = statement
+        self._compiled: dict[str, SQLCompiler] = {}
+
+    def __call__(self, connection: Connection, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+        """Executes it in the connection's transaction."""
+        dialect = connection.dialect
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            made = self._statement.compile(dialect=dialect)
+            assert isinstance(made, SQLCompiler)
+            compiled = self._compiled[dialect.name] = made
+        values = compiled.construct_params(dict(parameters))
+        if compiled.positiontup is not None:
+            return connection.exec_driver_sql(compiled.string, tuple(values[n] for n in compiled.positiontup))
+        return connection.exec_driver_sql(compiled.string, values)
 
 
 class _Elements(FunctionElement[Any]):

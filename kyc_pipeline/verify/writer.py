@@ -21,7 +21,7 @@ from kyc_pipeline.verify.database import LedgerError
 from kyc_pipeline.verify.ledger import Adoption, Claim, Lease, Ledger, Result
 
 _MAX_GROUP: Final = 512
-_PACE_SECONDS: Final = 0.012
+_PACE_SECONDS: Final = 0.015
 """From the beginning of one commit to that of the next."""
 _RETRY_SECONDS: Final = 0.5
 
