@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
+
 
 def _identity() -> dict[str, int]:
     if os.geteuid() != 0:
@@ -45,7 +48,7 @@ def find_binaries() -> Path:
 
 
 class PostgresServer:
-    """One server; `url(database)` is what the ledger takes."""
+    """One server, which can be stopped and started again."""
 
     def __init__(self, binaries: Path, folder: Path) -> None:
         self._binaries = binaries
@@ -77,11 +80,13 @@ class PostgresServer:
         self._run("pg_ctl", "-D", str(self._data), "-w", "-s", "-m", "immediate", "stop")
 
     def create_database(self, name: str) -> str:
-        self._run("createdb", "-h", str(self._folder), "-U", "kyc", name)
-        return self.url(name)
-
-    def url(self, name: str) -> str:
-        return f"postgresql+psycopg://kyc:hidden-word@/{name}?host={self._folder}"
+        """The URL of a new schema, which serves as a database: it costs a file, not three hundred."""
+        with psycopg.connect(
+            host=str(self._folder), user="kyc", dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+        options = f"-csearch_path%3D{name}"
+        return f"postgresql+psycopg://kyc:hidden-word@/postgres?host={self._folder}&options={options}"
 
 
 @contextmanager
