@@ -257,3 +257,21 @@ def test_odd_texts_and_large_numbers_are_kept(ledger: Ledger) -> None:
     text = '{"result": {"verificationId": 99999999999999999999, "x": "\u00e9\U0001f600\\u0000"}}' * 20_000
     ledger.commit(lease, [], [answered(claim, text)])
     assert ledger.responses(["a", "unknown"])["a"][1]["response"] == text
+
+
+def test_one_commit_may_hold_two_calls_of_a_submission(ledger: Ledger) -> None:
+    lease = ledger.acquire(DATE, "run")
+    first = Claim("a", "content")
+    ledger.commit(lease, [first], [])
+    ledger.commit(lease, [], [refused(first)])
+    second = Claim("a", "content")
+    ledger.commit(lease, [second], [])
+    text = '{"quoted": "\\"\\\\ud800 \u20ac"}'
+    other = Claim("b", "content")
+    ledger.commit(lease, [other], [])
+    ledger.commit(lease, [], [lost(second), lost(other), answered(second, text), answered(first, "late")])
+    known = ledger.responses(["a", "b", "c"])
+    assert known["a"][0].state is State.COMPLETED
+    assert (known["a"][1]["response"], known["a"][1]["attempts"]) == (text, 2)
+    assert known["b"][0].state is State.UNCERTAIN
+    assert "c" not in known
