@@ -30,6 +30,7 @@ from kyc_pipeline.orchestration.jobs import range_tags  # noqa: E402
 SIZE = "BENCH_DAYS_PER_RUN"
 TOKEN = "bench-token"
 FIRST = date(2024, 9, 1)
+PATIENCE = 1800.0
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED"}
 RUNS = """query ($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results
   { status creationTime startTime endTime tags { key value } } } } }"""
@@ -63,7 +64,7 @@ def load_seconds(rounds: int = 5) -> tuple[float, float]:
 
 def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]) -> dict[str, float]:
     """Seconds of one run of all days, and of a backfill with `size` days a run."""
-    from tests.e2e.servers import CODE_LOCATION, free_port, script, webserver
+    from tests.e2e.servers import CODE_LOCATION, free_port, poll, script, webserver
 
     workspace = folder / f"workspace-{size}.yaml"
     workspace.write_text(
@@ -92,7 +93,9 @@ def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]
             },
         )["launchRun"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
-        one = server.wait(lambda: _all_ended(ended({"bench": f"one-{size}"})), "the run")
+        one = poll(
+            lambda: _all_ended(ended({"bench": f"one-{size}"})), "the run", seconds=PATIENCE, log=server.log
+        )
         figures = {"one run": one[0]["endTime"] - started, "one run, work": _work(one)}
         started = time.time()
         answer = server.ask(
@@ -111,7 +114,7 @@ def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]
             found = server.ask(query, id=backfill)["partitionBackfillOrError"]
             return found if found["status"] in FINISHED else None
 
-        end = server.wait(finished, "the backfill")
+        end = poll(finished, "the backfill", seconds=PATIENCE, log=server.log)
         assert end["status"] == "COMPLETED_SUCCESS", end
         runs = ended({"dagster/backfill": backfill})
         figures |= {
