@@ -1,12 +1,14 @@
 """A pipeline over temporary folders, against the simulator over HTTP."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from kyc_pipeline.cli import main
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -59,3 +61,47 @@ def instance() -> Iterator[dg.DagsterInstance]:
 @pytest.fixture
 def job(pipeline: Pipeline) -> dg.JobDefinition:
     return build_defs(pipeline).resolve_job_def("verify_and_publish")
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs the command in an empty working directory; returns exit code, standard output and error.
+
+    Its keywords are settings of this one call.
+    """
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    environment = {
+        "DAGSTER_HOME": str(home),
+        "DEEPXL_BASE_URL": simulator.url,
+        "DEEPXL_API_TOKEN": TOKEN,
+        "DEEPXL_REQUESTS_PER_SECOND": "0",
+        "KYC_LANDING": "landing",
+        "KYC_LAKE": "lake",
+        "KYC_LEDGER_URL": "sqlite:///ledger.sqlite",
+        "KYC_WAREHOUSE": "warehouse/kyc.duckdb",
+        "KYC_REPORT": "report/index.html",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["kyc-pipeline", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run

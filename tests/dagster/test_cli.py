@@ -4,66 +4,25 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.cli import main
 from kyc_pipeline.cli.backfill import stoppable
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
 from kyc_pipeline.orchestration import local_run
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
-from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.signals import StopFlag
 
 DAY = "2024-09-08"
 RANGE = ("--from", DAY, "--to", DAY)
 TOKEN = "test-token"
-INSTANCE = "telemetry:\n  enabled: false\n"
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Runs the command in an empty working directory; returns exit code, standard output and error."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    home = tmp_path / "dagster_home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text(INSTANCE)
-    environment = {
-        "DAGSTER_HOME": str(home),
-        "DEEPXL_BASE_URL": simulator.url,
-        "DEEPXL_API_TOKEN": TOKEN,
-        "DEEPXL_REQUESTS_PER_SECOND": "0",
-        "KYC_LANDING": "landing",
-        "KYC_LAKE": "lake",
-        "KYC_LEDGER_URL": "sqlite:///ledger.sqlite",
-        "KYC_WAREHOUSE": "warehouse/kyc.duckdb",
-        "KYC_REPORT": "report/index.html",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["kyc-pipeline", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def files(folder: Path) -> set[str]:
@@ -82,7 +41,7 @@ def test_backfill_then_plan_then_backfill_again(landing, run: Run, simulator: Si
     code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
     assert code == 0
     assert out.splitlines()[-1].split() == ["total", "4", "0", "0", "0", "4", "2.00"]
-    code, out, _ = run("backfill", *RANGE)
+    code, out, _ = run("backfill", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
     assert code == 0
     assert simulator.received.total() == 4
     assert [line.split(maxsplit=1) for line in out.splitlines()] == [
@@ -92,7 +51,7 @@ def test_backfill_then_plan_then_backfill_again(landing, run: Run, simulator: Si
         ["warehouse", "warehouse/kyc.duckdb"],
         ["report", "report/index.html"],
     ]
-    code, out, _ = run("plan", *RANGE)
+    code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
     assert out.splitlines()[-1].split() == ["total", "4", "0", "4", "0", "0", "0.00"]
     assert run("backfill", *RANGE)[0] == 0
     assert simulator.received.total() == 4

@@ -12,7 +12,6 @@ import pytest
 
 from kyc_pipeline.analyze import assets
 from kyc_pipeline.analyze.build import BuildSummary
-from kyc_pipeline.cli import main
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
@@ -21,7 +20,6 @@ from kyc_pipeline.orchestration.local_run import run_partitions
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.privacy.erasure import Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
-from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.erasure import LedgerErasure
 from kyc_pipeline.verify.ledger import Ledger
 
@@ -37,43 +35,9 @@ THEIR_TAGS = {"customerId": CUSTOMER, "customerName": f"Jané {MARK}", "companyN
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(
-    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Runs the command in a working directory of its own; returns exit code, standard output and error."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    home = tmp_path / "dagster_home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
-    environment = {
-        "DAGSTER_HOME": str(home),
-        "DEEPXL_BASE_URL": simulator.url,
-        "DEEPXL_API_TOKEN": "test-token",
-        "DEEPXL_REQUESTS_PER_SECOND": "0",
-        "KYC_LANDING": "landing",
-        "KYC_LAKE": "lake",
-        "KYC_LEDGER_URL": "sqlite:///ledger.sqlite",
-        "KYC_WAREHOUSE": "warehouse/kyc.duckdb",
-        "KYC_REPORT": "report/index.html",
-        "KYC_PSEUDONYM_KEY": KEY,
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
-        with monkeypatch.context() as patch:
-            for name, value in settings.items():
-                patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["kyc-pipeline", *arguments])
-            with pytest.raises(SystemExit) as ended:
-                main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+@pytest.fixture(autouse=True)
+def pseudonym_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KYC_PSEUDONYM_KEY", KEY)
 
 
 def tags_of(number: int) -> Mapping[str, str]:
