@@ -6,6 +6,7 @@ from datetime import UTC, timedelta
 import dagster as dg
 
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, unreadable_key
+from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.jobs import CATCH_UP, TODAY, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 
@@ -20,6 +21,7 @@ def daily_verification() -> dg.ScheduleDefinition:
         execution_timezone="UTC",
         description="Verifies and publishes yesterday's submissions.",
     )
+    @fails_plainly
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
         day = (context.scheduled_execution_time.astimezone(UTC).date() - timedelta(days=1)).isoformat()
         return dg.RunRequest(
@@ -42,6 +44,7 @@ def catch_up() -> dg.ScheduleDefinition:
         execution_timezone="UTC",
         description="Runs what is missing, incomplete or changed within KYC_CATCH_UP_DAYS.",
     )
+    @fails_plainly
     def schedule(
         context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:

@@ -16,6 +16,7 @@ from kyc_pipeline.ingest.manifests import (
     stray_folders,
 )
 from kyc_pipeline.orchestration.catch_up import left_behind, require_mounted, unreadable_key
+from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.jobs import (
     TODAY,
     VERIFY_AND_PUBLISH,
@@ -52,6 +53,7 @@ def new_manifests() -> dg.SensorDefinition:
         minimum_interval_seconds=15,
         description="Starts a run for each day with new or changed manifests in the landing zone.",
     )
+    @fails_plainly
     def sensor(
         context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
@@ -113,6 +115,7 @@ def run_left_behind() -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Runs the good days of a run whose ingest failed for another day.",
     )
+    @fails_plainly
     def sensor(
         context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:

@@ -62,16 +62,18 @@ def raise_with_causes() -> None:
     raise error from cause
 
 
-def test_every_step_fails_plainly() -> None:
-    steps = 0
+def test_every_step_and_every_tick_fails_plainly() -> None:
+    run_by_dagster = {"dg.op", "dg.asset", "dg.multi_asset"}
+    run_by_dagster |= {"dg.sensor", "dg.run_failure_sensor", "dg.schedule"}
+    found = 0
     for path in Path(kyc_pipeline.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 names = [ast.unparse(decorator).partition("(")[0] for decorator in node.decorator_list]
-                if {"dg.op", "dg.asset", "dg.multi_asset"}.intersection(names):
-                    steps += 1
+                if run_by_dagster.intersection(names):
+                    found += 1
                     assert names[1:] == ["fails_plainly"], f"{path.name}: {node.name}"
-    assert steps >= 6
+    assert found >= 11
 
 
 @pytest.mark.parametrize("step", [in_a_step, in_steps])
