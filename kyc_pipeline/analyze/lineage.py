@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-import sqlglot
 from sqlglot import exp
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import Scope, build_scope
 from sqlglot.schema import MappingSchema
 
-from kyc_pipeline.analyze.models import LAKE, Model, load_models
+from kyc_pipeline.analyze.models import LAKE, Model, load_models, parsed
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import TABLES
 
@@ -84,7 +83,7 @@ def is_answer_field(path: str) -> bool:
 
 def _of_model(model: Model, schema: MappingSchema) -> dict[str, tuple[Source, ...]]:
     tree = qualify(
-        sqlglot.parse_one(model.sql, read="duckdb"),
+        parsed(model.sql).copy(),
         dialect="duckdb",
         schema=schema,
         db=_WAREHOUSE,

@@ -66,11 +66,17 @@ def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...]
     return " ".join(comments[:gap]).strip(), tuple(columns), "\n".join(lines[end:]).strip()
 
 
+@lru_cache(maxsize=64)
+def parsed(sql: str) -> exp.Expr:
+    """The syntax tree of a model's SQL: shared, so copy it before a change. Parsing is the costly part."""
+    return sqlglot.parse_one(sql, read="duckdb")
+
+
 def _read_model(path: Path) -> Model:
     description, columns, sql = parse_header(path.stem, path.read_text(encoding="utf-8"))
     if not description or not columns:
         raise KycError(f"sql/{path.name}: the header must describe the table and each column")
-    tree = sqlglot.parse_one(sql, read="duckdb")
+    tree = parsed(sql)
     own_names = {cte.alias for cte in tree.find_all(exp.CTE)}
     models: set[str] = set()
     sources: set[str] = set()
