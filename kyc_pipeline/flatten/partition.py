@@ -69,7 +69,7 @@ def flatten_partition(
 
     Raises :class:`KycError` where either is missing, unreadable, not sorted by id, or replaced meanwhile.
     """
-    source = _source(lake, date)
+    source = source_of(lake, date)
     metadata = {
         "source": source,
         "contract_version": contract.VERSION,
@@ -92,7 +92,7 @@ def flatten_partition(
             for _ in pool.map(_RowGroups.finish, facts.values()):
                 pass
         writers[CONTRACT_DRIFT].write(flattener.drift.rows())
-        if _source(lake, date) != source:
+        if source_of(lake, date) != source:
             raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
     summary.verifications, summary.checks, summary.tags, summary.files, summary.drift = (
         writer.rows for writer in writers.values()
@@ -246,7 +246,7 @@ def _sorted_batches(lake: Lake, table: Table, date: str, columns: list[str]) -> 
         yield batch
 
 
-def _source(lake: Lake, date: str) -> str:
-    """Identity (SHA-256, hex) of the partition's answers and submissions."""
+def source_of(lake: Lake, date: str) -> str:
+    """Identity (SHA-256, hex) of the partition's answers and submissions, as in the footers' `source`."""
     parts = (lake.sha256(table, date) for table in (VERIFICATION_RESPONSES, SUBMISSIONS))
     return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -13,6 +13,7 @@ from datetime import date as calendar_date
 from pathlib import Path
 from typing import Final
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError, UsageError
@@ -133,6 +134,17 @@ def is_ingested(landing: Path, lake: Lake, date: str) -> bool:
         return False
 
 
+def awaits_files(lake: Lake, date: str) -> bool:
+    """Whether rows of the day were rejected for want of a document, which may have arrived since."""
+    if not lake.exists(REJECTED_SUBMISSIONS, date):
+        return False
+    try:
+        reasons = lake.read(REJECTED_SUBMISSIONS, date, ["reason"])["reason"]
+    except KycError:
+        return True
+    return Reason.FILE_NOT_FOUND.value in pc.unique(reasons).to_pylist()
+
+
 def list_manifests(
     landing: Path, date: str, hash_file: Callable[[Path, Signature], str] | None = None
 ) -> DayFolder:
@@ -248,7 +260,7 @@ def ingest_partition(
     """Reads the day's manifests and replaces its `submissions` and `rejected_submissions`.
 
     They are written to `destination` instead of `lake` where one is given: so a plan sees what an ingest
-    would do and leaves the lake as it was.
+    would do and leaves the lake as it was. The days that `destination` has stand for those of the lake.
 
     `erased` tells, by a submission's tags (`submissionId` among them), whether its subject was erased. A day
     without manifests becomes two partitions without rows. The same input gives the same partitions.
@@ -261,13 +273,17 @@ def ingest_partition(
     with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as folder:
         staged = Staged(Path(folder))
         day, received, ignored = _stage_stable(landing, date, staged, erased)
-        with ingest_lock(target) as check_lock, Ownership(lake, date, staged, erased) as ownership:
+        with (
+            ingest_lock(target) as check_lock,
+            Ownership(lake, date, staged, erased, destination) as ownership,
+        ):
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
             kept = ownership.kept()
             footer = {"manifests": day.identity, "received": str(received)}
+            # The inner one is published first. Last is the one whose footer says that the day is ingested.
             with (
-                target.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
                 target.writer(SUBMISSIONS, date, footer) as submissions,
+                target.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
             ):
                 for batch in ownership.rejected():
                     rejected_rows.write(batch)

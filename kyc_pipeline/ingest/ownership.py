@@ -128,8 +128,12 @@ class Staged:
 class Ownership:
     """The day's verdicts, once computed. A context manager, under the ingest lock and the day's lease."""
 
-    def __init__(self, lake: Lake, date: str, staged: Staged, erased: Erased | None) -> None:
+    def __init__(
+        self, lake: Lake, date: str, staged: Staged, erased: Erased | None, planned: Lake | None = None
+    ) -> None:
+        """`planned` holds days as they would be: they stand for the same days of `lake`."""
         self._lake = lake
+        self._planned = planned
         self._date = date
         self._connection = duckdb.connect(
             config={
@@ -243,7 +247,13 @@ class Ownership:
 
     def _load_elsewhere(self) -> None:
         """`elsewhere`: the day's ids that another day's partition owns, with the day."""
-        others = [date for date in self._lake.dates(SUBMISSIONS) if date != self._date]
+        others = {
+            date: lake
+            for lake in (self._lake, self._planned)
+            if lake is not None
+            for date in lake.dates(SUBMISSIONS)
+            if date != self._date
+        }
         self._connection.execute(
             "CREATE TEMP TABLE elsewhere (submission_id VARCHAR, content_sha256 VARCHAR, date VARCHAR)"
         )
@@ -258,13 +268,14 @@ class Ownership:
                 WHERE submission_id IN (SELECT submission_id FROM candidate)
                 GROUP BY submission_id
                 """,
-                {"paths": [self._place(date) for date in others]},
+                {"paths": [_place(lake, date) for date, lake in others.items()]},
             )
         except duckdb.Error as error:
-            for date in others:
-                self._lake.row_count(SUBMISSIONS, date)  # names the partition that cannot be read
+            for date, lake in others.items():
+                lake.row_count(SUBMISSIONS, date)  # names the partition that cannot be read
             raise KycError(f"submissions of other days cannot be read ({type(error).__name__})") from error
 
-    def _place(self, date: str) -> str:
-        path = self._lake.path(SUBMISSIONS, date)
-        return path if self._lake.is_local else str(self._lake.fs.unstrip_protocol(path))
+
+def _place(lake: Lake, date: str) -> str:
+    path = lake.path(SUBMISSIONS, date)
+    return path if lake.is_local else str(lake.fs.unstrip_protocol(path))

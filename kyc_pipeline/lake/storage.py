@@ -93,25 +93,29 @@ class PartitionWriter:
                 os.fsync(self._sink.fileno())
             else:
                 self._sink.close()
+            if error is None:
+                self._publish()
         except BaseException:
             if error is None:
                 self._discard()
                 raise
         if error is not None:
             self._discard()
-        elif self._lake.is_local:
-            os.replace(self._draft, self._target)
-            self._sink.close()
-            sync(os.path.dirname(self._target))
-            self._lake.remove_drafts(self._table, self._date)
-        else:
+
+    def _publish(self) -> None:
+        if not self._lake.is_local:
             self._sink.commit()
+            return
+        os.replace(self._draft, self._target)
+        self._sink.close()
+        sync(os.path.dirname(self._target))
+        self._lake.remove_drafts(self._table, self._date)
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):
             if self._lake.is_local:
-                os.unlink(self._draft)
                 self._sink.close()
+                os.unlink(self._draft)
             else:
                 self._sink.discard()
 

@@ -1,30 +1,41 @@
 """Which partitions a scheduler has to run.
 
-Missing or with manifests that changed; incomplete (failed, not attempted); with submissions that an operator
-set to be sent again; with rows whose files had not arrived.
+Missing or with manifests that changed; left by a run that was killed between its steps or in one; incomplete
+(failed, not attempted); with submissions that an operator set to be sent again; with rows whose files had not
+arrived.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from pathlib import Path
 
+import dagster as dg
 import pyarrow.compute as pc
 
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates, manifest_identity, manifest_signature
+from kyc_pipeline.flatten.partition import source_of
+from kyc_pipeline.ingest.manifests import (
+    awaits_files,
+    is_ingested,
+    manifest_dates,
+    manifest_identity,
+    manifest_signature,
+)
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
-    REJECTED_SUBMISSIONS,
+    STATE_KEY,
+    SUBMISSIONS,
     VERIFICATION_RESPONSES,
     VERIFICATIONS,
     Outcome,
-    Reason,
-    Table,
+    ResponsesState,
 )
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.held import dates_to_send_again
 
+_ID = ["submission_id"]
 INCOMPLETE = frozenset({Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value})
 
 
@@ -62,7 +73,7 @@ def due_days(pipeline: Pipeline, *, until: date) -> Due:
         except KycError as error:
             due.unreadable[day] = str(error)
             continue
-        if day in again or _needs_run(settings, lake, day) or _lacks_files(lake, day):
+        if day in again or _needs_run(settings.kyc_landing, lake, day) or awaits_files(lake, day):
             due.days.append(day)
     return due
 
@@ -75,42 +86,42 @@ def unreadable_key(settings: Settings, day: str) -> str:
         return f"{day}:unreadable"
 
 
-def left_behind(settings: Settings, lake: Lake, days: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Ranges (first, last) of the `days` that a failed ingest of other days kept from their own work.
+def left_behind(lake: Lake, ingested: Sequence[str], landing: Path) -> Iterator[tuple[str, str]]:
+    """Ranges (first, last) of the days that a failed ingest of other days kept from their own work.
 
-    Dagster runs no step after one that failed, though it failed for one day of ten. These days are ingested
-    as their manifests now are, so running them again does not meet the same failure.
+    Dagster runs no step after one that failed, though it failed for one day of ten. `ingested` are the days
+    that the failed step finished: fewer than it was to do, so that runs which follow each other come to an
+    end whatever the failure is.
     """
-    yield from contiguous_ranges(
-        [
-            day
-            for day in days
-            if is_ingested(settings.kyc_landing, lake, day) and _needs_run(settings, lake, day)
-        ]
+    yield from contiguous_ranges([day for day in ingested if _needs_run(landing, lake, day)])
+
+
+def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    """The days that a run finished the ingest of, in order."""
+    key = dg.AssetKey(SUBMISSIONS.name)
+    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    events = (entry.dagster_event for entry in entries)
+    return sorted(
+        {event.partition for event in events if event and event.asset_key == key and event.partition}
     )
 
 
-def _needs_run(settings: Settings, lake: Lake, day: str) -> bool:
-    """Whether a table of the day is missing, broken or older than its manifests, or the day is incomplete."""
-    if not is_ingested(settings.kyc_landing, lake, day) or not lake.exists(VERIFICATIONS, day):
+def _needs_run(landing: Path, lake: Lake, day: str) -> bool:
+    """Whether a table of the day is missing, broken or not made from the one before it, or has open rows."""
+    if not is_ingested(landing, lake, day):
         return True
     try:
-        return not INCOMPLETE.isdisjoint(_values(lake, VERIFICATION_RESPONSES, day, "outcome"))
+        answers = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
+        state = lake.metadata(VERIFICATION_RESPONSES, day).get(STATE_KEY)
+        return (
+            # A run was killed while it made calls; or it is making them, and the one to come waits for it.
+            state != ResponsesState.COMPLETE
+            or not INCOMPLETE.isdisjoint(pc.unique(answers["outcome"]).to_pylist())
+            or not answers["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
+            or lake.metadata(VERIFICATIONS, day).get("source") != source_of(lake, day)
+        )
     except KycError:
         return True
-
-
-def _lacks_files(lake: Lake, day: str) -> bool:
-    """Whether rows of the day were rejected for want of a file, which may have arrived since."""
-    try:
-        return Reason.FILE_NOT_FOUND.value in _values(lake, REJECTED_SUBMISSIONS, day, "reason")
-    except KycError:
-        return True
-
-
-def _values(lake: Lake, table: Table, day: str, column: str) -> set[object]:
-    """The column's values."""
-    return set(pc.unique(lake.read(table, day, [column])[column]).to_pylist())
 
 
 def contiguous_ranges(days: Sequence[str]) -> Iterator[tuple[str, str]]:

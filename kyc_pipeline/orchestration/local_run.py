@@ -14,7 +14,7 @@ import dagster as dg
 
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.orchestration.catch_up import left_behind
+from kyc_pipeline.orchestration.catch_up import ingested_by, left_behind
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -75,7 +75,8 @@ def run_partitions(
     pipeline.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
     report = LocalRun()
 
-    def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> set[str]:
+    def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> list[str]:
+        """Runs `keys`; gives the days that were ingested, if others' ingest failed."""
         result = job.execute_in_process(
             instance=instance,
             asset_selection=keys,
@@ -86,13 +87,15 @@ def run_partitions(
         report.run_ids.append(result.run_id)
         failed = result.filter_events(_is_step_failure)
         report.failures += [failure_line(event) for event in failed]
-        return {str(event.step_key) for event in failed}
+        if INGEST_STEP not in {event.step_key for event in failed}:
+            return []
+        return ingested_by(instance, result.run_id)
 
     for start in range(0, len(days), BACKFILL_DAYS_PER_RUN):
         batch = days[start : start + BACKFILL_DAYS_PER_RUN]
-        failed = run(daily, range_tags(batch[0], batch[-1]))
-        if INGEST_STEP in failed and not pipeline.stop.draining:
-            for first, last in left_behind(pipeline.settings, pipeline.lake, batch):
+        ingested = run(daily, range_tags(batch[0], batch[-1]))
+        for first, last in left_behind(pipeline.lake, ingested, pipeline.settings.kyc_landing):
+            if not pipeline.stop.draining:
                 run(daily, range_tags(first, last))
         if pipeline.stop.draining:
             break

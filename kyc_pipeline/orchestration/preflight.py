@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
+from kyc_pipeline.orchestration.planning import plan_days
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.ledger import Ledger
-from kyc_pipeline.verify.plan import plan_partitions
 
 
 def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
@@ -17,21 +16,20 @@ def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
     Raises :class:`~kyc_pipeline.errors.UsageError` without a credential, and the client's errors for a
     rejected one or an address where no DeepXL API answers. Days that are paid already need neither.
     """
-    with pipeline.open_ledger() as ledger:
-        expected = _calls_expected(pipeline, ledger, days)
-    if not expected:
+    pipeline.open_ledger().close()  # a wrong KYC_LEDGER_URL is a usage error, said before anything is done
+    if not _calls_expected(pipeline, days):
         return
     pipeline.settings.require_token()
     asyncio.run(_check_access(pipeline.settings))
 
 
-def _calls_expected(pipeline: Pipeline, ledger: Ledger, days: Sequence[str]) -> bool:
+def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
-    wanted = set(days).intersection(manifest_dates(landing))
-    ingested = [day for day in sorted(wanted) if is_ingested(landing, lake, day)]
-    if len(ingested) < len(wanted):
-        return True
-    return any(plan.calls_to_make for plan in plan_partitions(lake, ledger, ingested, pipeline.settings))
+    wanted = sorted(set(days).intersection(manifest_dates(landing)))
+    if not all(is_ingested(landing, lake, day) for day in wanted):
+        return True  # most likely, and quicker than to read every manifest
+    plans, unreadable = plan_days(pipeline, wanted)
+    return bool(unreadable) or any(plan.calls_to_make for plan in plans)
 
 
 async def _check_access(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from kyc_pipeline.ingest.manifests import (
     manifest_signature,
     stray_folders,
 )
-from kyc_pipeline.orchestration.catch_up import left_behind, require_mounted, unreadable_key
+from kyc_pipeline.orchestration.catch_up import ingested_by, left_behind, require_mounted, unreadable_key
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.jobs import (
     TODAY,
@@ -120,11 +120,12 @@ def run_left_behind() -> dg.SensorDefinition:
         context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         run = context.dagster_run
-        days = range_days(run.tags)
-        if len(days) < 2 or all(event.step_key != INGEST_STEP for event in context.get_step_failure_events()):
+        failed = {event.step_key for event in context.get_step_failure_events()}
+        if len(range_days(run.tags)) < 2 or INGEST_STEP not in failed:
             yield dg.SkipReason("no run of several days whose ingest failed")
             return
-        for first, last in left_behind(pipeline.settings, pipeline.lake, days):
+        ingested = ingested_by(context.instance, run.run_id)
+        for first, last in left_behind(pipeline.lake, ingested, pipeline.settings.kyc_landing):
             yield dg.RunRequest(
                 run_key=f"{run.run_id}:{first}:{last}",
                 run_config=run.run_config,

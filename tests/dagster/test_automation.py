@@ -13,13 +13,14 @@ from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES
-from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days
+from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES, ResponsesState
+from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, ingested_by
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.held import resolve_held
+from kyc_pipeline.verify.partition import write_responses
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 DAILY = [dg.AssetKey(table.name) for table in TABLES]
@@ -314,3 +315,46 @@ def test_a_day_with_a_bad_manifest_does_not_hold_up_the_others_of_its_run(
         assert job.execute_in_process(instance=instance, tags=request.tags, asset_selection=DAILY).success
     assert simulator.received.total() == 3
     assert not requests(failed)
+
+
+def test_catch_up_finds_days_that_a_killed_run_left_between_two_stages(
+    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    landing.day(DAY, 2)
+    job = definitions.resolve_job_def("verify_and_publish")
+
+    def run(*names: str) -> None:
+        keys = [dg.AssetKey(name) for name in names]
+        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=keys).success
+
+    def wanted() -> list[str]:
+        return due_days(pipeline, until=date(2024, 9, 9)).days
+
+    ingest = ("submissions", "rejected_submissions")
+    flatten = ("verifications", "model_checks", "verification_tags", "verification_files", "contract_drift")
+    run(*ingest, "verification_responses", *flatten)
+    assert wanted() == []
+    landing.manifest(DAY, [landing.submission("later", 50)], name="more.jsonl")
+    run(*ingest)
+    assert wanted() == [DAY]  # nobody has sent `later`
+    run("verification_responses")
+    assert wanted() == [DAY]  # its answer is not flattened
+    run(*flatten)
+    assert wanted() == []
+    with pipeline.open_ledger() as ledger:  # as the engine writes it before the first call
+        write_responses(pipeline.lake, ledger, DAY, ResponsesState.DISPATCHING, "")
+    assert wanted() == [DAY]
+
+
+def test_a_failure_that_is_nobody_s_manifest_is_not_run_again_and_again(
+    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    landing.day(DAY, 1)
+    landing.day(NEXT_DAY, 1)
+    job = definitions.resolve_job_def("verify_and_publish")
+    with pipeline.holding(DAY, "another run"), pipeline.holding(NEXT_DAY, "another run"):
+        failed = job.execute_in_process(
+            instance=instance, tags=range_tags(DAY, NEXT_DAY), raise_on_error=False
+        )
+    assert not failed.success
+    assert ingested_by(instance, failed.run_id) == []

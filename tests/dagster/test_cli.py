@@ -93,6 +93,24 @@ def test_plan_counts_rejected_rows_and_sees_a_changed_manifest(landing, run: Run
     assert out.splitlines()[1].split() == [DAY, "3", "1", "2", "0", "1", "–"]
 
 
+def test_plan_is_that_of_the_run_to_come(landing, run: Run, simulator: Simulator) -> None:
+    row = landing.submission("late-file", 1)
+    selfie = landing.root / "documents" / str(row["selfie_file"])
+    away = selfie.rename(selfie.with_suffix(".away"))
+    landing.manifest(DAY, [row])
+    assert run("backfill", *RANGE)[0] == 0
+    assert not simulator.received
+    away.rename(selfie)
+    twice = landing.submission("twice", 10)
+    for day in ("2024-09-09", "2024-09-10"):
+        landing.manifest(day, [twice])
+    days = ("--from", DAY, "--to", "2024-09-10")
+    planned = run("plan", *days, DEEPXL_PRICE_PER_CALL="1")[1].splitlines()[-1].split()[:6]
+    assert planned == ["total", "2", "1", "0", "0", "2"]
+    assert run("backfill", *days)[0] == 0
+    assert set(simulator.received) == {"late-file", "twice"}
+
+
 def test_a_budget_ends_with_3_and_lists_what_is_left(landing, run: Run, simulator: Simulator) -> None:
     ids = landing.day(DAY, 5)
     code, out, _ = run("backfill", *RANGE, "--max-calls", "2")

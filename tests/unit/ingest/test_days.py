@@ -191,3 +191,12 @@ def test_a_crash_at_any_write_leaves_the_old_partitions(
         assert zone.ids() == ["A2"]
     drafts = [p for p in Path(zone.lake.root).rglob("*") if p.is_file() and p.name.startswith(".draft")]
     assert drafts == []
+
+
+def test_a_day_whose_second_file_could_not_be_replaced_is_not_ingested(zone: Any) -> None:
+    zone.rows({"submission_id": "A1"})
+    # What stands in the way of the last step of the one table, after the other's was done.
+    Path(zone.lake.path(REJECTED_SUBMISSIONS, DAY), "in-the-way").mkdir(parents=True)
+    with pytest.raises((KycError, OSError)):
+        zone.ingest()
+    assert not is_ingested(zone.landing, zone.lake, DAY)
