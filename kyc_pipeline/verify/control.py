@@ -46,6 +46,11 @@ class RunControl:
         """Whether no new call may be made."""
         return self._ending.is_set() or self._stop.draining
 
+    @property
+    def halted(self) -> bool:
+        """Whether a call that is ready may not be made either; one that has its share of the budget may."""
+        return self._stop.draining or (self._ending.is_set() and self.reason is not Stopped.BUDGET)
+
     def end(self, reason: Stopped, error: Exception | None = None) -> None:
         """Ends the run: calls in flight are still finished. `error` is raised when all is written."""
         if not self._ending.is_set():

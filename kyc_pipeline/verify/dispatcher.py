@@ -57,7 +57,7 @@ class Timing:
     """How long a failing ledger is tried again before the run ends."""
 
 
-_WORKERS_PER_CALL: Final = 1.25
+_WORKERS_PER_CALL: Final = 1.5
 """Workers for each call in flight: while one records an answer, another one already sends."""
 _TOO_MANY_REQUESTS: Final = 429
 
@@ -94,7 +94,7 @@ class Dispatcher:
         self._control = control
         self._budget = budget
         self._tally = tally
-        self._documents = documents
+        self._documents = str(documents)
         self._max_attempts = settings.deepxl_max_attempts
         self._max_concurrency = settings.deepxl_max_concurrency
         self._policy_resends = settings.deepxl_uncertain == "retry"
@@ -156,9 +156,10 @@ class Dispatcher:
             if not await self._claim(claim):
                 return None
             await passage.depart()
-            self._tally.calls += 1
-            self._tally.retries += is_retry
             try:
+                self._must_go_on()
+                self._tally.calls += 1
+                self._tally.retries += is_retry
                 answer = await self._client.verify(self._request(item))
                 result = self._completed(item, claim, answer)
             except DeepXLError as failure:
@@ -178,6 +179,12 @@ class Dispatcher:
         if result.latency_ms is not None and error is None:
             self._tally.latencies.append(result.latency_ms)
         return error
+
+    def _must_go_on(self) -> None:
+        """Raises where the run was told to stop, or lost its lease, while the call waited for its slot."""
+        if self._control.halted:
+            self._budget.give_back()
+            raise NotProcessed("the run ended before the call was sent")
 
     def _take_from_budget(self) -> bool:
         if not self._budget.take():
@@ -230,8 +237,8 @@ class Dispatcher:
         row = item.row
         return VerificationRequest(
             submission_id=item.submission_id,
-            id_path=self._documents / row["id_file"],
-            selfie_path=self._documents / row["selfie_file"],
+            id_path=f"{self._documents}/{row['id_file']}",
+            selfie_path=f"{self._documents}/{row['selfie_file']}",
             id_content_type=row["id_content_type"],
             selfie_content_type=row["selfie_content_type"],
             tags=dict(row["tags"]),
