@@ -14,12 +14,14 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import pyarrow as pa
@@ -34,8 +36,16 @@ from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.signals import StopFlag
 
-Way = Callable[[str, Path, int, int], float]
-"""Calls a second, from the server's URL, the folder of documents, how many calls, and how many in flight."""
+
+class Cost(NamedTuple):
+    """What some calls took."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+Way = Callable[[str, Path, int, int], Cost]
+"""Given the server's URL, the folder of documents, how many calls, and how many in flight."""
 
 DATE = "2024-09-01"
 ID_BYTES, SELFIE_BYTES = 250_000, 110_000
@@ -74,6 +84,20 @@ def serve(latency: float, tell: Connection) -> None:
     asyncio.run(run())
 
 
+@contextmanager
+def measured() -> Iterator[Callable[[], Cost]]:
+    """Measures a block; what it yields tells the cost once the block has ended."""
+
+    def now() -> Cost:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return Cost(time.perf_counter(), usage.ru_utime + usage.ru_stime)
+
+    before = now()
+    after = before
+    yield lambda: Cost(after.seconds - before.seconds, after.cpu_seconds - before.cpu_seconds)
+    after = now()
+
+
 async def in_flight(calls: int, concurrency: int, call: Callable[[], Awaitable[object]]) -> None:
     left = iter(range(calls))
 
@@ -84,10 +108,10 @@ async def in_flight(calls: int, concurrency: int, call: Callable[[], Awaitable[o
     await asyncio.gather(*(worker() for _ in range(concurrency)))
 
 
-def bare_aiohttp(url: str, documents: Path, calls: int, concurrency: int) -> float:
+def bare_aiohttp(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
     """Calls a second of a plain loop: open the files, post, read the answer."""
 
-    async def run() -> float:
+    async def run() -> Cost:
         connector = aiohttp.TCPConnector(limit=concurrency)
         async with aiohttp.ClientSession(connector=connector) as session:
 
@@ -103,14 +127,14 @@ def bare_aiohttp(url: str, documents: Path, calls: int, concurrency: int) -> flo
                     async with session.post(f"{url}/v1/verification", data=form) as response:
                         await response.read()
 
-            started = time.perf_counter()
-            await in_flight(calls, concurrency, call)
-            return calls / (time.perf_counter() - started)
+            with measured() as cost:
+                await in_flight(calls, concurrency, call)
+            return cost()
 
     return asyncio.run(run())
 
 
-def aiohttp_with_our_body(url: str, documents: Path, calls: int, concurrency: int) -> float:
+def aiohttp_with_our_body(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
     """The same with a body that is made as the engine's client makes it, not by aiohttp's FormData."""
     boundary = "0" * 32
     part = f"--{boundary}\r\nContent-Disposition: form-data; name="
@@ -138,7 +162,7 @@ def aiohttp_with_our_body(url: str, documents: Path, calls: int, concurrency: in
             yield chunk
         yield end
 
-    async def run() -> float:
+    async def run() -> Cost:
         connector = aiohttp.TCPConnector(limit=concurrency)
         async with aiohttp.ClientSession(connector=connector) as session:
 
@@ -146,24 +170,24 @@ def aiohttp_with_our_body(url: str, documents: Path, calls: int, concurrency: in
                 async with session.post(f"{url}/v1/verification", data=body(), headers=headers) as response:
                     await response.read()
 
-            started = time.perf_counter()
-            await in_flight(calls, concurrency, call)
-            return calls / (time.perf_counter() - started)
+            with measured() as cost:
+                await in_flight(calls, concurrency, call)
+            return cost()
 
     return asyncio.run(run())
 
 
-def bare_client(url: str, documents: Path, calls: int, concurrency: int) -> float:
+def bare_client(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
     """Calls a second of the engine's own client, without engine and ledger."""
 
-    async def run() -> float:
+    async def run() -> Cost:
         async with DeepXLClient(url, SecretStr("t"), max_connections=concurrency) as client:
             request = VerificationRequest(
                 "s", documents / "id.jpg", documents / "selfie.jpg", "image/jpeg", "image/jpeg", {}
             )
-            started = time.perf_counter()
-            await in_flight(calls, concurrency, lambda: client.verify(request))
-            return calls / (time.perf_counter() - started)
+            with measured() as cost:
+                await in_flight(calls, concurrency, lambda: client.verify(request))
+            return cost()
 
     return asyncio.run(run())
 
@@ -207,7 +231,7 @@ def submit(lake: Lake, submissions: int, documents: Path) -> None:
             writer.write(pa.table(columns))
 
 
-def engine(url: str, documents: Path, calls: int, concurrency: int) -> float:
+def engine(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
     """Calls a second of the engine, from reading the lake to writing it, with a ledger that exists."""
     with tempfile.TemporaryDirectory(dir=documents.parent) as folder:
         settings = settings_for(url, Path(folder), documents, concurrency)
@@ -215,14 +239,13 @@ def engine(url: str, documents: Path, calls: int, concurrency: int) -> float:
         submit(lake, calls, documents)
         with Ledger(settings.kyc_ledger_url) as ledger:
             ledger.release(ledger.acquire("2000-01-01", "open"))
-            started = time.perf_counter()
-            summary = verify_partition(
-                settings=settings, lake=lake, ledger=ledger, date=DATE, run_id="bench", stop=StopFlag()
-            )
-            seconds = time.perf_counter() - started
+            with measured() as cost:
+                summary = verify_partition(
+                    settings=settings, lake=lake, ledger=ledger, date=DATE, run_id="bench", stop=StopFlag()
+                )
         assert summary.is_complete
         assert summary.calls == calls
-        return calls / seconds
+        return cost()
 
 
 def peak_memory(url: str, root: Path, documents: Path, submissions: int, tell: Connection) -> None:
@@ -272,36 +295,31 @@ MEMORY_TARGET_MB = 50
 PAID_TARGET_SECONDS = 3
 
 
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 def compare(documents: Path, rounds: int, quick: bool) -> None:
     print("| latency | in flight | way | calls/s | CPU ms a call | of the first way | target |")
     print("|---|---|---|---|---|---|---|")
     for setting in SETTINGS:
         url, server = in_process(serve, setting.latency)
         calls = setting.calls // 4 if quick else setting.calls
-        rates: dict[Way, list[float]] = {way: [] for way in setting.ways}
-        cpu: dict[Way, list[float]] = {way: [] for way in setting.ways}
+        costs: dict[Way, list[Cost]] = {way: [] for way in setting.ways}
         for number in range(rounds):
             for way in setting.ways if number % 2 == 0 else reversed(setting.ways):
-                before = cpu_seconds()
-                rates[way].append(way(str(url), documents, calls, setting.concurrency))
-                cpu[way].append((cpu_seconds() - before) / calls * 1000)
+                costs[way].append(way(str(url), documents, calls, setting.concurrency))
         server.terminate()
         server.join()
         for way in setting.ways:
             # Round by round, since the machine's load differs from round to round.
             ratio = statistics.median(
-                mine / base for mine, base in zip(rates[way], rates[setting.ways[0]], strict=True)
+                base.seconds / mine.seconds
+                for mine, base in zip(costs[way], costs[setting.ways[0]], strict=True)
             )
             target = verdict(f"{setting.target:.0%}", ratio >= setting.target) if way is engine else ""
+            pace = statistics.median(calls / cost.seconds for cost in costs[way])
+            cpu = statistics.median(cost.cpu_seconds / calls * 1000 for cost in costs[way])
             name = way.__name__.replace("_", " ")
             print(
                 f"| {setting.latency * 1000:.0f} ms | {setting.concurrency} | {name} "
-                f"| {statistics.median(rates[way]):.0f} | {statistics.median(cpu[way]):.2f} | {ratio:.0%} "
+                f"| {pace:.0f} | {cpu:.2f} | {ratio:.0%} "
                 f"| {target} |",
                 flush=True,
             )
