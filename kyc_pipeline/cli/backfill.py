@@ -22,6 +22,7 @@ from kyc_pipeline.orchestration.local_run import open_instance, run_partitions
 from kyc_pipeline.orchestration.preflight import check_api_when_needed
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
+from kyc_pipeline.verify.held import list_held
 from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
@@ -80,7 +81,7 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
         report = stoppable(
             pipeline.stop, lambda: run_partitions(pipeline, days, instance, log_level=log_level)
         )
-    left = unfinished(pipeline.lake, days)
+    left = unfinished(pipeline, days)
     for day, submission_id, outcome in left[:LISTED]:
         click.echo(f"{day}  {submission_id}  {outcome}")
     if len(left) > LISTED:
@@ -131,13 +132,23 @@ def _tell(stop: StopFlag) -> None:
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())
 
 
-def unfinished(lake: Lake, days: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(date, submission id, outcome) of what is held, failed or not attempted."""
+def unfinished(pipeline: Pipeline, days: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(date, submission id, outcome) of what is held, failed or not attempted.
+
+    What an operator abandoned stays `uncertain` and is not held any more: it is no unfinished work.
+    """
+    lake = pipeline.lake
+    with pipeline.open_ledger() as ledger:
+        held = {row.submission_id for row in list_held(ledger)}
     found: list[tuple[str, str, str]] = []
     for day in days:
         if not lake.exists(VERIFICATION_RESPONSES, day):
             continue
         rows = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
         rows = rows.filter(pc.field("outcome").isin([outcome.value for outcome in UNFINISHED]))
-        found += [(day, row["submission_id"], row["outcome"]) for row in rows.to_pylist()]
+        found += [
+            (day, row["submission_id"], row["outcome"])
+            for row in rows.to_pylist()
+            if row["outcome"] != Outcome.UNCERTAIN or row["submission_id"] in held
+        ]
     return found

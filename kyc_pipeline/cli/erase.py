@@ -54,9 +54,7 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
             return
         verbose = bool(context.find_root().params.get("verbose"))
         # Before anything is changed, so that wrong settings of Dagster end it here.
-        is_published = settings.kyc_warehouse.exists() or settings.kyc_report.exists()
-        needs_build = is_published and (found.is_stored or found.unfinished)
-        publish = _publisher(settings, verbose=verbose) if needs_build else None
+        publish = _publisher(settings, verbose=verbose) if _is_published(settings) else None
         erased = erase_found(
             stores,
             found,
@@ -65,12 +63,17 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
             delete_documents=landing,
             progress=lambda step: click.echo(step, err=True) if verbose else None,
         )
-        if publish:
-            publish()
+        # A run may have published the person, or for the first time, before the tombstone was written.
+        if publish or _is_published(settings):
+            (publish or _publisher(settings, verbose=verbose))()
         stores.ledger.finish(erased.tombstones)
     click.echo("erased: nothing of the person is left in lake, ledger, warehouse and report")
     if settings.kyc_ledger_url.startswith("postgresql"):
         click.echo("PostgreSQL keeps old bytes in its pages and logs for a while: see docs/erasure.md")
+
+
+def _is_published(settings: Settings) -> bool:
+    return settings.kyc_warehouse.exists() or settings.kyc_report.exists()
 
 
 def _person(tag: str) -> tuple[str, str]:

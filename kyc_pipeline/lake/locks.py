@@ -76,11 +76,12 @@ class _Lease:
                 version = self._fs.info(self._path)["ETag"]
                 is_free = self._fs.cat_file(self._path).startswith(_FREE.encode())
             except FileNotFoundError:
-                continue
+                version, is_free = "", False  # given up or refused meanwhile: try to create it again
             now = time.monotonic()
             if version != seen:
                 seen, since = version, now
-            if (is_free or now - since >= self._seconds) and self._write("held", IfMatch=version):
+            has_run_out = version != "" and now - since >= self._seconds
+            if (is_free or has_run_out) and self._write("held", IfMatch=version):
                 break
             if now >= give_up:
                 return False

@@ -31,7 +31,7 @@ CHECKS = (ACCOUNTED_FOR, NONE_UNSETTLED, ALL_ATTEMPTED)
 def check_partition(accounts: Accounts, summary: VerifySummary) -> list[Check]:
     """The checks of one day."""
     count = {outcome: summary.outcomes.get(outcome, 0) for outcome in Outcome}
-    unsettled = count[Outcome.UNCERTAIN] + count[Outcome.QUARANTINED]
+    unsettled = summary.held + count[Outcome.QUARANTINED]
     left = count[Outcome.FAILED] + count[Outcome.NOT_ATTEMPTED]
     return [
         ACCOUNTED_FOR.result(
@@ -45,8 +45,9 @@ def check_partition(accounts: Accounts, summary: VerifySummary) -> list[Check]:
         ),
         NONE_UNSETTLED.result(
             unsettled == 0,
-            f"{count[Outcome.UNCERTAIN]} uncertain (decide with `kyc-pipeline held`), "
+            f"{summary.held} held (decide with `kyc-pipeline held`), "
             f"{count[Outcome.QUARANTINED]} quarantined",
+            held=summary.held,
             uncertain=count[Outcome.UNCERTAIN],
             quarantined=count[Outcome.QUARANTINED],
         ),

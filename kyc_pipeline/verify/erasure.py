@@ -176,7 +176,7 @@ class LedgerErasure:
             yield from connection.execution_options(yield_per=_ROWS_PER_FETCH).execute(query)
 
 
-_KEPT: Final = ("partition_date", "state", "http_status", "requested_at", "responded_at", "latency_ms")
+_KEPT: Final = ("partition_date", "http_status", "requested_at", "responded_at", "latency_ms")
 
 
 def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
@@ -188,14 +188,17 @@ def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
         return
     if connection.execute(known.where(submissions.c.submission_id == pseudonym)).one_or_none() is None:
         # What is uncertain is not to be decided about or sent any more.
-        decision = Decision.ABANDON if state in (State.UNCERTAIN, State.CLAIMED) else None
-        columns = ["submission_id", "content_sha256", "decision", "updated_at", *_KEPT]
+        # An open claim has no run any more that would settle it.
+        settled = State.UNCERTAIN if state == State.CLAIMED else state
+        decision = Decision.ABANDON if settled == State.UNCERTAIN else None
+        columns = ["submission_id", "content_sha256", "state", "decision", "updated_at", *_KEPT]
         connection.execute(
             insert(submissions).from_select(
                 columns,
                 select(
                     literal(pseudonym),
                     literal(ERASED_CONTENT),
+                    literal(settled),
                     literal(decision),
                     literal(_now()),
                     *(submissions.c[name] for name in _KEPT),
