@@ -5,6 +5,7 @@ each, which the event loop's thread pays for; on PostgreSQL each is a message. H
 of rows.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from sqlalchemy.types import TypeEngine
 
 _PARAMETER: Final = "rows"
 _encoder = msgspec.json.Encoder()
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class Rows:
@@ -51,8 +53,19 @@ class Rows:
 
     @staticmethod
     def given(rows: Iterable[tuple[Any, ...]]) -> dict[str, str]:
-        """The statement's parameters. Values are strings, numbers and None."""
-        return {_PARAMETER: _encoder.encode(list(rows)).decode()}
+        """The statement's parameters. Values are strings, numbers and None.
+
+        NUL and lone surrogates, which not every database can hold, become their JSON escapes.
+        """
+        values = list(rows)
+        try:
+            encoded = _encoder.encode(values)
+            is_safe = b"\\u0000" not in encoded
+        except UnicodeEncodeError:
+            is_safe = False
+        if not is_safe:
+            encoded = _encoder.encode([tuple(map(_storable, row)) for row in values])
+        return {_PARAMETER: encoded.decode()}
 
 
 class Prepared:
@@ -78,6 +91,12 @@ class Prepared:
         if compiled.positiontup is not None:
             return connection.exec_driver_sql(compiled.string, tuple(values[n] for n in compiled.positiontup))
         return connection.exec_driver_sql(compiled.string, values)
+
+
+def _storable(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 class _Elements(FunctionElement[Any]):

@@ -275,3 +275,12 @@ def test_one_commit_may_hold_two_calls_of_a_submission(ledger: Ledger) -> None:
     assert (known["a"][1]["response"], known["a"][1]["attempts"]) == (text, 2)
     assert known["b"][0].state is State.UNCERTAIN
     assert "c" not in known
+
+
+def test_text_that_no_database_can_hold_is_kept_as_its_escape(ledger: Ledger) -> None:
+    lease = ledger.acquire(DATE, "run")
+    claim = Claim("s-1", "0" * 64, False, "t-1")
+    ledger.commit(lease, [claim], [])
+    ledger.commit(lease, [], [answered(claim, '"a\ud800\0b\\""')])
+    _, answer = ledger.responses(["s-1"])["s-1"]
+    assert '"a\\ud800\\u0000b\\""' in answer.values()
