@@ -112,12 +112,14 @@ class PartitionWriter:
         self._lake.remove_drafts(self._table, self._date)
 
     def _discard(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._lake.is_local:
-                self._sink.close()
-                os.unlink(self._draft)
-            else:
+        if not self._lake.is_local:
+            with contextlib.suppress(OSError):
                 self._sink.discard()
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(self._draft)
+        with contextlib.suppress(OSError):  # what is left in the buffer may find no room
+            self._sink.close()
 
 
 class Lake:

@@ -20,6 +20,7 @@ class RunControl:
         self._stop = stop
         self._ending = asyncio.Event()
         self._watch = contextlib.ExitStack()
+        self._halted = False
         self.reason = Stopped.NONE
         self.error: Exception | None = None
         self.on_immediate: Callable[[], None] = lambda: None
@@ -49,10 +50,11 @@ class RunControl:
     @property
     def halted(self) -> bool:
         """Whether a call that is ready may not be made either; one that has its share of the budget may."""
-        return self._stop.draining or (self._ending.is_set() and self.reason is not Stopped.BUDGET)
+        return self._stop.draining or self._halted
 
     def end(self, reason: Stopped, error: Exception | None = None) -> None:
         """Ends the run: calls in flight are still finished. `error` is raised when all is written."""
+        self._halted |= reason is not Stopped.BUDGET
         if not self._ending.is_set():
             self.reason = reason
             self.error = error
