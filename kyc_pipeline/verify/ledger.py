@@ -329,15 +329,16 @@ class Ledger:
         return found
 
     def responses(self, submission_ids: Sequence[str]) -> dict[str, tuple[Entry, dict[str, Any]]]:
-        """Entry and columns for the lake's `verification_responses`, by id; ids never seen are left out."""
+        """Entry and columns for the lake's `verification_responses`, by id; ids never seen are left out.
+
+        Times are microseconds since the epoch, as Arrow has them too.
+        """
         found: dict[str, tuple[Entry, dict[str, Any]]] = {}
         with self.database.read() as connection:
             for ids in _chunks(submission_ids):
                 for row in _RESPONSES(connection, Rows.given((key,) for key in ids)).all():
                     submission_id, date, content, state, decision, updated_at, *values, calls, billable = row
                     response = dict(zip(_RESPONSE_COLUMNS, values, strict=True))
-                    response["requested_at"] = _to_datetime(response["requested_at"])
-                    response["responded_at"] = _to_datetime(response["responded_at"])
                     response["attempts"] = calls
                     response["billable_calls"] = int(billable)
                     entry = _entry(submission_id, date, content, state, decision, updated_at)
