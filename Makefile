@@ -33,7 +33,7 @@ dev: setup ## Dagster's webserver and daemon on 127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1 --port $(DEV_PORT)
 
 test: setup ## the whole test suite
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: setup ## lint, format, types, import rules, dependencies, data dictionary, definitions
 	$(BIN)/ruff check .

@@ -2,11 +2,18 @@
 
 import io
 import json
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """SIGINT is taken, by children too, also where a shell runs the tests in its background, ignoring it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def image_bytes(shade: int, kind: str = "JPEG") -> bytes:

@@ -128,7 +128,8 @@ class _Lease:
         try:
             self._version = self._fs.pipe_file(self._path, content, **condition)["ETag"]
         except OSError as error:
-            if _status(error) in _REFUSED:
+            is_gone = isinstance(error, FileNotFoundError) and "IfMatch" in condition
+            if is_gone or _status(error) in _REFUSED:
                 return False
             raise
         return True

@@ -10,7 +10,9 @@ work on a copy of one version, since no open object stays what it was when it is
 import contextlib
 import datetime
 import fcntl
+import glob
 import hashlib
+import math
 import os
 import secrets
 import shutil
@@ -240,17 +242,22 @@ class Lake:
         if table.zone is Zone.RESTRICTED:
             os.chmod(f"{self.root}/{table.zone}", 0o700)
 
-    def remove_drafts(self, table: Table, date: str) -> None:
-        """Removes what crashed writers of this partition left."""
-        folder = os.path.dirname(self.path(table, date))
-        for name in os.listdir(folder):
-            if name.startswith(_DRAFT_PREFIX):
-                with (
-                    contextlib.suppress(FileNotFoundError, BlockingIOError),
-                    open(f"{folder}/{name}", "rb") as draft,
-                ):
-                    fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(f"{folder}/{name}")
+    def remove_drafts(self, table: Table, date: str = "*", *, older_than: float = math.inf) -> int:
+        """Removes what crashed writers of this partition, or of all, left; how many.
+
+        Only what was last written before `older_than` (seconds since the epoch). An object store has none:
+        an upload that was not finished is not visible there, and the bucket's lifecycle rule ends it.
+        """
+        if not self.is_local:
+            return 0
+        removed = 0
+        for path in glob.iglob(f"{glob.escape(self.folder(table))}/date={date}/{_DRAFT_PREFIX}*"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as draft:
+                fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(draft.fileno()).st_mtime < older_than:
+                    os.unlink(path)
+                    removed += 1
+        return removed
 
 
 def _new_draft(folder: str) -> tuple[str, IO[bytes]]:

@@ -17,7 +17,6 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
-from kyc_pipeline.lake.storage import Lake, is_running
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -141,24 +140,15 @@ def remove_stale(pipeline: Pipeline, older_than: float) -> int:
     """
     from kyc_pipeline.analyze.publish import remove_stale_drafts  # not at load: it needs DuckDB
 
-    removed = sum(_remove(path) for path in _lake_drafts(pipeline.lake) if _is_older(path, older_than))
+    removed = sum(pipeline.lake.remove_drafts(table, older_than=older_than) for table in TABLES)
     for pattern in SCRATCH:
         for folder in Path(tempfile.gettempdir()).glob(pattern):
             if _is_ours(folder) and _is_older(folder, older_than):
-                removed += _remove(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
     if pipeline.settings.kyc_warehouse.parent.is_dir():
         remove_stale_drafts(pipeline.settings.kyc_warehouse)
     return removed
-
-
-def _lake_drafts(lake: Lake) -> Iterator[Path]:
-    if not lake.is_local:
-        return  # an upload that was not finished is not visible: the bucket's lifecycle rule ends it
-    for table in TABLES:
-        for path in Path(lake.folder(table)).glob("date=*/.draft-*"):
-            pid = path.name.split("-")[1]
-            if pid.isdigit() and not is_running(int(pid)):
-                yield path
 
 
 def _is_older(path: Path, moment: float) -> bool:
@@ -172,11 +162,3 @@ def _is_ours(path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return path.lstat().st_uid == os.getuid() and path.is_dir() and not path.is_symlink()
     return False
-
-
-def _remove(path: Path) -> int:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-    return 1

@@ -284,7 +284,9 @@ def erase(
     else:
         raise KycError("runs keep writing while the person is erased: repeat it when none is under way")
     progress("drafts")
-    _remove_drafts(stores.lake)
+    # Of writers that were killed, also in partitions that nobody writes again.
+    for table in TABLES:
+        stores.lake.remove_drafts(table)
     progress("purge")
     stores.ledger.purge()
     return found.erased
@@ -496,15 +498,6 @@ def _drop_rows(lake: Lake, table: Table, date: str, day: Day) -> None:
                 writer.write(rows.set_column(index, _ID_COLUMN[table], examples))
             else:
                 writer.write(batch.filter(pc.invert(theirs)))
-
-
-def _remove_drafts(lake: Lake) -> None:
-    """Removes the drafts of writers that were killed, also in partitions that nobody writes again."""
-    if not lake.is_local:
-        return
-    for table in TABLES:
-        for folder in lake.fs.glob(f"{lake.folder(table)}/date=*"):
-            lake.remove_drafts(table, str(folder).rpartition("date=")[2])
 
 
 def _is_among(ids: Any, wanted: Iterable[str]) -> Any:

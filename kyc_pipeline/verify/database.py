@@ -17,7 +17,7 @@ from typing import Any, Final
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kyc_pipeline.errors import KycError, UsageError
@@ -39,6 +39,10 @@ _READ_ONLY: Final = "kyc_read_only"
 
 class LedgerError(KycError):
     """The ledger cannot be used: disk full, locked, connection lost, not a ledger."""
+
+
+class ChangeRefused(LedgerError):
+    """The ledger works, and does not take this very change."""
 
 
 class Database:
@@ -89,6 +93,18 @@ class Database:
         with self._translated(), self._ready().connect() as connection:
             yield connection.execution_options(**{_READ_ONLY: True})
 
+    @contextlib.contextmanager
+    def upkeep(self, file: Path) -> Iterator[sqlite3.Connection]:
+        """A connection to the SQLite file of its own, for what no transaction can hold."""
+        self.close()
+        with (
+            self._translated(),
+            contextlib.closing(
+                sqlite3.connect(file, timeout=self._busy_timeout, isolation_level=None)
+            ) as connection,
+        ):
+            yield connection
+
     def now(self, connection: Connection) -> int:
         """Microseconds since the epoch: the server's clock on PostgreSQL, since hosts' clocks differ."""
         if self.is_sqlite:
@@ -117,8 +133,9 @@ class Database:
         try:
             yield
         except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
+            kind = ChangeRefused if isinstance(error, (DataError, IntegrityError)) else LedgerError
             # Not `from error`: a driver's message may quote the row it failed on.
-            raise LedgerError(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
+            raise kind(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
 
     def _connected(self) -> Engine:
         with self._opening:
@@ -212,6 +229,7 @@ def _create_file(path: Path) -> None:
     with FileLock(f"{path}.lock", mode=0o600):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # `upkeep.py` gives free pages back
             connection.execute("PRAGMA journal_mode=WAL")
 
 

@@ -6,7 +6,6 @@ still adds up; its answer, errors and content are gone. `erasures` says, by pseu
 
 import contextlib
 import re
-import sqlite3
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ import msgspec
 from sqlalchemy import Connection, func, insert, literal, select, text, update
 
 from kyc_pipeline.privacy.erasure import Tombstone
-from kyc_pipeline.verify.database import BUSY_TIMEOUT_SECONDS
 from kyc_pipeline.verify.lease import holding
 from kyc_pipeline.verify.ledger import Ledger, LedgerError
 from kyc_pipeline.verify.schema import (
@@ -137,16 +135,10 @@ class LedgerErasure:
                     text("VACUUM submissions, attempts, decisions")
                 )
             return
-        database.close()
-        try:
-            with contextlib.closing(
-                sqlite3.connect(database.file, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
-            ) as file:
-                file.execute("PRAGMA secure_delete=ON")
-                file.execute("VACUUM")
-                (is_busy, *_) = file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.Error as error:
-            raise LedgerError(f"the ledger {database.name} cannot be written anew: {error}") from None
+        with database.upkeep(database.file) as connection:
+            connection.execute("PRAGMA secure_delete=ON")
+            connection.execute("VACUUM")
+            (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy:
             raise LedgerError(
                 f"another process reads the ledger {database.name}, so its log still holds what was erased: "

@@ -4,7 +4,7 @@ What arrives while a commit is under way goes into the next one, and commits beg
 more calls are in flight, the more of them share a transaction and a flush to disk: these cost far more than
 a change does. A commit that fails is repeated for a while (a full disk may be emptied, a lock released, a
 connection come back): an answer that was paid for is worth waiting for, and meanwhile no claim is won, so no
-call is made.
+call is made. Where the database refuses one change, it is parted from the others, which are written.
 """
 
 import asyncio
@@ -13,14 +13,17 @@ import itertools
 import queue
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from kyc_pipeline.verify.database import LedgerError
+from kyc_pipeline.verify.database import ChangeRefused, LedgerError
 from kyc_pipeline.verify.ledger import Adoption, Claim, Lease, Ledger, Result
 
 _MAX_GROUP: Final = 512
+_MAX_CHARACTERS: Final = 16_000_000
+"""Of answers in one transaction: PostgreSQL takes 1 GB as a parameter, and memory is to stay small."""
 _PACE_SECONDS: Final = 0.015
 """From the beginning of one commit to that of the next."""
 _RETRY_SECONDS: Final = 0.5
@@ -30,6 +33,13 @@ _RETRY_SECONDS: Final = 0.5
 class _Entry:
     change: Claim | Result | Adoption
     done: "asyncio.Future[bool]"
+
+    @property
+    def characters(self) -> int:
+        change = self.change
+        if isinstance(change, Result):
+            return len(change.response or "") + len(change.body or "")
+        return len(change.response) if isinstance(change, Adoption) else 0
 
 
 class GroupWriter:
@@ -88,15 +98,24 @@ class GroupWriter:
 
     def _run(self) -> None:
         while group := self._next_group():
-            try:
-                won = self._commit([entry.change for entry in group])
-                answers: list[bool | Exception] = [
-                    not isinstance(entry.change, Claim) or entry.change.token in won for entry in group
-                ]
-            # Also what nobody foresaw: a change that is never answered would hang the run for ever.
-            except Exception as error:
-                answers = [error] * len(group)
-            self._loop.call_soon_threadsafe(_settle, group, answers)
+            for part in _parts(group):
+                self._write(part)
+
+    def _write(self, part: list[_Entry]) -> None:
+        try:
+            won = self._commit([entry.change for entry in part])
+            answers: list[bool | Exception] = [
+                not isinstance(entry.change, Claim) or entry.change.token in won for entry in part
+            ]
+        # Also what nobody foresaw: a change that is never answered would hang the run for ever.
+        except Exception as error:
+            if isinstance(error, ChangeRefused) and len(part) > 1:
+                middle = len(part) // 2
+                self._write(part[:middle])
+                self._write(part[middle:])
+                return
+            answers = [error] * len(part)
+        self._loop.call_soon_threadsafe(_settle, part, answers)
 
     def _next_group(self) -> list[_Entry]:
         """Everything that waits, up to about a limit; empty at the end."""
@@ -125,10 +144,26 @@ class GroupWriter:
         while True:
             try:
                 return self._ledger.commit(self._lease, claims, results)
-            except LedgerError:
+            except LedgerError as error:
+                # One alone is tried again all the same: another host may have written the same just now.
+                if isinstance(error, ChangeRefused) and len(changes) > 1:
+                    raise
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_RETRY_SECONDS)
+
+
+def _parts(group: list[_Entry]) -> Iterator[list[_Entry]]:
+    """The group in its order, cut where its answers become too long for one transaction."""
+    part: list[_Entry] = []
+    characters = 0
+    for entry in group:
+        if part and characters + entry.characters > _MAX_CHARACTERS:
+            yield part
+            part, characters = [], 0
+        part.append(entry)
+        characters += entry.characters
+    yield part
 
 
 def _settle(group: list[_Entry], answers: list[bool | Exception]) -> None:

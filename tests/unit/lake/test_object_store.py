@@ -4,10 +4,12 @@ import secrets
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import s3fs
+from aiobotocore.awsrequest import AioAWSResponse
 
 from kyc_pipeline.lake.locks import LockBusy, LockLost, exclusive
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
@@ -155,6 +157,35 @@ def test_a_lock_that_was_lost_says_so_and_stays_with_its_new_holder(s3_root: str
         with pytest.raises(LockLost, match="run the day again"):
             check()
     assert lake.fs.cat_file(f"{lake.root}/lock") == b"held by another"
+
+
+def test_a_lock_whose_object_was_deleted_is_lost(s3_root: str) -> None:
+    lake = Lake(s3_root)
+    with exclusive(lake, "lock", wait_seconds=0) as check:
+        lake.fs.rm_file(f"{lake.root}/lock")
+        with pytest.raises(LockLost):
+            check()
+    assert not lake.fs.exists(f"{lake.root}/lock")
+
+
+def test_a_store_that_is_busy_with_another_write_means_not_now(s3_root: str) -> None:
+    """AWS answers 409 where two conditional writes meet; the store of these tests never does."""
+    lake = Lake(s3_root)
+    with exclusive(lake, "lock", wait_seconds=0):
+        pass  # the object is there, and free
+    conflicts = [409, 409]
+
+    class Nothing:
+        async def read(self) -> bytes:
+            return b""
+
+    def conflict(request: Any, **_: object) -> AioAWSResponse | None:
+        return AioAWSResponse(request.url, conflicts.pop(), {}, Nothing()) if conflicts else None
+
+    lake.fs.s3.meta.events.register("before-send.s3.PutObject", conflict)
+    with exclusive(lake, "lock", wait_seconds=60, lease_seconds=1) as check:
+        check()
+    assert conflicts == []
 
 
 def test_a_lock_in_a_folder(tmp_path: str) -> None:

@@ -1,0 +1,98 @@
+"""Group commits, on both databases: what one change does to the others in its transaction."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+import pytest
+import sqlalchemy as sa
+
+from kyc_pipeline.verify import writer as writing
+from kyc_pipeline.verify.database import ChangeRefused
+from kyc_pipeline.verify.ledger import Adoption, AttemptResult, Claim, Lease, Ledger, Result
+from kyc_pipeline.verify.schema import State
+from kyc_pipeline.verify.writer import GroupWriter
+
+DATE = "2024-09-01"
+REFUSES_POISON = {
+    "sqlite": [
+        """
+        CREATE TRIGGER no_poison BEFORE UPDATE ON submissions WHEN NEW.response LIKE '%poison%'
+        BEGIN SELECT RAISE(ABORT, 'no'); END
+        """
+    ],
+    "postgresql": [
+        """
+        CREATE FUNCTION no_poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.response LIKE '%poison%' THEN RAISE EXCEPTION USING ERRCODE = 'check_violation'; END IF;
+            RETURN NEW;
+        END $$
+        """,
+        "CREATE TRIGGER no_poison BEFORE UPDATE ON submissions FOR EACH ROW EXECUTE FUNCTION no_poison()",
+    ],
+}
+
+
+class CountingLedger(Ledger):
+    """Notes how many results each transaction was to record."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.recorded: list[int] = []
+
+    def commit(
+        self, lease: Lease, claims: Sequence[Claim], results: Sequence[Result | Adoption]
+    ) -> frozenset[str]:
+        self.recorded.append(len(results))
+        return super().commit(lease, claims, results)
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[CountingLedger]:
+    with CountingLedger(ledger_url) as opened:
+        yield opened
+
+
+def answered(claim: Claim, response: str) -> Result:
+    return Result(claim, State.COMPLETED, AttemptResult.ANSWERED, billable=True, response=response)
+
+
+async def settle_all(ledger: Ledger, responses: dict[str, str]) -> list[BaseException | None]:
+    """Claims every id at once, then records every response at once; the error of each recording."""
+    lease = await asyncio.to_thread(ledger.acquire, DATE, "run")
+    async with GroupWriter(ledger, lease, patience_seconds=0) as writer:
+        claims = [writer.new_claim(key, "sha", resend=False) for key in responses]
+        assert all(await asyncio.gather(*map(writer.claim, claims)))
+        return await asyncio.gather(
+            *(writer.record(answered(claim, responses[claim.submission_id])) for claim in claims),
+            return_exceptions=True,
+        )
+
+
+def test_a_change_that_the_database_refuses_costs_no_other_one(ledger: CountingLedger) -> None:
+    ledger.acquire("2024-01-01", "makes the tables")
+    with ledger.database.write() as connection:
+        for statement in REFUSES_POISON[connection.dialect.name]:
+            connection.execute(sa.text(statement))
+    responses = {f"s{number}": '{"n": 1}' for number in range(20)} | {"s7": "poison", "s13": "poison"}
+    errors = asyncio.run(settle_all(ledger, responses))
+    refused = {key for key, error in zip(responses, errors, strict=True) if isinstance(error, ChangeRefused)}
+    assert refused == {"s7", "s13"}
+    assert [error for error in errors if error is not None and not isinstance(error, ChangeRefused)] == []
+    entries = ledger.entries(list(responses))
+    assert {key for key, entry in entries.items() if entry.state is State.COMPLETED} == set(
+        responses
+    ) - refused
+    assert {entries[key].state for key in refused} == {State.CLAIMED}
+
+
+def test_long_answers_are_recorded_in_several_transactions(
+    ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_MAX_CHARACTERS", 1000)
+    responses = {f"s{number}": "x" * 400 for number in range(7)} | {"long": "x" * 5000}
+    assert asyncio.run(settle_all(ledger, responses)) == [None] * len(responses)
+    assert sum(ledger.recorded) == len(responses)
+    assert max(ledger.recorded) == 2
+    with ledger.database.read() as connection:
+        kept = dict(connection.execute(sa.text("SELECT submission_id, response FROM submissions")).all())
+    assert kept == responses
