@@ -72,7 +72,7 @@ _EXTENSIONS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class VerificationRequest:
     """One submission to verify. Its `repr` shows nothing personal."""
 
@@ -84,7 +84,7 @@ class VerificationRequest:
     tags: Mapping[str, str] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A 2xx answer that fits the hard requirements. `text` is its JSON with geometry removed: personal."""
 

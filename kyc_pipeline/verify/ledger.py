@@ -103,7 +103,7 @@ class Lease:
     """Open claims of an earlier holder that became uncertain."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     """The intent to send one submission once. `resend` lets it be sent although it is uncertain."""
 
@@ -113,7 +113,7 @@ class Claim:
     token: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
     """What came of a claim. `response` is the submission's answer, `body` that of a failed call."""
 

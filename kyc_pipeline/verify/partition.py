@@ -150,7 +150,7 @@ def scan(lake: Lake, ledger: Ledger | None, date: str, policy: Literal["hold", "
     return result
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """A submission that a run has to settle, with its row of the lake."""
 

@@ -8,7 +8,6 @@ call is made. Where the database refuses one change, it is parted from the other
 """
 
 import asyncio
-import contextlib
 import itertools
 import queue
 import threading
@@ -168,8 +167,9 @@ def _parts(group: list[_Entry]) -> Iterator[list[_Entry]]:
 
 def _settle(group: list[_Entry], answers: list[bool | Exception]) -> None:
     for entry, answer in zip(group, answers, strict=True):
-        with contextlib.suppress(asyncio.InvalidStateError):  # its waiter was cancelled
-            if isinstance(answer, Exception):
-                entry.done.set_exception(answer)
-            else:
-                entry.done.set_result(answer)
+        if entry.done.done():
+            continue  # its waiter was cancelled
+        if isinstance(answer, Exception):
+            entry.done.set_exception(answer)
+        else:
+            entry.done.set_result(answer)
