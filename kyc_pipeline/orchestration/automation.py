@@ -7,10 +7,18 @@ backfill of 60 days publishes once or twice, not 60 times.
 
 import dagster as dg
 
+_Is = dg.AutomationCondition
+_IS_NEW = (_Is.newly_missing() | _Is.any_deps_updated()).since(
+    # Not since the sensor was switched on, as eager() has it: what was made before is to be published too.
+    _Is.newly_requested() | _Is.newly_updated()
+)
 PUBLISH_WHEN_NEW = (
-    # Plain eager() would wait for ever: it wants every partition of the last years to be there.
-    dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
-    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    _IS_NEW
+    # Not eager()'s "no dependency is missing": it wants every partition of the last years to be there.
+    & _Is.any_deps_match(~_Is.missing() | _Is.will_be_requested())
+    & ~_Is.any_deps_in_progress()
+    & ~_Is.in_progress()
+    & _Is.all_deps_blocking_checks_passed()
 ).with_label("when the daily tables are new and nothing is at work on them")
 
 

@@ -9,7 +9,6 @@ call is made. Where the database refuses one change, it is parted from the other
 
 import asyncio
 import itertools
-import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -23,8 +22,9 @@ from kyc_pipeline.verify.ledger import Adoption, Claim, Lease, Ledger, Result
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000
 """Of answers in one transaction: PostgreSQL takes 1 GB as a parameter, and memory is to stay small."""
-_PACE_SECONDS: Final = 0.015
-"""From the beginning of one commit to that of the next."""
+_PACE_SECONDS: Final = 0.03
+"""From the beginning of one commit to that of the next, unless enough changes wait before."""
+_ENOUGH: Final = 64
 _RETRY_SECONDS: Final = 0.5
 
 
@@ -49,7 +49,9 @@ class GroupWriter:
         self._lease = lease
         self._patience_seconds = patience_seconds
         self._arrived: list[_Entry] = []
-        self._queue: queue.SimpleQueue[list[_Entry] | None] = queue.SimpleQueue()
+        self._waiting: list[_Entry] = []
+        self._ended = False
+        self._changed = threading.Condition()
         self._next_commit = 0.0
         self._thread = threading.Thread(target=self._run, name="ledger-writer")
         self._claims = itertools.count()
@@ -66,7 +68,9 @@ class GroupWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._hand_over()
-        self._queue.put(None)
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
     def new_claim(self, submission_id: str, content_sha256: str, *, resend: bool) -> Claim:
@@ -91,9 +95,16 @@ class GroupWriter:
 
     def _hand_over(self) -> None:
         """Gives the thread what arrived in one turn of the loop."""
-        if self._arrived:
-            self._queue.put(self._arrived)
-            self._arrived = []
+        with self._changed:
+            is_first = not self._waiting
+            self._waiting += self._arrived
+            # It is woken for something to do, not for each change: that would cost the loop's thread time.
+            if is_first or self._is_enough():
+                self._changed.notify()
+        self._arrived = []
+
+    def _is_enough(self) -> bool:
+        return self._ended or len(self._waiting) >= _ENOUGH
 
     def _run(self) -> None:
         while group := self._next_group():
@@ -117,23 +128,12 @@ class GroupWriter:
         self._loop.call_soon_threadsafe(_settle, part, answers)
 
     def _next_group(self) -> list[_Entry]:
-        """Everything that waits, up to about a limit; empty at the end."""
-        group: list[_Entry] = []
-        arrived = self._queue.get()
-        if arrived is not None:
-            time.sleep(max(0.0, self._next_commit - time.monotonic()))
-            self._next_commit = time.monotonic() + _PACE_SECONDS
-        while arrived is not None:
-            group += arrived
-            if len(group) >= _MAX_GROUP:
-                break
-            try:
-                arrived = self._queue.get_nowait()
-            except queue.Empty:
-                break
-        else:
-            if group:
-                self._queue.put(None)  # the end comes after this group
+        """What waits, up to a limit; empty at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            self._changed.wait_for(self._is_enough, self._next_commit - time.monotonic())
+            group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
+        self._next_commit = time.monotonic() + _PACE_SECONDS
         return group
 
     def _commit(self, changes: list[Claim | Result | Adoption]) -> frozenset[str]:

@@ -84,6 +84,17 @@ def test_a_backfill_publishes_by_the_run_and_not_by_the_day(daemon: Daemon) -> N
     assert 1 <= daemon.published <= runs
 
 
+def test_what_was_made_before_the_sensor_was_switched_on_is_published(
+    landing, pipeline: Pipeline, instance: dg.DagsterInstance
+) -> None:
+    landing.day(FIRST.isoformat(), 3)
+    daemon = Daemon(build_defs(pipeline), instance)
+    daemon.backfill_run(FIRST, FIRST)
+    for _ in range(3):
+        daemon.tick()
+    assert daemon.published == 1
+
+
 def test_a_run_that_publishes_by_itself_is_not_published_again(daemon: Daemon) -> None:
     keys = [*daemon.daily, *daemon.tables]
     assert daemon.job.execute_in_process(
