@@ -7,11 +7,10 @@ other rows (duplicates, conflicts) are in `ownership.py`.
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +26,9 @@ from kyc_pipeline.ingest.formats import (
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Reason
 from kyc_pipeline.privacy.erasure import DETAIL as ERASED_DETAIL
+
+if TYPE_CHECKING:  # a code location loads without it: it takes a quarter of a second
+    import pandas as pd
 
 Tags = dict[str, str]
 Erased = Callable[[Mapping[str, str]], bool]
@@ -56,6 +58,8 @@ def judge(
 
     Every row is in exactly one of the two.
     """
+    import pandas as pd
+
     frame = chunk.to_pandas(types_mapper=pd.ArrowDtype)
     verdicts = _Verdicts(len(frame))
     ids = frame["submission_id"]
@@ -133,6 +137,8 @@ def _shown(value: object) -> str | None:
 
 
 def _read_times(texts: "pd.Series[str]", verdicts: _Verdicts) -> "pd.Series[pd.Timestamp]":
+    import pandas as pd
+
     given = texts.notna() & (texts.str.strip() != "").fillna(False)
     well_formed = given & texts.str.fullmatch(_ISO_8601).fillna(False)
     times = pd.to_datetime(texts.where(well_formed), utc=True, format="ISO8601", errors="coerce").dt.as_unit(
@@ -161,7 +167,7 @@ _ANY_TAGS: Final = msgspec.json.Decoder(dict[str, object])
 _CANONICAL: Final = msgspec.json.Encoder(order="sorted")
 
 
-def _read_tags(frame: pd.DataFrame, verdicts: _Verdicts) -> dict[int, Tags]:
+def _read_tags(frame: "pd.DataFrame", verdicts: _Verdicts) -> dict[int, Tags]:
     """The tags of every row that is still open, by name; a row with wrong tags is rejected."""
     names = [name for name in frame.columns if name.startswith(TAG_PREFIX)]
     own_columns = [(name.removeprefix(TAG_PREFIX), pa.array(frame[name]).to_pylist()) for name in names]
@@ -234,7 +240,7 @@ def _tag_maps(tags: list[Tags]) -> Column:
 # --- documents --------------------------------------------------------------------------------------------
 
 
-def _examine(rows: pd.DataFrame, documents: Documents) -> dict[str, Column]:
+def _examine(rows: "pd.DataFrame", documents: Documents) -> dict[str, Column]:
     """What is known of both documents of each row, and the first problem with one of them."""
     files = {name: pa.array(rows[name]).cast(pa.string()).dictionary_encode() for name in _ROLES}
     found = documents.examine(path for column in files.values() for path in column.dictionary.to_pylist())

@@ -8,9 +8,12 @@ backfill of 60 days publishes once or twice, not 60 times.
 import dagster as dg
 
 _Is = dg.AutomationCondition
-_IS_NEW = (_Is.newly_missing() | _Is.any_deps_updated()).since(
-    # Not since the sensor was switched on, as eager() has it: what was made before is to be published too.
-    _Is.newly_requested() | _Is.newly_updated()
+_COMES = _Is.newly_missing() | _Is.any_deps_updated()
+_IS_NEW = _COMES.since(
+    # As eager() has it, but not since the sensor was switched on: what was made before is published too. And
+    # days that come between the same two ticks as a publication count: Dagster 1.13 loses the order of the
+    # two in its `&` and `|`, and would take the new days for published.
+    (_Is.newly_requested() | _Is.newly_updated()) & ~_COMES
 )
 PUBLISH_WHEN_NEW = (
     _IS_NEW

@@ -162,7 +162,7 @@ def test_the_job_that_only_flattens_has_no_paid_step(definitions: dg.Definitions
 
 def test_loading_the_code_location_leaves_the_heavy_libraries_out() -> None:
     """A code location is loaded by every run and every tick's process; a step imports what it needs."""
-    heavy = {"altair", "aiohttp", "alembic", "httpx", "scipy", "statsmodels", "vl_convert"}
+    heavy = {"altair", "aiohttp", "alembic", "httpx", "pandas", "scipy", "statsmodels", "vl_convert"}
     code = "import sys; from kyc_pipeline.definitions import build_defs; build_defs(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not heavy & set(loaded.stdout.split())

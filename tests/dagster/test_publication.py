@@ -95,6 +95,19 @@ def test_what_was_made_before_the_sensor_was_switched_on_is_published(
     assert daemon.published == 1
 
 
+def test_days_that_come_between_the_same_ticks_as_a_publication_are_published(
+    landing, daemon: Daemon
+) -> None:
+    keys = [*daemon.daily, *daemon.tables]
+    assert daemon.job.execute_in_process(
+        instance=daemon.instance, partition_key=FIRST.isoformat(), asset_selection=keys
+    ).success
+    daemon.backfill_run(FIRST + timedelta(days=1), FIRST + timedelta(days=1))
+    for _ in range(3):
+        daemon.tick()
+    assert daemon.published == 1
+
+
 def test_a_run_that_publishes_by_itself_is_not_published_again(daemon: Daemon) -> None:
     keys = [*daemon.daily, *daemon.tables]
     assert daemon.job.execute_in_process(

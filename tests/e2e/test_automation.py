@@ -284,6 +284,16 @@ def test_the_killed_run_was_told_of(site: Site) -> None:
     assert site.alerts[0]["partitions"] == f"{BACKFILLED[0]}..{BACKFILLED[-1]}"
 
 
+def test_the_backfill_is_published_by_automation(site: Site) -> None:
+    def published() -> list[str]:
+        return [run["status"] for run in site.server.runs(kyc__trigger="publish_when_new")]
+
+    site.server.wait(lambda: "SUCCESS" in published(), "the publication")
+    assert len(published()) <= 2
+    for day in BACKFILLED:
+        assert site.warehouse_outcomes(day) == [("completed", 3)]
+
+
 def test_the_sensor_runs_a_new_manifest_and_a_changed_one(site: Site) -> None:
     site.landing.day(WATCHED, 4)
     site.server.start_sensor("new_manifests")
