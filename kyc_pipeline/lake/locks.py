@@ -20,8 +20,12 @@ from kyc_pipeline.lake.storage import Lake
 
 LEASE_SECONDS: Final = 60.0
 _FREE: Final = "free"
-_REFUSED: Final = (409, 412)
-"""Answers of a store to a conditional write whose condition does not hold, or that met another write."""
+_REFUSED: Final = 412
+"""A store's answer to a conditional write whose condition does not hold."""
+_MET_ANOTHER: Final = 409
+"""Its answer to one that met another write: to be asked again."""
+_TRIES: Final = 5
+_RETRY_SECONDS: Final = 0.05
 
 
 class LockBusy(KycError):
@@ -125,14 +129,19 @@ class _Lease:
     def _write(self, state: str, **condition: str) -> bool:
         """Writes the object under a condition; False if that does not hold."""
         content = f"{state} {secrets.token_hex(16)}".encode()
-        try:
-            self._version = self._fs.pipe_file(self._path, content, **condition)["ETag"]
-        except OSError as error:
-            is_gone = isinstance(error, FileNotFoundError) and "IfMatch" in condition
-            if is_gone or _status(error) in _REFUSED:
-                return False
-            raise
-        return True
+        for _ in range(_TRIES):
+            try:
+                self._version = self._fs.pipe_file(self._path, content, **condition)["ETag"]
+            except OSError as error:
+                is_gone = isinstance(error, FileNotFoundError) and "IfMatch" in condition
+                if is_gone or _status(error) == _REFUSED:
+                    return False
+                if _status(error) != _MET_ANOTHER:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return True
+        return False
 
 
 def _status(error: OSError) -> int | None:

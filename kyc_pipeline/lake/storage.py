@@ -111,7 +111,8 @@ class PartitionWriter:
         os.replace(self._draft, self._target)
         self._sink.close()
         sync(os.path.dirname(self._target))
-        self._lake.remove_drafts(self._table, self._date)
+        with contextlib.suppress(OSError):  # the rows are published, whatever becomes of others' drafts
+            self._lake.remove_drafts(self._table, self._date)
 
     def _discard(self) -> None:
         if not self._lake.is_local:
@@ -252,7 +253,8 @@ class Lake:
             return 0
         removed = 0
         for path in glob.iglob(f"{glob.escape(self.folder(table))}/date={date}/{_DRAFT_PREFIX}*"):
-            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as draft:
+            # To write, since NFS gives an exclusive lock for no less.
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "r+b") as draft:
                 fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(draft.fileno()).st_mtime < older_than:
                     os.unlink(path)

@@ -8,20 +8,21 @@ backfill of 60 days publishes once or twice, not 60 times.
 import dagster as dg
 
 _Is = dg.AutomationCondition
-_COMES = _Is.newly_missing() | _Is.any_deps_updated()
-_IS_NEW = _COMES.since(
-    # As eager() has it, but not since the sensor was switched on: what was made before is published too. And
-    # days that come between the same two ticks as a publication count: Dagster 1.13 loses the order of the
-    # two in its `&` and `|`, and would take the new days for published.
-    (_Is.newly_requested() | _Is.newly_updated()) & ~_COMES
-)
+_TRIGGER = {"kyc/trigger": "publish_when_new"}
+# Not "new since it was handled", as eager() has it, but "not handled since it was new". So what was there
+# when the sensor was switched on is published too, and what comes between the same two ticks as a
+# publication: Dagster 1.13 loses in its `&` and `|` which came first. A build of this sensor counts as
+# handled when it is asked for and not when it ends, since days may come while it reads.
+_HANDLED = _Is.newly_requested() | (_Is.newly_updated() & ~_Is.executed_with_tags(tag_values=_TRIGGER))
+_IS_NEW = ~_HANDLED.since(_Is.any_deps_updated())
 PUBLISH_WHEN_NEW = (
     _IS_NEW
     # Not eager()'s "no dependency is missing": it wants every partition of the last years to be there.
     & _Is.any_deps_match(~_Is.missing() | _Is.will_be_requested())
     & ~_Is.any_deps_in_progress()
     & ~_Is.in_progress()
-    & _Is.all_deps_blocking_checks_passed()
+    # Not "all passed": a later run that failed before its checks would hold back the good days before it.
+    & ~_Is.any_deps_match(_Is.any_checks_match(_Is.check_failed(), blocking_only=True))
 ).with_label("when the daily tables are new and nothing is at work on them")
 
 
@@ -31,6 +32,6 @@ def publish_when_new(pipeline_group: str = "analyze") -> dg.AutomationConditionS
         name="publish_when_new",
         target=dg.AssetSelection.groups(pipeline_group),
         minimum_interval_seconds=30,
-        run_tags={"kyc/trigger": "publish_when_new", "dagster/priority": "5"},
+        run_tags={**_TRIGGER, "dagster/priority": "5"},
         description="Builds and publishes the warehouse when the tables that it reads are new.",
     )

@@ -35,6 +35,7 @@ _PATIENCE: Final = {
 }
 """libpq's: a connection that hangs is given up within a minute. The URL may say otherwise."""
 _READ_ONLY: Final = "kyc_read_only"
+_WAL: Final = "wal"
 
 
 class LedgerError(KycError):
@@ -156,7 +157,7 @@ class Database:
         if self.file is None:
             _migrate(engine)
             return
-        _create_file(self.file)
+        _prepare_file(self.file)
         with engine.connect() as connection:
             current = _revision(connection)
         if current != HEAD_REVISION:
@@ -221,9 +222,12 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
-def _create_file(path: Path) -> None:
-    """Makes the SQLite file, mode 0600, in WAL (which the file remembers); one of many openers does it."""
-    if path.exists() and path.stat().st_size:
+def _prepare_file(path: Path) -> None:
+    """Makes the SQLite file, mode 0600, where there is none; one of many openers does it.
+
+    Sees to WAL too, which the file remembers, and which a backup that was put back has not.
+    """
+    if path.exists() and path.stat().st_size and _journal_mode(path) == _WAL:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock", mode=0o600):
@@ -231,6 +235,13 @@ def _create_file(path: Path) -> None:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # `upkeep.py` gives free pages back
             connection.execute("PRAGMA journal_mode=WAL")
+    if _journal_mode(path) != _WAL:
+        raise LedgerError(f"the ledger {path} cannot be put into WAL mode: is it on a network folder?")
+
+
+def _journal_mode(path: Path) -> str:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
 
 def _revision(connection: Connection) -> str | None:

@@ -137,6 +137,7 @@ class LedgerErasure:
             return
         with database.upkeep(database.file) as connection:
             connection.execute("PRAGMA secure_delete=ON")
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("VACUUM")
             (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy:

@@ -119,7 +119,8 @@ class GroupWriter:
             ]
         # Also what nobody foresaw: a change that is never answered would hang the run for ever.
         except Exception as error:
-            if isinstance(error, ChangeRefused) and len(part) > 1:
+            is_the_ledgers = isinstance(error, LedgerError) and not isinstance(error, ChangeRefused)
+            if len(part) > 1 and not is_the_ledgers:
                 middle = len(part) // 2
                 self._write(part[:middle])
                 self._write(part[middle:])
@@ -140,16 +141,19 @@ class GroupWriter:
         claims = [change for change in changes if isinstance(change, Claim)]
         results = [change for change in changes if not isinstance(change, Claim)]
         deadline = time.monotonic() + self._patience_seconds
+        was_refused = len(changes) > 1
         while True:
             try:
                 return self._ledger.commit(self._lease, claims, results)
-            except LedgerError as error:
-                # One alone is tried again all the same: another host may have written the same just now.
-                if isinstance(error, ChangeRefused) and len(changes) > 1:
+            except ChangeRefused:
+                # One alone is tried once more: another host may have written the same at this moment.
+                if was_refused:
                     raise
+                was_refused = True
+            except LedgerError:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(_RETRY_SECONDS)
+            time.sleep(_RETRY_SECONDS)
 
 
 def _parts(group: list[_Entry]) -> Iterator[list[_Entry]]:

@@ -49,8 +49,20 @@ class Daemon:
         if keys:
             assert WAREHOUSE in keys
             assert not set(keys) & set(self.daily)
-            assert self.job.execute_in_process(instance=self.instance, asset_selection=keys).success
+            self.publish(keys)
             self.published += 1
+
+    def publish(self, keys: list[dg.AssetKey]) -> None:
+        """As the sensor does, with its tags."""
+        tags = {"kyc/trigger": "publish_when_new"}
+        assert self.job.execute_in_process(instance=self.instance, asset_selection=keys, tags=tags).success
+
+    def run_all(self, day: date) -> None:
+        """A run of the job, which publishes by itself."""
+        keys = [*self.daily, *self.tables]
+        assert self.job.execute_in_process(
+            instance=self.instance, partition_key=day.isoformat(), asset_selection=keys
+        ).success
 
     def backfill_run(self, first: date, last: date) -> None:
         tags = range_tags(first.isoformat(), last.isoformat())
@@ -84,24 +96,57 @@ def test_a_backfill_publishes_by_the_run_and_not_by_the_day(daemon: Daemon) -> N
     assert 1 <= daemon.published <= runs
 
 
+@pytest.mark.parametrize("was_published", [False, True])
 def test_what_was_made_before_the_sensor_was_switched_on_is_published(
-    landing, pipeline: Pipeline, instance: dg.DagsterInstance
+    landing, pipeline: Pipeline, instance: dg.DagsterInstance, was_published: bool
 ) -> None:
     landing.day(FIRST.isoformat(), 3)
     daemon = Daemon(build_defs(pipeline), instance)
+    if was_published:
+        daemon.run_all(FIRST)
     daemon.backfill_run(FIRST, FIRST)
     for _ in range(3):
         daemon.tick()
     assert daemon.published == 1
 
 
-def test_days_that_come_between_the_same_ticks_as_a_publication_are_published(
-    landing, daemon: Daemon
+def test_days_that_come_while_it_is_published_are_published(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [*daemon.daily, *daemon.tables]
-    assert daemon.job.execute_in_process(
-        instance=daemon.instance, partition_key=FIRST.isoformat(), asset_selection=keys
-    ).success
+    daemon.backfill_run(FIRST, FIRST)
+    publish = daemon.publish
+
+    def publish_and_more(keys: list[dg.AssetKey]) -> None:
+        daemon.backfill_run(FIRST + timedelta(days=1), FIRST + timedelta(days=1))
+        publish(keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon, "publish", publish_and_more)
+        daemon.tick()
+    assert daemon.published == 1
+    for _ in range(3):
+        daemon.tick()
+    assert daemon.published == 2
+
+
+def test_a_later_run_that_fails_before_its_checks_holds_nothing_back(landing, daemon: Daemon) -> None:
+    daemon.backfill_run(FIRST, FIRST)
+    bad = FIRST + timedelta(days=1)
+    (landing.root / "manifests" / bad.isoformat()).mkdir(parents=True)
+    (landing.root / "manifests" / bad.isoformat() / "bad.csv").write_text("not,a,manifest\n1,2,3\n")
+    failed = daemon.job.execute_in_process(
+        instance=daemon.instance,
+        asset_selection=daemon.daily,
+        partition_key=bad.isoformat(),
+        raise_on_error=False,
+    )
+    assert not failed.success
+    daemon.tick()
+    assert daemon.published == 1
+
+
+def test_days_that_come_between_the_same_ticks_as_a_publication_are_published(daemon: Daemon) -> None:
+    daemon.run_all(FIRST)
     daemon.backfill_run(FIRST + timedelta(days=1), FIRST + timedelta(days=1))
     for _ in range(3):
         daemon.tick()
@@ -109,10 +154,7 @@ def test_days_that_come_between_the_same_ticks_as_a_publication_are_published(
 
 
 def test_a_run_that_publishes_by_itself_is_not_published_again(daemon: Daemon) -> None:
-    keys = [*daemon.daily, *daemon.tables]
-    assert daemon.job.execute_in_process(
-        instance=daemon.instance, partition_key=FIRST.isoformat(), asset_selection=keys
-    ).success
+    daemon.run_all(FIRST)
     for _ in range(3):
         daemon.tick()
     assert daemon.published == 0

@@ -1,6 +1,8 @@
 """The ledger itself, on both databases: who may claim, what a claim becomes, what may be repeated."""
 
+import contextlib
 import dataclasses
+import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
@@ -87,6 +89,22 @@ def test_a_sqlite_ledger_is_private(tmp_path: Path) -> None:
         ledger.commit(lease, [Claim("a", "c")], [])
         modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "deep").iterdir()}
     assert modes == {0o600}
+
+
+def test_a_backup_that_is_put_back_is_in_wal_again(tmp_path: Path) -> None:
+    """Without it a power cut could undo a commit, and readers would hold up claims."""
+    original, restored = tmp_path / "ledger.sqlite", tmp_path / "restored.sqlite"
+    with Ledger(f"sqlite:///{original}") as ledger:
+        lease = ledger.acquire(DATE, "run")
+        ledger.commit(lease, [Claim("a", "sha")], [])
+    with contextlib.closing(sqlite3.connect(original)) as connection:
+        connection.execute(f"VACUUM INTO '{restored}'")
+    with contextlib.closing(sqlite3.connect(restored)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    with Ledger(f"sqlite:///{restored}") as ledger:
+        assert set(ledger.entries(["a"])) == {"a"}
+    with contextlib.closing(sqlite3.connect(restored)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_asking_whether_it_exists_makes_nothing(tmp_path: Path) -> None:
