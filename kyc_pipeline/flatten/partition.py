@@ -35,7 +35,8 @@ from kyc_pipeline.lake.tables import (
 )
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
-BATCH_ROWS: Final = 4096
+BATCH_ROWS: Final = 2048
+"""Answers at a time: twice as many take 60 MB more and 4 % less time."""
 _RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
 _SENT_COLUMNS: Final = ["submission_id", "id_sha256", "id_size", "selfie_size", "tags"]
 _SENT_SCHEMA: Final = pa.schema([pa.field(name, SUBMISSIONS.column(name).type) for name in _SENT_COLUMNS])
@@ -229,6 +230,8 @@ class _RowGroups:
             self._writer.write(rows.slice(0, count))
             self._pending = [rows.slice(count)]
             self._count -= count
+            # Arrow keeps what was freed, and more with each day of a run.
+            pa.default_memory_pool().release_unused()
 
 
 def _sorted_batches(lake: Lake, table: Table, date: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
