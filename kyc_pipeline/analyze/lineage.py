@@ -82,8 +82,11 @@ def is_answer_field(path: str) -> bool:
 
 
 def _of_model(model: Model, schema: MappingSchema) -> dict[str, tuple[Source, ...]]:
+    tree = parsed(model.sql).copy()
+    for window in tree.find_all(exp.Window):
+        window.set("partition_by", None)  # like GROUP BY: it says which rows belong together
     tree = qualify(
-        parsed(model.sql).copy(),
+        tree,
         dialect="duckdb",
         schema=schema,
         db=_WAREHOUSE,

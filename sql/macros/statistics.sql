@@ -25,6 +25,14 @@ CREATE MACRO wilson_high(k, n) AS
 -- k / n as DOUBLE; NULL at n = 0.
 CREATE MACRO ratio(k, n) AS k::DOUBLE / nullif(n, 0)::DOUBLE;
 
+-- The quantile p of n values, interpolated as `quantile_cont` does, from the different values with the count of
+-- values up to each: an aggregate, to be used in a GROUP BY. p is a DECIMAL, so that p * (n - 1) is exact.
+CREATE MACRO quantile_of_counts(value, up_to, n, p) AS
+    min(value) FILTER (WHERE up_to > floor(p * (n - 1)))
+    + (max(p * (n - 1)) - floor(max(p * (n - 1))))::DOUBLE * (
+        min(value) FILTER (WHERE up_to > ceil(p * (n - 1))) - min(value) FILTER (WHERE up_to > floor(p * (n - 1)))
+    );
+
 -- Newcombe interval of p1 - p2 from the Wilson intervals of both rates; NULL where a side has no trial.
 CREATE MACRO newcombe_low(k1, n1, k2, n2) AS
     ratio(k1, n1) - ratio(k2, n2) - sqrt(
