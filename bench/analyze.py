@@ -29,7 +29,7 @@ from typing import Any
 import duckdb
 
 from kyc_pipeline.analyze.build import build, open_draft
-from kyc_pipeline.analyze.models import LAKE, load_models, macros
+from kyc_pipeline.analyze.models import LAKE, load_steps, macros
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
 from kyc_pipeline.lake.tables import TABLES
@@ -162,7 +162,7 @@ def run_build(root: Path, limits: Limits) -> dict[str, Any]:
 
 def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
     """The models' queries over views of the same Parquet, each into a temporary table."""
-    models = load_models()
+    models = load_steps()
     facts = {model.name for model in models} & {table.name for table in TABLES}
     spill = tempfile.TemporaryDirectory(dir=root.parent)
     config: dict[str, Any] = {

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     """The DuckDB file that analysts open."""
     kyc_warehouse_memory: str = Field(default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$")
     """Most memory that DuckDB takes for a build; what does not fit is spilled beside the file."""
-    kyc_warehouse_max_fact_rows: int = Field(default=20_000_000, ge=0)
+    kyc_warehouse_max_fact_rows: int = Field(default=5_000_000, ge=0)
     """A fact with more rows is a view over the lake instead of a table."""
     kyc_report: Path = Path("data/report/index.html")
     """The report."""

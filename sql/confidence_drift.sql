@@ -17,20 +17,14 @@
 -- js_distance: Jensen-Shannon distance: square root of the divergence in bits, 0 to 1.
 -- ks_rounding: To what confidences are rounded for ks: 0 where it is exact, else 0.001.
 -- level: none (psi < 0.1), moderate (< 0.25) or large; insufficient below 200 checks on a side.
-WITH counts AS (
-    SELECT date, check_group, check_type, confidence, count(*) AS checks
-    FROM model_checks
-    WHERE confidence IS NOT NULL
-    GROUP BY ALL
-),
-resolution AS (
+WITH resolution AS (
     -- Exact as long as days times different confidences stay a size that a sliding window does in seconds.
     SELECT
         check_group,
         check_type,
         CASE WHEN count(DISTINCT date) * count(DISTINCT confidence) <= 2000000 THEN 0 ELSE 0.001 END::DOUBLE
             AS ks_rounding
-    FROM counts
+    FROM confidence_counts
     GROUP BY check_group, check_type
 ),
 points AS (
@@ -40,12 +34,12 @@ points AS (
         check_type,
         CASE WHEN ks_rounding = 0 THEN confidence ELSE round(confidence, 3) END AS point,
         sum(checks)::BIGINT AS checks
-    FROM counts
+    FROM confidence_counts
     JOIN resolution USING (check_group, check_type)
     GROUP BY ALL
 ),
 days AS (
-    SELECT DISTINCT date, check_group, check_type FROM counts
+    SELECT DISTINCT date, check_group, check_type FROM confidence_counts
 ),
 grid AS (
     -- Every day of a type with every point of it, so that one sliding window gives the baseline of each.
@@ -100,7 +94,7 @@ day_bins AS (
         check_type,
         least(hundredths(confidence), 99) // 10 AS bin,
         sum(checks)::BIGINT AS checks
-    FROM counts
+    FROM confidence_counts
     GROUP BY ALL
 ),
 bin_grid AS (

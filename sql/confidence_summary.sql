@@ -34,29 +34,54 @@ WITH figures AS (
     FROM model_checks
     GROUP BY date, check_group, check_type
 ),
-counts AS (
-    -- For quantiles from running counts: `quantile_cont` itself holds every value in memory.
-    SELECT date, check_group, check_type, confidence, count(*) AS checks
-    FROM model_checks
-    WHERE confidence IS NOT NULL
-    GROUP BY ALL
-),
-running AS (
+buckets AS (
     SELECT
         date,
         check_group,
         check_type,
-        confidence,
-        sum(checks) OVER (PARTITION BY date, check_group, check_type ORDER BY confidence)::BIGINT AS up_to,
+        thousandths(confidence) AS bucket,
+        sum(checks)::BIGINT AS checks
+    FROM confidence_counts
+    GROUP BY ALL
+),
+running AS (
+    SELECT
+        *,
+        sum(checks) OVER (PARTITION BY date, check_group, check_type ORDER BY bucket)::BIGINT AS up_to,
         sum(checks) OVER (PARTITION BY date, check_group, check_type)::BIGINT AS n
-    FROM counts
+    FROM buckets
+),
+points AS (
+    -- Value by value only where a quantile is: `quantile_cont` itself holds every value in memory.
+    SELECT
+        c.date,
+        c.check_group,
+        c.check_type,
+        c.confidence,
+        r.n,
+        r.up_to - r.checks + sum(c.checks) OVER (
+            PARTITION BY c.date, c.check_group, c.check_type, r.bucket ORDER BY c.confidence
+        )::BIGINT AS up_to
+    FROM confidence_counts AS c
+    JOIN running AS r
+        ON r.date = c.date
+        AND r.check_group = c.check_group
+        AND r.check_type = c.check_type
+        AND r.bucket = thousandths(c.confidence)
+    WHERE
+        has_quantile(r.checks, r.up_to, r.n, 0.01)
+        OR has_quantile(r.checks, r.up_to, r.n, 0.05)
+        OR has_quantile(r.checks, r.up_to, r.n, 0.25)
+        OR has_quantile(r.checks, r.up_to, r.n, 0.5)
+        OR has_quantile(r.checks, r.up_to, r.n, 0.75)
+        OR has_quantile(r.checks, r.up_to, r.n, 0.95)
+        OR has_quantile(r.checks, r.up_to, r.n, 0.99)
 ),
 quantiles AS (
     SELECT
         date,
         check_group,
         check_type,
-        count(*) AS distinct_values,
         quantile_of_counts(confidence, up_to, n, 0.01) AS p01,
         quantile_of_counts(confidence, up_to, n, 0.05) AS p05,
         quantile_of_counts(confidence, up_to, n, 0.25) AS p25,
@@ -64,7 +89,12 @@ quantiles AS (
         quantile_of_counts(confidence, up_to, n, 0.75) AS p75,
         quantile_of_counts(confidence, up_to, n, 0.95) AS p95,
         quantile_of_counts(confidence, up_to, n, 0.99) AS p99
-    FROM running
+    FROM points
+    GROUP BY date, check_group, check_type
+),
+distinct_values AS (
+    SELECT date, check_group, check_type, count(*) AS distinct_values
+    FROM confidence_counts
     GROUP BY date, check_group, check_type
 )
 SELECT
@@ -84,8 +114,9 @@ SELECT
     q.p95,
     q.p99,
     f.max,
-    coalesce(q.distinct_values, 0) AS distinct_values,
+    coalesce(d.distinct_values, 0) AS distinct_values,
     f.saturated
 FROM figures AS f
 LEFT JOIN quantiles AS q USING (date, check_group, check_type)
+LEFT JOIN distinct_values AS d USING (date, check_group, check_type)
 ORDER BY f.date, f.check_group, f.check_type

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from kyc_pipeline import __version__
-from kyc_pipeline.analyze.models import LAKE, Model, load_models, macros
+from kyc_pipeline.analyze.models import LAKE, Model, load_models, load_steps, macros
 from kyc_pipeline.analyze.publish import remove_draft
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
@@ -106,9 +106,9 @@ def build(
             ) as connection:
                 run = _Build(connection, lake, files, max_fact_rows, progress)
                 run.read(price_per_call)
-                if _still_there(lake, files):
+                # Models that read a view read the lake again: then it is the end that counts.
+                if run.views or _still_there(lake, files):
                     run.derive()
-                    # Models that read a view have read the lake again.
                     if not run.views or _still_there(lake, files):
                         return run.finish(run_id, price_per_call)
         except duckdb.Error as error:
@@ -195,6 +195,7 @@ class _Build:
         self._seconds: dict[str, float] = {}
         self._rows: dict[str, int] = {}
         self._scans: dict[str, str] = {}
+        self._intermediate: set[str] = set()
         self.views: set[str] = set()
 
     def read(self, price_per_call: Decimal | None) -> None:
@@ -208,15 +209,11 @@ class _Build:
         self._list_partitions_read()
         self._connection.execute("SET VARIABLE price_per_call = $1::DECIMAL(18, 6)", [price_per_call])
         self._connection.execute(macros())
-        for model in load_models():
-            if model.reads_lake:
-                self._run(model)
+        self._run_each([model for model in load_steps() if model.reads_lake])
 
     def derive(self) -> None:
         """Runs the models that read nothing but other models."""
-        for model in load_models():
-            if not model.reads_lake:
-                self._run(model)
+        self._run_each([model for model in load_steps() if not model.reads_lake])
 
     def finish(self, run_id: str, price_per_call: Decimal | None) -> BuildSummary:
         """Writes what the build is of and every comment; the file is complete when its connection closes."""
@@ -252,6 +249,14 @@ class _Build:
         execute("CHECKPOINT")
         return summary
 
+    def _run_each(self, models: Sequence[Model]) -> None:
+        for position, model in enumerate(models):
+            self._run(model)
+            # An intermediate model is in memory, or spilled, until the last that reads it is done.
+            still_read = {name for later in models[position + 1 :] for name in later.depends_on}
+            for name in (self._intermediate & set(model.depends_on)) - still_read:
+                self._connection.execute(f"DROP TABLE {name}")
+
     def _run(self, model: Model) -> None:
         started = time.perf_counter()
         limit = self._max_fact_rows if model.name in _FACTS_OVER_LAKE else None
@@ -260,6 +265,9 @@ class _Build:
             self._connection.execute(f"CREATE VIEW {model.name} AS {self._over_lake(model)}")
             self._rows[model.name] = rows
             self.views.add(model.name)
+        elif not model.published:
+            self._connection.execute(f"CREATE TEMP TABLE {model.name} AS {model.sql}")
+            self._intermediate.add(model.name)
         else:
             self._connection.execute(f"CREATE TABLE {model.name} AS {model.sql}")
             self._rows[model.name] = self._count(model.name)

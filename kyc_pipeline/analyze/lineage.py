@@ -15,7 +15,7 @@ from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import Scope, build_scope
 from sqlglot.schema import MappingSchema
 
-from kyc_pipeline.analyze.models import LAKE, Model, load_models, parsed
+from kyc_pipeline.analyze.models import LAKE, Model, load_models, load_steps, parsed
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import TABLES
 
@@ -39,7 +39,7 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
     A column of constants, such as a bin's edge, has none.
     """
     lake = {table.name: ["date", *(column.name for column in table.columns)] for table in TABLES}
-    warehouse = {model.name: [name for name, _ in model.columns] for model in load_models()}
+    warehouse = {model.name: [name for name, _ in model.columns] for model in load_steps()}
     schema = MappingSchema(
         {
             name: {table: dict.fromkeys(columns, "text") for table, columns in tables.items()}
@@ -47,7 +47,22 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
         },
         dialect="duckdb",
     )
-    return {model.name: _of_model(model, schema) for model in load_models()}
+    intermediate: dict[Source, tuple[Source, ...]] = {}
+    found: dict[str, dict[str, tuple[Source, ...]]] = {}
+    for model in load_steps():  # each comes after those that it reads
+        columns = {
+            column: tuple(
+                sorted({made for source in sources for made in intermediate.get(source, (source,))})
+            )
+            for column, sources in _of_model(model, schema).items()
+        }
+        if model.published:
+            found[model.name] = columns
+        else:
+            intermediate.update(
+                (Source(False, model.name, column), sources) for column, sources in columns.items()
+            )
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +96,7 @@ def is_answer_field(path: str) -> bool:
     return path.partition(".")[0] not in _LAKE_TABLES
 
 
-def _of_model(model: Model, schema: MappingSchema) -> dict[str, tuple[Source, ...]]:
+def _of_model(model: Model, schema: MappingSchema) -> dict[str, set[Source]]:
     tree = parsed(model.sql).copy()
     for window in tree.find_all(exp.Window):
         window.set("partition_by", None)  # like GROUP BY: it says which rows belong together
@@ -95,7 +110,7 @@ def _of_model(model: Model, schema: MappingSchema) -> dict[str, tuple[Source, ..
     scope = build_scope(tree)
     if scope is None:
         raise KycError(f"sql/{model.name}.sql: not one SELECT")
-    return {name: tuple(sorted(set(_column(scope, name)))) for name, _ in model.columns}
+    return {name: set(_column(scope, name)) for name, _ in model.columns}
 
 
 def _column(scope: Scope, name: str) -> Iterator[Source]:
@@ -132,7 +147,7 @@ def _expression(scope: Scope, expression: exp.Expr) -> Iterator[Source]:
 
 def _tables_of(schema: str) -> Collection[str]:
     """What has columns of its own: not a function such as `range`, nor `lake.partitions`."""
-    return _LAKE_TABLES if schema == LAKE else {model.name for model in load_models()}
+    return _LAKE_TABLES if schema == LAKE else {model.name for model in load_steps()}
 
 
 def _rows(scope: Scope, *, filtered: bool) -> Iterator[Source]:

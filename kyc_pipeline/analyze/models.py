@@ -3,7 +3,8 @@
 A file `sql/<table>.sql` begins with a comment: the description, an empty comment line, then one
 `name: meaning` for each column in order (an indented line continues it). DuckDB's comments, Dagster's
 descriptions and the data dictionary take their words from here. What a model reads is derived from its SQL:
-`lake.<table>` is a table of the lake, any other name is another model.
+`lake.<table>` is a table of the lake, any other name is another model. Those in `sql/intermediate/` are there
+while a build lasts, for models that would compute the same thing: they are not published.
 """
 
 import re
@@ -20,6 +21,7 @@ from kyc_pipeline.errors import KycError
 
 LAKE: Final = "lake"
 """The schema under which models read the lake."""
+_INTERMEDIATE: Final = "intermediate"
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
 
 
@@ -35,6 +37,8 @@ class Model:
     """Other models that it reads."""
     sources: tuple[str, ...]
     """Tables of the lake that it reads."""
+    published: bool
+    """Whether it is a table of the warehouse; else it is intermediate."""
     reads_lake: bool
     """Whether it, or a model that reads it, reads the lake: these run first, while the lake stands still."""
 
@@ -86,17 +90,26 @@ def _read_model(path: Path) -> Model:
         elif isinstance(table.this, exp.Identifier) and table.name not in own_names:
             models.add(table.name)
     return Model(
-        path.stem, description, columns, sql, tuple(sorted(models)), tuple(sorted(sources)), bool(sources)
+        name=path.stem,
+        description=description,
+        columns=columns,
+        sql=sql,
+        depends_on=tuple(sorted(models)),
+        sources=tuple(sorted(sources)),
+        published=path.parent.name != _INTERMEDIATE,
+        reads_lake=bool(sources),
     )
 
 
 @lru_cache(maxsize=1)
-def load_models() -> tuple[Model, ...]:
-    """Every model, each after those that it reads; within that by name.
+def load_steps() -> tuple[Model, ...]:
+    """Every model, the intermediate ones too, each after those that it reads; within that by name.
 
     Raises :class:`KycError` for a malformed header, an unknown table or a circle.
     """
-    models = {path.stem: _read_model(path) for path in sorted(sql_folder().glob("*.sql"))}
+    folder = sql_folder()
+    paths = sorted([*folder.glob("*.sql"), *(folder / _INTERMEDIATE).glob("*.sql")])
+    models = {path.stem: _read_model(path) for path in paths}
     for model in models.values():
         if unknown := set(model.depends_on) - models.keys():
             raise KycError(f"sql/{model.name}.sql reads {', '.join(sorted(unknown))}, which is no model")
@@ -106,16 +119,32 @@ def load_models() -> tuple[Model, ...]:
     except CycleError as error:
         raise KycError(f"the models read each other in a circle: {' -> '.join(error.args[1])}") from None
     ordered: list[Model] = []
+    ready: list[str] = []
     while sorter.is_active():
-        ready = sorted(sorter.get_ready())
-        ordered += [models[name] for name in ready]
-        sorter.done(*ready)
+        first, *ready = sorted([*ready, *sorter.get_ready()])
+        ordered.append(models[first])
+        sorter.done(first)
     early: set[str] = set()
     for model in reversed(ordered):
         if model.sources or model.name in early:
             early |= {model.name, *model.depends_on}
     ordered = [replace(model, reads_lake=model.name in early) for model in ordered]
     return tuple(sorted(ordered, key=lambda model: not model.reads_lake))
+
+
+@lru_cache(maxsize=1)
+def load_models() -> tuple[Model, ...]:
+    """The warehouse's tables, as :func:`load_steps` has them, as if they read no intermediate model but what
+    that reads."""
+    reads: dict[str, tuple[str, ...]] = {}
+    published: list[Model] = []
+    for model in load_steps():
+        found = {name for read in model.depends_on for name in reads.get(read, (read,))}
+        if model.published:
+            published.append(replace(model, depends_on=tuple(sorted(found))))
+        else:
+            reads[model.name] = tuple(sorted(found))
+    return tuple(published)
 
 
 def macros() -> str:

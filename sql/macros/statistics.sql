@@ -33,6 +33,14 @@ CREATE MACRO quantile_of_counts(value, up_to, n, p) AS
         min(value) FILTER (WHERE up_to > ceil(p * (n - 1))) - min(value) FILTER (WHERE up_to > floor(p * (n - 1)))
     );
 
+-- Whether a value, or a bucket of values, of which there are `checks` and `up_to` with all that are smaller, holds
+-- one of the two values between which the quantile p of n is interpolated.
+CREATE MACRO has_quantile(checks, up_to, n, p) AS
+    up_to > floor(p * (n - 1)) AND up_to - checks <= ceil(p * (n - 1));
+
+-- The nearest thousandth of x in [0, 1], 0 to 1000: buckets in the order of the values.
+CREATE MACRO thousandths(x) AS (x * 1000)::INTEGER;
+
 -- Newcombe interval of p1 - p2 from the Wilson intervals of both rates; NULL where a side has no trial.
 CREATE MACRO newcombe_low(k1, n1, k2, n2) AS
     ratio(k1, n1) - ratio(k2, n2) - sqrt(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kyc_pipeline.analyze.models import load_models, parse_header
+from kyc_pipeline.analyze.models import load_models, load_steps, parse_header
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import TABLES
 
@@ -58,6 +58,24 @@ def test_models_that_read_the_lake_come_first() -> None:
     assert {model.name for model in load_models() if model.sources} <= {
         model.name for model in load_models() if model.reads_lake
     }
+
+
+def test_what_is_intermediate_is_no_table_but_what_it_reads_is_read() -> None:
+    intermediate = {model.name for model in load_steps() if not model.published}
+    assert intermediate
+    for model in load_models():
+        assert model.name not in intermediate
+        assert not intermediate & set(model.depends_on), model.name
+    assert "model_checks" in next(m for m in load_models() if m.name == "confidence_drift").depends_on
+
+
+def test_an_intermediate_model_is_followed_by_those_that_read_it() -> None:
+    """It takes memory from its creation to its last reader."""
+    steps = [model.name for model in load_steps()]
+    readers = [m.name for m in load_steps() if "confidence_counts" in m.depends_on]
+    first = steps.index("confidence_counts")
+    between = steps[first + 1 : max(steps.index(reader) for reader in readers)]
+    assert set(between) <= {*readers, "confidence_histogram"}
 
 
 def test_sources_are_tables_of_the_lake() -> None:
