@@ -5,7 +5,6 @@ contract in every field and echoes what was sent, so that it has no anomaly and 
 answer is left to the exact path (`records.py`), which decides what to say of it. Where in doubt, leave it.
 """
 
-import io
 import re
 from collections.abc import Callable, Collection
 from typing import Any, Final, TypeAlias
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from kyc_pipeline.deepxl.contract import CHECK_TYPES, normalize_status
-from kyc_pipeline.flatten.records import SUBMISSION_TAG, TECHNICAL_CHECKS, tag_pseudonym
+from kyc_pipeline.flatten.records import SUBMISSION_TAG, TECHNICAL_CHECKS
 from kyc_pipeline.flatten.values import MICROSECONDS
 from kyc_pipeline.lake.tables import (
     MODEL_CHECKS,
@@ -70,14 +69,13 @@ _SCHEMA: Final = pa.schema([("result", _RESULT)])
 _ANSWER: Final = pa.struct(list(_SCHEMA))
 _SENT_TAGS: Final = pa.list_(_struct(key=_TEXT, value=_TEXT))
 _OPTIONAL: Final = "modelVersion"
-_CONFIDENCE: Final = re.compile(r'"confidence"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
+_CONFIDENCE: Final = re.compile(rb'"confidence"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
 _ISO: Final = (
     r"^(19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?$"
 )
 _LATEST: Final = 4_000_000_000
 """Seconds below this (the year 2096), and their distance to the years of `_ISO`, are exact as a double of
 microseconds."""
-_SEPARATOR: Final = "\x1f"
 
 # The stubs of Arrow know neither nested columns nor kernels between a column and a scalar.
 Column: TypeAlias = Any
@@ -102,7 +100,7 @@ _SHAPE: Final = msgspec.json.Decoder(_shape("", _ANSWER))
 _SCALARS: Final = [f.name for f in _RESULT if not pa.types.is_nested(f.type) and f.name != _OPTIONAL]
 
 
-def select(ids: Column, texts: list[str | None], sent: Block) -> Block:
+def select(ids: Column, texts: Column, sent: Block) -> Block:
     """The answers of a batch that need no exact reading; their place in the batch is `position`.
 
     `sent` has one row for each answer: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL where no
@@ -114,7 +112,7 @@ def select(ids: Column, texts: list[str | None], sent: Block) -> Block:
     try:
         moments = block["timestampISO"].cast(pa.timestamp("us")).cast(_WHOLE)
     except pa.ArrowInvalid:  # an ISO text of the right form that is in no calendar
-        return select(ids, [], sent)
+        return select(ids, texts[:0], sent)
     return block.append_column("iso", moments)
 
 
@@ -137,7 +135,7 @@ class BlockFlattener:
     def _verifications(self, block: Block) -> pa.Table:
         verified_at = _microseconds(block["timestamp"])
         iso = block["iso"].to_numpy()
-        documents = [self._pseudonymizer.document(sha256) for sha256 in block["id_sha256"].to_pylist()]
+        documents = self._pseudonymizer.documents(block["id_sha256"].to_pylist())
         return _table(
             VERIFICATIONS,
             verification_id=block["verificationId"],
@@ -160,41 +158,49 @@ class BlockFlattener:
     def _verification_tags(self, block: Block) -> pa.Table:
         keys, _, tags = _items(block, "tags")
         names, values = tags.field("name"), tags.field("value")
-        # Many answers share a company: each distinct tag is computed once.
-        pairs = pc.binary_join_element_wise(names, values, _SEPARATOR).dictionary_encode()
-        pseudonyms = [
-            tag_pseudonym(self._pseudonymizer, *pair.split(_SEPARATOR, 1))
-            for pair in pairs.dictionary.to_pylist()
-        ]
         is_clear = pc.is_in(names, value_set=pa.array(sorted(self._clear_tags), _TEXT))
         return _table(
             VERIFICATION_TAGS,
             **keys,
             name=names,
             value=pc.if_else(is_clear, values, pa.scalar(None, _TEXT)),
-            pseudonym=pa.array(pseudonyms, _TEXT).take(pairs.indices),
+            pseudonym=self._tag_pseudonyms(names, values),
         )
 
+    def _tag_pseudonyms(self, names: Column, values: Column) -> Column:
+        each_name = names.dictionary_encode()
+        indices = np.asarray(each_name.indices)
+        places, pseudonyms = [np.empty(0, np.int64)], [pa.array([], _TEXT)]
+        for index, name in enumerate(each_name.dictionary.to_pylist()):
+            places.append(np.flatnonzero(indices == index))
+            # Many answers share a company: each distinct tag is computed once.
+            distinct = values.take(pa.array(places[-1])).dictionary_encode()
+            made = self._pseudonymizer.tags(name, distinct.dictionary.to_pylist())
+            pseudonyms.append(pa.array(made, _TEXT).take(distinct.indices))
+        order: Column = pa.array(np.argsort(np.concatenate(places)))
+        return pa.concat_arrays(pseudonyms).take(order)
 
-def _read(ids: Column, texts: list[str | None], sent: Block) -> Block:
+
+def _read(ids: Column, texts: Column, sent: Block) -> Block:
     """The answers that Arrow can read, a column for each field, beside what was sent."""
-    usable = [index for index, text in enumerate(texts) if text is not None and _is_usable(text)]
-    parsed = _parse([str(texts[index]) for index in usable])
+    usable = _usable(texts)
+    parsed = _parse(texts.take(pa.array(usable)))
     if parsed is None:
-        usable = [index for index in usable if _has_shape(str(texts[index]))]
-        parsed = _parse([str(texts[index]) for index in usable])
+        has_shape = [_has_shape(text) for text in texts.take(pa.array(usable)).to_pylist()]
+        usable = usable[np.array(has_shape, dtype=np.bool_)]
+        parsed = _parse(texts.take(pa.array(usable)))
     if parsed is None:
-        return _read(ids, [], sent)
+        return _read(ids, texts[:0], sent)
     result, literals, is_known = parsed
     columns = {f.name: result.field(f.name) for f in _RESULT}
     checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
     # A list beside the checks, so that a filter keeps each literal with its check.
     offsets: Column = pa.array(np.concatenate([[0], np.cumsum(_lengths(checks))]), pa.int32())
-    rows = sent.take(pa.array(usable, _WHOLE))
+    rows = sent.take(pa.array(usable))
     block = pa.table(
         {
-            "position": pa.array(usable, _WHOLE),
-            "submission_id": ids.take(pa.array(usable, _WHOLE)),
+            "position": pa.array(usable),
+            "submission_id": ids.take(pa.array(usable)),
             **columns,
             TECHNICAL_CHECKS: checks,
             "literals": pa.ListArray.from_arrays(offsets, literals),
@@ -207,9 +213,14 @@ def _read(ids: Column, texts: list[str | None], sent: Block) -> Block:
     return block.filter(pa.array(is_known))
 
 
-def _is_usable(text: str) -> bool:
-    """One JSON value on one line, without null: Arrow does not tell it from a missing field."""
-    return text.startswith("{") and "\n" not in text and "null" not in text
+def _usable(texts: Column) -> Whole:
+    """Places of those on one line without null, which Arrow does not tell from a missing field."""
+    found = [
+        index
+        for index, text in enumerate(texts.to_pylist())
+        if text is not None and text.startswith("{") and "\n" not in text and "null" not in text
+    ]
+    return np.array(found, dtype=np.int64)
 
 
 def _has_shape(text: str) -> bool:
@@ -220,25 +231,26 @@ def _has_shape(text: str) -> bool:
     return True
 
 
-def _parse(texts: list[str]) -> tuple[Column, Column, Mask] | None:
+def _parse(texts: Column) -> tuple[Column, Column, Mask] | None:
     """The results of `texts`, the literal of each check's confidence, and which have known fields only.
 
     None if one of them cannot be read with the contract's types.
     """
-    text = "\n".join(texts)
-    data = text.encode()
+    lines: Column = pc.binary_join_element_wise(texts, pa.scalar(""), pa.scalar("\n"))
+    data: Any = lines.buffers()[2] if len(lines) else None
     table = _SCHEMA.empty_table()
-    if texts:
+    if data is not None:
+        source: Any = pa.BufferReader(data)
         try:
             table = pj.read_json(
-                io.BytesIO(data),
-                read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                source,
+                read_options=pj.ReadOptions(use_threads=False, block_size=data.size + 1),
                 # An unknown field becomes a column, which tells the answers that have it.
                 parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="infer"),
             )
         except pa.ArrowInvalid:
             return None
-    literals = _CONFIDENCE.findall(text)
+    literals = _CONFIDENCE.findall(memoryview(data) if data else b"")
     answers: Column = table.combine_chunks().to_struct_array().combine_chunks()
     is_known = ~_has_more(answers, _ANSWER)
     result = answers.field("result").cast(_RESULT)

@@ -166,13 +166,8 @@ class RecordFlattener:
         return {
             "name": valid_unicode(name),
             "value": valid_unicode(value) if value is not None and name in self._clear_tags else None,
-            "pseudonym": tag_pseudonym(self._pseudonymizer, name, value),
+            "pseudonym": None if value is None else self._pseudonymizer.tags(name, [value])[0],
         }
-
-
-def tag_pseudonym(pseudonymizer: Pseudonymizer, name: str, value: str | None) -> str | None:
-    """The pseudonym of a tag's value; None for a blank one, which tells nobody from anybody else."""
-    return pseudonymizer.tag(name, value) if value is not None and value.strip() else None
 
 
 def _verification(result: _Members, odd: set[Anomaly]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_both_paths_give_the_same_rows(texts: list[str]) -> None:
 def flatten_both(texts: list[str]) -> None:
     """All are answers to s-0, since the fast path looks at each answer for itself."""
     ids = ["s-0"] * len(texts)
-    block = select(pa.array(ids), list(texts), sent_rows(ids))
+    block = select(pa.array(ids), pa.array(texts, pa.string()), sent_rows(ids))
     tables = BlockFlattener(PSEUDONYMS, CLEAR).flatten(block)
     chosen = [texts[position] for position in block["position"].to_pylist()]
     assert all(is_readable(text) for text in chosen)
@@ -160,7 +160,7 @@ def test_the_fast_path_takes_every_answer_with_nothing_to_report() -> None:
         json.dumps({"result": echo("s-0")}, separators=(",", ":")),
     ]
     ids = ["s-0"] * len(texts)
-    block = select(pa.array(ids), list(texts), sent_rows(ids))
+    block = select(pa.array(ids), pa.array(texts, pa.string()), sent_rows(ids))
     assert block["position"].to_pylist() == [0, 1, 2, 5, 6]
 
 
@@ -177,7 +177,7 @@ def test_the_fast_path_takes_every_answer_with_nothing_to_report() -> None:
 def test_an_odd_answer_leaves_the_others_of_its_block_to_the_fast_path(odd: list[dict[str, Any]]) -> None:
     texts = [text_of(echo("s-0", **changes)) for changes in ({}, *odd, {}, {})]
     ids = ["s-0"] * len(texts)
-    block = select(pa.array(ids), list(texts), sent_rows(ids))
+    block = select(pa.array(ids), pa.array(texts, pa.string()), sent_rows(ids))
     assert block["position"].to_pylist() == [0, len(odd) + 1, len(odd) + 2]
     flatten_both(texts)
 
