@@ -91,6 +91,7 @@ def flatten_partition(
         for batch, block in _one_ahead(_selected(_one_ahead(_batches(lake, date)))):
             for table, rows in flattener.flatten(batch, block, summary).items():
                 facts[table].write(rows)
+            _return_memory()
         for groups in facts.values():  # most days end here with all that they have
             groups.flush()
         for groups in facts.values():

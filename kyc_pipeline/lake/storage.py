@@ -207,7 +207,8 @@ class Lake:
     @contextlib.contextmanager
     def _parquet(self, table: Table, date: str, *, footer_only: bool = False) -> Iterator[pq.ParquetFile]:
         with self._open(table, date, copy=not footer_only) as source, _naming(table, date):
-            yield pq.ParquetFile(source)
+            # Read ahead, a file's row groups would stay in memory until its end.
+            yield pq.ParquetFile(source, pre_buffer=False)
 
     @contextlib.contextmanager
     def _open(self, table: Table, date: str, *, copy: bool = True) -> Iterator[IO[bytes]]:
