@@ -341,12 +341,7 @@ class _Build:
         return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
 
     def _comment(self, name: str, description: str, columns: Sequence[tuple[str, str]]) -> None:
-        kinds = self._connection.execute(
-            "SELECT table_type FROM information_schema.tables"
-            " WHERE table_catalog = current_database() AND table_name = $1",
-            [name],
-        ).fetchall()
-        kind = "VIEW" if kinds[0][0] == "VIEW" else "TABLE"
+        kind = "VIEW" if name in self.views else "TABLE"
         self._connection.execute(f"COMMENT ON {kind} {name} IS {_quoted(description)}")
         for column, meaning in columns:
             self._connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_quoted(meaning)}')
