@@ -93,7 +93,7 @@ quantiles AS (
     GROUP BY date, check_group, check_type
 ),
 distinct_values AS (
-    SELECT date, check_group, check_type, count(*) AS distinct_values
+    SELECT date, check_group, check_type, count(confidence) AS distinct_values
     FROM confidence_counts
     GROUP BY date, check_group, check_type
 )

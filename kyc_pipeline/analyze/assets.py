@@ -32,6 +32,7 @@ from kyc_pipeline.orchestration.specs import lineage
 GROUP = "analyze"
 WAREHOUSE = dg.AssetKey("warehouse")
 REPORT = dg.AssetKey("report")
+_ATTEMPTS = 3
 LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 
@@ -58,19 +59,24 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
         erasures = pipeline.erasure_state()
         draft = new_draft(warehouse)
         try:
-            summary = build(
-                pipeline.lake,
-                draft,
-                run_id=context.run.run_id,
-                price_per_call=settings.deepxl_price_per_call,
-                memory_limit=settings.kyc_warehouse_memory,
-                max_fact_rows=settings.kyc_warehouse_max_fact_rows,
-            )
-            with open_draft(draft, settings.kyc_warehouse_memory) as connection:
-                results = check_build(connection)
-                metadata = _metadata(connection, summary)
+            for _ in range(_ATTEMPTS):
+                summary = build(
+                    pipeline.lake,
+                    draft,
+                    run_id=context.run.run_id,
+                    price_per_call=settings.deepxl_price_per_call,
+                    memory_limit=settings.kyc_warehouse_memory,
+                    max_fact_rows=settings.kyc_warehouse_max_fact_rows,
+                )
+                with open_draft(draft, settings.kyc_warehouse_memory) as connection:
+                    results = check_build(connection)
+                    metadata = _metadata(connection, summary)
+                errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
+                # A day that was written again meanwhile is new in a view, and not yet in the tables.
+                if not errors or summary.stands(pipeline.lake):
+                    break
+                remove_draft(draft)
             yield from (check_result(WAREHOUSE, result) for result in results)
-            errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
             if errors:
                 raise dg.Failure(
                     description="not published: "

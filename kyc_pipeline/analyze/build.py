@@ -70,11 +70,17 @@ class BuildSummary:
     tables: Mapping[str, int]
     partitions: tuple[str, ...]
     seconds: Mapping[str, float]
+    views_read: Partitions
+    """What was read, where facts are views over the lake: what they show is only so long as it stands."""
 
     @property
     def rows(self) -> int:
         """Rows of all tables together."""
         return sum(self.tables.values())
+
+    def stands(self, lake: Lake) -> bool:
+        """Whether its views still show what the build has read."""
+        return _still_there(lake, self.views_read)
 
 
 def build(
@@ -91,8 +97,9 @@ def build(
     """Builds the warehouse in `destination`, which must not exist yet; publish it once its checks pass.
 
     `memory_limit` is DuckDB's, such as `2GB`: what does not fit is spilled beside the destination. A fact
-    with more rows than `max_fact_rows` becomes a view over the lake instead of a copy. `progress` gets each
-    model's name and seconds. An empty lake, or days that have some tables only, are no error.
+    with more rows than `max_fact_rows` becomes a view over the lake instead of a copy, unless the lake is in
+    an object store, where each reader would need its credentials. `progress` gets each model's name and
+    seconds. An empty lake, or days that have some tables only, are no error.
 
     Raises :class:`KycError` for a partition that cannot be read, one whose columns are not the table's, or
     a lake that does not stand still for long enough.
@@ -222,7 +229,8 @@ class _Build:
         days = sorted({date for partitions in self._files.values() for date in partitions})
         execute(f"CREATE TABLE build_partitions AS FROM {LAKE}.partitions ORDER BY date, table_name")
         self._rows["build_partitions"] = self._count("build_partitions")
-        summary = BuildSummary({**self._rows, "build_info": 1}, tuple(days), self._seconds)
+        views_read = self._files if self.views else {}
+        summary = BuildSummary({**self._rows, "build_info": 1}, tuple(days), self._seconds, views_read)
         execute(
             "CREATE TABLE build_info AS SELECT $1::TIMESTAMPTZ AS built_at, $2::VARCHAR AS run_id,"
             " $3::BIGINT AS partitions, $4::BIGINT AS rows, $5::VARCHAR AS code_version,"
@@ -250,16 +258,18 @@ class _Build:
         return summary
 
     def _run_each(self, models: Sequence[Model]) -> None:
-        for position, model in enumerate(models):
+        for model in models:
             self._run(model)
             # An intermediate model is in memory, or spilled, until the last that reads it is done.
-            still_read = {name for later in models[position + 1 :] for name in later.depends_on}
+            later = (step for step in load_steps() if step.name not in self._seconds)
+            still_read = {name for step in later for name in step.depends_on}
             for name in (self._intermediate & set(model.depends_on)) - still_read:
                 self._connection.execute(f"DROP TABLE {name}")
 
     def _run(self, model: Model) -> None:
         started = time.perf_counter()
-        limit = self._max_fact_rows if model.name in _FACTS_OVER_LAKE else None
+        may_be_view = model.name in _FACTS_OVER_LAKE and self._lake.is_local
+        limit = self._max_fact_rows if may_be_view else None
         rows = sum(self._partition_rows(model.name))
         if limit is not None and rows > limit:
             self._connection.execute(f"CREATE VIEW {model.name} AS {self._over_lake(model)}")

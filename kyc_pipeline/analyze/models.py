@@ -136,15 +136,16 @@ def load_steps() -> tuple[Model, ...]:
 def load_models() -> tuple[Model, ...]:
     """The warehouse's tables, as :func:`load_steps` has them, as if they read no intermediate model but what
     that reads."""
-    reads: dict[str, tuple[str, ...]] = {}
-    published: list[Model] = []
+    seen: dict[str, Model] = {}
     for model in load_steps():
-        found = {name for read in model.depends_on for name in reads.get(read, (read,))}
-        if model.published:
-            published.append(replace(model, depends_on=tuple(sorted(found))))
-        else:
-            reads[model.name] = tuple(sorted(found))
-    return tuple(published)
+        through = [seen[name] for name in model.depends_on if not seen[name].published]
+        direct = [name for name in model.depends_on if seen[name].published]
+        seen[model.name] = replace(
+            model,
+            depends_on=tuple(sorted({*direct, *(name for each in through for name in each.depends_on)})),
+            sources=tuple(sorted({*model.sources, *(name for each in through for name in each.sources)})),
+        )
+    return tuple(model for model in seen.values() if model.published)
 
 
 def macros() -> str:

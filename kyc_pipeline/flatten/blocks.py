@@ -17,7 +17,7 @@ import pyarrow.json as pj
 
 from kyc_pipeline.deepxl.contract import CHECK_TYPES, normalize_status
 from kyc_pipeline.flatten.records import SUBMISSION_TAG, TECHNICAL_CHECKS
-from kyc_pipeline.flatten.values import MICROSECONDS
+from kyc_pipeline.flatten.values import MICROSECONDS, iso_microseconds
 from kyc_pipeline.lake.tables import (
     MODEL_CHECKS,
     VERIFICATION_FILES,
@@ -110,10 +110,16 @@ def select(ids: Column, texts: Column, sent: Block) -> Block:
     block = block.filter(pa.array(_fits(block)))
     block = block.filter(pa.array(_echoes(block)))
     try:
-        moments = block["timestampISO"].cast(pa.timestamp("us")).cast(_WHOLE)
+        moments = _moments(block)
     except pa.ArrowInvalid:  # an ISO text of the right form that is in no calendar
-        return select(ids, texts[:0], sent)
+        is_moment = [iso_microseconds(text) is not None for text in block["timestampISO"].to_pylist()]
+        block = block.filter(pa.array(is_moment, pa.bool_()))
+        moments = _moments(block)
     return block.append_column("iso", moments)
+
+
+def _moments(block: Block) -> Column:
+    return block["timestampISO"].cast(pa.timestamp("us")).cast(_WHOLE)
 
 
 class BlockFlattener:

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
 import pytest
 
+from kyc_pipeline.analyze import assets
 from kyc_pipeline.analyze.assets import analyze_assets
+from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
@@ -76,6 +79,26 @@ def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
             "model_checks",
         }
         assert connection.execute("SELECT count(*) FROM model_checks").fetchall() == [(1,)]
+
+
+def test_a_day_that_is_written_again_while_a_build_is_checked_is_built_again(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, day = Lake(settings.kyc_lake), [Submission(True, [Check()]), Submission(True, [Check()])]
+    write_day(lake, DAY, day[:1])
+    builds = []
+
+    def checked(connection: duckdb.DuckDBPyConnection) -> Any:
+        if not builds:
+            write_day(lake, DAY, day)
+        builds.append(1)
+        return check_build(connection)
+
+    monkeypatch.setattr(assets, "check_build", checked)
+    assert publish(settings, instance).success
+    with duckdb.connect(settings.kyc_warehouse, read_only=True) as connection:
+        assert connection.execute("SELECT sum(checks) FROM pass_rates").fetchall() == [(2,)]
+    assert len(builds) == 2
 
 
 def test_an_error_of_a_check_leaves_what_was_published(

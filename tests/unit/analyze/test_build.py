@@ -4,14 +4,16 @@ import datetime
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import fsspec
 import pytest
 
-from kyc_pipeline.analyze.build import build, list_partitions, open_draft
+from kyc_pipeline.analyze import build as build_module
+from kyc_pipeline.analyze.build import BuildSummary, build, list_partitions, open_draft
 from kyc_pipeline.analyze.models import load_models
-from kyc_pipeline.analyze.quality import check_build
+from kyc_pipeline.analyze.quality import Severity, check_build
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATIONS
@@ -185,8 +187,14 @@ def test_an_object_store_is_read_through_its_file_system(tmp_path: Path) -> None
     lake = Lake("memory://bucket/lake")
     write_day(lake, DAY, one_day())
     assert not lake.is_local
-    summary = build(lake, tmp_path / "draft", run_id="run")
+    summary = build(lake, tmp_path / "draft", run_id="run", max_fact_rows=0)
     assert summary.tables["verifications"] == 2
+    # Whoever opens the file has no access to the store, so that facts are tables whatever their size.
+    with open_draft(tmp_path / "draft") as connection:
+        assert connection.execute("SELECT count(*) FROM duckdb_views() WHERE NOT internal").fetchall() == [
+            (0,)
+        ]
+        assert all(result.passed for result in check_build(connection) if result.severity is Severity.ERROR)
     assert all(partition for partition in list_partitions(lake)["verifications"].values())
 
 
@@ -207,6 +215,37 @@ def test_facts_beyond_the_size_setting_are_views_over_the_lake(lake: Lake, tmp_p
             everything = f"SELECT * FROM {model.name} ORDER BY ALL"
             assert tables.execute(everything).fetchall() == views.execute(everything).fetchall()
             assert summary.tables[model.name] == len(views.execute(everything).fetchall())
+
+
+def test_views_stand_until_a_day_is_written_again(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, DAY, one_day())
+    tables = build(lake, tmp_path / "tables", run_id="run")
+    views = build(lake, tmp_path / "views", run_id="run", max_fact_rows=2)
+    assert tables.stands(lake)
+    assert views.stands(lake)
+    write_day(lake, DAY, one_day())
+    assert tables.stands(lake)
+    assert not views.stands(lake)
+
+
+def test_nothing_intermediate_is_left_when_a_build_ends(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_day(lake, DAY, one_day())
+    left: list[tuple[str]] = []
+    built = build_module._Build
+
+    class Looking(built):  # type: ignore[misc, valid-type]
+        def finish(self, *arguments: Any) -> BuildSummary:
+            left.extend(
+                self._connection.execute("SELECT table_name FROM duckdb_tables() WHERE temporary").fetchall()
+            )
+            return super().finish(*arguments)
+
+    monkeypatch.setattr(build_module, "_Build", Looking)
+    summary = build(lake, tmp_path / "draft", run_id="run")
+    assert "confidence_counts" in summary.seconds
+    assert left == []
 
 
 def test_no_personal_value_is_in_the_file(lake: Lake, tmp_path: Path) -> None:

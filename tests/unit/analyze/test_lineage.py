@@ -57,6 +57,7 @@ def test_only_constants_are_made_from_nothing() -> None:
             {Source(False, "model_checks", name) for name in ("date", "check_group", "check_type")},
         ),
         ("confidence_histogram", "checks", {Source(False, "model_checks", "confidence")}),
+        ("confidence_summary", "distinct_values", {Source(False, "model_checks", "confidence")}),
         (  # through an intermediate model, which is no table
             "confidence_drift",
             "checks",

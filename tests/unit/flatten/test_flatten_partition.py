@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import PartitionMissing
+from kyc_pipeline.flatten import partition
+from kyc_pipeline.lake import storage
+from kyc_pipeline.lake.storage import PartitionMissing, PartitionWriter
 from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
     MODEL_CHECKS,
@@ -215,3 +218,82 @@ def test_the_schema_of_what_is_written_is_the_dictionary(day: Day) -> None:
     for table in CURATED:
         written = pq.read_schema(day.lake.path(table, DAY))
         assert written.remove_metadata() == pa.schema(table.schema)
+
+
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Small batches and row groups, and the texts of a mixed day of many of both."""
+    monkeypatch.setattr(partition, "BATCH_ROWS", 50)
+    for module in (partition, storage):
+        monkeypatch.setattr(module, "ROW_GROUP_ROWS", 200)
+    return [text_of(echo("s-0", verificationId=i, **({"new": 1} if i % 7 == 3 else {}))) for i in range(600)]
+
+
+def bytes_of(day: Day) -> dict[str, bytes]:
+    return {table.name: Path(day.lake.path(table, DAY)).read_bytes() for table in CURATED}
+
+
+def test_row_groups_are_written_in_order_beside_the_next(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = small_pieces(monkeypatch)
+    assert day.flatten_each(texts).exact == len([i for i in range(600) if i % 7 == 3])
+    for table in (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES):
+        ids = [row["verification_id"] for row in day.rows(table)]
+        assert ids == sorted(ids)
+        groups = pq.ParquetFile(day.lake.path(table, DAY)).metadata
+        assert groups.num_row_groups == -(-len(ids) // 200)
+        assert {groups.row_group(n).num_rows for n in range(groups.num_row_groups - 1)} == {200}
+    before = bytes_of(day)
+    day.flatten()
+    assert bytes_of(day) == before
+
+
+def test_a_row_group_waits_for_the_one_before(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = small_pieces(monkeypatch)
+    writing, together = set[int](), []
+    write = PartitionWriter.write
+
+    def watched(writer: PartitionWriter, rows: Any) -> None:
+        if id(writer) in writing:
+            together.append(rows)
+        writing.add(id(writer))
+        write(writer, rows)
+        writing.discard(id(writer))
+
+    monkeypatch.setattr(PartitionWriter, "write", watched)
+    day.flatten_each(texts)
+    assert together == []
+
+
+def test_a_failed_row_group_leaves_the_old_partition(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    day.flatten_each(small_pieces(monkeypatch))
+    before, write = bytes_of(day), PartitionWriter.write
+    calls = []
+
+    def failing(writer: PartitionWriter, rows: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("no space left on device")
+        write(writer, rows)
+
+    monkeypatch.setattr(PartitionWriter, "write", failing)
+    with pytest.raises(OSError, match="no space"):
+        day.flatten()
+    assert bytes_of(day) == before
+    assert [path.name for path in Path(day.lake.path(VERIFICATIONS, DAY)).parent.iterdir()] == [
+        "part-0.parquet"
+    ]
+
+
+def test_an_error_while_parsing_leaves_no_thread_and_no_file_open(
+    day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = small_pieces(monkeypatch)
+
+    def failing(*_: Any) -> None:
+        raise ValueError("cannot select")
+
+    monkeypatch.setattr(partition, "select", failing)
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match="cannot select"):
+        day.flatten_each(texts)
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == files

@@ -171,8 +171,15 @@ def test_the_fast_path_takes_every_answer_with_nothing_to_report() -> None:
         [{"new": 1}, {"new": "x"}, {"new": [{"deep": {}}]}],
         [{"idFileSize": "234567"}],
         [{"verificationId": 2**63 - 1, "model": {"name": "a"}}],
+        [{"timestampISO": "2024-02-30T10:00:00"}],
     ],
-    ids=["a confidence elsewhere", "types that differ", "a wrong type", "an object for a text"],
+    ids=[
+        "a confidence elsewhere",
+        "types that differ",
+        "a wrong type",
+        "an object for a text",
+        "no such day",
+    ],
 )
 def test_an_odd_answer_leaves_the_others_of_its_block_to_the_fast_path(odd: list[dict[str, Any]]) -> None:
     texts = [text_of(echo("s-0", **changes)) for changes in ({}, *odd, {}, {})]

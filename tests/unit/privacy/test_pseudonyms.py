@@ -33,6 +33,16 @@ def test_differs_by_name_and_value(name: str, value: str, other_name: str, other
     assert pseudonymizer.tag(name, value) != pseudonymizer.tag(other_name, other_value)
 
 
+@given(st.text(), st.lists(st.text() | st.sampled_from(["", " \t", "Jose\u0301 ", "\u2000"])))
+def test_many_at_once_are_those_one_by_one(name: str, values: list[str]) -> None:
+    pseudonymizer = Pseudonymizer(KEY)
+    assert pseudonymizer.tags(name, values) == [
+        pseudonymizer.tag(name, value) if value.strip() else None for value in values
+    ]
+    digests = [value.encode(errors="surrogatepass").hex().upper() for value in values]
+    assert pseudonymizer.documents(digests) == [pseudonymizer.document(digest) for digest in digests]
+
+
 def test_equal_after_normalisation() -> None:
     pseudonymizer = Pseudonymizer(KEY)
     assert pseudonymizer.tag("n", "Jose\u0301 ") == pseudonymizer.tag("n", "José")
