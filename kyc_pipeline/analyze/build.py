@@ -202,7 +202,6 @@ class _Build:
         self._seconds: dict[str, float] = {}
         self._rows: dict[str, int] = {}
         self._scans: dict[str, str] = {}
-        self._intermediate: set[str] = set()
         self.views: set[str] = set()
 
     def read(self, price_per_call: Decimal | None) -> None:
@@ -263,7 +262,8 @@ class _Build:
             # An intermediate model is in memory, or spilled, until the last that reads it is done.
             later = (step for step in load_steps() if step.name not in self._seconds)
             still_read = {name for step in later for name in step.depends_on}
-            for name in (self._intermediate & set(model.depends_on)) - still_read:
+            published = {step.name for step in load_models()}
+            for name in set(model.depends_on) - published - still_read:
                 self._connection.execute(f"DROP TABLE {name}")
 
     def _run(self, model: Model) -> None:
@@ -277,7 +277,6 @@ class _Build:
             self.views.add(model.name)
         elif not model.published:
             self._connection.execute(f"CREATE TEMP TABLE {model.name} AS {model.sql}")
-            self._intermediate.add(model.name)
         else:
             self._connection.execute(f"CREATE TABLE {model.name} AS {model.sql}")
             self._rows[model.name] = self._count(model.name)

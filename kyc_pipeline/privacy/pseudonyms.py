@@ -45,12 +45,12 @@ class Pseudonymizer:
 
     def tag(self, name: str, value: str) -> str:
         """64 hex digits for the tag `name`'s `value` (NFC-normalised and trimmed)."""
-        return self._pseudonym(f"tag:{name}", unicodedata.normalize("NFC", value).strip())
+        return self._pseudonym(f"tag:{name}", _normalised(value))
 
     def tags(self, name: str, values: Iterable[str]) -> list[str | None]:
         """:meth:`tag` of each value; None for a blank one, which tells nobody from anybody else."""
         start, finish = self._start(f"tag:{name}"), self._finish
-        texts = (unicodedata.normalize("NFC", value).strip() for value in values)
+        texts = map(_normalised, values)
         return [finish(start.copy(), text.encode(errors="surrogatepass")) if text else None for text in texts]
 
     def documents(self, sha256s: Iterable[str]) -> list[str]:
@@ -76,6 +76,10 @@ class Pseudonymizer:
         outer = self._outer.copy()
         outer.update(inner.digest())
         return outer.hexdigest()
+
+
+def _normalised(value: str) -> str:
+    return unicodedata.normalize("NFC", value).strip()
 
 
 def load_pseudonymizer(settings: Settings) -> Pseudonymizer:

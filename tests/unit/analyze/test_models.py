@@ -47,7 +47,7 @@ def test_promised_tables_have_their_promised_columns(table: str) -> None:
 
 def test_models_come_after_what_they_read() -> None:
     seen: set[str] = set()
-    for model in load_models():
+    for model in load_steps():
         assert set(model.depends_on) <= seen
         seen.add(model.name)
 
@@ -80,13 +80,13 @@ def test_an_intermediate_model_is_followed_by_those_that_read_it() -> None:
 
 def test_sources_are_tables_of_the_lake() -> None:
     lake_tables = {table.name for table in TABLES} | {"partitions"}
-    for model in load_models():
+    for model in load_steps():
         assert set(model.sources) <= lake_tables
 
 
 def test_no_model_reads_a_personal_column() -> None:
     personal = {column.name for table in TABLES for column in table.columns if column.personal}
-    for model in load_models():
+    for model in load_steps():
         assert not personal & set(re.findall(r"\w+", model.sql)), model.name
 
 
