@@ -4,6 +4,7 @@ Everything that it writes is in one folder. The settings of real use (environmen
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -172,6 +173,6 @@ def _print_results(settings: Settings) -> None:
         )
     )
     click.echo("\n" + table(("rejected because", "rows"), reasons))
-    click.echo(f"\nwarehouse  {shown(settings.kyc_warehouse)}")
-    click.echo(f"report     {shown(settings.kyc_report)}")
-    click.echo(f"lake       {shown(Path(settings.kyc_lake))}")
+    program, warehouse = (shlex.quote(shown(path)) for path in (Path(sys.argv[0]), settings.kyc_warehouse))
+    click.echo(f"\nlake       {shown(Path(settings.kyc_lake))}")
+    click.echo(f'query      KYC_WAREHOUSE={warehouse} {program} query "FROM pass_rates"')

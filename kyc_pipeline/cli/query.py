@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import click
 import duckdb
@@ -30,7 +30,14 @@ Writer = Callable[[pa.RecordBatchReader, BinaryIO], None]
 
 
 @click.command()
-@click.argument("sql")
+@click.argument("sql", required=False)
+@click.option(
+    "--file",
+    "-f",
+    "script",
+    type=click.File(encoding="utf-8"),
+    help="Read the SQL from this file, such as one of sql/examples/; - is standard input.",
+)
 @click.option(
     "--format",
     "form",
@@ -44,18 +51,21 @@ Writer = Callable[[pa.RecordBatchReader, BinaryIO], None]
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write to this file instead of standard output.",
 )
-def query(sql: str, form: str, output: Path | None) -> None:
-    """Run SQL on the published warehouse, read-only: SELECT, FROM, DESCRIBE, SUMMARIZE.
+def query(sql: str | None, script: TextIO | None, form: str, output: Path | None) -> None:
+    """Run SQL on the published warehouse (KYC_WAREHOUSE), read-only: SELECT, FROM, DESCRIBE, SUMMARIZE.
 
     `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. In csv, text that a
     spreadsheet would run as a formula has an apostrophe before it.
     """
+    if (sql is None) == (script is None):
+        raise UsageError("give the SQL, or a file of it with --file")
+    statement = sql if script is None else _text(script)
     if form == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal: name a file with --output, or redirect")
     write = WRITERS[form]
     with open_warehouse(load_settings().kyc_warehouse) as connection:
         try:
-            relation = connection.sql(sql)
+            relation = connection.sql(statement)
             if relation is None:
                 raise UsageError("that statement gives no rows: the warehouse is read-only")
             reader = relation.to_arrow_reader(_BATCH_ROWS)
@@ -66,6 +76,13 @@ def query(sql: str, form: str, output: Path | None) -> None:
                 _write_file(reader, write, output)
         except duckdb.Error as error:
             raise UsageError(str(error).splitlines()[0]) from error
+
+
+def _text(script: TextIO) -> str:
+    try:
+        return script.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{script.name} cannot be read as UTF-8 text") from error
 
 
 def _write_file(reader: pa.RecordBatchReader, write: Writer, output: Path) -> None:

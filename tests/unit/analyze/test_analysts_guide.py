@@ -29,6 +29,7 @@ def warehouse(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     path = tmp_path / "data" / "warehouse" / "kyc.duckdb"
     write_day(lake, "2024-09-08", [Submission(True, [Check()])])
     build(lake, path, run_id="run")
+    (tmp_path / "sql").symlink_to(ROOT / "sql")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KYC_WAREHOUSE", raising=False)
     return path
@@ -53,6 +54,7 @@ def test_what_the_guide_says_to_type_works(warehouse: Path, tmp_path: Path) -> N
         assert result.exit_code == 0
         assert "--output" in arguments or result.output
     assert {path.suffix for path in tmp_path.glob("funnel.*")} == {".csv", ".json", ".parquet"}
+    assert (tmp_path / "companies.csv").is_file()
 
 
 def test_what_the_guide_names_exists() -> None:

@@ -107,6 +107,25 @@ def test_wrong_sql_is_one_line(warehouse: Path, sql: str, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_sql_from_a_file_and_from_standard_input(warehouse: Path, tmp_path: Path) -> None:
+    sql = "-- Größen\nSELECT check_type\nFROM pass_rates;\n"
+    script = tmp_path / "question.sql"
+    script.write_text(sql, encoding="utf-8")
+    wanted = run("SELECT check_type FROM pass_rates").stdout
+    assert run("--file", str(script)).stdout == wanted
+    assert CliRunner().invoke(query, ["-f", "-"], input=sql, catch_exceptions=False).stdout == wanted
+
+
+def test_sql_or_a_file_but_not_both_and_not_neither(warehouse: Path, tmp_path: Path) -> None:
+    script = tmp_path / "question.sql"
+    script.write_bytes(b"SELECT '\xff'")
+    for arguments in ((), ("SELECT 1", "--file", str(script))):
+        with pytest.raises(UsageError, match="give the SQL, or a file of it with --file"):
+            run(*arguments)
+    with pytest.raises(UsageError, match=r"question\.sql cannot be read as UTF-8 text"):
+        run("--file", str(script))
+
+
 def test_a_query_that_fails_leaves_the_file_as_it_was(warehouse: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
     target.write_text("old")
