@@ -173,6 +173,6 @@ def _print_results(settings: Settings) -> None:
         )
     )
     click.echo("\n" + table(("rejected because", "rows"), reasons))
-    program, warehouse = (shlex.quote(shown(path)) for path in (Path(sys.argv[0]), settings.kyc_warehouse))
+    program, path = (shlex.quote(shown(file)) for file in (Path(sys.argv[0]), settings.kyc_warehouse))
     click.echo(f"\nlake       {shown(Path(settings.kyc_lake))}")
-    click.echo(f'query      KYC_WAREHOUSE={warehouse} {program} query "FROM pass_rates"')
+    click.echo(f'query      KYC_WAREHOUSE={path} {program} query "FROM pass_rates"')

@@ -57,9 +57,7 @@ def query(sql: str | None, script: TextIO | None, form: str, output: Path | None
     `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. In csv, text that a
     spreadsheet would run as a formula has an apostrophe before it.
     """
-    if (sql is None) == (script is None):
-        raise UsageError("give the SQL, or a file of it with --file")
-    statement = sql if script is None else _text(script)
+    statement = _statement(sql, script)
     if form == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal: name a file with --output, or redirect")
     write = WRITERS[form]
@@ -78,7 +76,11 @@ def query(sql: str | None, script: TextIO | None, form: str, output: Path | None
             raise UsageError(str(error).splitlines()[0]) from error
 
 
-def _text(script: TextIO) -> str:
+def _statement(sql: str | None, script: TextIO | None) -> str:
+    if sql is not None and script is None:
+        return sql
+    if sql is not None or script is None:
+        raise UsageError("give the SQL, or a file of it with --file")
     try:
         return script.read()
     except (OSError, UnicodeDecodeError) as error:
