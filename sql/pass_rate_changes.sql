@@ -7,7 +7,9 @@
 -- decided: Checks that passed or failed in the week.
 -- passed: Those that passed.
 -- pass_rate: passed / decided; NULL where nothing was decided.
+-- days: Days of the week with a decided check: a week that has begun is not complete.
 -- previous_decided: The same count for the week before; NULL if it has no data.
+-- previous_passed: Those of them that passed.
 -- previous_pass_rate: The same rate for the week before.
 -- change: pass_rate - previous_pass_rate.
 -- change_low: Lower bound of the 95 % Newcombe interval of the change.
@@ -25,7 +27,8 @@ weekly AS (
         check_group,
         check_type,
         sum(decided)::BIGINT AS decided,
-        sum(passed)::BIGINT AS passed
+        sum(passed)::BIGINT AS passed,
+        count(DISTINCT date) FILTER (WHERE decided > 0) AS days
     FROM daily
     GROUP BY ALL
 ),
@@ -36,6 +39,7 @@ compared AS (
         w.check_type,
         w.decided,
         w.passed,
+        w.days,
         p.decided AS previous_decided,
         p.passed AS previous_passed,
         newcombe_low(w.passed, w.decided, p.passed, p.decided) AS change_low,
@@ -51,7 +55,9 @@ SELECT
     decided,
     passed,
     ratio(passed, decided) AS pass_rate,
+    days,
     previous_decided,
+    previous_passed,
     ratio(previous_passed, previous_decided) AS previous_pass_rate,
     ratio(passed, decided) - ratio(previous_passed, previous_decided) AS change,
     change_low,

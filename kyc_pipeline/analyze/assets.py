@@ -80,7 +80,9 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
             if errors:
                 raise dg.Failure(
                     description="not published: "
-                    + "; ".join(f"{error.name} ({error.rows} rows): {error.description}" for error in errors),
+                    + "; ".join(
+                        f"{error.name} ({error.unit}: {error.count}): {error.description}" for error in errors
+                    ),
                     allow_retries=False,
                 )
             if pipeline.erasure_state() != erasures:

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from kyc_pipeline import __version__
-from kyc_pipeline.analyze.models import LAKE, Model, load_models, load_steps, macros
+from kyc_pipeline.analyze.models import LAKE, Model, load_macros, load_models, load_steps, macros
 from kyc_pipeline.analyze.publish import remove_draft
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
@@ -251,6 +251,8 @@ class _Build:
             self._comment(model.name, model.description, model.columns)
         for name, (description, columns) in OWN_TABLES.items():
             self._comment(name, description, columns)
+        for macro in load_macros():
+            execute(f"COMMENT ON MACRO {macro.name} IS {_quoted(macro.description)}")
         execute("COMMIT")
         execute(f"DETACH {LAKE}")
         execute("CHECKPOINT")

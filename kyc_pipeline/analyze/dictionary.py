@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kyc_pipeline.analyze.build import OWN_TABLES
 from kyc_pipeline.analyze.lineage import answer_fields
-from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.analyze.models import load_macros, load_models
 from kyc_pipeline.analyze.quality import load_checks
 from kyc_pipeline.lake.tables import TABLES, CheckStatus, DriftKind, Outcome, Reason
 
@@ -68,10 +68,15 @@ def _lines() -> Iterator[str]:
     for name, (description, columns) in OWN_TABLES.items():
         yield f"\n### `{name}`\n\n{description}\n"
         yield from _rows(("column", "meaning"), ((f"`{column}`", meaning) for column, meaning in columns))
+    yield "\n### Macros\n\nFunctions in the file, for your own groups too.\n"
+    yield from _rows(
+        ("macro", "what it gives"),
+        ((f"`{macro.name}({macro.parameters})`", macro.description) for macro in load_macros()),
+    )
     yield "\n## Checks\n\nOf a build before it is published: an error stops that, a warning does not.\n"
     yield from _rows(
-        ("check", "severity", "what it says"),
-        ((f"`{check.name}`", check.severity.value, check.description) for check in load_checks()),
+        ("check", "severity", "counts", "what it says"),
+        ((f"`{check.name}`", check.severity.value, check.unit, check.description) for check in load_checks()),
     )
 
 

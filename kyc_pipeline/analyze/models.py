@@ -23,6 +23,7 @@ LAKE: Final = "lake"
 """The schema under which models read the lake."""
 _INTERMEDIATE: Final = "intermediate"
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
+_MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,30 @@ def load_models() -> tuple[Model, ...]:
     return tuple(model for model in seen.values() if model.published)
 
 
+@dataclass(frozen=True, slots=True)
+class Macro:
+    """A function in SQL that the models share; it is in the published file, for analysts too."""
+
+    name: str
+    parameters: str
+    description: str
+
+
 def macros() -> str:
-    """The SQL that creates the macros which the models share."""
+    """The SQL that creates the macros."""
     return "\n".join(
         path.read_text(encoding="utf-8") for path in sorted((sql_folder() / "macros").glob("*.sql"))
     )
+
+
+@lru_cache(maxsize=1)
+def load_macros() -> tuple[Macro, ...]:
+    """Every macro by name, described by the comment above it; :class:`KycError` for one without."""
+    sql = macros()
+    found = [
+        Macro(name, parameters, " ".join(line.removeprefix("--").strip() for line in comment.splitlines()))
+        for comment, name, parameters in _MACRO.findall(sql)
+    ]
+    if len(found) != sql.count("CREATE MACRO"):
+        raise KycError("sql/macros/: a comment must stand above each macro")
+    return tuple(sorted(found, key=lambda macro: macro.name))

@@ -1,5 +1,7 @@
 """The warehouse's checks: one query a file in `sql/checks/`, each returns the rows that are wrong.
 
+The file's header says the severity and the `unit` of what is wrong: the sum of the column of that name,
+where the query has one (it groups), else the number of its rows.
 An error stops publication; a warning does not. Checks read the finished build only, so anyone can run them.
 """
 
@@ -24,23 +26,25 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: `sql` returns the rows that are wrong."""
+    """One check: `sql` returns the rows that are wrong, `unit` says what is counted of them."""
 
     name: str
     severity: Severity
+    unit: str
     description: str
     sql: str
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """How a check came out: `rows` are wrong, of which `sample` shows the first few (ids and counts only)."""
+    """How a check came out: `count` of `unit` are wrong; `sample` are the first rows (ids, counts)."""
 
     name: str
     severity: Severity
     passed: bool
     description: str
-    rows: int
+    unit: str
+    count: int
     sample: tuple[dict[str, str], ...]
 
 
@@ -50,7 +54,8 @@ def load_checks() -> tuple[Check, ...]:
     checks: list[Check] = []
     for path in sorted((sql_folder() / "checks").glob("*.sql")):
         description, fields, sql = parse_header(path.stem, path.read_text(encoding="utf-8"))
-        checks.append(Check(path.stem, Severity(dict(fields)["severity"]), description, sql))
+        words = dict(fields)
+        checks.append(Check(path.stem, Severity(words["severity"]), words["unit"], description, sql))
     return tuple(checks)
 
 
@@ -58,12 +63,16 @@ def check_build(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
     """Runs every check on the build that `connection` has open."""
     results: list[CheckResult] = []
     for check in load_checks():
-        found = connection.execute(
-            f"SELECT count(*) OVER () AS found, * FROM ({check.sql}) ORDER BY ALL LIMIT {SAMPLE_ROWS}"
+        wrong = connection.sql(check.sql)
+        counted = f"sum({check.unit})::BIGINT" if check.unit in wrong.columns else "count(*)"
+        (count,) = wrong.aggregate(f"coalesce({counted}, 0)").fetchall()[0]
+        sample = tuple(
+            dict(zip(wrong.columns, map(str, row), strict=True))
+            for row in (wrong.order("ALL").limit(SAMPLE_ROWS).fetchall() if count else [])
         )
-        names = [column[0] for column in found.description or []]
-        rows = found.fetchall()
-        sample = tuple(dict(zip(names[1:], map(str, row[1:]), strict=True)) for row in rows)
-        count = int(rows[0][0]) if rows else 0
-        results.append(CheckResult(check.name, check.severity, count == 0, check.description, count, sample))
+        results.append(
+            CheckResult(
+                check.name, check.severity, count == 0, check.description, check.unit, int(count), sample
+            )
+        )
     return results

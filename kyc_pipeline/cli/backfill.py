@@ -89,8 +89,7 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
     click.echo(accounts(pipeline.lake, days))
     click.echo(f"this run   {spent}")
     if settings.kyc_warehouse.exists():
-        click.echo(f"warehouse  {shown(settings.kyc_warehouse)}")
-        click.echo(f"report     {shown(settings.kyc_report)}")
+        click.echo(places(settings))
     if report.failures:
         raise KycError("; ".join(report.failures))
     if pipeline.stop.draining:
@@ -98,6 +97,11 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
     elif left and pipeline.budget and pipeline.budget.is_used_up:
         click.echo("stopped: the budget of calls is used up; run the same days again to go on")
     return EXIT_UNFINISHED if left or pipeline.stop.draining else 0
+
+
+def places(settings: Settings) -> str:
+    """Where the results are, in two lines."""
+    return f"warehouse  {shown(settings.kyc_warehouse)}\nreport     {shown(settings.kyc_report)}"
 
 
 def accounts(lake: Lake, days: Sequence[str]) -> str:

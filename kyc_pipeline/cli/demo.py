@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from kyc_pipeline.analyze.publish import open_warehouse
-from kyc_pipeline.cli.backfill import run_backfill
+from kyc_pipeline.cli.backfill import places, run_backfill
 from kyc_pipeline.cli.options import shown, table
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.demo.landing import write_landing
@@ -174,5 +174,6 @@ def _print_results(settings: Settings) -> None:
     )
     click.echo("\n" + table(("rejected because", "rows"), reasons))
     program, path = (shlex.quote(shown(file)) for file in (Path(sys.argv[0]), settings.kyc_warehouse))
-    click.echo(f"\nlake       {shown(Path(settings.kyc_lake))}")
+    click.echo(f"\n{places(settings)}")
+    click.echo(f"lake       {shown(Path(settings.kyc_lake))}")
     click.echo(f'query      KYC_WAREHOUSE={path} {program} query "FROM pass_rates"')

@@ -42,30 +42,31 @@ Writer = Callable[[pa.RecordBatchReader, BinaryIO], None]
     "--format",
     "form",
     type=click.Choice(["table", "csv", "json", "parquet"]),
-    default="table",
-    show_default=True,
-    help="How to write the rows.",
+    help="How to write the rows; else as the name of --output ends, else as a table.",
 )
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write to this file instead of standard output.",
 )
-def query(sql: str | None, script: TextIO | None, form: str, output: Path | None) -> None:
+def query(sql: str | None, script: TextIO | None, form: str | None, output: Path | None) -> None:
     """Run SQL on the published warehouse (KYC_WAREHOUSE), read-only: SELECT, FROM, DESCRIBE, SUMMARIZE.
 
     `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. In csv, text that a
     spreadsheet would run as a formula has an apostrophe before it.
     """
-    statement = _statement(sql, script)
+    statement = _statement(_text(sql, script))
+    if form is None:
+        form = output.suffix.removeprefix(".") if output else ""
+    write = WRITERS.get(form or "table")
+    if write is None:
+        raise UsageError(f"{output} does not say how to write the rows: add --format {'|'.join(WRITERS)}")
     if form == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal: name a file with --output, or redirect")
-    write = WRITERS[form]
     with open_warehouse(load_settings().kyc_warehouse) as connection:
         try:
             relation = connection.sql(statement)
-            if relation is None:
-                raise UsageError("that statement gives no rows: the warehouse is read-only")
+            assert relation is not None  # every statement that is let through gives rows
             reader = relation.to_arrow_reader(_BATCH_ROWS)
             if output is None:
                 write(reader, sys.stdout.buffer)
@@ -73,18 +74,45 @@ def query(sql: str | None, script: TextIO | None, form: str, output: Path | None
             else:
                 _write_file(reader, write, output)
         except duckdb.Error as error:
-            raise UsageError(str(error).splitlines()[0]) from error
+            raise UsageError(_told(error)) from error
 
 
-def _statement(sql: str | None, script: TextIO | None) -> str:
-    if sql is not None and script is None:
+def _text(sql: str | None, script: TextIO | None) -> str:
+    if sql is not None and script is not None:
+        raise UsageError("give the SQL or --file, not both")
+    if sql is not None:
         return sql
-    if sql is not None or script is None:
+    if script is None:
         raise UsageError("give the SQL, or a file of it with --file")
     try:
         return script.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{script.name} cannot be read as UTF-8 text") from error
+
+
+def _statement(text: str) -> duckdb.Statement:
+    """The one statement of `text`, which must do nothing but give rows."""
+    try:
+        statements = duckdb.extract_statements(text)
+    except duckdb.Error as error:
+        raise UsageError(_told(error)) from error
+    if len(statements) != 1:
+        raise UsageError(f"give one statement: there are {len(statements)} here")
+    [statement] = statements
+    # PIVOT counts as several statements.
+    if statement.type != duckdb.StatementType.MULTI and statement.expected_result_type != [
+        duckdb.ExpectedResultType.QUERY_RESULT
+    ]:
+        raise UsageError(
+            f"{statement.type.name} does more than give rows, and the warehouse is read-only: "
+            "to write rows to a file, use --output"
+        )
+    return statement
+
+
+def _told(error: Exception) -> str:
+    """What DuckDB says, its hint too, in one line; without the SQL, which the user has."""
+    return " ".join(str(error).partition("\n\n")[0].splitlines())
 
 
 def _write_file(reader: pa.RecordBatchReader, write: Writer, output: Path) -> None:
@@ -105,7 +133,7 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
     try:
         yield from reader
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(str(error).splitlines()[0]) from error
+        raise UsageError(_told(error)) from error
 
 
 def _rows(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
@@ -131,6 +159,8 @@ def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
             for cell, width, right in zip(row, widths, numeric, strict=True)
         )
         sink.write(("  ".join(cells).rstrip() + "\n").encode())
+    if not rows:
+        click.echo("no rows", err=True)
     if more:
         click.echo(f"only the first {TABLE_ROWS} rows are shown: --format csv gives all", err=True)
 

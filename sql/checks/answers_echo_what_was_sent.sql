@@ -1,7 +1,8 @@
 -- Sizes and tags in the last 28 days' answers are those that were sent, and nothing else is odd in them.
 --
 -- severity: warning
-SELECT anomaly, count(*) AS verifications
+-- unit: anomalies
+SELECT anomaly, count(*) AS anomalies
 FROM (
     SELECT unnest(anomalies) AS anomaly
     FROM verifications

@@ -2,6 +2,7 @@
 -- verification.
 --
 -- severity: error
+-- unit: verifications
 SELECT
     coalesce(v.date, c.date) AS date,
     coalesce(v.verification_id, c.verification_id) AS verification_id,

@@ -2,6 +2,7 @@
 -- that day.
 --
 -- severity: error
+-- unit: days
 SELECT date, count(*) AS tables, count(DISTINCT coalesce(source, '')) AS sources
 FROM build_partitions
 WHERE table_name IN (

@@ -1,7 +1,5 @@
--- Statistics that the models share. They are kept in the published file, so analysts may use them too.
-
--- Wilson score interval of k successes in n trials at 95 % (z = 1.959964), clamped to [0, 1];
--- NULL at n = 0. At k = 0 and k = n the bound is exactly 0 and 1, without rounding noise.
+-- Lower bound of the Wilson score interval of k successes in n trials at 95 % (z = 1.959964), clamped to [0, 1];
+-- NULL at n = 0. At k = 0 it is exactly 0, without rounding noise.
 CREATE MACRO wilson_low(k, n) AS
     CASE
         WHEN n = 0 OR n IS NULL OR k IS NULL THEN NULL
@@ -12,6 +10,7 @@ CREATE MACRO wilson_low(k, n) AS
         ) / (1 + 1.959964::DOUBLE ** 2 / n))
     END;
 
+-- Upper bound of the interval of `wilson_low`; at k = n exactly 1.
 CREATE MACRO wilson_high(k, n) AS
     CASE
         WHEN n = 0 OR n IS NULL OR k IS NULL THEN NULL
@@ -41,12 +40,14 @@ CREATE MACRO has_quantile(checks, up_to, n, p) AS
 -- The nearest thousandth of x in [0, 1], 0 to 1000: buckets in the order of the values.
 CREATE MACRO thousandths(x) AS (x * 1000)::INTEGER;
 
--- Newcombe interval of p1 - p2 from the Wilson intervals of both rates; NULL where a side has no trial.
+-- Lower bound of the 95 % Newcombe interval of k1 / n1 - k2 / n2, from the Wilson intervals of both; NULL where a
+-- side has no trial.
 CREATE MACRO newcombe_low(k1, n1, k2, n2) AS
     ratio(k1, n1) - ratio(k2, n2) - sqrt(
         (ratio(k1, n1) - wilson_low(k1, n1)) ** 2 + (wilson_high(k2, n2) - ratio(k2, n2)) ** 2
     );
 
+-- Upper bound of the interval of `newcombe_low`.
 CREATE MACRO newcombe_high(k1, n1, k2, n2) AS
     ratio(k1, n1) - ratio(k2, n2) + sqrt(
         (wilson_high(k1, n1) - ratio(k1, n1)) ** 2 + (ratio(k2, n2) - wilson_low(k2, n2)) ** 2
@@ -67,8 +68,7 @@ CREATE MACRO js_term(p, q) AS
     CASE WHEN p > 0 THEN 0.5 * p * log2(2 * p / (p + q)) ELSE 0 END
     + CASE WHEN q > 0 THEN 0.5 * q * log2(2 * q / (p + q)) ELSE 0 END;
 
--- Asymptotic two-sided p-value of the Kolmogorov-Smirnov statistic d with samples of n and m:
--- Q(l) = 2 sum_{j>=1} (-1)^(j-1) exp(-2 j^2 l^2), l = d sqrt(nm / (n + m)); below l = 1.18 by the dual series
+-- Kolmogorov's series: Q(l) = 2 sum_{j>=1} (-1)^(j-1) exp(-2 j^2 l^2); below l = 1.18 by the dual series
 -- 1 - sqrt(2 pi) / l sum_{j>=1} exp(-(2j-1)^2 pi^2 / (8 l^2)), which converges there within three terms.
 CREATE MACRO kolmogorov_q(l) AS
     CASE
@@ -79,5 +79,6 @@ CREATE MACRO kolmogorov_q(l) AS
         ELSE 2 * (exp(-2 * l ** 2) - exp(-8 * l ** 2) + exp(-18 * l ** 2) - exp(-32 * l ** 2))
     END;
 
+-- Asymptotic two-sided p-value of the Kolmogorov-Smirnov statistic d with samples of n and m.
 CREATE MACRO ks_p(d, n, m) AS
     kolmogorov_q(d * sqrt(n::DOUBLE * m::DOUBLE / nullif(n + m, 0)::DOUBLE));

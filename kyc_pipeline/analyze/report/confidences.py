@@ -267,25 +267,23 @@ def drift(reader: Reader) -> Section:
             figures.append(_quantile_figure(reader, f"quantiles-{index}", check, moved, lowest))
         if drifted := drifts.get((check.group, check.type)):
             figures.append(_drift_figure(reader, f"drift-{index}", check, drifted))
-    none = (
-        ""
-        if drifts or not quantiles
-        else " No day has 200 checks of one type with 200 in the 28 days before it, so drift cannot be"
-        " told from noise yet: the population stability index is not drawn."
+    index_words = (
+        " Then the population stability index (PSI) of each day against the 28 days before: what lies in the"
+        " grey area is noise, the dashed lines are the customary limits."
+        if drifts
+        else " No day has 200 checks of one type with 200 in the 28 days before it, so that drift cannot be"
+        " told from noise yet."
     )
-    weekly = any(period.unit == "week" for period in reader.periods)
+    weekly = (
+        " By week, quantiles are to the hundredth, and the PSI is that of the week's largest day."
+        if any(period.unit == "week" for period in reader.periods)
+        else ""
+    )
     return Section(
         "drift",
         "Drift of the confidences",
-        "First how the confidences move: the line is the median, the dark band the middle half, the light"
-        " one the middle nine tenths. Then the population stability index (PSI) of each day against the"
-        " 28 days before: what lies in the grey area is noise, the dashed lines are the customary limits."
-        + (
-            " By week, quantiles are to the hundredth, and the PSI is that of the week's largest day."
-            if weekly
-            else ""
-        )
-        + none,
+        "How the confidences move: the line is the median, the dark band the middle half, the light one the"
+        f" middle nine tenths.{index_words}{weekly}",
         "No check has a confidence yet." if reader.completed else NO_ANSWER,
         figures,
         definitions=reader.define(

@@ -37,7 +37,7 @@ def one_day() -> list[Submission]:
     ]
 
 
-def test_every_table_and_column_has_a_comment(lake: Lake, built: Built) -> None:
+def test_every_table_column_and_macro_has_a_comment(lake: Lake, built: Built) -> None:
     write_day(lake, DAY, one_day())
     connection = built()
     tables = dict(connection.execute("SELECT table_name, comment FROM duckdb_tables()").fetchall())
@@ -47,6 +47,11 @@ def test_every_table_and_column_has_a_comment(lake: Lake, built: Built) -> None:
         "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
     ).fetchall()
     assert bare == []
+    functions = connection.execute(
+        "SELECT function_name, comment FROM duckdb_functions() WHERE function_type = 'macro' AND NOT internal"
+    ).fetchall()
+    assert {name for name, _ in functions} >= {"ratio", "wilson_low", "newcombe_high"}
+    assert all(comment for _, comment in functions)
 
 
 def test_columns_are_those_of_the_header_in_order(lake: Lake, built: Built) -> None:

@@ -38,7 +38,7 @@ def test_a_sound_lake_passes_every_check(lake: Lake, built: Built) -> None:
     write_day(lake, DAY, sound())
     results = check_build(built())
     assert [result.name for result in results] == [check.name for check in load_checks()]
-    assert all(result.passed and result.rows == 0 and result.sample == () for result in results)
+    assert all(result.passed and result.count == 0 and result.sample == () for result in results)
 
 
 def unaccounted(lake: Lake) -> None:
@@ -106,7 +106,7 @@ def test_an_error_is_found(lake: Lake, built: Built, damage: Callable[[Lake], No
     result = next(result for result in check_build(built()) if result.name == name)
     assert result.severity is Severity.ERROR
     assert not result.passed
-    assert result.rows >= 1
+    assert result.count >= 1
     assert result.sample
 
 
@@ -197,6 +197,14 @@ def test_old_oddities_do_not_warn_for_ever(lake: Lake, built: Built) -> None:
 def test_a_sample_shows_ids_and_counts_of_the_first_rows(lake: Lake, built: Built) -> None:
     write_day(lake, DAY, [Submission(outcome="uncertain") for _ in range(7)])
     result = next(r for r in check_build(built()) if r.name == "submissions_uncertain")
-    assert result.rows == 7
+    assert result.count == 7
     assert len(result.sample) == 5
     assert all(set(row) == {"date", "submission_id"} for row in result.sample)
+
+
+def test_what_a_query_groups_is_counted_and_not_its_groups(lake: Lake, built: Built) -> None:
+    odd = [Submission(True, [Check("LIVENESS", "FAIL")], iso_offset_seconds=3600.0) for _ in range(2)]
+    write_day(lake, DAY, odd)
+    results = {result.name: result for result in check_build(built())}
+    for name in ("time_stamps_agree", "verdicts_agree_with_checks"):
+        assert (results[name].count, results[name].unit, len(results[name].sample)) == (2, "verifications", 1)

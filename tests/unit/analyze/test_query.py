@@ -86,7 +86,30 @@ def test_every_format_goes_to_a_file(warehouse: Path, tmp_path: Path, form: str)
     assert (tmp_path / "out").read_text(encoding="utf-8") == to_screen
 
 
-@pytest.mark.parametrize("statement", ["SHOW TABLES", "DESCRIBE pass_rates", "SUMMARIZE pass_rates"])
+def test_the_format_is_that_of_the_output_s_name(warehouse: Path, tmp_path: Path) -> None:
+    for form in ("csv", "json", "parquet"):
+        named, asked = tmp_path / f"named.{form}", tmp_path / "asked"
+        run("FROM pass_rates", "--output", str(named))
+        run("FROM pass_rates", "--output", str(asked), "--format", form)
+        assert named.read_bytes() == asked.read_bytes()
+    with pytest.raises(UsageError, match=r"out\.xlsx does not say how.*--format table\|csv"):
+        run("FROM pass_rates", "--output", str(tmp_path / "out.xlsx"))
+    assert not (tmp_path / "out.xlsx").exists()
+
+
+def test_no_rows_are_told(warehouse: Path) -> None:
+    assert run("FROM pass_rates WHERE false").stderr == "no rows\n"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SHOW TABLES",
+        "DESCRIBE pass_rates",
+        "SUMMARIZE pass_rates",
+        "PIVOT pass_rates ON check_type USING sum(pass_rate) AS pass_rate",
+    ],
+)
 def test_statements_that_tell_about_tables(warehouse: Path, statement: str) -> None:
     assert "pass_rate" in run(statement).stdout
 
@@ -97,7 +120,12 @@ def test_statements_that_tell_about_tables(warehouse: Path, statement: str) -> N
         ("SELECT nonsense FROM pass_rates", "nonsense"),
         ("SELECT * FROM nowhere", "nowhere"),
         ("SELEKT 1", "syntax error"),
-        ("DROP TABLE pass_rates", "read-only"),
+        ("DROP TABLE pass_rates", "DROP does more than give rows"),
+        ("COPY pass_rates TO 'copy.csv'", "COPY does more than give rows"),
+        ("SELECT 1; SELECT 2", "give one statement: there are 2"),
+        (" -- nothing", "give one statement: there are 0"),
+        ("FROM pass_rate", 'Did you mean "pass_rates"'),
+        ("SELECT pass_rat FROM pass_rates", 'Candidate bindings: "pass_rate"'),
         ("SELECT error('my reason')", "my reason"),
     ],
 )
@@ -119,9 +147,10 @@ def test_sql_from_a_file_and_from_standard_input(warehouse: Path, tmp_path: Path
 def test_sql_or_a_file_but_not_both_and_not_neither(warehouse: Path, tmp_path: Path) -> None:
     script = tmp_path / "question.sql"
     script.write_bytes(b"SELECT '\xff'")
-    for arguments in ((), ("SELECT 1", "--file", str(script))):
-        with pytest.raises(UsageError, match="give the SQL, or a file of it with --file"):
-            run(*arguments)
+    with pytest.raises(UsageError, match="give the SQL, or a file of it with --file"):
+        run()
+    with pytest.raises(UsageError, match="not both"):
+        run("SELECT 1", "--file", str(script))
     with pytest.raises(UsageError, match=r"question\.sql cannot be read as UTF-8 text"):
         run("--file", str(script))
 
