@@ -1,6 +1,7 @@
 -- Why verifications were not verified: for each check type, in how many of them it failed and in how many it
 -- was the only one that failed. Each day also has two rows of check_group `verdict`: UNEXPLAINED_DECLINE (not
--- verified, though no check failed; one may be in review) and OVERRIDE (verified, though a check failed).
+-- verified, though no check failed; one may be in review or not evaluated) and OVERRIDE (verified, though a check
+-- failed).
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the two special rows.

@@ -7,8 +7,9 @@
 -- decided: Checks that passed or failed in the week.
 -- passed: Those that passed.
 -- pass_rate: passed / decided; NULL where nothing was decided.
--- days: Days of the week with a decided check: a week that has begun is not complete.
+-- days: On how many days of the week a check was decided; with fewer than 7 the week may not be over.
 -- previous_decided: The same count for the week before; NULL if it has no data.
+-- previous_days: The same number of days for the week before.
 -- previous_passed: Those of them that passed.
 -- previous_pass_rate: The same rate for the week before.
 -- change: pass_rate - previous_pass_rate.
@@ -41,6 +42,7 @@ compared AS (
         w.passed,
         w.days,
         p.decided AS previous_decided,
+        p.days AS previous_days,
         p.passed AS previous_passed,
         newcombe_low(w.passed, w.decided, p.passed, p.decided) AS change_low,
         newcombe_high(w.passed, w.decided, p.passed, p.decided) AS change_high
@@ -57,6 +59,7 @@ SELECT
     ratio(passed, decided) AS pass_rate,
     days,
     previous_decided,
+    previous_days,
     previous_passed,
     ratio(previous_passed, previous_decided) AS previous_pass_rate,
     ratio(passed, decided) - ratio(previous_passed, previous_decided) AS change,

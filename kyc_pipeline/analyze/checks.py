@@ -22,7 +22,7 @@ def check_specs(asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 def check_result(asset: dg.AssetKey, result: CheckResult) -> dg.AssetCheckResult:
     """Dagster's form of one result, with the first rows that are wrong."""
     columns = list(result.sample[0]) if result.sample else []
-    metadata: dict[str, Any] = {result.unit: result.count}
+    metadata: dict[str, Any] = {"count": result.count, "unit": result.unit}
     if result.sample:
         metadata["first_rows"] = dg.MetadataValue.table(
             records=[dg.TableRecord(row) for row in result.sample],

@@ -1,7 +1,8 @@
 """The warehouse's checks: one query a file in `sql/checks/`, each returns the rows that are wrong.
 
-The file's header says the severity and the `unit` of what is wrong: the sum of the column of that name,
-where the query has one (it groups), else the number of its rows.
+The file's header says the severity and what it `counts`: its rows, by what they are (`counts: days`), or
+where the query groups, the sum of a column (`counts: sum of verifications`).
+
 An error stops publication; a warning does not. Checks read the finished build only, so anyone can run them.
 """
 
@@ -15,6 +16,7 @@ import duckdb
 from kyc_pipeline.analyze.models import parse_header, sql_folder
 
 SAMPLE_ROWS: Final = 5
+_SUM: Final = "sum of "
 
 
 class Severity(StrEnum):
@@ -26,11 +28,12 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: `sql` returns the rows that are wrong, `unit` says what is counted of them."""
+    """One check: `sql` returns the rows that are wrong; `unit` is what they are, or the column to sum."""
 
     name: str
     severity: Severity
     unit: str
+    is_summed: bool
     description: str
     sql: str
 
@@ -55,7 +58,9 @@ def load_checks() -> tuple[Check, ...]:
     for path in sorted((sql_folder() / "checks").glob("*.sql")):
         description, fields, sql = parse_header(path.stem, path.read_text(encoding="utf-8"))
         words = dict(fields)
-        checks.append(Check(path.stem, Severity(words["severity"]), words["unit"], description, sql))
+        unit = words["counts"].removeprefix(_SUM)
+        is_summed = unit != words["counts"]
+        checks.append(Check(path.stem, Severity(words["severity"]), unit, is_summed, description, sql))
     return tuple(checks)
 
 
@@ -64,7 +69,7 @@ def check_build(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
     results: list[CheckResult] = []
     for check in load_checks():
         wrong = connection.sql(check.sql)
-        counted = f"sum({check.unit})::BIGINT" if check.unit in wrong.columns else "count(*)"
+        counted = f"sum({check.unit})::BIGINT" if check.is_summed else "count(*)"
         (count,) = wrong.aggregate(f"coalesce({counted}, 0)").fetchall()[0]
         sample = tuple(
             dict(zip(wrong.columns, map(str, row), strict=True))

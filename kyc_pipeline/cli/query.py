@@ -50,23 +50,25 @@ Writer = Callable[[pa.RecordBatchReader, BinaryIO], None]
     help="Write to this file instead of standard output.",
 )
 def query(sql: str | None, script: TextIO | None, form: str | None, output: Path | None) -> None:
-    """Run SQL on the published warehouse (KYC_WAREHOUSE), read-only: SELECT, FROM, DESCRIBE, SUMMARIZE.
+    """Run SQL on the published warehouse (KYC_WAREHOUSE), which it cannot change.
 
-    `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. In csv, text that a
+    `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. Of several statements, the
+    rows of the last are shown. In csv, text that a
     spreadsheet would run as a formula has an apostrophe before it.
     """
-    statement = _statement(_text(sql, script))
+    text = _text(sql, script)
     if form is None:
-        form = output.suffix.removeprefix(".") if output else ""
-    write = WRITERS.get(form or "table")
+        form = output.suffix.removeprefix(".").lower() if output else "table"
+    write = WRITERS.get(form)
     if write is None:
         raise UsageError(f"{output} does not say how to write the rows: add --format {'|'.join(WRITERS)}")
     if form == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal: name a file with --output, or redirect")
     with open_warehouse(load_settings().kyc_warehouse) as connection:
         try:
-            relation = connection.sql(statement)
-            assert relation is not None  # every statement that is let through gives rows
+            relation = connection.sql(text)
+            if relation is None:
+                raise UsageError("no rows to show: end with a query, such as SELECT, FROM or DESCRIBE")
             reader = relation.to_arrow_reader(_BATCH_ROWS)
             if output is None:
                 write(reader, sys.stdout.buffer)
@@ -90,29 +92,11 @@ def _text(sql: str | None, script: TextIO | None) -> str:
         raise UsageError(f"{script.name} cannot be read as UTF-8 text") from error
 
 
-def _statement(text: str) -> duckdb.Statement:
-    """The one statement of `text`, which must do nothing but give rows."""
-    try:
-        statements = duckdb.extract_statements(text)
-    except duckdb.Error as error:
-        raise UsageError(_told(error)) from error
-    if len(statements) != 1:
-        raise UsageError(f"give one statement: there are {len(statements)} here")
-    [statement] = statements
-    # PIVOT counts as several statements.
-    if statement.type != duckdb.StatementType.MULTI and statement.expected_result_type != [
-        duckdb.ExpectedResultType.QUERY_RESULT
-    ]:
-        raise UsageError(
-            f"{statement.type.name} does more than give rows, and the warehouse is read-only: "
-            "to write rows to a file, use --output"
-        )
-    return statement
-
-
 def _told(error: Exception) -> str:
-    """What DuckDB says, its hint too, in one line; without the SQL, which the user has."""
-    return " ".join(str(error).partition("\n\n")[0].splitlines())
+    """What DuckDB says, its hint and the line too, in one line."""
+    message, _, place = str(error).partition("\n\nLINE ")
+    line = f" (line {place.partition(':')[0]})" if place else ""
+    return " ".join(message.split("\n")) + line
 
 
 def _write_file(reader: pa.RecordBatchReader, write: Writer, output: Path) -> None:

@@ -1,7 +1,7 @@
 -- Sizes and tags in the last 28 days' answers are those that were sent, and nothing else is odd in them.
 --
 -- severity: warning
--- unit: anomalies
+-- counts: sum of anomalies
 SELECT anomaly, count(*) AS anomalies
 FROM (
     SELECT unnest(anomalies) AS anomaly

@@ -2,7 +2,7 @@
 -- verification.
 --
 -- severity: error
--- unit: verifications
+-- counts: rows
 SELECT
     coalesce(v.date, c.date) AS date,
     coalesce(v.verification_id, c.verification_id) AS verification_id,

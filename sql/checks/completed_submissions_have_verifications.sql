@@ -2,7 +2,7 @@
 -- its completed submission. If not: materialize the flatten assets of that day.
 --
 -- severity: error
--- unit: submissions
+-- counts: rows
 SELECT
     coalesce(s.date, v.date) AS date,
     coalesce(s.submission_id, v.submission_id) AS submission_id,

@@ -1,7 +1,7 @@
 -- Every confidence of the last 28 days that was received is a number from 0 to 1.
 --
 -- severity: warning
--- unit: checks
+-- counts: sum of checks
 SELECT check_type, count(*) AS checks
 FROM model_checks
 WHERE confidence IS NULL

@@ -1,7 +1,7 @@
 -- The answers of the last 28 days have no unknown check type or field and no value of another type.
 --
 -- severity: warning
--- unit: occurrences
+-- counts: sum of occurrences
 SELECT kind, path, sum(occurrences) AS occurrences
 FROM contract_drift
 WHERE kind IN ('unknown_type', 'unknown_field', 'type_mismatch')

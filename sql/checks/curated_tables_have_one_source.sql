@@ -2,7 +2,7 @@
 -- that day.
 --
 -- severity: error
--- unit: days
+-- counts: days
 SELECT date, count(*) AS tables, count(DISTINCT coalesce(source, '')) AS sources
 FROM build_partitions
 WHERE table_name IN (

@@ -2,7 +2,7 @@
 -- materialize the flatten assets of that day.
 --
 -- severity: warning
--- unit: days
+-- counts: days
 SELECT r.date, count(*) FILTER (WHERE s.outcome = 'completed') AS completed
 FROM build_partitions AS r
 ANTI JOIN build_partitions AS v ON v.date = r.date AND v.table_name = 'verifications'

@@ -1,7 +1,7 @@
 -- Every day with submissions has been verified. If not: run `verification_responses` of that day.
 --
 -- severity: warning
--- unit: days
+-- counts: days
 SELECT s.date, s.rows AS submissions
 FROM build_partitions AS s
 ANTI JOIN build_partitions AS r ON r.date = s.date AND r.table_name = 'verification_responses'

@@ -2,7 +2,7 @@
 -- of that day again (it makes no call that is already paid).
 --
 -- severity: error
--- unit: submissions
+-- counts: submissions
 SELECT date, submission_id, outcome
 FROM submissions
 WHERE outcome IS NULL

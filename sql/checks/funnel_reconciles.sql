@@ -1,7 +1,7 @@
 -- received = rejected + accepted, and accepted = the sum of the outcomes, on every day.
 --
 -- severity: error
--- unit: days
+-- counts: days
 SELECT date, received, rejected, accepted
 FROM submission_funnel
 WHERE received <> rejected + accepted

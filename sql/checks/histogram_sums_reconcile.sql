@@ -1,7 +1,7 @@
 -- The bins of `confidence_histogram` add up to the checks that have a confidence.
 --
 -- severity: error
--- unit: groups
+-- counts: days and check types
 SELECT
     coalesce(h.date, s.date) AS date,
     coalesce(h.check_group, s.check_group) AS check_group,

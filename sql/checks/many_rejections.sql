@@ -1,7 +1,7 @@
 -- On none of the last 28 days were 10 % of the received rows, and at least 5, rejected.
 --
 -- severity: warning
--- unit: days
+-- counts: days
 SELECT date, received, rejected
 FROM submission_funnel
 WHERE rejected >= 5

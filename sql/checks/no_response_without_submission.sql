@@ -1,7 +1,7 @@
 -- Where a day has been verified, it has as many responses as submissions.
 --
 -- severity: error
--- unit: days
+-- counts: days
 SELECT r.date, coalesce(s.rows, 0) AS submissions, r.rows AS responses
 FROM build_partitions AS r
 LEFT JOIN build_partitions AS s ON s.date = r.date AND s.table_name = 'submissions'

@@ -1,7 +1,7 @@
 -- No submission id occurs twice, over all days.
 --
 -- severity: error
--- unit: ids
+-- counts: repeated ids
 SELECT submission_id, count(*) AS occurrences
 FROM submissions
 GROUP BY submission_id

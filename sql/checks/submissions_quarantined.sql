@@ -1,5 +1,5 @@
 -- No answer is quarantined for lacking the contract's hard requirements.
 --
 -- severity: warning
--- unit: submissions
+-- counts: submissions
 SELECT date, submission_id FROM submissions WHERE outcome = 'quarantined'

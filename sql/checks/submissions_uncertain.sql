@@ -1,5 +1,5 @@
 -- No submission is held as uncertain: see `kyc-pipeline held list`.
 --
 -- severity: warning
--- unit: submissions
+-- counts: submissions
 SELECT date, submission_id FROM submissions WHERE outcome = 'uncertain'

@@ -1,7 +1,7 @@
--- In the last 28 days nobody was verified with a failed check, or not verified without one.
+-- In the last 28 days nobody was verified with a failed check, or not verified though none failed.
 --
 -- severity: warning
--- unit: verifications
+-- counts: sum of verifications
 SELECT date, check_type AS kind, failing AS verifications
 FROM failure_attribution
 WHERE check_group = 'verdict'

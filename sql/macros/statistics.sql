@@ -79,6 +79,7 @@ CREATE MACRO kolmogorov_q(l) AS
         ELSE 2 * (exp(-2 * l ** 2) - exp(-8 * l ** 2) + exp(-18 * l ** 2) - exp(-32 * l ** 2))
     END;
 
--- Asymptotic two-sided p-value of the Kolmogorov-Smirnov statistic d with samples of n and m.
+-- Asymptotic two-sided p-value of the Kolmogorov-Smirnov statistic d with samples of n and m:
+-- kolmogorov_q of d sqrt(nm / (n + m)).
 CREATE MACRO ks_p(d, n, m) AS
     kolmogorov_q(d * sqrt(n::DOUBLE * m::DOUBLE / nullif(n + m, 0)::DOUBLE));

@@ -382,10 +382,7 @@ def _stacked(rows: Sequence[Row], shown: Row, y: str, kinds: Mapping[str, str], 
 def volume(rows: Sequence[Row], shown: Row) -> Spec:
     """What became of the submissions over time: rows of submissions, kind and position."""
     colours = dict(zip(OUTCOMES, (PASS, FAIL, OTHER, SECOND), strict=True))
-    there = {row["kind"] for row in rows}
-    return _stacked(
-        rows, shown, "submissions", {kind: c for kind, c in colours.items() if kind in there}, _counts()
-    )
+    return _stacked(rows, shown, "submissions", colours, _counts())
 
 
 def calls(rows: Sequence[Row], shown: Row) -> Spec:

@@ -267,23 +267,29 @@ def drift(reader: Reader) -> Section:
             figures.append(_quantile_figure(reader, f"quantiles-{index}", check, moved, lowest))
         if drifted := drifts.get((check.group, check.type)):
             figures.append(_drift_figure(reader, f"drift-{index}", check, drifted))
-    index_words = (
-        " Then the population stability index (PSI) of each day against the 28 days before: what lies in the"
-        " grey area is noise, the dashed lines are the customary limits."
-        if drifts
-        else " No day has 200 checks of one type with 200 in the 28 days before it, so that drift cannot be"
-        " told from noise yet."
+    weekly = any(period.unit == "week" for period in reader.periods)
+    intro = (
+        "How the confidences move: the line is the median, the dark band the middle half, the light one the"
+        " middle nine tenths."
     )
-    weekly = (
-        " By week, quantiles are to the hundredth, and the PSI is that of the week's largest day."
-        if any(period.unit == "week" for period in reader.periods)
-        else ""
-    )
+    if weekly:
+        intro += " By week, quantiles are to the hundredth."
+    if drifts:
+        intro += (
+            " Then the population stability index (PSI) of each day against the 28 days before: what lies in"
+            " the grey area is noise, the dashed lines are the customary limits."
+        )
+        if weekly:
+            intro += " By week, it is that of the week's largest day."
+    elif quantiles:
+        intro += (
+            " No day has 200 checks of one type with 200 in the 28 days before it, so that drift cannot be"
+            " told from noise yet."
+        )
     return Section(
         "drift",
         "Drift of the confidences",
-        "How the confidences move: the line is the median, the dark band the middle half, the light one the"
-        f" middle nine tenths.{index_words}{weekly}",
+        intro,
         "No check has a confidence yet." if reader.completed else NO_ANSWER,
         figures,
         definitions=reader.define(

@@ -55,7 +55,7 @@ def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
     assert result.success
     evaluations = {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
     held = evaluations["submissions_uncertain"]
-    assert (held.passed, held.severity, held.metadata["submissions"].value) == (
+    assert (held.passed, held.severity, held.metadata["count"].value) == (
         False,
         dg.AssetCheckSeverity.WARN,
         1,
@@ -113,7 +113,7 @@ def test_an_error_of_a_check_leaves_what_was_published(
     assert not result.success
     [failure] = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert failure.user_failure_data is not None
-    assert "not published: completed_submissions_have_verifications (submissions: 1)" in str(
+    assert "not published: completed_submissions_have_verifications (rows: 1)" in str(
         failure.user_failure_data.description
     )
     assert settings.kyc_warehouse.read_bytes() == before

@@ -92,9 +92,17 @@ def test_the_format_is_that_of_the_output_s_name(warehouse: Path, tmp_path: Path
         run("FROM pass_rates", "--output", str(named))
         run("FROM pass_rates", "--output", str(asked), "--format", form)
         assert named.read_bytes() == asked.read_bytes()
+    run("FROM pass_rates", "--output", str(tmp_path / "OUT.CSV"))
+    assert (tmp_path / "OUT.CSV").read_bytes() == (tmp_path / "named.csv").read_bytes()
+    with pytest.raises(UsageError, match="unnamed does not say how"):
+        run("FROM pass_rates", "--output", str(tmp_path / "unnamed"))
     with pytest.raises(UsageError, match=r"out\.xlsx does not say how.*--format table\|csv"):
         run("FROM pass_rates", "--output", str(tmp_path / "out.xlsx"))
     assert not (tmp_path / "out.xlsx").exists()
+
+
+def test_of_several_statements_the_last_is_shown(warehouse: Path) -> None:
+    assert run("SET VARIABLE wanted = 'LIVENESS'; FROM pass_rates WHERE check_type = getvariable('wanted')")
 
 
 def test_no_rows_are_told(warehouse: Path) -> None:
@@ -120,10 +128,9 @@ def test_statements_that_tell_about_tables(warehouse: Path, statement: str) -> N
         ("SELECT nonsense FROM pass_rates", "nonsense"),
         ("SELECT * FROM nowhere", "nowhere"),
         ("SELEKT 1", "syntax error"),
-        ("DROP TABLE pass_rates", "DROP does more than give rows"),
-        ("COPY pass_rates TO 'copy.csv'", "COPY does more than give rows"),
-        ("SELECT 1; SELECT 2", "give one statement: there are 2"),
-        (" -- nothing", "give one statement: there are 0"),
+        ("DROP TABLE pass_rates", "read-only"),
+        (" -- nothing", "no rows to show: end with a query"),
+        ("SELECT 1\nFROM FROM", r"syntax error.* \(line 2\)"),
         ("FROM pass_rate", 'Did you mean "pass_rates"'),
         ("SELECT pass_rat FROM pass_rates", 'Candidate bindings: "pass_rate"'),
         ("SELECT error('my reason')", "my reason"),
