@@ -155,23 +155,20 @@ def texts_of(lake: Lake, day: str) -> pa.Table:
 
 
 def with_pseudonyms(tags: pa.Table) -> pa.Table:
-    """The tag table with our pseudonyms, each distinct tag once, and values only where they are clear."""
+    """The tag table with our pseudonyms, and values only where they are clear."""
     names, values = (tags[column].combine_chunks().cast(pa.string()) for column in ("name", "value"))
-    pairs = pc.binary_join_element_wise(names, values, "\x1f").dictionary_encode()
-    made = [PSEUDONYMS.tag(*pair.split("\x1f", 1)) for pair in pairs.dictionary.to_pylist()]
     is_clear = pc.is_in(names, value_set=pa.array(sorted(CLEAR)))
     shown = pc.if_else(is_clear, values, pa.scalar(None, pa.string()))
     keys = tags.drop_columns(["name", "value"])
     return (
         keys.append_column("name", names)
         .append_column("value", shown)
-        .append_column("pseudonym", pa.array(made).take(pairs.indices))
+        .append_column("pseudonym", PSEUDONYMS.tags(names, values))
     )
 
 
 def document_pseudonyms(lake: Lake, day: str) -> pa.Array:
-    shas = lake.read(SUBMISSIONS, day, ["id_sha256"])["id_sha256"].to_pylist()
-    return pa.array([PSEUDONYMS.document(sha256) for sha256 in shas])
+    return PSEUDONYMS.documents(lake.read(SUBMISSIONS, day, ["id_sha256"])["id_sha256"].combine_chunks())
 
 
 def save(out: Path, day: str, **tables: pa.Table) -> None:

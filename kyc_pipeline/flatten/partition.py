@@ -6,12 +6,12 @@ see that they belong together. The same input gives the same bytes.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Generator, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from kyc_pipeline.deepxl import contract
 from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.flatten.blocks import Block, BlockFlattener, Column, Whole, select
+from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
@@ -36,8 +36,8 @@ from kyc_pipeline.lake.tables import (
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
 _Item = TypeVar("_Item")
-_Stage: TypeAlias = Generator[_Item, None, None]
-"""Closed, it closes those before it, so that an error leaves no thread and no file open."""
+_Result = TypeVar("_Result")
+WORKERS: Final = 2
 BATCH_ROWS: Final = 4096
 """Answers at a time: half as many take 60 MB less and 10 % more time."""
 _RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
@@ -87,14 +87,13 @@ def flatten_partition(
             table: stack.enter_context(lake.writer(table, date, metadata))
             for table in (*FACTS, CONTRACT_DRIFT)
         }
-        # Compressing is Arrow's own work, beside Python's.
-        pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
+        # Most of the work is Arrow's and DuckDB's own, beside Python's.
+        batches = stack.enter_context(closing(_batches(lake, date)))
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
         facts = {table: _RowGroups(writers[table], pool) for table in FACTS}
-        stages = stack.enter_context(closing(_one_ahead(_selected(_one_ahead(_batches(lake, date))))))
-        for batch, block in stages:
-            for table, rows in flattener.flatten(batch, block, summary).items():
+        for flattened in _in_turn(pool, flattener.blocks, batches):
+            for table, rows in flattener.whole(flattened, summary).items():
                 facts[table].write(rows)
-            _return_memory()
         for groups in facts.values():  # most days end here with all that they have
             groups.flush()
         for groups in facts.values():
@@ -116,15 +115,21 @@ class _Flattener:
         self._blocks = BlockFlattener(pseudonymizer, clear_tags)
         self._records = RecordFlattener(pseudonymizer, clear_tags, self.drift)
 
-    def flatten(self, batch: "_Batch", block: Block, summary: FlattenSummary) -> dict[Table, pa.Table]:
-        """The rows of the batch, of which `block` needs no exact reading, in the order of the submissions."""
+    def blocks(self, batch: "_Batch") -> "_Flattened":
+        """The rows of those answers of the batch that need no exact reading; several threads may call it."""
+        block = select(batch.ids, batch.texts, batch.sent)
         is_left = np.ones(len(batch.texts), dtype=np.bool_)
         is_left[block["position"].to_numpy()] = False
-        left = np.flatnonzero(is_left)
+        flattened = _Flattened(batch, np.flatnonzero(is_left), self._blocks.flatten(block))
+        _return_memory()
+        return flattened
+
+    def whole(self, flattened: "_Flattened", summary: FlattenSummary) -> dict[Table, pa.Table]:
+        """The rows of the whole batch in the order of the submissions. Batches must come in their order."""
+        batch, left, tables = flattened.batch, flattened.left, flattened.tables
         summary.responses += batch.responses
         summary.completed += len(batch.texts)
         summary.exact += len(left)
-        tables = self._blocks.flatten(block)
         if len(left):
             rows = self._exactly(left, batch, summary)
             tables = {
@@ -169,7 +174,16 @@ class _Batch:
     sent: pa.Table
 
 
-def _batches(lake: Lake, date: str) -> _Stage[_Batch]:
+@dataclass(frozen=True, slots=True)
+class _Flattened:
+    """The rows of a batch but for the answers at the places `left`."""
+
+    batch: _Batch
+    left: Whole
+    tables: dict[Table, pa.Table]
+
+
+def _batches(lake: Lake, date: str) -> Generator[_Batch, None, None]:
     submissions = _Submissions(lake, date)
     for responses in _sorted_batches(lake, VERIFICATION_RESPONSES, date, _RESPONSE_COLUMNS):
         completed = responses.filter(pc.equal(responses["outcome"], pa.scalar(Outcome.COMPLETED.value)))
@@ -177,26 +191,17 @@ def _batches(lake: Lake, date: str) -> _Stage[_Batch]:
         yield _Batch(responses.num_rows, ids, completed["response"], submissions.of(ids))
 
 
-def _selected(batches: _Stage[_Batch]) -> _Stage[tuple[_Batch, Block]]:
-    """Each batch with the block of those answers that have nothing to report."""
-    with closing(batches):
-        for batch in batches:
-            yield batch, select(batch.ids, batch.texts, batch.sent)
-
-
-def _one_ahead(items: _Stage[_Item]) -> _Stage[_Item]:
-    """Takes `items` in a thread, one ahead: Arrow reads and parses while Python computes pseudonyms."""
-
-    def take() -> _Item | None:
-        item = next(items, None)
-        _return_memory()
-        return item
-
-    with closing(items), ThreadPoolExecutor(max_workers=1) as reader:
-        coming = reader.submit(take)
-        while (item := coming.result()) is not None:
-            coming = reader.submit(take)
-            yield item
+def _in_turn(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[_Result]:
+    """`work` of each item, done beside each other, in the order of the items."""
+    under_way: deque[Future[_Result]] = deque()
+    for item in items:
+        under_way.append(pool.submit(work, item))
+        if len(under_way) > WORKERS:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
 
 
 def _return_memory() -> None:
@@ -213,12 +218,14 @@ class _Submissions:
 
     def of(self, ids: Column) -> pa.Table:
         """What was sent for `ids`, which rise beyond those asked before; NULL for an unknown one."""
-        found = []
+        found: list[pa.RecordBatch] = []
         while len(ids):
             batch = self._ahead or next(self._batches, None)
             self._ahead = None
             if batch is None:
                 break
+            if not found and batch["submission_id"].equals(ids):  # the usual day: an answer for each
+                return pa.Table.from_batches([batch]).drop_columns("submission_id")
             found.append(batch.filter(pc.is_in(batch["submission_id"], value_set=ids)))
             if pc.greater(batch["submission_id"][-1], ids[-1]).as_py():
                 self._ahead = batch

@@ -166,7 +166,8 @@ class RecordFlattener:
         return {
             "name": valid_unicode(name),
             "value": valid_unicode(value) if value is not None and name in self._clear_tags else None,
-            "pseudonym": None if value is None else self._pseudonymizer.tags(name, [value])[0],
+            # A blank value tells nobody from anybody else.
+            "pseudonym": self._pseudonymizer.tag(name, value) if value and value.strip() else None,
         }
 
 

@@ -6,8 +6,10 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings
 
 KEY = "k" * 32
+PSEUDONYMIZER = Pseudonymizer(KEY)
 
 
 def test_is_the_hmac_that_the_documentation_says() -> None:
@@ -33,14 +36,35 @@ def test_differs_by_name_and_value(name: str, value: str, other_name: str, other
     assert pseudonymizer.tag(name, value) != pseudonymizer.tag(other_name, other_value)
 
 
-@given(st.text(), st.lists(st.text() | st.sampled_from(["", " \t", "Jose\u0301 ", "\u2000"])))
-def test_many_at_once_are_those_one_by_one(name: str, values: list[str]) -> None:
-    pseudonymizer = Pseudonymizer(KEY)
-    assert pseudonymizer.tags(name, values) == [
-        pseudonymizer.tag(name, value) if value.strip() else None for value in values
+BLANKS = st.sampled_from(["", " \t", "Jose\u0301 ", "\u2000", "\x1f", "a\n", "0:a"])
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(st.tuples(TEXT, TEXT | BLANKS)))
+def test_many_at_once_are_those_one_by_one(tags: list[tuple[str, str]]) -> None:
+    names, values = (pa.array([tag[side] for tag in tags], pa.string()) for side in (0, 1))
+    assert PSEUDONYMIZER.tags(names, values).to_pylist() == [
+        PSEUDONYMIZER.tag(name, value) if value.strip() else None for name, value in tags
     ]
-    digests = [value.encode(errors="surrogatepass").hex().upper() for value in values]
-    assert pseudonymizer.documents(digests) == [pseudonymizer.document(digest) for digest in digests]
+    digests = [value.encode().hex().upper() for _, value in tags]
+    assert PSEUDONYMIZER.documents(pa.array(digests, pa.string())).to_pylist() == [
+        PSEUDONYMIZER.document(digest) for digest in digests
+    ]
+
+
+@pytest.mark.parametrize("key", [KEY, "ä" + "k" * 200])
+def test_many_at_once_are_the_standard_hmac(key: str) -> None:
+    expected = hmac.new(key.encode(), b"14:tag:customerId:9999", hashlib.sha256).hexdigest()
+    assert Pseudonymizer(key).tags(pa.array(["customerId"]), pa.array([" 9999"])).to_pylist() == [expected]
+
+
+def test_threads_may_share_one() -> None:
+    names = pa.array(["n"] * 5000)
+    values = [pa.array([f"{thread}-{row}" for row in range(5000)]) for thread in range(4)]
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda each: PSEUDONYMIZER.tags(names, each), values))
+    for thread in range(4):
+        assert made[thread][77].as_py() == PSEUDONYMIZER.tag("n", f"{thread}-77")
 
 
 def test_equal_after_normalisation() -> None:
