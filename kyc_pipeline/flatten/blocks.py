@@ -69,8 +69,10 @@ _SCHEMA: Final = pa.schema([("result", _RESULT)])
 _ANSWER: Final = pa.struct(list(_SCHEMA))
 _SENT_TAGS: Final = pa.list_(_struct(key=_TEXT, value=_TEXT))
 _OPTIONAL: Final = "modelVersion"
+_EMPTY: Final = pa.scalar("")
 # With the first quote looked for last, the search is by a third faster: quotes are everywhere.
 _CONFIDENCE: Final = re.compile(rb'confidence(?<="confidence)"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
+_NULL: Final = re.compile(rb"null")
 _ISO: Final = (
     r"^(19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?$"
 )
@@ -108,8 +110,8 @@ def select(ids: Column, texts: Column, sent: Block) -> Block:
     submission has its id.
     """
     block = _read(ids, texts, sent)
-    block = _where(block, _fits(block))
-    block = _where(block, _echoes(block))
+    block = where(block, _fits(block))
+    block = where(block, _echoes(block))
     try:
         moments = _moments(block)
     except pa.ArrowInvalid:  # an ISO text of the right form that is in no calendar
@@ -119,7 +121,7 @@ def select(ids: Column, texts: Column, sent: Block) -> Block:
     return block.append_column("iso", moments)
 
 
-def _where(rows: Block, mask: Mask) -> Block:
+def where(rows: Block, mask: Mask) -> Block:
     """`rows.filter(mask)`, which copies them all, only where it changes something: it rarely does."""
     return rows if mask.all() else rows.filter(pa.array(mask))
 
@@ -167,12 +169,12 @@ class BlockFlattener:
         )
 
     def _verification_tags(self, block: Block) -> pa.Table:
-        keys, _, tags = _items(block, "tags")
+        rows, tags = _items(block, "tags")
         names, values = tags.field("name"), tags.field("value")
         is_clear = pc.is_in(names, value_set=pa.array(sorted(self._clear_tags), _TEXT))
         return _table(
             VERIFICATION_TAGS,
-            **keys,
+            **_keys(block, rows),
             name=names,
             value=pc.if_else(is_clear, values, pa.scalar(None, _TEXT)),
             pseudonym=self._pseudonymizer.tags(names, values),
@@ -192,13 +194,14 @@ def _read(ids: Column, texts: Column, sent: Block) -> Block:
             "sent_tags": sent["tags"].cast(_SENT_TAGS),
         }
     )
-    answers = _where(answers, _is_usable(texts))
-    parsed = _parse(answers["text"].combine_chunks())
+    lines = _lines(answers["text"])
+    if not _are_usable(lines):
+        answers = _kept(answers, _is_usable)
+        lines = _lines(answers["text"])
+    parsed = _parse(lines)
     if parsed is None:
-        answers = _where(
-            answers, np.array([_has_shape(text) for text in answers["text"].to_pylist()], np.bool_)
-        )
-        parsed = _parse(answers["text"].combine_chunks())
+        answers = _kept(answers, _has_shape)
+        parsed = _parse(_lines(answers["text"]))
     if parsed is None:
         return _read(ids[:0], texts[:0], sent[:0])
     result, literals, is_known = parsed
@@ -212,33 +215,53 @@ def _read(ids: Column, texts: Column, sent: Block) -> Block:
     return answers.drop_columns("text").append_column("is_known", pa.array(is_known))
 
 
-def _is_usable(texts: Column) -> Mask:
-    """Which are on one line and without null, which Arrow does not tell from a missing field."""
-    found = [
-        text is not None and text.startswith("{") and "\n" not in text and "null" not in text
-        for text in texts.to_pylist()
-    ]
-    return np.array(found, dtype=np.bool_)
+def _kept(answers: Block, test: Callable[[str | None], bool]) -> Block:
+    return where(answers, np.array([test(text) for text in answers["text"].to_pylist()], np.bool_))
 
 
-def _has_shape(text: str) -> bool:
+def _lines(texts: Column) -> Column:
+    """`texts`, each ended by a line break; NULL stays."""
+    return pc.binary_join_element_wise(texts, pa.scalar(""), pa.scalar("\n")).combine_chunks()
+
+
+def _data(lines: Column) -> Column:
+    """The buffer that holds all `lines`, which are not sliced."""
+    return lines.buffers()[2] or pa.py_buffer(b"")
+
+
+def _are_usable(lines: Column) -> bool:
+    """Whether all are usable texts: the usual block, told in half the time."""
+    data = np.frombuffer(_data(lines), np.uint8)
+    starts = np.frombuffer(lines.buffers()[1], np.int32)[: len(lines)]
+    return (
+        not lines.null_count
+        and bool((data[starts] == ord("{")).all())
+        and np.count_nonzero(data == ord("\n")) == len(lines)
+        and not _NULL.search(_data(lines))
+    )
+
+
+def _is_usable(text: str | None) -> bool:
+    """Whether it is on one line and without null, which Arrow does not tell from a missing field."""
+    return text is not None and text.startswith("{") and "\n" not in text and "null" not in text
+
+
+def _has_shape(text: str | None) -> bool:
     try:
-        _SHAPE.decode(text)
+        _SHAPE.decode(text or "")
     except (msgspec.DecodeError, RecursionError):
         return False
     return True
 
 
-def _parse(texts: Column) -> tuple[Column, Column, Mask] | None:
-    """The results of `texts`, the literal of each check's confidence, and which have known fields only.
+def _parse(lines: Column) -> tuple[Column, Column, Mask] | None:
+    """The results of `lines`, the literal of each check's confidence, and which have known fields only.
 
     None if one of them cannot be read with the contract's types.
     """
-    lines: Column = pc.binary_join_element_wise(texts, pa.scalar(""), pa.scalar("\n"))
-    data: Any = lines.buffers()[2] if len(lines) else None
-    table = _SCHEMA.empty_table()
-    if data is not None:
-        source: Any = pa.BufferReader(data)
+    table, data = _SCHEMA.empty_table(), _data(lines)
+    source: Any = pa.BufferReader(data)
+    if len(lines):
         try:
             table = pj.read_json(
                 source,
@@ -248,13 +271,13 @@ def _parse(texts: Column) -> tuple[Column, Column, Mask] | None:
             )
         except pa.ArrowInvalid:
             return None
-    literals = _CONFIDENCE.findall(memoryview(data) if data else b"")
+    literals = _CONFIDENCE.findall(data)
     answers: Column = table.combine_chunks().to_struct_array().combine_chunks()
     is_known = ~_has_more(answers, _ANSWER)
     result = answers.field("result").cast(_RESULT)
     checks = result.field("modelResults").field(TECHNICAL_CHECKS)
     has_score = _true(pc.is_valid(checks.flatten().field("confidence")))
-    if table.num_rows != len(texts) or len(literals) != has_score.sum():
+    if table.num_rows != len(lines) or len(literals) != has_score.sum():
         return None
     given = iter(literals)
     literal_of_each = [next(given) if has else None for has in has_score.tolist()]
@@ -264,6 +287,8 @@ def _parse(texts: Column) -> tuple[Column, Column, Mask] | None:
 def _has_more(array: Column, known: pa.DataType) -> Mask:
     """Which values of `array` have a field that `known`, its type by the contract, has not."""
     more = np.zeros(len(array), dtype=np.bool_)
+    if array.type == known:
+        return more
     if pa.types.is_list(known):
         more[np.asarray(pc.list_parent_indices(array))[_has_more(array.flatten(), known.value_type)]] = True
     elif pa.types.is_struct(known):
@@ -279,7 +304,7 @@ def _fits(block: Block) -> Mask:
     fits = np.array(block["is_known"])
     for name in _SCALARS:
         fits &= _is_filled(block[name])
-    fits &= _true(pc.not_equal(block[_OPTIONAL], pa.scalar("")), absent=True)
+    fits &= _true(pc.not_equal(block[_OPTIONAL], _EMPTY), absent=True)
     fits &= _in_range(block["timestamp"], _LATEST)
     fits &= _true(pc.match_substring_regex(block["timestampISO"], _ISO))
     fits &= _true(pc.equal(block["idFileSize"], block["id_size"]))
@@ -292,7 +317,7 @@ def _fits(block: Block) -> Mask:
         "files": lambda files: _in_range(files.field("timestamp"), _LATEST),
     }
     for name, condition in conditions.items():
-        _, parents, items = _items(block, name)
+        parents, items = _items(block, name)
         good = condition(items)
         for field in items.type:
             good &= _is_filled(items.field(field.name))
@@ -320,7 +345,7 @@ def _echoes(block: Block) -> Mask:
 
     Every answer must have one tag more than was sent, as `_fits` makes sure.
     """
-    _, parents, tags = _items(block, "tags")
+    parents, tags = _items(block, "tags")
     sent = block["sent_tags"].combine_chunks().flatten()
     lengths = _lengths(block["sent_tags"])
     # The usual order: the tags as sent, then `submissionId`. `sources` says where each tag should come from.
@@ -344,7 +369,7 @@ def _echoes(block: Block) -> Mask:
 
 
 def _model_checks(block: Block) -> pa.Table:
-    keys, parents, checks = _items(block, TECHNICAL_CHECKS)
+    rows, checks = _items(block, TECHNICAL_CHECKS)
     starts = np.concatenate([[0], np.cumsum(_lengths(block[TECHNICAL_CHECKS]))[:-1]])
     statuses = checks.field("status").dictionary_encode()
     normalized = pa.array(
@@ -352,9 +377,9 @@ def _model_checks(block: Block) -> pa.Table:
     )
     return _table(
         MODEL_CHECKS,
-        **keys,
+        **_keys(block, rows),
         check_group=pa.array([TECHNICAL_CHECKS] * len(checks), _TEXT),
-        check_index=pa.array(np.arange(len(checks)) - starts[parents]),
+        check_index=pa.array(np.arange(len(checks)) - starts[rows]),
         type=checks.field("type"),
         status=checks.field("status"),
         normalized_status=normalized.take(statuses.indices),
@@ -365,10 +390,10 @@ def _model_checks(block: Block) -> pa.Table:
 
 
 def _verification_files(block: Block) -> pa.Table:
-    keys, _, files = _items(block, "files")
+    rows, files = _items(block, "files")
     return _table(
         VERIFICATION_FILES,
-        **keys,
+        **_keys(block, rows),
         category=files.field("category"),
         content_type=files.field("contentType"),
         file_size=files.field("fileSize"),
@@ -382,15 +407,18 @@ def _table(table: Table, **columns: Column) -> pa.Table:
     )
 
 
-def _items(block: Block, name: str) -> tuple[dict[str, Column], Whole, Column]:
-    """The elements of the list column `name`: their key columns, the row of each, and themselves."""
-    parents = np.repeat(np.arange(block.num_rows), _lengths(block[name]))
-    rows = pa.array(parents)
-    keys = {
-        "verification_id": block["verificationId"].take(rows),
-        "submission_id": block["submission_id"].take(rows),
+def _items(block: Block, name: str) -> tuple[Whole, Column]:
+    """The elements of the list column `name`: the row of each, and themselves."""
+    return np.repeat(np.arange(block.num_rows), _lengths(block[name])), block[name].combine_chunks().flatten()
+
+
+def _keys(block: Block, rows: Whole) -> dict[str, Column]:
+    """The key columns of the elements that belong to `rows`."""
+    places = pa.array(rows)
+    return {
+        "verification_id": block["verificationId"].take(places),
+        "submission_id": block["submission_id"].take(places),
     }
-    return keys, parents, block[name].combine_chunks().flatten()
 
 
 def _lengths(lists: Column) -> Whole:
@@ -399,13 +427,14 @@ def _lengths(lists: Column) -> Whole:
 
 
 def _is_filled(array: Column) -> Mask:
+    """Which values are there, and no empty text."""
     if array.type == _TEXT:
-        return _true(pc.greater(pc.binary_length(array), pa.scalar(0)))
+        return _true(pc.greater(array, _EMPTY))
     return _true(pc.is_valid(array))
 
 
 def _true(condition: Column, *, absent: bool = False) -> Mask:
-    return np.asarray(pc.fill_null(condition, absent))
+    return np.asarray(pc.fill_null(condition, absent) if condition.null_count else condition)
 
 
 def _in_range(numbers: Column, end: int, *, closed: bool = False) -> Mask:
