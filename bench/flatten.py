@@ -3,15 +3,17 @@
 Every way reads the same lake (days of answers and submissions), and writes the same four Parquet tables with
 zstd, with the same pseudonyms by the same function. Ours also keeps what the others lose: number literals,
 unknown fields, wrong types, what was echoed against what was sent, and `contract_drift`. Of the answers,
-`--odd` is the share with something to report. Each run is a process of its own; the ways take turns. The
+`--odd` is the share with something to report: an unknown field, a missing one, a null, an unknown status (a
+wrong type would fail the day of the strict ways). Each run is a process of its own; the ways take turns. The
 slow ways run once, and the slowest on a tenth of the days; no time is scaled but in the column per answer.
+The target for dlt is that of one process, its default; beside it is dlt with two.
 Run: `python bench/flatten.py [--rows N] [--days N] [--rounds N] [--odd SHARE]`: 15 minutes as it stands.
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
-import io
 import json
 import os
 import random
@@ -33,12 +35,13 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from kyc_pipeline.flatten.partition import flatten_partition
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import DICTIONARY_BYTES, ROW_GROUP_ROWS, Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
 PSEUDONYMS = Pseudonymizer("the key of the benchmark")
 CLEAR = frozenset({"submissionId", "companyId", "companyName"})
+ALLOCATOR = "ARROW_DEFAULT_MEMORY_POOL"
 TYPES = ("FACE_MATCH", "LIVENESS", "ID_QUALITY")
 
 
@@ -86,11 +89,13 @@ def answer(chance: random.Random, number: int, tags: dict[str, str], odd: float)
         ],
     }
     if chance.random() < odd:
-        variation = number % 3
+        variation = number % 4
         if variation == 0:
             result["risk"] = {"score": 3}
         elif variation == 1:
             del checks[0]["confidence"]
+        elif variation == 2:
+            checks[1]["details"] = None
         else:
             checks[2]["status"] = "SEE_DETAILS"
     return {"result": result}
@@ -177,7 +182,13 @@ def save(out: Path, day: str, **tables: pa.Table) -> None:
     for name, table in tables.items():
         folder = out / name / f"date={day}"
         folder.mkdir(parents=True)
-        pq.write_table(table, folder / "part-0.parquet", compression="zstd", row_group_size=122_880)
+        pq.write_table(
+            table,
+            folder / "part-0.parquet",
+            compression="zstd",
+            row_group_size=ROW_GROUP_ROWS,
+            dictionary_pagesize_limit=DICTIONARY_BYTES,
+        )
 
 
 S, W, F = pa.string(), pa.int64(), pa.float64()
@@ -211,14 +222,14 @@ def pyarrow_json(lake: Lake, out: Path, days: list[str]) -> None:
     """Lossy: unknown fields vanish, one wrong type fails the day."""
     for day in days:
         answers = texts_of(lake, day)
-        data = "\n".join(answers["response"].to_pylist()).encode()
+        lines = pc.binary_join_element_wise(answers["response"], "", "\n").combine_chunks()
         table = pj.read_json(
-            io.BytesIO(data),
+            pa.BufferReader(lines.buffers()[2]),
             parse_options=pj.ParseOptions(
                 explicit_schema=pa.schema([("result", RESULT)]), unexpected_field_behavior="ignore"
             ),
         )
-        del data
+        del lines
         result = table["result"].combine_chunks()
         keys = {"verification_id": result.field("verificationId"), "submission_id": answers["submission_id"]}
 
@@ -365,11 +376,16 @@ def polars_struct(lake: Lake, out: Path, days: list[str]) -> None:
         )
 
 
-def dlt_parquet(lake: Lake, out: Path, days: list[str]) -> None:
+def dlt_parquet(lake: Lake, out: Path, days: list[str], workers: int = 1) -> None:
     """dlt's own normaliser makes the tables, and hands the keys down to those of the lists."""
     import dlt
+    from dlt.common.json import json as fast_json
     from dlt.common.normalizers.json.relational import DataItemNormalizer
 
+    settings = {"DATA_WRITER__COMPRESSION": "zstd", "RUNTIME__DLTHUB_TELEMETRY": "false"}
+    if workers > 1:  # each works on a file of what was extracted
+        settings |= {"NORMALIZE__WORKERS": str(workers), "DATA_WRITER__FILE_MAX_ITEMS": "10000"}
+    os.environ |= settings
     keys = ("verification_id", "submission_id")
     schema = dlt.Schema("bench")
     DataItemNormalizer.update_normalizer_config(
@@ -381,20 +397,20 @@ def dlt_parquet(lake: Lake, out: Path, days: list[str]) -> None:
         dataset_name="d",
         pipelines_dir=str(out / "dlt"),
     )
-    os.environ["DATA_WRITER__COMPRESSION"] = "zstd"
+    pseudonym = functools.cache(PSEUDONYMS.tag)
 
     def shown(tag: dict[str, str]) -> dict[str, str | None]:
         name, value = tag["name"], tag["value"]
         return {
             "name": name,
             "value": value if name in CLEAR else None,
-            "pseudonym": PSEUDONYMS.tag(name, value),
+            "pseudonym": pseudonym(name, value),
         }
 
     def records(day: str) -> Iterator[dict[str, Any]]:
         documents = lake.read(SUBMISSIONS, day, ["id_sha256"])["id_sha256"].to_pylist()
         for row, document in zip(texts_of(lake, day).to_pylist(), documents, strict=True):
-            result = json.loads(row["response"])["result"]
+            result = fast_json.loads(row["response"])["result"]
             yield (
                 dict(zip(keys, (result["verificationId"], row["submission_id"]), strict=True))
                 | {name: result[name] for name, _ in SCALARS[1:] if name in result}
@@ -413,16 +429,22 @@ def dlt_parquet(lake: Lake, out: Path, days: list[str]) -> None:
         pipeline.run(records(day), table_name="verifications", schema=schema, loader_file_format="parquet")
 
 
+def dlt_two_workers(lake: Lake, out: Path, days: list[str]) -> None:
+    dlt_parquet(lake, out, days, workers=2)
+
+
 Way = Callable[[Lake, Path, list[str]], None]
-OURS, PEER = "kyc-pipeline", "pyarrow.json, a day at a time"
+OURS, PEER, DUCKDB = "kyc-pipeline", "pyarrow.json, a day at a time", "DuckDB from_json"
+LOSSY = {PEER, DUCKDB}
 WAYS: dict[str, tuple[Way, str | None, int, int]] = {
     OURS: (ours, None, 1, 3),
     PEER: (pyarrow_json, None, 1, 3),
-    "DuckDB from_json": (duckdb_from_json, "duckdb", 1, 3),
+    DUCKDB: (duckdb_from_json, "duckdb", 1, 3),
     "msgspec and dicts": (plain_python, "msgspec", 1, 1),
     "polars": (polars_struct, "polars", 1, 1),
     "pandas.json_normalize": (json_normalize, "pandas", 10, 1),
     "dlt": (dlt_parquet, "dlt", 10, 1),
+    "dlt, two processes": (dlt_two_workers, "dlt", 10, 1),
 }
 """The function, the package that it needs, of how many days it gets one, and its rounds at most."""
 
@@ -441,8 +463,11 @@ def measure(way: str, lake: Path, out: Path, days: int) -> dict[str, float]:
         "--days",
         str(days),
     ]
-    # The package says so to Arrow, but here Arrow is loaded first; the peers have what Arrow chooses.
-    environment = os.environ | ({"ARROW_DEFAULT_MEMORY_POOL": "jemalloc"} if way == OURS else {})
+    # The package asks Arrow for jemalloc, which here, where Arrow is loaded first, comes too late for ours;
+    # the peers have what Arrow chooses.
+    environment = {name: value for name, value in os.environ.items() if name != ALLOCATOR}
+    if way == OURS:
+        environment |= {ALLOCATOR: os.environ[ALLOCATOR]}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -452,9 +477,9 @@ def run(way: str, lake: Path, out: Path, days: int) -> None:
     for name in filter(None, ("pandas", package)):  # Arrow loads pandas with the first array of Python values
         importlib.import_module(name)
     out.mkdir()
-    started, started_cpu = time.perf_counter(), time.process_time()
+    started, started_cpu = time.perf_counter(), sum(os.times()[:4])
     function(Lake(str(lake)), out, days_of(days))
-    wall, cpu = time.perf_counter() - started, time.process_time() - started_cpu
+    wall, cpu = time.perf_counter() - started, sum(os.times()[:4]) - started_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"wall": wall, "cpu": cpu, "mb": peak}))
 
@@ -519,9 +544,10 @@ def verdict(
     def line(target: str, measured: str, is_met: bool) -> None:
         lines.append(f"| {target} | {measured} | {'met' if is_met else '**missed**'} |")
 
-    if OURS in cost and PEER in cost:
-        ratio = cost[OURS] / cost[PEER]
-        line("at most 1.5 × the fastest lossy peer", f"{ratio:.2f} × pyarrow.json", ratio <= 1.5)
+    if OURS in cost and LOSSY & cost.keys():
+        fastest = min(LOSSY & cost.keys(), key=lambda way: cost[way])
+        ratio = cost[OURS] / cost[fastest]
+        line("at most 1.5 × the fastest lossy peer", f"{ratio:.2f} × {fastest}", ratio <= 1.5)
     if OURS in cost:
         others = {way: value for way, value in cost.items() if way not in (OURS, PEER)}
         if others:

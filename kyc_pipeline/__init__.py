@@ -6,9 +6,10 @@ The folders read as the way data takes: `ingest`, `verify`, `flatten`, `analyze`
 """
 
 import os
+import platform
 import sys
 
-if sys.platform == "linux":
+if sys.platform == "linux" and platform.machine() == "x86_64":  # Arrow's other wheels may not have it
     # Arrow asks for it when it is loaded. Its own choice, mimalloc, keeps for each thread what that has
     # freed: flatten would take 100 MB more, or a tenth more time for page faults if it gave all back.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")

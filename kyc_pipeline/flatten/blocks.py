@@ -6,8 +6,8 @@ answer is left to the exact path (`records.py`), which decides what to say of it
 """
 
 import re
-from collections.abc import Callable, Collection
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Collection, Iterator
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -70,9 +70,15 @@ _ANSWER: Final = pa.struct(list(_SCHEMA))
 _SENT_TAGS: Final = pa.list_(_struct(key=_TEXT, value=_TEXT))
 _OPTIONAL: Final = "modelVersion"
 _EMPTY: Final = pa.scalar("")
+_LINE_END: Final = pa.scalar("\n")
 # With the first quote looked for last, the search is by a third faster: quotes are everywhere.
 _CONFIDENCE: Final = re.compile(rb'confidence(?<="confidence)"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
 _NULL: Final = re.compile(rb"null")
+_LATE_COLON: Final = re.compile(rb'"[ \t\r]+:')
+_LONGEST: Final = 1 << 16
+"""Bytes of an answer: what is longer (a usual one has 1,500) is read alone, so that a block stays small."""
+_SMALLEST: Final = 64
+"""Answers of a block that Arrow refuses and that is not halved any more."""
 _ISO: Final = (
     r"^(19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?$"
 )
@@ -89,6 +95,14 @@ Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Whole: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
+_SHAPES: Final = {
+    _TEXT: str,
+    _WHOLE: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)],
+    _FRACTION: float,
+    pa.bool_(): bool,
+}
+
+
 def _shape(name: str, type_: pa.DataType) -> object:
     """The msgspec type that accepts what Arrow's `type_` accepts, unknown fields refused."""
     if pa.types.is_struct(type_):
@@ -96,7 +110,7 @@ def _shape(name: str, type_: pa.DataType) -> object:
         return msgspec.defstruct(name or "Answer", fields, forbid_unknown_fields=True)
     if pa.types.is_list(type_):
         return list[_shape(name, type_.value_type)]  # type: ignore[misc]
-    return {_TEXT: str, _WHOLE: int, _FRACTION: float, pa.bool_(): bool}[type_]
+    return _SHAPES[type_]
 
 
 _SHAPE: Final = msgspec.json.Decoder(_shape("", _ANSWER))
@@ -110,8 +124,8 @@ def select(ids: Column, texts: Column, sent: Block) -> Block:
     submission has its id.
     """
     block = _read(ids, texts, sent)
-    block = where(block, _fits(block))
-    block = where(block, _echoes(block))
+    block = _where(block, _fits(block))
+    block = _where(block, _echoes(block))
     try:
         moments = _moments(block)
     except pa.ArrowInvalid:  # an ISO text of the right form that is in no calendar
@@ -121,7 +135,7 @@ def select(ids: Column, texts: Column, sent: Block) -> Block:
     return block.append_column("iso", moments)
 
 
-def where(rows: Block, mask: Mask) -> Block:
+def _where(rows: Block, mask: Mask) -> Block:
     """`rows.filter(mask)`, which copies them all, only where it changes something: it rarely does."""
     return rows if mask.all() else rows.filter(pa.array(mask))
 
@@ -182,121 +196,164 @@ class BlockFlattener:
 
 
 def _read(ids: Column, texts: Column, sent: Block) -> Block:
-    """The answers that Arrow can read, a column for each field, beside what was sent."""
+    """The answers that Arrow can read and that have known fields only, a column for each field, beside what
+    was sent."""
     answers = pa.table(
         {
             "position": pa.array(np.arange(len(texts))),
             "submission_id": ids,
-            "text": texts,
+            "line": texts,
             "id_sha256": sent["id_sha256"],
             "id_size": sent["id_size"],
             "selfie_size": sent["selfie_size"],
             "sent_tags": sent["tags"].cast(_SENT_TAGS),
         }
     )
-    lines = _lines(answers["text"])
-    if not _are_usable(lines):
-        answers = _kept(answers, _is_usable)
-        lines = _lines(answers["text"])
-    parsed = _parse(lines)
+    answers = _where(answers, _true(pc.less_equal(pc.binary_length(texts), pa.scalar(_LONGEST))))
+    lines = answers["line"]
+    if not pc.all(pc.ends_with(lines, "}")).as_py():  # many a server ends a body with a line break
+        lines = pc.ascii_rtrim(lines, " \t\r\n")
+    lines = pc.binary_join_element_wise(lines, _EMPTY, _LINE_END)
+    answers = answers.set_column(answers.schema.get_field_index("line"), "line", lines)
+    answers = _where(answers, _is_usable(answers["line"]))
+    parsed = _parsed(answers)
     if parsed is None:
-        answers = _kept(answers, _has_shape)
-        parsed = _parse(_lines(answers["text"]))
-    if parsed is None:
-        return _read(ids[:0], texts[:0], sent[:0])
-    result, literals, is_known = parsed
-    columns = {f.name: result.field(f.name) for f in _RESULT}
-    checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
-    # A list beside the checks, so that a filter keeps each literal with its check.
-    offsets: Column = pa.array(np.concatenate([[0], np.cumsum(_lengths(checks))]), pa.int32())
-    columns |= {TECHNICAL_CHECKS: checks, "literals": pa.ListArray.from_arrays(offsets, literals)}
-    for name, column in columns.items():
-        answers = answers.append_column(name, column)
-    return answers.drop_columns("text").append_column("is_known", pa.array(is_known))
+        has_shape = np.array([_has_shape(line) for line in answers["line"].to_pylist()], np.bool_)
+        parsed = _parsed_by_halves(_where(answers, has_shape))
+    return parsed.drop_columns("line")
 
 
-def _kept(answers: Block, test: Callable[[str | None], bool]) -> Block:
-    return where(answers, np.array([test(text) for text in answers["text"].to_pylist()], np.bool_))
+def _buffer(lines: Column) -> tuple[Column, Whole]:
+    """The buffer that holds all `lines`, and where each ends in it."""
+    array = lines.combine_chunks()
+    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :][: len(array) + 1].astype(np.int64)
+    data = array.buffers()[2] or pa.py_buffer(b"")
+    return data[offsets[0] : offsets[-1]], offsets[1:] - offsets[0]
 
 
-def _lines(texts: Column) -> Column:
-    """`texts`, each ended by a line break; NULL stays."""
-    return pc.binary_join_element_wise(texts, pa.scalar(""), pa.scalar("\n")).combine_chunks()
+def _is_usable(lines: Column) -> Mask:
+    """Which are one document on one line, and without null, which Arrow does not tell from a missing field.
+
+    A document that is not closed could go on in the next line, but none starts with a brace after a brace.
+    """
+    buffer, ends = _buffer(lines)
+    data = np.frombuffer(buffer, np.uint8)
+    starts = np.append(0, ends[:-1])[: len(ends)]
+    usable: Mask = (data[starts] == ord("{")) & (data[ends - 2] == ord("}"))
+    spoilt = [match.start() for match in _NULL.finditer(buffer)]
+    is_break = data == ord("\n")
+    if np.count_nonzero(is_break) > len(ends):
+        spoilt += np.setdiff1d(np.flatnonzero(is_break), ends - 1).tolist()
+    usable[_rows_of(spoilt, ends)] = False
+    return usable
 
 
-def _data(lines: Column) -> Column:
-    """The buffer that holds all `lines`, which are not sliced."""
-    return lines.buffers()[2] or pa.py_buffer(b"")
+def _rows_of(places: Whole | list[int], ends: Whole) -> Whole:
+    """The lines, which end at `ends`, that the bytes at `places` belong to."""
+    rows: Whole = np.searchsorted(ends, places, side="right")
+    return rows
 
 
-def _are_usable(lines: Column) -> bool:
-    """Whether all are usable texts: the usual block, told in half the time."""
-    data = np.frombuffer(_data(lines), np.uint8)
-    starts = np.frombuffer(lines.buffers()[1], np.int32)[: len(lines)]
-    return (
-        not lines.null_count
-        and bool((data[starts] == ord("{")).all())
-        and np.count_nonzero(data == ord("\n")) == len(lines)
-        and not _NULL.search(_data(lines))
-    )
-
-
-def _is_usable(text: str | None) -> bool:
-    """Whether it is on one line and without null, which Arrow does not tell from a missing field."""
-    return text is not None and text.startswith("{") and "\n" not in text and "null" not in text
-
-
-def _has_shape(text: str | None) -> bool:
+def _has_shape(line: str) -> bool:
     try:
-        _SHAPE.decode(text or "")
+        _SHAPE.decode(line)
     except (msgspec.DecodeError, RecursionError):
         return False
     return True
 
 
-def _parse(lines: Column) -> tuple[Column, Column, Mask] | None:
-    """The results of `lines`, the literal of each check's confidence, and which have known fields only.
+def _parsed(answers: Block) -> Block | None:
+    """The `answers` with a column for each field of the contract, and which have known fields only.
 
     None if one of them cannot be read with the contract's types.
     """
-    table, data = _SCHEMA.empty_table(), _data(lines)
-    source: Any = pa.BufferReader(data)
-    if len(lines):
-        try:
-            table = pj.read_json(
-                source,
-                read_options=pj.ReadOptions(use_threads=False, block_size=data.size + 1),
-                # An unknown field becomes a column, which tells the answers that have it.
-                parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="infer"),
-            )
-        except pa.ArrowInvalid:
-            return None
-    literals = _CONFIDENCE.findall(data)
-    answers: Column = table.combine_chunks().to_struct_array().combine_chunks()
-    is_known = ~_has_more(answers, _ANSWER)
-    result = answers.field("result").cast(_RESULT)
-    checks = result.field("modelResults").field(TECHNICAL_CHECKS)
-    has_score = _true(pc.is_valid(checks.flatten().field("confidence")))
-    if table.num_rows != len(lines) or len(literals) != has_score.sum():
+    lines = answers["line"]
+    try:
+        result = _parse(lines)
+    except pa.ArrowInvalid:
+        return None
+    if len(result) != len(lines):
+        return None
+    # Without null, each key that is not unknown has a value: with `result` itself, one more.
+    is_known = _key_counts(lines) == _value_counts(result) + 1
+    columns = {f.name: result.field(f.name) for f in _RESULT}
+    checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
+    # Where no field is unknown, each confidence in the text is that of a check.
+    literals = _CONFIDENCE.findall(_buffer(_where(lines, is_known))[0])
+    scores = pc.is_valid(checks.flatten().field("confidence"))
+    has_score = _true(scores) & np.repeat(is_known, _lengths(checks))
+    if len(literals) != has_score.sum():
         return None
     given = iter(literals)
-    literal_of_each = [next(given) if has else None for has in has_score.tolist()]
-    return result, pa.array(literal_of_each, _TEXT), is_known
+    literal_of_each = pa.array([next(given) if has else None for has in has_score.tolist()], _TEXT)
+    # A list beside the checks, so that a filter keeps each literal with its check.
+    offsets: Column = pa.array(np.append(0, np.cumsum(_lengths(checks))), pa.int32())
+    columns |= {TECHNICAL_CHECKS: checks, "literals": pa.ListArray.from_arrays(offsets, literal_of_each)}
+    for name, column in columns.items():
+        answers = answers.append_column(name, column)
+    return answers.append_column("is_known", pa.array(is_known))
 
 
-def _has_more(array: Column, known: pa.DataType) -> Mask:
-    """Which values of `array` have a field that `known`, its type by the contract, has not."""
-    more = np.zeros(len(array), dtype=np.bool_)
-    if array.type == known:
-        return more
-    if pa.types.is_list(known):
-        more[np.asarray(pc.list_parent_indices(array))[_has_more(array.flatten(), known.value_type)]] = True
-    elif pa.types.is_struct(known):
-        for each in array.type:
-            member = array.field(each.name)
-            index = known.get_field_index(each.name)
-            more |= _true(pc.is_valid(member)) if index < 0 else _has_more(member, known.field(index).type)
-    return more
+def _parsed_by_halves(answers: Block) -> Block:
+    """`_parsed`, and what Arrow still refuses, such as a repeated key, costs only the few around it."""
+    parsed = _parsed(answers)
+    if parsed is not None:
+        return parsed
+    if answers.num_rows <= _SMALLEST:
+        return _parsed_by_halves(answers[:0])
+    half = answers.num_rows // 2
+    return pa.concat_tables([_parsed_by_halves(answers[:half]), _parsed_by_halves(answers[half:])])
+
+
+def _parse(lines: Column) -> Column:
+    """The result of each line; an unknown field vanishes. Raises `pa.ArrowInvalid`."""
+    data, _ = _buffer(lines)
+    if not data.size:
+        return pa.array([], _RESULT)
+    source: Any = pa.BufferReader(data)
+    table = pj.read_json(
+        source,
+        read_options=pj.ReadOptions(use_threads=False, block_size=data.size + 1),
+        parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
+    )
+    return table["result"].combine_chunks()
+
+
+def _key_counts(lines: Column) -> Whole:
+    """How many keys each line has, or more where a text holds what looks like a key; -1 where a blank
+    follows a key, which is not counted."""
+    buffer, ends = _buffer(lines)
+    counts = np.zeros(len(ends), dtype=np.int64)
+    for places in _places(buffer, b'":'):
+        counts += np.diff(np.searchsorted(places, ends), prepend=0)
+    for pair in (b'" ', b'"\t', b'"\r'):
+        for places in _places(buffer, pair):
+            late = [place for place in places.tolist() if _LATE_COLON.match(buffer, place)]
+            counts[_rows_of(late, ends)] = -1
+    return counts
+
+
+def _places(buffer: Column, pair: bytes) -> Iterator[Whole]:
+    """Where the two bytes of `pair` stand in `buffer`: at even places, then at odd ones."""
+    data = np.frombuffer(buffer, np.uint8)
+    for start in (0, 1):
+        pairs = data[start : start + (len(data) - start) // 2 * 2].view(np.uint16)
+        yield np.flatnonzero(pairs == np.frombuffer(pair, np.uint16)) * 2 + start
+
+
+def _value_counts(array: Column) -> Whole:
+    """How many members each of `array` has, at any depth."""
+    if pa.types.is_list(array.type):
+        sums = np.append(0, np.cumsum(_value_counts(array.flatten())))
+        counts: Whole = np.diff(sums[np.append(0, np.cumsum(_lengths(array)))])
+        return counts
+    counts = np.zeros(len(array), dtype=np.int64)
+    if pa.types.is_struct(array.type):
+        for member in map(array.field, range(array.type.num_fields)):
+            counts += _true(pc.is_valid(member)) if member.null_count else 1
+            if pa.types.is_nested(member.type):
+                counts += _value_counts(member)
+    return counts
 
 
 def _fits(block: Block) -> Mask:

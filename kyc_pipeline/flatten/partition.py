@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from kyc_pipeline.deepxl import contract
 from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole, select, where
+from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
@@ -41,6 +41,8 @@ _Result = TypeVar("_Result")
 WORKERS: Final = 2
 BATCH_ROWS: Final = 4096
 """Answers at a time, at most: half as many take 50 MB less and a tenth more time."""
+BATCH_BYTES: Final = 1 << 24
+"""Bytes of a batch's answers, on the average of the day: more than twice the usual."""
 _RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
 _SENT_COLUMNS: Final = ["submission_id", "id_sha256", "id_size", "selfie_size", "tags"]
 _SENT_SCHEMA: Final = pa.schema([pa.field(name, SUBMISSIONS.column(name).type) for name in _SENT_COLUMNS])
@@ -88,7 +90,7 @@ def flatten_partition(
             table: stack.enter_context(lake.writer(table, date, metadata))
             for table in (*FACTS, CONTRACT_DRIFT)
         }
-        # Most of the work is Arrow's and DuckDB's own, beside Python's.
+        # Much of the work is Arrow's own, beside Python's.
         batches = stack.enter_context(closing(_batches(lake, date)))
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
         facts = {table: _RowGroups(writers[table], pool) for table in FACTS}
@@ -102,6 +104,8 @@ def flatten_partition(
         writers[CONTRACT_DRIFT].write(flattener.drift.rows())
         if source_of(lake, date) != source:
             raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
+    # What Arrow keeps of what was freed would grow with each day of a run.
+    pa.default_memory_pool().release_unused()
     summary.verifications, summary.checks, summary.tags, summary.files, summary.drift = (
         writer.rows for writer in writers.values()
     )
@@ -183,21 +187,25 @@ class _Flattened:
 
 
 def _batches(lake: Lake, date: str) -> Generator[_Batch, None, None]:
-    size = _batch_rows(lake.row_count(VERIFICATION_RESPONSES, date))
+    size = _batch_rows(
+        max(lake.row_count(table, date) for table in (VERIFICATION_RESPONSES, SUBMISSIONS)),
+        lake.byte_count(VERIFICATION_RESPONSES, date),
+    )
     submissions = _Submissions(lake, date, size)
     for responses in _sorted_batches(lake, VERIFICATION_RESPONSES, date, _RESPONSE_COLUMNS, size):
         is_completed = pc.equal(responses["outcome"], pa.scalar(Outcome.COMPLETED.value))
-        completed = where(responses, np.asarray(is_completed))
+        all_are = pc.all(is_completed).as_py()
+        completed = responses if all_are else responses.filter(is_completed)
         ids = completed["submission_id"]
         yield _Batch(responses.num_rows, ids, completed["response"], submissions.of(ids))
     submissions.read_out()
 
 
-def _batch_rows(count: int) -> int:
-    """Rows of a batch of a day of `count`: batches alike, and as many for each worker, so that none is left
-    to do the last one alone."""
-    rounds = max(1, math.ceil(count / (WORKERS * BATCH_ROWS)))
-    return max(1, math.ceil(count / (WORKERS * rounds)))
+def _batch_rows(rows: int, size: int) -> int:
+    """Rows of a batch of a day of `rows`, whose answers have `size` bytes: batches alike, and as many for
+    each worker, so that none is left to do the last one alone."""
+    rounds = math.ceil(max(1, rows / BATCH_ROWS, size / BATCH_BYTES) / WORKERS)
+    return math.ceil(max(1, rows) / (WORKERS * rounds))
 
 
 def _in_turn(

@@ -193,6 +193,12 @@ class Lake:
         with self._parquet(table, date, footer_only=True) as file:
             return int(file.metadata.num_rows)
 
+    def byte_count(self, table: Table, date: str) -> int:
+        """Bytes of the partition's rows before compression, from its footer."""
+        with self._parquet(table, date, footer_only=True) as file:
+            groups = range(file.metadata.num_row_groups)
+            return sum(file.metadata.row_group(group).total_byte_size for group in groups)
+
     def metadata(self, table: Table, date: str) -> dict[str, str]:
         """The footer's metadata, as given to the writer."""
         with self._parquet(table, date, footer_only=True) as file:

@@ -1,6 +1,7 @@
 """A day of answers into the five curated tables."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten import partition
@@ -196,6 +199,58 @@ def test_an_unsorted_partition_is_refused_and_nothing_changes(day: Day, table: A
     with pytest.raises(KycError, match=f"{table.name} partition {DAY} is not sorted by submission_id"):
         day.flatten()
     assert [day.rows(each) for each in CURATED] == before
+
+
+@pytest.mark.parametrize("answered", [[], ["s-1"], ["s-1", "s-2"]])
+def test_submissions_out_of_order_are_found_wherever_they_stand(
+    day: Day, answered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition, "BATCH_ROWS", 1)
+    submissions = [submission_row(id_) for id_ in ("s-1", "s-2", "s-3", "s-5", "s-4")]
+    day.write([response_row(id_, text_of(echo(id_))) for id_ in answered], submissions)
+    with pytest.raises(KycError, match=f"submissions partition {DAY} is not sorted by submission_id"):
+        day.flatten()
+
+
+@pytest.mark.parametrize(("answered", "sent"), [(0, 500), (1, 500), (500, 1), (499, 500)])
+def test_a_day_is_read_in_few_batches(
+    day: Day, answered: int, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"s-{n:03}" for n in range(500)]
+    day.write([response_row(id_, SEED_TEXT) for id_ in ids[:answered]], [*map(submission_row, ids[:sent])])
+    sizes = []
+    read = day.lake.batches
+
+    def batches(*arguments: Any) -> Any:
+        for batch in read(*arguments):
+            sizes.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(day.lake, "batches", batches)
+    summary = day.flatten()
+    assert (summary.completed, summary.without_submission) == (answered, max(0, answered - sent))
+    assert sum(sizes) == answered + sent
+    assert len(sizes) <= 4
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**12))
+def test_batches_are_alike_and_as_many_for_each_worker(rows: int, size: int) -> None:
+    batch = partition._batch_rows(rows, size)
+    count = math.ceil(rows / batch)
+    assert 1 <= batch <= partition.BATCH_ROWS
+    assert batch == 1 or size / max(1, rows) * (batch - 1) <= partition.BATCH_BYTES
+    # Where the rows do not divide, the last batches of a round may be smaller, or none be left for them.
+    assert count % partition.WORKERS == 0 or rows - (count - 1) * batch <= batch <= max(1, count)
+
+
+def test_a_day_of_large_answers_is_read_in_small_batches(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [text_of(echo(f"s-{n}", more="x" * 3_000, verificationId=n)) for n in range(10)]
+    usual = day.flatten(*texts)
+    before = [day.rows(table) for table in CURATED]
+    monkeypatch.setattr(partition, "BATCH_BYTES", 10_000)
+    summary = day.flatten(*texts)
+    assert [day.rows(table) for table in CURATED] == before
+    assert summary == usual
 
 
 @pytest.mark.parametrize("table", [SUBMISSIONS, VERIFICATION_RESPONSES])
