@@ -11,6 +11,7 @@ from kyc_pipeline.analyze.build import OWN_TABLES
 from kyc_pipeline.analyze.lineage import answer_fields
 from kyc_pipeline.analyze.models import load_macros, load_models
 from kyc_pipeline.analyze.quality import load_checks
+from kyc_pipeline.lake.anomalies import Anomaly
 from kyc_pipeline.lake.tables import TABLES, CheckStatus, DriftKind, Outcome, Reason
 
 PREFACE = """# Data dictionary
@@ -49,6 +50,7 @@ def _lines() -> Iterator[str]:
                 for column in table.columns
             ),
         )
+    yield "\nIn `contract_drift.path`, `?` stands for a key that does not look like a name: it may be data.\n"
     yield "\n## Words\n"
     for title, words in (
         ("outcome", Outcome),
@@ -57,6 +59,8 @@ def _lines() -> Iterator[str]:
         ("kind", DriftKind),
     ):
         yield f"- `{title}`: {', '.join(f'`{word}`' for word in words)}"
+    yield "\nIn `verifications.anomalies`, what is odd about one answer:\n"
+    yield from _rows(("anomaly", "meaning"), ((f"`{code}`", code.description) for code in Anomaly))
     yield "\n## Warehouse"
     for model in load_models():
         yield f"\n### `{model.name}`\n\n{model.description}\n"

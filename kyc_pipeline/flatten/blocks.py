@@ -69,8 +69,6 @@ _SCHEMA: Final = pa.schema([("result", _RESULT)])
 _ANSWER: Final = pa.struct(list(_SCHEMA))
 _SENT_TAGS: Final = pa.list_(_struct(key=_TEXT, value=_TEXT))
 _OPTIONAL: Final = "modelVersion"
-_EMPTY: Final = pa.scalar("")
-_LINE_END: Final = pa.scalar("\n")
 # With the first quote looked for last, the search is by a third faster: quotes are everywhere.
 _CONFIDENCE: Final = re.compile(rb'confidence(?<="confidence)"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
 _NULL: Final = re.compile(rb"null")
@@ -196,8 +194,10 @@ class BlockFlattener:
 
 
 def _read(ids: Column, texts: Column, sent: Block) -> Block:
-    """The answers that Arrow can read and that have known fields only, a column for each field, beside what
-    was sent."""
+    """The answers that Arrow can read, a column for each field of the contract, beside what was sent.
+
+    `is_known` says which have no other field.
+    """
     answers = pa.table(
         {
             "position": pa.array(np.arange(len(texts))),
@@ -213,7 +213,7 @@ def _read(ids: Column, texts: Column, sent: Block) -> Block:
     lines = answers["line"]
     if not pc.all(pc.ends_with(lines, "}")).as_py():  # many a server ends a body with a line break
         lines = pc.ascii_rtrim(lines, " \t\r\n")
-    lines = pc.binary_join_element_wise(lines, _EMPTY, _LINE_END)
+    lines = pc.binary_join_element_wise(lines, pa.scalar(""), pa.scalar("\n"))
     answers = answers.set_column(answers.schema.get_field_index("line"), "line", lines)
     answers = _where(answers, _is_usable(answers["line"]))
     parsed = _parsed(answers)
@@ -234,7 +234,8 @@ def _buffer(lines: Column) -> tuple[Column, Whole]:
 def _is_usable(lines: Column) -> Mask:
     """Which are one document on one line, and without null, which Arrow does not tell from a missing field.
 
-    A document that is not closed could go on in the next line, but none starts with a brace after a brace.
+    One that is not closed would go on in the next line, but within a document no brace opens right after one
+    that closes.
     """
     buffer, ends = _buffer(lines)
     data = np.frombuffer(buffer, np.uint8)
@@ -263,7 +264,8 @@ def _has_shape(line: str) -> bool:
 
 
 def _parsed(answers: Block) -> Block | None:
-    """The `answers` with a column for each field of the contract, and which have known fields only.
+    """The `answers` with a column for each field of the contract, each check's confidence as it was written
+    (`literals`), and `is_known`.
 
     None if one of them cannot be read with the contract's types.
     """
@@ -361,7 +363,7 @@ def _fits(block: Block) -> Mask:
     fits = np.array(block["is_known"])
     for name in _SCALARS:
         fits &= _is_filled(block[name])
-    fits &= _true(pc.not_equal(block[_OPTIONAL], _EMPTY), absent=True)
+    fits &= _true(pc.not_equal(block[_OPTIONAL], pa.scalar("")), absent=True)
     fits &= _in_range(block["timestamp"], _LATEST)
     fits &= _true(pc.match_substring_regex(block["timestampISO"], _ISO))
     fits &= _true(pc.equal(block["idFileSize"], block["id_size"]))
@@ -486,7 +488,7 @@ def _lengths(lists: Column) -> Whole:
 def _is_filled(array: Column) -> Mask:
     """Which values are there, and no empty text."""
     if array.type == _TEXT:
-        return _true(pc.greater(array, _EMPTY))
+        return _true(pc.greater(array, pa.scalar("")))
     return _true(pc.is_valid(array))
 
 

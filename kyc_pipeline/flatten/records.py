@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from kyc_pipeline.deepxl.contract import Received, integer, normalize_status
 from kyc_pipeline.deepxl.jsontext import Json, Object, read_json, write_json
-from kyc_pipeline.flatten.anomalies import Anomaly
 from kyc_pipeline.flatten.drift import DriftCounter, shown, survey
 from kyc_pipeline.flatten.values import (
     MICROSECONDS,
@@ -21,6 +20,7 @@ from kyc_pipeline.flatten.values import (
     iso_microseconds,
     valid_unicode,
 )
+from kyc_pipeline.lake.anomalies import Anomaly
 from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS, Table
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 

@@ -78,7 +78,7 @@ def read_manifest(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     """
     reader = reader_of(path)
     if reader is None:
-        raise ManifestUnreadable(path, "is neither .csv, .jsonl nor .parquet")
+        raise ManifestUnreadable(path, "is neither .csv, .tsv, .jsonl nor .parquet")
     try:
         yield from reader(path, ignored)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -125,11 +125,19 @@ def _text_blocks(path: Path) -> Iterator[str]:
         source = gzip.GzipFile(fileobj=raw) if zipped else raw
         block = source.read(BLOCK_BYTES)
         decoder = codecs.getincrementaldecoder(_encoding_of(block))()
-        last = ""
+        last, lines = "", 0
         while block:
-            text = decoder.decode(block)
+            try:
+                text = decoder.decode(block)
+            except UnicodeDecodeError as error:
+                before = error.object[: error.start].decode(error.encoding, "replace")
+                line = lines + _line_ends(before) + 1
+                reason = f"is not {error.encoding} text (line {line}): save it as UTF-8"
+                raise ManifestUnreadable(path, reason) from error
             if "\0" in text:
-                raise ManifestUnreadable(path, "is not text")
+                line = lines + _line_ends(text[: text.index("\0")]) + 1
+                raise ManifestUnreadable(path, f"is not text: line {line} has a NUL character")
+            lines += _line_ends(text)
             if text:
                 last = text
                 yield text
@@ -137,6 +145,10 @@ def _text_blocks(path: Path) -> Iterator[str]:
         decoder.decode(b"", final=True)
         if last and last[-1] not in "\r\n":
             yield "\n"
+
+
+def _line_ends(text: str) -> int:
+    return text.count("\n") or text.count("\r")
 
 
 def _encoding_of(start: bytes) -> str:
@@ -479,6 +491,8 @@ def _json(value: object) -> str:
 _READERS: Final[dict[str, Reader]] = {
     ".csv": _read_csv,
     ".csv.gz": _read_csv,
+    ".tsv": _read_csv,
+    ".tsv.gz": _read_csv,
     ".jsonl": _read_jsonl,
     ".jsonl.gz": _read_jsonl,
     ".parquet": _read_parquet,

@@ -197,7 +197,7 @@ class _Run:
 
     def without_calls(self, before: Scan) -> VerifySummary:
         """Sees to it that every submission has an outcome in the lake, as far as the ledger knows."""
-        if not before.open_claims and is_current(self.lake, self.date, before.digest):
+        if not before.open_claims and is_current(self.lake, self.date, before):
             self.raise_conflict(before)
             return self.summary(before)
         lease = self.ledger.acquire(self.date, self.run_id)

@@ -179,12 +179,19 @@ def work(lake: Lake, ledger: Ledger, date: str, policy: Literal["hold", "retry"]
             yield found
 
 
-def is_current(lake: Lake, date: str, digest: str) -> bool:
-    """Whether the lake's partition already says what the ledger knows."""
+def is_current(lake: Lake, date: str, now: Scan) -> bool:
+    """Whether the lake's partition already says what the ledger knows, by its footer and by its rows: one
+    that somebody damaged is written again."""
     if not lake.exists(VERIFICATION_RESPONSES, date):
         return False
     metadata = lake.metadata(VERIFICATION_RESPONSES, date)
-    return metadata.get(STATE_KEY) == ResponsesState.COMPLETE and metadata.get(DIGEST_KEY) == digest
+    if metadata.get(STATE_KEY) != ResponsesState.COMPLETE or metadata.get(DIGEST_KEY) != now.digest:
+        return False
+    rows = lake.read(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"])
+    sent = lake.read(SUBMISSIONS, date, ["submission_id"]).sort_by("submission_id")
+    return rows["submission_id"].equals(sent["submission_id"]) and (
+        Counter(rows["outcome"].to_pylist()) == now.outcomes
+    )
 
 
 def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, digest: str) -> None:

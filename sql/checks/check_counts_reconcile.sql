@@ -10,6 +10,7 @@ SELECT
     coalesce(c.checks, 0) AS checks
 FROM verifications AS v
 FULL JOIN (
-    SELECT date, verification_id, count(*) AS checks FROM model_checks GROUP BY date, verification_id
-) AS c ON c.date = v.date AND c.verification_id = v.verification_id
+    SELECT date, submission_id, verification_id, count(*) AS checks
+    FROM model_checks GROUP BY date, submission_id, verification_id
+) AS c ON c.date = v.date AND c.submission_id = v.submission_id AND c.verification_id = v.verification_id
 WHERE v.check_count IS DISTINCT FROM coalesce(c.checks, 0)

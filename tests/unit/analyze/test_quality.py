@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from kyc_pipeline.analyze.quality import Severity, check_build, load_checks
@@ -108,6 +109,18 @@ def test_an_error_is_found(lake: Lake, built: Built, damage: Callable[[Lake], No
     assert not result.passed
     assert result.count >= 1
     assert result.sample
+
+
+def test_two_submissions_with_one_verification_id_are_not_taken_for_lost_checks(
+    lake: Lake, built: Built
+) -> None:
+    write_day(lake, DAY, sound())
+    for table in (VERIFICATIONS, MODEL_CHECKS):
+        rows = lake.read(table, DAY)
+        same = pa.array([rows["verification_id"][0].as_py()] * rows.num_rows, pa.int64())
+        lake.write(table, DAY, rows.set_column(0, "verification_id", same), {"source": "answers"})
+    assert "verification_ids_are_unique" in failed(built())
+    assert "check_counts_reconcile" not in failed(built())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kyc_pipeline.deepxl.contract import receive
-from kyc_pipeline.flatten.anomalies import Anomaly
+from kyc_pipeline.lake.anomalies import Anomaly
 from kyc_pipeline.lake.tables import (
     MODEL_CHECKS,
     VERIFICATION_FILES,

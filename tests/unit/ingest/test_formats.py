@@ -18,6 +18,7 @@ from kyc_pipeline.errors import KycError
 HEADER = "submission_id,id_file,selfie_file,tags\n"
 ROWS = 'A1,id.jpg,selfie.png,"{""k"":""ü, \n;""}"\nA2,id.jpg,selfie.png,\n'
 CSV = HEADER + ROWS.replace(", \n;", ", ;")
+TABS = CSV.replace(",", "\t").replace("ü\t ;", "ü, ;").encode()
 EXPECTED = [("A1", [("k", "ü, ;")]), ("A2", [])]
 
 VARIANTS: list[tuple[str, str, Callable[[], bytes]]] = [
@@ -30,7 +31,13 @@ VARIANTS: list[tuple[str, str, Callable[[], bytes]]] = [
     ("UTF-16 LE without mark", "a.csv", lambda: CSV.encode("utf-16-le")),
     ("UTF-16 BE without mark", "a.csv", lambda: CSV.encode("utf-16-be")),
     ("semicolons", "a.csv", lambda: CSV.replace(",", ";").replace("ü; ;", "ü, ;").encode()),
-    ("tabs", "a.csv", lambda: CSV.replace(",", "\t").replace("ü\t ;", "ü, ;").encode()),
+    ("tabs", "a.csv", lambda: TABS),
+    ("tabs, by name", "a.tsv", lambda: TABS),
+    (
+        "tabs, by name, zipped",
+        "a.tsv.gz",
+        lambda: gzip.compress(CSV.replace(",", "\t").replace("ü\t ;", "ü, ;").encode()),
+    ),
     ("no last line end", "a.csv", lambda: CSV.rstrip("\n").encode()),
     ("empty lines", "a.csv", lambda: ("\n\n" + CSV.replace("\nA", "\n\nA") + "\n\n").encode()),
     ("spaces in the header", "a.csv", lambda: CSV.replace("id_file,", " id_file ,").encode()),
@@ -209,15 +216,20 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
         "has the column id_file twice",
     ),
     ("a picture", "a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not"),
-    ("Latin-1", "a.csv", (HEADER + "A1,ü.jpg,selfie.png,\n").encode("latin-1"), "is not utf-8 text"),
-    ("NUL bytes", "a.csv", (HEADER + "A1,i\0d.jpg,selfie.png,\n").encode(), "is not text"),
+    (
+        "Latin-1",
+        "a.csv",
+        (HEADER + "A1,ü.jpg,selfie.png,\n").encode("latin-1"),
+        r"is not utf-8 text \(line 2\)",
+    ),
+    ("NUL bytes", "a.csv", (HEADER + "A1,i\0d.jpg,selfie.png,\n").encode(), "is not text: line 2 has a NUL"),
     ("half a UTF-16 character", "a.csv", CSV.encode("utf-16")[:-1], "is not utf-16-le text"),
     ("open quote", "a.csv", (HEADER + 'A1,"id.jpg,selfie.png,\nA2,id.jpg,selfie.png,\n').encode(), "quotes"),
     ("open quote and many rows", "a.csv", (HEADER + 'A,"' + "x,y,z,\n" * 1_500_000).encode(), "more than"),
     ("no gzip", "a.csv.gz", b"\x1f\x8bnonsense", "damaged .gz"),
     ("cut gzip", "a.csv.gz", gzip.compress(CSV.encode())[:-12], "damaged .gz"),
     ("damaged gzip", "a.csv.gz", gzip.compress(CSV.encode())[:-8] + bytes(8), "damaged .gz"),
-    ("Latin-1 lines", "a.jsonl", b'{"a":"\xfc"}\n', "is not utf-8 text"),
+    ("Latin-1 lines", "a.jsonl", b'{}\n{}\n{"a":"\xfc"}\n', r"is not utf-8 text \(line 3\)"),
     ("a line without end", "a.jsonl", b"x" * 9_000_000, "more than"),
     ("no Parquet", "a.parquet", b"PAR1", "is not a readable Parquet file"),
     ("cut Parquet", "a.parquet", parquet(submission_id=["A1"])[:-20], "is not a readable Parquet file"),

@@ -1,7 +1,9 @@
 """The main way of the engine: sent once, recorded, written; a second run makes no call."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from world import DATE, TOKEN, World
 
@@ -59,6 +61,37 @@ def test_the_table_is_rebuilt_from_the_ledger_without_a_call(world: World) -> No
         world.verify()
     before = world.responses()
     Path(world.lake.path(VERIFICATION_RESPONSES, DATE)).unlink()
+    summary = world.verify(run_id="run-2")
+    assert (summary.calls, summary.written) == (0, True)
+    assert world.responses() == before
+
+
+def without_a_row(rows: pa.Table) -> pa.Table:
+    return rows.slice(1)
+
+
+def with_a_stray_row(rows: pa.Table) -> pa.Table:
+    stray = pa.Table.from_pylist([rows.to_pylist()[0] | {"submission_id": "z"}], rows.schema)
+    return pa.concat_tables([rows, stray])
+
+
+def with_another_outcome(rows: pa.Table) -> pa.Table:
+    first, *others = rows.to_pylist()
+    return pa.Table.from_pylist([first | {"outcome": "quarantined"}, *others], rows.schema)
+
+
+@pytest.mark.parametrize("damage", [without_a_row, with_a_stray_row, with_another_outcome])
+def test_a_damaged_table_is_written_again_though_its_footer_is_current(
+    world: World, damage: Callable[[pa.Table], pa.Table]
+) -> None:
+    world.submit("a", "b")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify()
+    before = world.responses()
+    footer = world.lake.metadata(VERIFICATION_RESPONSES, DATE)
+    damaged = damage(world.lake.read(VERIFICATION_RESPONSES, DATE).replace_schema_metadata())
+    world.lake.write(VERIFICATION_RESPONSES, DATE, damaged, footer)
     summary = world.verify(run_id="run-2")
     assert (summary.calls, summary.written) == (0, True)
     assert world.responses() == before
