@@ -65,7 +65,7 @@ class Spent:
 
 def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:
     """Runs `days`, prints what was done and what is left; returns the exit code."""
-    check_landing(settings)
+    check_landing(settings, days)
     pipeline = Pipeline(settings)
     check_api_when_needed(pipeline, days)
     instance = open_instance()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ingest.manifests import require_landing, stray_folders
+from kyc_pipeline.ingest.manifests import ignored_count, require_landing, stray_folders
 from kyc_pipeline.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,13 +53,25 @@ def days_between(first: date, last: date, settings: Settings) -> list[str]:
     return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]
 
 
-def check_landing(settings: Settings) -> None:
-    """Ends without a landing zone, and warns on standard error of folders in it that are never read."""
+def check_landing(settings: Settings, days: Sequence[str]) -> None:
+    """Ends without a landing zone, and warns on standard error of what in it is never read.
+
+    That is folders, and in the folders of `days` what is no manifest by its name; such names may be personal,
+    so they are only counted.
+    """
     require_landing(settings.kyc_landing)
-    for name in stray_folders(settings.kyc_landing):
-        click.echo(
-            f"warning: manifests/{name} is not read: a day's folder is named like 2024-09-01", err=True
-        )
+    never_read = [
+        f"manifests/{name} is not read: a day's folder is named like 2024-09-01"
+        for name in stray_folders(settings.kyc_landing)
+    ]
+    counts = {day: ignored_count(settings.kyc_landing, day) for day in days}
+    never_read += [
+        f"manifests/{day}: {count} not read, being no .csv, .tsv, .jsonl or .parquet file"
+        for day, count in counts.items()
+        if count
+    ]
+    for what in never_read:
+        click.echo(f"warning: {what}", err=True)
 
 
 def shown(path: Path) -> str:

@@ -21,7 +21,7 @@ def plan(first: date, last: date) -> None:
     """Show what a backfill would do: submissions, calls already paid, calls to make, estimated cost."""
     settings = load_settings()
     days = days_between(first, last, settings)
-    check_landing(settings)
+    check_landing(settings, days)
     plans, unreadable = plan_days(Pipeline(settings), days)
     shown = [entry for entry in plans if entry.submissions or entry.rejected]
     rows: dict[str, list[object]] = {entry.date: _row(entry.date, [entry]) for entry in shown}

@@ -21,7 +21,13 @@ FEW_REJECTIONS = CheckDefinition(
     AssetCheckSeverity.WARN,
     f"At most {MANY_REJECTIONS:.0%} of the day's rows were rejected.",
 )
-CHECKS = (RECONCILES, FEW_REJECTIONS)
+FILES_TAKEN = CheckDefinition(
+    SUBMISSIONS.name,
+    "every_file_taken",
+    AssetCheckSeverity.WARN,
+    "Every file in the day's folder is a manifest.",
+)
+CHECKS = (RECONCILES, FEW_REJECTIONS, FILES_TAKEN)
 
 
 def check_partition(summary: IngestSummary) -> list[Check]:
@@ -41,6 +47,11 @@ def check_partition(summary: IngestSummary) -> list[Check]:
             share <= MANY_REJECTIONS,
             f"{rejected} of {summary.received} rows were rejected; reasons are in rejected_submissions",
             share=share,
+        ),
+        FILES_TAKEN.result(
+            not summary.ignored_files,
+            f"{len(summary.ignored_files)} files or folders are no manifests by their names: not read",
+            ignored=len(summary.ignored_files),
         ),
     ]
 

@@ -179,6 +179,11 @@ def _is_date(name: str) -> bool:
         return False
 
 
+def ignored_count(landing: Path, date: str) -> int:
+    """How many files and folders of the day are no manifests by their names."""
+    return len(_manifest_files(landing, date)[1])
+
+
 def _manifest_files(landing: Path, date: str) -> tuple[list[tuple[Path, Signature]], list[str]]:
     """The day's manifest files by name, and the names of other files."""
     if not _is_date(date):

@@ -65,6 +65,16 @@ def test_days_without_manifests_and_stray_folders_are_told(landing, run: Run) ->
     assert "manifests/2024-9-7" in one_line(err)
 
 
+@pytest.mark.parametrize("command", ["plan", "backfill"])
+def test_a_file_that_is_never_read_is_told_without_its_name(landing, run: Run, command: str) -> None:
+    landing.day(DAY, 1)
+    (landing.root / "manifests" / DAY / "Maria.xlsx").write_text("not read")
+    code, _, err = run(command, *RANGE)
+    assert code == 0
+    assert f"warning: manifests/{DAY}: 1 not read, being no .csv, .tsv, .jsonl or .parquet file" in err
+    assert "Maria" not in err
+
+
 def test_the_dagster_home_is_made_where_none_is_set(
     landing, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

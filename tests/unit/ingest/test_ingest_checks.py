@@ -20,6 +20,7 @@ def test_only_a_row_unaccounted_for_stops_publication() -> None:
     assert {check.name: check.severity for check in CHECKS} == {
         "received_reconciles": AssetCheckSeverity.ERROR,
         "few_rejections": AssetCheckSeverity.WARN,
+        "every_file_taken": AssetCheckSeverity.WARN,
     }
 
 
@@ -35,6 +36,16 @@ def test_a_row_that_is_neither_accepted_nor_rejected_is_an_error(zone: Any) -> N
 def test_a_day_without_manifests_says_so(zone: Any) -> None:
     check = checks_of(zone.ingest())["received_reconciles"]
     assert (check.passed, check.description) == (True, "no manifests")
+
+
+def test_a_file_that_is_no_manifest_by_its_name_is_a_warning_without_the_name(zone: Any) -> None:
+    zone.rows({})
+    assert checks_of(zone.ingest())["every_file_taken"].passed
+    zone.manifest("Maria.txt", b"submission_id,id_file,selfie_file\n")
+    check = checks_of(zone.ingest())["every_file_taken"]
+    assert (check.passed, check.metadata) == (False, {"ignored": 1})
+    assert "1 files or folders" in check.description
+    assert "Maria" not in check.description
 
 
 @pytest.mark.parametrize(("bad", "passed"), [(1, True), (2, False)])
