@@ -180,8 +180,14 @@ def _is_date(name: str) -> bool:
 
 
 def ignored_count(landing: Path, date: str) -> int:
-    """How many files and folders of the day are no manifests by their names."""
-    return len(_manifest_files(landing, date)[1])
+    """How many files and folders of the day are no manifests by their names.
+
+    0 where the day cannot be listed: its ingest says so, and other days are not to wait for it.
+    """
+    try:
+        return len(_manifest_files(landing, date)[1])
+    except KycError:
+        return 0
 
 
 def _manifest_files(landing: Path, date: str) -> tuple[list[tuple[Path, Signature]], list[str]]:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadable
 from kyc_pipeline.lake.tables import (
     STATE_KEY,
     SUBMISSIONS,
@@ -182,12 +182,13 @@ def work(lake: Lake, ledger: Ledger, date: str, policy: Literal["hold", "retry"]
 def is_current(lake: Lake, date: str, now: Scan) -> bool:
     """Whether the lake's partition already says what the ledger knows, by its footer and by its rows: one
     that somebody damaged is written again."""
-    if not lake.exists(VERIFICATION_RESPONSES, date):
+    try:
+        metadata = lake.metadata(VERIFICATION_RESPONSES, date)
+        if metadata.get(STATE_KEY) != ResponsesState.COMPLETE or metadata.get(DIGEST_KEY) != now.digest:
+            return False
+        rows = lake.read(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"])
+    except (PartitionMissing, PartitionUnreadable):
         return False
-    metadata = lake.metadata(VERIFICATION_RESPONSES, date)
-    if metadata.get(STATE_KEY) != ResponsesState.COMPLETE or metadata.get(DIGEST_KEY) != now.digest:
-        return False
-    rows = lake.read(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"])
     sent = lake.read(SUBMISSIONS, date, ["submission_id"]).sort_by("submission_id")
     return rows["submission_id"].equals(sent["submission_id"]) and (
         Counter(rows["outcome"].to_pylist()) == now.outcomes

@@ -10,6 +10,7 @@ import pytest
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.manifests import (
+    ignored_count,
     is_ingested,
     manifest_dates,
     manifest_identity,
@@ -68,6 +69,23 @@ def test_folders_that_are_no_dates_are_reported(zone: Any) -> None:
         (zone.landing / "manifests" / name).mkdir(parents=True)
     assert manifest_dates(zone.landing) == ["2024-09-01", "2024-09-02"]
     assert stray_folders(zone.landing) == ["2024-9-3", "20240904", "backup"]
+
+
+def test_what_is_no_manifest_is_counted_and_a_day_that_cannot_be_listed_is_left_to_its_ingest(
+    zone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone.manifest("notes.txt", b"")
+    (zone.landing / "manifests" / DAY / "more").mkdir()
+    zone.rows({})
+    assert ignored_count(zone.landing, DAY) == 2
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "refused")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert ignored_count(zone.landing, DAY) == 0
+    with pytest.raises(KycError, match=f"manifests/{DAY}: cannot be listed"):
+        zone.ingest()
 
 
 def test_identity_follows_names_and_contents_only(zone: Any) -> None:

@@ -97,6 +97,20 @@ def test_a_damaged_table_is_written_again_though_its_footer_is_current(
     assert world.responses() == before
 
 
+@pytest.mark.parametrize("kept", [slice(-20), slice(100, None)], ids=["cut off", "without its start"])
+def test_an_unreadable_table_is_written_again(world: World, kept: slice) -> None:
+    world.submit("a", "b")
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.verify()
+    before = world.responses()
+    path = Path(world.lake.path(VERIFICATION_RESPONSES, DATE))
+    path.write_bytes(path.read_bytes()[kept])
+    summary = world.verify(run_id="run-2")
+    assert (summary.calls, summary.written) == (0, True)
+    assert world.responses() == before
+
+
 def test_an_empty_partition_gets_an_empty_table(world: World) -> None:
     world.submit()
     assert world.verify().outcomes == {}
