@@ -429,10 +429,6 @@ def dlt_parquet(lake: Lake, out: Path, days: list[str], workers: int = 1) -> Non
         pipeline.run(records(day), table_name="verifications", schema=schema, loader_file_format="parquet")
 
 
-def dlt_two_workers(lake: Lake, out: Path, days: list[str]) -> None:
-    dlt_parquet(lake, out, days, workers=2)
-
-
 Way = Callable[[Lake, Path, list[str]], None]
 OURS, PEER, DUCKDB = "kyc-pipeline", "pyarrow.json, a day at a time", "DuckDB from_json"
 LOSSY = {PEER, DUCKDB}
@@ -444,7 +440,7 @@ WAYS: dict[str, tuple[Way, str | None, int, int]] = {
     "polars": (polars_struct, "polars", 1, 1),
     "pandas.json_normalize": (json_normalize, "pandas", 10, 1),
     "dlt": (dlt_parquet, "dlt", 10, 1),
-    "dlt, two processes": (dlt_two_workers, "dlt", 10, 1),
+    "dlt, two processes": (functools.partial(dlt_parquet, workers=2), "dlt", 10, 1),
 }
 """The function, the package that it needs, of how many days it gets one, and its rounds at most."""
 

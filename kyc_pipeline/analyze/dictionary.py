@@ -50,7 +50,6 @@ def _lines() -> Iterator[str]:
                 for column in table.columns
             ),
         )
-    yield "\nIn `contract_drift.path`, `?` stands for a key that does not look like a name: it may be data.\n"
     yield "\n## Words\n"
     for title, words in (
         ("outcome", Outcome),

@@ -202,7 +202,7 @@ def _read(ids: Column, texts: Column, sent: Block) -> Block:
         {
             "position": pa.array(np.arange(len(texts))),
             "submission_id": ids,
-            "line": texts,
+            "text": texts,
             "id_sha256": sent["id_sha256"],
             "id_size": sent["id_size"],
             "selfie_size": sent["selfie_size"],
@@ -210,11 +210,11 @@ def _read(ids: Column, texts: Column, sent: Block) -> Block:
         }
     )
     answers = _where(answers, _true(pc.less_equal(pc.binary_length(texts), pa.scalar(_LONGEST))))
-    lines = answers["line"]
-    if not pc.all(pc.ends_with(lines, "}")).as_py():  # many a server ends a body with a line break
-        lines = pc.ascii_rtrim(lines, " \t\r\n")
-    lines = pc.binary_join_element_wise(lines, pa.scalar(""), pa.scalar("\n"))
-    answers = answers.set_column(answers.schema.get_field_index("line"), "line", lines)
+    texts = answers["text"]
+    if not pc.all(pc.ends_with(texts, "}")).as_py():  # many a server ends a body with a line break
+        texts = pc.ascii_rtrim(texts, " \t\r\n")
+    lines = pc.binary_join_element_wise(texts, pa.scalar(""), pa.scalar("\n"))
+    answers = answers.drop_columns("text").append_column("line", lines)
     answers = _where(answers, _is_usable(answers["line"]))
     parsed = _parsed(answers)
     if parsed is None:
@@ -270,14 +270,15 @@ def _parsed(answers: Block) -> Block | None:
     None if one of them cannot be read with the contract's types.
     """
     lines = answers["line"]
+    buffer, ends = _buffer(lines)
     try:
-        result = _parse(lines)
+        result = _parse(buffer)
     except pa.ArrowInvalid:
         return None
     if len(result) != len(lines):
         return None
     # Without null, each key that is not unknown has a value: with `result` itself, one more.
-    is_known = _key_counts(lines) == _value_counts(result) + 1
+    is_known = _key_counts(buffer, ends) == _value_counts(result) + 1
     columns = {f.name: result.field(f.name) for f in _RESULT}
     checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
     # Where no field is unknown, each confidence in the text is that of a check.
@@ -307,24 +308,22 @@ def _parsed_by_halves(answers: Block) -> Block:
     return pa.concat_tables([_parsed_by_halves(answers[:half]), _parsed_by_halves(answers[half:])])
 
 
-def _parse(lines: Column) -> Column:
+def _parse(buffer: Column) -> Column:
     """The result of each line; an unknown field vanishes. Raises `pa.ArrowInvalid`."""
-    data, _ = _buffer(lines)
-    if not data.size:
+    if not buffer.size:
         return pa.array([], _RESULT)
-    source: Any = pa.BufferReader(data)
+    source: Any = pa.BufferReader(buffer)
     table = pj.read_json(
         source,
-        read_options=pj.ReadOptions(use_threads=False, block_size=data.size + 1),
+        read_options=pj.ReadOptions(use_threads=False, block_size=buffer.size + 1),
         parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
     )
     return table["result"].combine_chunks()
 
 
-def _key_counts(lines: Column) -> Whole:
+def _key_counts(buffer: Column, ends: Whole) -> Whole:
     """How many keys each line has, or more where a text holds what looks like a key; -1 where a blank
     follows a key, which is not counted."""
-    buffer, ends = _buffer(lines)
     counts = np.zeros(len(ends), dtype=np.int64)
     for places in _places(buffer, b'":'):
         counts += np.diff(np.searchsorted(places, ends), prepend=0)

@@ -434,7 +434,8 @@ CONTRACT_DRIFT = Table(
         Column(
             "path",
             STRING,
-            "Path in the answer; `[]` stands for any position of a list.",
+            "Path in the answer; `[]` stands for any position of a list, `?` for a key that does not look "
+            "like a name, since it may be data.",
             made_from=("result",),
         ),
         Column("kind", STRING, "How it differs.", made_from=("result",)),
