@@ -1,7 +1,7 @@
 """KYC verification with DeepXL: manifests in, one paid call a submission, analytics out.
 
 The folders read as the way data takes: `ingest`, `verify`, `flatten`, `analyze`. They meet only in the
-`lake`. `deepxl` is all that is known of the API, `privacy` of pseudonyms. Only `assets.py`, `checks.py`,
+`lake`. `deepxl` is all that is known of the API, `privacy` of pseudonyms. Only
 `orchestration/`, `definitions.py` and `cli/` know Dagster.
 """
 

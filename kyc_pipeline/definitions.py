@@ -2,10 +2,11 @@
 
 import dagster as dg
 
-from kyc_pipeline.analyze.assets import analyze_assets
-from kyc_pipeline.flatten.assets import flatten_assets
-from kyc_pipeline.ingest.assets import ingest_assets
 from kyc_pipeline.orchestration.alerts import alert_on_failure
+from kyc_pipeline.orchestration.assets.analyze import analyze_assets
+from kyc_pipeline.orchestration.assets.flatten import flatten_assets
+from kyc_pipeline.orchestration.assets.ingest import ingest_assets
+from kyc_pipeline.orchestration.assets.verify import resolve_held_submission, verify_assets
 from kyc_pipeline.orchestration.automation import publish_when_new
 from kyc_pipeline.orchestration.catalog import complete
 from kyc_pipeline.orchestration.jobs import EXECUTOR, flatten_and_publish, verify_and_publish
@@ -15,7 +16,6 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.schedules import catch_up, daily_verification
 from kyc_pipeline.orchestration.sensors import new_manifests, run_left_behind
 from kyc_pipeline.settings import load_settings
-from kyc_pipeline.verify.assets import resolve_held_submission, verify_assets
 
 
 def build_defs(pipeline: Pipeline | None = None) -> dg.Definitions:

@@ -13,13 +13,13 @@ import click
 import pyarrow.compute as pc
 
 from kyc_pipeline.cli import EXIT_UNFINISHED
+from kyc_pipeline.cli.local_run import open_instance, run_partitions
 from kyc_pipeline.cli.options import check_landing, date_range, days_between, money, shown
+from kyc_pipeline.cli.preflight import check_api_when_needed
 from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
-from kyc_pipeline.orchestration.local_run import open_instance, run_partitions
-from kyc_pipeline.orchestration.preflight import check_api_when_needed
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.verify.held import list_held

@@ -18,11 +18,11 @@ import click
 
 from kyc_pipeline.analyze.publish import open_warehouse
 from kyc_pipeline.cli.backfill import places, run_backfill
+from kyc_pipeline.cli.local_run import make_home
 from kyc_pipeline.cli.options import shown, table
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.demo.landing import write_landing
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.orchestration.local_run import make_home
 from kyc_pipeline.settings import Settings
 
 DAYS = 14

@@ -140,7 +140,7 @@ def _shown(found: Findings, unreadable: int, *, delete_documents: bool) -> str:
 
 def _publisher(settings: Settings, *, verbose: bool) -> Callable[[], None]:
     # Imported here: Dagster takes a second, and a dry run does without it.
-    from kyc_pipeline.orchestration.local_run import open_instance, run_partitions
+    from kyc_pipeline.cli.local_run import open_instance, run_partitions
     from kyc_pipeline.orchestration.resources import Pipeline
 
     instance = open_instance()

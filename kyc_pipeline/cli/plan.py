@@ -6,8 +6,8 @@ from datetime import date
 import click
 
 from kyc_pipeline.cli.options import check_landing, date_range, days_between, money, table
+from kyc_pipeline.cli.planning import plan_days
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.orchestration.planning import plan_days
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.verify.plan import PartitionPlan

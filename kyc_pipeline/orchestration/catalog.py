@@ -64,7 +64,7 @@ def complete(source_url: str | None) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
 
 def _references(spec: dg.AssetSpec) -> list[Reference]:
     name, group = spec.key.path[-1], str(spec.group_name)
-    found = [Reference(f"kyc_pipeline/{group}/assets.py", "how it is made")]
+    found = [Reference(f"kyc_pipeline/orchestration/assets/{group}.py", "how it is made")]
     if (ROOT / "sql" / f"{name}.sql").is_file() and group == ANALYZE:
         found.insert(0, Reference(f"sql/{name}.sql", "the query"))
     if "dagster/column_schema" in spec.metadata:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from kyc_pipeline.cli import local_run
 from kyc_pipeline.cli.backfill import stoppable
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
-from kyc_pipeline.orchestration import local_run
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.verify.signals import StopFlag
 

@@ -10,13 +10,13 @@ import dagster as dg
 import duckdb
 import pytest
 
-from kyc_pipeline.analyze import assets
 from kyc_pipeline.analyze.build import BuildSummary
+from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES
-from kyc_pipeline.orchestration.local_run import run_partitions
+from kyc_pipeline.orchestration.assets import analyze as assets
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.privacy.erasure import Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 import kyc_pipeline.cli
+from kyc_pipeline.cli.local_run import failure_line
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
@@ -21,7 +22,6 @@ from kyc_pipeline.errors import WHOLE_ERRORS, KycError, UsageError, plain_line
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.jobs import range_tags
-from kyc_pipeline.orchestration.local_run import failure_line
 from kyc_pipeline.orchestration.partitions import DayResult, daily_partitions, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings

@@ -9,10 +9,10 @@ import dagster as dg
 import duckdb
 import pytest
 
-from kyc_pipeline.analyze import assets
-from kyc_pipeline.analyze.assets import analyze_assets
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.orchestration.assets import analyze as assets
+from kyc_pipeline.orchestration.assets.analyze import analyze_assets
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from tests.unit.analyze.lake_maker import Check, Submission, write_curated, write_day

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from dagster import AssetCheckSeverity
 
-from kyc_pipeline.flatten.checks import CHECKS, check_partition
+from kyc_pipeline.orchestration.checks.flatten import CHECKS, check_partition
 from kyc_pipeline.orchestration.partitions import Check
 from tests.unit.flatten.support import DAY, SEED, SEED_TEXT, Day, echo, response_row, submission_row, text_of
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from dagster import AssetCheckSeverity
 
-from kyc_pipeline.ingest.checks import CHECKS, check_partition
 from kyc_pipeline.ingest.manifests import IngestSummary
+from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
 from kyc_pipeline.orchestration.partitions import Check
 
 

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+from kyc_pipeline.cli.planning import plan_days
 from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
-from kyc_pipeline.orchestration.planning import plan_days
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import dagster as dg
 
-from kyc_pipeline.flatten.checks import CHECKS, check_partition
 from kyc_pipeline.flatten.partition import FlattenSummary, flatten_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
@@ -18,6 +17,7 @@ from kyc_pipeline.lake.tables import (
     CheckStatus,
     Table,
 )
+from kyc_pipeline.orchestration.checks.flatten import CHECKS, check_partition
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline

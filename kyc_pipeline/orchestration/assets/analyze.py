@@ -11,7 +11,6 @@ import dagster as dg
 import duckdb
 
 from kyc_pipeline.analyze.build import BuildSummary, build, open_draft
-from kyc_pipeline.analyze.checks import check_result, check_specs
 from kyc_pipeline.analyze.figures import (
     column_types,
     confidence_picture,
@@ -25,6 +24,7 @@ from kyc_pipeline.analyze.publish import new_draft, publish, remove_draft
 from kyc_pipeline.analyze.quality import Severity, check_build
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.orchestration.checks.analyze import check_result, check_specs
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import lineage

@@ -1,0 +1,1 @@
+"""The checks of each stage as Dagster has them, one module a stage."""
