@@ -31,9 +31,9 @@ from pydantic import SecretStr
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.ledger.ledger import Ledger
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
-from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.signals import StopFlag
 
 

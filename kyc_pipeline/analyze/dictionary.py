@@ -11,8 +11,8 @@ from kyc_pipeline.analyze.build import OWN_TABLES
 from kyc_pipeline.analyze.lineage import answer_fields
 from kyc_pipeline.analyze.models import load_macros, load_models
 from kyc_pipeline.analyze.quality import load_checks
-from kyc_pipeline.lake.anomalies import Anomaly
-from kyc_pipeline.lake.tables import TABLES, CheckStatus, DriftKind, Outcome, Reason
+from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.vocabulary import Anomaly, CheckStatus, DriftKind, Outcome, Reason
 
 PREFACE = """# Data dictionary
 

@@ -19,12 +19,13 @@ from kyc_pipeline.cli.preflight import check_api_when_needed
 from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.held import list_held
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
-from kyc_pipeline.verify.held import list_held
 from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
+from kyc_pipeline.vocabulary import Outcome
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 LISTED = 20

@@ -11,17 +11,17 @@ from collections.abc import Callable
 import click
 
 from kyc_pipeline.cli.options import table
+from kyc_pipeline.erasure.erasure import Findings, Stores, find
+from kyc_pipeline.erasure.erasure import erase as erase_found
+from kyc_pipeline.erasure.landing import SearchedLanding
+from kyc_pipeline.erasure.ledger import LedgerErasure
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.flatten.partition import flatten_partition
-from kyc_pipeline.ingest.erasure import SearchedLanding
 from kyc_pipeline.ingest.manifests import ingest_lock
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.privacy.erasure import Findings, Stores, find
-from kyc_pipeline.privacy.erasure import erase as erase_found
+from kyc_pipeline.ledger.ledger import Ledger
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings, load_settings
-from kyc_pipeline.verify.erasure import LedgerErasure
-from kyc_pipeline.verify.ledger import Ledger
 
 
 @click.command()

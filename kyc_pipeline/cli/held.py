@@ -3,9 +3,9 @@
 import click
 
 from kyc_pipeline.cli.options import table
+from kyc_pipeline.ledger.held import list_held, operator, resolve_held
+from kyc_pipeline.ledger.ledger import Ledger
 from kyc_pipeline.settings import load_settings
-from kyc_pipeline.verify.held import list_held, operator, resolve_held
-from kyc_pipeline.verify.ledger import Ledger
 
 
 @click.group()

@@ -27,7 +27,7 @@ from kyc_pipeline.deepxl.jsontext import (
     read_json,
     unquote,
 )
-from kyc_pipeline.lake.tables import CheckStatus, DriftKind
+from kyc_pipeline.vocabulary import CheckStatus, DriftKind
 
 VERSION: Final = "1"
 """Of the soft contract below; raise it with every change of the tables, for flattened data names it."""

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kyc_pipeline.demo.drawing import Face, id_card, selfie
-from kyc_pipeline.lake.tables import Reason
+from kyc_pipeline.vocabulary import Reason
 
 COMPANIES: Final = {
     "101": "Alder Bank",

@@ -18,15 +18,9 @@ import pyarrow.json as pj
 from kyc_pipeline.deepxl.contract import CHECK_TYPES, normalize_status
 from kyc_pipeline.flatten.records import SUBMISSION_TAG, TECHNICAL_CHECKS
 from kyc_pipeline.flatten.values import MICROSECONDS, iso_microseconds
-from kyc_pipeline.lake.tables import (
-    MODEL_CHECKS,
-    VERIFICATION_FILES,
-    VERIFICATION_TAGS,
-    VERIFICATIONS,
-    CheckStatus,
-    Table,
-)
+from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS, Table
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.vocabulary import CheckStatus
 
 _TEXT: Final = pa.string()
 _WHOLE: Final = pa.int64()

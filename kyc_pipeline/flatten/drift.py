@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from kyc_pipeline.deepxl.contract import FIELDS, Field, Kind, integer, is_geometry, removed_geometry
 from kyc_pipeline.deepxl.jsontext import Json, Number, Object
-from kyc_pipeline.lake.tables import DriftKind
+from kyc_pipeline.vocabulary import DriftKind
 
 MAX_DEPTH: Final = 16
 """Below this depth an unknown place is reported by the path of its ancestor."""

@@ -25,16 +25,9 @@ from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
-from kyc_pipeline.lake.tables import (
-    CONTRACT_DRIFT,
-    SUBMISSIONS,
-    VERIFICATION_RESPONSES,
-    VERIFICATIONS,
-    DriftKind,
-    Outcome,
-    Table,
-)
+from kyc_pipeline.lake.tables import CONTRACT_DRIFT, SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS, Table
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.vocabulary import DriftKind, Outcome
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -20,9 +20,9 @@ from kyc_pipeline.flatten.values import (
     iso_microseconds,
     valid_unicode,
 )
-from kyc_pipeline.lake.anomalies import Anomaly
 from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS, Table
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.vocabulary import Anomaly
 
 FACTS: Final = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES)
 """The tables with rows for each answer; `contract_drift` sums over the partition."""

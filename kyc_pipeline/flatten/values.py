@@ -11,7 +11,7 @@ from typing import Final
 
 from kyc_pipeline.deepxl.contract import integer, is_unit_interval
 from kyc_pipeline.deepxl.jsontext import Json, Number
-from kyc_pipeline.lake.anomalies import Anomaly
+from kyc_pipeline.vocabulary import Anomaly
 
 MICROSECONDS: Final = 1_000_000
 SECONDS_BELOW: Final = 10**11

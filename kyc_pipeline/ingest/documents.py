@@ -23,7 +23,7 @@ import filetype
 from PIL import Image
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.tables import Reason
+from kyc_pipeline.vocabulary import Reason
 
 MAX_BYTES: Final = 50_000_000
 """The vendor says 50 MB: the smaller reading of it is the safe one."""

@@ -23,7 +23,8 @@ from kyc_pipeline.ingest.ownership import Ownership, Staged
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, Erased, judge
 from kyc_pipeline.lake.locks import exclusive
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Reason
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.vocabulary import Reason
 
 _UNFINISHED: Final = (".tmp", ".part")
 READ_ATTEMPTS: Final = 3

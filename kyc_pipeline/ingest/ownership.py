@@ -19,13 +19,8 @@ import pyarrow.parquet as pq
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.rows import RESERVED_TAG, Erased
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionUnreadable
-from kyc_pipeline.lake.tables import (
-    STATE_KEY,
-    SUBMISSIONS,
-    VERIFICATION_RESPONSES,
-    Outcome,
-    ResponsesState,
-)
+from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
+from kyc_pipeline.vocabulary import Outcome
 
 MEMORY_LIMIT: Final = "384MB"
 SORTED_ROWS: Final = 200_000

@@ -24,8 +24,9 @@ from kyc_pipeline.ingest.formats import (
     Column,
     has_name_twice,
 )
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Reason
-from kyc_pipeline.privacy.erasure import DETAIL as ERASED_DETAIL
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
+from kyc_pipeline.vocabulary import Reason
 
 if TYPE_CHECKING:  # a code location loads without it: it takes a quarter of a second
     import pandas as pd

@@ -67,43 +67,6 @@ STRING_LIST: Final = pa.list_(STRING)
 STRING_MAP: Final = pa.map_(STRING, STRING)
 
 
-class Reason(StrEnum):
-    """Why a manifest row cannot be submitted."""
-
-    MALFORMED_ROW = "malformed_row"
-    MISSING_FIELD = "missing_field"
-    INVALID_SUBMISSION_ID = "invalid_submission_id"
-    DUPLICATE_SUBMISSION_ID = "duplicate_submission_id"
-    CONFLICTING_SUBMISSION_ID = "conflicting_submission_id"
-    INVALID_TAGS = "invalid_tags"
-    RESERVED_TAG = "reserved_tag"
-    INVALID_SUBMITTED_AT = "invalid_submitted_at"
-    PATH_OUTSIDE_DOCUMENTS = "path_outside_documents"
-    FILE_NOT_FOUND = "file_not_found"
-    FILE_EMPTY = "file_empty"
-    FILE_TOO_LARGE = "file_too_large"
-    UNSUPPORTED_FILE_TYPE = "unsupported_file_type"
-    UNREADABLE_IMAGE = "unreadable_image"
-    ERASED_SUBJECT = "erased_subject"
-
-
-class Outcome(StrEnum):
-    """What became of an accepted submission; each has exactly one."""
-
-    COMPLETED = "completed"
-    """The API answered, and the answer fits the contract's hard requirements."""
-    REFUSED = "refused"
-    """The API said no for good (400, 404, 413, 415, 422)."""
-    QUARANTINED = "quarantined"
-    """A 2xx body without the hard requirements; never sent again."""
-    UNCERTAIN = "uncertain"
-    """Sent, the answer lost, and look-up did not settle it; held for a decision."""
-    FAILED = "failed"
-    """Surely not processed, attempts used up; a later run tries again."""
-    NOT_ATTEMPTED = "not_attempted"
-    """The run stopped or its budget was reached before this submission."""
-
-
 STATE_KEY: Final = "state"
 """Key in the footer of `verification_responses`; its value is a :class:`ResponsesState`."""
 
@@ -115,33 +78,6 @@ class ResponsesState(StrEnum):
     """Calls are being made, or the run that made them was killed: any submission may have been sent."""
     COMPLETE = "complete"
     """The outcomes are as the ledger knew them when the run ended."""
-
-
-class CheckStatus(StrEnum):
-    """The normalised status of a check; the status as received is kept beside it."""
-
-    PASS = "PASS"
-    FAIL = "FAIL"
-    REVIEW = "REVIEW"
-    NOT_EVALUATED = "NOT_EVALUATED"
-    ERROR = "ERROR"
-    PENDING = "PENDING"
-    UNKNOWN = "UNKNOWN"
-
-
-class DriftKind(StrEnum):
-    """How an answer differs from the contract."""
-
-    UNKNOWN_FIELD = "unknown_field"
-    MISSING_FIELD = "missing_field"
-    NULL_FIELD = "null_field"
-    EMPTY_FIELD = "empty_field"
-    DUPLICATE_FIELD = "duplicate_field"
-    TYPE_MISMATCH = "type_mismatch"
-    UNKNOWN_TYPE = "unknown_type"
-    UNKNOWN_STATUS = "unknown_status"
-    CONFIDENCE_OUT_OF_RANGE = "confidence_out_of_range"
-    GEOMETRY_REMOVED = "geometry_removed"
 
 
 _VERIFICATION_ID = Column(

@@ -28,12 +28,12 @@ from kyc_pipeline.lake.tables import (
     SUBMISSIONS,
     VERIFICATION_RESPONSES,
     VERIFICATIONS,
-    Outcome,
     ResponsesState,
 )
+from kyc_pipeline.ledger.held import dates_to_send_again
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.held import dates_to_send_again
+from kyc_pipeline.vocabulary import Outcome
 
 _ID = ["submission_id"]
 INCOMPLETE = frozenset({Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value})

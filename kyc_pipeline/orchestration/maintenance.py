@@ -18,9 +18,9 @@ import dagster as dg
 from pydantic import Field
 
 from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.resources import Pipeline
-from kyc_pipeline.verify.upkeep import vacuum
 
 SCRATCH: Final = ("kyc-ingest-*", "kyc-plan-*")
 _PAGE: Final = 500

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from kyc_pipeline.erasure.ledger import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.privacy.erasure import ErasedSubjects
+from kyc_pipeline.ledger.lease import holding
+from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.erasure import LedgerErasure
-from kyc_pipeline.verify.lease import holding
-from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
-from kyc_pipeline.verify.ledger import Ledger
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.vocabulary import Outcome
 
 _LISTED: Final = 5
 _KEY: Final = "submission_id"

@@ -31,16 +31,16 @@ from kyc_pipeline.deepxl.errors import (
     Refused,
     UnexpectedRedirect,
 )
+from kyc_pipeline.ledger.ledger import Adoption, AttemptResult, Claim, Result
+from kyc_pipeline.ledger.schema import State
+from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.echo import echo_mismatches
 from kyc_pipeline.verify.gate import BREAKER_WAITS, Gate, Health
-from kyc_pipeline.verify.ledger import Adoption, AttemptResult, Claim, Result
 from kyc_pipeline.verify.partition import Action, Work
 from kyc_pipeline.verify.report import Stopped, Tally
-from kyc_pipeline.verify.schema import State
-from kyc_pipeline.verify.writer import GroupWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,18 +24,18 @@ from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError
 from kyc_pipeline.errors import KycError, UsageError, plain_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState
+from kyc_pipeline.ledger.lease import LeaseKeeper
+from kyc_pipeline.ledger.ledger import Lease, Ledger, LedgerError
+from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
 from kyc_pipeline.verify.gate import Gate, RateLimiter
-from kyc_pipeline.verify.lease import LeaseKeeper
-from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError
 from kyc_pipeline.verify.partition import Action, Scan, is_current, scan, work, write_responses
 from kyc_pipeline.verify.rate_limit import shared_limiter
 from kyc_pipeline.verify.report import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
 from kyc_pipeline.verify.signals import StopFlag
-from kyc_pipeline.verify.writer import GroupWriter
 
 __all__ = [
     "CallBudget",

@@ -15,15 +15,10 @@ import pyarrow as pa
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadable
-from kyc_pipeline.lake.tables import (
-    STATE_KEY,
-    SUBMISSIONS,
-    VERIFICATION_RESPONSES,
-    Outcome,
-    ResponsesState,
-)
-from kyc_pipeline.verify.ledger import Entry, Ledger
-from kyc_pipeline.verify.schema import Decision, State
+from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
+from kyc_pipeline.ledger.ledger import Entry, Ledger
+from kyc_pipeline.ledger.schema import Decision, State
+from kyc_pipeline.vocabulary import Outcome
 
 DIGEST_KEY: Final = "ledger_digest"
 """Key in the footer beside the state: what the ledger knew, in short."""

@@ -16,10 +16,10 @@ from pyrate_limiter.abstracts import GCRA
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.schema import rate_limits
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.gate import NoLimit, RateLimiter, Sleep
-from kyc_pipeline.verify.ledger import Ledger
-from kyc_pipeline.verify.schema import rate_limits
 
 _WINDOW_SECONDS: Final = 1000
 """Long, so that a rate such as 0.5 a second is a whole number of permits."""

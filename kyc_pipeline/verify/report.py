@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 
-from kyc_pipeline.lake.tables import Outcome
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.vocabulary import Outcome
 
 
 class Stopped(StrEnum):

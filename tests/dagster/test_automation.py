@@ -14,12 +14,12 @@ from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES, ResponsesState
+from kyc_pipeline.ledger.held import resolve_held
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, ingested_by
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
-from kyc_pipeline.verify.held import resolve_held
 from kyc_pipeline.verify.partition import write_responses
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"

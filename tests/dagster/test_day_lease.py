@@ -12,11 +12,11 @@ from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.lease import LeaseLost, holding
+from kyc_pipeline.ledger.ledger import Ledger, PartitionBusy
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
-from kyc_pipeline.verify.lease import LeaseLost, holding
-from kyc_pipeline.verify.ledger import Ledger, PartitionBusy
 
 DAY = "2024-09-08"
 TOKEN = "test-token"

@@ -13,15 +13,15 @@ import pytest
 from kyc_pipeline.analyze.build import BuildSummary
 from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.erasure.ledger import LedgerErasure
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES
+from kyc_pipeline.ledger.ledger import Ledger
 from kyc_pipeline.orchestration.assets import analyze as assets
 from kyc_pipeline.orchestration.resources import Pipeline
-from kyc_pipeline.privacy.erasure import Tombstone
+from kyc_pipeline.privacy.erased import Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
-from kyc_pipeline.verify.erasure import LedgerErasure
-from kyc_pipeline.verify.ledger import Ledger
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 RANGE = ("--from", DAY, "--to", NEXT_DAY)

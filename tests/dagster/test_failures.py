@@ -19,14 +19,15 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import WHOLE_ERRORS, KycError, UsageError, plain_line
-from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.schema import decisions
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.partitions import DayResult, daily_partitions, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
-from kyc_pipeline.verify.schema import decisions
+from kyc_pipeline.vocabulary import Outcome
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 SECRET = "Jane-Roe-4711"

@@ -13,10 +13,10 @@ from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.ledger import Ledger
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
-from kyc_pipeline.verify.ledger import Ledger
 
 DAY = "2024-09-08"
 TOKEN = "test-token"

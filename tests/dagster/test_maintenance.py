@@ -15,10 +15,10 @@ import pytest
 
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
+from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.maintenance import forget_runs, remove_stale
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.upkeep import vacuum
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 LATER = timedelta(days=1)

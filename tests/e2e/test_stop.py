@@ -13,9 +13,9 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.ledger import Ledger
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
-from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.signals import StopFlag
 from tests.e2e.servers import clean_environment, poll, script
 

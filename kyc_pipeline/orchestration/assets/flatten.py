@@ -14,7 +14,6 @@ from kyc_pipeline.lake.tables import (
     VERIFICATION_RESPONSES,
     VERIFICATION_TAGS,
     VERIFICATIONS,
-    CheckStatus,
     Table,
 )
 from kyc_pipeline.orchestration.checks.flatten import CHECKS, check_partition
@@ -22,6 +21,7 @@ from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import row_count, table_spec
+from kyc_pipeline.vocabulary import CheckStatus
 
 GROUP = "flatten"
 TABLES = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES, CONTRACT_DRIFT)

@@ -16,6 +16,8 @@ from pydantic import Field
 from kyc_pipeline.deepxl.errors import DeepXLError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.held import operator, resolve_held
+from kyc_pipeline.ledger.ledger import Spend
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
@@ -24,8 +26,6 @@ from kyc_pipeline.orchestration.specs import row_count, table_spec
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.held import operator, resolve_held
-from kyc_pipeline.verify.ledger import Spend
 from kyc_pipeline.verify.plan import PartitionPlan, plan_partitions, total
 from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary, estimated_cost, percentile
 

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from dagster import AssetCheckSeverity
 
 from kyc_pipeline.flatten.partition import FlattenSummary
-from kyc_pipeline.lake.anomalies import Anomaly
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import CONTRACT_DRIFT, MODEL_CHECKS, VERIFICATIONS, CheckStatus, Table
+from kyc_pipeline.lake.tables import CONTRACT_DRIFT, MODEL_CHECKS, VERIFICATIONS, Table
 from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
+from kyc_pipeline.vocabulary import Anomaly, CheckStatus
 
 
 def _warning(table: Table, name: str, description: str) -> CheckDefinition:

@@ -2,10 +2,11 @@
 
 from dagster import AssetCheckSeverity
 
-from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
 from kyc_pipeline.verify.accounts import Accounts
 from kyc_pipeline.verify.report import VerifySummary
+from kyc_pipeline.vocabulary import Outcome
 
 ACCOUNTED_FOR = CheckDefinition(
     VERIFICATION_RESPONSES.name,

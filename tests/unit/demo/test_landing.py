@@ -7,7 +7,8 @@ from pathlib import Path
 from kyc_pipeline.demo.landing import write_landing
 from kyc_pipeline.ingest.manifests import ingest_partition, manifest_dates
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import SUBMISSIONS, Reason
+from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.vocabulary import Reason
 
 START = date(2024, 9, 1)
 

@@ -13,12 +13,7 @@ import pandas as pd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kyc_pipeline.lake.tables import (
-    MODEL_CHECKS,
-    VERIFICATION_FILES,
-    VERIFICATION_TAGS,
-    VERIFICATIONS,
-)
+from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS
 from tests.unit.flatten.support import CLEAR, PSEUDONYMS, Day, echo, response_row, submission_row, text_of
 
 TOP_KEYS = ["model", "modelVersion", "idFileType", "idFileName", "idName", "idFileSize", "idSize"]

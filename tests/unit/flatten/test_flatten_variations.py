@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 from kyc_pipeline.deepxl.contract import receive
-from kyc_pipeline.lake.anomalies import Anomaly
-from kyc_pipeline.lake.tables import (
-    MODEL_CHECKS,
-    VERIFICATION_FILES,
-    VERIFICATION_TAGS,
-    VERIFICATIONS,
-    DriftKind,
-    Table,
-)
+from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS, Table
+from kyc_pipeline.vocabulary import Anomaly, DriftKind
 from tests.unit.flatten.support import PSEUDONYMS, SEED, Day, echo, text_of
 
 GONE = object()

@@ -11,7 +11,8 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest import ownership
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.vocabulary import Outcome
 
 DAY, NEXT = "2024-09-01", "2024-09-02"
 TAGGED = {"tags": '{"k": "v"}'}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kyc_pipeline.lake.tables import Reason
+from kyc_pipeline.vocabulary import Reason
 
 OFFSET = "2024-09-01T10:00:00+02:00"
 

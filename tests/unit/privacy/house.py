@@ -13,17 +13,18 @@ from typing import Any
 import pyarrow.parquet as pq
 from sqlalchemy import text
 
+from kyc_pipeline.erasure.erasure import Findings, Stores, erase, find
+from kyc_pipeline.erasure.landing import SearchedLanding
+from kyc_pipeline.erasure.ledger import LedgerErasure
 from kyc_pipeline.flatten.partition import flatten_partition
-from kyc_pipeline.ingest.erasure import SearchedLanding
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_lock, ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES
-from kyc_pipeline.privacy.erasure import ErasedSubjects, Findings, Stores, erase, find
+from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import Timing, VerifySummary, verify_partition
-from kyc_pipeline.verify.erasure import LedgerErasure
-from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.signals import StopFlag
 
 KEY = "k" * 32

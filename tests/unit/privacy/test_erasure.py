@@ -23,11 +23,11 @@ from kyc_pipeline.lake.tables import (
     VERIFICATION_TAGS,
     VERIFICATIONS,
 )
-from kyc_pipeline.privacy.erasure import ErasedSubjects, Tombstone
+from kyc_pipeline.ledger.held import list_held
+from kyc_pipeline.ledger.ledger import Claim, PartitionBusy
+from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.verify.accounts import compare_accounts
-from kyc_pipeline.verify.held import list_held
-from kyc_pipeline.verify.ledger import Claim, PartitionBusy
 
 DAY, NEXT_DAY, LATER = "2024-09-08", "2024-09-09", "2024-09-10"
 MARK = "Zq7mark"

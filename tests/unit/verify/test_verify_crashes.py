@@ -18,11 +18,11 @@ from world import DATE, QUICK, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.held import list_held
+from kyc_pipeline.ledger.lease import LeaseLost
+from kyc_pipeline.ledger.ledger import Lease, Ledger, LedgerError, PartitionBusy
+from kyc_pipeline.ledger.schema import State, leases
 from kyc_pipeline.verify.engine import Stopped, Timing
-from kyc_pipeline.verify.held import list_held
-from kyc_pipeline.verify.lease import LeaseLost
-from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError, PartitionBusy
-from kyc_pipeline.verify.schema import State, leases
 
 Until = Callable[[Callable[[], bool]], None]
 KILLS = 20

@@ -17,9 +17,9 @@ from kyc_pipeline.deepxl.simulator.faults import (
     redirects,
 )
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ledger.held import list_held, resolve_held
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
-from kyc_pipeline.verify.held import list_held, resolve_held
 from kyc_pipeline.verify.plan import plan_partitions
 
 PAST = "Mon, 01 Jan 2024 00:00:00 GMT"

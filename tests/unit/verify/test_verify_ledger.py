@@ -15,12 +15,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-import kyc_pipeline.verify
+import kyc_pipeline.ledger
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.verify.database import LedgerError
-from kyc_pipeline.verify.ledger import AttemptResult, Claim, Lease, Ledger, PartitionBusy, Result
-from kyc_pipeline.verify.process import ProcessIdentity
-from kyc_pipeline.verify.schema import HEAD_REVISION, State, leases, metadata
+from kyc_pipeline.ledger.database import LedgerError
+from kyc_pipeline.ledger.ledger import AttemptResult, Claim, Lease, Ledger, PartitionBusy, Result
+from kyc_pipeline.ledger.process import ProcessIdentity
+from kyc_pipeline.ledger.schema import HEAD_REVISION, State, leases, metadata
 
 DATE = "2024-09-01"
 
@@ -70,7 +70,7 @@ def test_the_migrations_make_the_schema(ledger: Ledger) -> None:
         assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == HEAD_REVISION
     config = Config()
-    config.set_main_option("script_location", str(Path(kyc_pipeline.verify.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(kyc_pipeline.ledger.__file__).parent / "migrations"))
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD_REVISION
 
 

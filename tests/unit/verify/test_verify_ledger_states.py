@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.verify.ledger import Adoption, AttemptResult, Claim, Entry, Lease, Ledger, Result
-from kyc_pipeline.verify.schema import Decision, State
+from kyc_pipeline.ledger.ledger import Adoption, AttemptResult, Claim, Entry, Lease, Ledger, Result
+from kyc_pipeline.ledger.schema import Decision, State
 
 DATES = ("2024-09-01", "2024-09-02")
 IDS = ("a", "b", "c")

@@ -13,10 +13,10 @@ from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.schema import attempts, submissions
 from kyc_pipeline.verify.gate import AdaptiveConcurrency, CircuitBreaker, Gate, Health, NoLimit
-from kyc_pipeline.verify.ledger import Ledger
 from kyc_pipeline.verify.rate_limit import SharedRateLimiter
-from kyc_pipeline.verify.schema import attempts, submissions
 
 Until = Callable[[Callable[[], bool]], None]
 

@@ -10,10 +10,11 @@ from world import DATE, TOKEN, World
 from kyc_pipeline.deepxl.errors import AccessDenied, NotProcessed
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, Outcome
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
+from kyc_pipeline.vocabulary import Outcome
 
 
 def test_each_submission_is_sent_once_and_has_one_row(world: World) -> None:

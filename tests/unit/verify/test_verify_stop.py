@@ -13,8 +13,8 @@ from world import TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs
+from kyc_pipeline.ledger.ledger import State
 from kyc_pipeline.verify.engine import Progress, Stopped
-from kyc_pipeline.verify.ledger import State
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
 Until = Callable[[Callable[[], bool]], None]

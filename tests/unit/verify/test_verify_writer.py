@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 import sqlalchemy as sa
 
-from kyc_pipeline.verify import writer as writing
-from kyc_pipeline.verify.database import ChangeRefused
-from kyc_pipeline.verify.ledger import Adoption, AttemptResult, Claim, Lease, Ledger, Result
-from kyc_pipeline.verify.schema import State
-from kyc_pipeline.verify.writer import GroupWriter
+from kyc_pipeline.ledger import writer as writing
+from kyc_pipeline.ledger.database import ChangeRefused
+from kyc_pipeline.ledger.ledger import Adoption, AttemptResult, Claim, Lease, Ledger, Result
+from kyc_pipeline.ledger.schema import State
+from kyc_pipeline.ledger.writer import GroupWriter
 
 DATE = "2024-09-01"
 REFUSES_POISON = {

@@ -17,7 +17,7 @@ ERASED_CONTENT: Final = ""
 
 
 class State(StrEnum):
-    """Where a submission stands. All but `claimed` are outcomes of `lake.tables.Outcome`."""
+    """Where a submission stands. All but `claimed` are outcomes of `vocabulary.Outcome`."""
 
     CLAIMED = "claimed"
     """The intent to send is durable and no result is: the call may be in flight."""

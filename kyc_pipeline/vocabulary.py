@@ -1,16 +1,79 @@
-"""What can be odd about one answer: the codes in `verifications.anomalies`.
-
-A code never carries a value of the answer, so it can be shown, logged and counted. Every kind of contract
-drift is also an anomaly of the answers where it occurs.
-"""
+"""The words that the project decides by, said once: reasons, outcomes, statuses, drift, anomalies."""
 
 from enum import StrEnum
 
-from kyc_pipeline.lake.tables import DriftKind
+
+class Reason(StrEnum):
+    """Why a manifest row cannot be submitted."""
+
+    MALFORMED_ROW = "malformed_row"
+    MISSING_FIELD = "missing_field"
+    INVALID_SUBMISSION_ID = "invalid_submission_id"
+    DUPLICATE_SUBMISSION_ID = "duplicate_submission_id"
+    CONFLICTING_SUBMISSION_ID = "conflicting_submission_id"
+    INVALID_TAGS = "invalid_tags"
+    RESERVED_TAG = "reserved_tag"
+    INVALID_SUBMITTED_AT = "invalid_submitted_at"
+    PATH_OUTSIDE_DOCUMENTS = "path_outside_documents"
+    FILE_NOT_FOUND = "file_not_found"
+    FILE_EMPTY = "file_empty"
+    FILE_TOO_LARGE = "file_too_large"
+    UNSUPPORTED_FILE_TYPE = "unsupported_file_type"
+    UNREADABLE_IMAGE = "unreadable_image"
+    ERASED_SUBJECT = "erased_subject"
+
+
+class Outcome(StrEnum):
+    """What became of an accepted submission; each has exactly one."""
+
+    COMPLETED = "completed"
+    """The API answered, and the answer fits the contract's hard requirements."""
+    REFUSED = "refused"
+    """The API said no for good (400, 404, 413, 415, 422)."""
+    QUARANTINED = "quarantined"
+    """A 2xx body without the hard requirements; never sent again."""
+    UNCERTAIN = "uncertain"
+    """Sent, the answer lost, and look-up did not settle it; held for a decision."""
+    FAILED = "failed"
+    """Surely not processed, attempts used up; a later run tries again."""
+    NOT_ATTEMPTED = "not_attempted"
+    """The run stopped or its budget was reached before this submission."""
+
+
+class CheckStatus(StrEnum):
+    """The normalised status of a check; the status as received is kept beside it."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    REVIEW = "REVIEW"
+    NOT_EVALUATED = "NOT_EVALUATED"
+    ERROR = "ERROR"
+    PENDING = "PENDING"
+    UNKNOWN = "UNKNOWN"
+
+
+class DriftKind(StrEnum):
+    """How an answer differs from the contract."""
+
+    UNKNOWN_FIELD = "unknown_field"
+    MISSING_FIELD = "missing_field"
+    NULL_FIELD = "null_field"
+    EMPTY_FIELD = "empty_field"
+    DUPLICATE_FIELD = "duplicate_field"
+    TYPE_MISMATCH = "type_mismatch"
+    UNKNOWN_TYPE = "unknown_type"
+    UNKNOWN_STATUS = "unknown_status"
+    CONFIDENCE_OUT_OF_RANGE = "confidence_out_of_range"
+    GEOMETRY_REMOVED = "geometry_removed"
 
 
 class Anomaly(StrEnum):
-    """A code; `description` says in a sentence what it means for the data."""
+    """What can be odd about one answer: the codes in `verifications.anomalies`.
+
+    `description` says in a sentence what a code means for the data. A code never carries a value of the
+    answer, so it can be shown, logged and counted. Every kind of contract drift is also an anomaly of the
+    answers where it occurs.
+    """
 
     description: str
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from kyc_pipeline.verify.database import ChangeRefused, LedgerError
-from kyc_pipeline.verify.ledger import Adoption, Claim, Lease, Ledger, Result
+from kyc_pipeline.ledger.database import ChangeRefused, LedgerError
+from kyc_pipeline.ledger.ledger import Adoption, Claim, Lease, Ledger, Result
 
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Self
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.verify.ledger import Lease, Ledger, LedgerError
+from kyc_pipeline.ledger.ledger import Lease, Ledger, LedgerError
 
 
 class LeaseLost(KycError):

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from kyc_pipeline.erasure.erasure import LandingRow
 from kyc_pipeline.ingest.formats import ROW, ManifestUnreadable, read_manifest
 from kyc_pipeline.ingest.manifests import is_ingested, list_manifests, manifest_dates
 from kyc_pipeline.ingest.rows import identities
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.privacy.erasure import LandingRow
 
 
 class SearchedLanding:

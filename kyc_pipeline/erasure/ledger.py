@@ -14,10 +14,9 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, func, insert, literal, select, text, update
 
-from kyc_pipeline.privacy.erasure import Tombstone
-from kyc_pipeline.verify.lease import holding
-from kyc_pipeline.verify.ledger import Ledger, LedgerError
-from kyc_pipeline.verify.schema import (
+from kyc_pipeline.ledger.lease import holding
+from kyc_pipeline.ledger.ledger import Ledger, LedgerError
+from kyc_pipeline.ledger.schema import (
     ERASED_CONTENT,
     Decision,
     State,
@@ -26,6 +25,7 @@ from kyc_pipeline.verify.schema import (
     erasures,
     submissions,
 )
+from kyc_pipeline.privacy.erased import Tombstone
 
 RUN_ID: Final = "erase"
 _ROWS_PER_FETCH: Final = 500

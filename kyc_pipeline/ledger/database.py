@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.verify.schema import HEAD_REVISION
+from kyc_pipeline.ledger.schema import HEAD_REVISION
 
 BUSY_TIMEOUT_SECONDS: Final = 30.0
 """How long a statement waits for another process that has the SQLite file locked."""

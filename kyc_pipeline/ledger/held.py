@@ -12,8 +12,8 @@ from typing import Literal
 from sqlalchemy import or_, select
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.verify.ledger import HeldSubmission, Ledger
-from kyc_pipeline.verify.schema import Decision, State, submissions
+from kyc_pipeline.ledger.ledger import HeldSubmission, Ledger
+from kyc_pipeline.ledger.schema import Decision, State, submissions
 
 
 def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSubmission]:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from kyc_pipeline.verify.ledger import Ledger, LedgerError
+from kyc_pipeline.ledger.ledger import Ledger, LedgerError
 
 _PAGES_PER_STEP: Final = 2000
 """Given back in one transaction: 8 MB, for which a run that writes hardly waits."""

@@ -39,11 +39,10 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.lake.tables import Outcome
-from kyc_pipeline.verify.database import BUSY_TIMEOUT_SECONDS, Database, LedgerError
-from kyc_pipeline.verify.process import ProcessIdentity
-from kyc_pipeline.verify.rows import Prepared, Rows
-from kyc_pipeline.verify.schema import (
+from kyc_pipeline.ledger.database import BUSY_TIMEOUT_SECONDS, Database, LedgerError
+from kyc_pipeline.ledger.process import ProcessIdentity
+from kyc_pipeline.ledger.rows import Prepared, Rows
+from kyc_pipeline.ledger.schema import (
     ERASED_CONTENT,
     Decision,
     State,
@@ -52,6 +51,7 @@ from kyc_pipeline.verify.schema import (
     leases,
     submissions,
 )
+from kyc_pipeline.vocabulary import Outcome
 
 __all__ = ["Ledger", "LedgerError", "PartitionBusy"]
 
