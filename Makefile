@@ -32,7 +32,8 @@ demo-ui: setup ## the Dagster UI over the demo's data
 dev: setup ## Dagster's webserver and daemon on 127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1 --port $(DEV_PORT)
 
-test: setup ## the whole test suite
+test: setup ## the whole test suite; installs a browser where there is none
+	$(BIN)/python -m tests.e2e.browser
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: setup ## lint, format, types, import rules, dependencies, data dictionary, definitions

