@@ -1,15 +1,15 @@
 """The errors that people see.
 
-Every :class:`KycError` carries one line that names the setting, file, row or submission concerned and
-says what to do. It never carries personal data or a secret: its text may reach a log, the Dagster event
-log and standard error. `exit_code` is what the command line ends with.
+Every :class:`KycError` has one line that names the setting, file, row or submission and says what to do. It
+never contains personal data or a secret, because its text may reach a log, the Dagster event log and
+standard error. The command line exits with `exit_code`.
 """
 
 import traceback
 from typing import Final
 
 WHOLE_ERRORS: Final = "kyc_pipeline.whole_errors"
-"""The logger that is told whole errors, other people's texts included. `--verbose` listens to it."""
+"""The logger of complete errors, including texts of other packages. `--verbose` shows it."""
 
 
 class KycError(Exception):
@@ -25,9 +25,9 @@ class UsageError(KycError):
 
 
 def plain_line(error: BaseException) -> str:
-    """One line that may be logged anywhere: our own text, of any other error only its class and place.
+    """One line that is safe to log: the text of a :class:`KycError`, the class and place of other errors.
 
-    The text of an error that nobody foresaw may quote the very data it failed on.
+    The text of an unexpected error may quote the data that it failed on.
     """
     if isinstance(error, KycError):
         return str(error)

@@ -1,8 +1,7 @@
 """Every environment variable of the project, typed and validated once.
 
-A field is the variable's name in lower case; a `.env` file in the working directory is read too, and the
-environment wins over it. The table of names, defaults and meanings in the README is checked against this
-module by a test.
+Each field is a variable in lower case. Settings also come from `.env` in the working directory; the
+environment takes precedence. A test checks that the README lists every setting.
 """
 
 import ipaddress
@@ -31,7 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _checked_url(value: str) -> SplitResult:
-    """The parts of an https URL, or of an http URL of this machine; :class:`ValueError` for any other."""
+    """The parts of an https URL, or of an http URL on loopback. Raises :class:`ValueError` for any other."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an http(s) URL such as https://api.deepxl.ai")
@@ -53,25 +52,25 @@ class Settings(BaseSettings):
     )
 
     deepxl_base_url: str = "https://api.deepxl.ai"
-    """Where the API is. http is refused for any host that is not loopback."""
+    """Base URL of the API. Only loopback hosts may use http."""
     deepxl_api_token: SecretStr | None = None
-    """The credential; needed only to make calls."""
+    """The credential; needed only for calls."""
     deepxl_auth_scheme: Literal["bearer", "api_key"] = "bearer"
     """How the credential is sent: `Authorization: Bearer` or `x-api-key`, never both."""
     deepxl_max_concurrency: int = Field(default=16, ge=1, le=1024)
     """Calls in flight, per run."""
     deepxl_requests_per_second: float = Field(default=10, ge=0)
-    """Rate limit across every process that shares the limiter; 0 means none."""
+    """Rate limit across all processes that share the ledger; 0 means none."""
     deepxl_timeout_seconds: float = Field(default=60, gt=0)
     """Longest wait for one answer."""
     deepxl_max_attempts: int = Field(default=5, ge=1)
-    """Safe retries of one submission in one run."""
+    """Attempts per submission and run, where a retry is safe."""
     deepxl_max_calls_per_run: int | None = Field(default=None, ge=0)
-    """Budget: a run stops cleanly before it would exceed it."""
+    """Budget: a run stops cleanly before it exceeds it."""
     deepxl_price_per_call: Decimal | None = Field(default=None, ge=0)
     """Price of one call, for cost figures."""
     deepxl_uncertain: Literal["hold", "retry"] = "hold"
-    """What to do with an uncertain outcome that look-up cannot settle."""
+    """What to do with an uncertain outcome that a look-up cannot settle."""
     kyc_landing: Path = Path("data/landing")
     """Manifests and documents."""
     kyc_lake: str = "data/lake"
@@ -81,13 +80,13 @@ class Settings(BaseSettings):
     kyc_warehouse: Path = Path("data/warehouse/kyc.duckdb")
     """The DuckDB file that analysts open."""
     kyc_warehouse_memory: str = Field(default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$")
-    """Most memory that DuckDB takes for a build; what does not fit is spilled beside the file."""
+    """Memory limit of a build in DuckDB, which spills the rest to disk beside the file."""
     kyc_warehouse_max_fact_rows: int = Field(default=5_000_000, ge=0)
-    """A fact with more rows is a view over the lake instead of a table."""
+    """A larger fact is a view over the lake instead of a table."""
     kyc_report: Path = Path("data/report/index.html")
     """The report."""
     kyc_pseudonym_key: SecretStr | None = None
-    """Key of the HMAC pseudonyms; made on first use in `pseudonym.key` beside the landing zone."""
+    """Key of the HMAC pseudonyms; created on first use in `pseudonym.key` beside the landing zone."""
     kyc_clear_tags: Annotated[frozenset[str], NoDecode] = frozenset(
         {"submissionId", "companyId", "companyName"}
     )
@@ -97,9 +96,9 @@ class Settings(BaseSettings):
     kyc_catch_up_days: int = Field(default=30, ge=1)
     """How far back the catch-up schedule looks."""
     kyc_alert_webhook: SecretStr | None = None
-    """Where failed runs are told of: an https URL that takes a JSON POST. Secret: it carries its key."""
+    """An https URL that receives a JSON POST about each failed run. Secret: the URL carries its key."""
     kyc_source_url: str | None = None
-    """Where this repository is browsed, branch included: the UI links code and docs there."""
+    """Base URL of this repository, branch included: the UI links to code and docs there."""
 
     @field_validator("kyc_clear_tags", mode="before")
     @classmethod
@@ -134,16 +133,16 @@ class Settings(BaseSettings):
 
     @property
     def pseudonym_key_file(self) -> Path:
-        """Where the pseudonym key is kept when `KYC_PSEUDONYM_KEY` is not set."""
+        """The file of the pseudonym key if `KYC_PSEUDONYM_KEY` is not set."""
         return self.data_dir / "pseudonym.key"
 
     @property
     def data_dir(self) -> Path:
-        """The project's data folder: the one that holds the landing zone."""
+        """The data folder, which holds the landing zone."""
         return self.kyc_landing.parent
 
     def require_token(self) -> SecretStr:
-        """The credential, or :class:`UsageError` where it is missing."""
+        """The credential, or :class:`UsageError` if it is missing."""
         if self.deepxl_api_token is None or not self.deepxl_api_token.get_secret_value().strip():
             raise UsageError("DEEPXL_API_TOKEN is not set: put the credential in the environment or in .env")
         return self.deepxl_api_token
@@ -152,8 +151,8 @@ class Settings(BaseSettings):
 def load_settings(env_file: str | None = ".env") -> Settings:
     """The settings from the environment and `env_file`.
 
-    Raises :class:`UsageError` with one line that names each wrong variable; it never shows a value,
-    since a credential may have been put into the wrong variable.
+    Raises :class:`UsageError` with one line that names each wrong variable. It never shows a value, because
+    somebody may have put a credential into the wrong variable.
     """
     try:
         return Settings(_env_file=env_file)

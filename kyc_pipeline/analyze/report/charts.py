@@ -19,7 +19,7 @@ PASS, FAIL, OTHER, ACCENT, SECOND, CARD, INK = (
 )
 """Placeholders that the page's script replaces by colours of the current theme."""
 
-FAILURE_KINDS: Final = ("it alone", "with other checks", "verdict disagrees")
+FAILURE_KINDS: Final = ("only this check", "with other checks", "verdict disagrees")
 OUTCOMES: Final = ("verified", "not verified", "rejected", "no answer yet")
 QUANTILES: Final = ("p50", "p95", "p99")
 PSI_LIMITS: Final = (("moderate", 0.1), ("large", 0.25))
@@ -82,7 +82,7 @@ def _bars_apart(chart: alt.Chart) -> alt.Chart:
 
 
 def _points(chart: alt.Chart) -> alt.Chart:
-    """Points; hollow where the sample is small. Where there are many the line is enough."""
+    """Points, hollow for small samples; left out where there are so many that the line is enough."""
     points: alt.Chart = chart.mark_point(color=ACCENT, filled=False, strokeWidth=1.6).encode(
         fill=alt.condition("datum.few", alt.value(CARD), alt.value(ACCENT)),
         size=alt.condition("shown.dense", alt.value(16), alt.value(38)),
@@ -146,7 +146,7 @@ def attribution(rows: Sequence[Row], shown: Row) -> Spec:
 
 
 def histogram(rows: Sequence[Row], shown: Row) -> Spec:
-    """Confidences of passed checks upwards, of failed ones downwards, each as a share of its own.
+    """Confidences of passed checks pointing up, of failed ones pointing down, each as a share of its own.
 
     Rows of side (PASS or FAIL), bin_low, bin_high, checks, share, and `signed`: the share, negative
     where it goes down.
@@ -380,7 +380,7 @@ def _stacked(rows: Sequence[Row], shown: Row, y: str, kinds: Mapping[str, str], 
 
 
 def volume(rows: Sequence[Row], shown: Row) -> Spec:
-    """What became of the submissions over time: rows of submissions, kind and position."""
+    """Outcomes of the submissions over time: rows of submissions, kind and position."""
     colours = dict(zip(OUTCOMES, (PASS, FAIL, OTHER, SECOND), strict=True))
     return _stacked(rows, shown, "submissions", colours, _counts())
 
@@ -431,7 +431,7 @@ def companies(rows: Sequence[Row], shown: Row) -> Spec:
 
 
 def latency(rows: Sequence[Row], shown: Row) -> Spec:
-    """Quantiles of the answer time: rows of quantile and ms."""
+    """Quantiles of the response time: rows of quantile and ms."""
     base = _over_time(shown)
     colour = alt.Color(
         "quantile:N",

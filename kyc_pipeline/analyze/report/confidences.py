@@ -122,9 +122,9 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
     section = Section(
         "threshold-explorer",
         "Threshold explorer",
-        "What if a check passed exactly when its confidence is at or above a threshold? Move it and see."
-        " A simulation on recorded confidences: it does not predict what the vendor would decide. The"
-        " dashed line is the pass rate as it was recorded.",
+        "What if a check passed exactly when its confidence reaches a threshold? Move the threshold to see."
+        " This simulates on recorded confidences; it does not predict what the vendor would decide. The"
+        " dashed line is the recorded pass rate.",
         "No check has a confidence yet." if reader.completed else NO_ANSWER,
         figures,
         definitions=reader.define(
@@ -181,10 +181,10 @@ def confidences(reader: Reader) -> Section:
     return Section(
         "confidences",
         "Confidences by check",
-        "Passed checks upwards, failed ones downwards, each as a share of its own status, in bins of"
-        " 0.01; any other status is in the tables only. Where the two lie apart, the confidence tells"
-        " good from bad; where they overlap, no threshold can. The vendor does not say whether a"
-        " confidence scores the check or the certainty of its status.",
+        "Passed checks point up, failed checks down, each as a share of its own status, in bins of 0.01."
+        " Other statuses are only in the tables. Where the two distributions lie apart, the confidence"
+        " separates good from bad; where they overlap, no threshold can. The vendor does not document"
+        " whether a confidence scores the check or the certainty of its status.",
         "No check has a confidence yet." if reader.completed else NO_ANSWER,
         figures,
         definitions=reader.define("confidence_histogram", "confidence_summary"),
@@ -216,7 +216,7 @@ def _histogram(
             f"Histogram of {number(total['scored'])} confidences of {check.label} by status, from"
             f" {decimals(total['least'], 2)} to {decimals(total['most'], 2)}, mean"
             f" {decimals(total['mean'])}: {number(sides['PASS'])} of passed, {number(sides['FAIL'])} of"
-            f" failed checks, {number(sides['other'])} of others; {number(missing)} checks have none.",
+            f" failed checks, {number(sides['other'])} of others; {number(missing)} have no confidence.",
         )
 
     drawn = [
@@ -259,7 +259,7 @@ def drift(reader: Reader) -> Section:
     """How the confidences move: their quantiles and their drift over time."""
     quantiles, drifts = reader.by_check(_quantiles(reader)), reader.by_check(_drifts(reader))
     moves = [row for rows in quantiles.values() for row in rows]
-    # Below every median, and below the tails of the days that are worth something.
+    # Below every median, and below the tails of days with a large enough sample.
     lowest = min((row["p05"] if row["n"] >= LOW_N else row["p50"] for row in moves), default=0.0)
     figures = []
     for index, check in enumerate(reader.checks):
@@ -269,22 +269,21 @@ def drift(reader: Reader) -> Section:
             figures.append(_drift_figure(reader, f"drift-{index}", check, drifted))
     weekly = any(period.unit == "week" for period in reader.periods)
     intro = (
-        "How the confidences move: the line is the median, the dark band the middle half, the light one the"
-        " middle nine tenths."
+        "The line is the median; the dark band holds the middle 50% of the confidences, the light band the"
+        " middle 90%."
     )
     if weekly:
-        intro += " By week, quantiles are to the hundredth."
+        intro += " Weekly quantiles are accurate to 0.01."
     if drifts:
         intro += (
-            " Then the population stability index (PSI) of each day against the 28 days before: what lies in"
-            " the grey area is noise, the dashed lines are the customary limits."
+            " The population stability index (PSI) compares each day with the 28 days before. Values in the"
+            " grey area are noise; the dashed lines mark moderate and large drift."
         )
         if weekly:
-            intro += " By week, it is that of the week's largest day."
+            intro += " Weekly charts show the largest day of each week."
     elif quantiles:
         intro += (
-            " No day has 200 checks of one type with 200 in the 28 days before it, so that drift cannot be"
-            " told from noise yet."
+            " Drift needs 200 checks of one type in a day and 200 in the 28 days before; no day has them yet."
         )
     return Section(
         "drift",
@@ -345,7 +344,7 @@ def _quantile_figure(reader: Reader, name: str, check: Check, rows: Rows, lowest
             f"median {decimals(first['p50'], 2)} → {decimals(last['p50'], 2)}",
             f"Line chart of the quantiles of {check.label}'s confidence by {period.unit}: the median was"
             f" {decimals(first['p50'])} ({day(first['start'])}) and is {decimals(last['p50'])}"
-            f" ({day(last['start'])}), the middle nine tenths went from"
+            f" ({day(last['start'])}), the middle 90% went from"
             f" {decimals(first['p05'], 2)}–{decimals(first['p95'], 2)} to"
             f" {decimals(last['p05'], 2)}–{decimals(last['p95'], 2)}.",
         )
@@ -388,7 +387,7 @@ def _drift_figure(reader: Reader, name: str, check: Check, rows: Rows) -> Figure
     def view(period: Period) -> View:
         own = reader.in_period(rows, period)
         if not own:
-            return View("", "", "No day of this period has enough checks to tell drift from noise.")
+            return View("", "", "No day of this period has enough checks to measure drift.")
         worst = max(own, key=lambda row: row["psi"])
         marked = sum(1 for row in own if row["level"] != "none")
         return View(

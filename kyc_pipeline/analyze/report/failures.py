@@ -79,10 +79,10 @@ def failures(reader: Reader) -> Section:
                 Table(
                     (
                         "Check",
-                        "Declined with it",
+                        "Declined",
                         "Share of declined",
-                        "It alone",
-                        "Verified nonetheless",
+                        "Only this check",
+                        "Verified anyway",
                     ),
                     [
                         Row(
@@ -113,13 +113,13 @@ def failures(reader: Reader) -> Section:
     return Section(
         "failures",
         "Why verifications fail",
-        "A verification with two failed checks counts in both, so the bars add up to more than all"
-        " declined. What is left of a check when all others pass is “it alone”: that is what a change"
-        " of this check could win at most.",
-        "No check has failed and nothing was declined." if reader.completed else NO_ANSWER,
+        "A verification with two failed checks counts for both, so the bars add up to more than all"
+        " declined. “Only this check” counts verifications that failed no other check: the most that a"
+        " change to this check could gain.",
+        "No check failed, and nothing was declined." if reader.completed else NO_ANSWER,
         figures,
         Table(
-            ("Failed together", "Verifications", "Verified nonetheless"),
+            ("Failed together", "Verifications", "Verified anyway"),
             [
                 Row(
                     (row["failed_checks"].replace("+", " + "), number(row["n"]), number(row["verified"])),

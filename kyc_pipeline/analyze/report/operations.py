@@ -40,7 +40,7 @@ _STAGES: Final = (
 
 
 def funnel(reader: Reader) -> Section:
-    """What became of the submissions, and why rows were rejected."""
+    """Outcomes of the submissions, and the reasons for rejected rows."""
     columns = ", ".join(f"sum({stage})::BIGINT AS {stage}" for stage, _, _ in _STAGES if stage != "declined")
     declined = "(sum(completed) - sum(verified))::BIGINT AS declined"
     totals = {
@@ -143,7 +143,7 @@ def funnel(reader: Reader) -> Section:
     )
     return Section(
         "funnel",
-        "What became of the submissions",
+        "Outcomes of the submissions",
         "Received = rejected + accepted. Accepted = completed + refused + quarantined + uncertain +"
         " failed + not attempted. Completed = verified + not verified.",
         "No submission was received yet.",
@@ -236,8 +236,8 @@ def subjects(reader: Reader) -> Section:
     return Section(
         "subjects",
         "People who come again",
-        "By the pseudonym of the tag customerId, of those first seen in the period.",
-        "No answer carries the tag customerId." if reader.completed else NO_ANSWER,
+        "People are identified by the pseudonym of customerId. Counted: those first seen in the period.",
+        "No response has the tag customerId." if reader.completed else NO_ANSWER,
         table=Table(("What", "Count", "Share"), table) if table else None,
         table_title="People and their attempts",
         definitions=reader.define(
@@ -249,7 +249,7 @@ def subjects(reader: Reader) -> Section:
 
 
 def api(reader: Reader) -> Section:
-    """Answer times, calls and cost."""
+    """Response times, calls and cost."""
     calls = reader.rows(
         """
         SELECT unit, start, sum(calls)::BIGINT AS calls, sum(retries)::BIGINT AS retries,
@@ -278,8 +278,8 @@ def api(reader: Reader) -> Section:
     return Section(
         "api",
         "API performance and cost",
-        "Answer times are of the last call of each submission that received an answer. Cost is an"
-        " estimate: calls that were or may have been billed, times DEEPXL_PRICE_PER_CALL."
+        "Response times are those of each submission's last call that got a response. Cost is an estimate:"
+        " calls that were or may have been billed, times DEEPXL_PRICE_PER_CALL."
         + ("" if priced or not called else " That setting has no value, so no cost is shown."),
         "No call was made yet.",
         figures,
@@ -308,7 +308,7 @@ def _latency_figure(reader: Reader, rows: Rows) -> Figure:
         worst = max(own, key=lambda row: row["p95"])
         return View(
             f"95th percentile {number(worst['p95'])} ms at most, {day(worst['start'])}",
-            f"Line chart of the answer time by {period.unit}: median, 95th and 99th percentile; the"
+            f"Line chart of the response time by {period.unit}: median, 95th and 99th percentile; the"
             f" median was {number(own[0]['p50'])} ms and is {number(own[-1]['p50'])} ms, the highest 95th"
             f" percentile is {number(worst['p95'])} ms ({day(worst['start'])}).",
         )
@@ -319,11 +319,11 @@ def _latency_figure(reader: Reader, rows: Rows) -> Figure:
         drawn += [{**row, "quantile": quantile} for row in own]
     return Figure(
         "latency",
-        "Answer time in milliseconds",
+        "Response time in milliseconds",
         charts.latency(drawn, reader.shown),
         reader.views(view),
         Table(
-            ("Day or week from", "Answers", "p50 ms", "p95 ms", "p99 ms", "Max ms"),
+            ("Day or week from", "Responses", "p50 ms", "p95 ms", "p99 ms", "Max ms"),
             [
                 Row(
                     (

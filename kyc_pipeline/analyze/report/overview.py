@@ -1,4 +1,4 @@
-"""The top of the report: what it is of, the key figures of each period, and what stands out."""
+"""The top of the report: its source, the key figures of each period, and what stands out."""
 
 import datetime
 from typing import Final
@@ -97,7 +97,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
         verified = f"95%: {interval(row['low'], row['high'])}, of {counted(row['verifications'])}"
     per_verified = "no price is set"
     if row["cost"] is not None:
-        per_verified = "nobody was verified"
+        per_verified = "none verified"
         if row["verified"]:
             per_verified = f"{money(row['cost'] / row['verified'])} for each verified"
     held = row["held"] or 0
@@ -109,9 +109,9 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
             number(completed),
             f"{percent(share(completed, accepted))} of {number(accepted)} accepted",
         ),
-        Tile("Held or quarantined", number(held), f"{number(row['open'] or 0)} still to be attempted"),
+        Tile("Held or quarantined", number(held), f"{number(row['open'] or 0)} not attempted yet"),
         Tile(
-            "Answer time (p95)",
+            "Response time (p95)",
             "–" if row["p95"] is None else f"{number(row['p95'])} ms",
             "no call" if row["p50"] is None else f"median {number(row['p50'])} ms",
         ),
@@ -136,7 +136,7 @@ def remarks(reader: Reader) -> list[Remark]:
 
 def _held(reader: Reader) -> list[Remark]:
     held = reader.rows("SELECT sum(uncertain)::BIGINT AS n FROM submission_funnel")[0]["n"]
-    text = f"{some(held, 'submission')} held for a decision: the outcome of the call is not known."
+    text = f"{some(held, 'submission')} held for a decision: the outcome of the call is unknown."
     return [Remark(text, "funnel")] if held else []
 
 
@@ -180,7 +180,7 @@ def _recent_drift(reader: Reader) -> list[Remark]:
     )
     return [
         Remark(
-            f"{row['check_type']}: confidences drifted, {row['level']} (PSI {decimals(row['psi'], 2)} on"
+            f"{row['check_type']}: {row['level']} drift of the confidences (PSI {decimals(row['psi'], 2)} on"
             f" {day(row['date'])}).",
             "drift",
         )

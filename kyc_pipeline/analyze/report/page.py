@@ -14,9 +14,9 @@ from kyc_pipeline.analyze.report.periods import Period
 
 NONE: Final = "–"
 LOW_N: Final = 30
-"""Below it a rate is marked: do not decide by it alone."""
+"""A rate of a smaller sample is marked: do not base a decision on it alone."""
 FEW: Final = "*"
-"""The mark of a small sample."""
+"""Marks a small sample."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ from kyc_pipeline.analyze.report.reader import (
 _COMPANIES: Final = 20
 _CHANGES: Final = 20
 _HOLLOW: Final = (
-    f" Bars and bands are 95% intervals; a hollow point is of fewer than {LOW_N}, and its interval may reach"
-    " below the axis."
+    f" Bars and bands show 95% intervals. Hollow points: fewer than {LOW_N} (their interval may extend below"
+    " the axis)."
 )
 
 
@@ -60,7 +60,7 @@ def verdicts(reader: Reader) -> Section:
     return Section(
         "verdicts",
         "Verified rate over time",
-        "Of the completed verifications, the share that DeepXL decided as verified." + _HOLLOW,
+        "The share of completed verifications that DeepXL verified." + _HOLLOW,
         NO_ANSWER,
         figures,
         definitions=reader.define(
@@ -115,7 +115,7 @@ def pass_rates(reader: Reader) -> Section:
     return Section(
         "pass-rates",
         "Pass rates of the checks",
-        "Of the checks that passed or failed, the share that passed. All axes are the same."
+        "The share of passed checks among those that passed or failed. All charts have the same axes."
         + _HOLLOW
         + _left_out(reader),
         "No check has passed or failed yet.",
@@ -129,7 +129,7 @@ def pass_rates(reader: Reader) -> Section:
 def _left_out(reader: Reader) -> str:
     if reader.all_checks <= MAX_CHECKS:
         return ""
-    return f" The {MAX_CHECKS} most frequent of {number(reader.all_checks)} checks are shown."
+    return f" Shown: the {MAX_CHECKS} most frequent of {number(reader.all_checks)} checks."
 
 
 def _rate_figure(
@@ -209,12 +209,12 @@ def changes(reader: Reader) -> Section:
     return Section(
         "changes",
         "Changes from week to week",
-        "Rates that differ from the week before by more than chance explains: the 95% interval of the"
-        f" difference is without 0, and both weeks have {LOW_N} or more. The latest {_CHANGES}, of all"
-        " days. With many checks, one in twenty such intervals excludes 0 by chance.",
+        "Rates that differ significantly from the week before: the 95% interval of the difference excludes 0,"
+        f" and both weeks have {LOW_N} or more. Shown: the latest {_CHANGES} over all days. By chance alone,"
+        " one in twenty such intervals excludes 0.",
         "No week differs significantly from the one before."
         if weeks
-        else f"There are no two weeks in a row with {LOW_N} decided checks each to compare yet.",
+        else f"No two consecutive weeks have {LOW_N} decided checks each yet.",
         table=Table(
             ("Week from", "Check", "Rate", "Before", "Change", "95% from", "to"),
             [
@@ -329,8 +329,8 @@ def companies(reader: Reader) -> Section:
     return Section(
         "companies",
         "Companies",
-        f"By the tag companyId, the {_COMPANIES} with most verifications, largest first. Intervals that"
-        " overlap are no ranking. The dashed line is the rate of all companies together.",
+        f"The {_COMPANIES} companies (tag companyId) with the most verifications, largest first. Overlapping"
+        " intervals do not rank companies. The dashed line is the rate of all companies together.",
         NO_ANSWER,
         figures,
         definitions=reader.define(
