@@ -1,4 +1,4 @@
-"""The ledger's database: how it is connected to, created and migrated. SQL statements are in `ledger.py`.
+"""The ledger's database: how it is connected to, created and migrated.
 
 SQLite runs in WAL with `synchronous=FULL`: a claim that a power cut could undo would be a call paid twice.
 A transaction that writes begins with `BEGIN IMMEDIATE`, so that it waits for its turn at the start and
@@ -9,20 +9,22 @@ import contextlib
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from filelock import FileLock
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ledger.schema import HEAD_REVISION
+from kyc_pipeline.ledger.times import now
 
+LEASE_SECONDS: Final = 60.0
+"""How long a lease lives without renewal."""
 BUSY_TIMEOUT_SECONDS: Final = 30.0
 """How long a statement waits for another process that has the SQLite file locked."""
 _MIGRATION_LOCK: Final = 0x6B79635F  # "kyc_": the key of PostgreSQL's advisory lock
@@ -46,19 +48,31 @@ class ChangeRefused(LedgerError):
     """The ledger works, and does not take this very change."""
 
 
-class Database:
-    """One ledger database. Nothing is opened or created before the first use; thread-safe."""
+class Ledger:
+    """The ledger at a SQLAlchemy URL. Opened, created and migrated at the first use; thread-safe.
 
-    def __init__(self, url: str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> None:
+    Every function that takes a ledger raises :class:`LedgerError` where the database cannot be used.
+    """
+
+    def __init__(
+        self, url: str, *, lease_seconds: float = LEASE_SECONDS, busy_timeout: float = BUSY_TIMEOUT_SECONDS
+    ) -> None:
+        self.lease_seconds = lease_seconds
         self._url = _checked_url(url)
         self._busy_timeout = busy_timeout
         self._engine: Engine | None = None
         self._is_ready = False
         self._opening = threading.Lock()
-        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._is_sqlite = self._url.get_backend_name() == "sqlite"
 
     def __repr__(self) -> str:
-        return f"Database({self.name!r})"
+        return f"Ledger({self.name!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def name(self) -> str:
@@ -68,12 +82,7 @@ class Database:
     @property
     def file(self) -> Path | None:
         """The SQLite file; None on PostgreSQL."""
-        return Path(str(self._url.database)) if self.is_sqlite else None
-
-    @property
-    def url(self) -> URL:
-        """The URL, password included: for another connection to the same place, never for a message."""
-        return self._url
+        return Path(str(self._url.database)) if self._is_sqlite else None
 
     def exists(self) -> bool:
         """Whether a ledger is there. Creates nothing."""
@@ -108,8 +117,8 @@ class Database:
 
     def now(self, connection: Connection) -> int:
         """Microseconds since the epoch: the server's clock on PostgreSQL, since hosts' clocks differ."""
-        if self.is_sqlite:
-            return time.time_ns() // 1000
+        if self._is_sqlite:
+            return now()
         return int(
             connection.execute(
                 text("SELECT (extract(epoch FROM clock_timestamp())*1e6)::bigint")
@@ -165,7 +174,7 @@ class Database:
                 _migrate(engine)
 
     def _create_engine(self) -> Engine:
-        if not self.is_sqlite:
+        if not self._is_sqlite:
             engine = create_engine(
                 self._url,
                 hide_parameters=True,
@@ -181,6 +190,16 @@ class Database:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+
+
+def insert_if_absent(connection: Connection, table: Table, **values: Any) -> bool:
+    """Inserts a row; False if its key is taken. The primary key decides between two processes."""
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(table).values(**values))
+    except IntegrityError:
+        return False
+    return True
 
 
 def _checked_url(url: str) -> URL:

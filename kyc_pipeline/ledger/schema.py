@@ -1,13 +1,30 @@
 """The ledger's tables, as SQLAlchemy Core sees them. How they came to be is in `migrations/`.
 
-Times are microseconds since the epoch (BIGINT), so that both databases keep them exactly. Tag values and
-the paths of documents are never stored here: the lake's restricted zone has them.
+Times are microseconds since the epoch (see `times.py`). Tag values and the paths of documents are never
+stored here: the lake's restricted zone has them.
 """
 
+import re
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Enum,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+from kyc_pipeline.ledger.models import Decision, State
 
 HEAD_REVISION: Final = "0002"
 """The newest migration. A test holds it against `migrations/`."""
@@ -15,26 +32,25 @@ HEAD_REVISION: Final = "0002"
 ERASED_CONTENT: Final = ""
 """`content_sha256` of an erased submission, whose id is a pseudonym; no other has it."""
 
-
-class State(StrEnum):
-    """Where a submission stands. All but `claimed` are outcomes of `vocabulary.Outcome`."""
-
-    CLAIMED = "claimed"
-    """The intent to send is durable and no result is: the call may be in flight."""
-    COMPLETED = "completed"
-    REFUSED = "refused"
-    QUARANTINED = "quarantined"
-    UNCERTAIN = "uncertain"
-    FAILED = "failed"
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
-class Decision(StrEnum):
-    """What an operator decided about an uncertain submission."""
+class StorableText(TypeDecorator[str]):
+    """TEXT; NUL and lone surrogates, which not every database can hold, become their JSON escapes."""
 
-    RETRY = "retry"
-    """Look it up once more, and send it again if it is not found."""
-    ABANDON = "abandon"
-    """Never send it again. It stays `uncertain`, and is no longer held."""
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """What is stored of `value`."""
+        if value is None or (value.isascii() and "\0" not in value):
+            return value
+        return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+
+
+def _one_of(values: type[StrEnum]) -> Enum:
+    """A VARCHAR that Python reads and writes as a StrEnum."""
+    return Enum(values, native_enum=False, length=16, values_callable=list)
 
 
 metadata = MetaData()
@@ -45,15 +61,15 @@ submissions = Table(
     Column("submission_id", String(64), primary_key=True),
     Column("partition_date", String(10), nullable=False),
     Column("content_sha256", String(64), nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("decision", String(16)),
+    Column("state", _one_of(State), nullable=False),
+    Column("decision", _one_of(Decision)),
     Column("claim_token", String(32)),  # of the newest attempt
     Column("http_status", Integer),
     Column("requested_at", BigInteger),
     Column("responded_at", BigInteger),
     Column("latency_ms", Float),
-    Column("response", Text),
-    Column("error", Text),
+    Column("response", StorableText),
+    Column("error", StorableText),
     Column("updated_at", BigInteger, nullable=False),
     Index("submissions_by_partition", "partition_date", "state"),
 )
@@ -71,8 +87,8 @@ attempts = Table(
     Column("http_status", Integer),
     Column("latency_ms", Float),
     Column("billable", Integer, nullable=False),  # 1 until it is known that nothing was processed
-    Column("error", Text),
-    Column("body", Text),  # of an answer that is not the submission's `response`
+    Column("error", StorableText),
+    Column("body", StorableText),  # of an answer that is not the submission's `response`
 )
 
 leases = Table(
@@ -94,7 +110,7 @@ decisions = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("submission_id", String(64), ForeignKey("submissions.submission_id"), nullable=False),
-    Column("decision", String(16), nullable=False),
+    Column("decision", _one_of(Decision), nullable=False),
     Column("decided_by", String(255), nullable=False),
     Column("decided_at", BigInteger, nullable=False),
 )

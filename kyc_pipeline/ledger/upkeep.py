@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from kyc_pipeline.ledger.ledger import Ledger, LedgerError
+from kyc_pipeline.ledger.database import Ledger, LedgerError
 
 _PAGES_PER_STEP: Final = 2000
 """Given back in one transaction: 8 MB, for which a run that writes hardly waits."""
@@ -17,7 +17,7 @@ def vacuum(ledger: Ledger) -> str:
 
     Runs may be at work on it. PostgreSQL does this by itself.
     """
-    file = ledger.database.file
+    file = ledger.file
     if file is None:
         return "the ledger is on PostgreSQL, whose autovacuum does this"
     if not ledger.exists():
@@ -32,7 +32,7 @@ def vacuum(ledger: Ledger) -> str:
 
 def _give_back(ledger: Ledger, file: Path) -> tuple[int, int]:
     """Pages and free pages, as they were before."""
-    with ledger.database.upkeep(file) as connection:
+    with ledger.upkeep(file) as connection:
         [pages], [free] = (
             connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count")
         )

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from kyc_pipeline.ledger.database import ChangeRefused, LedgerError
-from kyc_pipeline.ledger.ledger import Adoption, Claim, Lease, Ledger, Result
+from kyc_pipeline.ledger.claims import commit
+from kyc_pipeline.ledger.database import ChangeRefused, Ledger, LedgerError
+from kyc_pipeline.ledger.models import Adoption, Claim, Lease, Result
 
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000
@@ -144,7 +145,7 @@ class GroupWriter:
         was_refused = len(changes) > 1
         while True:
             try:
-                return self._ledger.commit(self._lease, claims, results)
+                return commit(self._ledger, self._lease, claims, results)
             except ChangeRefused:
                 # One alone is tried once more: another host may have written the same at this moment.
                 if was_refused:

@@ -13,11 +13,9 @@ from typing import Final
 
 from pyrate_limiter import Rate
 from pyrate_limiter.abstracts import GCRA
-from sqlalchemy import Connection, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
-from kyc_pipeline.ledger.ledger import Ledger
-from kyc_pipeline.ledger.schema import rate_limits
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.rate_limits import locked_rate_limit
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.gate import NoLimit, RateLimiter, Sleep
 
@@ -40,7 +38,7 @@ class SharedRateLimiter:
     """`per_second` requests a second, together with every other limiter of this name on this ledger."""
 
     def __init__(self, ledger: Ledger, name: str, per_second: float) -> None:
-        self._database = ledger.database
+        self._ledger = ledger
         self._name = name[:255]
         permits = max(1, round(per_second * _WINDOW_SECONDS))
         burst = max(1, round(per_second * _BURST_SECONDS))
@@ -72,37 +70,17 @@ class SharedRateLimiter:
     def _book(self, permits: int) -> float:
         """Books the next free permits; returns how many seconds from now they begin."""
         algorithm = GCRA()
-        with self._database.write() as connection:
-            arrival = self._arrival(connection)
-            now = self._database.now(connection) // 1000
-            state, decision = algorithm.step(self._rates, (arrival,), now, permits)
+        with locked_rate_limit(self._ledger, self._name) as limit:
+            now = limit.now // 1000
+            state, decision = algorithm.step(self._rates, (limit.arrival,), now, permits)
             wait = decision.retry_after_ms or 0
             if not decision.allowed:
-                state, decision = algorithm.step(self._rates, (arrival,), now + wait, permits)
-            self._store(connection, int(state[0]))
+                state, decision = algorithm.step(self._rates, (limit.arrival,), now + wait, permits)
+            limit.arrival = int(state[0])
         return wait / 1000
 
     def _push_back(self, seconds: float) -> None:
-        with self._database.write() as connection:
-            arrival = self._arrival(connection)
+        with locked_rate_limit(self._ledger, self._name) as limit:
             # What may be caught up at once would come that much too early.
-            until = self._database.now(connection) + int((seconds + _BURST_SECONDS) * 1_000_000)
-            self._store(connection, max(arrival, until))
-
-    def _arrival(self, connection: Connection) -> int:
-        """GCRA's state, locked: the theoretical arrival time in microseconds since the epoch."""
-        query = select(rate_limits.c.arrival).where(rate_limits.c.name == self._name).with_for_update()
-        arrival = connection.execute(query).scalar_one_or_none()
-        if arrival is None:
-            try:
-                with connection.begin_nested():
-                    connection.execute(insert(rate_limits).values(name=self._name, arrival=0))
-            except IntegrityError:
-                pass  # another process was first
-            arrival = connection.execute(query).scalar_one()
-        return int(arrival)
-
-    def _store(self, connection: Connection, arrival: int) -> None:
-        connection.execute(
-            update(rate_limits).where(rate_limits.c.name == self._name).values(arrival=arrival)
-        )
+            until = limit.now + int((seconds + _BURST_SECONDS) * 1_000_000)
+            limit.arrival = max(limit.arrival, until)
