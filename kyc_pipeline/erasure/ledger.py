@@ -125,23 +125,23 @@ class LedgerErasure:
         SQLite: the file is written anew and its log emptied; raises :class:`LedgerError` where another
         process keeps that from happening. PostgreSQL: `VACUUM`.
         """
-        database = self._ledger
-        if not self._ledger.exists():
+        ledger = self._ledger
+        if not ledger.exists():
             return
-        if database.file is None:
-            with database.read() as connection:
+        if ledger.file is None:
+            with ledger.read() as connection:
                 connection.execution_options(isolation_level="AUTOCOMMIT").execute(
                     text("VACUUM submissions, attempts, decisions")
                 )
             return
-        with database.upkeep(database.file) as connection:
+        with ledger.upkeep(ledger.file) as connection:
             connection.execute("PRAGMA secure_delete=ON")
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("VACUUM")
             (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy:
             raise LedgerError(
-                f"another process reads the ledger {database.name}, so its log still holds what was erased: "
+                f"another process reads the ledger {ledger.name}, so its log still holds what was erased: "
                 "erase again when it has ended"
             )
 

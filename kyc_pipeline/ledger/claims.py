@@ -3,11 +3,10 @@
 * A submission is *claimed* before it is sent, and only the holder of its partition's lease can claim.
 * A claim leaves `claimed` by a recorded result, or becomes `uncertain`; it never becomes "not sent".
 * `completed` is final. `refused` and `quarantined` are never claimed again. `uncertain` is claimed again
-  only if an operator or the policy said so. `failed` (surely not processed) may be claimed again, with
-  the date and content that the submission has by then; what may have been sent keeps its own.
-* A result of a call that was made is always taken, even if the lease was lost meanwhile: it is the truth.
-* A commit can be repeated with the same arguments to the same effect, since after a lost connection nobody
-  knows whether the last one took place.
+  only if an operator or the policy allows it. `failed` (surely not processed) may be claimed again, with
+  the submission's current date and content; a submission that may have been sent keeps its own.
+* The result of a call is always recorded, even if the lease was lost meanwhile: the call was made.
+* `commit` is idempotent, since after a lost connection nobody knows whether the last one took place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,10 +53,10 @@ def commit(
 
 
 def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> frozenset[str]:
-    """Makes the claims that may be made; returns their tokens.
+    """Makes the claims that are allowed; returns their tokens.
 
-    The lease's row is locked, so nobody else claims for this date; the submissions' own rows are locked
-    (in one order, against deadlocks), since a failed one may be claimed for another date.
+    The lease's row is locked, so nobody else claims for this date. The submissions' rows are locked too
+    (in one order, against deadlocks), since a failed submission may be claimed for another date.
     """
     known = _known(connection, claims)
     numbers = _attempts_so_far(connection, known)
@@ -70,7 +69,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
         key = claim.submission_id
         row = known.get(key)
         if row is not None and row.state is State.CLAIMED and row.claim_token == claim.token:
-            won.add(claim.token)  # an earlier commit of this very claim took place after all
+            won.add(claim.token)  # an earlier commit of this claim took place after all
             continue
         if key in new or key in again or not (row is None or _may_be_sent(row, lease, claim)):
             continue
@@ -102,7 +101,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
 
 
 def _known(connection: Connection, claims: Sequence[Claim]) -> dict[str, Row[Any]]:
-    """Locks the submissions that the ledger knows already; their rows by id."""
+    """Locks the submissions that are in the ledger already; returns their rows by id."""
     query = (
         select(
             submissions.c.submission_id,
@@ -120,7 +119,7 @@ def _known(connection: Connection, claims: Sequence[Claim]) -> dict[str, Row[Any
 
 
 def _attempts_so_far(connection: Connection, known: Mapping[str, Row[Any]]) -> dict[str, int]:
-    """The number of the newest attempt by id. Asked once the rows are locked, so that it is the newest."""
+    """The newest attempt's number by id. Call it after the rows are locked, else it may be outdated."""
     if not known:
         return {}
     query = (
@@ -145,7 +144,7 @@ _CLAIMED: Final = {
     "updated_at": bindparam("time"),
 }
 _INSERT_CLAIM: Final = insert(submissions).values(submission_id=bindparam("key"), **_CLAIMED)
-# The last attempt's figures are cleared. A decision stays until a result settles it.
+# Clears the last attempt's figures. A decision stays until a result settles it.
 _CLAIM_AGAIN: Final = (
     update(submissions)
     .where(submissions.c.submission_id == bindparam("key"))
@@ -174,7 +173,7 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
             for result in results
         ],
     )
-    # An answer is true whoever holds the claim now; anything less counts only for the newest claim.
+    # An answer settles the submission whoever holds the claim; other results count for the newest claim only.
     settling = [result for result in results if result.state in _SETTLING]
     if settling:
         connection.execute(_SETTLE, [_new_state(result, time) for result in settling])
@@ -250,7 +249,7 @@ def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
     )
 
 
-# The call's own times stay: those of the look-up say nothing about it.
+# Keeps `requested_at`; the look-up's latency is not the call's.
 _ADOPT: Final = (
     update(submissions)
     .where(submissions.c.submission_id == bindparam("key"), submissions.c.state == State.UNCERTAIN)

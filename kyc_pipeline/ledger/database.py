@@ -1,8 +1,8 @@
 """The ledger's database: how it is connected to, created and migrated.
 
-SQLite runs in WAL with `synchronous=FULL`: a claim that a power cut could undo would be a call paid twice.
-A transaction that writes begins with `BEGIN IMMEDIATE`, so that it waits for its turn at the start and
-never fails half-way. On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores).
+SQLite runs in WAL mode with `synchronous=FULL`: if a power cut could undo a claim, a call could be paid
+twice. A write transaction begins with `BEGIN IMMEDIATE`: it waits for the lock at its start and never fails
+half-way. On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores).
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from kyc_pipeline.ledger.schema import HEAD_REVISION
 from kyc_pipeline.ledger.times import now
 
 LEASE_SECONDS: Final = 60.0
-"""How long a lease lives without renewal."""
+"""A lease expires after this time unless it is renewed."""
 BUSY_TIMEOUT_SECONDS: Final = 30.0
-"""How long a statement waits for another process that has the SQLite file locked."""
+"""How long a statement waits for a lock that another process holds."""
 _MIGRATION_LOCK: Final = 0x6B79635F  # "kyc_": the key of PostgreSQL's advisory lock
 _PATIENCE: Final = {
     "connect_timeout": 10,
@@ -35,23 +35,23 @@ _PATIENCE: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""libpq's: a connection that hangs is given up within a minute. The URL may say otherwise."""
+"""libpq options: a dead connection is closed within a minute. The URL can override them."""
 _READ_ONLY: Final = "kyc_read_only"
 _WAL: Final = "wal"
 
 
 class LedgerError(KycError):
-    """The ledger cannot be used: disk full, locked, connection lost, not a ledger."""
+    """The ledger cannot be used: disk full, database locked, connection lost, not a ledger."""
 
 
 class ChangeRefused(LedgerError):
-    """The ledger works, and does not take this very change."""
+    """The database works but rejects this change."""
 
 
 class Ledger:
-    """The ledger at a SQLAlchemy URL. Opened, created and migrated at the first use; thread-safe.
+    """The ledger at a SQLAlchemy URL. Opened, created and migrated on first use; thread-safe.
 
-    Every function that takes a ledger raises :class:`LedgerError` where the database cannot be used.
+    Every function that takes a ledger raises :class:`LedgerError` if the database cannot be used.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Ledger:
         return Path(str(self._url.database)) if self._is_sqlite else None
 
     def exists(self) -> bool:
-        """Whether a ledger is there. Creates nothing."""
+        """Whether the ledger exists. Creates nothing."""
         if self.file is not None and not (self.file.exists() and self.file.stat().st_size):
             return False
         with self._translated(), self._connected().connect() as connection:
@@ -93,19 +93,19 @@ class Ledger:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes; it is durable when the block ends. Raises :class:`LedgerError`."""
+        """A write transaction, durable when the block ends. Raises :class:`LedgerError`."""
         with self._translated(), self._ready().begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads: one snapshot, and it holds nobody up."""
+        """A read-only transaction: one snapshot, and it blocks no writer."""
         with self._translated(), self._ready().connect() as connection:
             yield connection.execution_options(**{_READ_ONLY: True})
 
     @contextlib.contextmanager
     def upkeep(self, file: Path) -> Iterator[sqlite3.Connection]:
-        """A connection to the SQLite file of its own, for what no transaction can hold."""
+        """A separate autocommit connection to the SQLite file, for VACUUM and PRAGMA. Closes the others."""
         self.close()
         with (
             self._translated(),
@@ -116,7 +116,7 @@ class Ledger:
             yield connection
 
     def now(self, connection: Connection) -> int:
-        """Microseconds since the epoch: the server's clock on PostgreSQL, since hosts' clocks differ."""
+        """Microseconds since the epoch. PostgreSQL: by the server's clock, since hosts' clocks differ."""
         if self._is_sqlite:
             return now()
         return int(
@@ -126,7 +126,7 @@ class Ledger:
         )
 
     def close(self) -> None:
-        """Closes every connection. The next use opens them again."""
+        """Closes all connections. The next use reconnects."""
         with self._opening:
             if self._engine is not None:
                 self._engine.dispose()
@@ -134,7 +134,7 @@ class Ledger:
             self._is_ready = False
 
     def _configure_postgres(self, connection: Any, _record: Any) -> None:
-        # As on SQLite: else a row that somebody else keeps locked would hold a run, and its end, up for ever.
+        # As on SQLite. Without it, a row that another session keeps locked would block a run for ever.
         connection.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
         connection.commit()
 
@@ -144,7 +144,7 @@ class Ledger:
             yield
         except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
             kind = ChangeRefused if isinstance(error, (DataError, IntegrityError)) else LedgerError
-            # Not `from error`: a driver's message may quote the row it failed on.
+            # Not `from error`: a driver's message can quote the row that failed.
             raise kind(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
 
     def _connected(self) -> Engine:
@@ -154,7 +154,7 @@ class Ledger:
             return self._engine
 
     def _ready(self) -> Engine:
-        """The engine, over a database that exists and has the newest schema."""
+        """The engine of a database that exists and has the newest schema."""
         engine = self._connected()
         with self._opening:
             if not self._is_ready:
@@ -220,7 +220,7 @@ def _checked_url(url: str) -> URL:
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, in words without data: SQLite's own texts are fixed, the others may quote rows."""
+    """The cause, without data: SQLite's messages are fixed texts, others can quote rows."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
         return str(origin)
@@ -230,7 +230,7 @@ def _cause(error: Exception) -> str:
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # No implicit BEGIN by the driver: `_begin_sqlite` says which kind.
+    # Disable the driver's implicit BEGIN: `_begin_sqlite` chooses the kind of transaction.
     connection.isolation_level = None
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
@@ -242,9 +242,9 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _prepare_file(path: Path) -> None:
-    """Makes the SQLite file, mode 0600, where there is none; one of many openers does it.
+    """Creates the SQLite file (mode 0600) if it is missing, and puts it into WAL mode; one process at a time.
 
-    Sees to WAL too, which the file remembers, and which a backup that was put back has not.
+    The mode is stored in the file; a restored backup may have lost it.
     """
     if path.exists() and path.stat().st_size and _journal_mode(path) == _WAL:
         return
@@ -252,7 +252,7 @@ def _prepare_file(path: Path) -> None:
     with FileLock(f"{path}.lock", mode=0o600):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # `upkeep.py` gives free pages back
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # `upkeep.py` returns free pages
             connection.execute("PRAGMA journal_mode=WAL")
     if _journal_mode(path) != _WAL:
         raise LedgerError(f"the ledger {path} cannot be put into WAL mode: is it on a network folder?")
@@ -270,13 +270,13 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _migrate(engine: Engine) -> None:
-    """Brings the schema to the newest revision, in one transaction that only one opener has."""
+    """Upgrades the schema to the newest revision, in one transaction; one process at a time."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         if _revision(connection) == HEAD_REVISION:
             return
-        # Imported here: alembic takes a third of a second, and is hardly ever needed.
+        # A local import: alembic takes a third of a second to load and is rarely needed.
         from alembic import command
         from alembic.config import Config
         from alembic.util import CommandError

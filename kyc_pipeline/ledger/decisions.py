@@ -1,8 +1,8 @@
-"""Held submissions: sent, the answer lost, and look-up did not settle them. A person decides.
+"""Held submissions: sent, the answer lost, and not settled by a look-up. An operator decides.
 
-`retry`: the next run of the partition looks once more, and sends it again if it is not found; that may be
-paid twice. `abandon`: it is never sent again. Its outcome stays `uncertain`, which is the truth about it
-(and `failed` would be sent again); the decision is on record, and it is held no longer.
+`retry`: the next run looks the submission up once more and sends it again if it is not found, which may be
+paid twice. `abandon`: it is never sent again. Its outcome stays `uncertain`, which is all that is known
+(`failed` would be sent again), but it is no longer held.
 """
 
 import getpass
@@ -19,7 +19,7 @@ from kyc_pipeline.ledger.times import now, to_datetime
 
 
 def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSubmission]:
-    """Submissions that wait for a decision, oldest partition first. Does not create a ledger."""
+    """Submissions that wait for a decision, oldest partition first. Creates no ledger."""
     if not ledger.exists():
         return []
     query = (
@@ -75,10 +75,10 @@ def resolve_held(ledger: Ledger, submission_id: str, decision: str, who: str) ->
 
 
 def operator() -> str:
-    """Who decides, as far as the machine knows: the login name of this process."""
+    """The login name of this process, for the record of who decided."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a user without a name
+    except (KeyError, OSError):  # a container's user may have no name
         return f"user {os.getuid()}"
 
 

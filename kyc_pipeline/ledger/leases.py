@@ -1,4 +1,4 @@
-"""Leases: who may claim a partition's submissions, and work on what they come from."""
+"""Leases: the exclusive right to verify, ingest or erase a partition."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.schema import leases, submissions
 from kyc_pipeline.ledger.times import now
 
-INTERRUPTED: Final = "the run that sent it ended before the answer was recorded"
+_INTERRUPTED: Final = "the run that sent it ended before the answer was recorded"
 
 
 class PartitionBusy(KycError):
@@ -25,7 +25,7 @@ class PartitionBusy(KycError):
 
 
 class LeaseLost(KycError):
-    """Another run took the partition over while this one was out of touch with the ledger."""
+    """Another run took the partition over while this one could not reach the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ class HeldLease:
 def hold(
     ledger: Ledger, partition_date: str, run_id: str, on_loss: Callable[[], None] = lambda: None
 ) -> Iterator[HeldLease]:
-    """Holds the partition's lease: nobody else verifies, ingests or erases it meanwhile.
+    """Holds the partition's lease while the block runs. Raises :class:`PartitionBusy` with the holder's name.
 
-    A thread renews the lease, and calls `on_loss` once if another run has taken it. Call `check` before
-    what cannot be undone. Raises :class:`PartitionBusy` with the holder's name.
+    A thread renews the lease; it calls `on_loss` once if another run has taken it. Call `check` before a
+    change that cannot be undone.
     """
     lease = acquire_lease(ledger, partition_date, run_id)
     done = threading.Event()
 
     def keep() -> None:
         while not done.wait(ledger.lease_seconds / 3):
-            # Who works under the lease meets a failing ledger too, and decides how long to wait.
+            # The block meets a failing ledger too, and decides how long to wait for it.
             with contextlib.suppress(LedgerError):
                 if not renew_lease(ledger, lease):
                     on_loss()
@@ -79,10 +79,10 @@ def hold(
 
 
 def acquire_lease(ledger: Ledger, partition_date: str, run_id: str) -> Lease:
-    """Takes the partition's lease; what an earlier holder left open becomes uncertain.
+    """Takes the partition's lease; open claims of an earlier holder become uncertain.
 
     Raises :class:`PartitionBusy` with the holder's name while another run has it. A holder that is
-    surely dead (same machine, its process gone) has it no longer.
+    surely dead (same machine, process gone) loses it at once.
     """
     lease = Lease(partition_date, secrets.token_hex(16), run_id)
     with ledger.write() as connection:
@@ -103,12 +103,12 @@ def _take(ledger: Ledger, connection: Connection, lease: Lease) -> None:
         "acquired_at": acquired_at,
         "expires_at": acquired_at + _lifetime(ledger),
     }
-    # One statement, so that of two processes only one inserts; the other one waits and sees its row.
+    # One INSERT: of two processes only one succeeds; the other waits, and then sees its row.
     if insert_if_absent(connection, leases, partition_date=lease.partition_date, **values):
         return
     of_partition = leases.c.partition_date == lease.partition_date
     row = connection.execute(select(leases).where(of_partition).with_for_update()).one_or_none()
-    if row is None:  # released in between
+    if row is None:  # released meanwhile
         if not insert_if_absent(connection, leases, partition_date=lease.partition_date, **values):
             raise PartitionBusy(f"partition {lease.partition_date} was just taken by another run: try again")
         return
@@ -122,7 +122,7 @@ def _take(ledger: Ledger, connection: Connection, lease: Lease) -> None:
 
 
 def renew_lease(ledger: Ledger, lease: Lease) -> bool:
-    """Prolongs the lease; False if another run has taken it."""
+    """Extends the lease; False if another run has taken it."""
     with ledger.write() as connection:
         changed = connection.execute(
             update(leases)
@@ -133,7 +133,7 @@ def renew_lease(ledger: Ledger, lease: Lease) -> bool:
 
 
 def release_lease(ledger: Ledger, lease: Lease) -> int:
-    """Ends the lease; claims that are still open become uncertain. Returns how many."""
+    """Ends the lease. Claims still open become uncertain; returns how many."""
     with ledger.write() as connection:
         if not is_held(connection, lease):
             return 0
@@ -143,13 +143,13 @@ def release_lease(ledger: Ledger, lease: Lease) -> int:
 
 
 def mark_open_claims_uncertain(ledger: Ledger, lease: Lease) -> int:
-    """Makes the partition's open claims uncertain, once all calls of the run have ended. Returns how many."""
+    """Makes open claims uncertain; returns how many. For a run whose calls have all ended."""
     with ledger.write() as connection:
         return _mark_open_claims(connection, lease.partition_date) if is_held(connection, lease) else 0
 
 
 def is_held(connection: Connection, lease: Lease) -> bool:
-    """Whether the lease is still the partition's; its row is locked until the transaction ends."""
+    """Whether the lease is still held. Locks its row until the transaction ends."""
     query = select(leases.c.token).where(leases.c.partition_date == lease.partition_date).with_for_update()
     return bool(connection.execute(query).scalar_one_or_none() == lease.token)
 
@@ -158,10 +158,10 @@ def _mark_open_claims(connection: Connection, partition_date: str) -> int:
     return connection.execute(
         update(submissions)
         .where(submissions.c.partition_date == partition_date, submissions.c.state == State.CLAIMED)
-        .values(state=State.UNCERTAIN, decision=None, error=INTERRUPTED, updated_at=now())
+        .values(state=State.UNCERTAIN, decision=None, error=_INTERRUPTED, updated_at=now())
     ).rowcount
 
 
 def _lifetime(ledger: Ledger) -> int:
-    """Of a lease, in microseconds."""
+    """How long a lease lives, in microseconds."""
     return int(ledger.lease_seconds * 1_000_000)

@@ -1,4 +1,4 @@
-"""What the ledger's functions take and return. Plain types: nothing here knows SQL."""
+"""The types that the ledger's functions take and return. No SQL."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -27,11 +27,11 @@ class Decision(StrEnum):
     RETRY = "retry"
     """Look it up once more, and send it again if it is not found."""
     ABANDON = "abandon"
-    """Never send it again. It stays `uncertain`, and is no longer held."""
+    """Never send it again. It stays `uncertain` but is no longer held."""
 
 
 class AttemptResult(StrEnum):
-    """What came of one call."""
+    """The result of one call."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
@@ -70,7 +70,7 @@ class Claim:
 
 @dataclass(slots=True)
 class Result:
-    """What came of a claim. `response` is the submission's answer, `body` that of a failed call."""
+    """The result of a claim. `response` is the submission's answer, `body` that of a failed call."""
 
     claim: Claim
     state: State
@@ -131,7 +131,7 @@ class HeldSubmission:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What a partition has cost as far as the ledger knows."""
+    """The calls of a partition, over all runs."""
 
     calls: int
     billable_calls: int

@@ -1,4 +1,4 @@
-"""What the ledger knows: entries, answers, outcomes and spend. Nothing here writes."""
+"""Read-only queries: entries, answers, outcomes and spend."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -17,14 +17,14 @@ _BILLABLE_CALLS: Final = func.coalesce(func.sum(attempts.c.billable), 0)
 
 
 def read_entries(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, Entry]:
-    """What is known of these submissions, by id; ids never seen are left out."""
+    """The entries of these submissions, by id. Unknown ids are left out."""
     return {row.submission_id: Entry._make(row) for row in _rows_of(ledger, select(*_ENTRY), submission_ids)}
 
 
 def read_responses(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, tuple[Entry, dict[str, Any]]]:
-    """Entry and columns for the lake's `verification_responses`, by id; ids never seen are left out.
+    """Entry and columns of the lake's `verification_responses`, by id. Unknown ids are left out.
 
-    Times are microseconds since the epoch, as Arrow has them too.
+    Times are microseconds since the epoch, as in Arrow.
     """
     columns = {
         name: submissions.c[name]
@@ -45,7 +45,7 @@ def read_responses(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, t
 
 
 def read_outcomes(ledger: Ledger, partition_date: str) -> Iterator[Sequence[tuple[str, Outcome]]]:
-    """Every submission that is known under this date, with its outcome; a few thousand at a time."""
+    """Id and outcome of every submission with this date that is not erased, in batches."""
     query = select(submissions.c.submission_id, submissions.c.state).where(
         submissions.c.partition_date == partition_date, submissions.c.content_sha256 != ERASED_CONTENT
     )
@@ -56,7 +56,7 @@ def read_outcomes(ledger: Ledger, partition_date: str) -> Iterator[Sequence[tupl
 
 
 def read_spend(ledger: Ledger, partition_date: str) -> Spend:
-    """What the partition's calls, over all runs, amount to."""
+    """The partition's calls over all runs."""
     query = (
         select(_CALLS, _BILLABLE_CALLS)
         .select_from(attempts.join(submissions))
@@ -67,7 +67,7 @@ def read_spend(ledger: Ledger, partition_date: str) -> Spend:
 
 
 def _rows_of(ledger: Ledger, query: Select[Any], submission_ids: Sequence[str]) -> Iterator[Row[Any]]:
-    """The query's rows of these submissions, in one snapshot."""
+    """The query's rows for these submissions, in one snapshot."""
     with ledger.read() as connection:
         for start in range(0, len(submission_ids), _ROWS_PER_QUERY):
             ids = submission_ids[start : start + _ROWS_PER_QUERY]

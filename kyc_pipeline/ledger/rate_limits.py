@@ -1,4 +1,4 @@
-"""The row of the rate limit that runs share."""
+"""The state of the rate limits that all runs on this ledger share."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,10 +21,7 @@ class RateLimit:
 
 @contextlib.contextmanager
 def locked_rate_limit(ledger: Ledger, name: str) -> Iterator[RateLimit]:
-    """Locks the rate limit `name` while the block runs, and stores the `arrival` that the block sets.
-
-    Raises :class:`LedgerError`.
-    """
+    """Locks the rate limit `name` while the block runs, then stores its `arrival`."""
     is_it = rate_limits.c.name == name
     query = select(rate_limits.c.arrival).where(is_it).with_for_update()
     with ledger.write() as connection:

@@ -1,4 +1,4 @@
-"""The ledger's tables, as SQLAlchemy Core sees them. How they came to be is in `migrations/`.
+"""The ledger's tables in SQLAlchemy Core. `migrations/` creates them.
 
 Times are microseconds since the epoch (see `times.py`). Tag values and the paths of documents are never
 stored here: the lake's restricted zone has them.
@@ -27,29 +27,29 @@ from sqlalchemy import (
 from kyc_pipeline.ledger.models import Decision, State
 
 HEAD_REVISION: Final = "0002"
-"""The newest migration. A test holds it against `migrations/`."""
+"""The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
-"""`content_sha256` of an erased submission, whose id is a pseudonym; no other has it."""
+"""`content_sha256` of erased submissions only. Their `submission_id` is a pseudonym."""
 
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class StorableText(TypeDecorator[str]):
-    """TEXT; NUL and lone surrogates, which not every database can hold, become their JSON escapes."""
+    """TEXT. NUL and lone surrogates, which a database may reject, are stored as their JSON escapes."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """What is stored of `value`."""
+        """The text to store."""
         if value is None or (value.isascii() and "\0" not in value):
             return value
         return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 def _one_of(values: type[StrEnum]) -> Enum:
-    """A VARCHAR that Python reads and writes as a StrEnum."""
+    """VARCHAR in the database, a StrEnum in Python."""
     return Enum(values, native_enum=False, length=16, values_callable=list)
 
 
@@ -82,13 +82,13 @@ attempts = Table(
     Column("token", String(32), nullable=False),  # of the claim
     Column("run_id", String(64), nullable=False),
     Column("started_at", BigInteger, nullable=False),
-    Column("ended_at", BigInteger),  # NULL: no result was recorded
+    Column("ended_at", BigInteger),  # NULL: no result recorded
     Column("result", String(16)),
     Column("http_status", Integer),
     Column("latency_ms", Float),
-    Column("billable", Integer, nullable=False),  # 1 until it is known that nothing was processed
+    Column("billable", Integer, nullable=False),  # 1 unless the call was surely not processed
     Column("error", StorableText),
-    Column("body", StorableText),  # of an answer that is not the submission's `response`
+    Column("body", StorableText),  # of a failed call; an answer is in `submissions.response`
 )
 
 leases = Table(
@@ -126,8 +126,8 @@ erasures = Table(
     "erasures",
     metadata,
     Column("name", Text, primary_key=True),  # of the tag; `submissionId` for a submission
-    Column("pseudonym", String(64), primary_key=True),  # of its value: the value itself is nowhere
+    Column("pseudonym", String(64), primary_key=True),  # of its value, which is not stored
     Column("key_id", String(8), nullable=False),  # of the pseudonym's key
     Column("erased_at", BigInteger, nullable=False),
-    Column("finished_at", BigInteger),  # NULL: the erasure was interrupted, and is to be repeated
+    Column("finished_at", BigInteger),  # NULL: unfinished, repeat the erasure
 )

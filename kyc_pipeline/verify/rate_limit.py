@@ -1,10 +1,10 @@
-"""The rate limit that every run shares: pyrate-limiter's GCRA over a row of the ledger.
+"""The rate limit that all runs share: pyrate-limiter's GCRA, with its state in the ledger.
 
-pyrate-limiter's own SQL buckets keep a sliding window. Measured, that is exact but comes in bursts (all of
-a second's permits within its first 100 ms) and is unfair (one process got 24 permits, another 847). GCRA,
-of the same package, spaces the permits evenly and keeps one number; all it lacks is a place in SQL that
-processes share. Fairness comes from booking: who gets no permit now books the next free one and sleeps
-until then, and a run has one booking at a time, so busy runs take turns.
+pyrate-limiter's own SQL buckets use a sliding window. Measured, it is exact but bursty (all of a second's
+permits within its first 100 ms) and unfair (one process got 24 permits, another 847). Its GCRA spaces
+permits evenly and needs one number, which the ledger shares between processes. Booking makes it fair: a
+run without a permit books the next free one and sleeps until then. A run has one booking at a time, so busy
+runs take turns.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.gate import NoLimit, RateLimiter, Sleep
 
 _WINDOW_SECONDS: Final = 1000
-"""Long, so that a rate such as 0.5 a second is a whole number of permits."""
+"""Long, so that a rate such as 0.5 per second is a whole number of permits."""
 _BURST_SECONDS: Final = 0.15
-"""What may be caught up at once after a late wake-up: less loses pace on a busy machine."""
+"""What a late wake-up may catch up at once: less would lose pace on a busy machine."""
 _BOOKING_SECONDS: Final = 0.05
-"""At a high rate permits are booked some at a time, so that the ledger is not asked for each."""
+"""At a high rate, permits are booked in groups of this length, not one transaction each."""
 
 
 def shared_limiter(settings: Settings, ledger: Ledger) -> RateLimiter:
@@ -81,6 +81,6 @@ class SharedRateLimiter:
 
     def _push_back(self, seconds: float) -> None:
         with locked_rate_limit(self._ledger, self._name) as limit:
-            # What may be caught up at once would come that much too early.
+            # Without the burst, the permits that may be caught up would come too early.
             until = limit.now + int((seconds + _BURST_SECONDS) * 1_000_000)
             limit.arrival = max(limit.arrival, until)
