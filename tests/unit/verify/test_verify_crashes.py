@@ -186,7 +186,7 @@ def test_a_ledger_that_stays_locked_ends_the_run_before_any_call(
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
         with Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient:
-            impatient.acquire("2000-01-01", "make the ledger")
+            acquire_lease(impatient, "2000-01-01", "make the ledger")
             world.ledger = impatient  # type: ignore[misc] # a cached property may be set
             with locked_by_another_process(world, processes), pytest.raises(LedgerError, match=r"(?i)lock"):
                 world.verify()
