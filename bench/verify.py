@@ -31,7 +31,8 @@ from pydantic import SecretStr
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
@@ -238,7 +239,7 @@ def engine(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
         lake = Lake(settings.kyc_lake)
         submit(lake, calls, documents)
         with Ledger(settings.kyc_ledger_url) as ledger:
-            ledger.release(ledger.acquire("2000-01-01", "open"))
+            release_lease(ledger, acquire_lease(ledger, "2000-01-01", "open"))
             with measured() as cost:
                 summary = verify_partition(
                     settings=settings, lake=lake, ledger=ledger, date=DATE, run_id="bench", stop=StopFlag()

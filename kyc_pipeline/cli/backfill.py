@@ -20,7 +20,7 @@ from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.held import list_held
+from kyc_pipeline.ledger.decisions import list_held
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.verify.report import Progress

@@ -19,7 +19,7 @@ from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.ingest.manifests import ingest_lock
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings, load_settings
 

@@ -3,8 +3,8 @@
 import click
 
 from kyc_pipeline.cli.options import table
-from kyc_pipeline.ledger.held import list_held, operator, resolve_held
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.decisions import list_held, operator, resolve_held
 from kyc_pipeline.settings import load_settings
 
 

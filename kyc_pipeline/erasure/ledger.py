@@ -14,12 +14,11 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, func, insert, literal, select, text, update
 
-from kyc_pipeline.ledger.lease import holding
-from kyc_pipeline.ledger.ledger import Ledger, LedgerError
+from kyc_pipeline.ledger.database import Ledger, LedgerError
+from kyc_pipeline.ledger.leases import hold
+from kyc_pipeline.ledger.models import Decision, State
 from kyc_pipeline.ledger.schema import (
     ERASED_CONTENT,
-    Decision,
-    State,
     attempts,
     decisions,
     erasures,
@@ -45,14 +44,14 @@ class LedgerErasure:
             return []
         columns = erasures.c
         query = select(columns.name, columns.pseudonym, columns.key_id, columns.finished_at.is_not(None))
-        with self._ledger.database.read() as connection:
+        with self._ledger.read() as connection:
             return [Tombstone(*row) for row in connection.execute(query)]
 
     def state(self) -> frozenset[tuple[object, ...]]:
         """Something that differs whenever an erasure begins, has swept the lake, or ends."""
         if not self._ledger.exists():
             return frozenset()
-        with self._ledger.database.read() as connection:
+        with self._ledger.read() as connection:
             return frozenset(tuple(row) for row in connection.execute(select(erasures)))
 
     def submissions(self) -> Iterator[tuple[str, str]]:
@@ -84,7 +83,7 @@ class LedgerErasure:
         Raises :class:`PartitionBusy` with the holder's name.
         """
         with contextlib.ExitStack() as stack:
-            checks = [stack.enter_context(holding(self._ledger, date, RUN_ID)) for date in dates]
+            checks = [stack.enter_context(hold(self._ledger, date, RUN_ID)).check for date in dates]
 
             def check() -> None:
                 for each in checks:
@@ -94,7 +93,7 @@ class LedgerErasure:
 
     def remember(self, tombstones: Iterable[Tombstone]) -> None:
         """Keeps tombstones; those that are known stay as they are."""
-        with self._ledger.database.write() as connection:
+        with self._ledger.write() as connection:
             known = {(row.name, row.pseudonym) for row in connection.execute(select(erasures))}
             new = [each for each in tombstones if (each.name, each.pseudonym) not in known]
             if new:
@@ -116,7 +115,7 @@ class LedgerErasure:
         """Leaves of each submission (by id) only its figures, under the pseudonym given for it."""
         pairs = list(pseudonyms.items())
         for start in range(0, len(pairs), _ROWS_PER_COMMIT):
-            with self._ledger.database.write() as connection:
+            with self._ledger.write() as connection:
                 for submission_id, pseudonym in pairs[start : start + _ROWS_PER_COMMIT]:
                     _erase(connection, submission_id, pseudonym)
 
@@ -126,23 +125,23 @@ class LedgerErasure:
         SQLite: the file is written anew and its log emptied; raises :class:`LedgerError` where another
         process keeps that from happening. PostgreSQL: `VACUUM`.
         """
-        database = self._ledger.database
-        if not self._ledger.exists():
+        ledger = self._ledger
+        if not ledger.exists():
             return
-        if database.file is None:
-            with database.read() as connection:
+        if ledger.file is None:
+            with ledger.read() as connection:
                 connection.execution_options(isolation_level="AUTOCOMMIT").execute(
                     text("VACUUM submissions, attempts, decisions")
                 )
             return
-        with database.upkeep(database.file) as connection:
+        with ledger.upkeep(ledger.file) as connection:
             connection.execute("PRAGMA secure_delete=ON")
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("VACUUM")
             (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy:
             raise LedgerError(
-                f"another process reads the ledger {database.name}, so its log still holds what was erased: "
+                f"another process reads the ledger {ledger.name}, so its log still holds what was erased: "
                 "erase again when it has ended"
             )
 
@@ -155,7 +154,7 @@ class LedgerErasure:
         self._mark(tombstones, finished_at=_now())
 
     def _mark(self, tombstones: Iterable[Tombstone], **values: int) -> None:
-        with self._ledger.database.write() as connection:
+        with self._ledger.write() as connection:
             for each in tombstones:
                 connection.execute(
                     update(erasures)
@@ -165,7 +164,7 @@ class LedgerErasure:
                 )
 
     def _stream(self, query: Any) -> Iterator[Any]:
-        with self._ledger.database.read() as connection:
+        with self._ledger.read() as connection:
             yield from connection.execution_options(yield_per=_ROWS_PER_FETCH).execute(query)
 
 

@@ -1,30 +1,32 @@
-"""The ledger's database: how it is connected to, created and migrated. SQL statements are in `ledger.py`.
+"""The ledger's database: how it is connected to, created and migrated.
 
-SQLite runs in WAL with `synchronous=FULL`: a claim that a power cut could undo would be a call paid twice.
-A transaction that writes begins with `BEGIN IMMEDIATE`, so that it waits for its turn at the start and
-never fails half-way. On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores).
+SQLite runs in WAL mode with `synchronous=FULL`: if a power cut could undo a claim, a call could be paid
+twice. A write transaction begins with `BEGIN IMMEDIATE`: it waits for the lock at its start and never fails
+half-way. On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores).
 """
 
 import contextlib
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from filelock import FileLock
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ledger.schema import HEAD_REVISION
+from kyc_pipeline.ledger.times import now
 
+LEASE_SECONDS: Final = 60.0
+"""A lease expires after this time unless it is renewed."""
 BUSY_TIMEOUT_SECONDS: Final = 30.0
-"""How long a statement waits for another process that has the SQLite file locked."""
+"""How long a statement waits for a lock that another process holds."""
 _MIGRATION_LOCK: Final = 0x6B79635F  # "kyc_": the key of PostgreSQL's advisory lock
 _PATIENCE: Final = {
     "connect_timeout": 10,
@@ -33,32 +35,44 @@ _PATIENCE: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""libpq's: a connection that hangs is given up within a minute. The URL may say otherwise."""
+"""libpq options: a dead connection is closed within a minute. The URL can override them."""
 _READ_ONLY: Final = "kyc_read_only"
 _WAL: Final = "wal"
 
 
 class LedgerError(KycError):
-    """The ledger cannot be used: disk full, locked, connection lost, not a ledger."""
+    """The ledger cannot be used: disk full, database locked, connection lost, not a ledger."""
 
 
 class ChangeRefused(LedgerError):
-    """The ledger works, and does not take this very change."""
+    """The database works but rejects this change."""
 
 
-class Database:
-    """One ledger database. Nothing is opened or created before the first use; thread-safe."""
+class Ledger:
+    """The ledger at a SQLAlchemy URL. Opened, created and migrated on first use; thread-safe.
 
-    def __init__(self, url: str, *, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> None:
+    Every function that takes a ledger raises :class:`LedgerError` if the database cannot be used.
+    """
+
+    def __init__(
+        self, url: str, *, lease_seconds: float = LEASE_SECONDS, busy_timeout: float = BUSY_TIMEOUT_SECONDS
+    ) -> None:
+        self.lease_seconds = lease_seconds
         self._url = _checked_url(url)
         self._busy_timeout = busy_timeout
         self._engine: Engine | None = None
         self._is_ready = False
         self._opening = threading.Lock()
-        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._is_sqlite = self._url.get_backend_name() == "sqlite"
 
     def __repr__(self) -> str:
-        return f"Database({self.name!r})"
+        return f"Ledger({self.name!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def name(self) -> str:
@@ -68,15 +82,10 @@ class Database:
     @property
     def file(self) -> Path | None:
         """The SQLite file; None on PostgreSQL."""
-        return Path(str(self._url.database)) if self.is_sqlite else None
-
-    @property
-    def url(self) -> URL:
-        """The URL, password included: for another connection to the same place, never for a message."""
-        return self._url
+        return Path(str(self._url.database)) if self._is_sqlite else None
 
     def exists(self) -> bool:
-        """Whether a ledger is there. Creates nothing."""
+        """Whether the ledger exists. Creates nothing."""
         if self.file is not None and not (self.file.exists() and self.file.stat().st_size):
             return False
         with self._translated(), self._connected().connect() as connection:
@@ -84,19 +93,19 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes; it is durable when the block ends. Raises :class:`LedgerError`."""
+        """A write transaction, durable when the block ends. Raises :class:`LedgerError`."""
         with self._translated(), self._ready().begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads: one snapshot, and it holds nobody up."""
+        """A read-only transaction: one snapshot, and it blocks no writer."""
         with self._translated(), self._ready().connect() as connection:
             yield connection.execution_options(**{_READ_ONLY: True})
 
     @contextlib.contextmanager
     def upkeep(self, file: Path) -> Iterator[sqlite3.Connection]:
-        """A connection to the SQLite file of its own, for what no transaction can hold."""
+        """A separate autocommit connection to the SQLite file, for VACUUM and PRAGMA. Closes the others."""
         self.close()
         with (
             self._translated(),
@@ -107,9 +116,9 @@ class Database:
             yield connection
 
     def now(self, connection: Connection) -> int:
-        """Microseconds since the epoch: the server's clock on PostgreSQL, since hosts' clocks differ."""
-        if self.is_sqlite:
-            return time.time_ns() // 1000
+        """Microseconds since the epoch. PostgreSQL: by the server's clock, since hosts' clocks differ."""
+        if self._is_sqlite:
+            return now()
         return int(
             connection.execute(
                 text("SELECT (extract(epoch FROM clock_timestamp())*1e6)::bigint")
@@ -117,7 +126,7 @@ class Database:
         )
 
     def close(self) -> None:
-        """Closes every connection. The next use opens them again."""
+        """Closes all connections. The next use reconnects."""
         with self._opening:
             if self._engine is not None:
                 self._engine.dispose()
@@ -125,7 +134,7 @@ class Database:
             self._is_ready = False
 
     def _configure_postgres(self, connection: Any, _record: Any) -> None:
-        # As on SQLite: else a row that somebody else keeps locked would hold a run, and its end, up for ever.
+        # As on SQLite. Without it, a row that another session keeps locked would block a run for ever.
         connection.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
         connection.commit()
 
@@ -135,7 +144,7 @@ class Database:
             yield
         except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
             kind = ChangeRefused if isinstance(error, (DataError, IntegrityError)) else LedgerError
-            # Not `from error`: a driver's message may quote the row it failed on.
+            # Not `from error`: a driver's message can quote the row that failed.
             raise kind(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
 
     def _connected(self) -> Engine:
@@ -145,7 +154,7 @@ class Database:
             return self._engine
 
     def _ready(self) -> Engine:
-        """The engine, over a database that exists and has the newest schema."""
+        """The engine of a database that exists and has the newest schema."""
         engine = self._connected()
         with self._opening:
             if not self._is_ready:
@@ -165,7 +174,7 @@ class Database:
                 _migrate(engine)
 
     def _create_engine(self) -> Engine:
-        if not self.is_sqlite:
+        if not self._is_sqlite:
             engine = create_engine(
                 self._url,
                 hide_parameters=True,
@@ -181,6 +190,16 @@ class Database:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+
+
+def insert_if_absent(connection: Connection, table: Table, **values: Any) -> bool:
+    """Inserts a row; False if its key is taken. The primary key decides between two processes."""
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(table).values(**values))
+    except IntegrityError:
+        return False
+    return True
 
 
 def _checked_url(url: str) -> URL:
@@ -201,7 +220,7 @@ def _checked_url(url: str) -> URL:
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, in words without data: SQLite's own texts are fixed, the others may quote rows."""
+    """The cause, without data: SQLite's messages are fixed texts, others can quote rows."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
         return str(origin)
@@ -211,7 +230,7 @@ def _cause(error: Exception) -> str:
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # No implicit BEGIN by the driver: `_begin_sqlite` says which kind.
+    # Disable the driver's implicit BEGIN: `_begin_sqlite` chooses the kind of transaction.
     connection.isolation_level = None
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
@@ -223,9 +242,9 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _prepare_file(path: Path) -> None:
-    """Makes the SQLite file, mode 0600, where there is none; one of many openers does it.
+    """Creates the SQLite file (mode 0600) if it is missing, and puts it into WAL mode; one process at a time.
 
-    Sees to WAL too, which the file remembers, and which a backup that was put back has not.
+    The mode is stored in the file; a restored backup may have lost it.
     """
     if path.exists() and path.stat().st_size and _journal_mode(path) == _WAL:
         return
@@ -233,7 +252,7 @@ def _prepare_file(path: Path) -> None:
     with FileLock(f"{path}.lock", mode=0o600):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # `upkeep.py` gives free pages back
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # `upkeep.py` returns free pages
             connection.execute("PRAGMA journal_mode=WAL")
     if _journal_mode(path) != _WAL:
         raise LedgerError(f"the ledger {path} cannot be put into WAL mode: is it on a network folder?")
@@ -251,13 +270,13 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _migrate(engine: Engine) -> None:
-    """Brings the schema to the newest revision, in one transaction that only one opener has."""
+    """Upgrades the schema to the newest revision, in one transaction; one process at a time."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         if _revision(connection) == HEAD_REVISION:
             return
-        # Imported here: alembic takes a third of a second, and is hardly ever needed.
+        # A local import: alembic takes a third of a second to load and is rarely needed.
         from alembic import command
         from alembic.config import Config
         from alembic.util import CommandError

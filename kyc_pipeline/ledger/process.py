@@ -1,9 +1,8 @@
-"""Who this process is, and whether another one still lives: what a lease's holder is known by.
+"""The identity of a lease's holder: which process it is, and whether it still runs.
 
-A process id alone is not enough, since ids are used again: its start time goes with it. Another process
-can only be seen from the same boot of the same machine and the same pid namespace (two containers on one
-host see different processes under one number); of any other process nothing is known, and its lease has
-to run out.
+Process ids are reused, so the start time is part of the identity. A process is visible only within the same
+boot of the same machine and the same pid namespace (containers on one host reuse the numbers). Nothing is
+known of a process elsewhere: its lease has to expire.
 """
 
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process, known across machines. `machine` is empty where it cannot be told."""
+    """A process, unique across machines. `machine` is empty if it is unknown."""
 
     machine: str
     host: str
@@ -28,7 +27,7 @@ class ProcessIdentity:
         return cls(_machine(), socket.gethostname(), pid, _start_time(pid) or "")
 
     def is_surely_dead(self) -> bool:
-        """Whether it certainly runs no more; False where that cannot be known."""
+        """Whether it has certainly ended; False if that cannot be known."""
         if not self.machine or not self.started or self.machine != _machine():
             return False
         return _start_time(self.pid) != self.started
@@ -48,6 +47,6 @@ def _start_time(pid: int) -> str | None:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The second field is the command's name in parentheses, and may itself hold spaces and parentheses.
+    # The second field, the command in parentheses, can itself contain spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]

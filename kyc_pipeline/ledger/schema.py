@@ -1,40 +1,56 @@
-"""The ledger's tables, as SQLAlchemy Core sees them. How they came to be is in `migrations/`.
+"""The ledger's tables in SQLAlchemy Core. `migrations/` creates them.
 
-Times are microseconds since the epoch (BIGINT), so that both databases keep them exactly. Tag values and
-the paths of documents are never stored here: the lake's restricted zone has them.
+Times are microseconds since the epoch (see `times.py`). Tag values and the paths of documents are never
+stored here: the lake's restricted zone has them.
 """
 
+import re
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Enum,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+from kyc_pipeline.ledger.models import Decision, State
 
 HEAD_REVISION: Final = "0002"
-"""The newest migration. A test holds it against `migrations/`."""
+"""The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
-"""`content_sha256` of an erased submission, whose id is a pseudonym; no other has it."""
+"""`content_sha256` of erased submissions only. Their `submission_id` is a pseudonym."""
+
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
-class State(StrEnum):
-    """Where a submission stands. All but `claimed` are outcomes of `vocabulary.Outcome`."""
+class StorableText(TypeDecorator[str]):
+    """TEXT. NUL and lone surrogates, which a database may reject, are stored as their JSON escapes."""
 
-    CLAIMED = "claimed"
-    """The intent to send is durable and no result is: the call may be in flight."""
-    COMPLETED = "completed"
-    REFUSED = "refused"
-    QUARANTINED = "quarantined"
-    UNCERTAIN = "uncertain"
-    FAILED = "failed"
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """The text to store."""
+        if value is None or (value.isascii() and "\0" not in value):
+            return value
+        return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
-class Decision(StrEnum):
-    """What an operator decided about an uncertain submission."""
-
-    RETRY = "retry"
-    """Look it up once more, and send it again if it is not found."""
-    ABANDON = "abandon"
-    """Never send it again. It stays `uncertain`, and is no longer held."""
+def _one_of(values: type[StrEnum]) -> Enum:
+    """VARCHAR in the database, a StrEnum in Python."""
+    return Enum(values, native_enum=False, length=16, values_callable=list)
 
 
 metadata = MetaData()
@@ -45,15 +61,15 @@ submissions = Table(
     Column("submission_id", String(64), primary_key=True),
     Column("partition_date", String(10), nullable=False),
     Column("content_sha256", String(64), nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("decision", String(16)),
+    Column("state", _one_of(State), nullable=False),
+    Column("decision", _one_of(Decision)),
     Column("claim_token", String(32)),  # of the newest attempt
     Column("http_status", Integer),
     Column("requested_at", BigInteger),
     Column("responded_at", BigInteger),
     Column("latency_ms", Float),
-    Column("response", Text),
-    Column("error", Text),
+    Column("response", StorableText),
+    Column("error", StorableText),
     Column("updated_at", BigInteger, nullable=False),
     Index("submissions_by_partition", "partition_date", "state"),
 )
@@ -66,13 +82,13 @@ attempts = Table(
     Column("token", String(32), nullable=False),  # of the claim
     Column("run_id", String(64), nullable=False),
     Column("started_at", BigInteger, nullable=False),
-    Column("ended_at", BigInteger),  # NULL: no result was recorded
+    Column("ended_at", BigInteger),  # NULL: no result recorded
     Column("result", String(16)),
     Column("http_status", Integer),
     Column("latency_ms", Float),
-    Column("billable", Integer, nullable=False),  # 1 until it is known that nothing was processed
-    Column("error", Text),
-    Column("body", Text),  # of an answer that is not the submission's `response`
+    Column("billable", Integer, nullable=False),  # 1 unless the call was surely not processed
+    Column("error", StorableText),
+    Column("body", StorableText),  # of a failed call; an answer is in `submissions.response`
 )
 
 leases = Table(
@@ -94,7 +110,7 @@ decisions = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("submission_id", String(64), ForeignKey("submissions.submission_id"), nullable=False),
-    Column("decision", String(16), nullable=False),
+    Column("decision", _one_of(Decision), nullable=False),
     Column("decided_by", String(255), nullable=False),
     Column("decided_at", BigInteger, nullable=False),
 )
@@ -110,8 +126,8 @@ erasures = Table(
     "erasures",
     metadata,
     Column("name", Text, primary_key=True),  # of the tag; `submissionId` for a submission
-    Column("pseudonym", String(64), primary_key=True),  # of its value: the value itself is nowhere
+    Column("pseudonym", String(64), primary_key=True),  # of its value, which is not stored
     Column("key_id", String(8), nullable=False),  # of the pseudonym's key
     Column("erased_at", BigInteger, nullable=False),
-    Column("finished_at", BigInteger),  # NULL: the erasure was interrupted, and is to be repeated
+    Column("finished_at", BigInteger),  # NULL: unfinished, repeat the erasure
 )

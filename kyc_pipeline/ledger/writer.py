@@ -1,10 +1,9 @@
-"""Group commits: one thread writes the ledger for all calls in flight.
+"""Group commit: one thread writes the ledger for all calls in flight.
 
-What arrives while a commit is under way goes into the next one, and commits begin a little apart, so the
-more calls are in flight, the more of them share a transaction and a flush to disk: these cost far more than
-a change does. A commit that fails is repeated for a while (a full disk may be emptied, a lock released, a
-connection come back): an answer that was paid for is worth waiting for, and meanwhile no claim is won, so no
-call is made. Where the database refuses one change, it is parted from the others, which are written.
+A transaction and its flush to disk cost far more than one change. So changes that arrive during a commit go
+into the next one, and commits start at least `_PACE_SECONDS` apart. A failed commit is retried for a while
+(a disk is emptied, a lock released, a connection restored): the answers are paid for, and no claim is won
+meanwhile, so no call is made. If the database rejects a change, the group is split and the rest is written.
 """
 
 import asyncio
@@ -16,20 +15,21 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from kyc_pipeline.ledger.database import ChangeRefused, LedgerError
-from kyc_pipeline.ledger.ledger import Adoption, Claim, Lease, Ledger, Result
+from kyc_pipeline.ledger.claims import commit
+from kyc_pipeline.ledger.database import ChangeRefused, Ledger, LedgerError
+from kyc_pipeline.ledger.models import Adoption, Claim, Lease, Result
 
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000
-"""Of answers in one transaction: PostgreSQL takes 1 GB as a parameter, and memory is to stay small."""
+"""Of answers in one transaction, to bound memory."""
 _PACE_SECONDS: Final = 0.03
-"""From the beginning of one commit to that of the next, unless enough changes wait before."""
+"""From the start of one commit to the start of the next, unless `_ENOUGH` changes wait."""
 _ENOUGH: Final = 64
 _RETRY_SECONDS: Final = 0.5
 
 
 @dataclass(slots=True)
-class _Entry:
+class _Pending:
     change: Claim | Result | Adoption
     done: "asyncio.Future[bool]"
 
@@ -42,14 +42,14 @@ class _Entry:
 
 
 class GroupWriter:
-    """Writes claims and results of one run; use it with `async with`, from one event loop."""
+    """Writes the claims and results of one run. Use it with `async with`, in one event loop."""
 
     def __init__(self, ledger: Ledger, lease: Lease, *, patience_seconds: float) -> None:
         self._ledger = ledger
         self._lease = lease
         self._patience_seconds = patience_seconds
-        self._arrived: list[_Entry] = []
-        self._waiting: list[_Entry] = []
+        self._arrived: list[_Pending] = []
+        self._waiting: list[_Pending] = []
         self._ended = False
         self._changed = threading.Condition()
         self._next_commit = 0.0
@@ -74,12 +74,12 @@ class GroupWriter:
         await asyncio.to_thread(self._thread.join)
 
     def new_claim(self, submission_id: str, content_sha256: str, *, resend: bool) -> Claim:
-        """A claim with a token of its own: the lease's, which is random, and a number."""
+        """A claim with a unique token: the lease's random token and a number."""
         token = f"{self._lease.token[:20]}{next(self._claims):012x}"
         return Claim(submission_id, content_sha256, resend, token)
 
     async def claim(self, claim: Claim) -> bool:
-        """Makes a claim durable; False if it was not won. Raises :class:`LedgerError`."""
+        """Makes a claim durable; False if it was lost. Raises :class:`LedgerError`."""
         return await self._submit(claim)
 
     async def record(self, result: Result | Adoption) -> None:
@@ -90,15 +90,15 @@ class GroupWriter:
         done: asyncio.Future[bool] = self._loop.create_future()
         if not self._arrived:
             self._loop.call_soon(self._hand_over)
-        self._arrived.append(_Entry(change, done))
+        self._arrived.append(_Pending(change, done))
         return await done
 
     def _hand_over(self) -> None:
-        """Gives the thread what arrived in one turn of the loop."""
+        """Passes on what arrived in one iteration of the event loop."""
         with self._changed:
             is_first = not self._waiting
             self._waiting += self._arrived
-            # It is woken for something to do, not for each change: that would cost the loop's thread time.
+            # One notification per group: one per change would cost the event loop time.
             if is_first or self._is_enough():
                 self._changed.notify()
         self._arrived = []
@@ -111,16 +111,16 @@ class GroupWriter:
             for part in _parts(group):
                 self._write(part)
 
-    def _write(self, part: list[_Entry]) -> None:
+    def _write(self, part: list[_Pending]) -> None:
         try:
             won = self._commit([entry.change for entry in part])
             answers: list[bool | Exception] = [
                 not isinstance(entry.change, Claim) or entry.change.token in won for entry in part
             ]
-        # Also what nobody foresaw: a change that is never answered would hang the run for ever.
+        # Unexpected errors too: a change without an answer would hang the run.
         except Exception as error:
-            is_the_ledgers = isinstance(error, LedgerError) and not isinstance(error, ChangeRefused)
-            if len(part) > 1 and not is_the_ledgers:
+            is_outage = isinstance(error, LedgerError) and not isinstance(error, ChangeRefused)
+            if len(part) > 1 and not is_outage:
                 middle = len(part) // 2
                 self._write(part[:middle])
                 self._write(part[middle:])
@@ -128,8 +128,8 @@ class GroupWriter:
             answers = [error] * len(part)
         self._loop.call_soon_threadsafe(_settle, part, answers)
 
-    def _next_group(self) -> list[_Entry]:
-        """What waits, up to a limit; empty at the end."""
+    def _next_group(self) -> list[_Pending]:
+        """The waiting changes, up to a limit; empty at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)
             self._changed.wait_for(self._is_enough, self._next_commit - time.monotonic())
@@ -144,9 +144,9 @@ class GroupWriter:
         was_refused = len(changes) > 1
         while True:
             try:
-                return self._ledger.commit(self._lease, claims, results)
+                return commit(self._ledger, self._lease, claims, results)
             except ChangeRefused:
-                # One alone is tried once more: another host may have written the same at this moment.
+                # A single change is tried once more: another host may have just written the same row.
                 if was_refused:
                     raise
                 was_refused = True
@@ -156,9 +156,9 @@ class GroupWriter:
             time.sleep(_RETRY_SECONDS)
 
 
-def _parts(group: list[_Entry]) -> Iterator[list[_Entry]]:
-    """The group in its order, cut where its answers become too long for one transaction."""
-    part: list[_Entry] = []
+def _parts(group: list[_Pending]) -> Iterator[list[_Pending]]:
+    """The group in order, split where its answers exceed `_MAX_CHARACTERS`."""
+    part: list[_Pending] = []
     characters = 0
     for entry in group:
         if part and characters + entry.characters > _MAX_CHARACTERS:
@@ -169,10 +169,10 @@ def _parts(group: list[_Entry]) -> Iterator[list[_Entry]]:
     yield part
 
 
-def _settle(group: list[_Entry], answers: list[bool | Exception]) -> None:
+def _settle(group: list[_Pending], answers: list[bool | Exception]) -> None:
     for entry, answer in zip(group, answers, strict=True):
         if entry.done.done():
-            continue  # its waiter was cancelled
+            continue  # the waiting task was cancelled
         if isinstance(answer, Exception):
             entry.done.set_exception(answer)
         else:

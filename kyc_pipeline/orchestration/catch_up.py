@@ -30,7 +30,7 @@ from kyc_pipeline.lake.tables import (
     VERIFICATIONS,
     ResponsesState,
 )
-from kyc_pipeline.ledger.held import dates_to_send_again
+from kyc_pipeline.ledger.decisions import dates_to_send_again
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.vocabulary import Outcome

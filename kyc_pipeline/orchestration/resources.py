@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from kyc_pipeline.erasure.ledger import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.ledger.lease import holding
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings
@@ -54,8 +54,8 @@ class Pipeline:
 
         The value raises where another run took the day over. Raises PartitionBusy with the holder's name.
         """
-        with self.open_ledger() as ledger, holding(ledger, day, run_id) as confirm:
-            yield confirm
+        with self.open_ledger() as ledger, hold(ledger, day, run_id) as held:
+            yield held.check
 
     @cached_property
     def pseudonymizer(self) -> Pseudonymizer:

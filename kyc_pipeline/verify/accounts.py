@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.queries import read_outcomes
 from kyc_pipeline.vocabulary import Outcome
 
 _LISTED: Final = 5
@@ -73,7 +74,7 @@ def compare_accounts(lake: Lake, ledger: Ledger, date: str) -> Accounts:
 
 def _known(ledger: Ledger, date: str) -> pa.Table:
     schema = pa.schema([(_KEY, pa.string()), ("known", pa.string())])
-    parts = ledger.outcomes(date) if ledger.exists() else iter(())
+    parts = read_outcomes(ledger, date) if ledger.exists() else iter(())
     return pa.Table.from_batches(
         [
             pa.RecordBatch.from_pydict({_KEY: list(ids), "known": list(outcomes)}, schema=schema)

@@ -31,8 +31,7 @@ from kyc_pipeline.deepxl.errors import (
     Refused,
     UnexpectedRedirect,
 )
-from kyc_pipeline.ledger.ledger import Adoption, AttemptResult, Claim, Result
-from kyc_pipeline.ledger.schema import State
+from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Result, State
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget

@@ -1,8 +1,8 @@
 """Verifies one partition: what is to be done, who may do it, doing it, and the lake's table afterwards.
 
-Why a call is paid once is argued at the top of `dispatcher.py`, on what `ledger.py` promises. This module
-sees to the rest: nothing is claimed without a credential that works and the partition's lease; the table
-is written from the ledger whatever ended the run, also where it could not begin; an interrupt in the
+Why a call is paid once is argued at the top of `dispatcher.py`, on what `ledger/claims.py` promises. This
+module sees to the rest: nothing is claimed without a credential that works and the partition's lease; the
+table is written from the ledger whatever ended the run, also where it could not begin; an interrupt in the
 calling thread (Dagster's cancel, Ctrl-C) lets the calls in flight end, since they are paid for.
 
 Before the first call the partition is written with the footer `state=dispatching`: as long as that is
@@ -24,8 +24,8 @@ from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError
 from kyc_pipeline.errors import KycError, UsageError, plain_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState
-from kyc_pipeline.ledger.lease import LeaseKeeper
-from kyc_pipeline.ledger.ledger import Lease, Ledger, LedgerError
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import HeldLease, hold, mark_open_claims_uncertain
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
@@ -200,11 +200,8 @@ class _Run:
         if not before.open_claims and is_current(self.lake, self.date, before):
             self.raise_conflict(before)
             return self.summary(before)
-        lease = self.ledger.acquire(self.date, self.run_id)
-        try:
+        with hold(self.ledger, self.date, self.run_id):
             after = self.write_table()
-        finally:
-            self.release(lease)
         self.raise_conflict(after)
         return self.summary(after, written=True)
 
@@ -224,11 +221,8 @@ class _Run:
         )
         async with client:
             await self.check_access(client)
-            lease = self.ledger.acquire(self.date, self.run_id)
-            try:
-                after, error = await self.dispatch_under(lease, client)
-            finally:
-                self.release(lease)
+            with hold(self.ledger, self.date, self.run_id, self.stop.drain) as held:
+                after, error = await self.dispatch_under(held, client)
         if error is not None:
             raise error
         self.raise_conflict(after)
@@ -246,13 +240,9 @@ class _Run:
             if error.http_status != _FORBIDDEN:
                 raise
 
-    async def dispatch_under(self, lease: Lease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
+    async def dispatch_under(self, held: HeldLease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
         limiter = self.limiter or shared_limiter(self.settings, self.ledger)
-        with (
-            RunControl(self.stop) as control,
-            LeaseKeeper(self.ledger, lease, self.stop.drain) as keeper,
-            _rare_collections(),
-        ):
+        with RunControl(self.stop) as control, _rare_collections():
             before = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
             write_responses(self.lake, self.ledger, self.date, ResponsesState.DISPATCHING, before.digest)
             gate = Gate(
@@ -262,7 +252,7 @@ class _Run:
                 breaker_waits=self.timing.breaker_waits,
             )
             async with GroupWriter(
-                self.ledger, lease, patience_seconds=self.timing.ledger_patience
+                self.ledger, held.lease, patience_seconds=self.timing.ledger_patience
             ) as writer:
                 await Dispatcher(
                     client=client,
@@ -275,16 +265,11 @@ class _Run:
                     settings=self.settings,
                     timing=self.timing,
                 ).run(work(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain))
-            keeper.check()
+            held.check()
             self.stopped = control.reason
             # All calls of this run have ended: what is still open was given up.
-            self.ledger.lose_open_claims(lease)
+            mark_open_claims_uncertain(self.ledger, held.lease)
             return self.write_table(), control.error
-
-    def release(self, lease: Lease) -> None:
-        # A ledger that fails has said so already; the lease runs out by itself.
-        with contextlib.suppress(LedgerError):
-            self.ledger.release(lease)
 
     def write_table(self) -> Scan:
         """Replaces the lake's partition by what the ledger knows now."""

@@ -16,8 +16,9 @@ import pyarrow as pa
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadable
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
-from kyc_pipeline.ledger.ledger import Entry, Ledger
-from kyc_pipeline.ledger.schema import Decision, State
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.models import Decision, Entry, State
+from kyc_pipeline.ledger.queries import read_entries, read_responses
 from kyc_pipeline.vocabulary import Outcome
 
 DIGEST_KEY: Final = "ledger_digest"
@@ -117,7 +118,7 @@ def scan(lake: Lake, ledger: Ledger | None, date: str, policy: Literal["hold", "
     columns = ["submission_id", "content_sha256"]
     for batch in lake.batches(SUBMISSIONS, date, columns, _SCAN_BATCH):
         ids, contents = _strings(batch, "submission_id"), _strings(batch, "content_sha256")
-        known = ledger.entries(ids) if ledger is not None else {}
+        known = read_entries(ledger, ids) if ledger is not None else {}
         entries = [known.get(submission_id) for submission_id in ids]
         actions = [
             action(entry, date, content, policy) for entry, content in zip(entries, contents, strict=True)
@@ -163,7 +164,7 @@ class Work:
 def work(lake: Lake, ledger: Ledger, date: str, policy: Literal["hold", "retry"]) -> Iterator[list[Work]]:
     """What there is to do, in batches, in the order of the lake."""
     for batch in lake.batches(SUBMISSIONS, date, batch_size=_WORK_BATCH):
-        entries = ledger.entries(_strings(batch, "submission_id"))
+        entries = read_entries(ledger, _strings(batch, "submission_id"))
         found = []
         for row in batch.to_pylist():
             entry = entries.get(row["submission_id"])
@@ -201,7 +202,7 @@ def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState
         with lake.writer(VERIFICATION_RESPONSES, date, metadata) as writer:
             for start in range(0, submissions.num_rows, _ROW_GROUP):
                 part = submissions.slice(start, _ROW_GROUP).to_pylist()
-                known = ledger.responses([row["submission_id"] for row in part])
+                known = read_responses(ledger, [row["submission_id"] for row in part])
                 writer.write([_response_row(row, known.get(row["submission_id"]), date) for row in part])
     except OSError as error:
         raise KycError(

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.partition import scan
 from kyc_pipeline.verify.report import estimated_cost

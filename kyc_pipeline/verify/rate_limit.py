@@ -1,10 +1,10 @@
-"""The rate limit that every run shares: pyrate-limiter's GCRA over a row of the ledger.
+"""The rate limit that all runs share: pyrate-limiter's GCRA, with its state in the ledger.
 
-pyrate-limiter's own SQL buckets keep a sliding window. Measured, that is exact but comes in bursts (all of
-a second's permits within its first 100 ms) and is unfair (one process got 24 permits, another 847). GCRA,
-of the same package, spaces the permits evenly and keeps one number; all it lacks is a place in SQL that
-processes share. Fairness comes from booking: who gets no permit now books the next free one and sleeps
-until then, and a run has one booking at a time, so busy runs take turns.
+pyrate-limiter's own SQL buckets use a sliding window. Measured, it is exact but bursty (all of a second's
+permits within its first 100 ms) and unfair (one process got 24 permits, another 847). Its GCRA spaces
+permits evenly and needs one number, which the ledger shares between processes. Booking makes it fair: a
+run without a permit books the next free one and sleeps until then. A run has one booking at a time, so busy
+runs take turns.
 """
 
 import asyncio
@@ -13,20 +13,18 @@ from typing import Final
 
 from pyrate_limiter import Rate
 from pyrate_limiter.abstracts import GCRA
-from sqlalchemy import Connection, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
-from kyc_pipeline.ledger.ledger import Ledger
-from kyc_pipeline.ledger.schema import rate_limits
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.rate_limits import locked_rate_limit
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.gate import NoLimit, RateLimiter, Sleep
 
 _WINDOW_SECONDS: Final = 1000
-"""Long, so that a rate such as 0.5 a second is a whole number of permits."""
+"""Long, so that a rate such as 0.5 per second is a whole number of permits."""
 _BURST_SECONDS: Final = 0.15
-"""What may be caught up at once after a late wake-up: less loses pace on a busy machine."""
+"""What a late wake-up may catch up at once: less would lose pace on a busy machine."""
 _BOOKING_SECONDS: Final = 0.05
-"""At a high rate permits are booked some at a time, so that the ledger is not asked for each."""
+"""At a high rate, permits are booked in groups of this length, not one transaction each."""
 
 
 def shared_limiter(settings: Settings, ledger: Ledger) -> RateLimiter:
@@ -40,7 +38,7 @@ class SharedRateLimiter:
     """`per_second` requests a second, together with every other limiter of this name on this ledger."""
 
     def __init__(self, ledger: Ledger, name: str, per_second: float) -> None:
-        self._database = ledger.database
+        self._ledger = ledger
         self._name = name[:255]
         permits = max(1, round(per_second * _WINDOW_SECONDS))
         burst = max(1, round(per_second * _BURST_SECONDS))
@@ -72,37 +70,17 @@ class SharedRateLimiter:
     def _book(self, permits: int) -> float:
         """Books the next free permits; returns how many seconds from now they begin."""
         algorithm = GCRA()
-        with self._database.write() as connection:
-            arrival = self._arrival(connection)
-            now = self._database.now(connection) // 1000
-            state, decision = algorithm.step(self._rates, (arrival,), now, permits)
+        with locked_rate_limit(self._ledger, self._name) as limit:
+            now = limit.now // 1000
+            state, decision = algorithm.step(self._rates, (limit.arrival,), now, permits)
             wait = decision.retry_after_ms or 0
             if not decision.allowed:
-                state, decision = algorithm.step(self._rates, (arrival,), now + wait, permits)
-            self._store(connection, int(state[0]))
+                state, decision = algorithm.step(self._rates, (limit.arrival,), now + wait, permits)
+            limit.arrival = int(state[0])
         return wait / 1000
 
     def _push_back(self, seconds: float) -> None:
-        with self._database.write() as connection:
-            arrival = self._arrival(connection)
-            # What may be caught up at once would come that much too early.
-            until = self._database.now(connection) + int((seconds + _BURST_SECONDS) * 1_000_000)
-            self._store(connection, max(arrival, until))
-
-    def _arrival(self, connection: Connection) -> int:
-        """GCRA's state, locked: the theoretical arrival time in microseconds since the epoch."""
-        query = select(rate_limits.c.arrival).where(rate_limits.c.name == self._name).with_for_update()
-        arrival = connection.execute(query).scalar_one_or_none()
-        if arrival is None:
-            try:
-                with connection.begin_nested():
-                    connection.execute(insert(rate_limits).values(name=self._name, arrival=0))
-            except IntegrityError:
-                pass  # another process was first
-            arrival = connection.execute(query).scalar_one()
-        return int(arrival)
-
-    def _store(self, connection: Connection, arrival: int) -> None:
-        connection.execute(
-            update(rate_limits).where(rate_limits.c.name == self._name).values(arrival=arrival)
-        )
+        with locked_rate_limit(self._ledger, self._name) as limit:
+            # Without the burst, the permits that may be caught up would come too early.
+            until = limit.now + int((seconds + _BURST_SECONDS) * 1_000_000)
+            limit.arrival = max(limit.arrival, until)

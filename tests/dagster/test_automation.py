@@ -14,7 +14,7 @@ from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES, ResponsesState
-from kyc_pipeline.ledger.held import resolve_held
+from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, ingested_by
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
 from kyc_pipeline.orchestration.resources import Pipeline

@@ -12,8 +12,8 @@ from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.lease import LeaseLost, holding
-from kyc_pipeline.ledger.ledger import Ledger, PartitionBusy
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, hold
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
@@ -116,11 +116,11 @@ def test_an_ingest_that_slept_over_its_lease_changes_nothing(landing, pipeline: 
     with (
         Ledger(url, lease_seconds=0) as asleep,
         Ledger(url) as ledger,
-        holding(asleep, DAY, "an-ingest") as confirm,
-        holding(ledger, DAY, "run"),
+        hold(asleep, DAY, "an-ingest") as held,
+        hold(ledger, DAY, "run"),
         pytest.raises(LeaseLost, match=f"partition {DAY} was taken over"),
     ):
-        ingest_partition(**arguments, confirm=confirm)
+        ingest_partition(**arguments, confirm=held.check)
     assert contents(pipeline.lake) == before
     drafts = [path.name for path in Path(pipeline.settings.kyc_lake).rglob(".draft-*")]
     assert drafts == []

@@ -17,7 +17,8 @@ from kyc_pipeline.erasure.ledger import LedgerErasure
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.orchestration.assets import analyze as assets
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.privacy.erased import Tombstone
@@ -157,9 +158,9 @@ def test_a_day_at_work_is_refused_with_its_holder(landing: Any, run: Run, tmp_pa
     for day in (DAY, NEXT_DAY):
         ingest_partition(landing=landing.root, lake=lake, date=day)
     with Ledger("sqlite:///ledger.sqlite") as ledger:
-        lease = ledger.acquire(NEXT_DAY, "run-of-somebody-else")
+        lease = acquire_lease(ledger, NEXT_DAY, "run-of-somebody-else")
         code, _, err = run("erase", "--tag", TAG)
-        ledger.release(lease)
+        release_lease(ledger, lease)
     assert code == 1
     assert len(err.splitlines()) == 1
     assert "run-of-somebody-else" in err

@@ -165,7 +165,7 @@ def test_who_decides_is_in_the_ledger_and_not_in_the_run(
                 "ops": {"record_decision": {"config": {"submission_id": lost, "decision": "abandon"}}}
             },
         )
-    with pipeline.open_ledger() as ledger, ledger.database.read() as connection:
+    with pipeline.open_ledger() as ledger, ledger.read() as connection:
         decided_by = connection.execute(sa.select(decisions.c.decided_by)).scalar_one()
     assert decided_by == f"{SECRET}, run {result.run_id}"
     assert SECRET not in everything(instance)

@@ -13,7 +13,8 @@ from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.decisions import list_held
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
@@ -54,7 +55,7 @@ def test_a_held_submission_is_decided_in_the_launchpad(
         assert job.execute_in_process(instance=instance, partition_key=DAY).success
         assert outcomes(settings) == Counter(completed=1, uncertain=1)
         with Ledger(settings.kyc_ledger_url) as ledger:
-            assert [found.submission_id for found in ledger.held(None)] == [lost]
+            assert [found.submission_id for found in list_held(ledger, None)] == [lost]
         assert unfinished(pipeline, [DAY]) == [(DAY, lost, "uncertain")]
         resolve = definitions.resolve_job_def("resolve_held_submission")
         assert resolve.execute_in_process(instance=instance, run_config=config(lost, decision)).success

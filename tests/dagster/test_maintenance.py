@@ -15,6 +15,7 @@ import pytest
 
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
+from kyc_pipeline.ledger.leases import acquire_lease, renew_lease
 from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.maintenance import forget_runs, remove_stale
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -72,7 +73,7 @@ def test_the_job_does_all_three_and_says_so(
 
 def free_pages(pipeline: Pipeline) -> int:
     with pipeline.open_ledger() as ledger:
-        file = ledger.database.file
+        file = ledger.file
     assert file is not None
     connection = sqlite3.connect(file)
     try:
@@ -87,7 +88,7 @@ def test_the_ledgers_free_pages_go_back_to_the_disk(
     landing.day(DAY, 3)
     job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
     with pipeline.open_ledger() as ledger:
-        file = ledger.database.file
+        file = ledger.file
         assert file is not None
         ledger.close()
         connection = sqlite3.connect(file)
@@ -109,11 +110,11 @@ def test_a_ledger_in_use_goes_on(pipeline: Pipeline) -> None:
     with pipeline.open_ledger() as ledger, pipeline.open_ledger() as another:
         assert vacuum(ledger) == "there is no ledger yet"
         assert not ledger.exists()
-        lease = ledger.acquire(DAY, "a-run")
-        with ledger.database.read() as reader:
+        lease = acquire_lease(ledger, DAY, "a-run")
+        with ledger.read() as reader:
             reader.exec_driver_sql("SELECT count(*) FROM submissions")
             assert "pages free" in vacuum(another)
-        assert ledger.renew(lease)
+        assert renew_lease(ledger, lease)
 
 
 def test_stale_files_go_and_those_at_work_stay(

@@ -13,7 +13,7 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag

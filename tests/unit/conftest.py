@@ -1,11 +1,18 @@
-"""An object store on loopback, for the tests of the lake and of ingest."""
+"""An object store and a PostgreSQL server on this machine, for the tests of several packages."""
 
 import itertools
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from postgres import PostgresServer, running_postgres
+
 BUCKETS = itertools.count(1)
+SCHEMAS = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +39,23 @@ def s3_root(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{next(BUCKETS)}"
     s3fs.S3FileSystem(use_listings_cache=False).mkdir(bucket)
     return f"s3://{bucket}/prefix"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """A new, empty database."""
+    return postgres.create_database(f"ledger{next(SCHEMAS)}")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a ledger that does not exist yet, on each database."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"

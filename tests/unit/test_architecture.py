@@ -59,4 +59,4 @@ def test_only_the_ledger_talks_to_its_database() -> None:
         if any(name.partition(".")[0] in {"sqlalchemy", "alembic"} for name in imports(path))
     }
     assert users
-    assert all(user.startswith("ledger/") for user in users - {"erasure/ledger.py", "verify/rate_limit.py"})
+    assert all(user.startswith("ledger/") for user in users - {"erasure/ledger.py"})

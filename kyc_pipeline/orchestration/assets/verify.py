@@ -16,8 +16,9 @@ from pydantic import Field
 from kyc_pipeline.deepxl.errors import DeepXLError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.held import operator, resolve_held
-from kyc_pipeline.ledger.ledger import Spend
+from kyc_pipeline.ledger.decisions import operator, resolve_held
+from kyc_pipeline.ledger.models import Spend
+from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
@@ -126,7 +127,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                 return DayResult(
                     metadata={
                         VERIFICATION_RESPONSES.name: {
-                            **_metadata(summary, ledger.spend(day), settings),
+                            **_metadata(summary, read_spend(ledger, day), settings),
                             **_latencies(lake, day),
                         }
                     },

@@ -20,7 +20,8 @@ from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_lock, ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
@@ -132,7 +133,7 @@ class House:
 
     def ledger_rows(self) -> dict[str, list[dict[str, Any]]]:
         """Every row of the ledger, by table."""
-        with self.ledger.database.read() as connection:
+        with self.ledger.read() as connection:
             return {
                 name: [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()]
                 for name in LEDGER_TABLES
@@ -159,9 +160,9 @@ class House:
     def held_by_another_run(self, date: str) -> Iterator[None]:
         """A lease of a run elsewhere."""
         with Ledger(self.settings.kyc_ledger_url) as ledger:
-            lease = ledger.acquire(date, "run-of-somebody-else")
+            lease = acquire_lease(ledger, date, "run-of-somebody-else")
             yield
-            ledger.release(lease)
+            release_lease(ledger, lease)
 
 
 def erase_and_die(root: str, server: str, name: str, value: str, step: int) -> None:

@@ -23,8 +23,11 @@ from kyc_pipeline.lake.tables import (
     VERIFICATION_TAGS,
     VERIFICATIONS,
 )
-from kyc_pipeline.ledger.held import list_held
-from kyc_pipeline.ledger.ledger import Claim, PartitionBusy
+from kyc_pipeline.ledger.claims import commit
+from kyc_pipeline.ledger.decisions import list_held
+from kyc_pipeline.ledger.leases import PartitionBusy, acquire_lease, release_lease
+from kyc_pipeline.ledger.models import Claim
+from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.verify.accounts import compare_accounts
@@ -64,7 +67,7 @@ def of_others(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[s
 def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_house: House) -> None:
     house = any_house
     move_in(landing, house)
-    before, spent = house.rows(), house.ledger.spend(DAY)
+    before, spent = house.rows(), read_spend(house.ledger, DAY)
     found = house.find(*PERSON)
     assert found.rows[SUBMISSIONS] == found.rows[VERIFICATION_RESPONSES] == found.rows[VERIFICATIONS] == 3
     assert found.rows[VERIFICATION_TAGS] == 3 * 4
@@ -82,7 +85,7 @@ def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_house: Hou
         (DAY, None, 6),
         (NEXT_DAY, None, 1),
     ]
-    assert house.ledger.spend(DAY) == spent, "what was paid still adds up"
+    assert read_spend(house.ledger, DAY) == spent, "what was paid still adds up"
     for date in (DAY, NEXT_DAY):
         assert compare_accounts(house.lake, house.ledger, date).differences == ()
     after = house.find(*PERSON)
@@ -188,7 +191,7 @@ def test_killed_at_any_step_and_repeated(landing: Any, house: House, processes: 
         assert killed.places_with(MARK) == []
         assert of_others(killed.rows()) == of_others(before)
         assert len(killed.rows()["rejected_submissions"]) == 2
-        assert killed.ledger.spend(DAY).calls == 2
+        assert read_spend(killed.ledger, DAY).calls == 2
         assert [tombstone.finished for tombstone in killed.stores.ledger.tombstones()] == [True, True]
         killed.ledger.close()
     assert step == 9
@@ -214,15 +217,15 @@ def test_a_held_submission_is_erased_and_not_to_be_decided_any_more(landing: Any
     landing.manifest(DAY, [landing.submission(f"{MARK}-0", 10, THEIR_TAGS)])
     house.ingest(DAY)
     # As a killed run leaves it.
-    lease = house.ledger.acquire(DAY, "run")
+    lease = acquire_lease(house.ledger, DAY, "run")
     [row] = house.rows()["submissions"]
-    house.ledger.commit(lease, [Claim(row["submission_id"], row["content_sha256"])], [])
-    house.ledger.release(lease)
+    commit(house.ledger, lease, [Claim(row["submission_id"], row["content_sha256"])], [])
+    release_lease(house.ledger, lease)
     assert len(list_held(house.ledger)) == 1
     house.erase(*PERSON)
     assert list_held(house.ledger) == []
     assert house.places_with(MARK) == []
-    assert house.ledger.spend(DAY).billable_calls == 1
+    assert read_spend(house.ledger, DAY).billable_calls == 1
 
 
 def test_documents_go_on_request_and_what_others_use_stays(landing: Any, house: House) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from world import QUICK, World
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ledger.ledger import PartitionBusy
+from kyc_pipeline.ledger.leases import PartitionBusy
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
 BUSY = 75

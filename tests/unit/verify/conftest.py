@@ -1,6 +1,5 @@
-"""Fixtures of the verify tests: a world whose ledger is SQLite, then PostgreSQL (a real server)."""
+"""Fixtures of the verify tests: a world whose ledger is on SQLite, then on PostgreSQL."""
 
-import itertools
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
@@ -11,30 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from postgres import PostgresServer, running_postgres
 from world import World
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    with running_postgres() as server:
-        yield server
-
-
-@pytest.fixture
-def postgres_url(postgres: PostgresServer) -> str:
-    """A new, empty database."""
-    return postgres.create_database(f"ledger{next(_numbers)}")
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a ledger that does not exist yet, on each database."""
-    if request.param == "postgres":
-        return str(request.getfixturevalue("postgres_url"))
-    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
 
 
 @pytest.fixture

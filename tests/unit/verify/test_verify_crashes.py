@@ -18,10 +18,12 @@ from world import DATE, QUICK, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.held import list_held
-from kyc_pipeline.ledger.lease import LeaseLost
-from kyc_pipeline.ledger.ledger import Lease, Ledger, LedgerError, PartitionBusy
-from kyc_pipeline.ledger.schema import State, leases
+from kyc_pipeline.ledger.database import Ledger, LedgerError
+from kyc_pipeline.ledger.decisions import list_held
+from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease, release_lease
+from kyc_pipeline.ledger.models import Lease, State
+from kyc_pipeline.ledger.queries import read_entries
+from kyc_pipeline.ledger.schema import leases
 from kyc_pipeline.verify.engine import Stopped, Timing
 
 Until = Callable[[Callable[[], bool]], None]
@@ -184,7 +186,7 @@ def test_a_ledger_that_stays_locked_ends_the_run_before_any_call(
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
         with Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient:
-            impatient.acquire("2000-01-01", "make the ledger")
+            acquire_lease(impatient, "2000-01-01", "make the ledger")
             world.ledger = impatient  # type: ignore[misc] # a cached property may be set
             with locked_by_another_process(world, processes), pytest.raises(LedgerError, match=r"(?i)lock"):
                 world.verify()
@@ -284,7 +286,7 @@ def test_processes_that_start_one_partition_at_once(world: World, processes: For
 
 
 def expiry(ledger: Ledger) -> int:
-    with ledger.database.read() as connection:
+    with ledger.read() as connection:
         return connection.execute(sa.select(sa.func.max(leases.c.expires_at))).scalar_one() or 0
 
 
@@ -314,10 +316,10 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
         until(lambda: expiry(world.ledger) > first)
 
         def taken_over() -> bool:
-            with world.ledger.database.write() as connection:
+            with world.ledger.write() as connection:
                 connection.execute(sa.update(leases).values(expires_at=0))
             try:
-                taker.append(world.ledger.acquire(DATE, "taker"))
+                taker.append(acquire_lease(world.ledger, DATE, "taker"))
             except PartitionBusy:  # it was renewed in between
                 return False
             return True
@@ -332,9 +334,9 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
         sent = simulator.received.total()
         assert sent < len(ids)
         # The answers of the calls that were in flight were taken, though they came after the loss.
-        stored = world.ledger.entries(ids).values()
+        stored = read_entries(world.ledger, ids).values()
         assert Counter(entry.state for entry in stored) == {State.COMPLETED: sent}
-        world.ledger.release(taker[0])
+        release_lease(world.ledger, taker[0])
         world.options = {"deepxl_max_concurrency": 16}
         assert world.verify(run_id="run-2").is_complete
         assert dict(simulator.received) == dict.fromkeys(ids, 1)

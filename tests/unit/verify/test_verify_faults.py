@@ -17,7 +17,7 @@ from kyc_pipeline.deepxl.simulator.faults import (
     redirects,
 )
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ledger.held import list_held, resolve_held
+from kyc_pipeline.ledger.decisions import list_held, resolve_held
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
 from kyc_pipeline.verify.plan import plan_partitions

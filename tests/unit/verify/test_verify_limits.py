@@ -13,7 +13,7 @@ from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.schema import attempts, submissions
 from kyc_pipeline.verify.gate import AdaptiveConcurrency, CircuitBreaker, Gate, Health, NoLimit
 from kyc_pipeline.verify.rate_limit import SharedRateLimiter
@@ -24,7 +24,7 @@ Until = Callable[[Callable[[], bool]], None]
 def call_times(ledger: Ledger, date: str) -> list[float]:
     """When the partition's calls were started, in seconds since the epoch."""
     query = sa.select(submissions.c.requested_at).where(submissions.c.partition_date == date)
-    with ledger.database.read() as connection:
+    with ledger.read() as connection:
         return sorted(moment / 1_000_000 for moment in connection.execute(query).scalars())
 
 
@@ -116,7 +116,7 @@ def test_retry_after_slows_every_worker(sqlite_world: World, form: str) -> None:
     with running_simulator(token=TOKEN, latency_ms=5, faults=faults) as simulator:
         world.server = simulator.url
         assert world.verify().is_complete
-    with world.ledger.database.read() as connection:
+    with world.ledger.read() as connection:
         asked = connection.execute(
             sa.select(attempts.c.ended_at).where(attempts.c.http_status == 429)
         ).scalar_one()

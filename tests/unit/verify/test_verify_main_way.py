@@ -11,6 +11,7 @@ from kyc_pipeline.deepxl.errors import AccessDenied, NotProcessed
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
@@ -124,7 +125,7 @@ def test_without_a_token_nothing_is_claimed_and_every_submission_has_an_outcome(
     with pytest.raises(UsageError, match="DEEPXL_API_TOKEN"):
         world.verify()
     assert world.outcomes() == {"a": "not_attempted"}
-    assert world.ledger.entries(["a"]) == {}
+    assert read_entries(world.ledger, ["a"]) == {}
 
 
 def test_a_wrong_token_is_found_before_anything_is_claimed(world: World) -> None:
@@ -135,7 +136,7 @@ def test_a_wrong_token_is_found_before_anything_is_claimed(world: World) -> None
             world.verify()
         assert not simulator.received
     assert world.outcomes() == {"a": "not_attempted", "b": "not_attempted"}
-    assert world.ledger.entries(["a", "b"]) == {}
+    assert read_entries(world.ledger, ["a", "b"]) == {}
 
 
 def test_an_unreachable_server_is_found_before_anything_is_claimed(world: World) -> None:
@@ -143,7 +144,7 @@ def test_an_unreachable_server_is_found_before_anything_is_claimed(world: World)
     with pytest.raises(NotProcessed, match="DEEPXL_BASE_URL"):
         world.verify()
     assert world.outcomes() == {"a": "not_attempted"}
-    assert world.ledger.entries(["a"]) == {}
+    assert read_entries(world.ledger, ["a"]) == {}
 
 
 def test_a_changed_manifest_and_a_failing_credential_leave_no_row_without_an_outcome(world: World) -> None:

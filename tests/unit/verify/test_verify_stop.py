@@ -13,7 +13,8 @@ from world import TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs
-from kyc_pipeline.ledger.ledger import State
+from kyc_pipeline.ledger.models import State
+from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.verify.engine import Progress, Stopped
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
@@ -60,7 +61,7 @@ def test_a_call_that_was_prepared_ahead_is_not_sent_after_a_stop(sqlite_world: W
         world.server = simulator.url
 
         def claimed() -> int:
-            return sum(entry.state is State.CLAIMED for entry in world.ledger.entries(IDS).values())
+            return sum(entry.state is State.CLAIMED for entry in read_entries(world.ledger, IDS).values())
 
         def cancel() -> None:
             until(lambda: simulator.received.total() == 16 and claimed() == 17)

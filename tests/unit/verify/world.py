@@ -7,7 +7,7 @@ from typing import Any
 
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.ledger import Ledger
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import Timing, VerifySummary, verify_partition
 from kyc_pipeline.verify.signals import StopFlag

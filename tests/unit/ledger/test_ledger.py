@@ -17,10 +17,13 @@ from alembic.script import ScriptDirectory
 
 import kyc_pipeline.ledger
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ledger.database import LedgerError
-from kyc_pipeline.ledger.ledger import AttemptResult, Claim, Lease, Ledger, PartitionBusy, Result
+from kyc_pipeline.ledger.claims import commit
+from kyc_pipeline.ledger.database import Ledger, LedgerError
+from kyc_pipeline.ledger.leases import PartitionBusy, acquire_lease, release_lease, renew_lease
+from kyc_pipeline.ledger.models import AttemptResult, Claim, Lease, Result, State
 from kyc_pipeline.ledger.process import ProcessIdentity
-from kyc_pipeline.ledger.schema import HEAD_REVISION, State, leases, metadata
+from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
+from kyc_pipeline.ledger.schema import HEAD_REVISION, leases, metadata
 
 DATE = "2024-09-01"
 
@@ -49,7 +52,7 @@ def test_only_one_of_many_openers_makes_it(ledger_url: str) -> None:
 
     def open_it(number: int) -> None:
         try:
-            ledgers[number].acquire(f"2024-09-0{number + 1}", "run")
+            acquire_lease(ledgers[number], f"2024-09-0{number + 1}", "run")
         except Exception as error:
             errors.append(error)
 
@@ -64,8 +67,8 @@ def test_only_one_of_many_openers_makes_it(ledger_url: str) -> None:
 
 
 def test_the_migrations_make_the_schema(ledger: Ledger) -> None:
-    ledger.acquire(DATE, "run")
-    with ledger.database.read() as connection:
+    acquire_lease(ledger, DATE, "run")
+    with ledger.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
         assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == HEAD_REVISION
@@ -75,18 +78,18 @@ def test_the_migrations_make_the_schema(ledger: Ledger) -> None:
 
 
 def test_a_ledger_of_a_newer_version_is_not_touched(ledger: Ledger) -> None:
-    ledger.acquire(DATE, "run")
-    with ledger.database.write() as connection:
+    acquire_lease(ledger, DATE, "run")
+    with ledger.write() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     ledger.close()
     with pytest.raises(LedgerError, match="upgrade kyc-pipeline"):
-        ledger.acquire(DATE, "run")
+        acquire_lease(ledger, DATE, "run")
 
 
 def test_a_sqlite_ledger_is_private(tmp_path: Path) -> None:
     with Ledger(f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}") as ledger:
-        lease = ledger.acquire(DATE, "run")
-        ledger.commit(lease, [Claim("a", "c")], [])
+        lease = acquire_lease(ledger, DATE, "run")
+        commit(ledger, lease, [Claim("a", "c")], [])
         modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "deep").iterdir()}
     assert modes == {0o600}
 
@@ -95,14 +98,14 @@ def test_a_backup_that_is_put_back_is_in_wal_again(tmp_path: Path) -> None:
     """Without it a power cut could undo a commit, and readers would hold up claims."""
     original, restored = tmp_path / "ledger.sqlite", tmp_path / "restored.sqlite"
     with Ledger(f"sqlite:///{original}") as ledger:
-        lease = ledger.acquire(DATE, "run")
-        ledger.commit(lease, [Claim("a", "sha")], [])
+        lease = acquire_lease(ledger, DATE, "run")
+        commit(ledger, lease, [Claim("a", "sha")], [])
     with contextlib.closing(sqlite3.connect(original)) as connection:
         connection.execute(f"VACUUM INTO '{restored}'")
     with contextlib.closing(sqlite3.connect(restored)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     with Ledger(f"sqlite:///{restored}") as ledger:
-        assert set(ledger.entries(["a"])) == {"a"}
+        assert set(read_entries(ledger, ["a"])) == {"a"}
     with contextlib.closing(sqlite3.connect(restored)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -127,85 +130,87 @@ def test_the_password_never_shows() -> None:
     ledger = Ledger("postgresql+psycopg://kyc:secret@127.0.0.1:9/kyc?connect_timeout=1")
     assert "secret" not in repr(ledger)
     with pytest.raises(LedgerError) as raised:
-        ledger.acquire(DATE, "run")
+        acquire_lease(ledger, DATE, "run")
     ledger.close()
     assert "secret" not in str(raised.value)
     assert raised.value.__cause__ is None
 
 
 def test_a_claim_is_won_once(ledger: Ledger) -> None:
-    lease = ledger.acquire(DATE, "run")
+    lease = acquire_lease(ledger, DATE, "run")
     first, second = Claim("a", "c"), Claim("a", "c")
-    assert ledger.commit(lease, [first, second], []) == {first.token}
-    assert ledger.commit(lease, [second], []) == frozenset()
+    assert commit(ledger, lease, [first, second], []) == {first.token}
+    assert commit(ledger, lease, [second], []) == frozenset()
     # The same claim once more, as after a commit whose answer was lost: it is won, and counts once.
-    assert ledger.commit(lease, [first], []) == {first.token}
-    assert ledger.spend(DATE).calls == 1
+    assert commit(ledger, lease, [first], []) == {first.token}
+    assert read_spend(ledger, DATE).calls == 1
 
 
 def test_results_may_be_repeated(ledger: Ledger) -> None:
-    lease = ledger.acquire(DATE, "run")
+    lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("a", "c")
-    ledger.commit(lease, [claim], [])
+    commit(ledger, lease, [claim], [])
     for _ in range(2):
-        ledger.commit(lease, [], [answered(claim)])
-    assert ledger.spend(DATE) == dataclasses.replace(ledger.spend(DATE), calls=1, billable_calls=1)
-    assert ledger.entries(["a"])["a"].state is State.COMPLETED
+        commit(ledger, lease, [], [answered(claim)])
+    assert read_spend(ledger, DATE) == dataclasses.replace(
+        read_spend(ledger, DATE), calls=1, billable_calls=1
+    )
+    assert read_entries(ledger, ["a"])["a"].state is State.COMPLETED
 
 
 @pytest.mark.parametrize("state", [State.COMPLETED, State.REFUSED, State.QUARANTINED, State.UNCERTAIN])
 def test_what_is_settled_is_not_claimed_again(ledger: Ledger, state: State) -> None:
-    lease = ledger.acquire(DATE, "run")
+    lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("a", "c")
-    ledger.commit(lease, [claim], [])
-    ledger.commit(lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
-    assert ledger.commit(lease, [Claim("a", "c")], []) == frozenset()
+    commit(ledger, lease, [claim], [])
+    commit(ledger, lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
+    assert commit(ledger, lease, [Claim("a", "c")], []) == frozenset()
     resend = Claim("a", "c", resend=True)
     expected = {resend.token} if state is State.UNCERTAIN else set()
-    assert ledger.commit(lease, [resend], []) == expected
+    assert commit(ledger, lease, [resend], []) == expected
 
 
 @pytest.mark.parametrize("state", [State.CLAIMED, State.COMPLETED, State.REFUSED, State.UNCERTAIN])
 def test_what_may_have_been_sent_keeps_its_date_and_content(ledger: Ledger, state: State) -> None:
-    lease, other = ledger.acquire(DATE, "run"), ledger.acquire("2024-09-02", "run")
+    lease, other = acquire_lease(ledger, DATE, "run"), acquire_lease(ledger, "2024-09-02", "run")
     claim = Claim("a", "c")
-    ledger.commit(lease, [claim], [])
+    commit(ledger, lease, [claim], [])
     if state is not State.CLAIMED:
-        ledger.commit(lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
-    assert ledger.commit(lease, [Claim("a", "other", resend=True)], []) == frozenset()
-    assert ledger.commit(other, [Claim("a", "c", resend=True)], []) == frozenset()
-    assert ledger.entries(["a"])["a"][1:4] == (DATE, "c", state)
+        commit(ledger, lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
+    assert commit(ledger, lease, [Claim("a", "other", resend=True)], []) == frozenset()
+    assert commit(ledger, other, [Claim("a", "c", resend=True)], []) == frozenset()
+    assert read_entries(ledger, ["a"])["a"][1:4] == (DATE, "c", state)
 
 
 def test_what_was_surely_not_processed_takes_its_new_date_and_content(ledger: Ledger) -> None:
-    lease, other = ledger.acquire(DATE, "run"), ledger.acquire("2024-09-02", "run")
+    lease, other = acquire_lease(ledger, DATE, "run"), acquire_lease(ledger, "2024-09-02", "run")
     first = Claim("a", "c")
-    ledger.commit(lease, [first], [])
-    ledger.commit(lease, [], [refused(first)])
+    commit(ledger, lease, [first], [])
+    commit(ledger, lease, [], [refused(first)])
     second = Claim("a", "other")
-    assert ledger.commit(other, [second], []) == {second.token}
-    assert ledger.entries(["a"])["a"][1:4] == ("2024-09-02", "other", State.CLAIMED)
+    assert commit(ledger, other, [second], []) == {second.token}
+    assert read_entries(ledger, ["a"])["a"][1:4] == ("2024-09-02", "other", State.CLAIMED)
     # It is the other day's now: a run of the first day neither claims it nor gives it up.
-    assert ledger.commit(lease, [Claim("a", "c")], []) == frozenset()
-    assert ledger.release(lease) == 0
-    ledger.commit(other, [], [answered(second)])
-    assert ledger.spend("2024-09-02").calls == 2
+    assert commit(ledger, lease, [Claim("a", "c")], []) == frozenset()
+    assert release_lease(ledger, lease) == 0
+    commit(ledger, other, [], [answered(second)])
+    assert read_spend(ledger, "2024-09-02").calls == 2
 
 
 def test_two_days_that_claim_the_same_failed_ones_at_once(ledger_url: str) -> None:
     ids = [f"s-{number:02}" for number in range(30)]
     with Ledger(ledger_url) as one, Ledger(ledger_url) as two:
-        first = one.acquire(DATE, "run-1")
+        first = acquire_lease(one, DATE, "run-1")
         claims = [Claim(key, "c") for key in ids]
-        one.commit(first, claims, [])
-        one.commit(first, [], [refused(claim) for claim in claims])
-        second = two.acquire("2024-09-02", "run-2")
+        commit(one, first, claims, [])
+        commit(one, first, [], [refused(claim) for claim in claims])
+        second = acquire_lease(two, "2024-09-02", "run-2")
         won: list[frozenset[str]] = []
         start = threading.Barrier(2)
 
         def claim_all(ledger: Ledger, lease: Lease, order: list[str]) -> None:
             start.wait()
-            won.append(ledger.commit(lease, [Claim(key, "c") for key in order], []))
+            won.append(commit(ledger, lease, [Claim(key, "c") for key in order], []))
 
         threads = [
             threading.Thread(target=claim_all, args=arguments)
@@ -221,46 +226,46 @@ def test_two_days_that_claim_the_same_failed_ones_at_once(ledger_url: str) -> No
 
 def test_a_lease_that_ran_out_is_taken_and_its_claims_become_uncertain(ledger_url: str) -> None:
     with Ledger(ledger_url, lease_seconds=0) as hasty, Ledger(ledger_url) as ledger:
-        old = hasty.acquire(DATE, "old")
+        old = acquire_lease(hasty, DATE, "old")
         claims = [Claim("a", "c"), Claim("b", "c"), Claim("d", "c")]
-        hasty.commit(old, claims, [])
-        new = ledger.acquire(DATE, "new")
+        commit(hasty, old, claims, [])
+        new = acquire_lease(ledger, DATE, "new")
         assert new.recovered == 3
-        assert not hasty.renew(old)
+        assert not renew_lease(hasty, old)
         # The old run is not dead after all. It cannot claim; but what it was answered is the truth.
-        assert hasty.commit(old, [Claim("e", "c")], [answered(claims[0])]) == frozenset()
-        assert ledger.entries(["a", "b"])["a"].state is State.COMPLETED
-        assert ledger.entries(["a", "b"])["b"].state is State.UNCERTAIN
+        assert commit(hasty, old, [Claim("e", "c")], [answered(claims[0])]) == frozenset()
+        assert read_entries(ledger, ["a", "b"])["a"].state is State.COMPLETED
+        assert read_entries(ledger, ["a", "b"])["b"].state is State.UNCERTAIN
         # A late failure of the old call says nothing about the call that was made since.
         again = Claim("b", "c", resend=True)
-        ledger.commit(new, [again], [])
-        hasty.commit(old, [], [refused(claims[1])])
-        assert ledger.entries(["b"])["b"].state is State.CLAIMED
-        hasty.release(old)
+        commit(ledger, new, [again], [])
+        commit(hasty, old, [], [refused(claims[1])])
+        assert read_entries(ledger, ["b"])["b"].state is State.CLAIMED
+        release_lease(hasty, old)
         with pytest.raises(PartitionBusy):
-            ledger.acquire(DATE, "third")
+            acquire_lease(ledger, DATE, "third")
 
 
 def test_the_lease_of_a_living_process_is_kept_and_told(ledger: Ledger) -> None:
-    lease = ledger.acquire(DATE, "run-1")
-    assert ledger.renew(lease)
+    lease = acquire_lease(ledger, DATE, "run-1")
+    assert renew_lease(ledger, lease)
     with pytest.raises(PartitionBusy, match="run-1"):
-        ledger.acquire(DATE, "run-2")
-    ledger.acquire("2024-09-02", "run-2")
-    ledger.release(lease)
-    ledger.acquire(DATE, "run-3")
+        acquire_lease(ledger, DATE, "run-2")
+    acquire_lease(ledger, "2024-09-02", "run-2")
+    release_lease(ledger, lease)
+    acquire_lease(ledger, DATE, "run-3")
 
 
 def test_a_process_number_that_is_used_again_is_another_process(ledger: Ledger) -> None:
-    ledger.acquire(DATE, "run-1")
-    with ledger.database.write() as connection:
+    acquire_lease(ledger, DATE, "run-1")
+    with ledger.write() as connection:
         connection.execute(sa.update(leases).values(pid_started="1"))
-    assert ledger.acquire(DATE, "run-2").run_id == "run-2"
+    assert acquire_lease(ledger, DATE, "run-2").run_id == "run-2"
     # On another machine nothing is known of the process: its lease has to run out.
-    with ledger.database.write() as connection:
+    with ledger.write() as connection:
         connection.execute(sa.update(leases).values(pid_started="1", machine="another", host="far"))
     with pytest.raises(PartitionBusy, match="on far"):
-        ledger.acquire(DATE, "run-3")
+        acquire_lease(ledger, DATE, "run-3")
 
 
 def test_this_process_is_alive() -> None:
@@ -269,26 +274,26 @@ def test_this_process_is_alive() -> None:
 
 
 def test_odd_texts_and_large_numbers_are_kept(ledger: Ledger) -> None:
-    lease = ledger.acquire(DATE, "run")
+    lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("a", "c")
-    ledger.commit(lease, [claim], [])
+    commit(ledger, lease, [claim], [])
     text = '{"result": {"verificationId": 99999999999999999999, "x": "\u00e9\U0001f600\\u0000"}}' * 20_000
-    ledger.commit(lease, [], [answered(claim, text)])
-    assert ledger.responses(["a", "unknown"])["a"][1]["response"] == text
+    commit(ledger, lease, [], [answered(claim, text)])
+    assert read_responses(ledger, ["a", "unknown"])["a"][1]["response"] == text
 
 
 def test_one_commit_may_hold_two_calls_of_a_submission(ledger: Ledger) -> None:
-    lease = ledger.acquire(DATE, "run")
+    lease = acquire_lease(ledger, DATE, "run")
     first = Claim("a", "content")
-    ledger.commit(lease, [first], [])
-    ledger.commit(lease, [], [refused(first)])
+    commit(ledger, lease, [first], [])
+    commit(ledger, lease, [], [refused(first)])
     second = Claim("a", "content")
-    ledger.commit(lease, [second], [])
+    commit(ledger, lease, [second], [])
     text = '{"quoted": "\\"\\\\ud800 \u20ac"}'
     other = Claim("b", "content")
-    ledger.commit(lease, [other], [])
-    ledger.commit(lease, [], [lost(second), lost(other), answered(second, text), answered(first, "late")])
-    known = ledger.responses(["a", "b", "c"])
+    commit(ledger, lease, [other], [])
+    commit(ledger, lease, [], [lost(second), lost(other), answered(second, text), answered(first, "late")])
+    known = read_responses(ledger, ["a", "b", "c"])
     assert known["a"][0].state is State.COMPLETED
     assert (known["a"][1]["response"], known["a"][1]["attempts"]) == (text, 2)
     assert known["b"][0].state is State.UNCERTAIN
@@ -296,9 +301,9 @@ def test_one_commit_may_hold_two_calls_of_a_submission(ledger: Ledger) -> None:
 
 
 def test_text_that_no_database_can_hold_is_kept_as_its_escape(ledger: Ledger) -> None:
-    lease = ledger.acquire(DATE, "run")
+    lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("s-1", "0" * 64, False, "t-1")
-    ledger.commit(lease, [claim], [])
-    ledger.commit(lease, [], [answered(claim, '"a\ud800\0b\\""')])
-    _, answer = ledger.responses(["s-1"])["s-1"]
+    commit(ledger, lease, [claim], [])
+    commit(ledger, lease, [], [answered(claim, '"a\ud800\0b\\""')])
+    _, answer = read_responses(ledger, ["s-1"])["s-1"]
     assert '"a\\ud800\\u0000b\\""' in answer.values()

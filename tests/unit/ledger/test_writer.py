@@ -7,9 +7,11 @@ import pytest
 import sqlalchemy as sa
 
 from kyc_pipeline.ledger import writer as writing
-from kyc_pipeline.ledger.database import ChangeRefused
-from kyc_pipeline.ledger.ledger import Adoption, AttemptResult, Claim, Lease, Ledger, Result
-from kyc_pipeline.ledger.schema import State
+from kyc_pipeline.ledger.claims import commit
+from kyc_pipeline.ledger.database import ChangeRefused, Ledger
+from kyc_pipeline.ledger.leases import acquire_lease
+from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Lease, Result, State
+from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.ledger.writer import GroupWriter
 
 DATE = "2024-09-01"
@@ -32,23 +34,9 @@ REFUSES_POISON = {
 }
 
 
-class CountingLedger(Ledger):
-    """Notes how many results each transaction was to record."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.recorded: list[int] = []
-
-    def commit(
-        self, lease: Lease, claims: Sequence[Claim], results: Sequence[Result | Adoption]
-    ) -> frozenset[str]:
-        self.recorded.append(len(results))
-        return super().commit(lease, claims, results)
-
-
 @pytest.fixture
-def ledger(ledger_url: str) -> Iterator[CountingLedger]:
-    with CountingLedger(ledger_url) as opened:
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    with Ledger(ledger_url) as opened:
         yield opened
 
 
@@ -58,7 +46,7 @@ def answered(claim: Claim, response: str) -> Result:
 
 async def settle_all(ledger: Ledger, responses: dict[str, str]) -> list[BaseException | None]:
     """Claims every id at once, then records every response at once; the error of each recording."""
-    lease = await asyncio.to_thread(ledger.acquire, DATE, "run")
+    lease = await asyncio.to_thread(acquire_lease, ledger, DATE, "run")
     async with GroupWriter(ledger, lease, patience_seconds=0) as writer:
         claims = [writer.new_claim(key, "sha", resend=False) for key in responses]
         assert all(await asyncio.gather(*map(writer.claim, claims)))
@@ -68,9 +56,9 @@ async def settle_all(ledger: Ledger, responses: dict[str, str]) -> list[BaseExce
         )
 
 
-def test_a_change_that_the_database_refuses_costs_no_other_one(ledger: CountingLedger) -> None:
-    ledger.acquire("2024-01-01", "makes the tables")
-    with ledger.database.write() as connection:
+def test_a_change_that_the_database_refuses_costs_no_other_one(ledger: Ledger) -> None:
+    acquire_lease(ledger, "2024-01-01", "makes the tables")
+    with ledger.write() as connection:
         for statement in REFUSES_POISON[connection.dialect.name]:
             connection.execute(sa.text(statement))
     responses = {f"s{number}": '{"n": 1}' for number in range(20)} | {"s7": "poison", "s13": "poison"}
@@ -78,7 +66,7 @@ def test_a_change_that_the_database_refuses_costs_no_other_one(ledger: CountingL
     refused = {key for key, error in zip(responses, errors, strict=True) if isinstance(error, ChangeRefused)}
     assert refused == {"s7", "s13"}
     assert [error for error in errors if error is not None and not isinstance(error, ChangeRefused)] == []
-    entries = ledger.entries(list(responses))
+    entries = read_entries(ledger, list(responses))
     assert {key for key, entry in entries.items() if entry.state is State.COMPLETED} == set(
         responses
     ) - refused
@@ -86,13 +74,22 @@ def test_a_change_that_the_database_refuses_costs_no_other_one(ledger: CountingL
 
 
 def test_long_answers_are_recorded_in_several_transactions(
-    ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "_MAX_CHARACTERS", 1000)
+    recorded: list[int] = []
+
+    def counting(
+        ledger: Ledger, lease: Lease, claims: Sequence[Claim], results: Sequence[Result | Adoption]
+    ) -> frozenset[str]:
+        recorded.append(len(results))
+        return commit(ledger, lease, claims, results)
+
+    monkeypatch.setattr(writing, "commit", counting)
     responses = {f"s{number}": "x" * 400 for number in range(7)} | {"long": "x" * 5000}
     assert asyncio.run(settle_all(ledger, responses)) == [None] * len(responses)
-    assert sum(ledger.recorded) == len(responses)
-    assert max(ledger.recorded) == 2
-    with ledger.database.read() as connection:
+    assert sum(recorded) == len(responses)
+    assert max(recorded) == 2
+    with ledger.read() as connection:
         kept = dict(connection.execute(sa.text("SELECT submission_id, response FROM submissions")).all())
     assert kept == responses

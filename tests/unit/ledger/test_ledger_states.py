@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ledger.ledger import Adoption, AttemptResult, Claim, Entry, Lease, Ledger, Result
-from kyc_pipeline.ledger.schema import Decision, State
+from kyc_pipeline.ledger.claims import commit
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.decisions import list_held, resolve_held
+from kyc_pipeline.ledger.leases import acquire_lease
+from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Decision, Entry, Lease, Result, State
+from kyc_pipeline.ledger.queries import read_entries, read_responses
 
 DATES = ("2024-09-01", "2024-09-02")
 IDS = ("a", "b", "c")
@@ -30,7 +34,7 @@ class LedgerMachine(RuleBasedStateMachine):
         # Leases run out at once, so that every run can be taken over at any moment.
         self.ledger = Ledger(f"sqlite:///{Path(self.folder.name) / 'l.sqlite'}", lease_seconds=0)
         self.numbers = itertools.count()
-        self.leases = {date: [self.ledger.acquire(date, "run")] for date in DATES}
+        self.leases = {date: [acquire_lease(self.ledger, date, "run")] for date in DATES}
         self.sent = dict.fromkeys(IDS, 0)
         self.sent_as: dict[str, set[tuple[str, str]]] = {key: set() for key in IDS}
         """Dates and contents of the calls that may have been processed."""
@@ -44,7 +48,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def entry(self, submission_id: str) -> Entry | None:
-        return self.ledger.entries([submission_id]).get(submission_id)
+        return read_entries(self.ledger, [submission_id]).get(submission_id)
 
     def standing(self, submission_id: str) -> State | None:
         entry = self.entry(submission_id)
@@ -67,7 +71,7 @@ class LedgerMachine(RuleBasedStateMachine):
         lease = self.lease(date, stale)
         before = self.entry(submission_id)
         claim = Claim(submission_id, content, resend)
-        won = claim.token in self.ledger.commit(lease, [claim], [])
+        won = claim.token in commit(self.ledger, lease, [claim], [])
         may = (
             before is None
             or before.state is State.FAILED
@@ -124,7 +128,7 @@ class LedgerMachine(RuleBasedStateMachine):
             state = State.UNCERTAIN
         result = Result(claim, state, what, billable=processed, response=f"answer {claim.token}")
         for _ in range(2 if twice else 1):
-            self.ledger.commit(self.lease(date, stale), [], [result])
+            commit(self.ledger, self.lease(date, stale), [], [result])
         if state is State.COMPLETED:
             assert self.standing(claim.submission_id) is State.COMPLETED
             self.settled.setdefault(claim.submission_id, f"answer {claim.token}")
@@ -138,7 +142,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for key, entry in before.items()
             if entry and entry.state is State.CLAIMED and entry.partition_date == date
         }
-        self.leases[date].append(self.ledger.acquire(date, f"run-{next(self.numbers)}"))
+        self.leases[date].append(acquire_lease(self.ledger, date, f"run-{next(self.numbers)}"))
         assert self.leases[date][-1].recovered == len(open_before)
         assert all(self.standing(key) is State.UNCERTAIN for key in open_before)
         assert all(self.entry(key) == before[key] for key in IDS if key not in open_before)
@@ -150,7 +154,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         before = self.standing(submission_id)
         found = Adoption(submission_id, 200, NOW, f"found {submission_id}")
-        self.ledger.commit(self.leases[DATES[0]][-1], [], [found])
+        commit(self.ledger, self.leases[DATES[0]][-1], [], [found])
         if before is State.UNCERTAIN:
             self.settled.setdefault(submission_id, f"found {submission_id}")
         else:
@@ -160,12 +164,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def decide(self, submission_id: str, decision: Decision) -> None:
         uncertain = self.standing(submission_id) is State.UNCERTAIN
         try:
-            self.ledger.decide(submission_id, decision, "operator")
+            resolve_held(self.ledger, submission_id, decision, "operator")
         except UsageError:
             assert not uncertain
         else:
             assert uncertain
-            assert submission_id not in {held.submission_id for held in self.ledger.held()}
+            assert submission_id not in {held.submission_id for held in list_held(self.ledger)}
 
     @invariant()
     def no_second_record_unless_allowed(self) -> None:
@@ -177,11 +181,11 @@ class LedgerMachine(RuleBasedStateMachine):
         for key in IDS:
             assert len(self.sent_as[key]) <= 1
             if self.sent_as[key]:
-                assert self.ledger.entries([key])[key][1:3] in self.sent_as[key]
+                assert read_entries(self.ledger, [key])[key][1:3] in self.sent_as[key]
 
     @invariant()
     def what_is_settled_stays(self) -> None:
-        responses = self.ledger.responses(list(IDS))
+        responses = read_responses(self.ledger, list(IDS))
         for key, response in self.settled.items():
             entry, row = responses[key]
             assert entry.state is State.COMPLETED
@@ -189,7 +193,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_sent_is_forgotten(self) -> None:
-        responses = self.ledger.responses(list(IDS))
+        responses = read_responses(self.ledger, list(IDS))
         for key in IDS:
             assert (key in responses) == (self.sent[key] > 0)
             if key in responses:

@@ -1,0 +1,257 @@
+"""Claims and results: what makes a call paid once.
+
+* A submission is *claimed* before it is sent, and only the holder of its partition's lease can claim.
+* A claim leaves `claimed` by a recorded result, or becomes `uncertain`; it never becomes "not sent".
+* `completed` is final. `refused` and `quarantined` are never claimed again. `uncertain` is claimed again
+  only if an operator or the policy allows it. `failed` (surely not processed) may be claimed again, with
+  the submission's current date and content; a submission that may have been sent keeps its own.
+* The result of a call is always recorded, even if the lease was lost meanwhile: the call was made.
+* `commit` is idempotent, since after a lost connection nobody knows whether the last one took place.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import is_held
+from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Decision, Lease, Result, State
+from kyc_pipeline.ledger.schema import attempts, submissions
+from kyc_pipeline.ledger.times import now, to_microseconds
+
+_SETTLING: Final = frozenset({State.COMPLETED, State.QUARANTINED})
+_KEEPS_DECISION: Final = frozenset({AttemptResult.NOT_PROCESSED, AttemptResult.ACCESS_DENIED})
+
+
+def commit(
+    ledger: Ledger, lease: Lease, claims: Sequence[Claim], results: Sequence[Result | Adoption]
+) -> frozenset[str]:
+    """Records results, then makes claims, in one transaction. Returns the tokens of the claims won.
+
+    No claim is won once the lease is lost. A claim is lost if the submission is in a state that may
+    not be sent, or may have been sent with another date or content.
+    """
+    with ledger.write() as connection:
+        _record(connection, [result for result in results if isinstance(result, Result)])
+        _adopt(connection, [result for result in results if isinstance(result, Adoption)])
+        if not claims or not is_held(connection, lease):
+            return frozenset()
+        return _claim(connection, lease, claims)
+
+
+def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> frozenset[str]:
+    """Makes the claims that are allowed; returns their tokens.
+
+    The lease's row is locked, so nobody else claims for this date. The submissions' rows are locked too
+    (in one order, against deadlocks), since a failed submission may be claimed for another date.
+    """
+    known = _known(connection, claims)
+    numbers = _attempts_so_far(connection, known)
+    time = now()
+    won: set[str] = set()
+    new: dict[str, dict[str, Any]] = {}
+    again: dict[str, dict[str, Any]] = {}
+    started: list[dict[str, Any]] = []
+    for claim in claims:
+        key = claim.submission_id
+        row = known.get(key)
+        if row is not None and row.state is State.CLAIMED and row.claim_token == claim.token:
+            won.add(claim.token)  # an earlier commit of this claim took place after all
+            continue
+        if key in new or key in again or not (row is None or _may_be_sent(row, lease, claim)):
+            continue
+        (new if row is None else again)[key] = {
+            "key": key,
+            "partition_date": lease.partition_date,
+            "content_sha256": claim.content_sha256,
+            "claim_token": claim.token,
+            "time": time,
+        }
+        won.add(claim.token)
+        started.append(
+            {
+                "submission_id": key,
+                "number": numbers.get(key, 0) + 1,
+                "token": claim.token,
+                "run_id": lease.run_id,
+                "started_at": time,
+                "billable": 1,
+            }
+        )
+    if new:
+        connection.execute(_INSERT_CLAIM, list(new.values()))
+    if again:
+        connection.execute(_CLAIM_AGAIN, list(again.values()))
+    if started:
+        connection.execute(insert(attempts), started)
+    return frozenset(won)
+
+
+def _known(connection: Connection, claims: Sequence[Claim]) -> dict[str, Row[Any]]:
+    """Locks the submissions that are in the ledger already; returns their rows by id."""
+    query = (
+        select(
+            submissions.c.submission_id,
+            submissions.c.partition_date,
+            submissions.c.content_sha256,
+            submissions.c.state,
+            submissions.c.decision,
+            submissions.c.claim_token,
+        )
+        .where(submissions.c.submission_id.in_([claim.submission_id for claim in claims]))
+        .order_by(submissions.c.submission_id)
+        .with_for_update()
+    )
+    return {row.submission_id: row for row in connection.execute(query)}
+
+
+def _attempts_so_far(connection: Connection, known: Mapping[str, Row[Any]]) -> dict[str, int]:
+    """The newest attempt's number by id. Call it after the rows are locked, else it may be outdated."""
+    if not known:
+        return {}
+    query = (
+        select(attempts.c.submission_id, func.max(attempts.c.number))
+        .where(attempts.c.submission_id.in_(list(known)))
+        .group_by(attempts.c.submission_id)
+    )
+    return dict(connection.execute(query).tuples().all())
+
+
+def _may_be_sent(row: Row[Any], lease: Lease, claim: Claim) -> bool:
+    if row.state is State.FAILED:
+        return True
+    same = row.partition_date == lease.partition_date and row.content_sha256 == claim.content_sha256
+    may_resend = claim.resend and row.decision is not Decision.ABANDON
+    return bool(same and row.state is State.UNCERTAIN and may_resend)
+
+
+_CLAIMED: Final = {
+    "state": State.CLAIMED,
+    "requested_at": bindparam("time"),
+    "updated_at": bindparam("time"),
+}
+_INSERT_CLAIM: Final = insert(submissions).values(submission_id=bindparam("key"), **_CLAIMED)
+# Clears the last attempt's figures. A decision stays until a result settles it.
+_CLAIM_AGAIN: Final = (
+    update(submissions)
+    .where(submissions.c.submission_id == bindparam("key"))
+    .values(http_status=None, responded_at=None, latency_ms=None, error=None, **_CLAIMED)
+)
+
+
+def _record(connection: Connection, results: Sequence[Result]) -> None:
+    if not results:
+        return
+    time = now()
+    connection.execute(
+        _END_ATTEMPT,
+        [
+            {
+                "key": result.claim.submission_id,
+                "of_claim": result.claim.token,
+                "ended_at": time,
+                "result": result.result,
+                "http_status": result.http_status,
+                "latency_ms": result.latency_ms,
+                "billable": int(result.billable),
+                "error": result.error,
+                "body": result.body,
+            }
+            for result in results
+        ],
+    )
+    # An answer settles the submission whoever holds the claim; other results count for the newest claim only.
+    settling = [result for result in results if result.state in _SETTLING]
+    if settling:
+        connection.execute(_SETTLE, [_new_state(result, time) for result in settling])
+    others = [result for result in results if result.state not in _SETTLING]
+    if others:
+        connection.execute(
+            _SET_STATE,
+            [
+                _new_state(result, time)
+                | {"of_claim": result.claim.token, "keeps": int(result.result in _KEEPS_DECISION)}
+                for result in others
+            ],
+        )
+
+
+def _new_state(result: Result, time: int) -> dict[str, Any]:
+    return {
+        "key": result.claim.submission_id,
+        "state": result.state,
+        "http_status": result.http_status,
+        "sent_at": to_microseconds(result.requested_at),
+        "responded_at": to_microseconds(result.responded_at),
+        "latency_ms": result.latency_ms,
+        "response": result.response,
+        "error": result.error,
+        "updated_at": time,
+    }
+
+
+_END_ATTEMPT: Final = update(attempts).where(
+    attempts.c.submission_id == bindparam("key"),
+    attempts.c.token == bindparam("of_claim"),
+    attempts.c.ended_at.is_(None),
+)
+_SENT_AT: Final[ColumnElement[int]] = func.coalesce(
+    bindparam("sent_at", type_=BigInteger), submissions.c.requested_at
+)
+_SETTLE: Final = (
+    update(submissions)
+    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state != State.COMPLETED)
+    .values(decision=None, requested_at=_SENT_AT)
+)
+_SET_STATE: Final = (
+    update(submissions)
+    .where(
+        submissions.c.submission_id == bindparam("key"),
+        submissions.c.claim_token == bindparam("of_claim"),
+        or_(submissions.c.state == State.CLAIMED, submissions.c.state == State.UNCERTAIN),
+    )
+    .values(
+        decision=case((bindparam("keeps") == 1, submissions.c.decision), else_=None), requested_at=_SENT_AT
+    )
+)
+
+
+def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
+    if not adoptions:
+        return
+    time = now()
+    connection.execute(
+        _ADOPT,
+        [
+            {
+                "key": adoption.submission_id,
+                "http_status": adoption.http_status,
+                "responded_at": to_microseconds(adoption.responded_at),
+                "response": adoption.response,
+                "error": adoption.error,
+                "updated_at": time,
+            }
+            for adoption in adoptions
+        ],
+    )
+
+
+# Keeps `requested_at`; the look-up's latency is not the call's.
+_ADOPT: Final = (
+    update(submissions)
+    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state == State.UNCERTAIN)
+    .values(state=State.COMPLETED, decision=None, latency_ms=None)
+)

@@ -1,0 +1,137 @@
+"""The types that the ledger's functions take and return. No SQL."""
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from kyc_pipeline.vocabulary import Outcome
+
+
+class State(StrEnum):
+    """Where a submission stands. All but `claimed` are outcomes of `vocabulary.Outcome`."""
+
+    CLAIMED = "claimed"
+    """The intent to send is durable and no result is: the call may be in flight."""
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    QUARANTINED = "quarantined"
+    UNCERTAIN = "uncertain"
+    FAILED = "failed"
+
+
+class Decision(StrEnum):
+    """What an operator decided about an uncertain submission."""
+
+    RETRY = "retry"
+    """Look it up once more, and send it again if it is not found."""
+    ABANDON = "abandon"
+    """Never send it again. It stays `uncertain` but is no longer held."""
+
+
+class AttemptResult(StrEnum):
+    """The result of one call."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    CONTRACT_BROKEN = "contract_broken"
+    NOT_PROCESSED = "not_processed"
+    MAYBE_PROCESSED = "maybe_processed"
+    ACCESS_DENIED = "access_denied"
+
+
+OUTCOMES: Final = {
+    state: Outcome.UNCERTAIN if state is State.CLAIMED else Outcome(state.value) for state in State
+}
+"""The outcome of each state; a claim without a result counts as uncertain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to claim submissions of one partition."""
+
+    partition_date: str
+    token: str
+    run_id: str
+    recovered: int = 0
+    """Open claims of an earlier holder that became uncertain."""
+
+
+@dataclass(slots=True)
+class Claim:
+    """The intent to send one submission once. `resend` lets it be sent although it is uncertain."""
+
+    submission_id: str
+    content_sha256: str
+    resend: bool = False
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
+
+
+@dataclass(slots=True)
+class Result:
+    """The result of a claim. `response` is the submission's answer, `body` that of a failed call."""
+
+    claim: Claim
+    state: State
+    result: AttemptResult
+    billable: bool
+    http_status: int | None = None
+    requested_at: datetime | None = None
+    responded_at: datetime | None = None
+    latency_ms: float | None = None
+    response: str | None = field(default=None, repr=False)
+    body: str | None = field(default=None, repr=False)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A record that a look-up found for an uncertain submission."""
+
+    submission_id: str
+    http_status: int
+    responded_at: datetime
+    response: str = field(repr=False)
+    error: str | None = None
+
+
+class Entry(NamedTuple):
+    """What the ledger knows of a submission, without its answer. A tuple, since there may be 100,000."""
+
+    submission_id: str
+    partition_date: str
+    content_sha256: str
+    state: State
+    decision: Decision | None
+    updated_at: int
+    """Microseconds since the epoch."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits for a decision."""
+        return self.state is State.UNCERTAIN and self.decision is None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of its state."""
+        return OUTCOMES[self.state]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSubmission:
+    """An uncertain submission that waits for an operator's decision."""
+
+    submission_id: str
+    partition_date: str
+    attempts: int
+    last_sent_at: datetime | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """The calls of a partition, over all runs."""
+
+    calls: int
+    billable_calls: int

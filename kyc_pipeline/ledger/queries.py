@@ -1,0 +1,74 @@
+"""Read-only queries: entries, answers, outcomes and spend."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Row, Select, func, select
+
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.models import OUTCOMES, Entry, Spend
+from kyc_pipeline.ledger.schema import ERASED_CONTENT, attempts, submissions
+from kyc_pipeline.vocabulary import Outcome
+
+_ROWS_PER_QUERY: Final = 5000
+_ENTRY: Final = [submissions.c[name] for name in Entry._fields]
+_CALLS: Final = func.count(attempts.c.number)
+_BILLABLE_CALLS: Final = func.coalesce(func.sum(attempts.c.billable), 0)
+
+
+def read_entries(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, Entry]:
+    """The entries of these submissions, by id. Unknown ids are left out."""
+    return {row.submission_id: Entry._make(row) for row in _rows_of(ledger, select(*_ENTRY), submission_ids)}
+
+
+def read_responses(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, tuple[Entry, dict[str, Any]]]:
+    """Entry and columns of the lake's `verification_responses`, by id. Unknown ids are left out.
+
+    Times are microseconds since the epoch, as in Arrow.
+    """
+    columns = {
+        name: submissions.c[name]
+        for name in ("http_status", "requested_at", "responded_at", "latency_ms", "response", "error")
+    } | {"attempts": _CALLS, "billable_calls": _BILLABLE_CALLS}
+    query = (
+        select(*_ENTRY, *columns.values())
+        .outerjoin(attempts, attempts.c.submission_id == submissions.c.submission_id)
+        .group_by(submissions.c.submission_id)
+    )
+    return {
+        row.submission_id: (
+            Entry._make(row[: len(_ENTRY)]),
+            dict(zip(columns, row[len(_ENTRY) :], strict=True)),
+        )
+        for row in _rows_of(ledger, query, submission_ids)
+    }
+
+
+def read_outcomes(ledger: Ledger, partition_date: str) -> Iterator[Sequence[tuple[str, Outcome]]]:
+    """Id and outcome of every submission with this date that is not erased, in batches."""
+    query = select(submissions.c.submission_id, submissions.c.state).where(
+        submissions.c.partition_date == partition_date, submissions.c.content_sha256 != ERASED_CONTENT
+    )
+    with ledger.read() as connection:
+        rows = connection.execution_options(yield_per=_ROWS_PER_QUERY).execute(query)
+        for part in rows.partitions():
+            yield [(submission_id, OUTCOMES[state]) for submission_id, state in part]
+
+
+def read_spend(ledger: Ledger, partition_date: str) -> Spend:
+    """The partition's calls over all runs."""
+    query = (
+        select(_CALLS, _BILLABLE_CALLS)
+        .select_from(attempts.join(submissions))
+        .where(submissions.c.partition_date == partition_date)
+    )
+    with ledger.read() as connection:
+        return Spend(*connection.execute(query).one())
+
+
+def _rows_of(ledger: Ledger, query: Select[Any], submission_ids: Sequence[str]) -> Iterator[Row[Any]]:
+    """The query's rows for these submissions, in one snapshot."""
+    with ledger.read() as connection:
+        for start in range(0, len(submission_ids), _ROWS_PER_QUERY):
+            ids = submission_ids[start : start + _ROWS_PER_QUERY]
+            yield from connection.execute(query.where(submissions.c.submission_id.in_(ids)))
