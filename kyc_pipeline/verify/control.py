@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from kyc_pipeline.verify.report import Stopped
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import Stopped
 
 
 class RunControl:

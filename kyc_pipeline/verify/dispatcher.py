@@ -40,7 +40,7 @@ from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.echo import echo_mismatches
 from kyc_pipeline.verify.gate import BREAKER_WAITS, Gate, Health
 from kyc_pipeline.verify.partition import Action, Work
-from kyc_pipeline.verify.report import Stopped, Tally
+from kyc_pipeline.verify.summary import Stopped, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,6 @@ class Dispatcher:
             claim = self._writer.new_claim(item.submission_id, item.row["content_sha256"], resend=resend)
             if not await self._claim(claim):
                 return None
-            await passage.depart()
             try:
                 self._must_go_on()
                 self._tally.calls += 1
@@ -181,7 +180,7 @@ class Dispatcher:
         return error
 
     def _must_go_on(self) -> None:
-        """Raises where the run was told to stop, or lost its lease, while the call waited for its slot."""
+        """Raises if the run was told to stop, or lost its lease, while the claim was written."""
         if self._control.halted:
             self._budget.give_back()
             raise NotProcessed("the run ended before the call was sent")

@@ -11,11 +11,10 @@ there, each of its submissions may have been sent. `state=complete` ends it.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,11 +30,12 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
-from kyc_pipeline.verify.gate import Gate, RateLimiter
+from kyc_pipeline.verify.gate import Gate
+from kyc_pipeline.verify.gc_threshold import raised_gc_threshold
 from kyc_pipeline.verify.partition import Action, Scan, is_current, scan, work, write_responses
 from kyc_pipeline.verify.rate_limit import shared_limiter
-from kyc_pipeline.verify.report import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
 
 __all__ = [
     "CallBudget",
@@ -48,8 +48,6 @@ __all__ = [
 ]
 
 PROGRESS_SECONDS: Final = 0.5
-_COLLECTION_THRESHOLD: Final = 20_000
-"""Objects made, less those gone, before the garbage collector looks for cycles."""
 _FORBIDDEN: Final = 403
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +67,6 @@ def verify_partition(
     progress: Callable[[Progress], None] | None = None,
     budget: CallBudget | None = None,
     dry_run: bool = False,
-    limiter: RateLimiter | None = None,
     timing: Timing | None = None,
 ) -> VerifySummary:
     """Verifies what is left of partition `date`, and replaces its table `verification_responses`.
@@ -92,7 +89,6 @@ def verify_partition(
         run_id=run_id,
         budget=budget or CallBudget(settings.deepxl_max_calls_per_run),
         dry_run=dry_run,
-        limiter=limiter,
         timing=timing or Timing(),
     )
     with stop.watched(lambda: run.stop.now() if stop.immediate else run.stop.drain()):
@@ -110,7 +106,6 @@ class _Run:
     run_id: str
     budget: CallBudget
     dry_run: bool
-    limiter: RateLimiter | None
     timing: Timing
     stop: StopFlag = field(default_factory=StopFlag)
     tally: Tally = field(default_factory=Tally)
@@ -247,17 +242,16 @@ class _Run:
                 raise
 
     async def dispatch_under(self, lease: Lease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
-        limiter = self.limiter or shared_limiter(self.settings, self.ledger)
         with (
             RunControl(self.stop) as control,
             LeaseKeeper(self.ledger, lease, self.stop.drain) as keeper,
-            _rare_collections(),
+            raised_gc_threshold(),
         ):
             before = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
             write_responses(self.lake, self.ledger, self.date, ResponsesState.DISPATCHING, before.digest)
             gate = Gate(
                 max_concurrency=self.settings.deepxl_max_concurrency,
-                limiter=limiter,
+                limiter=shared_limiter(self.settings, self.ledger),
                 sleep=control.sleep,
                 breaker_waits=self.timing.breaker_waits,
             )
@@ -317,15 +311,3 @@ class _Run:
             stopped=self.stopped,
             written=written,
         )
-
-
-@contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Has cycles looked for seldom: calls leave few, and to look so often takes 8 % of the time."""
-    before = gc.get_threshold()
-    if before[0]:  # 0: there is no collection at all
-        gc.set_threshold(max(before[0], _COLLECTION_THRESHOLD), *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)

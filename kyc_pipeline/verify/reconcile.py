@@ -34,7 +34,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Accounts:
+class Reconciliation:
     """A day's books side by side; `differences` is empty if they agree."""
 
     submissions: int
@@ -43,7 +43,7 @@ class Accounts:
     differences: tuple[Difference, ...]
 
 
-def compare_accounts(lake: Lake, ledger: Ledger, date: str) -> Accounts:
+def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
     """Compares the day's books. Raises PartitionMissing where a table of the lake was never written.
 
     A submission that the ledger knows under this date must have the ledger's outcome in the lake; only one
@@ -68,7 +68,7 @@ def compare_accounts(lake: Lake, ledger: Ledger, date: str) -> Accounts:
         ),
     }
     differences = [_difference(what, rows) for what, rows in found.items() if rows.num_rows]
-    return Accounts(accepted.num_rows, written.num_rows, known.num_rows, tuple(differences))
+    return Reconciliation(accepted.num_rows, written.num_rows, known.num_rows, tuple(differences))
 
 
 def _known(ledger: Ledger, date: str) -> pa.Table:
