@@ -242,13 +242,13 @@ class _Run:
                 raise
 
     async def dispatch_under(self, lease: Lease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
+        control = RunControl(self.stop)
         with (
-            RunControl(self.stop) as control,
+            control.watching(),
             LeaseKeeper(self.ledger, lease, self.stop.drain) as keeper,
             raised_gc_threshold(),
         ):
-            before = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
-            write_responses(self.lake, self.ledger, self.date, ResponsesState.DISPATCHING, before.digest)
+            write_responses(self.lake, self.ledger, self.date, ResponsesState.DISPATCHING)
             gate = Gate(
                 max_concurrency=self.settings.deepxl_max_concurrency,
                 limiter=shared_limiter(self.settings, self.ledger),

@@ -190,10 +190,11 @@ def is_current(lake: Lake, date: str, now: Scan) -> bool:
     )
 
 
-def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, digest: str) -> None:
+def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, digest: str = "") -> None:
     """Replaces the partition of `verification_responses`: one row per submission, sorted by id.
 
-    `digest` is that of a scan made before: had something changed since, the next run would see it differ.
+    `digest` comes from a scan made before; if anything changed since, the next run sees that it differs.
+    `is_current` reads it only in a partition that is complete.
     """
     submissions = lake.read(SUBMISSIONS, date, ["submission_id", "content_sha256"]).sort_by("submission_id")
     metadata = {STATE_KEY: state, DIGEST_KEY: digest}
