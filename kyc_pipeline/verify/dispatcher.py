@@ -45,7 +45,7 @@ from kyc_pipeline.verify.summary import Stopped, Tally
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long things are waited for, in seconds. Tests make it short."""
+    """Waits, in seconds. Tests shorten them."""
 
     look_ups: Sequence[float] = (0.5, 2.0, 5.0, 10.0)
     """Waits before each look for a call whose answer was lost: how soon a record shows is not documented."""
@@ -58,7 +58,7 @@ class Timing:
 
 
 _WORKERS_PER_CALL: Final = 1.5
-"""Workers for each call in flight: while one records an answer, another one already sends."""
+"""Workers per call in flight: while one records an answer, another already sends."""
 _TOO_MANY_REQUESTS: Final = 429
 
 _MEANING: Final[dict[type[DeepXLError], tuple[State, AttemptResult, bool]]] = {
@@ -69,7 +69,7 @@ _MEANING: Final[dict[type[DeepXLError], tuple[State, AttemptResult, bool]]] = {
     ContractBroken: (State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True),
 }
 _MAYBE_PROCESSED: Final = (State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, True)
-"""What every other error means: `MaybeProcessed`, `UnexpectedRedirect`, and whatever is not foreseen."""
+"""Every other error: `MaybeProcessed`, `UnexpectedRedirect`, and unexpected ones."""
 
 
 class Dispatcher:
@@ -121,7 +121,7 @@ class Dispatcher:
             while not self._control.ending and (item := await source.next()) is not None:
                 await self._settle(item)
                 self._tally.settled += 1
-        # Whatever it is, it must end the whole run in order: the other calls in flight are paid for.
+        # Any error must end the whole run in order: the other calls in flight are paid for.
         except Exception as error:
             self._control.end(Stopped.ERROR, error)
 

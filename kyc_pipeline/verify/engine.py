@@ -1,12 +1,12 @@
-"""Verifies one partition: what is to be done, who may do it, doing it, and the lake's table afterwards.
+"""Verifies one partition: plans the work, takes the lease, sends, and writes the lake's table.
 
 Why a call is paid once is argued at the top of `dispatcher.py`, on what `ledger.py` promises. This module
-sees to the rest: nothing is claimed without a credential that works and the partition's lease; the table
-is written from the ledger whatever ended the run, also where it could not begin; an interrupt in the
-calling thread (Dagster's cancel, Ctrl-C) lets the calls in flight end, since they are paid for.
+does the rest. Nothing is claimed without a valid credential and the partition's lease. The table is written
+from the ledger however the run ended, even if it could not begin. An interrupt in the calling thread
+(Dagster's cancel, Ctrl-C) lets the calls in flight end, since they are paid for.
 
-Before the first call the partition is written with the footer `state=dispatching`: as long as that is
-there, each of its submissions may have been sent. `state=complete` ends it.
+Before the first call the partition is written with the footer `state=dispatching`: while it is there, each
+of its submissions may have been sent. `state=complete` ends it.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LedgerConflict(KycError):
-    """Submissions that the ledger knows with another date or content; the others were verified."""
+    """The ledger has some submissions with another date or content; the others were verified."""
 
 
 def verify_partition(
@@ -119,16 +119,16 @@ class _Run:
         outcome: list[VerifySummary | BaseException] = []
         done = threading.Event()
 
-        def work_and_tell() -> None:
+        def run_and_report() -> None:
             try:
                 outcome.append(self.run())
-            # It is raised again in the calling thread.
+            # Raised again in the calling thread.
             except BaseException as error:
                 outcome.append(error)
             finally:
                 done.set()
 
-        thread = threading.Thread(target=work_and_tell, name=f"verify-{self.date}")
+        thread = threading.Thread(target=run_and_report, name=f"verify-{self.date}")
         thread.start()
         interruption: BaseException | None = None
         while not done.is_set():
@@ -185,13 +185,13 @@ class _Run:
             self.settings.require_token()
             return asyncio.run(self.dispatch())
         except (UsageError, DeepXLError):
-            # What ended the run is what is to be told.
+            # The caller needs the error that ended the run, not what followed from it.
             with contextlib.suppress(KycError):
                 self.without_calls(before)
             raise
 
     def without_calls(self, before: Scan) -> VerifySummary:
-        """Sees to it that every submission has an outcome in the lake, as far as the ledger knows."""
+        """Gives every submission its outcome in the lake, from what the ledger knows."""
         if not before.open_claims and is_current(self.lake, self.date, before):
             self.raise_conflict(before)
             return self.summary(before)
@@ -233,7 +233,7 @@ class _Run:
     async def check_access(client: DeepXLClient) -> None:
         """Finds a wrong credential or address before anything is claimed.
 
-        An account may be kept from its history (403) and still verify: then the first call will tell.
+        An account without access to its history (403) may still verify: the first call will show it.
         """
         try:
             await client.check_access()
@@ -281,7 +281,7 @@ class _Run:
             self.ledger.release(lease)
 
     def write_table(self) -> Scan:
-        """Replaces the lake's partition by what the ledger knows now."""
+        """Replaces the lake's partition with what the ledger knows now."""
         after = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
         write_responses(self.lake, self.ledger, self.date, ResponsesState.COMPLETE, after.digest)
         return after

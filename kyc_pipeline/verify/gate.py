@@ -1,6 +1,6 @@
 """When a call may start: concurrency that finds the server's pace, pauses, and a circuit breaker.
 
-The gate belongs to one run. What all runs share is the rate limit behind it (`rate_limit.py`).
+Each run has a gate of its own. Behind it is the rate limit that all runs share (`rate_limit.py`).
 """
 
 import asyncio
@@ -95,7 +95,7 @@ class AdaptiveConcurrency:
 class CircuitBreaker:
     """Opens after a run of failures; then one call at a time probes, each after a longer wait.
 
-    `given_up` once the last wait's probe has failed: a server that ill is for a later run.
+    `given_up` once the probe after the last wait has failed: leave the rest to a later run.
     """
 
     def __init__(self, threshold: int, waits: Sequence[float], sleep: Sleep) -> None:

@@ -1,7 +1,7 @@
-"""Whether a day's books agree: accepted submissions, the written outcomes, and what the ledger knows.
+"""Reconciles a day: accepted submissions, written outcomes, and the ledger.
 
-Each of the three is read from where it is kept, and they are compared id by id. Nothing here comes from
-the run that wrote them, so that the comparison can fail.
+Each is read from its own store, and they are compared id by id. Nothing is taken from the run that wrote
+them, so the comparison can fail.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _NOT_SENT: Final = (Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Submissions about which two of the books disagree: how many, and the first of their ids."""
+    """Submissions on which two of the stores disagree: how many, and the first of their ids."""
 
     what: str
     count: int
@@ -35,7 +35,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """A day's books side by side; `differences` is empty if they agree."""
+    """The counts of a day in each store; `differences` is empty if they agree."""
 
     submissions: int
     outcomes: int
@@ -44,7 +44,7 @@ class Reconciliation:
 
 
 def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
-    """Compares the day's books. Raises PartitionMissing where a table of the lake was never written.
+    """Compares the day's stores. Raises PartitionMissing where a table of the lake was never written.
 
     A submission that the ledger knows under this date must have the ledger's outcome in the lake; only one
     that was surely not processed may be missing there. What the ledger does not know was not attempted.
