@@ -4,7 +4,8 @@
 server, in a process of its own, serves all ways of a setting. The ways are run in turn, `--rounds` times,
 every other time backwards, and send the same documents, read from disk at each call. The ratios are those
 of one round, and the median counts: figures depend on what else the machine does. The CPU time is that of
-the client's process, all its threads, the ledger and the lake included.
+the client's process, all its threads, the ledger and the lake included. A second table has what each trick
+for speed brings (ADR 0009): the engine without it, against the engine as it is.
 """
 
 import argparse
@@ -15,20 +16,24 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import FileIO
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import aiohttp
+import httpx
 import pyarrow as pa
 from aiohttp import web
+from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
+from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.ledger.database import Ledger
@@ -249,6 +254,103 @@ def engine(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
         return cost()
 
 
+class HttpxBody(MultipartBody):
+    """The body that httpx makes of `files=`: what our own one replaces."""
+
+    def __enter__(self) -> "HttpxBody":
+        self._opened = ExitStack()
+        fields = {
+            document.field: (
+                f"{document.stem}.jpg",
+                self._opened.enter_context(FileIO(Path(document.path))),
+                document.content_type,
+            )
+            for document in self._documents
+        }
+        boundary = CONTENT_TYPE.partition("boundary=")[2]
+        self.request = httpx.Request(
+            "POST",
+            "http://127.0.0.1",
+            data={"tags": "{}"},
+            files=fields,
+            headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+        )
+        self.length = int(self.request.headers["Content-Length"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert isinstance(self.request.stream, httpx.AsyncByteStream)
+        last = b""
+        async for chunk in self.request.stream:  # one behind, to know the last one
+            if last:
+                yield last
+            last = chunk
+        self.handed_over = True
+        self.on_end()
+        yield last
+
+
+class ThroughClient(httpx.AsyncBaseTransport):
+    """The aiohttp transport behind `httpx.AsyncClient`."""
+
+    def __init__(self, **options: Any) -> None:
+        self._client = httpx.AsyncClient(transport=AiohttpTransport(**options), trust_env=False)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._client.send(request, stream=True)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+def engine_with_httpx_body(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
+    """Without `deepxl/multipart.py`."""
+    with patch("kyc_pipeline.deepxl.client.MultipartBody", HttpxBody):
+        return engine(url, documents, calls, concurrency)
+
+
+def engine_with_httpx_client(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
+    """Without `deepxl/transport.py` going straight to the transport."""
+    with patch("kyc_pipeline.deepxl.transport.AiohttpTransport", ThroughClient):
+        return engine(url, documents, calls, concurrency)
+
+
+def engine_with_default_gc(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
+    """Without `verify/gc_threshold.py`."""
+    with patch("kyc_pipeline.verify.engine.raised_gc_threshold", nullcontext):
+        return engine(url, documents, calls, concurrency)
+
+
+TRICKS = (engine, engine_with_httpx_body, engine_with_httpx_client, engine_with_default_gc)
+
+
+def tricks(documents: Path, rounds: int, calls: int) -> None:
+    """CPU time of a whole paid call without each trick, in turns, at no latency."""
+    url, server = in_process(serve, 0.0)
+    engine(str(url), documents, 50, 64)  # what is imported at the first call counts for none of them
+    costs: dict[Way, list[Cost]] = {way: [] for way in TRICKS}
+    for number in range(rounds):
+        for way in TRICKS if number % 2 == 0 else reversed(TRICKS):
+            costs[way].append(way(str(url), documents, calls, 64))
+    server.terminate()
+    server.join()
+    print("\n| way | CPU ms a call | of the engine as it is | lowest and highest round |")
+    print("|---|---|---|---|")
+    for way in TRICKS:
+        cpu = statistics.median(cost.cpu_seconds / calls * 1000 for cost in costs[way])
+        ratios = [
+            mine.cpu_seconds / base.cpu_seconds for mine, base in zip(costs[way], costs[engine], strict=True)
+        ]
+        print(
+            f"| {way.__name__.replace('_', ' ')} | {cpu:.2f} | {statistics.median(ratios):.2f} "
+            f"| {min(ratios):.2f}-{max(ratios):.2f} |",
+            flush=True,
+        )
+
+
 def peak_memory(url: str, root: Path, documents: Path, submissions: int, tell: Connection) -> None:
     """Runs a whole partition, then once more; tells peak megabytes and the seconds of both runs."""
     settings = settings_for(url, root, documents, 64)
@@ -365,14 +467,18 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a quarter of the calls, a tenth of the memory test"
     )
+    parser.add_argument("--tricks", action="store_true", help="only what each trick brings")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kyc-bench-") as folder:
         documents = Path(folder) / "landing" / "documents"
         documents.mkdir(parents=True)
         (documents / "id.jpg").write_bytes(b"\xff\xd8\xff" + bytes(ID_BYTES - 3))
         (documents / "selfie.jpg").write_bytes(b"\xff\xd8\xff" + bytes(SELFIE_BYTES - 3))
-        compare(documents, options.rounds, options.quick)
-        memory(Path(folder), options.quick)
+        if not options.tricks:
+            compare(documents, options.rounds, options.quick)
+        tricks(documents, options.rounds, 500 if options.quick else 2000)
+        if not options.tricks:
+            memory(Path(folder), options.quick)
 
 
 if __name__ == "__main__":

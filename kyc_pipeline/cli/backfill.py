@@ -23,8 +23,8 @@ from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICA
 from kyc_pipeline.ledger.decisions import list_held
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
-from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
+from kyc_pipeline.verify.summary import Progress
 from kyc_pipeline.vocabulary import Outcome
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)

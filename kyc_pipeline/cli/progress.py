@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kyc_pipeline.cli.options import money
-from kyc_pipeline.verify.report import Progress as CallProgress
+from kyc_pipeline.verify.summary import Progress as CallProgress
 
 
 @contextmanager

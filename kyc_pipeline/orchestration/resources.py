@@ -18,8 +18,8 @@ from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.report import Progress
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import Progress
 
 if TYPE_CHECKING:  # a code location loads without an HTTP client
     from kyc_pipeline.verify.dispatcher import Timing

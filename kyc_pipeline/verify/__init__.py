@@ -1,1 +1,1 @@
-"""Verify: one paid call a submission. `ledger` remembers, `dispatcher` sends, `engine` runs a day."""
+"""Verify: one paid call per submission. `engine` runs a day, `dispatcher` sends, `reconcile` checks."""

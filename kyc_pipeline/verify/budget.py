@@ -1,4 +1,4 @@
-"""How many calls a run may still start, over all its partitions."""
+"""How many calls a run may still start, across all its partitions."""
 
 import threading
 
@@ -33,6 +33,6 @@ class CallBudget:
             return self._left is not None and self._left <= 0
 
     def exhaust(self) -> None:
-        """Leaves nothing: what comes after a fault that every further call would meet costs no call."""
+        """Leaves no call, after a fault that every further call would meet."""
         with self._lock:
             self._left = 0

@@ -1,46 +1,32 @@
-"""Whether a run goes on: one place for every reason to end it, which its workers ask before each step."""
+"""Whether a run goes on: collects every reason to end it; its workers ask before each step."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from contextlib import AbstractContextManager
 
-from kyc_pipeline.verify.report import Stopped
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import Stopped
 
 
 class RunControl:
-    """The stop requests of one run, in its event loop; use it with `with` inside that loop.
+    """The stop requests of one run; made in its event loop.
 
     The first reason counts. `on_immediate` is called when the calls in flight are to be given up.
     """
 
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
+        self._loop = asyncio.get_running_loop()
         self._ending = asyncio.Event()
-        self._watch = contextlib.ExitStack()
         self._halted = False
         self.reason = Stopped.NONE
         self.error: Exception | None = None
         self.on_immediate: Callable[[], None] = lambda: None
 
-    def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-
-        def ask() -> None:
-            loop.call_soon_threadsafe(self._asked)
-
-        self._watch.enter_context(self._stop.watched(ask))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._watch.close()
+    def watching(self) -> AbstractContextManager[None]:
+        """Obeys the stop flag, whichever thread sets it, while the `with` block runs."""
+        return self._stop.watched(lambda: self._loop.call_soon_threadsafe(self._stop_requested))
 
     @property
     def ending(self) -> bool:
@@ -49,7 +35,7 @@ class RunControl:
 
     @property
     def halted(self) -> bool:
-        """Whether a call that is ready may not be made either; one that has its share of the budget may."""
+        """Whether not even a claimed call may be sent. At the end of the budget it may: it has its share."""
         return self._stop.draining or self._halted
 
     def end(self, reason: Stopped, error: Exception | None = None) -> None:
@@ -65,7 +51,7 @@ class RunControl:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ending.wait(), seconds)
 
-    def _asked(self) -> None:
+    def _stop_requested(self) -> None:
         self.end(Stopped.CANCELLED)
         if self._stop.immediate:
             self.on_immediate()

@@ -39,12 +39,12 @@ from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.echo import echo_mismatches
 from kyc_pipeline.verify.gate import BREAKER_WAITS, Gate, Health
 from kyc_pipeline.verify.partition import Action, Work
-from kyc_pipeline.verify.report import Stopped, Tally
+from kyc_pipeline.verify.summary import Stopped, Tally
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long things are waited for, in seconds. Tests make it short."""
+    """Waits, in seconds. Tests shorten them."""
 
     look_ups: Sequence[float] = (0.5, 2.0, 5.0, 10.0)
     """Waits before each look for a call whose answer was lost: how soon a record shows is not documented."""
@@ -57,7 +57,7 @@ class Timing:
 
 
 _WORKERS_PER_CALL: Final = 1.5
-"""Workers for each call in flight: while one records an answer, another one already sends."""
+"""Workers per call in flight: while one records an answer, another already sends."""
 _TOO_MANY_REQUESTS: Final = 429
 
 _MEANING: Final[dict[type[DeepXLError], tuple[State, AttemptResult, bool]]] = {
@@ -68,7 +68,7 @@ _MEANING: Final[dict[type[DeepXLError], tuple[State, AttemptResult, bool]]] = {
     ContractBroken: (State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True),
 }
 _MAYBE_PROCESSED: Final = (State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, True)
-"""What every other error means: `MaybeProcessed`, `UnexpectedRedirect`, and whatever is not foreseen."""
+"""Every other error: `MaybeProcessed`, `UnexpectedRedirect`, and unexpected ones."""
 
 
 class Dispatcher:
@@ -120,7 +120,7 @@ class Dispatcher:
             while not self._control.ending and (item := await source.next()) is not None:
                 await self._settle(item)
                 self._tally.settled += 1
-        # Whatever it is, it must end the whole run in order: the other calls in flight are paid for.
+        # Any error must end the whole run in order: the other calls in flight are paid for.
         except Exception as error:
             self._control.end(Stopped.ERROR, error)
 
@@ -154,7 +154,6 @@ class Dispatcher:
             claim = self._writer.new_claim(item.submission_id, item.row["content_sha256"], resend=resend)
             if not await self._claim(claim):
                 return None
-            await passage.depart()
             try:
                 self._must_go_on()
                 self._tally.calls += 1
@@ -180,7 +179,7 @@ class Dispatcher:
         return error
 
     def _must_go_on(self) -> None:
-        """Raises where the run was told to stop, or lost its lease, while the call waited for its slot."""
+        """Raises if the run was told to stop, or lost its lease, while the claim was written."""
         if self._control.halted:
             self._budget.give_back()
             raise NotProcessed("the run ended before the call was sent")

@@ -1,21 +1,20 @@
-"""Verifies one partition: what is to be done, who may do it, doing it, and the lake's table afterwards.
+"""Verifies one partition: plans the work, takes the lease, sends, and writes the lake's table.
 
 Why a call is paid once is argued at the top of `dispatcher.py`, on what `ledger/claims.py` promises. This
-module sees to the rest: nothing is claimed without a credential that works and the partition's lease; the
-table is written from the ledger whatever ended the run, also where it could not begin; an interrupt in the
-calling thread (Dagster's cancel, Ctrl-C) lets the calls in flight end, since they are paid for.
+module does the rest. Nothing is claimed without a valid credential and the partition's lease. The table is
+written from the ledger however the run ended, even if it could not begin. An interrupt in the calling thread
+(Dagster's cancel, Ctrl-C) lets the calls in flight end, since they are paid for.
 
-Before the first call the partition is written with the footer `state=dispatching`: as long as that is
-there, each of its submissions may have been sent. `state=complete` ends it.
+Before the first call the partition is written with the footer `state=dispatching`: while it is there, each
+of its submissions may have been sent. `state=complete` ends it.
 """
 
 import asyncio
 import contextlib
-import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,11 +30,12 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
-from kyc_pipeline.verify.gate import Gate, RateLimiter
+from kyc_pipeline.verify.gate import Gate
+from kyc_pipeline.verify.gc_threshold import raised_gc_threshold
 from kyc_pipeline.verify.partition import Action, Scan, is_current, scan, work, write_responses
 from kyc_pipeline.verify.rate_limit import shared_limiter
-from kyc_pipeline.verify.report import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
 
 __all__ = [
     "CallBudget",
@@ -48,14 +48,12 @@ __all__ = [
 ]
 
 PROGRESS_SECONDS: Final = 0.5
-_COLLECTION_THRESHOLD: Final = 20_000
-"""Objects made, less those gone, before the garbage collector looks for cycles."""
 _FORBIDDEN: Final = 403
 _logger = logging.getLogger(__name__)
 
 
 class LedgerConflict(KycError):
-    """Submissions that the ledger knows with another date or content; the others were verified."""
+    """The ledger has some submissions with another date or content; the others were verified."""
 
 
 def verify_partition(
@@ -69,7 +67,6 @@ def verify_partition(
     progress: Callable[[Progress], None] | None = None,
     budget: CallBudget | None = None,
     dry_run: bool = False,
-    limiter: RateLimiter | None = None,
     timing: Timing | None = None,
 ) -> VerifySummary:
     """Verifies what is left of partition `date`, and replaces its table `verification_responses`.
@@ -92,7 +89,6 @@ def verify_partition(
         run_id=run_id,
         budget=budget or CallBudget(settings.deepxl_max_calls_per_run),
         dry_run=dry_run,
-        limiter=limiter,
         timing=timing or Timing(),
     )
     with stop.watched(lambda: run.stop.now() if stop.immediate else run.stop.drain()):
@@ -110,7 +106,6 @@ class _Run:
     run_id: str
     budget: CallBudget
     dry_run: bool
-    limiter: RateLimiter | None
     timing: Timing
     stop: StopFlag = field(default_factory=StopFlag)
     tally: Tally = field(default_factory=Tally)
@@ -124,16 +119,16 @@ class _Run:
         outcome: list[VerifySummary | BaseException] = []
         done = threading.Event()
 
-        def work_and_tell() -> None:
+        def run_and_report() -> None:
             try:
                 outcome.append(self.run())
-            # It is raised again in the calling thread.
+            # Raised again in the calling thread.
             except BaseException as error:
                 outcome.append(error)
             finally:
                 done.set()
 
-        thread = threading.Thread(target=work_and_tell, name=f"verify-{self.date}")
+        thread = threading.Thread(target=run_and_report, name=f"verify-{self.date}")
         thread.start()
         interruption: BaseException | None = None
         while not done.is_set():
@@ -190,13 +185,13 @@ class _Run:
             self.settings.require_token()
             return asyncio.run(self.dispatch())
         except (UsageError, DeepXLError):
-            # What ended the run is what is to be told.
+            # The caller needs the error that ended the run, not what followed from it.
             with contextlib.suppress(KycError):
                 self.without_calls(before)
             raise
 
     def without_calls(self, before: Scan) -> VerifySummary:
-        """Sees to it that every submission has an outcome in the lake, as far as the ledger knows."""
+        """Gives every submission its outcome in the lake, from what the ledger knows."""
         if not before.open_claims and is_current(self.lake, self.date, before):
             self.raise_conflict(before)
             return self.summary(before)
@@ -232,7 +227,7 @@ class _Run:
     async def check_access(client: DeepXLClient) -> None:
         """Finds a wrong credential or address before anything is claimed.
 
-        An account may be kept from its history (403) and still verify: then the first call will tell.
+        An account without access to its history (403) may still verify: the first call will show it.
         """
         try:
             await client.check_access()
@@ -241,13 +236,12 @@ class _Run:
                 raise
 
     async def dispatch_under(self, held: HeldLease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
-        limiter = self.limiter or shared_limiter(self.settings, self.ledger)
-        with RunControl(self.stop) as control, _rare_collections():
-            before = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
-            write_responses(self.lake, self.ledger, self.date, ResponsesState.DISPATCHING, before.digest)
+        control = RunControl(self.stop)
+        with control.watching(), raised_gc_threshold():
+            write_responses(self.lake, self.ledger, self.date, ResponsesState.DISPATCHING)
             gate = Gate(
                 max_concurrency=self.settings.deepxl_max_concurrency,
-                limiter=limiter,
+                limiter=shared_limiter(self.settings, self.ledger),
                 sleep=control.sleep,
                 breaker_waits=self.timing.breaker_waits,
             )
@@ -272,7 +266,7 @@ class _Run:
             return self.write_table(), control.error
 
     def write_table(self) -> Scan:
-        """Replaces the lake's partition by what the ledger knows now."""
+        """Replaces the lake's partition with what the ledger knows now."""
         after = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
         write_responses(self.lake, self.ledger, self.date, ResponsesState.COMPLETE, after.digest)
         return after
@@ -302,15 +296,3 @@ class _Run:
             stopped=self.stopped,
             written=written,
         )
-
-
-@contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Has cycles looked for seldom: calls leave few, and to look so often takes 8 % of the time."""
-    before = gc.get_threshold()
-    if before[0]:  # 0: there is no collection at all
-        gc.set_threshold(max(before[0], _COLLECTION_THRESHOLD), *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)

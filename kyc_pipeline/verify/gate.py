@@ -1,14 +1,16 @@
 """When a call may start: concurrency that finds the server's pace, pauses, and a circuit breaker.
 
-The gate belongs to one run. What all runs share is the rate limit behind it (`rate_limit.py`).
+Each run has a gate of its own. Behind it is the rate limit that all runs share (`rate_limit.py`).
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 Sleep = Callable[[float], Awaitable[None]]
 """Sleeps for some seconds, or until the run is to stop."""
@@ -44,16 +46,22 @@ class NoLimit:
         """Nobody else shares it."""
 
 
-class _Slots:
-    """At most `capacity()` holders at once; first come, first served."""
+class AdaptiveConcurrency:
+    """Slots of calls in flight: halved when the server throttles, one more after each full round of calls.
 
-    def __init__(self, capacity: Callable[[], int]) -> None:
-        self._capacity = capacity
+    Calls that were already under way when the limit was halved do not halve it again: all report the same.
+    """
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self.limit = float(maximum)
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._halved_at = float("-inf")
 
     async def acquire(self) -> None:
-        if self._taken < self._capacity() and not self._waiting:
+        """Waits for a slot, first come, first served."""
+        if self._taken < int(self.limit) and not self._waiting:
             self._taken += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -62,33 +70,8 @@ class _Slots:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release()
+                self._free_slot()
             raise
-
-    def release(self) -> None:
-        self._taken -= 1
-        while self._waiting and self._taken < self._capacity():
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._taken += 1
-                turn.set_result(None)
-
-
-class AdaptiveConcurrency:
-    """Calls in flight: halved when the server throttles, and back up by one for each full round of calls.
-
-    Calls that were under way when the limit was halved do not halve it again: they all tell the same.
-    """
-
-    def __init__(self, maximum: int) -> None:
-        self._maximum = maximum
-        self.limit = float(maximum)
-        self._slots = _Slots(lambda: int(self.limit))
-        self._halved_at = float("-inf")
-
-    async def acquire(self) -> None:
-        """Waits for a slot, first come, first served."""
-        await self._slots.acquire()
 
     def release(self, started: float, health: Health | None) -> None:
         """Gives a slot back; `started` is when its call began (monotonic clock)."""
@@ -98,13 +81,21 @@ class AdaptiveConcurrency:
                 self.limit = max(1.0, self.limit / 2)
         elif health is Health.WELL:
             self.limit = min(float(self._maximum), self.limit + 1 / self.limit)
-        self._slots.release()
+        self._free_slot()
+
+    def _free_slot(self) -> None:
+        self._taken -= 1
+        while self._waiting and self._taken < int(self.limit):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._taken += 1
+                turn.set_result(None)
 
 
 class CircuitBreaker:
     """Opens after a run of failures; then one call at a time probes, each after a longer wait.
 
-    `given_up` once the last wait's probe has failed: a server that ill is for a later run.
+    `given_up` once the probe after the last wait has failed: leave the rest to a later run.
     """
 
     def __init__(self, threshold: int, waits: Sequence[float], sleep: Sleep) -> None:
@@ -150,50 +141,12 @@ BREAKER_THRESHOLD: Final = 10
 BREAKER_WAITS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
-_AHEAD: Final = 16
-"""One in so many calls may be prepared while all slots are taken."""
-
-
+@dataclass(slots=True)
 class Passage:
-    """One call's way through the gate, as a context manager; the caller says how the call ended.
+    """One call on its way through the gate; the caller sets `health` when the call has ended."""
 
-    Entering waits for the breaker and a permit. What the call still needs then, such as its claim on disk,
-    is made ready, and `depart` waits for its slot. So a slot that becomes free is used at once. Few calls
-    are prepared without a slot, since after a crash each of them counts as perhaps sent.
-    """
-
-    __slots__ = ("_departed", "_gate", "_probe", "health")
-
-    def __init__(self, gate: "Gate") -> None:
-        self._gate = gate
-        self._probe = False
-        self._departed: float | None = None
-        self.health: Health | None = None
-
-    async def __aenter__(self) -> Self:
-        gate = self._gate
-        await gate.prepared.acquire()
-        try:
-            self._probe = await gate.breaker.admit()
-            await gate.permit()
-        except BaseException:
-            self._leave()
-            raise
-        return self
-
-    async def depart(self) -> None:
-        """Waits for the call's slot, which it has until the block ends."""
-        await self._gate.concurrency.acquire()
-        self._departed = time.monotonic()
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._departed is not None:
-            self._gate.concurrency.release(self._departed, self.health)
-        self._leave()
-
-    def _leave(self) -> None:
-        self._gate.breaker.report(self.health, probe=self._probe)
-        self._gate.prepared.release()
+    started: float = float("-inf")
+    health: Health | None = None
 
 
 class Gate:
@@ -202,16 +155,26 @@ class Gate:
     def __init__(
         self, *, max_concurrency: int, limiter: RateLimiter, sleep: Sleep, breaker_waits: Sequence[float]
     ) -> None:
-        self.concurrency = concurrency = AdaptiveConcurrency(max_concurrency)
-        self.prepared = _Slots(lambda: int(concurrency.limit) + int(concurrency.limit) // _AHEAD)
+        self.concurrency = AdaptiveConcurrency(max_concurrency)
         self.breaker = CircuitBreaker(BREAKER_THRESHOLD, breaker_waits, sleep)
         self._limiter = limiter
         self._sleep = sleep
         self._paused_until = float("-inf")
 
-    def passage(self) -> Passage:
-        """A call's way through, to be used with `async with`."""
-        return Passage(self)
+    @contextlib.asynccontextmanager
+    async def passage(self) -> AsyncIterator[Passage]:
+        """Waits for a slot, the breaker and a permit; the call has its slot until the block ends."""
+        passage = Passage()
+        probe = False
+        await self.concurrency.acquire()
+        try:
+            probe = await self.breaker.admit()
+            await self.permit()
+            passage.started = time.monotonic()
+            yield passage
+        finally:
+            self.breaker.report(passage.health, probe=probe)
+            self.concurrency.release(passage.started, passage.health)
 
     async def permit(self) -> None:
         """Waits for the end of a pause and for one request of the rate limit."""

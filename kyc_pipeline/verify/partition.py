@@ -1,7 +1,7 @@
-"""One partition between the lake and the ledger: what is to be done, and the lake's table afterwards.
+"""One partition in the lake and in the ledger: the work that is left, and the table of responses.
 
-Both sides are read in batches and compared as sets, so that a partition of 100,000 costs some twenty
-queries and no more memory than one of 1,000.
+Both are read and compared in batches: a partition of 100,000 takes about twenty queries a pass, and hardly
+more memory than one of 1,000.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from kyc_pipeline.ledger.queries import read_entries, read_responses
 from kyc_pipeline.vocabulary import Outcome
 
 DIGEST_KEY: Final = "ledger_digest"
-"""Key in the footer beside the state: what the ledger knew, in short."""
+"""Footer key of a digest of what the ledger knew."""
 _SCAN_BATCH: Final = 2000
 _WORK_BATCH: Final = 1000
 _ROW_GROUP: Final = 2000
@@ -33,14 +33,14 @@ class Action(Enum):
     """What a run has to do with a submission."""
 
     SEND = "send"
-    """Never sent, or surely not processed: then with the date and content that it has by now."""
+    """Never sent, or surely not processed: then with its present date and content."""
     RESEND = "resend"
     """Uncertain, and to be sent again unless a look-up finds it."""
     LOOK_UP = "look_up"
-    """Uncertain and held: it may have turned up meanwhile."""
+    """Uncertain and held: DeepXL's history may show it by now."""
     NOTHING = "nothing"
     CONFLICT = "conflict"
-    """It may have been sent with another date or content: never to be sent again."""
+    """It may have been sent with another date or content: never send it again."""
 
 
 def action(entry: Entry | None, date: str, content_sha256: str, policy: Literal["hold", "retry"]) -> Action:
@@ -55,7 +55,7 @@ def action(entry: Entry | None, date: str, content_sha256: str, policy: Literal[
 
 
 def _outcome(entry: Entry, what: Action, date: str) -> Outcome:
-    """The outcome on `date`: what became of the submission on another date is not this one's."""
+    """The outcome on `date`; a call made under another date does not count here."""
     if what is Action.CONFLICT or entry.partition_date != date:
         return Outcome.NOT_ATTEMPTED
     return entry.outcome
@@ -84,7 +84,7 @@ class Scan:
     digest: str = ""
 
     def note(self, entry: Entry, what: Action, date: str) -> None:
-        """Takes down what a person should hear of."""
+        """Records conflicts, open claims and held submissions."""
         if what is Action.CONFLICT:
             if len(self.conflicts) < _LISTED:
                 self.conflicts.append(conflict_text(entry, date))
@@ -162,7 +162,7 @@ class Work:
 
 
 def work(lake: Lake, ledger: Ledger, date: str, policy: Literal["hold", "retry"]) -> Iterator[list[Work]]:
-    """What there is to do, in batches, in the order of the lake."""
+    """The work that is left, in batches, in the order of the lake."""
     for batch in lake.batches(SUBMISSIONS, date, batch_size=_WORK_BATCH):
         entries = read_entries(ledger, _strings(batch, "submission_id"))
         found = []
@@ -176,8 +176,8 @@ def work(lake: Lake, ledger: Ledger, date: str, policy: Literal["hold", "retry"]
 
 
 def is_current(lake: Lake, date: str, now: Scan) -> bool:
-    """Whether the lake's partition already says what the ledger knows, by its footer and by its rows: one
-    that somebody damaged is written again."""
+    """Whether the lake's partition agrees with the ledger, by its footer and by its rows: a damaged one is
+    written again."""
     try:
         metadata = lake.metadata(VERIFICATION_RESPONSES, date)
         if metadata.get(STATE_KEY) != ResponsesState.COMPLETE or metadata.get(DIGEST_KEY) != now.digest:
@@ -191,10 +191,11 @@ def is_current(lake: Lake, date: str, now: Scan) -> bool:
     )
 
 
-def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, digest: str) -> None:
+def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, digest: str = "") -> None:
     """Replaces the partition of `verification_responses`: one row per submission, sorted by id.
 
-    `digest` is that of a scan made before: had something changed since, the next run would see it differ.
+    `digest` comes from a scan made before; if anything changed since, the next run sees that it differs.
+    `is_current` reads it only in a partition that is complete.
     """
     submissions = lake.read(SUBMISSIONS, date, ["submission_id", "content_sha256"]).sort_by("submission_id")
     metadata = {STATE_KEY: state, DIGEST_KEY: digest}

@@ -9,7 +9,7 @@ from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.partition import scan
-from kyc_pipeline.verify.report import estimated_cost
+from kyc_pipeline.verify.summary import estimated_cost
 from kyc_pipeline.vocabulary import Outcome
 
 _PAID = (Outcome.COMPLETED, Outcome.REFUSED, Outcome.QUARANTINED)

@@ -1,7 +1,7 @@
-"""How a run is told to stop, in two stages, by whoever has reason to: a signal, a cancel, a budget.
+"""Stop requests in two stages: by a signal, a cancel or an error.
 
-*drain*: no new call; the calls in flight end and are recorded. *now*: the calls in flight are given up as
-well, and become uncertain. There is no way back from either.
+*drain*: make no new call; the calls in flight end and are recorded. *now*: give up the calls in flight too;
+they become uncertain. Neither can be undone.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers: list[Callable[[], object]] = []
         self._draining = False
         self._immediate = False
 
@@ -43,7 +43,7 @@ class StopFlag:
         self._set(immediate=self._draining)
 
     @contextlib.contextmanager
-    def watched(self, callback: Callable[[], None]) -> Iterator[None]:
+    def watched(self, callback: Callable[[], object]) -> Iterator[None]:
         """Calls `callback` at each stage while the block runs, and at once if a stage is already reached."""
         with self._lock:
             self._watchers.append(callback)

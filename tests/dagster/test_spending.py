@@ -17,7 +17,7 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.report import Progress
+from kyc_pipeline.verify.summary import Progress
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 PRICE = {"ops": {"verify": {"config": {"price_per_call": "0.50", "max_calls": 9}}}}

@@ -49,7 +49,12 @@ def test_only_the_client_calls_deepxl_and_only_alerts_the_webhook() -> None:
         for path in MODULES
         if {name.partition(".")[0] for name in imports(path)} & {"httpx", "httpx_aiohttp", "requests"}
     }
-    assert users == {"deepxl/client.py", "orchestration/alerts.py"}
+    client = {"deepxl/client.py", "deepxl/multipart.py", "deepxl/transport.py"}
+    assert users == client | {"orchestration/alerts.py"}
+    senders = {
+        str(path.relative_to(PACKAGE)) for path in MODULES if "kyc_pipeline.deepxl.transport" in imports(path)
+    }
+    assert senders == {"deepxl/client.py"}
 
 
 def test_only_the_ledger_talks_to_its_database() -> None:

@@ -25,10 +25,10 @@ from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, wo
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import row_count, table_spec
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.plan import PartitionPlan, plan_partitions, total
-from kyc_pipeline.verify.report import Progress, Stopped, VerifySummary, estimated_cost, percentile
+from kyc_pipeline.verify.reconcile import reconcile
+from kyc_pipeline.verify.summary import Progress, Stopped, VerifySummary, estimated_cost, percentile
 
 GROUP = "verify"
 POOL = "deepxl"
@@ -131,7 +131,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                             **_latencies(lake, day),
                         }
                     },
-                    checks=check_partition(compare_accounts(lake, ledger, day), summary),
+                    checks=check_partition(reconcile(lake, ledger, day), summary),
                 )
 
             yield from work_through(context, work)

@@ -4,8 +4,8 @@ from dagster import AssetCheckSeverity
 
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
-from kyc_pipeline.verify.accounts import Accounts
-from kyc_pipeline.verify.report import VerifySummary
+from kyc_pipeline.verify.reconcile import Reconciliation
+from kyc_pipeline.verify.summary import VerifySummary
 from kyc_pipeline.vocabulary import Outcome
 
 ACCOUNTED_FOR = CheckDefinition(
@@ -29,7 +29,7 @@ ALL_ATTEMPTED = CheckDefinition(
 CHECKS = (ACCOUNTED_FOR, NONE_UNSETTLED, ALL_ATTEMPTED)
 
 
-def check_partition(accounts: Accounts, summary: VerifySummary) -> list[Check]:
+def check_partition(accounts: Reconciliation, summary: VerifySummary) -> list[Check]:
     """The checks of one day."""
     count = {outcome: summary.outcomes.get(outcome, 0) for outcome in Outcome}
     unsettled = summary.held + count[Outcome.QUARANTINED]

@@ -107,7 +107,7 @@ async def test_what_a_verification_sends(connect: Connect, make_request: MakeReq
 async def test_the_api_key_scheme(connect: Connect, make_request: MakeRequest, token: str) -> None:
     async with answering(seed_view) as (url, seen), connect(url, auth_scheme="api_key") as client:
         await client.verify(make_request())
-        await client.get(457)
+        await client.check_access()
     for sent, _ in seen:
         assert sent.headers["x-api-key"] == token
         assert "Authorization" not in sent.headers
@@ -218,8 +218,6 @@ async def test_a_redirect_is_never_followed(connect: Connect, make_request: Make
                         await client.verify(make_request("s-1"))
                 with pytest.raises(UnexpectedRedirect):
                     await client.find("s-1")
-                with pytest.raises(UnexpectedRedirect):
-                    await client.get(1)
                 with pytest.raises(UnexpectedRedirect):
                     await client.check_access()
     assert seen_elsewhere == []
@@ -349,18 +347,15 @@ async def test_a_history_in_another_shape(body: bytes, connect: Connect) -> None
         with pytest.raises(LookupFailed) as caught:
             await client.find("s-1")
         assert caught.value.requested_at is not None
-        with pytest.raises(LookupFailed):
-            await client.get(1)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 429, 500, 502, 503, 504])
 async def test_a_history_that_fails(status: int, connect: Connect) -> None:
     with running_simulator(lookup=Answers(status, {"Retry-After": "3"}, b"{}")) as server:
         async with connect(server.url) as client:
-            for look in (client.find("s-1"), client.get(1)):
-                with pytest.raises(LookupFailed) as caught:
-                    await look
-                assert (caught.value.http_status, caught.value.retry_after) == (status, 3)
+            with pytest.raises(LookupFailed) as caught:
+                await client.find("s-1")
+            assert (caught.value.http_status, caught.value.retry_after) == (status, 3)
 
 
 @pytest.mark.parametrize("fault", [Hangs(), Resets(), HalfBody()])
@@ -377,13 +372,6 @@ async def test_a_look_up_without_access(status: int, connect: Connect) -> None:
         async with connect(server.url) as client:
             with pytest.raises(AccessDenied):
                 await client.find("s-1")
-
-
-async def test_get_takes_only_the_record_asked_for(connect: Connect, make_request: MakeRequest) -> None:
-    async with answering(seed_view) as (url, _), connect(url) as client:
-        assert (await client.get(457)).verified
-        with pytest.raises(LookupFailed):
-            await client.get(458)
 
 
 async def test_a_record_that_shows_up_late(connect: Connect, make_request: MakeRequest) -> None:

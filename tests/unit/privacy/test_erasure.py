@@ -30,7 +30,7 @@ from kyc_pipeline.ledger.models import Claim
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
-from kyc_pipeline.verify.accounts import compare_accounts
+from kyc_pipeline.verify.reconcile import reconcile
 
 DAY, NEXT_DAY, LATER = "2024-09-08", "2024-09-09", "2024-09-10"
 MARK = "Zq7mark"
@@ -87,7 +87,7 @@ def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_house: Hou
     ]
     assert read_spend(house.ledger, DAY) == spent, "what was paid still adds up"
     for date in (DAY, NEXT_DAY):
-        assert compare_accounts(house.lake, house.ledger, date).differences == ()
+        assert reconcile(house.lake, house.ledger, date).differences == ()
     after = house.find(*PERSON)
     assert (after.is_stored, after.was_erased, after.unfinished) == (False, True, False)
 

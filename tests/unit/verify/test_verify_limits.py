@@ -174,37 +174,6 @@ def test_concurrency_is_never_exceeded_and_nobody_is_forgotten() -> None:
     assert asyncio.run(run()) == 3
 
 
-def test_a_few_calls_are_prepared_while_all_slots_are_taken() -> None:
-    async def sleep(seconds: float) -> None:
-        raise AssertionError
-
-    async def run() -> None:
-        gate = Gate(max_concurrency=32, limiter=NoLimit(), sleep=sleep, breaker_waits=(1.0,))
-        prepared = departed = 0
-        go = asyncio.Event()
-
-        async def call() -> None:
-            nonlocal prepared, departed
-            async with gate.passage() as passage:
-                prepared += 1
-                await passage.depart()
-                departed += 1
-                await go.wait()
-
-        calls = [asyncio.create_task(call()) for _ in range(50)]
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert (prepared, departed) == (34, 32)
-        calls[33].cancel()  # it is prepared and waits for a slot
-        go.set()
-        await asyncio.gather(*calls, return_exceptions=True)
-        assert (prepared, departed) == (50, 49)
-        async with asyncio.timeout(5), gate.passage() as passage:
-            await passage.depart()
-
-    asyncio.run(run())
-
-
 def test_the_breaker_lets_one_probe_through_and_gives_up_in_the_end() -> None:
     waits: list[float] = []
 

@@ -12,9 +12,9 @@ from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.queries import read_entries
-from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
+from kyc_pipeline.verify.reconcile import reconcile
 from kyc_pipeline.vocabulary import Outcome
 
 
@@ -160,7 +160,7 @@ def test_a_changed_manifest_and_a_failing_credential_leave_no_row_without_an_out
         assert world.outcomes() == {"a": "completed", "late": "not_attempted"}
         assert world.responses()["a"] == paid
         assert dict(simulator.received) == {"a": 1}
-    assert compare_accounts(world.lake, world.ledger, DATE).differences == ()
+    assert reconcile(world.lake, world.ledger, DATE).differences == ()
     assert world.lake.metadata(VERIFICATION_RESPONSES, DATE)["state"] == "complete"
 
 

@@ -13,8 +13,8 @@ from world import TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs
-from kyc_pipeline.ledger.models import State
-from kyc_pipeline.ledger.queries import read_entries
+from kyc_pipeline.ledger.models import Claim
+from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.verify.engine import Progress, Stopped
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 
@@ -52,28 +52,27 @@ def test_drain_finishes_what_is_in_flight(world: World, until: Until) -> None:
         assert dict(simulator.received) == dict.fromkeys(IDS, 1)
 
 
-def test_a_call_that_was_prepared_ahead_is_not_sent_after_a_stop(sqlite_world: World, until: Until) -> None:
+def test_a_call_that_was_claimed_is_not_sent_after_a_stop(
+    sqlite_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = sqlite_world
     world.submit(*IDS)
-    world.options = {"deepxl_max_concurrency": 16}
+    world.options = {"deepxl_max_concurrency": 1}
     stop = StopFlag()
-    with running_simulator(token=TOKEN, latency_ms=1500) as simulator:
+    claim = GroupWriter.claim
+
+    async def claim_then_stop(writer: GroupWriter, intent: Claim) -> bool:
+        won = await claim(writer, intent)
+        stop.drain()
+        return won
+
+    monkeypatch.setattr(GroupWriter, "claim", claim_then_stop)
+    with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
-
-        def claimed() -> int:
-            return sum(entry.state is State.CLAIMED for entry in read_entries(world.ledger, IDS).values())
-
-        def cancel() -> None:
-            until(lambda: simulator.received.total() == 16 and claimed() == 17)
-            stop.drain()
-
-        canceller = threading.Thread(target=cancel)
-        canceller.start()
         summary = world.verify(stop=stop)
-        canceller.join()
-        assert simulator.received.total() == 16
-    assert summary.calls == 16
-    assert Counter(world.outcomes().values()) == {"completed": 16, "failed": 1, "not_attempted": 23}
+        assert simulator.received.total() == 0
+    assert summary.calls == 0
+    assert Counter(world.outcomes().values()) == {"failed": 1, "not_attempted": 39}
 
 
 def test_now_gives_up_what_is_in_flight_as_uncertain(world: World, until: Until) -> None:

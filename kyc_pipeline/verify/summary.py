@@ -1,5 +1,6 @@
-"""What a run tells: its figures while it works, and its summary."""
+"""The figures of a run: while it works, and at its end."""
 
+import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -125,8 +126,7 @@ def percentile(values: "array[float]", share: float) -> float | None:
     """The nearest-rank percentile (`share` from 0 to 1); None without values."""
     if not values:
         return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def estimated_cost(settings: Settings, billable_calls: int) -> Decimal | None:

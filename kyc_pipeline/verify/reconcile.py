@@ -1,7 +1,7 @@
-"""Whether a day's books agree: accepted submissions, the written outcomes, and what the ledger knows.
+"""Reconciles a day: accepted submissions, written outcomes, and the ledger.
 
-Each of the three is read from where it is kept, and they are compared id by id. Nothing here comes from
-the run that wrote them, so that the comparison can fail.
+Each is read from its own store, and they are compared id by id. Nothing is taken from the run that wrote
+them, so the comparison can fail.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _NOT_SENT: Final = (Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Submissions about which two of the books disagree: how many, and the first of their ids."""
+    """Submissions on which two of the stores disagree: how many, and the first of their ids."""
 
     what: str
     count: int
@@ -35,8 +35,8 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Accounts:
-    """A day's books side by side; `differences` is empty if they agree."""
+class Reconciliation:
+    """The counts of a day in each store; `differences` is empty if they agree."""
 
     submissions: int
     outcomes: int
@@ -44,8 +44,8 @@ class Accounts:
     differences: tuple[Difference, ...]
 
 
-def compare_accounts(lake: Lake, ledger: Ledger, date: str) -> Accounts:
-    """Compares the day's books. Raises PartitionMissing where a table of the lake was never written.
+def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
+    """Compares the day's stores. Raises PartitionMissing where a table of the lake was never written.
 
     A submission that the ledger knows under this date must have the ledger's outcome in the lake; only one
     that was surely not processed may be missing there. What the ledger does not know was not attempted.
@@ -69,7 +69,7 @@ def compare_accounts(lake: Lake, ledger: Ledger, date: str) -> Accounts:
         ),
     }
     differences = [_difference(what, rows) for what, rows in found.items() if rows.num_rows]
-    return Accounts(accepted.num_rows, written.num_rows, known.num_rows, tuple(differences))
+    return Reconciliation(accepted.num_rows, written.num_rows, known.num_rows, tuple(differences))
 
 
 def _known(ledger: Ledger, date: str) -> pa.Table:

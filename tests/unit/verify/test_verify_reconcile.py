@@ -9,8 +9,8 @@ from world import DATE, TOKEN, World
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.verify.accounts import compare_accounts
 from kyc_pipeline.verify.budget import CallBudget
+from kyc_pipeline.verify.reconcile import reconcile
 
 Rows = list[dict[str, Any]]
 IDS = ("a", "failed", "held", "z")
@@ -32,11 +32,11 @@ def verified(world: World) -> World:
 
 
 def differences(world: World) -> list[str]:
-    return [str(found) for found in compare_accounts(world.lake, world.ledger, DATE).differences]
+    return [str(found) for found in reconcile(world.lake, world.ledger, DATE).differences]
 
 
 def test_books_that_agree(world: World) -> None:
-    accounts = compare_accounts(verified(world).lake, world.ledger, DATE)
+    accounts = reconcile(verified(world).lake, world.ledger, DATE)
     assert (accounts.submissions, accounts.outcomes, accounts.in_ledger) == (4, 4, 4)
     assert accounts.differences == ()
     # A submission that was never processed may leave the manifest; one that was sent may not.
@@ -53,7 +53,7 @@ def test_a_failed_one_that_moved_to_another_day_was_not_attempted_there(sqlite_w
         world.server = simulator.url
         world.verify(date="2024-09-02", budget=CallBudget(0))
     assert world.outcomes("2024-09-02") == {"failed": "not_attempted"}
-    assert compare_accounts(world.lake, world.ledger, "2024-09-02").differences == ()
+    assert reconcile(world.lake, world.ledger, "2024-09-02").differences == ()
 
 
 def test_books_of_days_without_calls(sqlite_world: World) -> None:

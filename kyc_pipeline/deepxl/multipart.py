@@ -1,0 +1,114 @@
+"""The multipart body of a verification: streamed from its files, and it knows when its end was sent.
+
+httpx can build such a body (`files=`), but it does not say when the last byte goes out, and it does not
+notice a file that changes its size meanwhile. ADR 0009 has what this one saves.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Final, NamedTuple, Self
+
+import httpx
+
+# Just below the size from which malloc maps pages for each buffer anew, which takes longer than to fill it.
+_CHUNK_BYTES: Final = 120 * 1024
+# Random, so that nobody who sends documents in can put it into one.
+_BOUNDARY: Final = secrets.token_hex(16)
+_PART: Final = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name="
+_END: Final = f"\r\n--{_BOUNDARY}--\r\n".encode()
+
+CONTENT_TYPE: Final = f"multipart/form-data; boundary={_BOUNDARY}"
+
+_EXTENSIONS: Final = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/webp": "webp",
+    "application/pdf": "pdf",
+    "video/mp4": "mp4",
+    "video/quicktime": "mov",
+    "video/webm": "webm",
+}
+
+
+class Document(NamedTuple):
+    """A file to send as form field `field`, under a neutral name: the vendor puts it into its own URLs."""
+
+    field: str
+    stem: str
+    path: str | os.PathLike[str]
+    content_type: str
+
+    def head(self) -> str:
+        """The header of its part."""
+        file_name = f"{self.stem}.{_EXTENSIONS.get(self.content_type, 'bin')}"
+        return f'{_PART}"{self.field}"; filename="{file_name}"\r\nContent-Type: {self.content_type}\r\n\r\n'
+
+
+class MultipartBody(httpx.AsyncByteStream):
+    """The form field `tags` (JSON) and the documents; use it with `with`, which opens and closes them.
+
+    It is read from the files while it is sent, in few large chunks, since each costs a system call. The
+    last chunk holds the closing boundary. It is yielded only if every file had exactly the announced size:
+    if one shrank or grew meanwhile, the server never has a whole request.
+
+    Entering and iterating raise OSError; then `unreadable` is set where a document was the reason.
+    """
+
+    def __init__(self, tags: Mapping[str, str], documents: tuple[Document, ...]) -> None:
+        self._tags = f'{_PART}"tags"\r\n\r\n{json.dumps(tags)}\r\n'
+        self._documents = documents
+        self._parts: list[tuple[bytes, int, int]] = []  # header, descriptor, size
+        self.length = 0
+        self.on_end: Callable[[], None] = lambda: None
+        self.handed_over = False
+        """Whether the last chunk was handed to the transport: from then on the call may be processed."""
+        self.unreadable = False
+
+    def __enter__(self) -> Self:
+        head = self._tags
+        with ExitStack() as opened, self._reading():
+            for document in self._documents:
+                file = os.open(document.path, os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, file)
+                self._parts.append(((head + document.head()).encode(), file, os.fstat(file).st_size))
+                head = "\r\n"
+            self._opened = opened.pop_all()
+        self.length = sum(len(head) + size for head, _, size in self._parts) + len(_END)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        chunk = b""
+        for head, file, size in self._parts:
+            chunk += head
+            left = size + 1  # the byte too many shows that a file grew
+            while left:
+                if len(chunk) >= _CHUNK_BYTES:
+                    yield chunk
+                    chunk = b""
+                wanted = min(left, _CHUNK_BYTES - len(chunk))
+                with self._reading():
+                    data = os.read(file, wanted)
+                chunk += data
+                left -= len(data)
+                if len(data) < wanted:
+                    break  # the file's end
+            if left != 1:
+                self.unreadable = True
+                raise OSError("a document changed its size while it was sent")
+        self.handed_over = True
+        self.on_end()
+        yield chunk + _END
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.unreadable = True
+            raise
