@@ -7,7 +7,7 @@ this: while one process writes a file, no other can open it at all.
 
 import contextlib
 import os
-import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -15,42 +15,35 @@ from typing import Final
 import duckdb
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import is_running, sync
+from kyc_pipeline.lake import atomic
 
 _FILE_MODE: Final = 0o644
 _CATALOG: Final = "kyc"
 
 
-def new_draft(warehouse: Path) -> Path:
-    """A fresh path beside `warehouse` for a build; drafts that ended processes left there are removed."""
+@contextlib.contextmanager
+def new_draft(warehouse: Path) -> Iterator[Path]:
+    """A fresh path on the file system of `warehouse`, for a build. What is left there is removed at the end.
+
+    Stale drafts of crashed builds are removed first.
+    """
     warehouse.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_drafts(warehouse)
-    return warehouse.parent / f"{_draft_prefix(warehouse)}{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def remove_stale_drafts(warehouse: Path) -> None:
-    """Removes the drafts (and their side files) of processes that no longer run."""
-    prefix = _draft_prefix(warehouse)
-    for path in warehouse.parent.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not is_running(int(pid)):
-            remove_draft(path)
+    atomic.remove_drafts(atomic.drafts_of(warehouse))
+    with atomic.new_draft(warehouse) as draft:
+        folder = Path(atomic.draft_folder(draft.name))
+        folder.mkdir()
+        yield folder / warehouse.name
 
 
 def remove_draft(draft: Path) -> None:
-    """Removes one draft and what DuckDB keeps beside it."""
-    spill = draft.with_name(f"{draft.name}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        for path in spill.iterdir():
-            path.unlink(missing_ok=True)
-        spill.rmdir()
+    """Removes a database and what DuckDB keeps beside it."""
+    shutil.rmtree(f"{draft}.tmp", ignore_errors=True)
     for path in (draft, draft.with_name(f"{draft.name}.wal")):
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def publish(draft: Path, warehouse: Path) -> None:
-    """Replaces `warehouse` by `draft` (closed, in the same folder) in one step that survives a power cut.
+    """Replaces `warehouse` by `draft` (closed, on the same disk) in one step that survives a power cut.
 
     Raises :class:`KycError` if the draft is missing or still has unwritten changes; the published file is
     then as it was.
@@ -60,11 +53,9 @@ def publish(draft: Path, warehouse: Path) -> None:
     if draft.with_name(f"{draft.name}.wal").exists():
         raise KycError(f"the draft of {warehouse.name} was not closed: build it again")
     os.chmod(draft, _FILE_MODE)
-    sync(draft)
     # A log that someone's writable connection left belongs to the file that is replaced, not to this one.
     warehouse.with_name(f"{warehouse.name}.wal").unlink(missing_ok=True)
-    os.replace(draft, warehouse)
-    sync(warehouse.parent)
+    atomic.move_into_place(draft, warehouse)
 
 
 @contextlib.contextmanager
@@ -84,7 +75,3 @@ def open_warehouse(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             raise KycError(f"the warehouse at {path} cannot be opened: build it again") from error
         connection.execute(f"USE {_CATALOG}")
         yield connection
-
-
-def _draft_prefix(warehouse: Path) -> str:
-    return f".{warehouse.name}.draft-"

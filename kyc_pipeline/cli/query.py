@@ -5,13 +5,11 @@ import datetime
 import io
 import json
 import math
-import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, TextIO
 
 import click
 import duckdb
@@ -20,13 +18,14 @@ import pyarrow.parquet as pq
 
 from kyc_pipeline.analyze.publish import open_warehouse
 from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.settings import load_settings
 
 TABLE_ROWS = 200
 """Rows that `--format table` shows: more than that nobody reads."""
 _BATCH_ROWS = 4096
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-Writer = Callable[[pa.RecordBatchReader, BinaryIO], None]
+Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
 
 
 @click.command()
@@ -100,16 +99,12 @@ def _told(error: Exception) -> str:
 
 
 def _write_file(reader: pa.RecordBatchReader, write: Writer, output: Path) -> None:
-    """Writes a draft and renames it, so that a query that fails half-way leaves no half file."""
-    draft = output.with_name(f".{output.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    """Writes the file whole or, where the query fails half-way, not at all."""
     try:
-        with open(draft, "wb") as sink:
+        with replacing(output) as sink:
             write(reader, sink)
-        os.replace(draft, output)
     except OSError as error:
         raise KycError(f"cannot write {output}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
@@ -126,7 +121,7 @@ def _rows(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
         yield from (list(row) for row in zip(*columns, strict=True))
 
 
-def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     names = reader.schema.names
     numeric = [_is_numeric(field.type) for field in reader.schema]
     rows: list[list[str]] = []
@@ -149,7 +144,7 @@ def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
         click.echo(f"only the first {TABLE_ROWS} rows are shown: --format csv gives all", err=True)
 
 
-def _write_csv(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+def _write_csv(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     text = io.TextIOWrapper(sink, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(reader.schema.names)
@@ -158,7 +153,7 @@ def _write_csv(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
     text.detach()
 
 
-def _write_json(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+def _write_json(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     names = reader.schema.names
     sink.write(b"[")
     separator = b"\n"
@@ -169,7 +164,7 @@ def _write_json(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
     sink.write(b"\n]\n")
 
 
-def _write_parquet(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+def _write_parquet(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     with pq.ParquetWriter(sink, reader.schema, compression="zstd") as writer:
         for batch in _batches(reader):
             writer.write_batch(batch)

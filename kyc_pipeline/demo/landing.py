@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kyc_pipeline.demo.drawing import Face, id_card, selfie
+from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.vocabulary import Reason
 
 COMPANIES: Final = {
@@ -122,12 +123,10 @@ class _Writer:
 
 def _write(path: Path, content: bytes, size: int | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("wb") as file:
+    with replacing(path, durable=False) as file:
         file.write(content)
         if size is not None:
             file.truncate(size)
-    os.replace(draft, path)
 
 
 def write_landing(folder: Path, *, days: int = 14, per_day: int = 60, start: date, seed: int) -> DemoLanding:

@@ -2,24 +2,21 @@
 
 `<root>/<zone>/<table>/date=<D>/part-0.parquet`, zstd. A partition is one file, so replacing it is one
 rename in a folder and one PUT in an object store: a reader sees the old rows or the new ones, never both
-or neither, and a crash leaves the old ones. A file that was begun and not finished has a hidden name that
-no reader's glob matches, and is removed by the next writer of the partition. Readers of an object store
-work on a copy of one version, since no open object stays what it was when it is replaced.
+or neither, and a crash leaves the old ones. The next writer of the partition removes the drafts of crashed
+writers. Readers of an object store work on a copy of one version, since an object that is replaced does not
+stay what it was for whoever has it open.
 """
 
 import contextlib
 import datetime
-import fcntl
 import glob
 import hashlib
 import math
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from types import TracebackType
 from typing import IO, Any, Final
 
 import fsspec
@@ -27,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.atomic import DRAFT_PREFIX, remove_drafts, replacing
 from kyc_pipeline.lake.tables import Table, Zone
 
 FILE_NAME: Final = "part-0.parquet"
@@ -38,7 +36,6 @@ fill a dictionary that helps nobody: a sixth more time, and a fifth more bytes."
 COPY_ATTEMPTS: Final = 10
 """Copies of an object that is replaced again and again while it is copied."""
 _COPY_BYTES: Final = 1 << 22
-_DRAFT_PREFIX: Final = ".draft-"
 
 
 class PartitionMissing(KycError):
@@ -50,32 +47,12 @@ class PartitionUnreadable(KycError):
 
 
 class PartitionWriter:
-    """Writes one partition; rows become visible, all at once, when the `with` block ends without an error."""
+    """Appends rows to one partition: what the block of :meth:`Lake.writer` works with."""
 
-    def __init__(
-        self, lake: "Lake", table: Table, date: str, metadata: Mapping[str, str] | None = None
-    ) -> None:
-        self._lake = lake
-        self._table = table
-        self._date = date
-        self._schema = table.schema.with_metadata(dict(metadata or {}))
-        self._target = lake.path(table, date)
+    def __init__(self, parquet: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self._parquet = parquet
+        self._schema = schema
         self.rows = 0
-        self._sink: Any
-
-    def __enter__(self) -> "PartitionWriter":
-        fs, folder = self._lake.fs, str(PurePosixPath(self._target).parent)
-        if self._lake.is_local:
-            fs.makedirs(folder, exist_ok=True)
-            self._lake.protect(self._table)
-            # In an object store an unfinished upload is never visible, so only a folder has drafts.
-            self._draft, self._sink = _new_draft(folder)
-        else:
-            self._sink = fs.open(self._target, "wb", autocommit=False)
-        self._writer = pq.ParquetWriter(
-            self._sink, self._schema, compression="zstd", dictionary_pagesize_limit=DICTIONARY_BYTES
-        )
-        return self
 
     def write(self, rows: pa.Table | pa.RecordBatch | list[dict[str, Any]]) -> None:
         """Appends rows: Arrow data with the table's columns (any order), or one dict a row."""
@@ -85,49 +62,7 @@ class PartitionWriter:
             data = pa.table(rows) if isinstance(rows, pa.RecordBatch) else rows
             data = data.select(self._schema.names).cast(self._schema)
         self.rows += data.num_rows
-        self._writer.write_table(data, row_group_size=ROW_GROUP_ROWS)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self._writer.close()
-            if self._lake.is_local:
-                self._sink.flush()
-                os.fsync(self._sink.fileno())
-            else:
-                self._sink.close()
-            if error is None:
-                self._publish()
-        except BaseException:
-            if error is None:
-                self._discard()
-                raise
-        if error is not None:
-            self._discard()
-
-    def _publish(self) -> None:
-        if not self._lake.is_local:
-            self._sink.commit()
-            return
-        os.replace(self._draft, self._target)
-        self._sink.close()
-        sync(os.path.dirname(self._target))
-        with contextlib.suppress(OSError):  # the rows are published, whatever becomes of others' drafts
-            self._lake.remove_drafts(self._table, self._date)
-
-    def _discard(self) -> None:
-        if not self._lake.is_local:
-            with contextlib.suppress(OSError):
-                self._sink.discard()
-            return
-        with contextlib.suppress(OSError):
-            os.unlink(self._draft)
-        with contextlib.suppress(OSError):  # what is left in the buffer may find no room
-            self._sink.close()
+        self._parquet.write_table(data, row_group_size=ROW_GROUP_ROWS)
 
 
 class Lake:
@@ -151,9 +86,38 @@ class Lake:
         """The folder of one table."""
         return f"{self.root}/{table.zone}/{table.name}"
 
-    def writer(self, table: Table, date: str, metadata: Mapping[str, str] | None = None) -> PartitionWriter:
-        """A context manager that replaces one partition; `metadata` goes into the file's footer."""
-        return PartitionWriter(self, table, date, metadata)
+    @contextlib.contextmanager
+    def writer(
+        self, table: Table, date: str, metadata: Mapping[str, str] | None = None
+    ) -> Iterator[PartitionWriter]:
+        """Replaces one partition when the block ends without an error; else the old rows stay.
+
+        `metadata` goes into the file's footer.
+        """
+        schema = table.schema.with_metadata(dict(metadata or {}))
+        with (
+            self._replacing(table, date) as sink,
+            pq.ParquetWriter(
+                sink, schema, compression="zstd", dictionary_pagesize_limit=DICTIONARY_BYTES
+            ) as parquet,
+        ):
+            yield PartitionWriter(parquet, schema)
+
+    @contextlib.contextmanager
+    def _replacing(self, table: Table, date: str) -> Iterator[IO[bytes]]:
+        """A file or an object that replaces the partition's."""
+        target = self.path(table, date)
+        if not self.is_local:
+            with _uploading(self.fs, target) as upload:
+                yield upload
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if table.zone is Zone.RESTRICTED:
+            os.chmod(f"{self.root}/{table.zone}", 0o700)  # closed to other users of this machine
+        with replacing(target) as draft:
+            yield draft
+        with contextlib.suppress(OSError):  # the rows are published, whatever becomes of others' drafts
+            self.remove_drafts(table, date)
 
     def write(
         self,
@@ -250,42 +214,32 @@ class Lake:
                 return copy
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def protect(self, table: Table) -> None:
-        """Keeps the restricted zone's folder from other users of this machine (mode 0700)."""
-        if table.zone is Zone.RESTRICTED:
-            os.chmod(f"{self.root}/{table.zone}", 0o700)
-
     def remove_drafts(self, table: Table, date: str = "*", *, older_than: float = math.inf) -> int:
-        """Removes what crashed writers of this partition, or of all, left; how many.
+        """Removes the stale drafts of this partition, or of all; see :func:`atomic.remove_drafts`.
 
-        Only what was last written before `older_than` (seconds since the epoch). An object store has none:
-        an upload that was not finished is not visible there, and the bucket's lifecycle rule ends it.
+        An object store has none: there an unfinished upload is not visible; the bucket's lifecycle rule
+        ends it.
         """
         if not self.is_local:
             return 0
-        removed = 0
-        for path in glob.iglob(f"{glob.escape(self.folder(table))}/date={date}/{_DRAFT_PREFIX}*"):
-            # To write, since NFS gives an exclusive lock for no less.
-            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "r+b") as draft:
-                fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(draft.fileno()).st_mtime < older_than:
-                    os.unlink(path)
-                    removed += 1
-        return removed
+        pattern = f"{glob.escape(self.folder(table))}/date={date}/{DRAFT_PREFIX}*"
+        return remove_drafts(pattern, older_than=older_than)
 
 
-def _new_draft(folder: str) -> tuple[str, IO[bytes]]:
-    """A new file in `folder`, locked while it is open: a draft that nobody locks was left by a crash.
-
-    The lock tells better than a process id, which another process may have by now.
-    """
-    while True:
-        path = f"{folder}/{_DRAFT_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-        file = open(path, "xb")  # noqa: SIM115 - it is given back open
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.path.exists(path):
-            return path, file
-        file.close()  # another writer found it before it was locked, and took it for a stale one
+@contextlib.contextmanager
+def _uploading(fs: Any, path: str) -> Iterator[IO[bytes]]:
+    """An object that becomes visible, whole, when the block ends without an error."""
+    sink = fs.open(path, "wb", autocommit=False)
+    try:
+        yield sink
+        sink.close()
+        sink.commit()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            sink.close()
+        with contextlib.suppress(OSError):
+            sink.discard()
+        raise
 
 
 @contextlib.contextmanager
@@ -297,23 +251,3 @@ def _naming(table: Table, date: str) -> Iterator[None]:
         raise PartitionUnreadable(
             f"{table.name} partition {date} cannot be read: materialize it again"
         ) from error
-
-
-def sync(path: str | os.PathLike[str]) -> None:
-    """Makes a file's content, or a rename in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine has the id: its drafts are not to be removed."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -17,6 +17,7 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
+from kyc_pipeline.lake.atomic import drafts_of, remove_drafts
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.failures import fails_plainly
@@ -133,21 +134,18 @@ def _remove_shard(instance: dg.DagsterInstance, run_id: str) -> None:
 
 
 def remove_stale(pipeline: Pipeline, older_than: float) -> int:
-    """Removes drafts in the lake and beside the warehouse, and scratch folders; how many.
+    """Removes stale drafts and scratch folders last written before `older_than` (seconds since the epoch).
 
-    Only of this project, of processes that are gone, and last written before `older_than` (seconds since
-    the epoch): a process of another host may be at work on a lake that both share.
+    Returns how many drafts of the lake and scratch folders; those of warehouse and report are not counted.
     """
-    from kyc_pipeline.analyze.publish import remove_stale_drafts  # not at load: it needs DuckDB
-
     removed = sum(pipeline.lake.remove_drafts(table, older_than=older_than) for table in TABLES)
+    for target in (pipeline.settings.kyc_warehouse, pipeline.settings.kyc_report):
+        remove_drafts(drafts_of(target), older_than=older_than)
     for pattern in SCRATCH:
         for folder in Path(tempfile.gettempdir()).glob(pattern):
             if _is_ours(folder) and _is_older(folder, older_than):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
-    if pipeline.settings.kyc_warehouse.parent.is_dir():
-        remove_stale_drafts(pipeline.settings.kyc_warehouse)
     return removed
 
 

@@ -6,18 +6,16 @@ pseudonymisation). A domain (the tag's name, or `document`) is part of the messa
 two domains have unrelated pseudonyms.
 """
 
-import contextlib
 import hashlib
-import os
 import secrets
 import unicodedata
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.errors import UsageError
+from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.settings import MIN_PSEUDONYM_KEY_LENGTH, Settings
 
 # The stubs of Arrow do not know kernels between a column and a scalar.
@@ -101,32 +99,17 @@ def _all_normalised(values: Column) -> Column:
 def load_pseudonymizer(settings: Settings) -> Pseudonymizer:
     """The pseudonymizer of the settings' key; without one, of a key file that is made on first use.
 
-    The file is created with mode 0600 and in one step (`os.link`), so that two processes that start at the
-    same time use the same key. Raises :class:`UsageError` for a key that is too short or a file that
-    cannot be read.
+    The file has mode 0600. Of two processes that start at the same time, both use the key of the one that
+    made it first. Raises :class:`UsageError` for a key that is too short or a file that cannot be read.
     """
     if settings.kyc_pseudonym_key is not None:
         return Pseudonymizer(settings.kyc_pseudonym_key.get_secret_value())
     path = settings.pseudonym_key_file
     try:
         if not path.exists():
-            _create_key_file(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, mode=0o600, keep_existing=True) as file:
+                file.write(secrets.token_hex(32).encode())
         return Pseudonymizer(path.read_text(encoding="ascii").strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot use the pseudonym key file {path}: {type(error).__name__}") from error
-
-
-def _create_key_file(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32))
-            file.flush()
-            os.fsync(file.fileno())
-        # Where another process made it first, its key is the key.
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()

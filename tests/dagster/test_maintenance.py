@@ -129,7 +129,7 @@ def test_stale_files_go_and_those_at_work_stay(
     dead = 2**22 + 1  # above the largest process id of Linux
     stale = [
         folder / f".draft-{dead}-{secrets.token_hex(4)}",
-        settings.kyc_warehouse.parent / f".{settings.kyc_warehouse.name}.draft-{dead}-{secrets.token_hex(4)}",
+        settings.kyc_warehouse.parent / f".draft-{dead}-{settings.kyc_warehouse.name}",
     ]
     at_work = [folder / f".draft-{dead}-{secrets.token_hex(4)}", scratch / "someone-elses"]
     for path in (*stale, *at_work):

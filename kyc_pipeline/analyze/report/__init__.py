@@ -7,8 +7,6 @@ other script. What it shows is in :mod:`contents`, how it looks and behaves in t
 import base64
 import hashlib
 import json
-import os
-import secrets
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.lake.atomic import replacing
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
@@ -52,12 +51,8 @@ def write_report(warehouse: Path, destination: Path) -> None:
         script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
     )
     destination.parent.mkdir(parents=True, exist_ok=True)
-    draft = destination.with_name(f".{destination.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, destination)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(destination) as file:
+        file.write(text.encode())
 
 
 def _json(value: Any) -> Markup:

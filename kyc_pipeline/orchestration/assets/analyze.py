@@ -57,8 +57,7 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
         settings = pipeline.settings
         warehouse = settings.kyc_warehouse
         erasures = pipeline.erasure_state()
-        draft = new_draft(warehouse)
-        try:
+        with new_draft(warehouse) as draft:
             for _ in range(_ATTEMPTS):
                 summary = build(
                     pipeline.lake,
@@ -91,8 +90,6 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
                     allow_retries=False,
                 )
             publish(draft, warehouse)
-        finally:
-            remove_draft(draft)
         for model in models:
             yield dg.MaterializeResult(asset_key=asset_key(model.name), metadata=metadata[model.name])
         yield dg.MaterializeResult(

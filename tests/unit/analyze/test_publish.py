@@ -12,10 +12,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish, remove_draft
+from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish
 from kyc_pipeline.errors import KycError
-
-PRINT_PID = "import os; print(os.getpid())"
 
 
 def write_version(draft: Path, version: int) -> Path:
@@ -32,7 +30,8 @@ def warehouse(tmp_path: Path) -> Path:
 
 
 def published(warehouse: Path, version: int) -> None:
-    publish(write_version(new_draft(warehouse), version), warehouse)
+    with new_draft(warehouse) as draft:
+        publish(write_version(draft, version), warehouse)
 
 
 def version_of(connection: duckdb.DuckDBPyConnection) -> int:
@@ -101,34 +100,42 @@ def test_a_file_that_is_no_database_is_one_clear_line(warehouse: Path) -> None:
 
 def test_a_draft_that_was_not_closed_is_not_published(warehouse: Path) -> None:
     published(warehouse, 1)
-    draft = write_version(new_draft(warehouse), 2)
-    draft.with_name(f"{draft.name}.wal").write_bytes(b"unwritten")
-    with pytest.raises(KycError, match="was not closed"):
-        publish(draft, warehouse)
+    with new_draft(warehouse) as draft:
+        write_version(draft, 2)
+        draft.with_name(f"{draft.name}.wal").write_bytes(b"unwritten")
+        with pytest.raises(KycError, match="was not closed"):
+            publish(draft, warehouse)
     with open_warehouse(warehouse) as connection:
         assert version_of(connection) == 1
 
 
 def test_a_missing_draft_is_not_published(warehouse: Path) -> None:
-    with pytest.raises(KycError, match="no draft"):
-        publish(new_draft(warehouse), warehouse)
+    with new_draft(warehouse) as draft, pytest.raises(KycError, match="no draft"):
+        publish(draft, warehouse)
+
+
+KILLED_BUILD = """
+import os, signal, sys
+from pathlib import Path
+from kyc_pipeline.analyze.publish import new_draft
+with new_draft(Path(sys.argv[1])) as draft:
+    draft.write_bytes(b"half a build")
+    draft.with_name(f"{draft.name}.wal").write_bytes(b"")
+    spill = draft.with_name(f"{draft.name}.tmp")
+    spill.mkdir()
+    (spill / "spilled").write_bytes(b"")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_drafts_of_ended_processes_are_removed_and_those_of_running_ones_are_not(warehouse: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", PRINT_PID], capture_output=True, check=True)
-    warehouse.parent.mkdir()
-    prefix = ".kyc.duckdb.draft-"
-    stale = warehouse.parent / f"{prefix}{int(ended.stdout)}-aa"
-    stale.write_bytes(b"")
-    stale.with_name(f"{stale.name}.wal").write_bytes(b"")
-    spill = stale.with_name(f"{stale.name}.tmp")
-    spill.mkdir()
-    (spill / "spilled").write_bytes(b"")
-    mine = warehouse.parent / f"{prefix}{os.getpid()}-bb"
-    mine.write_bytes(b"")
-    new_draft(warehouse)
-    assert [path.name for path in warehouse.parent.iterdir()] == [mine.name]
-    remove_draft(mine)
+    subprocess.run([sys.executable, "-c", KILLED_BUILD, str(warehouse)], check=False)
+    assert len(list(warehouse.parent.rglob("*.wal"))) == 1
+    with new_draft(warehouse) as mine:
+        mine.write_bytes(b"")
+        with new_draft(warehouse) as other:
+            other.write_bytes(b"")
+        assert list(warehouse.parent.glob("*/*")) == [mine]
     assert list(warehouse.parent.iterdir()) == []
 
 
