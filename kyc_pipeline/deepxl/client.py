@@ -47,9 +47,7 @@ from kyc_pipeline.deepxl.errors import (
     error_class,
     parse_retry_after,
 )
-
-SUBMISSION_TAG: Final = "submissionId"
-"""The tag that the pipeline adds to every verification, and by which it finds it again."""
+from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 _MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 _MAX_ERROR_BYTES: Final = 64 * 1024
