@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kyc_pipeline.errors import UsageError
+from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 MIN_PSEUDONYM_KEY_LENGTH = 16
 
@@ -88,7 +89,7 @@ class Settings(BaseSettings):
     kyc_pseudonym_key: SecretStr | None = None
     """Key of the HMAC pseudonyms; created on first use in `pseudonym.key` beside the landing zone."""
     kyc_clear_tags: Annotated[frozenset[str], NoDecode] = frozenset(
-        {"submissionId", "companyId", "companyName"}
+        {SUBMISSION_TAG, "companyId", "companyName"}
     )
     """Tags whose values analysts may see (comma-separated)."""
     kyc_start_date: date = date(2024, 9, 1)

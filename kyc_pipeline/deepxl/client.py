@@ -38,9 +38,7 @@ from kyc_pipeline.deepxl.errors import (
 )
 from kyc_pipeline.deepxl.multipart import Document, MultipartBody
 from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Transport
-
-SUBMISSION_TAG: Final = "submissionId"
-"""The tag that the pipeline adds to every verification, and by which it finds it again."""
+from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 _PAGE: Final = 100
 _MAX_PAGES: Final = 10

@@ -6,15 +6,19 @@
 `redact` cuts biometric geometry out of a body before anything stores it.
 """
 
+import functools
 import json
+import operator
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin
 
 import msgspec
+from msgspec import UNSET, UnsetType
+from msgspec.inspect import is_struct_type
 
 from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.deepxl.jsontext import (
@@ -27,7 +31,7 @@ from kyc_pipeline.deepxl.jsontext import (
     read_json,
     unquote,
 )
-from kyc_pipeline.vocabulary import CheckStatus, DriftKind
+from kyc_pipeline.vocabulary import TECHNICAL_CHECKS, CheckStatus, DriftKind
 
 VERSION: Final = "1"
 """Of the soft contract below; raise it with every change of the tables, for flattened data names it."""
@@ -56,7 +60,7 @@ def normalize_status(status: str | None) -> CheckStatus:
 
 
 class Kind(StrEnum):
-    """JSON types, with integers (of 64 bits) told from other numbers by their literal."""
+    """JSON types; an integer (of 64 bits) is a number whose literal has neither fraction nor exponent."""
 
     OBJECT = "object"
     LIST = "list"
@@ -68,15 +72,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One known place of an answer.
+    """One known place of an answer. In an annotation of `Result` it says what the type does not.
 
     `path`: keys joined by dots; `[]` is any position of a list, `*` any other key of an object.
     `aliases`: other names of the same field. `unless`: a sibling whose presence excuses absence.
     `odd`: a test of a value of the right kind that says whether it is `drift`.
     """
 
-    path: str
-    kind: Kind
+    path: str = ""
+    kind: Kind = Kind.OBJECT
     required: bool = True
     aliases: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
@@ -94,67 +98,132 @@ def integer(value: Json) -> int | None:
     return _identifier(value.literal) if isinstance(value, Number) else None
 
 
-def _checks(path: str) -> tuple[Field, ...]:
-    """A list of checks at `path`."""
-    return (
-        Field(path, Kind.LIST, required=path == "result.modelResults.technicalChecks"),
-        Field(f"{path}[]", Kind.OBJECT),
+Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Numeric: TypeAlias = int | float
+
+
+class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One technical check."""
+
+    type: Annotated[
+        str,
         Field(
-            f"{path}[].type",
-            Kind.STRING,
             aliases=("checkType",),
             odd=lambda value: value not in CHECK_TYPES,
             drift=DriftKind.UNKNOWN_TYPE,
         ),
+    ]
+    status: Annotated[
+        str,
         Field(
-            f"{path}[].status",
-            Kind.STRING,
             odd=lambda value: normalize_status(str(value)) is CheckStatus.UNKNOWN,
             drift=DriftKind.UNKNOWN_STATUS,
         ),
-        Field(
-            f"{path}[].confidence",
-            Kind.NUMBER,
-            odd=lambda value: not is_unit_interval(value),
-            drift=DriftKind.CONFIDENCE_OUT_OF_RANGE,
-        ),
-        Field(f"{path}[].details", Kind.STRING),
-    )
+    ]
+    confidence: Annotated[
+        Numeric | UnsetType,
+        Field(odd=lambda value: not is_unit_interval(value), drift=DriftKind.CONFIDENCE_OUT_OF_RANGE),
+    ] = UNSET
+    """Missing in some of the simulator's answers, as in life; its absence is drift."""
+    details: str
+
+
+class ModelResults(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """The groups of checks."""
+
+    technical_checks: list[Check]
+
+
+class Tag(msgspec.Struct, forbid_unknown_fields=True):
+    """A tag. Requests carry tags as one object, answers as a list of these."""
+
+    name: str
+    value: str
+
+
+class File(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """A document as DeepXL stored it. `timestamp`: seconds since 1970."""
+
+    category: str
+    file_name: str
+    file_size: Int64
+    content_type: str
+    timestamp: Numeric
+    timestamp_iso: str = msgspec.field(name="timestampISO")
+    url: str
+
+
+class Result(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
+    """A verification, in the order of the vendor's example: the one description of an answer's shape.
+
+    The soft contract (`FIELDS`), flatten's Arrow schema and the simulator's records come from it.
+    `timestamp`: seconds since 1970.
+    """
+
+    verification_id: Int64
+    id_file_type: str
+    id_file_name: Annotated[str, Field(aliases=("idName",))]
+    id_file_size: Annotated[Int64, Field(aliases=("idSize",))]
+    selfie_file_type: str
+    selfie_file_name: Annotated[str, Field(aliases=("selfieName",))]
+    selfie_file_size: Annotated[Int64, Field(aliases=("selfieSize",))]
+    model: str
+    model_version: Annotated[str | UnsetType, Field(required=False)] = UNSET
+    verified: bool
+    model_results: Annotated[ModelResults, Field(unless=(TECHNICAL_CHECKS,))]
+    timestamp: Numeric
+    timestamp_iso: str = msgspec.field(name="timestampISO")
+    tags: list[Tag]
+    files: list[File]
+
+    def tag(self, name: str) -> str | None:
+        """The value of the tag called `name`."""
+        return next((tag.value for tag in self.tags if tag.name == name), None)
+
+
+class Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an answer."""
+
+    result: Result
+
+
+_KINDS: Final[dict[object, Kind]] = {
+    str: Kind.STRING,
+    int: Kind.INTEGER,
+    Numeric: Kind.NUMBER,
+    bool: Kind.BOOLEAN,
+}
+
+
+def kind_of(annotation: Any) -> tuple[Kind, Any]:
+    """The JSON type of an annotation of `Result`, with a list's items or an object's class."""
+    bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    if UnsetType in get_args(bare):
+        bare = functools.reduce(operator.or_, (part for part in get_args(bare) if part is not UnsetType))
+    if get_origin(bare) is list:
+        return Kind.LIST, get_args(bare)[0]
+    return (Kind.OBJECT, bare) if is_struct_type(bare) else (_KINDS[bare], None)
+
+
+def _fields(path: str, annotation: Any, **changes: Any) -> Iterator[Field]:
+    """The field at `path` and all below it."""
+    known = next((note for note in get_args(annotation) if isinstance(note, Field)), Field())
+    kind, inner = kind_of(annotation)
+    yield replace(known, path=path, kind=kind, **changes)
+    if kind is Kind.LIST:
+        yield from _fields(f"{path}[]", inner)
+    elif kind is Kind.OBJECT:
+        for member in msgspec.structs.fields(inner):
+            yield from _fields(f"{path}.{member.encode_name}", member.type)
 
 
 FIELDS: Final = (
-    Field("result", Kind.OBJECT),
-    Field("result.verificationId", Kind.INTEGER),
-    Field("result.verified", Kind.BOOLEAN),
-    Field("result.model", Kind.STRING),
-    Field("result.modelVersion", Kind.STRING, required=False),
-    Field("result.idFileType", Kind.STRING),
-    Field("result.idFileName", Kind.STRING, aliases=("idName",)),
-    Field("result.idFileSize", Kind.INTEGER, aliases=("idSize",)),
-    Field("result.selfieFileType", Kind.STRING),
-    Field("result.selfieFileName", Kind.STRING, aliases=("selfieName",)),
-    Field("result.selfieFileSize", Kind.INTEGER, aliases=("selfieSize",)),
-    Field("result.timestamp", Kind.NUMBER),
-    Field("result.timestampISO", Kind.STRING),
-    Field("result.modelResults", Kind.OBJECT, unless=("technicalChecks",)),
-    *_checks("result.modelResults.technicalChecks"),
-    *_checks("result.modelResults.*"),
-    *_checks("result.technicalChecks"),
-    Field("result.tags", Kind.LIST),
-    Field("result.tags[]", Kind.OBJECT),
-    Field("result.tags[].name", Kind.STRING),
-    Field("result.tags[].value", Kind.STRING),
-    Field("result.files", Kind.LIST),
-    Field("result.files[]", Kind.OBJECT),
-    Field("result.files[].category", Kind.STRING),
-    Field("result.files[].contentType", Kind.STRING),
-    Field("result.files[].fileName", Kind.STRING),
-    Field("result.files[].fileSize", Kind.INTEGER),
-    Field("result.files[].timestamp", Kind.NUMBER),
-    Field("result.files[].timestampISO", Kind.STRING),
-    Field("result.files[].url", Kind.STRING),
+    *_fields("result", Result),
+    # Variations: more groups of checks, and the checks in another place.
+    *_fields("result.modelResults.*", list[Check], required=False),
+    *_fields(f"result.{TECHNICAL_CHECKS}", list[Check], required=False),
 )
-"""The soft contract: the seed's answer and its known variations. What differs is kept and counted."""
+"""The soft contract: the vendor's answer and its known variations. Differences are kept and counted."""
 
 GEOMETRY: Final = frozenset({"landmarks", "boundingbox", "idfaces", "selfiefaces"})
 """Keys of biometric geometry: lower case, `_` and `-` left out."""

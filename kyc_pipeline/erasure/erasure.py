@@ -34,9 +34,9 @@ from kyc_pipeline.lake.tables import (
     VERIFICATIONS,
     Table,
 )
-from kyc_pipeline.privacy.erased import DETAIL, SUBMISSION_TAG, ErasedSubjects, Tombstone
+from kyc_pipeline.privacy.erased import DETAIL, ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
-from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 MAX_PASSES: Final = 3
 _CURATED: Final = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES, CONTRACT_DRIFT)

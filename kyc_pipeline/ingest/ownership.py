@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.rows import RESERVED_TAG, Erased
+from kyc_pipeline.ingest.rows import Erased
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionUnreadable
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Outcome
 
 MEMORY_LIMIT: Final = "384MB"
 SORTED_ROWS: Final = 200_000
@@ -212,7 +212,8 @@ class Ownership:
                 if erased is not None:
                     rows = batch.select(["submission_id", "tags"]).to_pylist()
                     keep = [
-                        not erased({**dict(row["tags"]), RESERVED_TAG: row["submission_id"]}) for row in rows
+                        not erased({**dict(row["tags"]), SUBMISSION_TAG: row["submission_id"]})
+                        for row in rows
                     ]
                     batch = batch.filter(pa.array(keep, pa.bool_()))
                 writer.write_batch(batch.cast(SUBMISSIONS.schema))

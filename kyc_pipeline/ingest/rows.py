@@ -26,7 +26,7 @@ from kyc_pipeline.ingest.formats import (
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
-from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 if TYPE_CHECKING:  # a code location loads without it: it takes a quarter of a second
     import pandas as pd
@@ -35,7 +35,6 @@ Tags = dict[str, str]
 Erased = Callable[[Mapping[str, str]], bool]
 """Whether a submission belongs to an erased subject, by its tags (`submissionId` among them)."""
 
-RESERVED_TAG: Final = "submissionId"
 _ROLES: Final = {"id_file": Role.ID, "selfie_file": Role.SELFIE}
 _MAX_SHOWN_ID: Final = 200
 _ISO_8601: Final = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?([Zz]|[+-]\d{2}(:?\d{2})?)"
@@ -194,7 +193,7 @@ def identities(chunk: pa.Table) -> Iterator[list[Tags]]:
     for index, (submission_id, text) in enumerate(rows):
         own = {name: value for name, values in own_columns if (value := values[index])}
         given = _lenient_tags(text) if text else {}
-        key = {RESERVED_TAG: submission_id} if submission_id else {}
+        key = {SUBMISSION_TAG: submission_id} if submission_id else {}
         both = given | own | key
         yield [both] if both == own | given | key else [both, own | given | key]
 
@@ -213,8 +212,8 @@ def _merge(text: str | None, cells: list[tuple[str, str]]) -> Tags:
             raise _TagError(Reason.INVALID_TAGS, "a tag has two different values")
     if "" in tags:
         raise _TagError(Reason.INVALID_TAGS, "a tag has no name")
-    if RESERVED_TAG in tags:
-        raise _TagError(Reason.RESERVED_TAG, f"the tag {RESERVED_TAG} is the pipeline's own: leave it out")
+    if SUBMISSION_TAG in tags:
+        raise _TagError(Reason.RESERVED_TAG, f"the tag {SUBMISSION_TAG} is the pipeline's own: leave it out")
     return dict(sorted(tags.items()))
 
 

@@ -7,63 +7,15 @@ from typing import BinaryIO
 
 import msgspec
 
-from kyc_pipeline.deepxl.simulator.scores import Check
-
-
-class Tag(msgspec.Struct):
-    """A tag as the API writes it."""
-
-    name: str
-    value: str
-
-
-class File(msgspec.Struct, rename="camel"):
-    """A stored document as the API writes it."""
-
-    category: str
-    file_name: str
-    file_size: int
-    content_type: str
-    timestamp: int
-    timestamp_iso: str = msgspec.field(name="timestampISO")
-    url: str
-
-
-class ModelResults(msgspec.Struct, rename="camel"):
-    """The groups of checks."""
-
-    technical_checks: list[Check]
-
-
-class Record(msgspec.Struct, rename="camel"):
-    """A verification, with the fields of the vendor's example in its order."""
-
-    verification_id: int
-    id_file_type: str
-    id_file_name: str
-    id_file_size: int
-    selfie_file_type: str
-    selfie_file_name: str
-    selfie_file_size: int
-    model: str
-    verified: bool
-    model_results: ModelResults
-    timestamp: int
-    timestamp_iso: str = msgspec.field(name="timestampISO")
-    tags: list[Tag]
-    files: list[File]
-
-    def tag(self, name: str) -> str | None:
-        """The value of the tag called `name`."""
-        return next((tag.value for tag in self.tags if tag.name == name), None)
+from kyc_pipeline.deepxl.contract import File, Result
 
 
 class Records:
     """All records, in the order of their arrival. Not for several processes at once."""
 
     def __init__(self, store: Path | None = None) -> None:
-        self._by_id: dict[int, Record] = {}
-        self._by_tag: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        self._by_id: dict[int, Result] = {}
+        self._by_tag: dict[tuple[str, str], list[Result]] = defaultdict(list)
         self._files: dict[str, File] = {}
         self._store: BinaryIO | None = None
         if store is not None:
@@ -72,7 +24,7 @@ class Records:
                 self._load(store)
             self._store = store.open("ab")
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Result) -> None:
         """Keep a record, and write it before it counts as kept."""
         if self._store is not None:
             self._store.write(msgspec.json.encode(record) + b"\n")
@@ -87,7 +39,7 @@ class Records:
             candidate += 1
         return candidate
 
-    def get(self, verification_id: int) -> Record | None:
+    def get(self, verification_id: int) -> Result | None:
         """The record with that id."""
         return self._by_id.get(verification_id)
 
@@ -95,11 +47,11 @@ class Records:
         """The stored document whose URL ends in `name`."""
         return self._files.get(name)
 
-    def all(self) -> list[Record]:
+    def all(self) -> list[Result]:
         """Every record."""
         return list(self._by_id.values())
 
-    def tagged(self, name: str, value: str) -> list[Record]:
+    def tagged(self, name: str, value: str) -> list[Result]:
         """The records that carry that tag."""
         return list(self._by_tag.get((name, value), ()))
 
@@ -114,11 +66,11 @@ class Records:
             for line in lines:
                 if not line.endswith(b"\n"):
                     break  # cut by a kill in the middle of a write: it was never answered
-                self._index(msgspec.json.decode(line, type=Record))
+                self._index(msgspec.json.decode(line, type=Result))
                 whole += len(line)
             lines.truncate(whole)
 
-    def _index(self, record: Record) -> None:
+    def _index(self, record: Result) -> None:
         self._by_id[record.verification_id] = record
         for tag in record.tags:
             self._by_tag[tag.name, tag.value].append(record)

@@ -14,22 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
-import msgspec
+from msgspec import UNSET
+
+from kyc_pipeline.deepxl.contract import Check
 
 THRESHOLD: Final = 0.8
 """Confidence at which a check passes."""
 _OVERRIDES: Final = 0.04
 _UNEXPLAINED_DECLINES: Final = 0.005
 _LEADING_DATE: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?![0-9])")
-
-
-class Check(msgspec.Struct, omit_defaults=True):
-    """A technical check as the API writes it; `confidence` may be left out."""
-
-    type: str
-    status: str
-    confidence: float | msgspec.UnsetType = msgspec.UNSET
-    details: str | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +83,7 @@ class Verdict:
     iso_text: str
 
 
-def judge(seed: int, submission_id: str, company: str, odd_share: float) -> Verdict:
+def invent_verdict(seed: int, submission_id: str, company: str, odd_share: float) -> Verdict:
     """The result for a submission. `odd_share` of its checks lack a confidence or end in REVIEW."""
     chance = random.Random(f"{seed}/{company}/{submission_id}")
     company_quality = random.Random(f"{seed}/{company}").gauss(0, 1)
@@ -130,11 +123,12 @@ def _check(
     odd = chance.random()
     if odd < odd_share / 2:
         status = "REVIEW"
-    check = Check(kind.type, status, confidence)
-    check.details = kind.details[status].format(percent=round(confidence * 100))
-    if odd_share / 2 <= odd < odd_share:
-        check.confidence = msgspec.UNSET
-    return check
+    return Check(
+        type=kind.type,
+        status=status,
+        confidence=UNSET if odd_share / 2 <= odd < odd_share else confidence,
+        details=kind.details[status].format(percent=round(confidence * 100)),
+    )
 
 
 def _moment(submission_id: str, chance: random.Random) -> datetime:

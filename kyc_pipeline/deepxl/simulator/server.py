@@ -14,10 +14,12 @@ import filetype
 import msgspec
 from aiohttp import web
 
+from kyc_pipeline.deepxl.contract import Envelope, File, ModelResults, Result, Tag
 from kyc_pipeline.deepxl.simulator.faults import Fault
 from kyc_pipeline.deepxl.simulator.form import HEAD_BYTES, BadForm, FormReader, Part
-from kyc_pipeline.deepxl.simulator.records import File, ModelResults, Record, Records, Tag
-from kyc_pipeline.deepxl.simulator.scores import judge, latency_seconds
+from kyc_pipeline.deepxl.simulator.records import Records
+from kyc_pipeline.deepxl.simulator.scores import invent_verdict, latency_seconds
+from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 MAX_BODY_BYTES: Final = 50 * 1024 * 1024
 _IMAGES: Final = frozenset({"image/jpeg", "image/png", "image/webp"})
@@ -102,7 +104,7 @@ class Simulator:
         self._runner: web.AppRunner | None = None
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> list[Result]:
         """Every record, in the order of arrival."""
         return self._records.all()
 
@@ -171,8 +173,8 @@ class Simulator:
         delay = latency_seconds(self._seed, submission_id, self._latency_ms)
         if delay:
             await asyncio.sleep(delay)
-        record = self._judge(submission_id, documents, tags)
-        body = b'{"result":' + msgspec.json.encode(record) + b"}"
+        record = self._verify(submission_id, documents, tags)
+        body = msgspec.json.encode(Envelope(record))
         if fault is None or fault.record:
             self._records.add(record)
             self._recorded_at[record.verification_id] = asyncio.get_running_loop().time()
@@ -185,7 +187,7 @@ class Simulator:
         async for _ in progress:
             if "tags" in reader.parts:
                 break
-        submission_id = next((tag.value for tag in _tags(reader) if tag.name == "submissionId"), "")
+        submission_id = _tags(reader).get(SUBMISSION_TAG, "")
         self.received[submission_id] += 1
         return submission_id
 
@@ -193,13 +195,14 @@ class Simulator:
         waiting = self._faults.get(submission_id)
         return waiting.pop(0) if waiting else None
 
-    def _judge(self, submission_id: str, documents: Mapping[str, "_Document"], tags: list[Tag]) -> Record:
-        company = next((tag.value for tag in tags if tag.name == "companyId"), "")
-        verdict = judge(self._seed, submission_id, company, self._odd_share)
+    def _verify(
+        self, submission_id: str, documents: Mapping[str, "_Document"], tags: Mapping[str, str]
+    ) -> Result:
+        verdict = invent_verdict(self._seed, submission_id, tags.get("companyId", ""), self._odd_share)
         identifier = self._records.new_id(self._seed, submission_id)
         timestamp = int(verdict.at.timestamp())
         identity, selfie = documents["idFile"], documents["selfieFile"]
-        return Record(
+        return Result(
             verification_id=identifier,
             id_file_type=identity.type,
             id_file_name=identity.name,
@@ -212,7 +215,7 @@ class Simulator:
             model_results=ModelResults(verdict.checks),
             timestamp=timestamp,
             timestamp_iso=verdict.iso_text,
-            tags=tags,
+            tags=[Tag(name, value) for name, value in tags.items()],
             files=[
                 File(
                     category=category,
@@ -242,7 +245,7 @@ class Simulator:
         page = records[offset : offset + limit]
         return _json({"totalCount": len(records), "count": len(page), "data": page})
 
-    def _visible(self, record: Record, asked_by_tag: bool) -> bool:
+    def _visible(self, record: Result, asked_by_tag: bool) -> bool:
         """Whether the history shows the record yet; each look by a tag brings it nearer."""
         identifier = record.verification_id
         looks = self._looks[identifier]
@@ -258,7 +261,7 @@ class Simulator:
         record = self._records.get(int(text)) if text.isascii() and text.isdigit() else None
         if record is None:
             raise _Refusal(404, _error(404, "Not Found", "Verification not found"))
-        return _json({"result": record})
+        return _json(Envelope(record))
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         file = self._records.file(request.match_info["name"])
@@ -294,17 +297,17 @@ def _document(name: str, part: Part) -> _Document:
     return _Document(part.file_name or name, part.size, content_type)
 
 
-def _tags(reader: FormReader) -> list[Tag]:
+def _tags(reader: FormReader) -> dict[str, str]:
     part = reader.parts.get("tags")
     if part is None or part.size == 0:
-        return []
+        return {}
     try:
         tags = json.loads(part.head) if part.size <= HEAD_BYTES else None
     except ValueError:
         tags = None
     if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
         raise _Refusal(400, _error(400, "Bad Request", "tags must be a JSON object of strings"))
-    return [Tag(name, value) for name, value in tags.items()]
+    return tags
 
 
 def _integer(request: web.Request, name: str, default: int, low: int, high: int | None) -> int:

@@ -18,7 +18,7 @@ import pytest
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.deepxl.contract import receive
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
-from kyc_pipeline.deepxl.simulator.scores import THRESHOLD, judge, latency_seconds
+from kyc_pipeline.deepxl.simulator.scores import THRESHOLD, invent_verdict, latency_seconds
 
 SEED: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "fixtures" / "seed_response.json").read_bytes()
@@ -260,7 +260,7 @@ def test_the_store_keeps_the_records(tmp_path: Path) -> None:
 
 def test_scores_look_like_life() -> None:
     verdicts = [
-        judge(1, f"2024-09-{1 + number % 28:02d}-{number:05d}", f"COMP-{number % 5}", odd_share=0.01)
+        invent_verdict(1, f"2024-09-{1 + number % 28:02d}-{number:05d}", f"COMP-{number % 5}", odd_share=0.01)
         for number in range(4000)
     ]
     statuses = Counter((check.type, check.status) for verdict in verdicts for check in verdict.checks)
@@ -293,12 +293,12 @@ def fail_rate(verdicts: list[Any]) -> float:
 
 def test_scores_differ_between_companies_and_drift_over_the_days() -> None:
     companies = [
-        fail_rate([judge(0, f"2024-09-03-{number}", f"COMP-{company}", 0) for number in range(1000)])
+        fail_rate([invent_verdict(0, f"2024-09-03-{number}", f"COMP-{company}", 0) for number in range(1000)])
         for company in range(6)
     ]
     assert max(companies) > 1.5 * min(companies)
     days = [
-        fail_rate([judge(0, f"2024-09-{day:02d}-{number}", "COMP-1", 0) for number in range(1000)])
+        fail_rate([invent_verdict(0, f"2024-09-{day:02d}-{number}", "COMP-1", 0) for number in range(1000)])
         for day in range(1, 29, 7)
     ]
     assert max(days) > 1.5 * min(days)
