@@ -59,6 +59,5 @@ def any_house(
 def processes() -> ForkServerContext:
     """Starts processes quickly: they fork from a server that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    stages = ("verify.engine", "verify.erasure", "ingest.erasure", "flatten.partition")
-    context.set_forkserver_preload([f"kyc_pipeline.{stage}" for stage in stages])
+    context.set_forkserver_preload(["kyc_pipeline.verify.engine", "kyc_pipeline.erasure.remove"])
     return context
