@@ -11,14 +11,10 @@ from collections.abc import Callable
 import click
 
 from kyc_pipeline.cli.options import table
-from kyc_pipeline.erasure.erasure import Findings, Stores, find
-from kyc_pipeline.erasure.erasure import erase as erase_found
-from kyc_pipeline.erasure.landing import SearchedLanding
-from kyc_pipeline.erasure.ledger import LedgerErasure
+from kyc_pipeline.erasure.find import Findings, find
+from kyc_pipeline.erasure.remove import erase as erase_found
+from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.flatten.partition import flatten_partition
-from kyc_pipeline.ingest.manifests import ingest_lock
-from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings, load_settings
@@ -43,7 +39,7 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
     name, value = _person(tag)
     settings = load_settings()
     with Ledger(settings.kyc_ledger_url) as ledger:
-        stores = _stores(settings, ledger, dry_run=dry_run)
+        stores = Stores.of(settings, ledger, _pseudonymizer(settings, dry_run=dry_run))
         found = find(stores, name, value)
         click.echo(_shown(found, stores.landing.unreadable, delete_documents=landing))
         if dry_run:
@@ -58,8 +54,6 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
         erased = erase_found(
             stores,
             found,
-            name,
-            value,
             delete_documents=landing,
             progress=lambda step: click.echo(step, err=True) if verbose else None,
         )
@@ -90,20 +84,12 @@ def _person(tag: str) -> tuple[str, str]:
     return name, value
 
 
-def _stores(settings: Settings, ledger: Ledger, *, dry_run: bool) -> Stores:
-    lake = Lake(settings.kyc_lake)
+def _pseudonymizer(settings: Settings, *, dry_run: bool) -> Pseudonymizer:
     has_key = settings.kyc_pseudonym_key is not None or settings.pseudonym_key_file.exists()
-    # Without a key nothing was ever stored under one, and a dry run makes none.
-    throwaway = dry_run and not has_key
-    pseudonymizer = Pseudonymizer(secrets.token_hex(32)) if throwaway else load_pseudonymizer(settings)
-    return Stores(
-        lake=lake,
-        ledger=LedgerErasure(ledger),
-        landing=SearchedLanding(settings.kyc_landing),
-        pseudonymizer=pseudonymizer,
-        flatten=lambda date: flatten_partition(lake, date, pseudonymizer, settings.kyc_clear_tags),
-        ingest_lock=lambda: ingest_lock(lake),
-    )
+    if dry_run and not has_key:
+        # Without a key nothing was ever stored under one, and a dry run makes none.
+        return Pseudonymizer(secrets.token_hex(32))
+    return load_pseudonymizer(settings)
 
 
 def _shown(found: Findings, unreadable: int, *, delete_documents: bool) -> str:

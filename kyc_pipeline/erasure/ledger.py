@@ -9,11 +9,13 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, func, insert, literal, select, text, update
 
+from kyc_pipeline.ingest.manifests import ingest_lock
 from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.ledger.models import Decision, State
@@ -90,6 +92,10 @@ class LedgerErasure:
                     each()
 
             yield check
+
+    def ingest_lock(self) -> AbstractContextManager[Callable[[], None]]:
+        """Keeps ingests from reading the lake while it is rewritten; see :func:`manifests.ingest_lock`."""
+        return ingest_lock(self._ledger, RUN_ID)
 
     def remember(self, tombstones: Iterable[Tombstone]) -> None:
         """Keeps tombstones; those that are known stay as they are."""

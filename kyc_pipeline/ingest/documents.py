@@ -1,7 +1,7 @@
 """Documents: where a manifest's path leads, what the file holds, and whether it can be sent.
 
-A file is judged by its content, never by its name. It is read once: hashed, recognised and, if it is an
-image, decoded, since a truncated image would be billed and then fail.
+A file's content decides, never its name. The file is read once: hashed, recognised and, if it is an image,
+decoded, since a truncated image would be billed and then fail.
 """
 
 import errno
@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import filetype
@@ -86,9 +85,7 @@ class Documents:
     def __enter__(self) -> "Documents":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def examine(self, paths: Iterable[str]) -> dict[str, Document]:
@@ -120,7 +117,7 @@ _OUTSIDE: Final = Document(
 
 
 def examine_file(path: str) -> Document:
-    """Reads the file at `path` (already resolved) and judges its content."""
+    """Reads the file at `path` (already resolved) and checks its content."""
     try:
         # The path is resolved: a symlink here was put there since, and a pipe must not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -98,7 +98,7 @@ def reader_of(path: Path) -> Reader | None:
 
 
 def _count_ignored(ignored: Counter[str], name: str, rows: int) -> None:
-    # Names come from outside: a file of a million different keys must not fill memory or the run's metadata.
+    # A file with a million different keys must not fill the memory or the run's metadata.
     known = name in ignored or len(ignored) < MAX_IGNORED_NAMES
     ignored[printable(name)[:64] if known else "(others)"] += rows
 
@@ -191,7 +191,7 @@ class _BlockStream(io.RawIOBase):
 
 
 class _BadRows:
-    """The rows that pyarrow could not split into the header's fields. It calls this as it finds one."""
+    """Collects the rows that pyarrow cannot split into the header's fields: its `invalid_row_handler`."""
 
     def __init__(self, separator: str, header: list[str]) -> None:
         self._separator = separator
@@ -215,18 +215,17 @@ class _BadRows:
             self._following = int(numbers[-1]) + 1
         return numbers
 
-    def chunk(self, *, final: bool = False) -> pa.Table | None:
-        """The bad rows before the next good one (all that are left if `final`), or None."""
+    def chunks(self, *, final: bool = False) -> Iterator[pa.Table]:
+        """The bad rows before the next good one, or all that are left if `final`, in one chunk."""
         now = [row for row in self._pending if final or row[0] < self._following]
         self._pending = self._pending[len(now) :]
-        if not now:
-            return None
-        numbers, ids, details = zip(*now, strict=True)
-        return _chunk(
-            {"submission_id": pa.array(ids, pa.string())},
-            pa.array(numbers, pa.int64()),
-            pa.array(details, pa.string()),
-        )
+        if now:
+            numbers, ids, details = zip(*now, strict=True)
+            yield _chunk(
+                {"submission_id": pa.array(ids, pa.string())},
+                pa.array(numbers, pa.int64()),
+                pa.array(details, pa.string()),
+            )
 
     def _id_in(self, text: str) -> str | None:
         try:
@@ -257,7 +256,7 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
                 path, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
             ) from error
         raise ManifestUnreadable(path, "is not a valid CSV file") from error
-    # An open quote swallows every row up to the next one: what was read is then not what was written.
+    # An open quote swallows every row up to the next quote, so rows were misread.
     if stream.quotes % 2:
         raise ManifestUnreadable(path, 'has an odd number of quotes ("): close or double the stray one')
     for column in header:
@@ -290,12 +289,8 @@ def _csv_chunks(stream: "_BlockStream", separator: str, header: list[str]) -> It
     for batch in reader:
         columns = {column: batch.column(key) for key, column in used.items()}
         yield _chunk(columns, pa.array(bad_rows.number(batch.num_rows)))
-        bad = bad_rows.chunk()
-        if bad is not None:
-            yield bad
-    bad = bad_rows.chunk(final=True)
-    if bad is not None:
-        yield bad
+        yield from bad_rows.chunks()
+    yield from bad_rows.chunks(final=True)
 
 
 def _packed(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -336,7 +331,7 @@ def _check_header(columns: list[str], path: Path) -> None:
 
 
 def _found(columns: list[str]) -> str:
-    """The columns of a wrong header, for a person to compare; never data that stands where names should."""
+    """The columns of a wrong header, for comparison; never data that stands in the place of names."""
     if all(_COLUMN_NAME.fullmatch(column) for column in columns):
         return f"it names {', '.join(columns[:MAX_SHOWN_COLUMNS])}" + (
             f" and {len(columns) - MAX_SHOWN_COLUMNS} more" if len(columns) > MAX_SHOWN_COLUMNS else ""
@@ -387,7 +382,7 @@ def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
     data = line.strip().encode()
     try:
         raw = _OBJECT.decode(data)
-        # The size of the object without spaces: where it is that of the line, nothing comes twice.
+        # The size of the object without spaces: if it is that of the line, no name occurs twice.
         compact = 1 + sum(len(name.encode()) + len(bytes(value)) + 4 for name, value in raw.items())
         if compact != len(data) and has_name_twice(line):
             return {MALFORMED: "a name comes twice in the line"}
@@ -449,13 +444,13 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _check_type(column: str, kind: pa.DataType, path: Path) -> None:
-    if _is_text(kind):
-        return
-    if column == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
-        return
-    if column == "submitted_at" and pa.types.is_timestamp(kind):
-        return
-    raise ManifestUnreadable(path, f"has the column {printable(column)} of type {kind}: it must be text")
+    is_readable = (
+        _is_text(kind)
+        or (column == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)))
+        or (column == "submitted_at" and pa.types.is_timestamp(kind))
+    )
+    if not is_readable:
+        raise ManifestUnreadable(path, f"has the column {printable(column)} of type {kind}: it must be text")
 
 
 def _as_text(array: Column) -> Column:
@@ -465,21 +460,21 @@ def _as_text(array: Column) -> Column:
             [None if tags is None else _pairs_json(tags) for tags in array.to_pylist()], pa.string()
         )
     if pa.types.is_struct(kind):
-        # A struct has every field in every row: null is its way to say that the tag is absent.
+        # A struct has every field in every row: a null means that the tag is absent.
         rows = array.to_pylist()
         return pa.array(
             [row and _pairs_json([(k, v) for k, v in row.items() if v is not None]) for row in rows],
             pa.string(),
         )
     if pa.types.is_timestamp(kind):
-        # Without a zone the text has no offset, and the row is rejected for it as in any other format.
+        # Without a zone the text has no offset, and the row is rejected as in any other format.
         times = cast("list[datetime | None]", array.cast(pa.timestamp("us", kind.tz and "UTC")).to_pylist())
         return pa.array([time and time.isoformat() for time in times], pa.string())
     return array.cast(pa.string())
 
 
 def _pairs_json(pairs: list[tuple[str, object]]) -> str:
-    """A JSON object with the pairs in their order, a name that comes twice included."""
+    """A JSON object of the pairs, in their order; repeated names stay."""
     members = (f"{_json(name)}:{_json(value)}" for name, value in pairs)
     return "{" + ",".join(members) + "}"
 

@@ -5,13 +5,14 @@ import functools
 import hashlib
 import os
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date as calendar_date
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,32 +20,24 @@ import pyarrow.parquet as pq
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.documents import Documents
 from kyc_pipeline.ingest.formats import ManifestUnreadable, printable, read_manifest, reader_of, shown_path
-from kyc_pipeline.ingest.ownership import Ownership, Staged
-from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, Erased, judge
-from kyc_pipeline.lake.locks import exclusive
+from kyc_pipeline.ingest.ownership import CANDIDATES_FILE, REJECTED_FILE, Ownership
+from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import PartitionBusy, hold
+from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import Reason
+
+Signature: TypeAlias = tuple[int, int, int]
+"""What changes when a file is written to: its size, its time in nanoseconds, its inode."""
 
 _UNFINISHED: Final = (".tmp", ".part")
 READ_ATTEMPTS: Final = 3
-LOCK_FILE: Final = ".ingest.lock"
+LOCK_KEY: Final = "ingest"
 LOCK_SECONDS: Final = 900
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """What changes when a file is written to."""
-
-    size: int
-    modified_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> "Signature":
-        """The signature of the file as it is now."""
-        found = path.stat()
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+_LOCK_POLL_SECONDS: Final = 0.2
+_NO_LOCK: Final = contextlib.nullcontext(lambda: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +56,7 @@ class Manifest:
     def is_unchanged(self) -> bool:
         """Whether the file is still the one that was hashed."""
         try:
-            return Signature.of(self.path) == self.signature
+            return _signature(self.path) == self.signature
         except FileNotFoundError:
             return False
 
@@ -117,7 +110,7 @@ def manifest_signature(landing: Path, date: str) -> str:
 def manifest_identity(landing: Path, date: str) -> str:
     """Identity (hex) of the day's manifests: names and contents, byte-identical copies left out.
 
-    Cheap to ask again: a file is hashed again only when its size, time or inode changed.
+    A file is hashed again only when its size, time or inode changed.
     """
     return list_manifests(landing, date, hash_file=_cached_sha256).identity
 
@@ -125,7 +118,7 @@ def manifest_identity(landing: Path, date: str) -> str:
 def is_ingested(landing: Path, lake: Lake, date: str) -> bool:
     """Whether the lake's `submissions` of the day were made from its manifests as they are now.
 
-    A day whose manifests cannot be read is not: its ingest says what is wrong with them.
+    False for a day whose manifests cannot be read: its ingest reports the reason.
     """
     if not lake.exists(SUBMISSIONS, date):
         return False
@@ -136,7 +129,7 @@ def is_ingested(landing: Path, lake: Lake, date: str) -> bool:
 
 
 def awaits_files(lake: Lake, date: str) -> bool:
-    """Whether rows of the day were rejected for want of a document, which may have arrived since."""
+    """Whether a row of the day was rejected because a document was missing, which may have arrived since."""
     if not lake.exists(REJECTED_SUBMISSIONS, date):
         return False
     try:
@@ -163,7 +156,7 @@ def list_manifests(
 
 
 def _require_folder(landing: Path) -> None:
-    # Most likely a volume that is not mounted: that must not look like a day without manifests.
+    # Most likely a volume is not mounted: that must not look like a day without manifests.
     if not landing.is_dir():
         raise UsageError(f"KYC_LANDING: {landing} is not a folder: create it or set KYC_LANDING")
 
@@ -181,9 +174,9 @@ def _is_date(name: str) -> bool:
 
 
 def ignored_count(landing: Path, date: str) -> int:
-    """How many files and folders of the day are no manifests by their names.
+    """The number of files and folders of the day whose names are not those of manifests.
 
-    0 where the day cannot be listed: its ingest says so, and other days are not to wait for it.
+    0 if the day cannot be listed: its ingest reports that, and other days do not wait for it.
     """
     try:
         return len(_manifest_files(landing, date)[1])
@@ -205,12 +198,17 @@ def _manifest_files(landing: Path, date: str) -> tuple[list[tuple[Path, Signatur
             # A pipe or a device would block the reader for ever.
             if reader_of(path) and path.is_file():
                 with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                    found.append((path, Signature.of(path)))
+                    found.append((path, _signature(path)))
             else:
                 ignored.append(printable(path.name))
     except OSError as error:
         raise KycError(f"manifests/{date}: cannot be listed ({type(error).__name__})") from error
     return found, ignored
+
+
+def _signature(path: Path) -> Signature:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _sha256(path: Path, _: Signature) -> str:
@@ -265,34 +263,36 @@ def ingest_partition(
     landing: Path,
     lake: Lake,
     date: str,
-    erased: Erased | None = None,
+    erased: ErasedSubjects | None = None,
     destination: Lake | None = None,
+    lock: AbstractContextManager[Callable[[], None]] = _NO_LOCK,
     confirm: Callable[[], None] = lambda: None,
 ) -> IngestSummary:
     """Reads the day's manifests and replaces its `submissions` and `rejected_submissions`.
 
-    They are written to `destination` instead of `lake` where one is given: so a plan sees what an ingest
-    would do and leaves the lake as it was. The days that `destination` has stand for those of the lake.
+    With `destination`, writes them there and leaves `lake` unchanged: so a plan sees what an ingest would do.
+    The days of `destination` then replace those of the lake.
 
-    `erased` tells, by a submission's tags (`submissionId` among them), whether its subject was erased. A day
-    without manifests becomes two partitions without rows. The same input gives the same partitions.
-    Nothing may send the day's submissions meanwhile: the caller sees to that, and `confirm`, called before
-    anything is replaced, raises where it no longer holds; the lake is then as it was.
-    Raises :class:`KycError` for a manifest that cannot be read; the lake is then as it was.
+    Rows of `erased` subjects are rejected. A day without manifests becomes two partitions without rows. The
+    same input gives the same partitions. `lock` (see :func:`ingest_lock`) is held while ids of other days are
+    compared. The caller makes sure that nothing sends the day's submissions meanwhile; `confirm`, called
+    before anything is replaced, raises if that no longer holds.
+    Raises :class:`KycError` for a manifest that cannot be read. On every error but a lost lock the lake stays
+    as it was.
     """
     _require_folder(landing)
     target = destination or lake
-    with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as folder:
-        staged = Staged(Path(folder))
-        day, received, ignored = _stage_stable(landing, date, staged, erased)
+    with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as name:
+        folder = Path(name)
+        day, received, ignored = _stage_stable(landing, date, folder, erased)
         with (
-            ingest_lock(target) as check_lock,
-            Ownership(lake, date, staged, erased, destination) as ownership,
+            lock as check_lock,
+            Ownership(lake, date, folder, erased, destination) as ownership,
         ):
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
             kept = ownership.kept()
             footer = {"manifests": day.identity, "received": str(received)}
-            # The inner one is published first. Last is the one whose footer says that the day is ingested.
+            # The inner partition is published first; the last one's footer marks the day as ingested.
             with (
                 target.writer(SUBMISSIONS, date, footer) as submissions,
                 target.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
@@ -303,6 +303,8 @@ def ingest_partition(
                     submissions.write(batch)
                 check_lock()
                 confirm()
+            # If this process slept after its last check, another day may have accepted the same ids.
+            check_lock()
     return IngestSummary(
         date=date,
         received=received,
@@ -318,15 +320,15 @@ def ingest_partition(
 
 
 def _stage_stable(
-    landing: Path, date: str, staged: Staged, erased: Erased | None
+    landing: Path, date: str, folder: Path, erased: ErasedSubjects | None
 ) -> tuple[DayFolder, int, Counter[str]]:
-    """Stages the day's rows from files that did not change while they were read."""
+    """Writes the day's rows to `folder`, from files that did not change while they were read."""
     changed = ""
     for _ in range(READ_ATTEMPTS):
         day = list_manifests(landing, date)
         ignored: Counter[str] = Counter()
         try:
-            received = _stage(landing, day, staged, erased, ignored)
+            received = _stage(landing, day, folder, erased, ignored)
         except ManifestUnreadable:
             if all(manifest.is_unchanged() for manifest in day.manifests):
                 raise
@@ -337,26 +339,43 @@ def _stage_stable(
 
 
 def _stage(
-    landing: Path, day: DayFolder, staged: Staged, erased: Erased | None, ignored: Counter[str]
+    landing: Path, day: DayFolder, folder: Path, erased: ErasedSubjects | None, ignored: Counter[str]
 ) -> int:
     received = 0
     with (
         Documents(landing / "documents") as documents,
-        pq.ParquetWriter(staged.candidates, CANDIDATES) as candidates,
-        pq.ParquetWriter(staged.rejected, REJECTED) as rejected,
+        pq.ParquetWriter(folder / CANDIDATES_FILE, CANDIDATES) as candidates,
+        pq.ParquetWriter(folder / REJECTED_FILE, REJECTED) as rejected,
     ):
         for manifest in day.manifests:
             for chunk in read_manifest(manifest.path, ignored):
-                accepted_rows, rejected_rows = judge(chunk, manifest.name, documents, erased)
+                accepted_rows, rejected_rows = validate_rows(chunk, manifest.name, documents, erased)
                 candidates.write_table(accepted_rows)
                 rejected.write_table(rejected_rows)
                 received += chunk.num_rows
     return received
 
 
-def ingest_lock(lake: Lake) -> AbstractContextManager[Callable[[], None]]:
+@contextlib.contextmanager
+def ingest_lock(
+    ledger: Ledger, run_id: str, *, wait_seconds: float = LOCK_SECONDS
+) -> Iterator[Callable[[], None]]:
     """Lets one day at a time decide about ids: else two days could both accept the same one.
 
-    What it gives raises an error once the lock is lost: to be called before a partition is published.
+    It is a lease of the ledger, under a key that is no date. Yields a function that raises
+    :class:`LeaseLost` if the lock is lost: call it before and after a partition is published.
+    Raises :class:`PartitionBusy` with the holder's name after `wait_seconds`.
     """
-    return exclusive(lake, LOCK_FILE, wait_seconds=LOCK_SECONDS)
+    give_up = time.monotonic() + wait_seconds
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                check = stack.enter_context(hold(ledger, LOCK_KEY, run_id)).check
+                break
+            except PartitionBusy as error:
+                if time.monotonic() >= give_up:
+                    raise PartitionBusy(
+                        f"waited {wait_seconds:.0f} s for another ingest or erasure: {error}"
+                    ) from error
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield check

@@ -8,7 +8,6 @@ dropped, since it may have been paid for. DuckDB does the joins, in bounded memo
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,24 +16,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.rows import Erased
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionUnreadable
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
+from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Outcome
 
 MEMORY_LIMIT: Final = "384MB"
 SORTED_ROWS: Final = 200_000
 MAX_THREADS: Final = 2
+CANDIDATES_FILE: Final = "candidates.parquet"
+"""Rows of `rows.CANDIDATES`: they keep every rule of their own."""
+REJECTED_FILE: Final = "rejected.parquet"
+"""Rows of `rejected_submissions`: they break one."""
 _SURELY_NOT_SENT: Final = (Outcome.NOT_ATTEMPTED.value, Outcome.FAILED.value)
 
-_JUDGE: Final = """
+_DECIDE: Final = """
 -- Most ids come once and were never seen: only the others need a closer look.
 CREATE TEMP TABLE contested AS
 SELECT submission_id FROM candidate GROUP BY submission_id HAVING count(*) > 1
 UNION SELECT submission_id FROM sent
 UNION SELECT submission_id FROM elsewhere;
 
--- A document may be deleted once it is verified: then the row's own words tell whether it is the same.
+-- A document may be deleted once it is verified: then paths and tags tell whether the row is the same.
 CREATE TEMP TABLE outlived AS
 SELECT c.seq, s.content_sha256
 FROM candidate c JOIN sent s USING (submission_id)
@@ -103,30 +106,18 @@ ORDER BY manifest, manifest_row
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """The day's rows on local disk: Parquet files of `rows.CANDIDATES` and of `rejected_submissions`."""
-
-    folder: Path
-
-    @property
-    def candidates(self) -> Path:
-        """Rows that keep every rule of their own."""
-        return self.folder / "candidates.parquet"
-
-    @property
-    def rejected(self) -> Path:
-        """Rows that break one."""
-        return self.folder / "rejected.parquet"
-
-
 class Ownership:
     """The day's verdicts, once computed. A context manager, under the ingest lock and the day's lease."""
 
     def __init__(
-        self, lake: Lake, date: str, staged: Staged, erased: Erased | None, planned: Lake | None = None
+        self,
+        lake: Lake,
+        date: str,
+        folder: Path,
+        erased: ErasedSubjects | None,
+        planned: Lake | None = None,
     ) -> None:
-        """`planned` holds days as they would be: they stand for the same days of `lake`."""
+        """`folder` has the day's rows in two files; `planned` holds days that replace those of `lake`."""
         self._lake = lake
         self._planned = planned
         self._date = date
@@ -135,19 +126,19 @@ class Ownership:
                 "memory_limit": MEMORY_LIMIT,
                 # Each thread needs memory of its own.
                 "threads": min(MAX_THREADS, os.cpu_count() or 1),
-                "temp_directory": str(staged.folder / "spill"),
+                "temp_directory": str(folder / "spill"),
             }
         )
         self._connection.execute("SET TimeZone = 'UTC'")
         if not lake.is_local:
             self._connection.register_filesystem(lake.fs)
-        self._connection.read_parquet(str(staged.candidates), file_row_number=True).project(
+        self._connection.read_parquet(str(folder / CANDIDATES_FILE), file_row_number=True).project(
             "* EXCLUDE (file_row_number), file_row_number AS seq"
         ).create_view("candidate")
-        self._view("rejected", str(staged.rejected))
-        self._load_sent(staged.folder / "sent.parquet", erased)
+        self._connection.read_parquet(str(folder / REJECTED_FILE)).create_view("rejected")
+        self._load_sent(folder / "sent.parquet", erased)
         self._load_elsewhere()
-        self._connection.execute(_JUDGE)
+        self._connection.execute(_DECIDE)
 
     def __enter__(self) -> "Ownership":
         return self
@@ -202,10 +193,7 @@ class Ownership:
         # Every character of an id sorts before "~".
         return ["", *inner, "~"]
 
-    def _view(self, name: str, path: str) -> None:
-        self._connection.read_parquet(path).create_view(name)
-
-    def _load_sent(self, path: Path, erased: Erased | None) -> None:
+    def _load_sent(self, path: Path, erased: ErasedSubjects | None) -> None:
         """`sent`: the day's earlier rows that may have been sent."""
         with pq.ParquetWriter(path, SUBMISSIONS.schema) as writer:
             for batch in self._sent_batches():
@@ -217,7 +205,7 @@ class Ownership:
                     ]
                     batch = batch.filter(pa.array(keep, pa.bool_()))
                 writer.write_batch(batch.cast(SUBMISSIONS.schema))
-        self._view("sent", str(path))
+        self._connection.read_parquet(str(path)).create_view("sent")
 
     def _sent_batches(self) -> Iterator[pa.RecordBatch]:
         lake, date = self._lake, self._date

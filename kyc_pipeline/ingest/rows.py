@@ -1,12 +1,12 @@
 """The rules of a manifest row, a chunk at a time: text in, typed candidates and rejected rows out.
 
-Every rule is a line in :func:`judge`; the first one that a row breaks gives its reason. The rules that need
-other rows (duplicates, conflicts) are in `ownership.py`.
+The first rule of :func:`validate_rows` that a row breaks gives its reason. The rules that need other rows
+(duplicates, conflicts) are in `ownership.py`.
 """
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -26,15 +26,13 @@ from kyc_pipeline.ingest.formats import (
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
+from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 if TYPE_CHECKING:  # a code location loads without it: it takes a quarter of a second
     import pandas as pd
 
 Tags = dict[str, str]
-Erased = Callable[[Mapping[str, str]], bool]
-"""Whether a submission belongs to an erased subject, by its tags (`submissionId` among them)."""
-
 _ROLES: Final = {"id_file": Role.ID, "selfie_file": Role.SELFIE}
 _MAX_SHOWN_ID: Final = 200
 _ISO_8601: Final = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?([Zz]|[+-]\d{2}(:?\d{2})?)"
@@ -51,8 +49,8 @@ CANDIDATES: Final = pa.schema(
 REJECTED: Final = REJECTED_SUBMISSIONS.schema
 
 
-def judge(
-    chunk: pa.Table, manifest: str, documents: Documents, erased: Erased | None
+def validate_rows(
+    chunk: pa.Table, manifest: str, documents: Documents, erased: ErasedSubjects | None
 ) -> tuple[pa.Table, pa.Table]:
     """Splits a chunk of `read_manifest` into candidates (:data:`CANDIDATES`) and rejected rows.
 
@@ -65,7 +63,7 @@ def judge(
     ids = frame["submission_id"]
 
     if erased is not None:
-        # First: another reason would leave the id of an erased subject in the rejected row.
+        # First, since a row rejected for another reason keeps its id.
         for index, readings in enumerate(identities(chunk)):
             if any(erased(reading) for reading in readings):
                 verdicts.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
@@ -109,7 +107,7 @@ def judge(
 
 
 class _Verdicts:
-    """The reason of each row that has one: the first that was given."""
+    """The first reason given to each rejected row."""
 
     def __init__(self, rows: int) -> None:
         self.reasons: dict[int, str] = {}
@@ -168,7 +166,7 @@ _CANONICAL: Final = msgspec.json.Encoder(order="sorted")
 
 
 def _read_tags(frame: "pd.DataFrame", verdicts: _Verdicts) -> dict[int, Tags]:
-    """The tags of every row that is still open, by name; a row with wrong tags is rejected."""
+    """The tags of every row that is not rejected yet; rejects rows with wrong tags."""
     names = [name for name in frame.columns if name.startswith(TAG_PREFIX)]
     own_columns = [(name.removeprefix(TAG_PREFIX), pa.array(frame[name]).to_pylist()) for name in names]
     texts = pa.array(frame["tags"]).to_pylist()
@@ -183,9 +181,9 @@ def _read_tags(frame: "pd.DataFrame", verdicts: _Verdicts) -> dict[int, Tags]:
 
 
 def identities(chunk: pa.Table) -> Iterator[list[Tags]]:
-    """Who each row of a chunk is about, as far as it can be read: its tags, `submissionId` among them.
+    """Whom each row of a chunk is about: its tags, `submissionId` among them.
 
-    A row that is wrong is read as well as it can be: one whose tags say two things gives both.
+    A wrong row is read as far as possible; one whose tags contradict each other gives both readings.
     """
     names = [name for name in chunk.column_names if name.startswith(TAG_PREFIX)]
     own_columns = [(name.removeprefix(TAG_PREFIX), chunk[name].to_pylist()) for name in names]
@@ -223,7 +221,7 @@ def parse_tags(text: str) -> Tags:
         tags = _TAGS.decode(text)
     except (ValueError, RecursionError):
         raise _TagError(Reason.INVALID_TAGS, "tags must be a JSON object of strings") from None
-    # Two quotes around each name and each value: more of them may mean a name that comes twice.
+    # Each name and each value has two quotes: more may mean that a name occurs twice.
     if text.count('"') != 4 * len(tags) and has_name_twice(text):
         raise _TagError(Reason.INVALID_TAGS, "a tag's name comes twice")
     return tags

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ingest.manifests import ingest_lock, ingest_partition
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
 from kyc_pipeline.orchestration.failures import fails_plainly
@@ -45,7 +45,12 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                         raise KycError("somebody was erased while the manifests were read: run the day again")
 
                 summary = ingest_partition(
-                    landing=pipeline.settings.kyc_landing, lake=lake, date=day, erased=erased, confirm=confirm
+                    landing=pipeline.settings.kyc_landing,
+                    lake=lake,
+                    date=day,
+                    erased=erased,
+                    lock=ingest_lock(ledger, context.run.run_id),
+                    confirm=confirm,
                 )
             rejected = sum(summary.rejected.values())
             context.log.info(

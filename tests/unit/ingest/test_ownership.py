@@ -9,9 +9,10 @@ import pytest
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest import ownership
-from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ingest.manifests import ingest_lock, ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.vocabulary import Outcome
 
 DAY, NEXT = "2024-09-01", "2024-09-02"
@@ -135,7 +136,9 @@ def test_two_days_at_once_never_accept_one_id_twice(zone: Any) -> None:
     def work(day: str) -> None:
         start.wait()
         try:
-            ingest_partition(landing=zone.landing, lake=Lake(zone.lake.root), date=day)
+            with Ledger(zone.ledger_url) as ledger:
+                lock = ingest_lock(ledger, day)
+                ingest_partition(landing=zone.landing, lake=Lake(zone.lake.root), date=day, lock=lock)
         except BaseException as error:  # shown by the assertion below
             errors.append(error)
 
@@ -311,7 +314,9 @@ def test_days_in_an_object_store_never_accept_one_id_twice(zone: Any, s3_root: s
     def work(day: str) -> None:
         start.wait()
         try:
-            ingest_partition(landing=zone.landing, lake=Lake(s3_root), date=day)
+            with Ledger(zone.ledger_url) as ledger:
+                lock = ingest_lock(ledger, day)
+                ingest_partition(landing=zone.landing, lake=Lake(s3_root), date=day, lock=lock)
         except BaseException as error:  # shown by the assertion below
             errors.append(error)
 

@@ -3,15 +3,11 @@
 import secrets
 import subprocess
 import sys
-import threading
-from typing import Any
 
 import pyarrow as pa
 import pytest
 import s3fs
-from aiobotocore.awsrequest import AioAWSResponse
 
-from kyc_pipeline.lake.locks import LockBusy, LockLost, exclusive
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
 
@@ -104,96 +100,3 @@ def test_a_reader_in_another_process_sees_whole_partitions_and_every_replacement
                 size, *versions = line.split()
                 assert (size, len(versions)) == ("60000", 1)
         reader.kill()
-
-
-# --- the lock ---------------------------------------------------------------------------------------------
-
-
-def test_the_lock_is_held_by_one_at_a_time_and_is_free_afterwards(s3_root: str) -> None:
-    inside = 0
-
-    def work() -> None:
-        nonlocal inside
-        with exclusive(Lake(s3_root), "lock", wait_seconds=60, lease_seconds=5) as check:
-            inside += 1
-            assert inside == 1
-            check()
-            inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert inside == 0
-    with exclusive(Lake(s3_root), "lock", wait_seconds=0):
-        pass
-
-
-def test_a_lock_is_renewed_while_it_is_held(s3_root: str) -> None:
-    lake = Lake(s3_root)
-    with exclusive(lake, "lock", wait_seconds=0, lease_seconds=0.4):
-        first = lake.fs.cat_file(f"{lake.root}/lock")
-        while lake.fs.cat_file(f"{lake.root}/lock") == first:
-            pass
-        with (
-            pytest.raises(LockBusy, match="another process holds the lake's lock for 0 s"),
-            exclusive(Lake(s3_root), "lock", wait_seconds=0),
-        ):
-            raise AssertionError("two have the lock")
-
-
-def test_the_lock_of_a_dead_process_is_taken_after_its_lease(s3_root: str) -> None:
-    lake = Lake(s3_root)
-    lake.fs.pipe_file(f"{lake.root}/lock", b"held by a process that was killed")
-    with exclusive(lake, "lock", wait_seconds=60, lease_seconds=0.2) as check:
-        check()
-
-
-def test_a_lock_that_was_lost_says_so_and_stays_with_its_new_holder(s3_root: str) -> None:
-    lake = Lake(s3_root)
-    with exclusive(lake, "lock", wait_seconds=0) as check:
-        lake.fs.pipe_file(f"{lake.root}/lock", b"held by another")
-        with pytest.raises(LockLost, match="run the day again"):
-            check()
-    assert lake.fs.cat_file(f"{lake.root}/lock") == b"held by another"
-
-
-def test_a_lock_whose_object_was_deleted_is_lost(s3_root: str) -> None:
-    lake = Lake(s3_root)
-    with exclusive(lake, "lock", wait_seconds=0) as check:
-        lake.fs.rm_file(f"{lake.root}/lock")
-        with pytest.raises(LockLost):
-            check()
-    assert not lake.fs.exists(f"{lake.root}/lock")
-
-
-def test_a_store_that_is_busy_with_another_write_means_not_now(s3_root: str) -> None:
-    """AWS answers 409 where two conditional writes meet; the store of these tests never does."""
-    lake = Lake(s3_root)
-    with exclusive(lake, "lock", wait_seconds=0):
-        pass  # the object is there, and free
-    conflicts = [409, 409]
-
-    class Nothing:
-        async def read(self) -> bytes:
-            return b""
-
-    def conflict(request: Any, **_: object) -> AioAWSResponse | None:
-        return AioAWSResponse(request.url, conflicts.pop(), {}, Nothing()) if conflicts else None
-
-    lake.fs.s3.meta.events.register("before-send.s3.PutObject", conflict)
-    with exclusive(lake, "lock", wait_seconds=60, lease_seconds=1) as check:
-        check()
-    assert conflicts == []
-
-
-def test_a_lock_in_a_folder(tmp_path: str) -> None:
-    lake = Lake(f"{tmp_path}/lake")
-    with (
-        exclusive(lake, "lock", wait_seconds=0) as check,
-        pytest.raises(LockBusy, match="for 0 s"),
-        exclusive(lake, "lock", wait_seconds=0),
-    ):
-        raise AssertionError("two have the lock")
-    check()

@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 from sqlalchemy import text
 
-from kyc_pipeline.erasure.erasure import Findings, Stores, erase, find
-from kyc_pipeline.erasure.landing import SearchedLanding
+from kyc_pipeline.erasure.find import Findings, find
 from kyc_pipeline.erasure.ledger import LedgerErasure
+from kyc_pipeline.erasure.remove import erase
+from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_lock, ingest_partition
 from kyc_pipeline.lake.storage import Lake
@@ -65,20 +66,18 @@ class House:
 
     @property
     def stores(self) -> Stores:
-        lake, pseudonymizer, settings = self.lake, Pseudonymizer(self.key), self.settings
-        return Stores(
-            lake=lake,
-            ledger=LedgerErasure(self.ledger),
-            landing=SearchedLanding(settings.kyc_landing),
-            pseudonymizer=pseudonymizer,
-            flatten=lambda date: flatten_partition(lake, date, pseudonymizer, settings.kyc_clear_tags),
-            ingest_lock=lambda: ingest_lock(lake),
-        )
+        return Stores.of(self.settings, self.ledger, Pseudonymizer(self.key))
 
     def ingest(self, date: str) -> IngestSummary:
         tombstones = LedgerErasure(self.ledger).tombstones()
         erased = ErasedSubjects(tombstones, Pseudonymizer(self.key)) if tombstones else None
-        return ingest_partition(landing=self.settings.kyc_landing, lake=self.lake, date=date, erased=erased)
+        return ingest_partition(
+            landing=self.settings.kyc_landing,
+            lake=self.lake,
+            date=date,
+            erased=erased,
+            lock=ingest_lock(self.ledger, f"ingest-{date}"),
+        )
 
     def verify(self, date: str) -> VerifySummary:
         return verify_partition(
@@ -97,7 +96,7 @@ class House:
         for date in dates:
             self.ingest(date)
             calls[date] = self.verify(date).calls
-            self.stores.flatten(date)
+            flatten_partition(self.lake, date, Pseudonymizer(self.key), self.settings.kyc_clear_tags)
         return calls
 
     def find(self, name: str, value: str) -> Findings:
@@ -114,7 +113,7 @@ class House:
         """Erases to the end; what was found."""
         stores = self.stores
         found = find(stores, name, value)
-        erased = erase(stores, found, name, value, delete_documents=delete_documents, progress=progress)
+        erased = erase(stores, found, delete_documents=delete_documents, progress=progress)
         stores.ledger.finish(erased.tombstones)
         return found
 

@@ -1,6 +1,5 @@
 """Fixtures of the erasure's tests: a house with people in it, on SQLite and on PostgreSQL (a real server)."""
 
-import itertools
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -11,20 +10,10 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "verify"))
 
 from house import House
-from postgres import PostgresServer, running_postgres
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def erasure_postgres() -> Iterator[PostgresServer]:
-    with running_postgres() as server:
-        yield server
 
 
 @pytest.fixture
@@ -46,10 +35,7 @@ def any_house(
     request: pytest.FixtureRequest, tmp_path: Path, landing: Any, simulator: Simulator
 ) -> Iterator[House]:
     """A house on each database."""
-    ledger_url = ""
-    if request.param == "postgres":
-        server = request.getfixturevalue("erasure_postgres")
-        ledger_url = server.create_database(f"erasure{next(_numbers)}")
+    ledger_url = request.getfixturevalue("postgres_url") if request.param == "postgres" else ""
     made = House(tmp_path, simulator.url, ledger_url)
     yield made
     made.ledger.close()
@@ -59,6 +45,5 @@ def any_house(
 def processes() -> ForkServerContext:
     """Starts processes quickly: they fork from a server that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    stages = ("verify.engine", "verify.erasure", "ingest.erasure", "flatten.partition")
-    context.set_forkserver_preload([f"kyc_pipeline.{stage}" for stage in stages])
+    context.set_forkserver_preload(["kyc_pipeline.verify.engine", "kyc_pipeline.erasure.remove"])
     return context

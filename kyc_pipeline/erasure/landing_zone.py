@@ -5,17 +5,33 @@ The landing zone is its owner's. Nothing here changes a manifest; documents are 
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from kyc_pipeline.erasure.erasure import LandingRow
 from kyc_pipeline.ingest.formats import ROW, ManifestUnreadable, read_manifest
 from kyc_pipeline.ingest.manifests import is_ingested, list_manifests, manifest_dates
 from kyc_pipeline.ingest.rows import identities
 from kyc_pipeline.lake.storage import Lake
 
 
-class SearchedLanding:
+@dataclass(frozen=True, slots=True)
+class LandingRow:
+    """A manifest's row, with every reading of its tags (`submissionId` among them)."""
+
+    date: str
+    manifest: str
+    row: int
+    readings: Sequence[Mapping[str, str]] = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    """Its documents, relative to the documents folder."""
+
+    def is_about(self, subjects: Callable[[Mapping[str, str]], bool]) -> bool:
+        """Whether one of the readings is of one of the subjects."""
+        return any(map(subjects, self.readings))
+
+
+class LandingZone:
     """The landing zone at a path. One that is not there has no rows and no documents."""
 
     def __init__(self, landing: Path) -> None:

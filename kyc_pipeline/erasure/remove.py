@@ -1,0 +1,164 @@
+"""Removes what was found of a person from lake and ledger.
+
+The order makes it safe to be killed at any point and repeated. Tombstones come first; whatever has an id
+with a tombstone is erased, whether or not anything still tells whose it was; tombstones count as
+finished only when nothing is left and everything made from the lake was made again.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kyc_pipeline.erasure.find import ID_COLUMN, Day, Findings, Place, find_again, is_among, is_at, places_of
+from kyc_pipeline.erasure.stores import Stores
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.flatten.partition import flatten_partition
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake
+from kyc_pipeline.lake.tables import (
+    CONTRACT_DRIFT,
+    REJECTED_SUBMISSIONS,
+    SUBMISSIONS,
+    TABLES,
+    VERIFICATION_RESPONSES,
+    Table,
+    Zone,
+)
+from kyc_pipeline.privacy.erased import DETAIL, ErasedSubjects
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
+
+MAX_PASSES: Final = 3
+_CURATED: Final = [table for table in TABLES if table.zone is Zone.CURATED]
+
+
+def erase(
+    stores: Stores,
+    found: Findings,
+    *,
+    delete_documents: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> ErasedSubjects:
+    """Removes what was found, and what turns up meanwhile, from the lake and the ledger.
+
+    The warehouse is to be built again afterwards; then what is returned goes to `ledger.finish`, and until
+    then the next erasure goes on with this one. `progress` hears of each step before it is taken.
+    Raises :class:`KycError` with the holder's name, before anything is changed, while a run works on one of
+    the days.
+    """
+    for _ in range(MAX_PASSES):
+        with stores.ledger.holding(found.dates) as check_leases:
+            progress("tombstones")
+            # Under the lock, so that an ingest has either written its rows, which the next pass then finds,
+            # or sees the tombstones before it writes.
+            with stores.ledger.ingest_lock() as check_lock:
+                stores.ledger.remember(found.erased.tombstones)
+                check_lock()
+            if delete_documents:
+                progress("documents")
+                shared = set(found.shared_documents)
+                stores.landing.delete(file for file in found.documents if file not in shared)
+            for date, day in sorted(found.days.items()):
+                _erase_day(stores, date, day, progress, check_leases)
+            progress("ledger")
+            check_leases()
+            stores.ledger.erase(
+                {key: stores.pseudonymizer.tag(SUBMISSION_TAG, key) for key in sorted(found.ledger)}
+            )
+        # Who read the old rows before this moment looks again, or does not publish what it made of them;
+        # what it wrote before this moment is found now.
+        stores.ledger.swept(found.erased.tombstones)
+        found = find_again(stores, found)
+        if not found.is_stored:
+            break
+    else:
+        raise KycError("runs keep writing while the person is erased: repeat it when none is under way")
+    progress("drafts")
+    # Of writers that were killed, also in partitions that nobody writes again.
+    for table in TABLES:
+        stores.lake.remove_drafts(table)
+    progress("purge")
+    stores.ledger.purge()
+    return found.erased
+
+
+def _erase_day(
+    stores: Stores, date: str, day: Day, progress: Callable[[str], None], check_leases: Callable[[], None]
+) -> None:
+    lake = stores.lake
+    if lake.exists(SUBMISSIONS, date) or lake.exists(REJECTED_SUBMISSIONS, date):
+        with stores.ledger.ingest_lock():
+            check_leases()
+            # First: a crash in between leaves an accepted row too many, never a row unaccounted for.
+            progress(f"{date} {REJECTED_SUBMISSIONS.name}")
+            _reject(lake, date, day)
+            progress(f"{date} {SUBMISSIONS.name}")
+            _drop_rows(lake, SUBMISSIONS, date, day)
+    check_leases()
+    progress(f"{date} {VERIFICATION_RESPONSES.name}")
+    _drop_rows(lake, VERIFICATION_RESPONSES, date, day)
+    curated = [table for table in _CURATED if lake.exists(table, date)]
+    if not any(day.rows[table] for table in (*curated, SUBMISSIONS, VERIFICATION_RESPONSES)):
+        return
+    check_leases()
+    progress(f"{date} curated")
+    if lake.exists(SUBMISSIONS, date) and lake.exists(VERIFICATION_RESPONSES, date) and curated:
+        # Not only filtered: what `contract_drift` sums up over the day has to be summed up again.
+        flatten_partition(lake, date, stores.pseudonymizer, stores.clear_tags)
+        return
+    for table in curated:
+        _drop_rows(lake, table, date, day)
+
+
+def _reject(lake: Lake, date: str, day: Day) -> None:
+    """Makes the day's `rejected_submissions` say `erased_subject` of the person's rows, without their id.
+
+    The same rows as the day's next ingest gives.
+    """
+    accepted: set[Place] = set()
+    if lake.exists(SUBMISSIONS, date):
+        for batch in lake.batches(SUBMISSIONS, date, ["submission_id", "manifest", "manifest_row"]):
+            theirs = batch.filter(is_among(batch["submission_id"], day.ids))
+            accepted.update(places_of(theirs))
+    exists = lake.exists(REJECTED_SUBMISSIONS, date)
+    before = lake.read(REJECTED_SUBMISSIONS, date) if exists else REJECTED_SUBMISSIONS.schema.empty_table()
+    is_theirs = pc.or_(is_among(before["submission_id"], day.ids), is_at(before, day.places | accepted))
+    others = before.filter(pc.invert(is_theirs))
+    gone = sorted({*places_of(before.filter(is_theirs)), *accepted})
+    erased = pa.Table.from_pylist(
+        [
+            {
+                "submission_id": None,
+                "reason": Reason.ERASED_SUBJECT.value,
+                "detail": DETAIL,
+                "manifest": manifest,
+                "manifest_row": row,
+            }
+            for manifest, row in gone
+        ],
+        schema=REJECTED_SUBMISSIONS.schema,
+    )
+    rows = pa.concat_tables([others.cast(REJECTED_SUBMISSIONS.schema), erased])
+    rows = rows.sort_by([("manifest", "ascending"), ("manifest_row", "ascending")])
+    if rows.equals(before):
+        return
+    lake.write(
+        REJECTED_SUBMISSIONS, date, rows, lake.metadata(REJECTED_SUBMISSIONS, date) if exists else None
+    )
+
+
+def _drop_rows(lake: Lake, table: Table, date: str, day: Day) -> None:
+    """Replaces a partition by its rows without those of the person; its footer stays."""
+    if not day.rows[table] or not lake.exists(table, date):
+        return
+    with lake.writer(table, date, lake.metadata(table, date)) as writer:
+        for batch in lake.batches(table, date, batch_size=ROW_GROUP_ROWS):
+            theirs = is_among(batch[ID_COLUMN[table]], day.ids)
+            if table is CONTRACT_DRIFT:
+                # Its answers are gone, so the sums stay as they are; only the example is taken away.
+                rows = pa.table(batch)
+                index = rows.schema.get_field_index(ID_COLUMN[table])
+                examples = pc.if_else(theirs, pa.scalar(""), batch[ID_COLUMN[table]])
+                writer.write(rows.set_column(index, ID_COLUMN[table], examples))
+            else:
+                writer.write(batch.filter(pc.invert(theirs)))

@@ -1,0 +1,39 @@
+"""The stores that may hold a person."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from kyc_pipeline.erasure.landing_zone import LandingZone
+from kyc_pipeline.erasure.ledger import LedgerErasure
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.privacy.erased import Tombstone
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Landing zone, lake and ledger, with what it takes to recognise a person in them."""
+
+    landing: LandingZone
+    lake: Lake
+    ledger: LedgerErasure
+    pseudonymizer: Pseudonymizer
+    clear_tags: Collection[str]
+    """Tags whose values are in the curated tables."""
+
+    @classmethod
+    def of(cls, settings: Settings, ledger: Ledger, pseudonymizer: Pseudonymizer) -> "Stores":
+        """The stores of the settings."""
+        return cls(
+            LandingZone(settings.kyc_landing),
+            Lake(settings.kyc_lake),
+            LedgerErasure(ledger),
+            pseudonymizer,
+            settings.kyc_clear_tags,
+        )
+
+    def tombstone(self, name: str, value: str) -> Tombstone:
+        """The tombstone of the tag `name` with this value."""
+        return Tombstone(name, self.pseudonymizer.tag(name, value), self.pseudonymizer.key_id)

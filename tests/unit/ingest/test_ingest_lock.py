@@ -1,0 +1,140 @@
+"""One day at a time accepts ids: a lease of the ledger, which waits, is renewed, and outlives no crash."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from kyc_pipeline.ingest.manifests import LOCK_KEY, ingest_lock, ingest_partition
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy
+from kyc_pipeline.ledger.schema import leases
+
+
+def expiry(ledger: Ledger) -> int:
+    with ledger.read() as connection:
+        return int(connection.execute(sa.select(leases.c.expires_at)).scalar_one())
+
+
+def test_the_lock_is_held_by_one_at_a_time_and_is_free_afterwards(ledger_url: str) -> None:
+    inside = 0
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        nonlocal inside
+        try:
+            with Ledger(ledger_url) as ledger, ingest_lock(ledger, "run", wait_seconds=60) as check:
+                inside += 1
+                assert inside == 1
+                check()
+                inside -= 1
+        except BaseException as error:  # shown by the assertion below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (inside, errors) == (0, [])
+    with Ledger(ledger_url) as ledger, ingest_lock(ledger, "run", wait_seconds=0):
+        pass
+
+
+def test_a_lock_is_renewed_while_it_is_held(ledger_url: str) -> None:
+    with (
+        Ledger(ledger_url, lease_seconds=0.9) as ledger,
+        Ledger(ledger_url) as other,
+        ingest_lock(ledger, "the-holder", wait_seconds=0),
+    ):
+        first = expiry(other)
+        while expiry(other) == first:
+            pass
+        with (
+            pytest.raises(PartitionBusy, match=r"waited 0 s for another ingest or erasure: .*the-holder"),
+            ingest_lock(other, "run", wait_seconds=0),
+        ):
+            raise AssertionError("two have the lock")
+
+
+KILLED_HOLDER = """
+import os, signal, sys
+from kyc_pipeline.ingest.manifests import ingest_lock
+from kyc_pipeline.ledger.database import Ledger
+with ingest_lock(Ledger(sys.argv[1]), "killed"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_lock_of_a_dead_process_is_free_at_once(ledger_url: str) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED_HOLDER, ledger_url], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with Ledger(ledger_url) as ledger:
+        assert expiry(ledger) > 0
+        with ingest_lock(ledger, "run", wait_seconds=0) as check:
+            check()
+
+
+def test_the_lock_of_a_dead_host_is_taken_after_its_lease(ledger_url: str) -> None:
+    with Ledger(ledger_url) as ledger, Ledger(ledger_url, lease_seconds=0.5) as far:
+        far.acquire(LOCK_KEY, "of-another-host")
+        with ledger.write() as connection:
+            connection.execute(sa.update(leases).values(machine="another", host="far"))
+        with pytest.raises(PartitionBusy, match="on far"), ingest_lock(ledger, "run", wait_seconds=0):
+            raise AssertionError("two have the lock")
+        with ingest_lock(ledger, "run", wait_seconds=60) as check:
+            check()
+
+
+@pytest.mark.parametrize("change", ["taken", "deleted"])
+def test_a_lock_that_was_lost_says_so_and_stays_with_its_new_holder(ledger_url: str, change: str) -> None:
+    with Ledger(ledger_url) as ledger:
+        with ingest_lock(ledger, "run", wait_seconds=0) as check:
+            with ledger.write() as connection:
+                connection.execute(
+                    sa.update(leases).values(token="other") if change == "taken" else sa.delete(leases)
+                )
+            with pytest.raises(LeaseLost, match="run the partition again"):
+                check()
+        with ledger.read() as connection:
+            tokens = connection.execute(sa.select(leases.c.token)).scalars().all()
+    assert tokens == (["other"] if change == "taken" else [])
+
+
+def test_a_lock_that_is_lost_before_publication_leaves_the_day_as_it_was(zone: Any) -> None:
+    zone.rows({})
+    zone.ingest()
+    before = zone.files()
+    zone.rows({"submission_id": "A2"})
+    with Ledger(zone.ledger_url) as ledger:
+
+        @contextlib.contextmanager
+        def lost() -> Iterator[Callable[[], None]]:
+            with ingest_lock(ledger, "run") as check:
+                with ledger.write() as connection:
+                    connection.execute(sa.update(leases).values(token="other"))
+                yield check
+
+        arguments = {"landing": zone.landing, "lake": zone.lake, "date": "2024-09-01"}
+        with pytest.raises(LeaseLost, match="run the partition again"):
+            ingest_partition(**arguments, lock=lost())
+        assert zone.files() == before
+
+
+def test_a_lock_that_is_lost_during_publication_fails_the_day(zone: Any) -> None:
+    zone.rows({})
+    with Ledger(zone.ledger_url) as ledger:
+
+        def sleep_over_it() -> None:
+            with ledger.write() as connection:
+                connection.execute(sa.update(leases).values(token="other"))
+
+        arguments = {"landing": zone.landing, "lake": zone.lake, "date": "2024-09-01"}
+        with pytest.raises(LeaseLost, match="run the partition again"):
+            ingest_partition(**arguments, lock=ingest_lock(ledger, "run"), confirm=sleep_over_it)
