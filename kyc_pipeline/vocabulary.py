@@ -1,6 +1,16 @@
-"""The words that the project decides by, said once: reasons, outcomes, statuses, drift, anomalies."""
+"""The project's names, each defined once: tags, reasons, outcomes, statuses, drift, anomalies.
+
+The fields of an answer are in `deepxl/contract.py`.
+"""
 
 from enum import StrEnum
+from typing import Final
+
+SUBMISSION_TAG: Final = "submissionId"
+"""The pipeline adds this tag to every request, and finds the verification again by it. Manifests may not
+use it."""
+TECHNICAL_CHECKS: Final = "technicalChecks"
+"""The group of checks that every answer has."""
 
 
 class Reason(StrEnum):

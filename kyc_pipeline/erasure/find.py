@@ -20,8 +20,8 @@ from kyc_pipeline.lake.tables import (
     VERIFICATIONS,
     Table,
 )
-from kyc_pipeline.privacy.erased import SUBMISSION_TAG, ErasedSubjects, Tombstone
-from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 ID_COLUMN: Final = dict.fromkeys(TABLES, "submission_id") | {CONTRACT_DRIFT: "example_submission_id"}
 _DOCUMENT_COLUMNS: Final = ("id_file", "selfie_file")

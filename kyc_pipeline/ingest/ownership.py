@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionUnreadable
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
-from kyc_pipeline.privacy.erased import SUBMISSION_TAG, ErasedSubjects
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.privacy.erased import ErasedSubjects
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Outcome
 
 MEMORY_LIMIT: Final = "384MB"
 SORTED_ROWS: Final = 200_000

@@ -26,8 +26,8 @@ from kyc_pipeline.ingest.formats import (
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
-from kyc_pipeline.privacy.erased import SUBMISSION_TAG, ErasedSubjects
-from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.privacy.erased import ErasedSubjects
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 if TYPE_CHECKING:  # a code location loads without it: it takes a quarter of a second
     import pandas as pd

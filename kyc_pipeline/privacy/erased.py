@@ -7,8 +7,6 @@ from typing import Final
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
-SUBMISSION_TAG: Final = "submissionId"
-"""The tag that stands for a submission's id."""
 DETAIL: Final = "the subject was erased on request"
 """`detail` of a row that is rejected as `erased_subject`."""
 
