@@ -1,7 +1,7 @@
 """`kyc-pipeline erase`: removes one person from everything that this project stores.
 
-Prints counts and DeepXL's ids only: no value of a tag, no name, no path of a document. What stays, and
-what is to be done elsewhere, is in `docs/erasure.md`.
+Prints only counts and DeepXL's ids: no tag value, no name, no document path. `docs/erasure.md` says what
+stays and what to do elsewhere.
 """
 
 import secrets
@@ -49,7 +49,7 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
         if not (found.is_stored or found.unfinished or documents or is_new):
             return
         verbose = bool(context.find_root().params.get("verbose"))
-        # Before anything is changed, so that wrong settings of Dagster end it here.
+        # Before any change, so that wrong Dagster settings fail here.
         publish = _publisher(settings, verbose=verbose) if _is_published(settings) else None
         erased = erase_found(
             stores,
@@ -57,7 +57,7 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
             delete_documents=landing,
             progress=lambda step: click.echo(step, err=True) if verbose else None,
         )
-        # A run may have published the person, or for the first time, before the tombstone was written.
+        # A run may have published the person before the tombstone was written.
         if publish or _is_published(settings):
             (publish or _publisher(settings, verbose=verbose))()
         stores.ledger.finish(erased.tombstones)

@@ -1,6 +1,6 @@
-"""The landing zone as an erasure sees it: whose rows the manifests have, and their documents.
+"""The landing zone in an erasure: whose rows the manifests have, and their documents.
 
-The landing zone is its owner's. Nothing here changes a manifest; documents are deleted only on request.
+The landing zone belongs to its owner: manifests are never changed, documents are deleted only on request.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class LandingRow:
 
 
 class LandingZone:
-    """The landing zone at a path. One that is not there has no rows and no documents."""
+    """The landing zone at a path. Without a folder there, it has no rows and no documents."""
 
     def __init__(self, landing: Path) -> None:
         self._landing = landing
@@ -41,7 +41,7 @@ class LandingZone:
         """Manifests that the last search could not read to their end."""
 
     def rows(self) -> Iterator[LandingRow]:
-        """Every row of every manifest, a byte-identical copy left out, in bounded memory."""
+        """Every row of every manifest except byte-identical copies, in bounded memory."""
         self.unreadable = 0
         for date in manifest_dates(self._landing):
             for manifest in list_manifests(self._landing, date).manifests:
@@ -74,7 +74,7 @@ class LandingZone:
         try:
             place = (root / file).resolve()
             return place if place.is_relative_to(root) and place.is_file() else None
-        except (OSError, RuntimeError):  # a name that is too long, a circle of links
+        except (OSError, RuntimeError):  # a name that is too long, a loop of links
             return None
 
 

@@ -1,7 +1,7 @@
 """The ledger's side of an erasure: who was erased, and what stays of a submission.
 
-An erased submission keeps its row and its attempts under the pseudonym of its id, so that what was paid
-still adds up; its answer, errors and content are gone. `erasures` says, by pseudonym, who was erased.
+An erased submission keeps its row and its attempts under the pseudonym of its id, so that the costs still add
+up; its answer, errors and content are gone. The table `erasures` has the pseudonyms of who was erased.
 """
 
 import contextlib
@@ -35,40 +35,31 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9]+")
 
 
 class LedgerErasure:
-    """Erases in one ledger. What only asks creates no ledger."""
+    """Erases in one ledger. Methods that only read create no ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def tombstones(self) -> list[Tombstone]:
         """Every tombstone."""
-        if not self._ledger.exists():
-            return []
         columns = erasures.c
         query = select(columns.name, columns.pseudonym, columns.key_id, columns.finished_at.is_not(None))
-        with self._ledger.read() as connection:
-            return [Tombstone(*row) for row in connection.execute(query)]
+        return [Tombstone(*row) for row in self._rows(query)]
 
     def state(self) -> frozenset[tuple[object, ...]]:
-        """Something that differs whenever an erasure begins, has swept the lake, or ends."""
-        if not self._ledger.exists():
-            return frozenset()
-        with self._ledger.read() as connection:
-            return frozenset(tuple(row) for row in connection.execute(select(erasures)))
+        """A value that changes whenever an erasure begins, has swept the lake, or ends."""
+        return frozenset(tuple(row) for row in self._rows(select(erasures)))
 
     def submissions(self) -> Iterator[tuple[str, str]]:
         """(submission id, date) of every submission that is not erased."""
-        if self._ledger.exists():
-            query = select(submissions.c.submission_id, submissions.c.partition_date).where(
-                submissions.c.content_sha256 != ERASED_CONTENT
-            )
-            for row in self._stream(query):
-                yield row[0], row[1]
+        query = select(submissions.c.submission_id, submissions.c.partition_date).where(
+            submissions.c.content_sha256 != ERASED_CONTENT
+        )
+        for row in self._rows(query):
+            yield row[0], row[1]
 
     def answered_with(self, name: str, value: str, is_same: Callable[[str], bool]) -> list[str]:
         """Ids of submissions whose stored answer has the tag `name` with a value that is the same."""
-        if not self._ledger.exists():
-            return []
         query = select(submissions.c.submission_id, submissions.c.response).where(
             submissions.c.response.is_not(None)
         )
@@ -76,7 +67,7 @@ class LedgerErasure:
         runs = _PLAIN.findall(unicodedata.normalize("NFC", value))
         if runs:
             query = query.where(submissions.c.response.contains(max(runs, key=len), autoescape=True))
-        return [row[0] for row in self._stream(query) if _has_tag(row[1], name, is_same)]
+        return [row[0] for row in self._rows(query) if _has_tag(row[1], name, is_same)]
 
     @contextlib.contextmanager
     def holding(self, dates: Sequence[str]) -> Iterator[Callable[[], None]]:
@@ -118,7 +109,7 @@ class LedgerErasure:
                 )
 
     def erase(self, pseudonyms: Mapping[str, str]) -> None:
-        """Leaves of each submission (by id) only its figures, under the pseudonym given for it."""
+        """Keeps of each submission (by id) only its figures, under the given pseudonym."""
         pairs = list(pseudonyms.items())
         for start in range(0, len(pairs), _ROWS_PER_COMMIT):
             with self._ledger.write() as connection:
@@ -126,10 +117,10 @@ class LedgerErasure:
                     _erase(connection, submission_id, pseudonym)
 
     def purge(self) -> None:
-        """Makes the database forget the bytes of what was deleted.
+        """Removes the bytes of deleted rows from the database.
 
-        SQLite: the file is written anew and its log emptied; raises :class:`LedgerError` where another
-        process keeps that from happening. PostgreSQL: `VACUUM`.
+        SQLite: rewrites the file and empties its log; raises :class:`LedgerError` if another process
+        prevents that. PostgreSQL: `VACUUM`.
         """
         ledger = self._ledger
         if not ledger.exists():
@@ -152,7 +143,7 @@ class LedgerErasure:
             )
 
     def swept(self, tombstones: Iterable[Tombstone]) -> None:
-        """Takes down that the stores were swept: what was read before is out of date."""
+        """Records that the stores were swept: what was read before is out of date."""
         self._mark(tombstones, erased_at=_now())
 
     def finish(self, tombstones: Iterable[Tombstone]) -> None:
@@ -169,7 +160,10 @@ class LedgerErasure:
                     .values(values)
                 )
 
-    def _stream(self, query: Any) -> Iterator[Any]:
+    def _rows(self, query: Any) -> Iterator[Any]:
+        """The rows of a query, in bounded memory; none if there is no ledger, and none is created."""
+        if not self._ledger.exists():
+            return
         with self._ledger.read() as connection:
             yield from connection.execution_options(yield_per=_ROWS_PER_FETCH).execute(query)
 
@@ -185,8 +179,7 @@ def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
     if state is None:
         return
     if connection.execute(known.where(submissions.c.submission_id == pseudonym)).one_or_none() is None:
-        # What is uncertain is not to be decided about or sent any more.
-        # An open claim has no run any more that would settle it.
+        # No run is left to settle an open claim. An uncertain submission must not be sent or decided again.
         settled = State.UNCERTAIN if state == State.CLAIMED else state
         decision = Decision.ABANDON if settled == State.UNCERTAIN else None
         columns = ["submission_id", "content_sha256", "state", "decision", "updated_at", *_KEPT]

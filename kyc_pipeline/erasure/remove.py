@@ -39,18 +39,17 @@ def erase(
     delete_documents: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ErasedSubjects:
-    """Removes what was found, and what turns up meanwhile, from the lake and the ledger.
+    """Removes what was found, and what runs add meanwhile, from the lake and the ledger.
 
-    The warehouse is to be built again afterwards; then what is returned goes to `ledger.finish`, and until
-    then the next erasure goes on with this one. `progress` hears of each step before it is taken.
-    Raises :class:`KycError` with the holder's name, before anything is changed, while a run works on one of
-    the days.
+    Afterwards build the warehouse again, then pass the returned tombstones to `ledger.finish`; until then the
+    next erasure continues this one. `progress` gets the name of each step before it begins.
+    Raises :class:`KycError` with the holder's name, before any change, if a run works on one of the days.
     """
     for _ in range(MAX_PASSES):
         with stores.ledger.holding(found.dates) as check_leases:
             progress("tombstones")
-            # Under the lock, so that an ingest has either written its rows, which the next pass then finds,
-            # or sees the tombstones before it writes.
+            # Under the lock: an ingest has either written its rows, and the next pass finds them, or it sees
+            # the tombstones before it writes.
             with stores.ledger.ingest_lock() as check_lock:
                 stores.ledger.remember(found.erased.tombstones)
                 check_lock()
@@ -65,16 +64,15 @@ def erase(
             stores.ledger.erase(
                 {key: stores.pseudonymizer.tag(SUBMISSION_TAG, key) for key in sorted(found.ledger)}
             )
-        # Who read the old rows before this moment looks again, or does not publish what it made of them;
-        # what it wrote before this moment is found now.
+        # A run that read the old rows before this moment reads again or publishes nothing. What it wrote
+        # before this moment is found now.
         stores.ledger.swept(found.erased.tombstones)
         found = find_again(stores, found)
         if not found.is_stored:
             break
     else:
         raise KycError("runs keep writing while the person is erased: repeat it when none is under way")
-    progress("drafts")
-    # Of writers that were killed, also in partitions that nobody writes again.
+    progress("drafts")  # of killed writers, also in partitions that are never written again
     for table in TABLES:
         stores.lake.remove_drafts(table)
     progress("purge")
@@ -89,7 +87,7 @@ def _erase_day(
     if lake.exists(SUBMISSIONS, date) or lake.exists(REJECTED_SUBMISSIONS, date):
         with stores.ledger.ingest_lock():
             check_leases()
-            # First: a crash in between leaves an accepted row too many, never a row unaccounted for.
+            # Rejected rows first: a crash in between leaves a row in both tables, never in neither.
             progress(f"{date} {REJECTED_SUBMISSIONS.name}")
             _reject(lake, date, day)
             progress(f"{date} {SUBMISSIONS.name}")
@@ -103,7 +101,7 @@ def _erase_day(
     check_leases()
     progress(f"{date} curated")
     if lake.exists(SUBMISSIONS, date) and lake.exists(VERIFICATION_RESPONSES, date) and curated:
-        # Not only filtered: what `contract_drift` sums up over the day has to be summed up again.
+        # Filtering is not enough: `contract_drift` has sums over the whole day.
         flatten_partition(lake, date, stores.pseudonymizer, stores.clear_tags)
         return
     for table in curated:
@@ -111,10 +109,7 @@ def _erase_day(
 
 
 def _reject(lake: Lake, date: str, day: Day) -> None:
-    """Makes the day's `rejected_submissions` say `erased_subject` of the person's rows, without their id.
-
-    The same rows as the day's next ingest gives.
-    """
+    """Rejects the person's rows as `erased_subject`, without their id, as the day's next ingest will."""
     accepted: set[Place] = set()
     if lake.exists(SUBMISSIONS, date):
         for batch in lake.batches(SUBMISSIONS, date, ["submission_id", "manifest", "manifest_row"]):
@@ -155,7 +150,7 @@ def _drop_rows(lake: Lake, table: Table, date: str, day: Day) -> None:
         for batch in lake.batches(table, date, batch_size=ROW_GROUP_ROWS):
             theirs = is_among(batch[ID_COLUMN[table]], day.ids)
             if table is CONTRACT_DRIFT:
-                # Its answers are gone, so the sums stay as they are; only the example is taken away.
+                # The answers are gone, so the sums cannot be made again: only the example is removed.
                 rows = pa.table(batch)
                 index = rows.schema.get_field_index(ID_COLUMN[table])
                 examples = pc.if_else(theirs, pa.scalar(""), batch[ID_COLUMN[table]])
