@@ -109,7 +109,7 @@ def _of_model(model: Model, schema: MappingSchema) -> dict[str, set[Source]]:
     )
     scope = build_scope(tree)
     if scope is None:
-        raise KycError(f"sql/{model.name}.sql: not one SELECT")
+        raise KycError(f"{model.path}: not one SELECT")
     return {name: set(_column(scope, name)) for name, _ in model.columns}
 
 

@@ -1,14 +1,15 @@
-"""The warehouse's models: one SQL file a table, its header the only place where the table is described.
+"""The warehouse's models: one SQL file per table, whose header is the only description of the table.
 
-A file `sql/<table>.sql` begins with a comment: the description, an empty comment line, then one
-`name: meaning` for each column in order (an indented line continues it). DuckDB's comments, Dagster's
-descriptions and the data dictionary take their words from here. What a model reads is derived from its SQL:
-`lake.<table>` is a table of the lake, any other name is another model. Those in `sql/intermediate/` are there
-while a build lasts, for models that would compute the same thing: they are not published.
+The folder is the model's kind: `sql/facts/`, `sql/marts/`, or `sql/intermediate/` for temporary tables that
+several marts read. A file begins with a comment: the description, an empty comment line, then one
+`name: meaning` per column, in order (an indented line continues the one above). DuckDB's comments, Dagster's
+descriptions and the data dictionary are generated from it. Dependencies are derived from the SQL:
+`lake.<table>` is a table of the lake, any other name is another model.
 """
 
 import re
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -21,9 +22,16 @@ from kyc_pipeline.errors import KycError
 
 LAKE: Final = "lake"
 """The schema under which models read the lake."""
-_INTERMEDIATE: Final = "intermediate"
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
 _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
+
+
+class Kind(StrEnum):
+    """What a model is; the value is its folder under `sql/`."""
+
+    FACT = "facts"
+    MART = "marts"
+    INTERMEDIATE = "intermediate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Model:
     """One table of the warehouse: `columns` are (name, meaning) in order, `sql` one SELECT."""
 
     name: str
+    kind: Kind
     description: str
     columns: tuple[tuple[str, str], ...]
     sql: str
@@ -38,10 +47,18 @@ class Model:
     """Other models that it reads."""
     sources: tuple[str, ...]
     """Tables of the lake that it reads."""
-    published: bool
-    """Whether it is a table of the warehouse; else it is intermediate."""
     reads_lake: bool
     """Whether it, or a model that reads it, reads the lake: these run first, while the lake stands still."""
+
+    @property
+    def path(self) -> str:
+        """Its file, relative to the repository."""
+        return f"sql/{self.kind}/{self.name}.sql"
+
+    @property
+    def published(self) -> bool:
+        """Whether it is a table of the published warehouse."""
+        return self.kind is not Kind.INTERMEDIATE
 
 
 def sql_folder() -> Path:
@@ -54,7 +71,10 @@ def sql_folder() -> Path:
 
 
 def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...], str]:
-    """Splits a file into description, columns and SQL; :class:`KycError` if the header is malformed."""
+    """Splits the file `sql/<name>.sql` into description, columns and SQL.
+
+    Raises :class:`KycError` if the header is malformed.
+    """
     lines = text.splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
     comments = [line[2:].removeprefix(" ").rstrip() for line in lines[:end]]
@@ -77,10 +97,11 @@ def parsed(sql: str) -> exp.Expr:
     return sqlglot.parse_one(sql, read="duckdb")
 
 
-def _read_model(path: Path) -> Model:
-    description, columns, sql = parse_header(path.stem, path.read_text(encoding="utf-8"))
+def _read_model(kind: Kind, path: Path) -> Model:
+    name = f"{kind}/{path.stem}"
+    description, columns, sql = parse_header(name, path.read_text(encoding="utf-8"))
     if not description or not columns:
-        raise KycError(f"sql/{path.name}: the header must describe the table and each column")
+        raise KycError(f"sql/{name}.sql: the header must describe the table and each column")
     tree = parsed(sql)
     own_names = {cte.alias for cte in tree.find_all(exp.CTE)}
     models: set[str] = set()
@@ -92,12 +113,12 @@ def _read_model(path: Path) -> Model:
             models.add(table.name)
     return Model(
         name=path.stem,
+        kind=kind,
         description=description,
         columns=columns,
         sql=sql,
         depends_on=tuple(sorted(models)),
         sources=tuple(sorted(sources)),
-        published=path.parent.name != _INTERMEDIATE,
         reads_lake=bool(sources),
     )
 
@@ -108,12 +129,12 @@ def load_steps() -> tuple[Model, ...]:
 
     Raises :class:`KycError` for a malformed header, an unknown table or a circle.
     """
-    folder = sql_folder()
-    paths = sorted([*folder.glob("*.sql"), *(folder / _INTERMEDIATE).glob("*.sql")])
-    models = {path.stem: _read_model(path) for path in paths}
+    models = {
+        path.stem: _read_model(kind, path) for kind in Kind for path in (sql_folder() / kind).glob("*.sql")
+    }
     for model in models.values():
         if unknown := set(model.depends_on) - models.keys():
-            raise KycError(f"sql/{model.name}.sql reads {', '.join(sorted(unknown))}, which is no model")
+            raise KycError(f"{model.path} reads {', '.join(sorted(unknown))}, which is no model")
     sorter = TopologicalSorter({name: model.depends_on for name, model in models.items()})
     try:
         sorter.prepare()

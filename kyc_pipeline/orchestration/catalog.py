@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import dagster as dg
 
+from kyc_pipeline.analyze.models import load_models
 from kyc_pipeline.orchestration.automation import PUBLISH_WHEN_NEW
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -65,8 +66,9 @@ def complete(source_url: str | None) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
 def _references(spec: dg.AssetSpec) -> list[Reference]:
     name, group = spec.key.path[-1], str(spec.group_name)
     found = [Reference(f"kyc_pipeline/orchestration/assets/{group}.py", "how it is made")]
-    if (ROOT / "sql" / f"{name}.sql").is_file() and group == ANALYZE:
-        found.insert(0, Reference(f"sql/{name}.sql", "the query"))
+    queries = {model.name: model.path for model in load_models()} if group == ANALYZE else {}
+    if name in queries:
+        found.insert(0, Reference(queries[name], "the query"))
     if "dagster/column_schema" in spec.metadata:
         found.append(Reference(DICTIONARY, "data dictionary", f"#{name}"))
     return [*found, Reference(OPERATIONS, "what to do when it fails")]

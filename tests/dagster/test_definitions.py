@@ -129,7 +129,7 @@ def test_code_and_docs_are_links_where_the_repository_is_browsed(tmp_path: Path)
     definitions = build_defs(Pipeline(settings))
     urls = [reference.url for reference in code_references(definitions, "pass_rates")]
     assert urls == [
-        "https://git.example/kyc/main/sql/pass_rates.sql",
+        "https://git.example/kyc/main/sql/marts/pass_rates.sql",
         "https://git.example/kyc/main/kyc_pipeline/orchestration/assets/analyze.py",
         "https://git.example/kyc/main/docs/data-dictionary.md#pass_rates",
         "https://git.example/kyc/main/docs/operations.md",
