@@ -1,4 +1,4 @@
-"""`kyc-pipeline backfill`: partitions in one process, through Dagster, with a progress bar."""
+"""`kyc-pipeline backfill`: runs partitions in one process, through Dagster, with a progress bar."""
 
 import os
 import sys
@@ -21,6 +21,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.decisions import list_held
+from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
@@ -29,19 +30,23 @@ from kyc_pipeline.vocabulary import Outcome
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 LISTED = 20
-STOPPING = "stopping: calls in flight end, since they are paid for; a second signal gives them up"
-GIVING_UP = "giving up the calls in flight: they are held until the next run looks for them"
+STOPPING = "stopping after the calls in flight, which are paid for; a second signal gives them up"
+GIVING_UP = "giving up the calls in flight: they are held until the next run looks them up"
 Result = TypeVar("Result")
 
 
 @click.command()
 @date_range
-@click.option("--max-calls", type=click.IntRange(min=0), help="Budget; else DEEPXL_MAX_CALLS_PER_RUN.")
+@click.option(
+    "--max-calls",
+    type=click.IntRange(min=0),
+    help="Maximum calls; by default DEEPXL_MAX_CALLS_PER_RUN.",
+)
 @click.pass_context
 def backfill(context: click.Context, first: date, last: date, max_calls: int | None) -> None:
-    """Ingest, verify (one paid call a submission), flatten and publish every day of the range.
+    """Ingest, verify (one paid call per submission), flatten and publish every day of the range.
 
-    Days that are already paid make no call.
+    Days that are already paid for make no call.
     """
     settings = load_settings()
     if max_calls is not None:
@@ -53,7 +58,7 @@ def backfill(context: click.Context, first: date, last: date, max_calls: int | N
 
 @dataclass
 class Spent:
-    """The calls of a backfill, as the engine tells of them."""
+    """The calls of a backfill, by day."""
 
     days: dict[str, Progress] = field(default_factory=dict)
 
@@ -65,22 +70,22 @@ class Spent:
 
 
 def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:
-    """Runs `days`, prints what was done and what is left; returns the exit code."""
+    """Runs `days`, prints what was done and what is left, and returns the exit code."""
     check_landing(settings, days)
     pipeline = Pipeline(settings)
     check_api_when_needed(pipeline, days)
     instance = open_instance()
-    spent = Spent()
+    spent, controls = Spent(), CallControls()
     with progress_bar(len(days)) as show:
 
         def progress(progress: Progress) -> None:
             spent.days[progress.date] = progress
             show(progress)
 
-        pipeline.progress = progress
+        controls.progress = progress
         log_level = "INFO" if verbose else "CRITICAL"
-        report = stoppable(
-            pipeline.stop, lambda: run_partitions(pipeline, days, instance, log_level=log_level)
+        failures = stoppable(
+            controls.stop, lambda: run_partitions(pipeline, days, instance, controls, log_level=log_level)
         )
     left = unfinished(pipeline, days)
     for day, submission_id, outcome in left[:LISTED]:
@@ -91,13 +96,13 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
     click.echo(f"this run   {spent}")
     if settings.kyc_warehouse.exists():
         click.echo(places(settings))
-    if report.failures:
-        raise KycError("; ".join(report.failures))
-    if pipeline.stop.draining:
+    if failures:
+        raise KycError("; ".join(failures))
+    if controls.stop.draining:
         click.echo("stopped on request: run the same days again to go on")
-    elif left and pipeline.budget and pipeline.budget.is_used_up:
+    elif left and controls.budget and controls.budget.is_used_up:
         click.echo("stopped: the budget of calls is used up; run the same days again to go on")
-    return EXIT_UNFINISHED if left or pipeline.stop.draining else 0
+    return EXIT_UNFINISHED if left or controls.stop.draining else 0
 
 
 def places(settings: Settings) -> str:
@@ -106,7 +111,7 @@ def places(settings: Settings) -> str:
 
 
 def accounts(lake: Lake, days: Sequence[str]) -> str:
-    """What became of the manifest rows of `days`, in two lines."""
+    """Counts of the manifest rows of `days` and of their outcomes, in two lines."""
     count: Counter[str] = Counter()
     for day in days:
         for table in (SUBMISSIONS, REJECTED_SUBMISSIONS):
@@ -121,26 +126,26 @@ def accounts(lake: Lake, days: Sequence[str]) -> str:
 
 
 def stoppable(stop: StopFlag, work: Callable[[], Result]) -> Result:
-    """`work`'s result; SIGINT and SIGTERM ask it to stop by `stop`, in two stages. Main thread only.
+    """The result of `work`. SIGINT and SIGTERM set `stop`, in two stages. Main thread only.
 
-    It runs in a thread, where Dagster leaves signals alone: in the main thread it would make of the first
-    one a failed step, and the runs that come after it would go on paying.
+    `work` runs in a thread, where Dagster leaves signals alone. In the main thread, Dagster would turn the
+    first signal into a failed step, and the runs after it would go on paying.
     """
-    told = stop.watched(lambda: _tell(stop))
-    with stop_on_signals(stop), told, ThreadPoolExecutor(max_workers=1) as runner:
+    announced = stop.watched(lambda: _announce(stop))
+    with stop_on_signals(stop), announced, ThreadPoolExecutor(max_workers=1) as runner:
         return runner.submit(work).result()
 
 
-def _tell(stop: StopFlag) -> None:
-    """What the signal did. Written past Python's own buffers: a signal may come in the middle of a print."""
+def _announce(stop: StopFlag) -> None:
+    """Says what the signal did, without Python's buffers: a signal may arrive in the middle of a print."""
     text = GIVING_UP if stop.immediate else STOPPING
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())
 
 
 def unfinished(pipeline: Pipeline, days: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(date, submission id, outcome) of what is held, failed or not attempted.
+    """(date, submission id, outcome) of the submissions that are held, failed or not attempted.
 
-    What an operator abandoned stays `uncertain` and is not held any more: it is no unfinished work.
+    An abandoned submission stays `uncertain` but is no longer held, so it does not count.
     """
     lake = pipeline.lake
     with pipeline.open_ledger() as ledger:

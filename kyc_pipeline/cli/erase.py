@@ -133,11 +133,11 @@ def _publisher(settings: Settings, *, verbose: bool) -> Callable[[], None]:
 
     def publish() -> None:
         level = "INFO" if verbose else "CRITICAL"
-        report = run_partitions(Pipeline(settings), [], instance, log_level=level)
-        if report.failures:
+        failures = run_partitions(Pipeline(settings), [], instance, log_level=level)
+        if failures:
             raise KycError(
                 "lake and ledger are done, but the warehouse could not be built again, so the published one "
-                f"still has the person; erase again when it can: {'; '.join(report.failures)}"
+                f"still has the person; erase again when it can: {'; '.join(failures)}"
             )
 
     return publish

@@ -1,12 +1,11 @@
-"""Runs partitions in this process, through Dagster: for the command line and the demo.
+"""Runs partitions in this process, through Dagster.
 
-Runs are recorded in the instance, so the UI shows them like any other.
+The instance records the runs, so the UI shows them like any others.
 """
 
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ import dagster as dg
 
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.orchestration.catch_up import ingested_by, left_behind
+from kyc_pipeline.orchestration.catch_up import days_held_up
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
+from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.sensors import INGEST_STEP
 from kyc_pipeline.verify.budget import CallBudget
 
-DAILY_GROUPS = ("ingest", "verify", "flatten")
 DEFAULT_HOME = Path("dagster_home")
-INSTANCE = """# Dagster's settings for this folder; the project's dagster_home/dagster.yaml explains them.
+INSTANCE = """# The Dagster settings of this folder; the project's dagster_home/dagster.yaml explains them.
 telemetry:
   enabled: false
 run_monitoring:
@@ -31,23 +30,15 @@ run_monitoring:
 """
 
 
-@dataclass
-class LocalRun:
-    """What became of the runs: one line for each step that failed."""
-
-    failures: list[str] = field(default_factory=list)
-    run_ids: list[str] = field(default_factory=list)
-
-
 def make_home(folder: Path) -> None:
-    """Makes `folder` a Dagster home, unless it is one; an existing `dagster.yaml` stays as it is."""
+    """Makes `folder` a Dagster home; an existing `dagster.yaml` stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError), (folder / "dagster.yaml").open("x", encoding="utf-8") as file:
         file.write(INSTANCE)
 
 
 def open_instance() -> dg.DagsterInstance:
-    """The instance at `DAGSTER_HOME`; without it, at `dagster_home/` here, which is made on first use."""
+    """The instance at `DAGSTER_HOME`; without it, at `./dagster_home`, which is created on first use."""
     if home := os.environ.get("DAGSTER_HOME"):
         if not Path(home).is_dir():
             raise UsageError("DAGSTER_HOME is not a folder: create it, or unset it to use dagster_home/")
@@ -58,25 +49,31 @@ def open_instance() -> dg.DagsterInstance:
 
 
 def run_partitions(
-    pipeline: Pipeline, days: Sequence[str], instance: dg.DagsterInstance, *, log_level: str = "CRITICAL"
-) -> LocalRun:
+    pipeline: Pipeline,
+    days: Sequence[str],
+    instance: dg.DagsterInstance,
+    controls: CallControls | None = None,
+    *,
+    log_level: str = "CRITICAL",
+) -> list[str]:
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
-    A day that fails does not stop the others; after a fault that every call would meet, or at the end of
-    the budget, the others are accounted for without a call. A cancel ends the runs. The warehouse is
-    published from what the lake holds, also where some days failed.
+    Returns one line for each failed step. A failed day does not stop the others. After a fault that every
+    call would meet, or with the budget used up, the other days get their outcomes without a call. A cancel
+    ends the runs. The warehouse is published from what the lake holds, even if some days failed.
     """
-    definitions = build_defs(pipeline)
+    controls = controls or CallControls()
+    controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
+    definitions = build_defs(pipeline, controls)
     job = definitions.resolve_job_def(VERIFY_AND_PUBLISH)
     daily: list[dg.AssetKey] = []
     published: list[dg.AssetKey] = []
     for spec in definitions.resolve_all_asset_specs():
-        (daily if spec.group_name in DAILY_GROUPS else published).append(spec.key)
-    pipeline.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
-    report = LocalRun()
+        (daily if spec.partitions_def else published).append(spec.key)
+    failures: list[str] = []
 
-    def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> list[str]:
-        """Runs `keys`; gives the days that were ingested, if others' ingest failed."""
+    def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> str | None:
+        """Runs `keys`; the run's id if the ingest of a day failed."""
         result = job.execute_in_process(
             instance=instance,
             asset_selection=keys,
@@ -84,33 +81,26 @@ def run_partitions(
             run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
             raise_on_error=False,
         )
-        report.run_ids.append(result.run_id)
-        failed = result.filter_events(_is_step_failure)
-        report.failures += [failure_line(event) for event in failed]
-        if INGEST_STEP not in {event.step_key for event in failed}:
-            return []
-        return ingested_by(instance, result.run_id)
+        failed = result.filter_events(lambda event: event.is_step_failure)
+        failures.extend(failure_line(event) for event in failed)
+        return result.run_id if INGEST_STEP in {event.step_key for event in failed} else None
 
     for start in range(0, len(days), BACKFILL_DAYS_PER_RUN):
         batch = days[start : start + BACKFILL_DAYS_PER_RUN]
-        ingested = run(daily, range_tags(batch[0], batch[-1]))
-        for first, last in left_behind(pipeline.lake, ingested, pipeline.settings.kyc_landing):
-            if not pipeline.stop.draining:
-                run(daily, range_tags(first, last))
-        if pipeline.stop.draining:
+        if failed_run := run(daily, range_tags(batch[0], batch[-1])):
+            for first, last in days_held_up(pipeline, instance, failed_run):
+                if not controls.stop.draining:
+                    run(daily, range_tags(first, last))
+        if controls.stop.draining:
             break
     run(published, {})
-    return report
-
-
-def _is_step_failure(event: dg.DagsterEvent) -> bool:
-    return event.is_step_failure
+    return failures
 
 
 def failure_line(event: dg.DagsterEvent) -> str:
-    """The step's failure in one line: our own description, else the class of the error.
+    """The step's failure in one line: the description of our `dg.Failure`, else the class of the error.
 
-    The text of a foreign error may hold what no console should show; `--verbose` shows Dagster's own log.
+    The message of another error may hold personal data. `--verbose` shows Dagster's own log.
     """
     data: Any = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:

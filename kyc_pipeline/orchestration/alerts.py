@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import SecretStr
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.orchestration.failures import fails_plainly
+from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START
 from kyc_pipeline.orchestration.resources import Pipeline
 
@@ -32,7 +32,7 @@ def alert_on_failure(configured: bool, *, pause_seconds: float = PAUSE_SECONDS) 
         default_status=dg.DefaultSensorStatus.RUNNING if configured else dg.DefaultSensorStatus.STOPPED,
         description="Posts to KYC_ALERT_WEBHOOK which run failed, of which days and at which step.",
     )
-    @fails_plainly
+    @safe_errors
     def sensor(
         context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> dg.SkipReason | None:

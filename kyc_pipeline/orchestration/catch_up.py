@@ -1,10 +1,11 @@
-"""Which partitions a scheduler has to run.
+"""Which partitions need a run.
 
-Missing or with manifests that changed; left by a run that was killed between its steps or in one; incomplete
-(failed, not attempted); with submissions that an operator set to be sent again; with rows whose files had not
-arrived.
+Those that are missing or whose manifests changed, that a killed run left unfinished, with failed or not
+attempted submissions, with submissions that an operator set to be sent again, and with rows whose files were
+missing.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -45,19 +46,19 @@ class Due:
 
     days: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Days whose manifests cannot be looked at, and why: each fails in a run of its own, where it is seen."""
+    """Days whose manifests cannot be read, with the reason: each gets its own run, which fails with it."""
 
 
 def require_mounted(settings: Settings) -> None:
-    """Raises :class:`UsageError` without a landing zone: that must not look like one without news."""
+    """Raises :class:`UsageError` if there is no landing zone, which is not the same as an empty one."""
     if not settings.kyc_landing.is_dir():
         raise UsageError(f"KYC_LANDING: {settings.kyc_landing} is not a folder: is the volume mounted?")
 
 
 def due_days(pipeline: Pipeline, *, until: date) -> Due:
-    """The days with manifests, within `KYC_CATCH_UP_DAYS` before and with `until`, that need a run.
+    """The days with manifests that need a run, among the `KYC_CATCH_UP_DAYS` days up to `until`.
 
-    Raises :class:`UsageError` where the landing zone is not there.
+    Raises :class:`UsageError` if there is no landing zone.
     """
     settings, lake = pipeline.settings, pipeline.lake
     require_mounted(settings)
@@ -79,25 +80,27 @@ def due_days(pipeline: Pipeline, *, until: date) -> Due:
 
 
 def unreadable_key(settings: Settings, day: str) -> str:
-    """The key of the run for the unreadable files of `day`: another one as soon as the files change."""
+    """The run key for the unreadable manifests of `day`; it changes when the files do."""
     try:
         return f"{day}:unreadable:{manifest_signature(settings.kyc_landing, day)}"
     except KycError:
         return f"{day}:unreadable"
 
 
-def left_behind(lake: Lake, ingested: Sequence[str], landing: Path) -> Iterator[tuple[str, str]]:
-    """Ranges (first, last) of the days that a failed ingest of other days kept from their own work.
+def days_held_up(pipeline: Pipeline, instance: dg.DagsterInstance, run_id: str) -> Iterator[tuple[str, str]]:
+    """Ranges (first, last) of the days that the run ingested and that still need a run.
 
-    Dagster runs no step after one that failed, though it failed for one day of ten. `ingested` are the days
-    that the failed step finished: fewer than it was to do, so that runs which follow each other come to an
-    end whatever the failure is.
+    Dagster skips every step after a failed one, even if it failed for one day of ten. The days that the
+    run ingested are fewer than its days, so runs that follow each other always come to an end.
     """
-    yield from contiguous_ranges([day for day in ingested if _needs_run(landing, lake, day)])
+    landing, lake = pipeline.settings.kyc_landing, pipeline.lake
+    yield from contiguous_ranges(
+        [day for day in ingested_by(instance, run_id) if _needs_run(landing, lake, day)]
+    )
 
 
 def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    """The days that a run finished the ingest of, in order."""
+    """The days whose ingest the run finished, in order."""
     key = dg.AssetKey(SUBMISSIONS.name)
     entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
     events = (entry.dagster_event for entry in entries)
@@ -107,14 +110,14 @@ def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 
 
 def _needs_run(landing: Path, lake: Lake, day: str) -> bool:
-    """Whether a table of the day is missing, broken or not made from the one before it, or has open rows."""
+    """Whether a table of the day is missing, unreadable, older than its source, or has unfinished rows."""
     if not is_ingested(landing, lake, day):
         return True
     try:
         answers = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
         state = lake.metadata(VERIFICATION_RESPONSES, day).get(STATE_KEY)
         return (
-            # A run was killed while it made calls; or it is making them, and the one to come waits for it.
+            # A run was killed while it made calls, or is still making them: then the next run waits for it.
             state != ResponsesState.COMPLETE
             or not INCOMPLETE.isdisjoint(pc.unique(answers["outcome"]).to_pylist())
             or not answers["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
@@ -126,14 +129,8 @@ def _needs_run(landing: Path, lake: Lake, day: str) -> bool:
 
 def contiguous_ranges(days: Sequence[str]) -> Iterator[tuple[str, str]]:
     """`days` (ISO dates in order) as ranges (first, last) without gaps."""
-    first = previous = None
-    for day in days:
-        if previous is not None and date.fromisoformat(day) - date.fromisoformat(previous) > timedelta(
-            days=1
-        ):
-            assert first is not None
-            yield first, previous
-            first = None
-        first, previous = first or day, day
-    if first is not None and previous is not None:
-        yield first, previous
+    ordinals = [date.fromisoformat(day).toordinal() for day in days]
+    # In a range without gaps, the ordinal less the position is constant.
+    for _, group in itertools.groupby(range(len(days)), key=lambda position: ordinals[position] - position):
+        positions = list(group)
+        yield days[positions[0]], days[positions[-1]]

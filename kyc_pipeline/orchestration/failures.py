@@ -1,8 +1,8 @@
-"""What a failing step tells Dagster: our own errors in their one line, any other by its class and place.
+"""What a failing step tells Dagster: the message of a `KycError`, only class and place of any other error.
 
-Dagster keeps an error's text and the texts of its causes in the event log, where they stay and are shown.
-Only `KycError` promises to hold no personal data, so nothing else gets that far. The whole error goes to a
-logger of its own, which only `kyc-pipeline --verbose` gives a place to go: its standard error.
+Dagster stores and shows the message of an error and of its causes. Only `KycError` promises that its message
+holds no personal data. The complete error goes to the logger `WHOLE_ERRORS`, which has a handler only with
+`kyc-pipeline --verbose`: standard error.
 """
 
 import contextlib
@@ -20,39 +20,41 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def told(error: Exception) -> str:
-    """The line for Dagster."""
+def safe_message(error: Exception) -> str:
+    """The line that Dagster may store."""
     logger = logging.getLogger(WHOLE_ERRORS)
-    if logger.handlers:  # not those of loggers above it, which Dagster may listen to
+    if logger.handlers:  # its own: Dagster may listen to its parents
         logger.error("the whole error:", exc_info=error)
     return plain_line(error)
 
 
-def fails_plainly(step: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorates what Dagster runs, below Dagster's own decorator: every error becomes a plain Failure."""
+def safe_errors(step: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Turns every error of a step or tick into a `dg.Failure` with a safe message.
+
+    It goes below Dagster's own decorator.
+    """
     if inspect.isgeneratorfunction(step):
 
         @functools.wraps(step)
-        def steps(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Iterator[Any]:
-            with _plain():
+        def generator(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Iterator[Any]:
+            with _safe():
                 yield from cast(Iterator[Any], step(*args, **kwargs))
 
-        return cast(Callable[Parameters, Result], steps)
+        return cast(Callable[Parameters, Result], generator)
 
     @functools.wraps(step)
-    def one_step(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with _plain():
+    def function(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with _safe():
             return step(*args, **kwargs)
 
-    return one_step
+    return function
 
 
 @contextlib.contextmanager
-def _plain() -> Iterator[None]:
+def _safe() -> Iterator[None]:
     try:
         yield
     except dg.Failure:
-        raise  # our own words already
-    # Whatever it is: its text may hold what must not be kept.
+        raise  # our own message
     except Exception as error:
-        raise dg.Failure(told(error), allow_retries=False) from None
+        raise dg.Failure(safe_message(error), allow_retries=False) from None

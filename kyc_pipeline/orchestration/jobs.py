@@ -1,18 +1,23 @@
-"""The jobs over assets, and the tags of their runs."""
+"""The jobs, and the tags of their runs."""
 
 from collections.abc import Mapping
 from datetime import date, timedelta
+from typing import Literal
 
 import dagster as dg
+from pydantic import Field
+
+from kyc_pipeline.ledger.decisions import operator, resolve_held
+from kyc_pipeline.orchestration.failures import safe_errors
+from kyc_pipeline.orchestration.resources import Pipeline
 
 VERIFY_AND_PUBLISH = "verify_and_publish"
-FLATTEN_AND_PUBLISH = "flatten_and_publish"
 
 TODAY = {"dagster/priority": "10"}
-"""Of runs for what has just come: the queue takes them before a backfill's, whose priority is 0."""
+"""Tags of runs for new data: the queue starts them before the runs of a backfill, which have priority 0."""
 CATCH_UP = {"dagster/priority": "5"}
-"""Of runs for what was missed."""
-# In one process: a step costs 0.1 s instead of 2.5 s, and a run is already a process of its own.
+"""Tags of runs for what was missed."""
+# A step costs 0.1 s instead of 2.5 s, and a run is a process of its own anyway.
 EXECUTOR = dg.in_process_executor
 
 
@@ -22,28 +27,59 @@ verify_and_publish = dg.define_asset_job(
     description="Ingest, verify (paid) and flatten the run's days; publish warehouse and report.",
     executor_def=EXECUTOR,
 )
-"""The job over all assets: the daily ones for the run's day or range of days, then the warehouse."""
+"""All assets: the daily ones for the run's day or range of days, then the warehouse."""
 
 flatten_and_publish = dg.define_asset_job(
-    FLATTEN_AND_PUBLISH,
+    "flatten_and_publish",
     selection=dg.AssetSelection.groups("flatten", "analyze"),
-    description="Re-flatten only: makes the curated tables again from the answers that are there, and "
-    "publishes. Makes no call and costs nothing. For after an upgrade that reads answers better.",
+    description="Re-flatten only: rebuilds the curated tables from the stored answers and publishes. Makes "
+    "no call and costs nothing. For use after an upgrade that reads answers better.",
     executor_def=EXECUTOR,
 )
 """Without the paid step: it cannot spend anything."""
+
+
+class ResolveHeldConfig(dg.Config):
+    """One decision about one held submission."""
+
+    submission_id: str = Field(description="Id of the held submission; `kyc-pipeline held list` shows them.")
+    decision: Literal["retry", "abandon"] = Field(
+        description="retry: look it up, then send it again, which may cost a second call; abandon: never "
+        "send it again."
+    )
+
+
+@dg.op(description="Records the decision in the ledger. The next run of the submission's day applies it.")
+@safe_errors
+def record_decision(
+    context: dg.OpExecutionContext, config: ResolveHeldConfig, pipeline: dg.ResourceParam[Pipeline]
+) -> None:
+    """Raises :class:`~dagster.Failure` if the submission is not held."""
+    with pipeline.open_ledger() as ledger:
+        resolve_held(ledger, config.submission_id, config.decision, f"{operator()}, run {context.run_id}")
+    context.log.info(f"{config.submission_id}: {config.decision}")
+
+
+@dg.job(description="Decide about a held submission: send it again, or never.")
+def resolve_held_submission() -> None:
+    """`kyc-pipeline held resolve` for the launchpad.
+
+    The operator's name is not configuration, which Dagster shows with the run for ever. The ledger stores the
+    run's id and the name of the user that the run belongs to.
+    """
+    record_decision()
 
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
 def range_tags(first: str, last: str) -> dict[str, str]:
-    """The run tags by which Dagster runs the days from `first` to `last` as one run."""
+    """The run tags that make Dagster run the days from `first` to `last` as one run."""
     return {RANGE_START: first, RANGE_END: last}
 
 
 def range_days(tags: Mapping[str, str]) -> list[str]:
-    """The days of a run with these tags; none where it is not a run over a range of days."""
+    """The days of a run with these tags; none if it is not a run over a range of days."""
     if RANGE_START not in tags or RANGE_END not in tags:
         return []
     first, last = (date.fromisoformat(tags[name]) for name in (RANGE_START, RANGE_END))

@@ -1,12 +1,12 @@
-"""The weekly cleaning: old runs of Dagster, free pages of the ledger, files that killed processes left.
+"""The weekly clean-up: old Dagster runs, free pages of the ledger, files of killed processes.
 
-A run is forgotten only when nothing is lost with it: deleting a run deletes its materializations too, and
-with them that a day is done. So a run stays as long as it holds the newest materialization of anything.
+Deleting a run also deletes its materializations, and then Dagster no longer knows that a day is done. So a
+run stays as long as it holds the latest materialization of an asset or partition.
 """
 
-import contextlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from pydantic import Field
 from kyc_pipeline.lake.atomic import drafts_of, remove_drafts
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.ledger.upkeep import vacuum
-from kyc_pipeline.orchestration.failures import fails_plainly
+from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.resources import Pipeline
 
 SCRATCH: Final = ("kyc-ingest-*", "kyc-plan-*")
@@ -29,37 +29,39 @@ _ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.Da
 
 
 class MaintenanceConfig(dg.Config):
-    """What is kept."""
+    """What the job keeps."""
 
     keep_runs_days: int = Field(
         default=90,
         ge=1,
-        description="Runs that ended longer ago are forgotten, unless something stands on them.",
+        description="Runs that ended longer ago are deleted, unless they hold a latest materialization.",
     )
     keep_files_hours: int = Field(
-        default=24, ge=1, description="Unfinished files of processes that are gone are removed when older."
+        default=24, ge=1, description="Unfinished files of killed processes are removed if older."
     )
 
 
-@dg.op(description="Forgets old runs whose materializations have all been replaced by newer ones.")
-@fails_plainly
+@dg.op(description="Deletes old runs if newer materializations have replaced all of theirs.")
+@safe_errors
 def prune_runs(context: dg.OpExecutionContext, config: MaintenanceConfig) -> None:
-    """Logs how many runs were forgotten and how many stay because something stands on them."""
+    """Logs how many runs were deleted, and how many stay because they hold a latest materialization."""
     before = datetime.now(UTC) - timedelta(days=config.keep_runs_days)
-    forgotten, kept = forget_runs(context.instance, before)
-    context.log.info(f"{forgotten} runs of before {before:%Y-%m-%d} forgotten, {kept} kept: assets need them")
+    deleted, kept = delete_runs(context.instance, before)
+    context.log.info(
+        f"{deleted} runs from before {before:%Y-%m-%d} deleted; {kept} kept, with latest materializations"
+    )
 
 
-@dg.op(ins={"after": dg.In(dg.Nothing)}, description="Gives the ledger's free pages back to the disk.")
-@fails_plainly
+@dg.op(ins={"after": dg.In(dg.Nothing)}, description="Returns the ledger's free pages to the disk.")
+@safe_errors
 def vacuum_ledger(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> None:
-    """Logs what was done, or why not."""
+    """Logs what was done, or why nothing was."""
     with pipeline.open_ledger() as ledger:
         context.log.info(vacuum(ledger))
 
 
-@dg.op(ins={"after": dg.In(dg.Nothing)}, description="Removes unfinished files of processes that are gone.")
-@fails_plainly
+@dg.op(ins={"after": dg.In(dg.Nothing)}, description="Removes unfinished files of killed processes.")
+@safe_errors
 def remove_stale_files(
     context: dg.OpExecutionContext, config: MaintenanceConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> None:
@@ -70,30 +72,19 @@ def remove_stale_files(
 
 
 @dg.job(
-    description="Forgets old runs, gives the ledger's free pages back, removes unfinished files.",
+    description="Deletes old runs, returns the ledger's free pages to the disk, removes unfinished files.",
     executor_def=dg.in_process_executor,
     tags={"dagster/priority": "-5"},
 )
 def maintenance() -> None:
-    """One after the other: none of them is in a hurry."""
+    """One op after the other; none is urgent."""
     remove_stale_files(after=vacuum_ledger(after=prune_runs()))
 
 
-def weekly_maintenance() -> dg.ScheduleDefinition:
-    """Sundays at 05:30 UTC, after the night's runs."""
-    return dg.ScheduleDefinition(
-        name="weekly_maintenance",
-        job=maintenance,
-        cron_schedule="30 5 * * 0",
-        execution_timezone="UTC",
-        description="Cleans up: old runs, the ledger's free pages, unfinished files.",
-    )
-
-
-def forget_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int]:
+def delete_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int]:
     """Deletes ended runs created before `before`, with their events and logs; (deleted, kept)."""
     old = set(_ended_runs(instance, before))
-    needed = old & set(_runs_that_assets_stand_on(instance)) if old else set()
+    needed = old & set(_runs_with_latest_materializations(instance)) if old else set()
     for run_id in old - needed:
         instance.delete_run(run_id)
         instance.compute_log_manager.delete_logs(prefix=[run_id])
@@ -109,25 +100,25 @@ def _ended_runs(instance: dg.DagsterInstance, before: datetime) -> Iterator[str]
         cursor = page[-1].dagster_run.run_id
 
 
-def _runs_that_assets_stand_on(instance: dg.DagsterInstance) -> Iterator[str]:
-    """The runs that hold the newest materialization of an asset, or of one of its partitions."""
+def _runs_with_latest_materializations(instance: dg.DagsterInstance) -> Iterator[str]:
+    """The runs that hold the latest materialization of an asset or of one of its partitions."""
     for key in instance.all_asset_keys():
-        newest = instance.get_latest_materialization_event(key)
-        if newest is not None:
-            yield newest.run_id
+        latest = instance.get_latest_materialization_event(key)
+        if latest is not None:
+            yield latest.run_id
         ids = sorted(
             instance.get_latest_storage_id_by_partition(
                 key, dg.DagsterEventType.ASSET_MATERIALIZATION
             ).values()
         )
         for start in range(0, len(ids), _PAGE):
-            some = dg.AssetRecordsFilter(asset_key=key, storage_ids=ids[start : start + _PAGE])
-            for record in instance.fetch_materializations(some, limit=_PAGE).records:
+            page = dg.AssetRecordsFilter(asset_key=key, storage_ids=ids[start : start + _PAGE])
+            for record in instance.fetch_materializations(page, limit=_PAGE).records:
                 yield record.run_id
 
 
 def _remove_shard(instance: dg.DagsterInstance, run_id: str) -> None:
-    """SQLite keeps a file for each run's events, which Dagster empties and leaves."""
+    """Removes the run's SQLite file of events, which Dagster only empties."""
     shard = Path(instance.root_directory) / "history" / "runs" / f"{run_id}.db"
     for side in ("", "-wal", "-shm"):
         shard.with_name(shard.name + side).unlink(missing_ok=True)
@@ -143,20 +134,16 @@ def remove_stale(pipeline: Pipeline, older_than: float) -> int:
         remove_drafts(drafts_of(target), older_than=older_than)
     for pattern in SCRATCH:
         for folder in Path(tempfile.gettempdir()).glob(pattern):
-            if _is_ours(folder) and _is_older(folder, older_than):
+            if _is_stale(folder, older_than):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
     return removed
 
 
-def _is_older(path: Path, moment: float) -> bool:
+def _is_stale(path: Path, older_than: float) -> bool:
+    """Whether `path` is an old folder of this user: others' folders and symbolic links stay."""
     try:
-        return path.stat().st_mtime < moment
+        found = path.lstat()
     except FileNotFoundError:
         return False
-
-
-def _is_ours(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return path.lstat().st_uid == os.getuid() and path.is_dir() and not path.is_symlink()
-    return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mtime < older_than

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.orchestration.failures import told
+from kyc_pipeline.orchestration.failures import safe_message
 
 BACKFILL_DAYS_PER_RUN = 10
 """Days in one run of a backfill: a run costs seconds, and what a run pays for is seen when it ends."""
@@ -88,9 +88,9 @@ def work_through(
             except KycError as error:
                 failures.append(f"{day}: {error}")
                 continue
-            # Nobody foresaw it, so the other days are not begun.
+            # Unexpected error: skip the remaining days.
             except Exception as error:
-                failures.append(f"{day}: {told(error)}")
+                failures.append(f"{day}: {safe_message(error)}")
                 break
             if result is None:
                 skipped = True

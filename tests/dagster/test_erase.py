@@ -201,6 +201,6 @@ def test_a_build_that_read_the_lake_before_an_erasure_is_not_published(
         return summary
 
     monkeypatch.setattr(assets, "build", build_slowly)
-    [failure] = run_partitions(pipeline, [], instance).failures
+    [failure] = run_partitions(pipeline, [], instance)
     assert "somebody was erased" in failure
     assert not pipeline.settings.kyc_warehouse.exists()

@@ -21,8 +21,9 @@ from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import WHOLE_ERRORS, KycError, UsageError, plain_line
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.schema import decisions
-from kyc_pipeline.orchestration.failures import fails_plainly
+from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.jobs import range_tags
+from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import DayResult, daily_partitions, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
@@ -46,12 +47,12 @@ def everything(instance: dg.DagsterInstance) -> str:
     return "\n".join(told)
 
 
-@fails_plainly
+@safe_errors
 def in_a_step() -> None:
     raise_with_causes()
 
 
-@fails_plainly
+@safe_errors
 def in_steps() -> Iterator[dg.MaterializeResult]:
     yield dg.MaterializeResult(metadata={"made": 1})
     raise_with_causes()
@@ -63,7 +64,7 @@ def raise_with_causes() -> None:
     raise error from cause
 
 
-def test_every_step_and_every_tick_fails_plainly() -> None:
+def test_every_step_and_every_tick_safe_errors() -> None:
     run_by_dagster = {"dg.op", "dg.asset", "dg.multi_asset"}
     run_by_dagster |= {"dg.sensor", "dg.run_failure_sensor", "dg.schedule"}
     found = 0
@@ -73,7 +74,7 @@ def test_every_step_and_every_tick_fails_plainly() -> None:
                 names = [ast.unparse(decorator).partition("(")[0] for decorator in node.decorator_list]
                 if run_by_dagster.intersection(names):
                     found += 1
-                    assert names[1:] == ["fails_plainly"], f"{path.name}: {node.name}"
+                    assert names[1:] == ["safe_errors"], f"{path.name}: {node.name}"
     assert found >= 11
 
 
@@ -152,10 +153,8 @@ def test_who_decides_is_in_the_ledger_and_not_in_the_run(
     assert getpass.getuser() == SECRET
     (lost,) = landing.day(DAY, 1)
     with running_simulator(token="test-token", faults={lost: [HTML_502]}) as simulator:
-        pipeline = Pipeline(
-            settings.model_copy(update={"deepxl_base_url": simulator.url}), timing=Timing(look_ups=(0.0,))
-        )
-        definitions = build_defs(pipeline)
+        pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
+        definitions = build_defs(pipeline, CallControls(timing=Timing(look_ups=(0.0,))))
         definitions.resolve_job_def("verify_and_publish").execute_in_process(
             instance=instance, partition_key=DAY
         )

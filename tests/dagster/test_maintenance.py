@@ -17,7 +17,7 @@ from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
 from kyc_pipeline.ledger.leases import acquire_lease, renew_lease
 from kyc_pipeline.ledger.upkeep import vacuum
-from kyc_pipeline.orchestration.maintenance import forget_runs, remove_stale
+from kyc_pipeline.orchestration.maintenance import delete_runs, remove_stale
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 
@@ -50,8 +50,8 @@ def test_runs_are_forgotten_and_no_day_with_them(
     superseded, newest, other_day = run(DAY), run(DAY), run(NEXT_DAY)
     home = Path(stored.root_directory)
     assert (home / "history" / "runs" / f"{superseded}.db").exists()
-    assert forget_runs(stored, datetime.now(UTC) - LATER) == (0, 0)
-    assert forget_runs(stored, datetime.now(UTC) + LATER) == (1, 2)
+    assert delete_runs(stored, datetime.now(UTC) - LATER) == (0, 0)
+    assert delete_runs(stored, datetime.now(UTC) + LATER) == (1, 2)
     assert {record.run_id for record in stored.get_runs()} == {newest, other_day}
     assert not (home / "history" / "runs" / f"{superseded}.db").exists()
     for asset in ("submissions", "verification_responses", "verifications"):

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 import kyc_pipeline.cli.progress
-import kyc_pipeline.orchestration.assets.verify
+import kyc_pipeline.orchestration.paid_calls
 from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.definitions import build_defs
@@ -81,7 +81,7 @@ def test_a_long_partition_is_told_by_time(
     told: Callable[[dg.ExecuteInProcessResult], Told],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kyc_pipeline.orchestration.assets.verify, "LOG_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(kyc_pipeline.orchestration.paid_calls, "LOG_EVERY_SECONDS", 0.0)
     landing.day(DAY, 8)
     with running_simulator(token="test-token", latency_ms=250) as simulator:
         changes = {"deepxl_base_url": simulator.url, "deepxl_max_concurrency": 1}

@@ -17,7 +17,7 @@ from kyc_pipeline.lake.tables import (
     Table,
 )
 from kyc_pipeline.orchestration.checks.flatten import CHECKS, check_partition
-from kyc_pipeline.orchestration.failures import fails_plainly
+from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import row_count, table_spec
@@ -47,7 +47,7 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
         check_specs=[check.spec() for check in CHECKS],
         backfill_policy=BACKFILL_POLICY,
     )
-    @fails_plainly
+    @safe_errors
     def flatten(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:

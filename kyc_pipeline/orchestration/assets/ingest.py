@@ -9,7 +9,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.manifests import ingest_lock, ingest_partition
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
-from kyc_pipeline.orchestration.failures import fails_plainly
+from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import row_count, table_spec
@@ -29,7 +29,7 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         check_specs=[check.spec() for check in CHECKS],
         backfill_policy=BACKFILL_POLICY,
     )
-    @fails_plainly
+    @safe_errors
     def ingest(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:

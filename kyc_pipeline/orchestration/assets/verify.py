@@ -1,56 +1,53 @@
-"""The asset of the group `verify`, the paid step, and the job that decides about held submissions.
+"""The asset of the group `verify`: the paid step.
 
-It has no RetryPolicy: the engine itself retries what is surely not processed, and a policy would turn a
-cancelled run into a second one.
+It has no RetryPolicy. The engine retries what was certainly not processed, and a policy would start a
+cancelled run again.
 """
 
-import time
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from kyc_pipeline.deepxl.errors import DeepXLError
-from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.decisions import operator, resolve_held
-from kyc_pipeline.ledger.models import Spend
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
-from kyc_pipeline.orchestration.failures import fails_plainly
+from kyc_pipeline.orchestration.failures import safe_errors
+from kyc_pipeline.orchestration.paid_calls import CallControls, day_figures, log_plan, log_progress
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
-from kyc_pipeline.orchestration.specs import row_count, table_spec
+from kyc_pipeline.orchestration.specs import table_spec
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.plan import PartitionPlan, plan_partitions, total
+from kyc_pipeline.verify.plan import plan_partitions
 from kyc_pipeline.verify.reconcile import reconcile
-from kyc_pipeline.verify.summary import Progress, Stopped, VerifySummary, estimated_cost, percentile
+from kyc_pipeline.verify.summary import Stopped
 
 GROUP = "verify"
 POOL = "deepxl"
-"""Runs that pay take places in this pool (see dagster.yaml); the pace of the calls is the rate limiter's."""
-LOG_EVERY_SECONDS = 15.0
+"""Limits the concurrent runs with paid calls (see dagster.yaml); the rate limiter limits the calls."""
 
 
 class VerifyConfig(dg.Config):
-    """What a run may spend, chosen in the launchpad."""
+    """The run's spending limits, set in the launchpad."""
 
     max_calls: int | None = Field(
-        default=None, ge=0, description="Budget of this run in calls; by default DEEPXL_MAX_CALLS_PER_RUN."
+        default=None,
+        ge=0,
+        description="Maximum number of calls of this run; by default DEEPXL_MAX_CALLS_PER_RUN.",
     )
     price_per_call: str | None = Field(
-        default=None, description="Price of one call, a decimal; by default DEEPXL_PRICE_PER_CALL."
+        default=None, description="Price of one call as a decimal; by default DEEPXL_PRICE_PER_CALL."
     )
     dry_run: bool = Field(
-        default=False, description="Only log what the run would do and cost; nothing is called or written."
+        default=False, description="Only log what the run would do and cost: no call, nothing written."
     )
 
     def apply(self, settings: Settings) -> Settings:
-        """`settings` with what this run overrides."""
+        """`settings` with the overrides of this run."""
         changes: dict[str, object] = {}
         if self.max_calls is not None:
             changes["deepxl_max_calls_per_run"] = self.max_calls
@@ -68,8 +65,13 @@ class VerifyConfig(dg.Config):
         return price
 
 
-def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
-    """`verification_responses`, from `submissions` and one paid call each."""
+def verify_assets(
+    partitions: dg.PartitionsDefinition[str], controls: CallControls | None = None
+) -> dg.AssetsDefinition:
+    """`verification_responses`, from `submissions` and one paid call each.
+
+    `controls` are shared by all runs in this process; without them, each run has its own.
+    """
 
     @dg.multi_asset(
         name="verify",
@@ -85,24 +87,23 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         check_specs=[check.spec() for check in CHECKS],
         backfill_policy=BACKFILL_POLICY,
         pool=POOL,
-        can_subset=True,  # so that a dry run may end without the asset and its checks
+        can_subset=True,  # a dry run ends without the asset and its checks
     )
-    @fails_plainly
+    @safe_errors
     def verify(
         context: dg.AssetExecutionContext, config: VerifyConfig, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-        # Imported here: an HTTP client takes half a second, and a code location loads without one.
-        from kyc_pipeline.verify.dispatcher import Timing
+        # Not at load: importing an HTTP client takes half a second.
         from kyc_pipeline.verify.engine import verify_partition
 
         settings = config.apply(pipeline.settings)
-        lake = pipeline.lake
+        lake, run = pipeline.lake, controls or CallControls()
         with pipeline.open_ledger() as ledger:
             plans = plan_partitions(lake, ledger, list(context.partition_keys), settings)
-            _tell_plan(context, plans, settings)
+            log_plan(context, plans, settings)
             if config.dry_run:
                 return
-            budget = pipeline.budget or CallBudget(settings.deepxl_max_calls_per_run)
+            budget = run.budget or CallBudget(settings.deepxl_max_calls_per_run)
 
             def work(day: str) -> DayResult:
                 try:
@@ -112,13 +113,13 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                         ledger=ledger,
                         date=day,
                         run_id=context.run.run_id,
-                        stop=pipeline.stop,
-                        progress=pipeline.progress or _log_progress(context),
+                        stop=run.stop,
+                        progress=run.progress or log_progress(context),
                         budget=budget,
-                        timing=pipeline.timing or Timing(),
+                        timing=run.timing,
                     )
                 except DeepXLError:
-                    # Every further call would meet it: the days that remain are accounted for without one.
+                    # Every further call would fail too: the remaining days get their outcomes without one.
                     budget.exhaust()
                     raise
                 if summary.stopped is Stopped.CIRCUIT_OPEN:
@@ -126,10 +127,9 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                 context.log.info(f"{day}: {summary}")
                 return DayResult(
                     metadata={
-                        VERIFICATION_RESPONSES.name: {
-                            **_metadata(summary, read_spend(ledger, day), settings),
-                            **_latencies(lake, day),
-                        }
+                        VERIFICATION_RESPONSES.name: day_figures(
+                            summary, read_spend(ledger, day), lake, settings
+                        )
                     },
                     checks=check_partition(reconcile(lake, ledger, day), summary),
                 )
@@ -137,108 +137,3 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
             yield from work_through(context, work)
 
     return verify
-
-
-class ResolveHeldConfig(dg.Config):
-    """One decision about one held submission."""
-
-    submission_id: str = Field(description="The held submission's id; `kyc-pipeline held list` shows them.")
-    decision: Literal["retry", "abandon"] = Field(
-        description="retry: look once more, then send again, which may be paid twice; abandon: never again."
-    )
-
-
-@dg.op(description="Records the decision in the ledger; the next run of the submission's day acts on it.")
-@fails_plainly
-def record_decision(
-    context: dg.OpExecutionContext, config: ResolveHeldConfig, pipeline: dg.ResourceParam[Pipeline]
-) -> None:
-    """Raises :class:`~dagster.Failure` where the submission is not held."""
-    with pipeline.open_ledger() as ledger:
-        resolve_held(ledger, config.submission_id, config.decision, f"{operator()}, run {context.run_id}")
-    context.log.info(f"{config.submission_id}: {config.decision}")
-
-
-@dg.job(description="Decide about a held submission: send it again, or never.")
-def resolve_held_submission() -> None:
-    """What `kyc-pipeline held resolve` does, from the launchpad.
-
-    Who decided is no configuration, since that is shown with the run for ever: the ledger keeps the run's id
-    and the name of the user that it ran as.
-    """
-    record_decision()
-
-
-def _metadata(summary: VerifySummary, spend: Spend, settings: Settings) -> dict[str, Any]:
-    """Figures of one day, plotted by Dagster over the partitions.
-
-    Calls and cost are the day's, over all its runs: one that had nothing to pay hides nothing.
-    """
-    cost = estimated_cost(settings, spend.billable_calls)
-    figures: dict[str, Any] = {
-        **row_count(sum(summary.outcomes.values())),
-        **{outcome.value: count for outcome, count in summary.outcomes.items()},
-        "held": summary.held,
-        "calls": spend.calls,
-        "billable_calls": spend.billable_calls,
-        "calls_of_this_run": summary.calls,
-        "retries": summary.retries,
-        "adopted": summary.adopted,
-    }
-    return figures if cost is None else {**figures, "estimated_cost": float(cost)}
-
-
-def _latencies(lake: Lake, day: str) -> dict[str, float]:
-    """Percentiles of the day's answers, whichever run got them."""
-    column = lake.read(VERIFICATION_RESPONSES, day, ["latency_ms"])["latency_ms"]
-    found = array("d", (float(value) for value in column.to_pylist() if value is not None))
-    shares = {"latency_p50_ms": percentile(found, 0.50), "latency_p95_ms": percentile(found, 0.95)}
-    return {name: value for name, value in shares.items() if value is not None}
-
-
-def _tell_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], settings: Settings) -> None:
-    """What the run is about to spend: its first line in the log, and for each day an observation."""
-    most = settings.deepxl_max_calls_per_run
-    budget = "" if most is None else f"; the budget is {most} calls"
-    context.log.info(f"plan: {total(plans, settings)}{budget}")
-    for plan in plans:
-        if len(plans) > 1:
-            context.log.info(f"plan of {plan.date}: {plan}")
-        figures: dict[str, int | float] = {
-            "submissions": plan.submissions,
-            "already_paid": plan.already_paid,
-            "held": plan.held,
-            "calls_to_make": plan.calls_to_make,
-        }
-        if plan.estimated_cost is not None:
-            figures["estimated_cost"] = float(plan.estimated_cost)
-        context.log_event(
-            dg.AssetObservation(VERIFICATION_RESPONSES.name, partition=plan.date, metadata=figures)
-        )
-
-
-def _log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None]:
-    """Tells by time, not by call: a run of 100,000 calls stays readable."""
-    last = time.monotonic()
-
-    def log(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= LOG_EVERY_SECONDS:
-            last = now
-            context.log.info(str(progress))
-            context.log_event(
-                dg.AssetObservation(
-                    VERIFICATION_RESPONSES.name,
-                    partition=progress.date,
-                    metadata={
-                        "settled": progress.done,
-                        "to_settle": progress.total,
-                        "calls": progress.calls,
-                        "retries": progress.retries,
-                        "uncertain": progress.uncertain,
-                    },
-                )
-            )
-
-    return log

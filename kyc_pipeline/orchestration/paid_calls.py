@@ -1,0 +1,111 @@
+"""The paid calls as Dagster sees them: who controls them, what a run logs, the figures of a day."""
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.models import Spend
+from kyc_pipeline.orchestration.specs import row_count
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.budget import CallBudget
+from kyc_pipeline.verify.plan import PartitionPlan, total
+from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import Progress, VerifySummary, estimated_cost, percentile
+
+if TYPE_CHECKING:  # a code location loads without an HTTP client
+    from kyc_pipeline.verify.dispatcher import Timing
+
+LOG_EVERY_SECONDS = 15.0
+
+
+@dataclass
+class CallControls:
+    """What the command line shares with the runs that it starts in its own process.
+
+    A run that Dagster starts has the defaults.
+    """
+
+    stop: StopFlag = field(default_factory=StopFlag)
+    """Stops the paid calls; the command line sets it on SIGINT and SIGTERM."""
+    progress: Callable[[Progress], None] | None = None
+    """Called with the figures of the calls while they are made; by default, the run logs them."""
+    budget: CallBudget | None = None
+    """The budget of all runs together; by default, each run has its own."""
+    timing: "Timing | None" = None
+    """The engine's waits, which tests shorten."""
+
+
+def log_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], settings: Settings) -> None:
+    """Logs what the run is about to spend, in total and per day, with an observation per day."""
+    most = settings.deepxl_max_calls_per_run
+    budget = "" if most is None else f"; the budget is {most} calls"
+    context.log.info(f"plan: {total(plans, settings)}{budget}")
+    for plan in plans:
+        if len(plans) > 1:
+            context.log.info(f"plan of {plan.date}: {plan}")
+        figures: dict[str, int | float] = {
+            "submissions": plan.submissions,
+            "already_paid": plan.already_paid,
+            "held": plan.held,
+            "calls_to_make": plan.calls_to_make,
+        }
+        if plan.estimated_cost is not None:
+            figures["estimated_cost"] = float(plan.estimated_cost)
+        context.log_event(
+            dg.AssetObservation(VERIFICATION_RESPONSES.name, partition=plan.date, metadata=figures)
+        )
+
+
+def log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None]:
+    """Logs progress every 15 s, not per call: the log of 100,000 calls stays readable."""
+    last = time.monotonic()
+
+    def log(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < LOG_EVERY_SECONDS:
+            return
+        last = now
+        context.log.info(str(progress))
+        figures = {
+            "settled": progress.done,
+            "to_settle": progress.total,
+            "calls": progress.calls,
+            "retries": progress.retries,
+            "uncertain": progress.uncertain,
+        }
+        context.log_event(
+            dg.AssetObservation(VERIFICATION_RESPONSES.name, partition=progress.date, metadata=figures)
+        )
+
+    return log
+
+
+def day_figures(summary: VerifySummary, spend: Spend, lake: Lake, settings: Settings) -> dict[str, Any]:
+    """Figures of one day, which Dagster plots over the partitions.
+
+    Calls, cost and latencies are those of all runs of the day, so a run without calls hides nothing.
+    """
+    cost = estimated_cost(settings, spend.billable_calls)
+    column = lake.read(VERIFICATION_RESPONSES, summary.date, ["latency_ms"])["latency_ms"]
+    latencies = array("d", (float(value) for value in column.to_pylist() if value is not None))
+    figures: dict[str, Any] = {
+        **row_count(sum(summary.outcomes.values())),
+        **{outcome.value: count for outcome, count in summary.outcomes.items()},
+        "held": summary.held,
+        "calls": spend.calls,
+        "billable_calls": spend.billable_calls,
+        "calls_of_this_run": summary.calls,
+        "retries": summary.retries,
+        "adopted": summary.adopted,
+        "estimated_cost": None if cost is None else float(cost),
+        "latency_p50_ms": percentile(latencies, 0.50),
+        "latency_p95_ms": percentile(latencies, 0.95),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
