@@ -1,7 +1,7 @@
-"""Tells people of a run that failed, through the webhook of `KYC_ALERT_WEBHOOK`.
+"""Reports failed runs to the webhook of `KYC_ALERT_WEBHOOK`.
 
-What leaves the machine is which run failed, of which days and at which step. Never what an error said: it may
-name a manifest, and nobody knows who reads the channel. The run's page in the UI has the rest.
+An alert names the run, its days and the failed steps. It never contains an error message, which may name a
+manifest, because we do not know who reads the channel. The run's page in the UI has the rest.
 """
 
 import time
@@ -19,18 +19,18 @@ from kyc_pipeline.orchestration.resources import Pipeline
 ATTEMPTS: Final = 3
 PAUSE_SECONDS: Final = 2.0
 TIMEOUT_SECONDS: Final = 10.0
-"""All attempts together stay below the minute that Dagster gives a tick."""
+"""All attempts together take less than the minute that Dagster gives a tick."""
 OPERATIONS: Final = "docs/operations.md"
 
 
 def alert_on_failure(configured: bool, *, pause_seconds: float = PAUSE_SECONDS) -> dg.SensorDefinition:
-    """Posts one JSON object for each failed run. It is on from the start where a webhook is configured."""
+    """Posts one JSON object per failed run. The sensor is on by default if a webhook is configured."""
 
     @dg.run_failure_sensor(
         name="alert_on_failure",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING if configured else dg.DefaultSensorStatus.STOPPED,
-        description="Posts to KYC_ALERT_WEBHOOK which run failed, of which days and at which step.",
+        description="Posts each failed run, with its days and failed steps, to KYC_ALERT_WEBHOOK.",
     )
     @safe_errors
     def sensor(
@@ -47,7 +47,7 @@ def alert_on_failure(configured: bool, *, pause_seconds: float = PAUSE_SECONDS) 
 
 
 def alert(run: dg.DagsterRun, failed_steps: Sequence[str]) -> dict[str, object]:
-    """What is posted: `text` for a chat, the rest for machines."""
+    """The body to post: `text` for a chat, the rest for machines."""
     days = partitions_of(run.tags)
     at = f" at {', '.join(failed_steps)}" if failed_steps else ""
     return {
@@ -63,7 +63,7 @@ def alert(run: dg.DagsterRun, failed_steps: Sequence[str]) -> dict[str, object]:
 
 
 def partitions_of(tags: Mapping[str, str]) -> str | None:
-    """The run's day, or `first..last`; None where it has none."""
+    """The run's day, or `first..last`; None for a run without partitions."""
     if day := tags.get("dagster/partition"):
         return day
     first, last = tags.get(RANGE_START), tags.get(RANGE_END)
@@ -71,11 +71,11 @@ def partitions_of(tags: Mapping[str, str]) -> str | None:
 
 
 def post(webhook: SecretStr, body: Mapping[str, object], *, pause_seconds: float = PAUSE_SECONDS) -> None:
-    """Posts `body` as JSON; a failure is tried again, since Dagster itself does not ask a second time.
+    """Posts `body` as JSON. It retries itself, because Dagster evaluates a failed run only once.
 
-    Raises :class:`KycError`, which never shows the address: it carries the webhook's key.
+    Raises :class:`KycError` without the address, which contains the webhook's key.
     """
-    import httpx  # imported here: loading the definitions needs no HTTP client
+    import httpx  # not at load: importing an HTTP client takes half a second
 
     problem = ""
     for attempt in range(ATTEMPTS):

@@ -1,7 +1,4 @@
-"""What the catalog says of every asset beside its own spec: owner, where its code and words are, freshness.
-
-Said once here for all, since it follows from the asset's group.
-"""
+"""What the catalog adds to every asset's spec by its group: owner, links to code and documents, freshness."""
 
 import warnings
 from collections.abc import Callable
@@ -30,16 +27,16 @@ OWNERS: Final = {
 FRESHNESS: Final = dg.FreshnessPolicy.cron(
     deadline_cron="0 7 * * *", lower_bound_delta=timedelta(hours=7), timezone="UTC"
 )
-"""Of what analysts read: built at 07:00 UTC since midnight, so after the night's two schedules.
+"""For the tables that analysts read: at 07:00 UTC, each must have been built since midnight.
 
-Not of the daily tables: Dagster looks at the latest materialization of any partition, so that a backfill of
-an old day would hide that yesterday's is missing.
+The daily tables have none. Dagster looks at the latest materialization of any partition, so a backfill of an
+old day would hide that yesterday is missing.
 """
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A file of the repository that an asset is made by or told of in."""
+    """A file of the repository that makes or documents an asset."""
 
     path: str
     label: str
@@ -47,7 +44,7 @@ class Reference:
 
 
 def complete(source_url: str | None) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
-    """What adds the catalog's part to a spec; links go to `source_url`, or to the files of this checkout."""
+    """A function that completes a spec; links go to `source_url` or to the files of this checkout."""
 
     def add(spec: dg.AssetSpec) -> dg.AssetSpec:
         references = _references(spec)
@@ -75,7 +72,7 @@ def _references(spec: dg.AssetSpec) -> list[Reference]:
 
 
 def _see(references: list[Reference], source_url: str | None) -> str:
-    """The documents among them, for the description."""
+    """Links to the documents among `references`, for the description."""
     documents = [reference for reference in references if reference.path.startswith("docs/")]
     shown = (
         f"[{reference.label}]({source_url}/{reference.path}{reference.anchor})"

@@ -1,7 +1,7 @@
-"""The daily partitions, and how a step works through those of its run.
+"""The daily partitions, and how a step works through the days of its run.
 
-A run may cover a range of days. Dagster marks every day of a failed range run as failed; here the days that
-were finished are reported before the step fails, so that they stay green and a later backfill leaves them.
+A run may cover a range of days. Dagster marks every day of a failed run as failed. So a step reports the
+materializations of its finished days before it fails: they stay green, and a later backfill skips them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.orchestration.failures import safe_message
 
 BACKFILL_DAYS_PER_RUN = 10
-"""Days in one run of a backfill: a run costs seconds, and what a run pays for is seen when it ends."""
+"""Days in one run of a backfill; see docs/decisions/0005-runs-take-a-few-days.md."""
 BACKFILL_POLICY = dg.BackfillPolicy.multi_run(max_partitions_per_run=BACKFILL_DAYS_PER_RUN)
 
 Metadata = Mapping[str, Any]
 
 
 def daily_partitions(start: date) -> dg.DailyPartitionsDefinition:
-    """One partition a day (UTC) from `start` to today; today's may be run while it is still filling."""
+    """One partition per day (UTC) from `start` to today; today's may run before the day is over."""
     return dg.DailyPartitionsDefinition(start_date=start.isoformat(), timezone="UTC", end_offset=1)
 
 
@@ -61,30 +61,28 @@ class Check:
 
 @dataclass(frozen=True)
 class DayResult:
-    """What one day's work made: metadata for each asset (by name), and its checks."""
+    """The result of one day: metadata by asset name, and checks."""
 
     metadata: Mapping[str, Metadata]
     checks: Sequence[Check] = ()
 
 
 def work_through(
-    context: dg.AssetExecutionContext,
-    work: Callable[[str], DayResult | None],
+    context: dg.AssetExecutionContext, work: Callable[[str], DayResult]
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """Does `work` for each day of the run and yields the step's results.
+    """Calls `work` with each day of the run and yields the step's results.
 
-    A day that ends in a :class:`KycError` does not stop the others, any other error does; the step then fails
-    with one line for each such day. `work` returns None where nothing is to be materialized (a dry run).
+    After a :class:`KycError` the next day follows; any other error skips the remaining days. If a day failed,
+    the step fails with one line per failed day.
     """
     days = list(context.partition_keys)
     done: dict[str, DayResult] = {}
-    skipped = False
     failures: list[str] = []
     complete = False
     try:
         for day in days:
             try:
-                result = work(day)
+                done[day] = result = work(day)
             except KycError as error:
                 failures.append(f"{day}: {error}")
                 continue
@@ -92,11 +90,7 @@ def work_through(
             except Exception as error:
                 failures.append(f"{day}: {safe_message(error)}")
                 break
-            if result is None:
-                skipped = True
-            else:
-                done[day] = result
-                _log_checks(context, day, result, ranged=len(days) > 1)
+            _log_checks(context, day, result, ranged=len(days) > 1)
         complete = not failures
     finally:
         if not complete:
@@ -107,8 +101,7 @@ def work_through(
             metadata={"failed_partitions": len(failures), "finished_partitions": len(done)},
             allow_retries=False,
         )
-    if not skipped:
-        yield from _step_results(context, done)
+    yield from _step_results(context, done)
 
 
 def _log_checks(context: dg.AssetExecutionContext, day: str, result: DayResult, *, ranged: bool) -> None:
@@ -151,7 +144,7 @@ def _step_results(
 def _worst_checks(
     context: dg.AssetExecutionContext, done: Mapping[str, DayResult]
 ) -> Iterator[dg.AssetCheckResult]:
-    """One result for each check of the step: the last day's, or the last that did not pass."""
+    """One result per check of the step: of the last day that did not pass, else of the last day."""
     worst: dict[tuple[str, str], tuple[str, Check]] = {}
     for day, result in done.items():
         for check in result.checks:

@@ -1,4 +1,4 @@
-"""Asset specs from the data dictionary: what the UI says of a table is what `lake/tables.py` says."""
+"""Asset specs from the data dictionary: the UI describes a table in the words of `lake/tables.py`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import dagster as dg
 from kyc_pipeline.lake.tables import TABLES, Table
 
 ANSWER = dg.AssetKey(["deepxl", "answer"])
-"""DeepXL's answer in column lineage; its columns are the paths of its fields. No asset of this project."""
+"""DeepXL's answer in column lineage; its columns are field paths. It is not an asset of this project."""
 _LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 
@@ -20,7 +20,7 @@ def table_spec(
     deps: Iterable[str] = (),
     skippable: bool = False,
 ) -> dg.AssetSpec:
-    """The spec of one lake table: description, columns and where it lies."""
+    """The spec of one lake table: description, columns and zone."""
     return dg.AssetSpec(
         table.name,
         description=f"{table.description}\n\nZone `{table.zone}`; columns in `docs/data-dictionary.md`.",
@@ -38,7 +38,7 @@ def table_spec(
 
 
 def table_schema(table: Table) -> dg.TableSchema:
-    """Dagster's form of the table's columns."""
+    """The table's columns for Dagster."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
@@ -54,10 +54,9 @@ def table_schema(table: Table) -> dg.TableSchema:
 
 
 def lineage(sources: Mapping[str, Iterable[dg.TableColumnDep]]) -> dict[str, Any]:
-    """Metadata that says what each column is made from: Dagster's own form, and a table.
+    """Column lineage as metadata: in Dagster's own form, and as a table.
 
-    The open-source UI keeps Dagster's form for its graph of columns, which only Dagster+ has; the table is
-    what it shows.
+    Only Dagster+ draws Dagster's form; the open-source UI shows the table.
     """
     made_from = {column: list(deps) for column, deps in sources.items()}
     records = [
@@ -83,5 +82,5 @@ def _source(path: str) -> dg.TableColumnDep:
 
 
 def row_count(rows: int) -> dict[str, Any]:
-    """Metadata that Dagster shows as the row count."""
+    """Metadata that Dagster shows as the partition's row count."""
     return {"dagster/partition_row_count": rows}

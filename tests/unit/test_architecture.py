@@ -2,12 +2,15 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kyc_pipeline"
+STAGES = ("ingest", "verify", "flatten", "analyze")
 KNOWS_DAGSTER = {"orchestration", "cli", "definitions.py"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -20,6 +23,25 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_loads_neither_dagster_nor_another_stage(stage: str) -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in MODULES
+        if path.relative_to(PACKAGE).parts[0] == stage
+    ]
+    assert len(modules) > 5
+    code = (
+        "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
+    assert set(modules) <= set(loaded)
+    forbidden = {f"kyc_pipeline.{name}" for name in (*STAGES, "orchestration", "cli", "definitions")}
+    forbidden = (forbidden | {"dagster"}) - {f"kyc_pipeline.{stage}"}
+    assert not forbidden.intersection(loaded)
 
 
 def test_there_is_something_to_check() -> None:

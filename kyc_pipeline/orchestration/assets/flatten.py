@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+import pyarrow.compute as pc
 
-from kyc_pipeline.flatten.partition import FlattenSummary, flatten_partition
+from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
@@ -37,9 +38,9 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
                 table,
                 group=GROUP,
                 partitions=partitions,
-                # It reads `submissions` too, which stands where the answers stand. Named here as well, it
-                # would make a diamond, over which Dagster 1.13 refuses backfills at random: it compares
-                # the days of the five tables, and finds equal ones unequal by the order of a set.
+                # The step also reads `submissions`, which is always upstream of the answers. As a second
+                # dependency it would make a diamond, for which Dagster 1.13 refuses backfills at random:
+                # it compares the days of the five tables in the order of a set.
                 deps=[VERIFICATION_RESPONSES.name],
             )
             for table in TABLES
@@ -53,44 +54,26 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         lake, pseudonymizer = pipeline.lake, pipeline.pseudonymizer
 
-        def flattened(day: str) -> FlattenSummary:
-            while True:
-                erasures = pipeline.erasure_state()
-                summary = flatten_partition(lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags)
-                # Who was erased while the day was read may be in what was just written.
-                if pipeline.erasure_state() == erasures:
-                    return summary
-
         def work(day: str) -> DayResult:
-            summary = flattened(day)
+            erasures = None
+            # Repeat if somebody was erased meanwhile: what was written may show them.
+            while erasures != (erasures := pipeline.erasure_state()):
+                summary = flatten_partition(lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags)
             metadata = {table.name: row_count(lake.row_count(table, day)) for table in TABLES}
-            metadata[VERIFICATIONS.name] |= _share("verified_rate", _verified(lake, day))
-            metadata[MODEL_CHECKS.name] |= _share("pass_rate", _passed(lake, day))
-            return DayResult(
-                metadata=metadata,
-                checks=check_partition(lake, day, summary),
-            )
+            for table, name, share in _shares(lake, day):
+                if share is not None:
+                    metadata[table.name][name] = share
+            return DayResult(metadata, check_partition(lake, day, summary))
 
         yield from work_through(context, work)
 
     return flatten
 
 
-def _verified(lake: Lake, day: str) -> list[bool]:
-    return [bool(value) for value in _column(lake, VERIFICATIONS, day, "verified")]
-
-
-def _passed(lake: Lake, day: str) -> list[bool]:
-    """Of the checks that passed or failed, whether each passed."""
-    statuses = _column(lake, MODEL_CHECKS, day, "normalized_status")
-    decided = (CheckStatus.PASS, CheckStatus.FAIL)
-    return [status == CheckStatus.PASS for status in statuses if status in decided]
-
-
-def _column(lake: Lake, table: Table, day: str, name: str) -> list[object]:
-    return lake.read(table, day, [name])[name].to_pylist()
-
-
-def _share(name: str, values: list[bool]) -> dict[str, float]:
-    """The share of true ones, plotted by Dagster over the partitions; nothing where there are no values."""
-    return {name: sum(values) / len(values)} if values else {}
+def _shares(lake: Lake, day: str) -> Iterator[tuple[Table, str, float | None]]:
+    """Shares that Dagster plots over the partitions: (table, name, share); None without values."""
+    verified = lake.read(VERIFICATIONS, day, ["verified"])["verified"]
+    yield VERIFICATIONS, "verified_rate", pc.mean(verified).as_py()
+    statuses = lake.read(MODEL_CHECKS, day, ["normalized_status"])["normalized_status"].to_pylist()
+    passed, failed = statuses.count(CheckStatus.PASS), statuses.count(CheckStatus.FAIL)
+    yield MODEL_CHECKS, "pass_rate", passed / (passed + failed) if passed + failed else None

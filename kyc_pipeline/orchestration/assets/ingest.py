@@ -1,4 +1,4 @@
-"""Assets of the group `ingest`: accepted and rejected rows of a day's manifests."""
+"""Assets of the group `ingest`: the accepted and rejected rows of a day's manifests."""
 
 from collections.abc import Iterator
 from typing import Any
