@@ -1,7 +1,7 @@
-"""The command `kyc-pipeline`, one module a command.
+"""The command `kyc-pipeline`, one module per command.
 
-A command's module is imported only when it runs: `import dagster` takes a second that `plan` and `query`
-need not wait for.
+A command's module is imported only when the command runs: `import dagster` takes a second, which `query` does
+not need.
 """
 
 import importlib
@@ -16,35 +16,35 @@ from kyc_pipeline.errors import WHOLE_ERRORS, KycError, plain_line
 
 COMMANDS = {
     "backfill": "Ingest, verify, flatten and publish a range of days.",
-    "demo": "Run made-up submissions through the whole pipeline.",
-    "erase": "Remove one person from everything that is stored.",
-    "held": "List and decide the submissions whose outcome is uncertain.",
+    "demo": "Run synthetic submissions through the whole pipeline.",
+    "erase": "Remove one person from all stored data.",
+    "held": "List submissions with an uncertain outcome, and decide about them.",
     "plan": "Show what a backfill would do and cost.",
-    "query": "Ask the published warehouse.",
+    "query": "Query the published warehouse.",
     "simulator": "Run the bundled DeepXL-compatible server.",
 }
-"""Each command's line of help; its module, and in it the command, have its name."""
+"""The help line of each command. The module, and the command in it, have the command's name."""
 
 EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command runs."""
+    """Imports a command's module when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands' names, in order."""
+        """The names of the commands, in order."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command called `cmd_name`, or None."""
+        """The command `cmd_name`, or None."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands without importing them."""
+        """Lists the commands without their modules."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -53,15 +53,15 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="kyc-pipeline")
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error, and Dagster's own log.")
 def cli(verbose: bool) -> None:
-    """Verify people with DeepXL, one paid call a submission, and publish the analytics.
+    """Verify people with DeepXL, one paid call per submission, and publish the analytics.
 
-    Exit codes: 0 done; 1 a failure; 2 wrong usage or settings; 3 finished, but some submissions are held,
+    Exit codes: 0 done; 1 failure; 2 wrong usage or settings; 3 finished, but some submissions are held,
     failed or not attempted.
     """
 
 
 def main() -> None:
-    """Runs the command line; every error is one line on standard error."""
+    """Runs the command line. Every error is one line on standard error."""
     verbose = "--verbose" in sys.argv
     if verbose:
         whole_errors = logging.getLogger(WHOLE_ERRORS)
@@ -80,7 +80,7 @@ def main() -> None:
             traceback.print_exc()
         click.echo(f"kyc-pipeline: {error}", err=True)
         code = error.exit_code
-    # A bug. Its text may quote the data that it failed on.
+    # A bug. Its message may quote the data that it failed on.
     except Exception as error:
         if verbose:
             traceback.print_exc()

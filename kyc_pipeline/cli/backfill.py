@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
+from decimal import Decimal
 from typing import TypeVar
 
 import click
@@ -66,7 +67,7 @@ class Spent:
         last = self.days.values()
         costs = [day.estimated_cost for day in last if day.estimated_cost is not None]
         calls = f"{sum(day.calls for day in last)} calls, {sum(day.retries for day in last)} retries"
-        return calls + (f", estimated cost {money(sum(costs[1:], costs[0]))}" if costs else "")
+        return calls + (f", estimated cost {money(sum(costs, Decimal(0)))}" if costs else "")
 
 
 def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:

@@ -1,6 +1,6 @@
-"""`kyc-pipeline demo`: the whole pipeline on made-up people, against the simulator.
+"""`kyc-pipeline demo`: the whole pipeline with synthetic people, against the simulator.
 
-Everything that it writes is in one folder. The settings of real use (environment, `.env`) are not looked at.
+It writes to one folder only, and ignores the settings of real use (environment, `.env`).
 """
 
 import os
@@ -31,7 +31,7 @@ SEED = 2024
 LATENCY_MS = 40.0
 TOKEN = "demo"  # the simulator's own
 
-# The code location has the name of real use, so that links and screenshots of the UI are the same.
+# The code location is named as in real use, so that links and screenshots of the UI are the same.
 WORKSPACE = """load_from:
   - python_module:
       module_name: kyc_pipeline.definitions
@@ -57,19 +57,19 @@ FUNNEL = (
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Where all of the demo's data goes.",
+    help="Folder for all data of the demo.",
 )
-@click.option("--ui", is_flag=True, help="Start the Dagster UI over the data of a finished demo.")
+@click.option("--ui", is_flag=True, help="Start the Dagster UI with the data of a finished demo.")
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="The UI's port.")
 @click.pass_context
 def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
-    """Run two weeks of made-up submissions through the whole pipeline, or look at them in the UI."""
+    """Run two weeks of synthetic submissions through the whole pipeline, or show them in the UI."""
     folder = folder.resolve()
     if ui:
         context.exit(_run_ui(folder, port))
     verbose = bool(context.find_root().params.get("verbose"))
     first = _first_day(folder)
-    click.echo(f"writing {DAYS} days of made-up submissions to {shown(folder / 'landing')}")
+    click.echo(f"writing {DAYS} days of synthetic submissions to {shown(folder / 'landing')}")
     write_landing(folder / "landing", days=DAYS, per_day=PER_DAY, start=first, seed=SEED)
     days = [(first + timedelta(days=offset)).isoformat() for offset in range(DAYS)]
     with _simulator(folder) as url:
@@ -81,7 +81,7 @@ def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
 
 
 def demo_settings(folder: Path, first: date, url: str) -> Settings:
-    """The demo's settings: defaults, and paths in `folder`; the environment has no say."""
+    """The demo's settings: the defaults, with paths in `folder`. The environment is ignored."""
     defaults: dict[str, Any] = {name: field.default for name, field in Settings.model_fields.items()}
     return Settings(
         _env_file=None,
@@ -102,7 +102,7 @@ def demo_settings(folder: Path, first: date, url: str) -> Settings:
 
 
 def _first_day(folder: Path) -> date:
-    """The first day of an earlier demo in this folder, so that it stays paid; else two weeks ago."""
+    """The first day of an earlier demo in this folder, so that it stays paid for; else two weeks ago."""
     manifests = folder / "landing" / "manifests"
     if manifests.is_dir() and (days := sorted(path.name for path in manifests.iterdir())):
         return date.fromisoformat(days[0])
@@ -132,7 +132,7 @@ def _run_ui(folder: Path, port: int) -> int:
         workspace.write_text(WORKSPACE, encoding="utf-8")
         command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace)]
         click.echo(f"Dagster UI on http://127.0.0.1:{port} (Ctrl-C ends it)")
-        # In the demo's folder no `.env` of real use is found.
+        # The working directory is the demo's, where there is no `.env` of real use.
         process = subprocess.Popen(
             [*command, "-h", "127.0.0.1", "-p", str(port)], env=_environment(settings), cwd=folder
         )
@@ -142,7 +142,7 @@ def _run_ui(folder: Path, port: int) -> int:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """This process's environment with the demo's settings in the place of any others."""
+    """The environment of this process, with the demo's settings instead of any others."""
     environment = {
         name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields
     }

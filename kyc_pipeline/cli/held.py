@@ -1,4 +1,4 @@
-"""`kyc-pipeline held`: submissions whose outcome is uncertain, and the operator's decision."""
+"""`kyc-pipeline held`: submissions with an uncertain outcome, and the operator's decision."""
 
 import click
 
@@ -10,7 +10,7 @@ from kyc_pipeline.settings import load_settings
 
 @click.group()
 def held() -> None:
-    """Submissions that were sent, whose answer was lost and which look-up could not settle."""
+    """Submissions that were sent, but whose answer was lost and not found by look-up."""
 
 
 @held.command("list")
@@ -46,10 +46,10 @@ def list_command() -> None:
     "decision",
     type=click.Choice(["retry", "abandon"]),
     required=True,
-    help="retry: send it again, which may be paid twice; abandon: never send it again.",
+    help="retry: send it again, which may cost a second call; abandon: never send it again.",
 )
 def resolve_command(submission_id: str, decision: str) -> None:
-    """Decide what becomes of one held submission; the next run of its day acts on it."""
+    """Decide about one held submission. The next run of its day applies the decision."""
     settings = load_settings()
     with Ledger(settings.kyc_ledger_url) as ledger:
         resolve_held(ledger, submission_id, decision, operator())

@@ -40,7 +40,7 @@ def date_range(function: F) -> F:
 
 
 def days_between(first: date, last: date, settings: Settings) -> list[str]:
-    """The partitions from `first` to `last`; :class:`UsageError` where there are none such."""
+    """The partitions from `first` to `last`. Raises :class:`UsageError` if there are no such partitions."""
     today = datetime.now(UTC).date()
     if first > last:
         raise UsageError(f"--from {first} is after --to {last}")
@@ -54,10 +54,10 @@ def days_between(first: date, last: date, settings: Settings) -> list[str]:
 
 
 def check_landing(settings: Settings, days: Sequence[str]) -> None:
-    """Ends without a landing zone, and warns on standard error of what in it is never read.
+    """Raises without a landing zone, and warns on standard error about what is never read.
 
-    That is folders, and in the folders of `days` what is no manifest by its name; such names may be personal,
-    so they are only counted.
+    That is folders that are not named like a day and, in the folders of `days`, files that are not named like
+    a manifest. File names may be personal, so files are only counted.
     """
     require_landing(settings.kyc_landing)
     never_read = [
@@ -75,13 +75,13 @@ def check_landing(settings: Settings, days: Sequence[str]) -> None:
 
 
 def shown(path: Path) -> str:
-    """`path` relative to the working directory where it is below it."""
+    """`path`, relative to the working directory if it is below it."""
     path = path.absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def money(amount: Decimal | None) -> str:
-    """An amount with at least two decimals; a dash where there is no price."""
+    """The amount with at least two decimals; a dash without a price."""
     if amount is None:
         return "–"
     exponent = amount.as_tuple().exponent
@@ -90,7 +90,7 @@ def money(amount: Decimal | None) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Plain text columns: first column left, the others right aligned. A row may be shorter."""
+    """Rows as plain text: the first column left-aligned, the others right-aligned. A row may be shorter."""
     cells = [[*map(str, row), *[""] * (len(headings) - len(row))] for row in (headings, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
 

@@ -1,6 +1,6 @@
-"""The progress bar of a backfill: days done, and the paid calls of the day at work.
+"""The progress bar of a backfill: days done, and paid calls of the current day.
 
-It goes to standard error. Without a terminal there is no bar, but a line for each day.
+It goes to standard error. Without a terminal, there is one line per day instead.
 """
 
 import threading
@@ -16,7 +16,7 @@ from kyc_pipeline.verify.summary import Progress as CallProgress
 
 @contextmanager
 def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
-    """A bar over `days` days; yields what the engine is to tell of its calls."""
+    """A bar over `days` days; yields the function to call with the engine's progress."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -25,7 +25,7 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
         TextColumn("{task.fields[detail]}"),
         TimeRemainingColumn(),
     )
-    # The engine tells its progress from a thread of its own.
+    # Progress arrives from the thread that runs Dagster.
     lock = threading.Lock()
     seen: set[str] = set()
     ended: set[str] = set()

@@ -22,7 +22,7 @@ from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.settings import load_settings
 
 TABLE_ROWS = 200
-"""Rows that `--format table` shows: more than that nobody reads."""
+"""Maximum rows of `--format table`."""
 _BATCH_ROWS = 4096
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
@@ -35,13 +35,13 @@ Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
     "-f",
     "script",
     type=click.File(encoding="utf-8"),
-    help="Read the SQL from this file, such as one of sql/examples/; - is standard input.",
+    help="Read the SQL from this file, such as one in sql/examples/; - is standard input.",
 )
 @click.option(
     "--format",
     "form",
     type=click.Choice(["table", "csv", "json", "parquet"]),
-    help="How to write the rows; else as the name of --output ends, else as a table.",
+    help="Format of the rows; by default from the suffix of --output, else a table.",
 )
 @click.option(
     "--output",
@@ -49,11 +49,11 @@ Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
     help="Write to this file instead of standard output.",
 )
 def query(sql: str | None, script: TextIO | None, form: str | None, output: Path | None) -> None:
-    """Run SQL on the published warehouse (KYC_WAREHOUSE), which it cannot change.
+    """Run SQL on the published warehouse (KYC_WAREHOUSE), read-only.
 
-    `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. Of several statements, the
-    rows of the last are shown. In csv, text that a
-    spreadsheet would run as a formula has an apostrophe before it.
+    `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. With several statements, the
+    output is the rows of the last one. In csv, text that a spreadsheet would run as a formula starts with an
+    apostrophe.
     """
     text = _text(sql, script)
     if form is None:
@@ -75,7 +75,7 @@ def query(sql: str | None, script: TextIO | None, form: str | None, output: Path
             else:
                 _write_file(reader, write, output)
         except duckdb.Error as error:
-            raise UsageError(_told(error)) from error
+            raise UsageError(_one_line(error)) from error
 
 
 def _text(sql: str | None, script: TextIO | None) -> str:
@@ -91,8 +91,8 @@ def _text(sql: str | None, script: TextIO | None) -> str:
         raise UsageError(f"{script.name} cannot be read as UTF-8 text") from error
 
 
-def _told(error: Exception) -> str:
-    """What DuckDB says, its hint and the line too, in one line."""
+def _one_line(error: Exception) -> str:
+    """DuckDB's message with its hint and line number, in one line."""
     message, _, place = str(error).partition("\n\nLINE ")
     line = f" (line {place.partition(':')[0]})" if place else ""
     return " ".join(message.split("\n")) + line
@@ -108,11 +108,11 @@ def _write_file(reader: pa.RecordBatchReader, write: Writer, output: Path) -> No
 
 
 def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    """The result as it is computed; a query may fail on any row."""
+    """The batches as they are computed: a query may fail on any row."""
     try:
         yield from reader
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(_told(error)) from error
+        raise UsageError(_one_line(error)) from error
 
 
 def _rows(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:

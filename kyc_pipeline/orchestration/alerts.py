@@ -12,9 +12,9 @@ import dagster as dg
 from pydantic import SecretStr
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 ATTEMPTS: Final = 3
 PAUSE_SECONDS: Final = 2.0

@@ -8,8 +8,8 @@ import dagster as dg
 from pydantic import Field
 
 from kyc_pipeline.ledger.decisions import operator, resolve_held
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 VERIFY_AND_PUBLISH = "verify_and_publish"
 

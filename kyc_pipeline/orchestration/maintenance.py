@@ -20,8 +20,8 @@ from pydantic import Field
 from kyc_pipeline.lake.atomic import drafts_of, remove_drafts
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.ledger.upkeep import vacuum
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 SCRATCH: Final = ("kyc-ingest-*", "kyc-plan-*")
 _PAGE: Final = 500

@@ -14,7 +14,7 @@ from kyc_pipeline.ledger.models import Spend
 from kyc_pipeline.orchestration.specs import row_count
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.plan import PartitionPlan, total
+from kyc_pipeline.verify.planning import PartitionPlan, total
 from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import Progress, VerifySummary, estimated_cost, percentile
 

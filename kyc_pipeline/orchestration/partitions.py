@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.orchestration.failures import safe_message
+from kyc_pipeline.orchestration.safe_errors import safe_message
 
 BACKFILL_DAYS_PER_RUN = 10
 """Days in one run of a backfill; see docs/decisions/0005-runs-take-a-few-days.md."""

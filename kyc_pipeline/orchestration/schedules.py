@@ -6,10 +6,10 @@ from datetime import UTC, timedelta
 import dagster as dg
 
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, unreadable_key
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.jobs import CATCH_UP, TODAY, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.maintenance import maintenance
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 
 @dg.schedule(

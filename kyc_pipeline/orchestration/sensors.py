@@ -16,7 +16,6 @@ from kyc_pipeline.ingest.manifests import (
     stray_folders,
 )
 from kyc_pipeline.orchestration.catch_up import days_held_up, require_mounted, unreadable_key
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.jobs import (
     TODAY,
     VERIFY_AND_PUBLISH,
@@ -25,6 +24,7 @@ from kyc_pipeline.orchestration.jobs import (
     verify_and_publish,
 )
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 INGEST_STEP = "ingest"
 """The step that fails if a manifest cannot be read."""

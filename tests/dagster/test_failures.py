@@ -21,11 +21,11 @@ from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import WHOLE_ERRORS, KycError, UsageError, plain_line
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.schema import decisions
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import DayResult, daily_partitions, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.vocabulary import Outcome

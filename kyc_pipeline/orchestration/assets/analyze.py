@@ -25,8 +25,8 @@ from kyc_pipeline.analyze.quality import Severity, check_build
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration.checks.analyze import check_result, check_specs
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import lineage
 
 GROUP = "analyze"

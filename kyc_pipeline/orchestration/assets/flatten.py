@@ -18,9 +18,9 @@ from kyc_pipeline.lake.tables import (
     Table,
 )
 from kyc_pipeline.orchestration.checks.flatten import CHECKS, check_partition
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import row_count, table_spec
 from kyc_pipeline.vocabulary import CheckStatus
 

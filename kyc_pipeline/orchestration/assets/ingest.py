@@ -9,9 +9,9 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.manifests import ingest_lock, ingest_partition
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import row_count, table_spec
 
 GROUP = "ingest"

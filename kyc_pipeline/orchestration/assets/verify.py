@@ -15,14 +15,14 @@ from kyc_pipeline.deepxl.errors import DeepXLError
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
-from kyc_pipeline.orchestration.failures import safe_errors
 from kyc_pipeline.orchestration.paid_calls import CallControls, day_figures, log_plan, log_progress
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import table_spec
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.plan import plan_partitions
+from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.verify.reconcile import reconcile
 from kyc_pipeline.verify.summary import Stopped
 

@@ -20,7 +20,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.decisions import list_held, resolve_held
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
-from kyc_pipeline.verify.plan import plan_partitions
+from kyc_pipeline.verify.planning import plan_partitions
 
 PAST = "Mon, 01 Jan 2024 00:00:00 GMT"
 QUICKLY = {"deepxl_timeout_seconds": 0.4, "deepxl_max_attempts": 3}

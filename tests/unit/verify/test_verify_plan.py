@@ -11,7 +11,7 @@ from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.decisions import list_held, resolve_held
-from kyc_pipeline.verify.plan import plan_partitions
+from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.vocabulary import Outcome
 
 
