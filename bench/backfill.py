@@ -1,14 +1,17 @@
-"""Sixty already paid days: a backfill through the daemon beside one run of the same range.
+"""Days per run of a backfill, measured with days that are already paid for, so that no call is made.
 
-Both go through webserver, queue and daemon of a real instance with this project's `dagster.yaml`, and make no
-call. Told are the seconds from the request to the end, and those of the work alone, from the moment the first
-run was made to the end of the last: the daemon looks for backfills every 30 s, which Dagster fixes.
-Also told is what loading the code location costs beyond `import dagster`.
-Run: `python bench/backfill.py [--days N] [--sizes N ...]`. A size is `max_partitions_per_run`.
+In one process: wall and CPU seconds of `kyc-pipeline backfill`, publication included.
+Through the daemon: a backfill beside one run of the same range. Both go through the webserver, queue and
+daemon of a real instance with this project's `dagster.yaml`. The figures are the seconds from the request to
+the end, and those of the work alone, from the creation of the first run to the end of the last: the daemon
+looks for backfills every 30 s, which Dagster fixes.
+Last: what loading the code location costs beyond `import dagster`.
+Run: `python bench/backfill.py [--days N] [--sizes N ...] [--no-daemon]`. A size is `max_partitions_per_run`.
 """
 
 import argparse
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -32,15 +35,19 @@ TOKEN = "bench-token"
 FIRST = date(2024, 9, 1)
 PATIENCE = 1800.0
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED"}
+IN_PROCESS = (
+    "import sys; from kyc_pipeline.cli import local_run, main; "
+    "local_run.BACKFILL_DAYS_PER_RUN = int(sys.argv.pop(1)); main()"
+)
 RUNS = """query ($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results
   { status creationTime startTime endTime tags { key value } } } } }"""
 
 
 @dg.definitions
 def location() -> dg.Definitions:
-    """The project's definitions with the days per run that the benchmark asks for."""
+    """The project's definitions with the benchmark's days per run."""
     if size := os.environ.get(SIZE):
-        # The assets take it when their modules are imported, which is below.
+        # The assets read it when their modules are imported, below.
         partitions.BACKFILL_POLICY = dg.BackfillPolicy.multi_run(int(size))
     from kyc_pipeline.definitions import build_defs
 
@@ -60,6 +67,16 @@ def load_seconds(rounds: int = 5) -> tuple[float, float]:
     ]
     dagster, ours = (statistics.median(column) for column in zip(*times, strict=True))
     return dagster, ours
+
+
+def in_process(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]) -> tuple[float, float]:
+    """(wall, CPU) seconds of `kyc-pipeline backfill` with `size` days per run."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    command = [sys.executable, "-c", IN_PROCESS, str(size), "backfill", "--from", days[0], "--to", days[-1]]
+    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - started, cpu
 
 
 def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]) -> dict[str, float]:
@@ -133,19 +150,20 @@ def _all_ended(runs: list[dict[str, float]]) -> list[dict[str, float]] | None:
 
 
 def _work(runs: Sequence[Mapping[str, float]]) -> float:
-    """From the moment when the first run was asked for to the end of the last one."""
+    """Seconds from the creation of the first run to the end of the last one."""
     return max(run["endTime"] for run in runs) - min(run["creationTime"] for run in runs)
 
 
 def main() -> None:
     from kyc_pipeline.deepxl.simulator import running_simulator
     from tests.conftest import Landing
-    from tests.e2e.servers import clean_environment, script
+    from tests.e2e.servers import clean_environment
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--days", type=int, default=60)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20, 30])
-    parser.add_argument("--submissions", type=int, default=20, help="of each day")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 30])
+    parser.add_argument("--submissions", type=int, default=20, help="per day")
+    parser.add_argument("--no-daemon", action="store_true", help="only measure in one process")
     options = parser.parse_args()
     days = [(FIRST + timedelta(days=n)).isoformat() for n in range(options.days)]
     with (
@@ -175,14 +193,20 @@ def main() -> None:
             KYC_WAREHOUSE=str(folder / "warehouse" / "kyc.duckdb"),
             KYC_REPORT=str(folder / "report" / "index.html"),
         )
-        paid = [script("kyc-pipeline"), "backfill", "--from", days[0], "--to", days[-1]]
-        subprocess.run(paid, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
+        in_process(days, options.days, folder, env)  # pays
         calls = simulator.received.total()
-        found = {size: measure(days, size, folder, env) for size in options.sizes}
+        local = {size: in_process(days, size, folder, env) for size in options.sizes}
+        sizes = [] if options.no_daemon else options.sizes
+        found = {size: measure(days, size, folder, env) for size in sizes}
         assert simulator.received.total() == calls, "a paid day was paid again"
     print(f"{options.days} paid days of {options.submissions} submissions, no call made; seconds\n")
-    print("| days a run | runs | one run of all | backfill | ratio | its work alone | ratio |")
-    print("|---|---|---|---|---|---|---|")
+    print("| days a run | runs | in one process | CPU |\n|---|---|---|---|")
+    for size, (wall, cpu) in local.items():
+        print(f"| {size} | {-(-options.days // size)} | {wall:.1f} | {cpu:.1f} |")
+    print()
+    if found:
+        print("| days a run | runs | one run of all | backfill | ratio | its work alone | ratio |")
+        print("|---|---|---|---|---|---|---|")
     for size, seconds in found.items():
         one, backfill = seconds["one run"], seconds["backfill"]
         work = seconds["backfill, work"]
