@@ -1,1 +1,1 @@
-"""The assets of each stage, one module a stage."""
+"""The assets of each stage, one module per stage."""
