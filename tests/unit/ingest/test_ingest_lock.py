@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kyc_pipeline.ingest.manifests import LOCK_KEY, ingest_lock, ingest_partition
+from kyc_pipeline.ingest.lock import LOCK_KEY, ingest_lock
+from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy
 from kyc_pipeline.ledger.schema import leases
@@ -65,7 +66,7 @@ def test_a_lock_is_renewed_while_it_is_held(ledger_url: str) -> None:
 
 KILLED_HOLDER = """
 import os, signal, sys
-from kyc_pipeline.ingest.manifests import ingest_lock
+from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ledger.database import Ledger
 with ingest_lock(Ledger(sys.argv[1]), "killed"):
     os.kill(os.getpid(), signal.SIGKILL)
