@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from kyc_pipeline.ingest.lock import LOCK_KEY, ingest_lock
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy
+from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease
 from kyc_pipeline.ledger.schema import leases
 
 
@@ -84,7 +84,7 @@ def test_the_lock_of_a_dead_process_is_free_at_once(ledger_url: str) -> None:
 
 def test_the_lock_of_a_dead_host_is_taken_after_its_lease(ledger_url: str) -> None:
     with Ledger(ledger_url) as ledger, Ledger(ledger_url, lease_seconds=0.5) as far:
-        far.acquire(LOCK_KEY, "of-another-host")
+        acquire_lease(far, LOCK_KEY, "of-another-host")
         with ledger.write() as connection:
             connection.execute(sa.update(leases).values(machine="another", host="far"))
         with pytest.raises(PartitionBusy, match="on far"), ingest_lock(ledger, "run", wait_seconds=0):
