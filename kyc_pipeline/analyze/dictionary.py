@@ -72,8 +72,7 @@ def _lines() -> Iterator[str]:
         yield f"\n### `{name}`\n\n{description}\n"
         yield from _rows(("column", "meaning"), ((f"`{column}`", meaning) for column, meaning in columns))
     yield "\n### Macros\n"
-    yield "Functions of the warehouse, which its models use. For figures of your own: `ratio`, `wilson_low`,"
-    yield "`wilson_high`, `newcombe_low` and `newcombe_high`.\n"
+    yield "Functions of the warehouse, for figures of your own.\n"
     yield from _rows(
         ("macro", "what it gives"),
         ((f"`{macro.name}({macro.parameters})`", macro.description) for macro in load_macros()),

@@ -172,7 +172,7 @@ def load_models() -> tuple[Model, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Macro:
-    """A function in SQL that the models share; it is in the published file, for analysts too."""
+    """A SQL function of the published warehouse, shared by models and analysts."""
 
     name: str
     parameters: str
@@ -180,7 +180,7 @@ class Macro:
 
 
 def macros() -> str:
-    """The SQL that creates the macros."""
+    """The SQL that creates the macros; the temporary ones are not in the published file."""
     return "\n".join(
         path.read_text(encoding="utf-8") for path in sorted((sql_folder() / "macros").glob("*.sql"))
     )
@@ -188,7 +188,7 @@ def macros() -> str:
 
 @lru_cache(maxsize=1)
 def load_macros() -> tuple[Macro, ...]:
-    """Every macro by name, described by the comment above it; :class:`KycError` for one without."""
+    """Every published macro by name, described by the comment above it; :class:`KycError` for one without."""
     sql = macros()
     found = [
         Macro(name, parameters, " ".join(line.removeprefix("--").strip() for line in comment.splitlines()))

@@ -7,5 +7,5 @@ FROM (
     SELECT unnest(anomalies) AS anomaly
     FROM verifications
     WHERE date > (SELECT max(date) - 28 FROM verifications)
-)
+) AS recent
 GROUP BY anomaly

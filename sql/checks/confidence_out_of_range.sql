@@ -4,7 +4,8 @@
 -- counts: sum of checks
 SELECT check_type, count(*) AS checks
 FROM model_checks
-WHERE confidence IS NULL
+WHERE
+    confidence IS NULL
     AND confidence_raw <> 'null'
     AND date > (SELECT max(date) - 28 FROM verifications)
 GROUP BY check_type

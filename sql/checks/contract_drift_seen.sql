@@ -4,6 +4,7 @@
 -- counts: sum of occurrences
 SELECT kind, path, sum(occurrences) AS occurrences
 FROM contract_drift
-WHERE kind IN ('unknown_type', 'unknown_field', 'type_mismatch')
+WHERE
+    kind IN ('unknown_type', 'unknown_field', 'type_mismatch')
     AND date > (SELECT max(date) - 28 FROM verifications)
 GROUP BY kind, path

@@ -4,6 +4,7 @@
 -- counts: days
 SELECT date, received, rejected
 FROM submission_funnel
-WHERE rejected >= 5
+WHERE
+    rejected >= 5
     AND rejected >= 0.1 * received
     AND date > (SELECT max(date) - 28 FROM submission_funnel)

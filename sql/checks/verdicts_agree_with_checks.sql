@@ -4,6 +4,7 @@
 -- counts: sum of verifications
 SELECT date, check_type AS kind, failing AS verifications
 FROM failure_attribution
-WHERE check_group = 'verdict'
+WHERE
+    check_group = 'verdict'
     AND failing > 0
     AND date > (SELECT max(date) - 28 FROM verifications)

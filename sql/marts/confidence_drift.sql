@@ -61,7 +61,9 @@ with_baseline AS (
     FROM grid
 ),
 occupied AS (
-    SELECT * FROM with_baseline WHERE checks > 0 OR baseline_checks > 0
+    SELECT *
+    FROM with_baseline
+    WHERE checks > 0 OR baseline_checks > 0
 ),
 cumulated AS (
     SELECT

@@ -65,7 +65,7 @@ SELECT
     ratio(passed, decided) - ratio(previous_passed, previous_decided) AS change,
     change_low,
     change_high,
-    coalesce((change_low > 0 OR change_high < 0) AND least(decided, previous_decided) >= 30, false)
+    coalesce((change_low > 0 OR change_high < 0) AND least(decided, previous_decided) >= 30, FALSE)
         AS significant,
     decided < 30 OR coalesce(previous_decided, 0) < 30 AS low_n
 FROM compared
