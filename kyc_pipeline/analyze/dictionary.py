@@ -80,7 +80,15 @@ def _lines() -> Iterator[str]:
     yield "\n## Checks\n\nOf a build before it is published: an error stops that, a warning does not.\n"
     yield from _rows(
         ("check", "severity", "counts", "what it says"),
-        ((f"`{check.name}`", check.severity.value, check.unit, check.description) for check in load_checks()),
+        (
+            (
+                f"`{check.definition.name}`",
+                check.definition.severity.value,
+                check.unit,
+                check.definition.description,
+            )
+            for check in load_checks()
+        ),
     )
 
 

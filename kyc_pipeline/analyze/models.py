@@ -4,7 +4,8 @@ The folder is the model's kind: `sql/facts/`, `sql/marts/`, or `sql/intermediate
 several marts read. A file begins with a comment: the description, an empty comment line, then one
 `name: meaning` per column, in order (an indented line continues the one above). DuckDB's comments, Dagster's
 descriptions and the data dictionary are generated from it. Dependencies are derived from the SQL:
-`lake.<table>` is a table of the lake, any other name is another model.
+`lake.<table>` is a table of the lake, any other name is another model. A parameter such as `{low_n}` stands
+for a value of :mod:`kyc_pipeline.rules`.
 """
 
 import re
@@ -19,10 +20,12 @@ import sqlglot
 from sqlglot import exp
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.rules import SQL_PARAMETERS
 
 LAKE: Final = "lake"
 """The schema under which models read the lake."""
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
+_PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
 
 
@@ -75,7 +78,7 @@ def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...]
 
     Raises :class:`KycError` if the header is malformed.
     """
-    lines = text.splitlines()
+    lines = fill_in(name, text).splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
     comments = [line[2:].removeprefix(" ").rstrip() for line in lines[:end]]
     gap = comments.index("") if "" in comments else len(comments)
@@ -89,6 +92,16 @@ def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...]
         else:
             raise KycError(f"sql/{name}.sql: not a line of the form `-- column: meaning`: {line!r}")
     return " ".join(comments[:gap]).strip(), tuple(columns), "\n".join(lines[end:]).strip()
+
+
+def fill_in(name: str, text: str) -> str:
+    """`text` of the file `sql/<name>.sql` with the values of its parameters, such as `{low_n}`.
+
+    Raises :class:`KycError` for an unknown one.
+    """
+    if unknown := set(_PARAMETER.findall(text)) - SQL_PARAMETERS.keys():
+        raise KycError(f"sql/{name}.sql: unknown parameter {', '.join(sorted(unknown))}")
+    return _PARAMETER.sub(lambda match: SQL_PARAMETERS[match[1]], text)
 
 
 @lru_cache(maxsize=64)
@@ -182,7 +195,8 @@ class Macro:
 def macros() -> str:
     """The SQL that creates the macros; the temporary ones are not in the published file."""
     return "\n".join(
-        path.read_text(encoding="utf-8") for path in sorted((sql_folder() / "macros").glob("*.sql"))
+        fill_in(f"macros/{path.stem}", path.read_text(encoding="utf-8"))
+        for path in sorted((sql_folder() / "macros").glob("*.sql"))
     )
 
 

@@ -7,4 +7,4 @@ SELECT date, submission_id, outcome
 FROM submissions
 WHERE
     outcome IS NULL
-    OR outcome NOT IN ('completed', 'refused', 'quarantined', 'uncertain', 'failed', 'not_attempted')
+    OR outcome NOT IN ({outcomes})

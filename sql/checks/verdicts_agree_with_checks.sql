@@ -1,4 +1,4 @@
--- In the last 28 days nobody was verified with a failed check, or not verified though none failed.
+-- In the last {recent_days} days nobody was verified with a failed check, or not verified though none failed.
 --
 -- severity: warning
 -- counts: sum of verifications
@@ -7,4 +7,4 @@ FROM failure_attribution
 WHERE
     check_group = 'verdict'
     AND failing > 0
-    AND date > (SELECT max(date) - 28 FROM verifications)
+    AND is_recent(date, (SELECT max(date) FROM verifications))

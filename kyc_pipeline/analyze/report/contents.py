@@ -2,10 +2,11 @@
 
 import duckdb
 
-from kyc_pipeline.analyze.quality import Severity, check_build
+from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.analyze.report import confidences, failures, operations, overview, rates
 from kyc_pipeline.analyze.report.page import Page
 from kyc_pipeline.analyze.report.reader import Reader
+from kyc_pipeline.checks import Severity
 
 
 def read_page(connection: duckdb.DuckDBPyConnection) -> Page:

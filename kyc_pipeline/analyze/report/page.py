@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from kyc_pipeline.analyze.quality import CheckResult
 from kyc_pipeline.analyze.report.periods import Period
+from kyc_pipeline.checks import CheckResult
+from kyc_pipeline.rules import LOW_N
 
 NONE: Final = "–"
-LOW_N: Final = 30
-"""Below it a rate is marked: do not decide by it alone."""
 FEW: Final = "*"
 """The mark of a small sample."""
 

@@ -18,6 +18,7 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.held import operator, resolve_held
 from kyc_pipeline.ledger.ledger import Spend
+from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
@@ -81,7 +82,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                 skippable=True,
             )
         ],
-        check_specs=[check.spec() for check in CHECKS],
+        check_specs=check_specs(CHECKS),
         backfill_policy=BACKFILL_POLICY,
         pool=POOL,
         can_subset=True,  # so that a dry run may end without the asset and its checks

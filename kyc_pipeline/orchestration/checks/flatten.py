@@ -8,29 +8,29 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import pyarrow.compute as pc
-from dagster import AssetCheckSeverity
 
+from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 from kyc_pipeline.flatten.partition import FlattenSummary
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT, MODEL_CHECKS, VERIFICATIONS, Table
-from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
+from kyc_pipeline.rules import ISO_OFFSET_SECONDS, UNEXPECTED_FIELDS, UNEXPECTED_TYPES
 from kyc_pipeline.vocabulary import Anomaly, CheckStatus
 
 
 def _warning(table: Table, name: str, description: str) -> CheckDefinition:
-    return CheckDefinition(table.name, name, AssetCheckSeverity.WARN, description)
+    return CheckDefinition(table.name, name, Severity.WARNING, description)
 
 
 RECONCILES = CheckDefinition(
     VERIFICATIONS.name,
     "answers_reconcile",
-    AssetCheckSeverity.ERROR,
+    Severity.ERROR,
     "Every completed answer has one verification and belongs to an accepted submission.",
 )
 UNIQUE = CheckDefinition(
     VERIFICATIONS.name,
     "verification_ids_unique",
-    AssetCheckSeverity.ERROR,
+    Severity.ERROR,
     "No verification id occurs twice in the day.",
 )
 CONSISTENT = _warning(
@@ -48,11 +48,11 @@ ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     ),
     (
         _warning(MODEL_CHECKS, "types_known", "Every check's type is known to the contract."),
-        (Anomaly.UNKNOWN_TYPE,),
+        UNEXPECTED_TYPES,
     ),
     (
         _warning(CONTRACT_DRIFT, "fields_known", "Every field is known to the contract, with its type."),
-        (Anomaly.UNKNOWN_FIELD, Anomaly.DUPLICATE_FIELD, Anomaly.TYPE_MISMATCH, Anomaly.FIELD_CONFLICT),
+        (*UNEXPECTED_FIELDS, Anomaly.FIELD_CONFLICT),
     ),
     (
         _warning(VERIFICATIONS, "echo_matches", "Echoed sizes and tags are those that were sent."),
@@ -61,11 +61,9 @@ ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     (TIMESTAMPS, (Anomaly.TIMESTAMP_OUT_OF_RANGE, Anomaly.TIMESTAMP_ISO_UNREADABLE)),
 )
 CHECKS = (RECONCILES, UNIQUE, CONSISTENT, *(definition for definition, _ in ANOMALIES))
-ISO_TOLERANCE_SECONDS = 1.0
-"""The ISO text may show fewer or more digits than the epoch."""
 
 
-def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check]:
+def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[CheckResult]:
     """The checks of one day."""
     lost = summary.completed - summary.verifications
     ids = lake.read(VERIFICATIONS, day, ["verification_id"])["verification_id"]
@@ -98,7 +96,7 @@ def _anomalies(
     codes: tuple[Anomaly, ...],
     summary: FlattenSummary,
     figures: Mapping[str, float],
-) -> Check:
+) -> CheckResult:
     found = {code: summary.anomalies[code.value] for code in codes if summary.anomalies[code.value]}
     return definition.result(
         not found,
@@ -114,7 +112,7 @@ def _clocks(lake: Lake, day: str) -> Mapping[str, float]:
     known = [offset for offset in offsets.to_pylist() if offset is not None]
     if not known:
         return {}
-    differing = sum(abs(offset) > ISO_TOLERANCE_SECONDS for offset in known)
+    differing = sum(abs(offset) >= ISO_OFFSET_SECONDS for offset in known)
     return {"iso_differs": differing, "median_iso_offset_seconds": statistics.median(known)}
 
 
