@@ -19,6 +19,7 @@ import pyarrow as pa
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.models import LAKE, Model, load_macros, load_models, load_steps, macros
 from kyc_pipeline.analyze.publish import remove_draft
+from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
 from kyc_pipeline.lake.tables import TABLES, Table
@@ -42,7 +43,7 @@ OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("built_at", "When the build began (UTC)."),
             ("run_id", "The run that built it."),
             ("partitions", "Days of which the lake has a partition."),
-            ("rows", "Rows of all other tables together."),
+            ("rows", "Rows of all models and of `build_partitions` together."),
             ("code_version", "Version of the pipeline."),
             ("duckdb_version", "Version of DuckDB that wrote the file."),
             ("first_date", "First day with a partition."),
@@ -57,6 +58,17 @@ OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("table_name", "Table of the lake."),
             ("rows", "Rows in the partition."),
             ("source", "Identity of the answers that a curated partition was made from."),
+        ),
+    ),
+    "build_checks": (
+        "The checks that ran on this build before it was published.",
+        (
+            ("check_name", "Name of the check: a file in `sql/checks/`."),
+            ("severity", "error, which would have stopped publication, or warning."),
+            ("passed", "Whether nothing was found."),
+            ("count", "How much is wrong."),
+            ("unit", "What is counted."),
+            ("description", "What must hold."),
         ),
     ),
 }
@@ -131,6 +143,24 @@ def build(
 def open_draft(draft: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
     """A finished build, read-only, for what is asked of it before it is published; limited as a build is."""
     return duckdb.connect(str(draft), read_only=True, config=_config(draft, memory_limit, None))
+
+
+def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
+    """Writes the results of a finished build's checks into it, as `build_checks`."""
+    with duckdb.connect(str(draft), config=_config(draft, None, None)) as connection:
+        connection.execute(
+            "CREATE TABLE build_checks (check_name VARCHAR, severity VARCHAR, passed BOOLEAN, count BIGINT,"
+            " unit VARCHAR, description VARCHAR)"
+        )
+        connection.executemany(
+            "INSERT INTO build_checks VALUES ($1, $2, $3, $4, $5, $6)",
+            [
+                [r.name, r.severity.value, r.passed, r.metadata["count"], r.metadata["unit"], r.description]
+                for r in results
+            ],
+        )
+        _comment(connection, "TABLE", "build_checks", *OWN_TABLES["build_checks"])
+        connection.execute("CHECKPOINT")
 
 
 def list_partitions(lake: Lake) -> Partitions:
@@ -248,9 +278,10 @@ class _Build:
             ],
         )
         for model in load_models():
-            self._comment(model.name, model.description, model.columns)
-        for name, (description, columns) in OWN_TABLES.items():
-            self._comment(name, description, columns)
+            kind = "VIEW" if model.name in self.views else "TABLE"
+            _comment(self._connection, kind, model.name, model.description, model.columns)
+        for name in ("build_info", "build_partitions"):
+            _comment(self._connection, "TABLE", name, *OWN_TABLES[name])
         for macro in load_macros():
             execute(f"COMMENT ON MACRO {macro.name} IS {_quoted(macro.description)}")
         execute("COMMIT")
@@ -351,11 +382,17 @@ class _Build:
     def _count(self, name: str) -> int:
         return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
 
-    def _comment(self, name: str, description: str, columns: Sequence[tuple[str, str]]) -> None:
-        kind = "VIEW" if name in self.views else "TABLE"
-        self._connection.execute(f"COMMENT ON {kind} {name} IS {_quoted(description)}")
-        for column, meaning in columns:
-            self._connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_quoted(meaning)}')
+
+def _comment(
+    connection: duckdb.DuckDBPyConnection,
+    kind: str,
+    name: str,
+    description: str,
+    columns: Sequence[tuple[str, str]],
+) -> None:
+    connection.execute(f"COMMENT ON {kind} {name} IS {_quoted(description)}")
+    for column, meaning in columns:
+        connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_quoted(meaning)}')
 
 
 def _quoted(text: str) -> str:

@@ -10,7 +10,6 @@ from decimal import Decimal
 from typing import Any, Final
 
 from kyc_pipeline.analyze.report.periods import Period
-from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.rules import LOW_N
 
 NONE: Final = "–"
@@ -116,7 +115,8 @@ class Page:
     remarks: Sequence[Remark]
     sections: Sequence[Section]
     explorer: Sequence[Mapping[str, Any]]
-    findings: Sequence[CheckResult]
+    findings: Sequence[Mapping[str, Any]]
+    """Rows of `build_checks`."""
 
 
 def number(value: float | Decimal | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 
-from kyc_pipeline.analyze.build import BuildSummary, build, open_draft
+from kyc_pipeline.analyze.build import BuildSummary, build, open_draft, record_checks
 from kyc_pipeline.analyze.figures import (
     column_types,
     confidence_picture,
@@ -92,6 +92,7 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
                     description="not published: somebody was erased while it was built: build it again",
                     allow_retries=False,
                 )
+            record_checks(draft, results)
             publish(draft, warehouse)
         finally:
             remove_draft(draft)
