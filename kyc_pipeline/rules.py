@@ -15,9 +15,9 @@ Z_95: Final = 1.959964
 """Normal quantile of two-sided 95 % intervals."""
 
 RECENT_DAYS: Final = 28
-"""Warnings of the warehouse look back as many days, so that old anomalies do not warn for ever."""
+"""Days that the warehouse's warnings look at, so that old anomalies do not warn forever."""
 BASELINE_DAYS: Final = 28
-"""Days before a day that its confidences are compared with."""
+"""Length of the baseline that a day's confidences are compared with: the days before it."""
 DRIFT_MIN_CHECKS: Final = 200
 """Checks needed on the day and in its baseline; below, the drift level is `insufficient`."""
 PSI_MODERATE: Final = 0.1
@@ -28,7 +28,7 @@ REJECTED_ROWS: Final = 5
 REJECTED_SHARE: Final = 0.1
 """A day has many rejections with at least as many rejected rows *and* at least this share of its rows."""
 ISO_OFFSET_SECONDS: Final = 1
-"""From this distance on, ISO text and epoch disagree; below, one of them only shows fewer digits."""
+"""Difference from which ISO text and epoch disagree; below it, one of them only shows fewer digits."""
 
 UNEXPECTED_FIELDS: Final = (Anomaly.UNKNOWN_FIELD, Anomaly.DUPLICATE_FIELD, Anomaly.TYPE_MISMATCH)
 UNEXPECTED_TYPES: Final = (Anomaly.UNKNOWN_TYPE,)

@@ -47,11 +47,11 @@ class Model:
     columns: tuple[tuple[str, str], ...]
     sql: str
     depends_on: tuple[str, ...]
-    """Other models that it reads."""
+    """The other models that it reads."""
     sources: tuple[str, ...]
-    """Tables of the lake that it reads."""
+    """The tables of the lake that it reads."""
     reads_lake: bool
-    """Whether it, or a model that reads it, reads the lake: these run first, while the lake stands still."""
+    """Whether the model, or one that depends on it, reads the lake: these run first, on unchanged files."""
 
     @property
     def path(self) -> str:
@@ -65,7 +65,7 @@ class Model:
 
 
 def sql_folder() -> Path:
-    """Where the SQL files are: in the installed package, or beside it in a checkout."""
+    """The folder of the SQL files: in the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "sql", package.parent / "sql"):
         if folder.is_dir():
@@ -106,7 +106,7 @@ def fill_in(name: str, text: str) -> str:
 
 @lru_cache(maxsize=64)
 def parsed(sql: str) -> exp.Expr:
-    """The syntax tree of a model's SQL: shared, so copy it before a change. Parsing is the costly part."""
+    """The cached syntax tree of a model's SQL, since parsing is slow; copy it before changing it."""
     return sqlglot.parse_one(sql, read="duckdb")
 
 
@@ -138,21 +138,21 @@ def _read_model(kind: Kind, path: Path) -> Model:
 
 @lru_cache(maxsize=1)
 def load_steps() -> tuple[Model, ...]:
-    """Every model, the intermediate ones too, each after those that it reads; within that by name.
+    """Every model, intermediate ones included, in topological order, then by name.
 
-    Raises :class:`KycError` for a malformed header, an unknown table or a circle.
+    Raises :class:`KycError` for a malformed header, an unknown table or a cycle.
     """
     models = {
         path.stem: _read_model(kind, path) for kind in Kind for path in (sql_folder() / kind).glob("*.sql")
     }
     for model in models.values():
         if unknown := set(model.depends_on) - models.keys():
-            raise KycError(f"{model.path} reads {', '.join(sorted(unknown))}, which is no model")
+            raise KycError(f"{model.path} reads {', '.join(sorted(unknown))}, which is not a model")
     sorter = TopologicalSorter({name: model.depends_on for name, model in models.items()})
     try:
         sorter.prepare()
     except CycleError as error:
-        raise KycError(f"the models read each other in a circle: {' -> '.join(error.args[1])}") from None
+        raise KycError(f"the models form a cycle: {' -> '.join(error.args[1])}") from None
     ordered: list[Model] = []
     ready: list[str] = []
     while sorter.is_active():
@@ -169,8 +169,10 @@ def load_steps() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def load_models() -> tuple[Model, ...]:
-    """The warehouse's tables, as :func:`load_steps` has them, as if they read no intermediate model but what
-    that reads."""
+    """The warehouse's tables in the order of :func:`load_steps`.
+
+    An intermediate model among the dependencies is replaced by what it reads.
+    """
     seen: dict[str, Model] = {}
     for model in load_steps():
         through = [seen[name] for name in model.depends_on if not seen[name].published]

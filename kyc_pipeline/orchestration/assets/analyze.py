@@ -73,7 +73,7 @@ def analyze_assets() -> list[dg.AssetsDefinition]:
                     results = check_build(connection)
                     metadata = _metadata(connection, summary)
                 errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
-                # A day that was written again meanwhile is new in a view, and not yet in the tables.
+                # A day rewritten during the build is already in the views but not in the tables: build again.
                 if not errors or summary.stands(pipeline.lake):
                     break
                 remove_draft(draft)
@@ -139,7 +139,7 @@ def _model_spec(model: Model) -> dg.AssetSpec:
 
 
 def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> dict[str, dict[str, Any]]:
-    """What Dagster shows of each table, and of the file, at this materialization."""
+    """Dagster's metadata for each table, and for the file, of this materialization."""
     figures, types = read_figures(connection), column_types(connection)
     newest, picture = newest_day(connection), confidence_picture(connection)
     shown: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
-"""Checks on a day's curated tables.
+"""Checks of a day's curated tables.
 
-What differs from the contract is a warning: the raw answer keeps it, and the numbers stay exact. A row that
-is missing or doubled is an error. Uniqueness over all days is checked by the warehouse, before publication.
+A deviation from the contract is a warning, since the raw answer keeps it and the figures stay exact. A
+missing or duplicate row is an error. The warehouse checks uniqueness over all days before publication.
 """
 
 import statistics
@@ -34,9 +34,11 @@ UNIQUE = CheckDefinition(
     "No verification id occurs twice in the day.",
 )
 CONSISTENT = _warning(
-    VERIFICATIONS, "verified_agrees_with_checks", "`verified` is what the checks say: true without a FAIL."
+    VERIFICATIONS,
+    "verified_agrees_with_checks",
+    "`verified` agrees with the checks: true if and only if none failed.",
 )
-TIMESTAMPS = _warning(VERIFICATIONS, "timestamps_readable", "Every time stamp is a time.")
+TIMESTAMPS = _warning(VERIFICATIONS, "timestamps_readable", "Every time stamp can be read.")
 ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     (
         _warning(MODEL_CHECKS, "confidence_in_range", "Every confidence is a number within 0 and 1."),
@@ -107,7 +109,7 @@ def _anomalies(
 
 
 def _clocks(lake: Lake, day: str) -> Mapping[str, float]:
-    """How far ISO texts, read as UTC, are from their epochs: a figure, for the API's own example differs."""
+    """How far ISO texts, read as UTC, are from their epochs: figures only: the API's example differs."""
     offsets = lake.read(VERIFICATIONS, day, ["iso_offset_seconds"])["iso_offset_seconds"]
     known = [offset for offset in offsets.to_pylist() if offset is not None]
     if not known:
@@ -117,7 +119,7 @@ def _clocks(lake: Lake, day: str) -> Mapping[str, float]:
 
 
 def _disagreeing(lake: Lake, day: str) -> int:
-    """Verifications that are verified with a failed check, or not verified without one."""
+    """The number of overrides and unexplained declines, as defined in `failure_attribution`."""
     checks = lake.read(MODEL_CHECKS, day, ["verification_id", "normalized_status"])
     failed = checks.filter(pc.field("normalized_status") == CheckStatus.FAIL.value)["verification_id"]
     verifications = lake.read(VERIFICATIONS, day, ["verification_id", "verified"])

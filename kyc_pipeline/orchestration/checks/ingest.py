@@ -1,4 +1,4 @@
-"""Checks on what ingest made of a day's manifests."""
+"""Checks of a day's ingest."""
 
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 from kyc_pipeline.ingest.manifests import IngestSummary
@@ -46,7 +46,7 @@ def check_partition(summary: IngestSummary) -> list[CheckResult]:
         ),
         FILES_TAKEN.result(
             not summary.ignored_files,
-            f"{len(summary.ignored_files)} files or folders are no manifests by their names: not read",
+            f"{len(summary.ignored_files)} files or folders are not manifests by their names: not read",
             ignored=len(summary.ignored_files),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Checks on the outcomes of a day."""
+"""Checks of a day's outcomes."""
 
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
