@@ -36,18 +36,20 @@ test: setup ## the whole test suite; installs a browser where there is none
 	$(BIN)/python -m tests.e2e.browser
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-check: setup ## lint, format, types, import rules, dependencies, data dictionary, definitions
+check: setup ## lint (Python and SQL), format, types, import rules, dependencies, data dictionary, definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/sqlfluff lint sql
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry kyc_pipeline
 	$(BIN)/python -m kyc_pipeline.analyze.dictionary --check docs/data-dictionary.md
 	$(BIN)/dg check defs
 
-format: setup ## format the code
+format: setup ## format Python and SQL
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/sqlfluff fix sql
 
 dictionary: setup ## write docs/data-dictionary.md from lake/tables.py and sql/
 	$(BIN)/python -m kyc_pipeline.analyze.dictionary docs/data-dictionary.md

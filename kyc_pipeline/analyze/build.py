@@ -1,7 +1,7 @@
-"""The build: from the lake's Parquet to a complete, documented DuckDB file that is not published yet.
+"""The build: turns the lake's Parquet into a complete, documented DuckDB file, ready to be published.
 
 One connection reads one consistent set of partitions, runs every model and comments every table and column.
-It writes a file of its own, so a build that fails leaves the published file as it was.
+It writes a new file, so a failed build leaves the published file untouched.
 """
 
 import datetime
@@ -19,6 +19,7 @@ import pyarrow as pa
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.models import LAKE, Model, load_macros, load_models, load_steps, macros
 from kyc_pipeline.analyze.publish import remove_draft
+from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
 from kyc_pipeline.lake.tables import TABLES, Table
@@ -27,22 +28,22 @@ STORAGE_VERSION: Final = "v1.5.0"
 """DuckDB 1.5 tools can open the file."""
 _READ_ATTEMPTS: Final = 3
 _FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags", "verification_files")
-"""Facts that become views over the lake where they are larger than asked for: all of them curated."""
+"""Facts that become views over the lake when they exceed `max_fact_rows`; all are curated."""
 
 _IDENTITY: Final = ("size", "mtime", "ino", "ETag", "LastModified", "created")
-"""What tells a replaced file from the one before, as far as the file system says it."""
+"""Fields of a file's metadata that change when it is replaced; each file system has some of them."""
 
 Partitions = dict[str, dict[str, tuple[str, ...]]]
 """Table name → day → (path, what identifies the content …)."""
 
 OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "build_info": (
-        "What this build is of: one row.",
+        "One row that describes this build.",
         (
             ("built_at", "When the build began (UTC)."),
             ("run_id", "The run that built it."),
-            ("partitions", "Days of which the lake has a partition."),
-            ("rows", "Rows of all other tables together."),
+            ("partitions", "Days with a partition in the lake."),
+            ("rows", "Rows of all models and of `build_partitions` together."),
             ("code_version", "Version of the pipeline."),
             ("duckdb_version", "Version of DuckDB that wrote the file."),
             ("first_date", "First day with a partition."),
@@ -51,12 +52,23 @@ OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         ),
     ),
     "build_partitions": (
-        "The partitions of the lake that this build has read.",
+        "The partitions of the lake that this build read.",
         (
             ("date", "Day of the partition."),
             ("table_name", "Table of the lake."),
             ("rows", "Rows in the partition."),
             ("source", "Identity of the answers that a curated partition was made from."),
+        ),
+    ),
+    "build_checks": (
+        "The checks that ran on this build before it was published.",
+        (
+            ("check_name", "Name of the check: a file in `sql/checks/`."),
+            ("severity", "error, which would have stopped publication, or warning."),
+            ("passed", "Whether nothing was found."),
+            ("count", "How much is wrong."),
+            ("unit", "What is counted."),
+            ("description", "What must hold."),
         ),
     ),
 }
@@ -65,21 +77,21 @@ OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class BuildSummary:
-    """What a build made: rows of each table, the days that it covers and how long each model took."""
+    """The result of a build: rows per table, the days covered, and seconds per model."""
 
     tables: Mapping[str, int]
     partitions: tuple[str, ...]
     seconds: Mapping[str, float]
     views_read: Partitions
-    """What was read, where facts are views over the lake: what they show is only so long as it stands."""
+    """The partitions read, if facts are views over the lake: the views are valid while they are unchanged."""
 
     @property
     def rows(self) -> int:
-        """Rows of all tables together."""
+        """Total rows of all tables."""
         return sum(self.tables.values())
 
     def stands(self, lake: Lake) -> bool:
-        """Whether its views still show what the build has read."""
+        """Whether the views still show what the build read."""
         return _still_there(lake, self.views_read)
 
 
@@ -94,15 +106,15 @@ def build(
     max_fact_rows: int | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> BuildSummary:
-    """Builds the warehouse in `destination`, which must not exist yet; publish it once its checks pass.
+    """Builds the warehouse in `destination`, which must not exist; publish it once its checks pass.
 
-    `memory_limit` is DuckDB's, such as `2GB`: what does not fit is spilled beside the destination. A fact
+    `memory_limit` is DuckDB's, such as `2GB`; what does not fit is spilled beside the destination. A fact
     with more rows than `max_fact_rows` becomes a view over the lake instead of a copy, unless the lake is in
     an object store, where each reader would need its credentials. `progress` gets each model's name and
-    seconds. An empty lake, or days that have some tables only, are no error.
+    seconds. An empty lake, and days with only some of the tables, are valid.
 
-    Raises :class:`KycError` for a partition that cannot be read, one whose columns are not the table's, or
-    a lake that does not stand still for long enough.
+    Raises :class:`KycError` if a partition cannot be read or has the wrong columns, or if the lake keeps
+    changing.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(_READ_ATTEMPTS):
@@ -113,7 +125,7 @@ def build(
             ) as connection:
                 run = _Build(connection, lake, files, max_fact_rows, progress)
                 run.read(price_per_call)
-                # Models that read a view read the lake again: then it is the end that counts.
+                # Models that read a view read the lake again, so with views only the check at the end counts.
                 if run.views or _still_there(lake, files):
                     run.derive()
                     if not run.views or _still_there(lake, files):
@@ -129,12 +141,30 @@ def build(
 
 
 def open_draft(draft: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
-    """A finished build, read-only, for what is asked of it before it is published; limited as a build is."""
+    """A finished build, opened read-only to be checked before publication, with a build's memory limit."""
     return duckdb.connect(str(draft), read_only=True, config=_config(draft, memory_limit, None))
 
 
+def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
+    """Writes the results of a finished build's checks into it, as `build_checks`."""
+    with duckdb.connect(str(draft), config=_config(draft, None, None)) as connection:
+        connection.execute(
+            "CREATE TABLE build_checks (check_name VARCHAR, severity VARCHAR, passed BOOLEAN, count BIGINT,"
+            " unit VARCHAR, description VARCHAR)"
+        )
+        connection.executemany(
+            "INSERT INTO build_checks VALUES ($1, $2, $3, $4, $5, $6)",
+            [
+                [r.name, r.severity.value, r.passed, r.metadata["count"], r.metadata["unit"], r.description]
+                for r in results
+            ],
+        )
+        _comment(connection, "TABLE", "build_checks", *OWN_TABLES["build_checks"])
+        connection.execute("CHECKPOINT")
+
+
 def list_partitions(lake: Lake) -> Partitions:
-    """The partitions that the lake has now, by table and day, each with what identifies its content."""
+    """The lake's current partitions, by table and day, each with its path and the identity of its content."""
     lake.fs.invalidate_cache()
     found: Partitions = {}
     for table in TABLES:
@@ -150,7 +180,7 @@ def list_partitions(lake: Lake) -> Partitions:
 
 
 def _still_there(lake: Lake, files: Partitions) -> bool:
-    """Whether every partition is as it was listed; new ones do not matter, they were not read."""
+    """Whether every listed partition is unchanged; new ones were not read, so they do not matter."""
     now = list_partitions(lake)
     return all(partitions.items() <= now[name].items() for name, partitions in files.items())
 
@@ -170,7 +200,7 @@ def _config(
 
 
 def _explained(lake: Lake, files: Partitions, error: duckdb.Error) -> KycError:
-    """Which partition is at fault, if one is."""
+    """The error for the user: names the unreadable partition, if there is one."""
     for table in TABLES:
         for date in files[table.name]:
             try:
@@ -183,7 +213,7 @@ def _explained(lake: Lake, files: Partitions, error: duckdb.Error) -> KycError:
 
 
 class _Build:
-    """One attempt, step by step."""
+    """One attempt at a build."""
 
     def __init__(
         self,
@@ -218,13 +248,13 @@ class _Build:
         self._run_each([model for model in load_steps() if model.reads_lake])
 
     def derive(self) -> None:
-        """Runs the models that read nothing but other models."""
+        """Runs the models that read only other models."""
         self._run_each([model for model in load_steps() if not model.reads_lake])
 
     def finish(self, run_id: str, price_per_call: Decimal | None) -> BuildSummary:
-        """Writes what the build is of and every comment; the file is complete when its connection closes."""
+        """Writes the tables about the build and all comments: the last step of a build."""
         execute = self._connection.execute
-        execute("BEGIN")  # one transaction, not a disk write for each of the comments
+        execute("BEGIN")  # one transaction: without it, every comment is a disk write
         days = sorted({date for partitions in self._files.values() for date in partitions})
         execute(f"CREATE TABLE build_partitions AS FROM {LAKE}.partitions ORDER BY date, table_name")
         self._rows["build_partitions"] = self._count("build_partitions")
@@ -248,9 +278,10 @@ class _Build:
             ],
         )
         for model in load_models():
-            self._comment(model.name, model.description, model.columns)
-        for name, (description, columns) in OWN_TABLES.items():
-            self._comment(name, description, columns)
+            kind = "VIEW" if model.name in self.views else "TABLE"
+            _comment(self._connection, kind, model.name, model.description, model.columns)
+        for name in ("build_info", "build_partitions"):
+            _comment(self._connection, "TABLE", name, *OWN_TABLES[name])
         for macro in load_macros():
             execute(f"COMMENT ON MACRO {macro.name} IS {_quoted(macro.description)}")
         execute("COMMIT")
@@ -261,7 +292,7 @@ class _Build:
     def _run_each(self, models: Sequence[Model]) -> None:
         for model in models:
             self._run(model)
-            # An intermediate model is in memory, or spilled, until the last that reads it is done.
+            # Drop an intermediate model after its last reader, since it occupies memory or spill space.
             later = (step for step in load_steps() if step.name not in self._seconds)
             still_read = {name for step in later for name in step.depends_on}
             published = {step.name for step in load_models()}
@@ -287,16 +318,16 @@ class _Build:
             self._progress(model.name, self._seconds[model.name])
 
     def _over_lake(self, model: Model) -> str:
-        """The model's SQL over the files that this build reads, without its schema of the lake."""
+        """The model's SQL over this build's files, without the schema `lake`, which ends with the build."""
         sql = model.sql
         for name in model.sources:
             sql = sql.replace(f"{LAKE}.{name}", f"({self._scans[name]}) AS {name}")
         return sql
 
     def _scan(self, table: Table) -> str:
-        """A SELECT of the table's columns that are not personal, each in its type, and `date`.
+        """A SELECT of `date` and the table's columns that are not personal, each cast to its type.
 
-        A column that an older file lacks is NULL. Without files it has the columns and no rows.
+        A column that an older file lacks is NULL. Without files, the result has no rows.
         """
         paths = [path for path, *_ in self._files[table.name].values()]
         if self._lake.is_local:
@@ -319,7 +350,7 @@ class _Build:
         return f"SELECT date, {values} FROM {source}"
 
     def _list_partitions_read(self) -> None:
-        """`lake.partitions`: what was read, with rows and source from the files' footers."""
+        """Creates `lake.partitions`: the partitions read, with rows and source from the files' footers."""
         self._connection.execute(
             f"CREATE TABLE {LAKE}.partitions (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR)"
         )
@@ -351,11 +382,17 @@ class _Build:
     def _count(self, name: str) -> int:
         return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
 
-    def _comment(self, name: str, description: str, columns: Sequence[tuple[str, str]]) -> None:
-        kind = "VIEW" if name in self.views else "TABLE"
-        self._connection.execute(f"COMMENT ON {kind} {name} IS {_quoted(description)}")
-        for column, meaning in columns:
-            self._connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_quoted(meaning)}')
+
+def _comment(
+    connection: duckdb.DuckDBPyConnection,
+    kind: str,
+    name: str,
+    description: str,
+    columns: Sequence[tuple[str, str]],
+) -> None:
+    connection.execute(f"COMMENT ON {kind} {name} IS {_quoted(description)}")
+    for column, meaning in columns:
+        connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_quoted(meaning)}')
 
 
 def _quoted(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The figures of each table that Dagster shows and plots at its materialization, and one small picture.
+"""The figures of each table that Dagster plots per materialization, and one small histogram.
 
-They are of the newest day in the table, unless the name says otherwise: counts, rates and costs, never a row
-of one person.
+Figures are counts, rates and costs of the newest day in the table, unless the name says otherwise; never a
+single person's row.
 """
 
 import base64
@@ -32,7 +32,7 @@ _NEWEST: Final = {
     "rejected_by_reason": "sum(rejected) AS rejected",
     "contract_drift": "sum(occurrences) AS occurrences",
 }
-"""Table → figures of its newest day; with `check_type`, for each check type."""
+"""Table → figures of its newest day, per check type if they begin with `check_type`."""
 _OVER_ALL: Final = {
     "submission_funnel": "sum(uncertain) AS held_all_days",
     "api_performance": "sum(estimated_cost) AS estimated_cost_all_days",
@@ -46,7 +46,7 @@ _OF_WAREHOUSE: Final = {
     "submission_funnel": ("held_all_days", "rejected"),
     "api_performance": ("calls", "estimated_cost"),
 }
-"""What the published file shows of its tables' figures."""
+"""Figures of tables that are also shown for the published file."""
 
 _TYPES_SHOWN: Final = 12
 _PICTURE_TYPES: Final = 4
@@ -54,7 +54,7 @@ _BINS, _BIN_WIDTH, _BAR_HEIGHT, _ROW_HEIGHT = 20, 10, 24, 36
 
 
 def read_figures(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]]:
-    """Table → name → figure, of the build that `connection` has open; what is NULL is left out."""
+    """Table → name → figure of the build that `connection` has open, without NULLs."""
     found: dict[str, dict[str, float]] = {}
     for queries, where in ((_NEWEST, "WHERE date = (SELECT max(date) FROM {table})"), (_OVER_ALL, "")):
         for table, figures in queries.items():
@@ -75,7 +75,7 @@ def read_figures(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, f
 
 
 def of_warehouse(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The few of the tables' figures that say how the whole is."""
+    """The summary figures for the published file."""
     return {
         name: figures[table][name]
         for table, names in _OF_WAREHOUSE.items()
@@ -85,7 +85,7 @@ def of_warehouse(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]
 
 
 def newest_day(connection: duckdb.DuckDBPyConnection) -> str | None:
-    """The newest day of which the build has a submission."""
+    """The newest day with a submission in the build."""
     ((day,),) = connection.execute("SELECT max(date)::VARCHAR FROM submission_funnel").fetchall()
     return None if day is None else str(day)
 
@@ -102,9 +102,9 @@ def column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, s
 
 
 def confidence_picture(connection: duckdb.DuckDBPyConnection) -> str | None:
-    """Markdown of a histogram of all confidences by check type; None without any.
+    """Markdown with a histogram of all confidences by check type; None if there are none.
 
-    It is small enough (below 1000 characters for three types) for Dagster to show it without a click.
+    It is small enough (below 1000 characters for three types) for Dagster to show it inline.
     """
     rows = connection.execute(
         f"""
@@ -133,9 +133,9 @@ def confidence_picture(connection: duckdb.DuckDBPyConnection) -> str | None:
 
 
 def _bars(row: int, check_type: str, counts: list[int]) -> str:
-    """One type's bars, tallest at full height, under its name."""
+    """The bars of one check type below its name; the tallest has full height."""
     bottom = (row + 1) * _ROW_HEIGHT - 2
-    # A bin with any check is at least one unit high, so that rare ones are seen.
+    # Round up, so that a bin with few checks is still visible.
     tops = (bottom - -(-count * _BAR_HEIGHT // max(counts)) for count in counts)
     path = "".join(f"V{top}h{_BIN_WIDTH}" for top in tops)
     name = escape(check_type[:40])
@@ -143,5 +143,5 @@ def _bars(row: int, check_type: str, counts: list[int]) -> str:
 
 
 def _number(value: object) -> float:
-    """As Dagster plots it: an integer stays one."""
+    """A number that Dagster can plot; integers stay integers."""
     return value if isinstance(value, int) else float(str(value))

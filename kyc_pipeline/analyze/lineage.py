@@ -1,8 +1,8 @@
-"""Which columns each column of the warehouse is made from, derived from the models' SQL.
+"""Column lineage: the columns that each column of the warehouse is derived from, from the models' SQL.
 
-Of a model's column count the columns in its expression, through every CTE, down to tables of the lake and
-other models. A count of rows is made from what chooses the rows: the columns of FILTER and WHERE, else those
-that group them. Columns that only join are left out.
+The sources of a column are the columns in its expression, followed through every CTE down to tables of the
+lake and other models. The sources of `count(*)` are the columns that select the rows (FILTER and WHERE), or
+without these, the columns that group them. Columns used only in a join are left out.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +25,7 @@ _LAKE_TABLES: Final = {table.name: table for table in TABLES}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Source:
-    """One column that another is made from: of the lake, or else of another model."""
+    """A column that another one is derived from: of the lake if `in_lake`, else of another model."""
 
     in_lake: bool
     table: str
@@ -34,7 +34,7 @@ class Source:
 
 @lru_cache(maxsize=1)
 def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
-    """Model → column → the columns of lake and other models that it is made from, one step back.
+    """Model → column → its direct sources in the lake and other models.
 
     A column of constants, such as a bin's edge, has none.
     """
@@ -67,7 +67,7 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
 
 @lru_cache(maxsize=1)
 def answer_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-    """Model → column → the fields of DeepXL's answer that it comes from, all the way back."""
+    """Model → column → the fields of DeepXL's answer that it is derived from, through all models."""
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for model in load_models():  # each comes after those that it reads
         columns: dict[str, tuple[str, ...]] = {}
@@ -85,7 +85,7 @@ def answer_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
 
 
 def lake_answer_fields(table: str, column: str) -> tuple[str, ...]:
-    """The fields of DeepXL's answer that a column of the lake comes from; `date` is of the manifest."""
+    """The fields of DeepXL's answer that a column of the lake is derived from; `date` is the manifest's."""
     if column == "date":
         return ()
     return tuple(path for path in _LAKE_TABLES[table].column(column).made_from if is_answer_field(path))
@@ -99,7 +99,7 @@ def is_answer_field(path: str) -> bool:
 def _of_model(model: Model, schema: MappingSchema) -> dict[str, set[Source]]:
     tree = parsed(model.sql).copy()
     for window in tree.find_all(exp.Window):
-        window.set("partition_by", None)  # like GROUP BY: it says which rows belong together
+        window.set("partition_by", None)  # like GROUP BY, it only groups rows
     tree = qualify(
         tree,
         dialect="duckdb",
@@ -114,7 +114,7 @@ def _of_model(model: Model, schema: MappingSchema) -> dict[str, set[Source]]:
 
 
 def _column(scope: Scope, name: str) -> Iterator[Source]:
-    """What the column `name` of a query is made from."""
+    """The sources of the column `name` of a query."""
     position = _query(scope).named_selects.index(name)
     for select in _selects(scope):
         yield from _expression(select, _query(select).selects[position])
@@ -146,12 +146,12 @@ def _expression(scope: Scope, expression: exp.Expr) -> Iterator[Source]:
 
 
 def _tables_of(schema: str) -> Collection[str]:
-    """What has columns of its own: not a function such as `range`, nor `lake.partitions`."""
+    """The tables with lineage: no functions such as `range`, and not `lake.partitions`."""
     return _LAKE_TABLES if schema == LAKE else {model.name for model in load_steps()}
 
 
 def _rows(scope: Scope, *, filtered: bool) -> Iterator[Source]:
-    """What chooses the rows that a query counts, else what groups them; a FILTER is a choice by itself."""
+    """The columns that select the rows that a query counts, or else group them; a FILTER alone selects."""
     chosen = list(_choice(scope))
     group = scope.expression.args.get("group")
     if chosen or filtered or not group:
@@ -164,7 +164,7 @@ def _rows(scope: Scope, *, filtered: bool) -> Iterator[Source]:
 def _choice(scope: Scope) -> Iterator[Source]:
     if where := scope.expression.args.get("where"):
         yield from _expression(scope, where)
-    # An outer join adds columns to rows, it chooses none.
+    # An outer join adds columns to rows; it selects none.
     outer = {join.alias_or_name for join in scope.expression.args.get("joins") or () if join.side}
     for name, (_, source) in scope.selected_sources.items():
         if isinstance(source, Scope) and name not in outer:

@@ -4,7 +4,8 @@ The folder is the model's kind: `sql/facts/`, `sql/marts/`, or `sql/intermediate
 several marts read. A file begins with a comment: the description, an empty comment line, then one
 `name: meaning` per column, in order (an indented line continues the one above). DuckDB's comments, Dagster's
 descriptions and the data dictionary are generated from it. Dependencies are derived from the SQL:
-`lake.<table>` is a table of the lake, any other name is another model.
+`lake.<table>` is a table of the lake, any other name is another model. A parameter such as `{low_n}` stands
+for a value of :mod:`kyc_pipeline.rules`.
 """
 
 import re
@@ -19,10 +20,12 @@ import sqlglot
 from sqlglot import exp
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.rules import SQL_PARAMETERS
 
 LAKE: Final = "lake"
 """The schema under which models read the lake."""
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
+_PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
 
 
@@ -44,11 +47,11 @@ class Model:
     columns: tuple[tuple[str, str], ...]
     sql: str
     depends_on: tuple[str, ...]
-    """Other models that it reads."""
+    """The other models that it reads."""
     sources: tuple[str, ...]
-    """Tables of the lake that it reads."""
+    """The tables of the lake that it reads."""
     reads_lake: bool
-    """Whether it, or a model that reads it, reads the lake: these run first, while the lake stands still."""
+    """Whether the model, or one that depends on it, reads the lake: these run first, on unchanged files."""
 
     @property
     def path(self) -> str:
@@ -62,7 +65,7 @@ class Model:
 
 
 def sql_folder() -> Path:
-    """Where the SQL files are: in the installed package, or beside it in a checkout."""
+    """The folder of the SQL files: in the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "sql", package.parent / "sql"):
         if folder.is_dir():
@@ -75,7 +78,7 @@ def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...]
 
     Raises :class:`KycError` if the header is malformed.
     """
-    lines = text.splitlines()
+    lines = fill_in(name, text).splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
     comments = [line[2:].removeprefix(" ").rstrip() for line in lines[:end]]
     gap = comments.index("") if "" in comments else len(comments)
@@ -91,9 +94,19 @@ def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...]
     return " ".join(comments[:gap]).strip(), tuple(columns), "\n".join(lines[end:]).strip()
 
 
+def fill_in(name: str, text: str) -> str:
+    """`text` of the file `sql/<name>.sql` with the values of its parameters, such as `{low_n}`.
+
+    Raises :class:`KycError` for an unknown one.
+    """
+    if unknown := set(_PARAMETER.findall(text)) - SQL_PARAMETERS.keys():
+        raise KycError(f"sql/{name}.sql: unknown parameter {', '.join(sorted(unknown))}")
+    return _PARAMETER.sub(lambda match: SQL_PARAMETERS[match[1]], text)
+
+
 @lru_cache(maxsize=64)
 def parsed(sql: str) -> exp.Expr:
-    """The syntax tree of a model's SQL: shared, so copy it before a change. Parsing is the costly part."""
+    """The cached syntax tree of a model's SQL, since parsing is slow; copy it before changing it."""
     return sqlglot.parse_one(sql, read="duckdb")
 
 
@@ -125,21 +138,21 @@ def _read_model(kind: Kind, path: Path) -> Model:
 
 @lru_cache(maxsize=1)
 def load_steps() -> tuple[Model, ...]:
-    """Every model, the intermediate ones too, each after those that it reads; within that by name.
+    """Every model, intermediate ones included, in topological order, then by name.
 
-    Raises :class:`KycError` for a malformed header, an unknown table or a circle.
+    Raises :class:`KycError` for a malformed header, an unknown table or a cycle.
     """
     models = {
         path.stem: _read_model(kind, path) for kind in Kind for path in (sql_folder() / kind).glob("*.sql")
     }
     for model in models.values():
         if unknown := set(model.depends_on) - models.keys():
-            raise KycError(f"{model.path} reads {', '.join(sorted(unknown))}, which is no model")
+            raise KycError(f"{model.path} reads {', '.join(sorted(unknown))}, which is not a model")
     sorter = TopologicalSorter({name: model.depends_on for name, model in models.items()})
     try:
         sorter.prepare()
     except CycleError as error:
-        raise KycError(f"the models read each other in a circle: {' -> '.join(error.args[1])}") from None
+        raise KycError(f"the models form a cycle: {' -> '.join(error.args[1])}") from None
     ordered: list[Model] = []
     ready: list[str] = []
     while sorter.is_active():
@@ -156,8 +169,10 @@ def load_steps() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def load_models() -> tuple[Model, ...]:
-    """The warehouse's tables, as :func:`load_steps` has them, as if they read no intermediate model but what
-    that reads."""
+    """The warehouse's tables in the order of :func:`load_steps`.
+
+    An intermediate model among the dependencies is replaced by what it reads.
+    """
     seen: dict[str, Model] = {}
     for model in load_steps():
         through = [seen[name] for name in model.depends_on if not seen[name].published]
@@ -172,7 +187,7 @@ def load_models() -> tuple[Model, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Macro:
-    """A function in SQL that the models share; it is in the published file, for analysts too."""
+    """A SQL function of the published warehouse, shared by models and analysts."""
 
     name: str
     parameters: str
@@ -180,15 +195,16 @@ class Macro:
 
 
 def macros() -> str:
-    """The SQL that creates the macros."""
+    """The SQL that creates the macros; the temporary ones are not in the published file."""
     return "\n".join(
-        path.read_text(encoding="utf-8") for path in sorted((sql_folder() / "macros").glob("*.sql"))
+        fill_in(f"macros/{path.stem}", path.read_text(encoding="utf-8"))
+        for path in sorted((sql_folder() / "macros").glob("*.sql"))
     )
 
 
 @lru_cache(maxsize=1)
 def load_macros() -> tuple[Macro, ...]:
-    """Every macro by name, described by the comment above it; :class:`KycError` for one without."""
+    """Every published macro by name, described by the comment above it; :class:`KycError` for one without."""
     sql = macros()
     found = [
         Macro(name, parameters, " ".join(line.removeprefix("--").strip() for line in comment.splitlines()))

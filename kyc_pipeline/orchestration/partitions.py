@@ -11,7 +11,9 @@ from typing import Any
 
 import dagster as dg
 
+from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.orchestration.checks import check_evaluation, check_result
 from kyc_pipeline.orchestration.safe_errors import safe_message
 
 BACKFILL_DAYS_PER_RUN = 10
@@ -27,44 +29,11 @@ def daily_partitions(start: date) -> dg.DailyPartitionsDefinition:
 
 
 @dataclass(frozen=True)
-class CheckDefinition:
-    """One check of a stage: what it looks at, and whether a failure stops publication."""
-
-    asset: str
-    name: str
-    severity: dg.AssetCheckSeverity
-    description: str
-
-    def spec(self) -> dg.AssetCheckSpec:
-        """Dagster's form. An error blocks what comes after it in the same run."""
-        return dg.AssetCheckSpec(
-            self.name,
-            asset=dg.AssetKey(self.asset),
-            description=self.description,
-            blocking=self.severity is dg.AssetCheckSeverity.ERROR,
-        )
-
-    def result(self, passed: bool, description: str, **metadata: Any) -> "Check":
-        """What this check found in one partition."""
-        return Check(self, passed, description, metadata)
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check found in one partition; `description` says what to do where it did not pass."""
-
-    definition: CheckDefinition
-    passed: bool
-    description: str
-    metadata: Metadata
-
-
-@dataclass(frozen=True)
 class DayResult:
     """The result of one day: metadata by asset name, and checks."""
 
     metadata: Mapping[str, Metadata]
-    checks: Sequence[Check] = ()
+    checks: Sequence[CheckResult] = ()
 
 
 def work_through(
@@ -107,19 +76,9 @@ def work_through(
 def _log_checks(context: dg.AssetExecutionContext, day: str, result: DayResult, *, ranged: bool) -> None:
     for check in result.checks:
         if not check.passed:
-            context.log.warning(f"{day}: check {check.definition.name}: {check.description}")
+            context.log.warning(f"{day}: check {check.name}: {check.description}")
         if ranged:
-            context.log_event(
-                dg.AssetCheckEvaluation(
-                    asset_key=dg.AssetKey(check.definition.asset),
-                    check_name=check.definition.name,
-                    passed=check.passed,
-                    severity=check.definition.severity,
-                    description=check.description,
-                    metadata=check.metadata,
-                    partition=day,
-                )
-            )
+            context.log_event(check_evaluation(check, day))
 
 
 def _report_finished(context: dg.AssetExecutionContext, done: Mapping[str, DayResult]) -> None:
@@ -145,20 +104,13 @@ def _worst_checks(
     context: dg.AssetExecutionContext, done: Mapping[str, DayResult]
 ) -> Iterator[dg.AssetCheckResult]:
     """One result per check of the step: of the last day that did not pass, else of the last day."""
-    worst: dict[tuple[str, str], tuple[str, Check]] = {}
+    worst: dict[tuple[str, str], tuple[str, CheckResult]] = {}
     for day, result in done.items():
         for check in result.checks:
-            key = (check.definition.asset, check.definition.name)
+            key = (check.definition.asset, check.name)
             if not check.passed or key not in worst or worst[key][1].passed:
                 worst[key] = (day, check)
     selected = {(key.asset_key.to_user_string(), key.name) for key in context.selected_asset_check_keys}
     for key, (day, check) in worst.items():
         if key in selected:
-            yield dg.AssetCheckResult(
-                asset_key=dg.AssetKey(check.definition.asset),
-                check_name=check.definition.name,
-                passed=check.passed,
-                severity=check.definition.severity,
-                description=check.description,
-                metadata={**check.metadata, "date": day},
-            )
+            yield check_result(check, date=day)

@@ -1,4 +1,5 @@
--- Sizes and tags in the last 28 days' answers are those that were sent, and nothing else is odd in them.
+-- In the answers of the last {recent_days} days, sizes and tags are those that were sent, and there is no
+-- other anomaly.
 --
 -- severity: warning
 -- counts: sum of anomalies
@@ -6,6 +7,6 @@ SELECT anomaly, count(*) AS anomalies
 FROM (
     SELECT unnest(anomalies) AS anomaly
     FROM verifications
-    WHERE date > (SELECT max(date) - 28 FROM verifications)
-)
+    WHERE is_recent(date, (SELECT max(date) FROM verifications))
+) AS recent
 GROUP BY anomaly

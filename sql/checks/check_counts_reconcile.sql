@@ -11,6 +11,7 @@ SELECT
 FROM verifications AS v
 FULL JOIN (
     SELECT date, submission_id, verification_id, count(*) AS checks
-    FROM model_checks GROUP BY date, submission_id, verification_id
+    FROM model_checks
+    GROUP BY date, submission_id, verification_id
 ) AS c ON c.date = v.date AND c.submission_id = v.submission_id AND c.verification_id = v.verification_id
 WHERE v.check_count IS DISTINCT FROM coalesce(c.checks, 0)

@@ -1,10 +1,11 @@
--- Every confidence of the last 28 days that was received is a number from 0 to 1.
+-- Every confidence of the last {recent_days} days that was received is a number from 0 to 1.
 --
 -- severity: warning
 -- counts: sum of checks
 SELECT check_type, count(*) AS checks
 FROM model_checks
-WHERE confidence IS NULL
+WHERE
+    confidence IS NULL
     AND confidence_raw <> 'null'
-    AND date > (SELECT max(date) - 28 FROM verifications)
+    AND is_recent(date, (SELECT max(date) FROM verifications))
 GROUP BY check_type

@@ -1,9 +1,11 @@
--- The answers of the last 28 days have no unknown check type or field and no value of another type.
+-- The answers of the last {recent_days} days have no unknown check type, no unknown or repeated
+-- field and no value of another type.
 --
 -- severity: warning
 -- counts: sum of occurrences
 SELECT kind, path, sum(occurrences) AS occurrences
 FROM contract_drift
-WHERE kind IN ('unknown_type', 'unknown_field', 'type_mismatch')
-    AND date > (SELECT max(date) - 28 FROM verifications)
+WHERE
+    kind IN ({unexpected_kinds})
+    AND is_recent(date, (SELECT max(date) FROM verifications))
 GROUP BY kind, path

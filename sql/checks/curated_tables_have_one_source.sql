@@ -5,8 +5,9 @@
 -- counts: days
 SELECT date, count(*) AS tables, count(DISTINCT coalesce(source, '')) AS sources
 FROM build_partitions
-WHERE table_name IN (
-    'verifications', 'model_checks', 'verification_tags', 'verification_files', 'contract_drift'
-)
+WHERE
+    table_name IN (
+        'verifications', 'model_checks', 'verification_tags', 'verification_files', 'contract_drift'
+    )
 GROUP BY date
 HAVING count(*) <> 5 OR count(DISTINCT coalesce(source, '')) <> 1

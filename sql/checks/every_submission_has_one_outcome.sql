@@ -5,5 +5,6 @@
 -- counts: submissions
 SELECT date, submission_id, outcome
 FROM submissions
-WHERE outcome IS NULL
-    OR outcome NOT IN ('completed', 'refused', 'quarantined', 'uncertain', 'failed', 'not_attempted')
+WHERE
+    outcome IS NULL
+    OR outcome NOT IN ({outcomes})

@@ -4,6 +4,7 @@
 -- counts: days
 SELECT date, received, rejected, accepted
 FROM submission_funnel
-WHERE received <> rejected + accepted
+WHERE
+    received <> rejected + accepted
     OR accepted <> completed + refused + quarantined + uncertain + failed + not_attempted
     OR verified > completed

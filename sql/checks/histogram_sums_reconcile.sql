@@ -9,7 +9,9 @@ SELECT
     h.checks AS in_bins,
     s.with_confidence
 FROM (
-    SELECT date, check_group, check_type, sum(checks) AS checks FROM confidence_histogram GROUP BY ALL
+    SELECT date, check_group, check_type, sum(checks) AS checks
+    FROM confidence_histogram
+    GROUP BY ALL
 ) AS h
 FULL JOIN confidence_summary AS s
     ON s.date = h.date AND s.check_group = h.check_group AND s.check_type = h.check_type

@@ -1,7 +1,8 @@
--- On none of the last 28 days have confidences drifted far from those of the 28 days before.
+-- On none of the last {recent_days} days did confidences drift far from those of the {baseline_days} days
+-- before.
 --
 -- severity: warning
 -- counts: days and check types
 SELECT date, check_type, psi, ks
 FROM confidence_drift
-WHERE level = 'large' AND date > (SELECT max(date) - 28 FROM verifications)
+WHERE level = 'large' AND is_recent(date, (SELECT max(date) FROM verifications))

@@ -1,9 +1,11 @@
--- On none of the last 28 days were 10 % of the received rows, and at least 5, rejected.
+-- On none of the last {recent_days} days were at least {rejected_percent} of the received rows, and at least
+-- {rejected_rows} of them, rejected.
 --
 -- severity: warning
 -- counts: days
 SELECT date, received, rejected
 FROM submission_funnel
-WHERE rejected >= 5
-    AND rejected >= 0.1 * received
-    AND date > (SELECT max(date) - 28 FROM submission_funnel)
+WHERE
+    rejected >= {rejected_rows}
+    AND rejected >= {rejected_share} * received
+    AND is_recent(date, (SELECT max(date) FROM submission_funnel))

@@ -2,4 +2,6 @@
 --
 -- severity: warning
 -- counts: submissions
-SELECT date, submission_id FROM submissions WHERE outcome = 'uncertain'
+SELECT date, submission_id
+FROM submissions
+WHERE outcome = 'uncertain'

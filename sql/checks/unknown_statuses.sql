@@ -1,8 +1,8 @@
--- Every status of the last 28 days is one that the pipeline knows.
+-- Every status of the last {recent_days} days is one that the pipeline knows.
 --
 -- severity: warning
 -- counts: sum of checks
 SELECT check_type, status, count(*) AS checks
 FROM model_checks
-WHERE normalized_status = 'UNKNOWN' AND date > (SELECT max(date) - 28 FROM verifications)
+WHERE normalized_status = 'UNKNOWN' AND is_recent(date, (SELECT max(date) FROM verifications))
 GROUP BY check_type, status

@@ -7,6 +7,6 @@ SELECT
     wilson_low(sum(passed), sum(passed + failed)) AS pass_rate_low,
     wilson_high(sum(passed), sum(passed + failed)) AS pass_rate_high
 FROM pass_rates
-WHERE date > (SELECT max(date) - 28 FROM pass_rates)
+WHERE is_recent(date, (SELECT max(date) FROM pass_rates))
 GROUP BY check_type
 ORDER BY pass_rate;

@@ -1,10 +1,14 @@
 -- Lift of each pair of failed checks: above 1 they fail together more often than by chance. Pairs of few
 -- verifications (`together`) say little.
 WITH failed AS (
-    SELECT DISTINCT date, verification_id, check_type FROM model_checks WHERE normalized_status = 'FAIL'
+    SELECT DISTINCT date, verification_id, check_type
+    FROM model_checks
+    WHERE normalized_status = 'FAIL'
 ),
 singles AS (
-    SELECT check_type, count(*) AS n FROM failed GROUP BY check_type
+    SELECT check_type, count(*) AS n
+    FROM failed
+    GROUP BY check_type
 ),
 pairs AS (
     SELECT a.check_type AS first, b.check_type AS second, count(*) AS together

@@ -19,5 +19,5 @@ SELECT
     ratio(verified, verifications) AS verified_rate,
     ratio(others_verified, others) AS rate_of_others
 FROM compared
-WHERE verifications >= 30 AND newcombe_high(verified, verifications, others_verified, others) < 0
+WHERE NOT is_low_n(verifications) AND newcombe_high(verified, verifications, others_verified, others) < 0
 ORDER BY verified_rate;

@@ -1,5 +1,5 @@
--- Days whose confidences drifted beyond noise. No rows where no day has 200 checks of a type, and 200 in the 28 days
--- before.
+-- Days whose confidences drifted beyond noise. No rows if no day has enough checks of a type, on the day and
+-- in its baseline: the level is then `insufficient`.
 SELECT date, check_type, checks, psi, psi_noise_floor, ks, level
 FROM confidence_drift
 WHERE level IN ('moderate', 'large') AND psi > 2 * psi_noise_floor

@@ -1,8 +1,13 @@
--- ID documents that several people presented. Pseudonyms only: whoever may know finds the person in the source.
-SELECT v.id_document_pseudonym, count(DISTINCT t.pseudonym) AS people, min(v.date) AS first_seen, max(v.date) AS last_seen
+-- ID documents that several people presented. Pseudonyms only: who is behind them is known to the source
+-- system.
+SELECT
+    v.id_document_pseudonym,
+    count(DISTINCT t.pseudonym) AS people,
+    min(v.date) AS first_seen,
+    max(v.date) AS last_seen
 FROM verifications AS v
 JOIN verification_tags AS t USING (date, verification_id)
 WHERE t.name = 'customerId' AND v.id_document_pseudonym IS NOT NULL
 GROUP BY v.id_document_pseudonym
 HAVING count(DISTINCT t.pseudonym) > 1
-ORDER BY people DESC, first_seen;
+ORDER BY people DESC, first_seen ASC;

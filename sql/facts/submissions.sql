@@ -19,6 +19,8 @@ SELECT
 FROM lake.submissions AS s
 LEFT JOIN lake.verification_responses AS r ON r.date = s.date AND r.submission_id = s.submission_id
 LEFT JOIN (
-    SELECT date FROM lake.partitions WHERE table_name = 'verification_responses'
+    SELECT date
+    FROM lake.partitions
+    WHERE table_name = 'verification_responses'
 ) AS verified_days ON verified_days.date = s.date
 ORDER BY s.date, s.submission_id

@@ -1,7 +1,7 @@
--- Calls to DeepXL by day: how many, how fast, what they cost by estimate. Quantiles are of the last call of
--- each submission that received an answer. One price is that of all days: the one that the build was run with
--- (`build_info.price_per_call`). No price is remembered, so a build without `DEEPXL_PRICE_PER_CALL` has NULL as
--- the cost of every day, past days included; the next build with it has all of them again.
+-- Calls to DeepXL by day: number, latency and estimated cost. Quantiles are of the last call of each
+-- submission that received an answer. One price applies to all days: that of the build
+-- (`build_info.price_per_call`). No price is stored, so in a build without `DEEPXL_PRICE_PER_CALL` the cost
+-- of every day is NULL, past days included; the next build with a price has them all again.
 --
 -- date: Day of the manifest, the daily partition.
 -- calls: POST calls started.
@@ -12,7 +12,8 @@
 -- p99_ms: 99th percentile.
 -- max_ms: The slowest answer.
 -- billable_calls: Calls that were or may have been billed: 2xx and ambiguous ones.
--- estimated_cost: billable_calls times `DEEPXL_PRICE_PER_CALL`, in the price's currency; NULL without a price.
+-- estimated_cost: billable_calls times `DEEPXL_PRICE_PER_CALL`, in the price's currency; NULL without a
+--   price.
 -- cost_per_verified: estimated_cost for each verified submission; NULL without a price or without one.
 -- timeouts: Submissions that were sent and have no answer: their wait is not among the quantiles.
 WITH calls AS (
@@ -28,7 +29,9 @@ WITH calls AS (
     GROUP BY date
 ),
 decided AS (
-    SELECT date, count(*) FILTER (WHERE verified) AS verified FROM verifications GROUP BY date
+    SELECT date, count(*) FILTER (WHERE verified) AS verified
+    FROM verifications
+    GROUP BY date
 ),
 costs AS (
     SELECT

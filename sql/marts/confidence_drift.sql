@@ -1,5 +1,6 @@
--- How far a day's confidences are from those of the 28 days before, by check type. Act on the distances
--- (psi, ks, js_distance), not on the p-value: with volume it goes to zero for differences that mean nothing.
+-- How far a day's confidences are from those of the {baseline_days} days before, by check type. Act on the
+-- distances (psi, ks, js_distance), not on the p-value: with volume it goes to zero for differences that mean
+-- nothing.
 -- PSI and the Jensen-Shannon distance use the ten fixed bins [0, 0.1), … [0.9, 1]. KS is exact while days
 -- times different confidences of a type stay within two million; beyond that it is of the confidences rounded
 -- to 0.001, which is off by at most the share of the checks within such a step.
@@ -8,7 +9,7 @@
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
 -- check_type: Which check; UNKNOWN where the answer names none.
 -- checks: Checks of the day that have a confidence.
--- baseline_checks: Checks of the 28 days before that have one.
+-- baseline_checks: Checks of the {baseline_days} days before that have one.
 -- psi: Population stability index, shares of zero floored at 0.0001; NULL where a side is empty.
 -- psi_noise_floor: PSI to expect without any drift: 9 * (1/checks + 1/baseline_checks).
 -- ks: Kolmogorov-Smirnov statistic, the largest distance of the two distribution functions.
@@ -16,7 +17,8 @@
 --   checks on both sides, within 0.06 at five.
 -- js_distance: Jensen-Shannon distance: square root of the divergence in bits, 0 to 1.
 -- ks_rounding: To what confidences are rounded for ks: 0 where it is exact, else 0.001.
--- level: none (psi < 0.1), moderate (< 0.25) or large; insufficient below 200 checks on a side.
+-- level: none (psi < {psi_moderate}), moderate (< {psi_large}) or large; insufficient below
+--   {drift_min_checks} checks on a side.
 WITH resolution AS (
     -- Exact as long as days times different confidences stay a size that a sliding window does in seconds.
     SELECT
@@ -54,14 +56,17 @@ with_baseline AS (
         coalesce(
             sum(checks) OVER (
                 PARTITION BY check_group, check_type, point
-                ORDER BY date RANGE BETWEEN INTERVAL 28 DAYS PRECEDING AND INTERVAL 1 DAY PRECEDING
+                ORDER BY date
+                RANGE BETWEEN INTERVAL {baseline_days} DAYS PRECEDING AND INTERVAL 1 DAY PRECEDING
             ),
             0
         )::BIGINT AS baseline_checks
     FROM grid
 ),
 occupied AS (
-    SELECT * FROM with_baseline WHERE checks > 0 OR baseline_checks > 0
+    SELECT *
+    FROM with_baseline
+    WHERE checks > 0 OR baseline_checks > 0
 ),
 cumulated AS (
     SELECT
@@ -113,7 +118,8 @@ binned AS (
         coalesce(
             sum(checks) OVER (
                 PARTITION BY check_group, check_type, bin
-                ORDER BY date RANGE BETWEEN INTERVAL 28 DAYS PRECEDING AND INTERVAL 1 DAY PRECEDING
+                ORDER BY date
+                RANGE BETWEEN INTERVAL {baseline_days} DAYS PRECEDING AND INTERVAL 1 DAY PRECEDING
             ),
             0
         ) AS baseline_checks
@@ -155,9 +161,9 @@ SELECT
     v.js_distance,
     r.ks_rounding,
     CASE
-        WHEN d.n < 200 OR d.m < 200 THEN 'insufficient'
-        WHEN v.psi < 0.1 THEN 'none'
-        WHEN v.psi < 0.25 THEN 'moderate'
+        WHEN least(d.n, d.m) < {drift_min_checks} THEN 'insufficient'
+        WHEN v.psi < {psi_moderate} THEN 'none'
+        WHEN v.psi < {psi_large} THEN 'moderate'
         ELSE 'large'
     END AS level
 FROM distances AS d

@@ -39,9 +39,10 @@ SELECT
 FROM present AS p
 CROSS JOIN bins AS b
 LEFT JOIN counts AS c
-    ON c.date = p.date
-    AND c.check_group = p.check_group
-    AND c.check_type = p.check_type
-    AND c.normalized_status = p.normalized_status
-    AND c.bin = b.bin
+    ON
+        c.date = p.date
+        AND c.check_group = p.check_group
+        AND c.check_type = p.check_type
+        AND c.normalized_status = p.normalized_status
+        AND c.bin = b.bin
 ORDER BY p.date, p.check_group, p.check_type, p.normalized_status, b.bin

@@ -64,10 +64,11 @@ points AS (
         )::BIGINT AS up_to
     FROM confidence_counts AS c
     JOIN running AS r
-        ON r.date = c.date
-        AND r.check_group = c.check_group
-        AND r.check_type = c.check_type
-        AND r.bucket = thousandths(c.confidence)
+        ON
+            r.date = c.date
+            AND r.check_group = c.check_group
+            AND r.check_type = c.check_type
+            AND r.bucket = thousandths(c.confidence)
     WHERE
         has_quantile(r.checks, r.up_to, r.n, 0.01)
         OR has_quantile(r.checks, r.up_to, r.n, 0.05)

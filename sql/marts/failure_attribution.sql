@@ -1,7 +1,7 @@
 -- Why verifications were not verified: for each check type, in how many of them it failed and in how many it
 -- was the only one that failed. Each day also has two rows of check_group `verdict`: UNEXPLAINED_DECLINE (not
--- verified, though no check failed; one may be in review or not evaluated) and OVERRIDE (verified, though a check
--- failed).
+-- verified, though no check failed; one may be in review or not evaluated) and OVERRIDE (verified, though a
+-- check failed).
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the two special rows.
@@ -66,7 +66,8 @@ attributions AS (
     UNION ALL
     SELECT date, 'verdict', 'UNEXPLAINED_DECLINE', unexplained, 0, not_verified, 0 FROM days
     UNION ALL
-    SELECT date, 'verdict', 'OVERRIDE', overrides, 0, not_verified, overrides FROM days
+    SELECT date, 'verdict', 'OVERRIDE', overrides AS failing, 0, not_verified, overrides AS failing_verified
+    FROM days
 )
 SELECT date, check_group, check_type, failing, sole_blocker, not_verified, failing_verified
 FROM attributions

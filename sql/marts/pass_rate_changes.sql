@@ -1,5 +1,6 @@
 -- Pass rates of each week against the week before, with the 95 % Newcombe interval of the difference. A
--- change counts as significant when the interval excludes 0 and both weeks have at least 30 decided checks.
+-- change counts as significant when the interval excludes 0 and both weeks have at least {low_n} decided
+-- checks.
 --
 -- week: Monday of the week.
 -- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the decision itself.
@@ -16,7 +17,7 @@
 -- change_low: Lower bound of the 95 % Newcombe interval of the change.
 -- change_high: Upper bound of the same interval.
 -- significant: Whether the interval excludes 0, with enough checks on both sides.
--- low_n: Fewer than 30 decided checks in either week.
+-- low_n: Fewer than {low_n} decided checks in either week.
 WITH daily AS (
     SELECT date, check_group, check_type, passed, passed + failed AS decided FROM pass_rates
     UNION ALL
@@ -65,8 +66,8 @@ SELECT
     ratio(passed, decided) - ratio(previous_passed, previous_decided) AS change,
     change_low,
     change_high,
-    coalesce((change_low > 0 OR change_high < 0) AND least(decided, previous_decided) >= 30, false)
+    coalesce((change_low > 0 OR change_high < 0) AND NOT is_low_n(least(decided, previous_decided)), FALSE)
         AS significant,
-    decided < 30 OR coalesce(previous_decided, 0) < 30 AS low_n
+    is_low_n(decided) OR is_low_n(coalesce(previous_decided, 0)) AS low_n
 FROM compared
 ORDER BY week, check_group, check_type

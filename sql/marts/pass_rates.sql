@@ -9,9 +9,9 @@
 -- failed: Checks with normalized status FAIL.
 -- other: Checks that are neither: checks - passed - failed.
 -- pass_rate: passed / (passed + failed); NULL where nothing was decided.
--- pass_rate_low: Lower bound of the 95 % Wilson interval (z = 1.959964).
+-- pass_rate_low: Lower bound of the 95 % Wilson interval (z = {z_95}).
 -- pass_rate_high: Upper bound of the same interval.
--- low_n: Fewer than 30 decided checks: do not decide by this row alone.
+-- low_n: Fewer than {low_n} decided checks: do not decide by this row alone.
 WITH counts AS (
     SELECT
         date,
@@ -34,6 +34,6 @@ SELECT
     ratio(passed, passed + failed) AS pass_rate,
     wilson_low(passed, passed + failed) AS pass_rate_low,
     wilson_high(passed, passed + failed) AS pass_rate_high,
-    passed + failed < 30 AS low_n
+    is_low_n(passed + failed) AS low_n
 FROM counts
 ORDER BY date, check_group, check_type

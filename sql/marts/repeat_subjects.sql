@@ -65,7 +65,10 @@ nth_presented AS (
     FROM presented
 ),
 shared AS (
-    SELECT date, count(*) AS shared_documents FROM nth_presented WHERE nth_subject = 2 GROUP BY date
+    SELECT date, count(*) AS shared_documents
+    FROM nth_presented
+    WHERE nth_subject = 2
+    GROUP BY date
 ),
 last_day AS (
     SELECT max(date) AS last_date FROM submissions
@@ -78,7 +81,7 @@ SELECT
     coalesce(c.passed_within_3, 0) AS passed_within_3,
     coalesce(s.shared_documents, 0) AS shared_documents,
     coalesce(c.passed_within_7_days, 0) AS passed_within_7_days,
-    coalesce(date + 7 <= l.last_date, false) AS mature
+    coalesce(date + 7 <= l.last_date, FALSE) AS mature
 FROM cohorts AS c
 FULL JOIN shared AS s USING (date)
 CROSS JOIN last_day AS l

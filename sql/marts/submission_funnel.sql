@@ -28,10 +28,14 @@ WITH accepted AS (
     GROUP BY date
 ),
 rejected AS (
-    SELECT date, sum(rejected)::BIGINT AS rejected FROM rejected_by_reason GROUP BY date
+    SELECT date, sum(rejected)::BIGINT AS rejected
+    FROM rejected_by_reason
+    GROUP BY date
 ),
 decided AS (
-    SELECT date, count(*) FILTER (WHERE verified) AS verified FROM verifications GROUP BY date
+    SELECT date, count(*) FILTER (WHERE verified) AS verified
+    FROM verifications
+    GROUP BY date
 )
 SELECT
     date,

@@ -40,7 +40,7 @@ orientation AS (
         check_group,
         check_type,
         sum(passed::DOUBLE * (failed_below + failed / 2))
-            / nullif(sum(passed)::DOUBLE * sum(failed)::DOUBLE, 0) AS auc
+        / nullif(sum(passed)::DOUBLE * sum(failed)::DOUBLE, 0) AS auc
     FROM ranked
     GROUP BY check_group, check_type
 ),
@@ -93,7 +93,7 @@ SELECT
     ratio(s.at_or_above, s.checks) AS rate_null_as_fail,
     s.flips_to_fail::BIGINT AS flips_to_fail,
     s.flips_to_pass::BIGINT AS flips_to_pass,
-    coalesce(o.auc > 0.5, false) AS orientation_verified,
+    coalesce(o.auc > 0.5, FALSE) AS orientation_verified,
     o.auc
 FROM simulated AS s
 LEFT JOIN orientation AS o ON o.check_group = s.check_group AND o.check_type = s.check_type

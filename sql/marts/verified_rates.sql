@@ -4,9 +4,9 @@
 -- verifications: Completed verifications.
 -- verified: Those decided as verified.
 -- verified_rate: verified / verifications.
--- verified_rate_low: Lower bound of the 95 % Wilson interval (z = 1.959964).
+-- verified_rate_low: Lower bound of the 95 % Wilson interval (z = {z_95}).
 -- verified_rate_high: Upper bound of the same interval.
--- low_n: Fewer than 30 verifications: do not decide by this row alone.
+-- low_n: Fewer than {low_n} verifications: do not decide by this row alone.
 WITH counts AS (
     SELECT date, count(*) AS verifications, count(*) FILTER (WHERE verified) AS verified
     FROM verifications
@@ -19,6 +19,6 @@ SELECT
     ratio(verified, verifications) AS verified_rate,
     wilson_low(verified, verifications) AS verified_rate_low,
     wilson_high(verified, verifications) AS verified_rate_high,
-    verifications < 30 AS low_n
+    is_low_n(verifications) AS low_n
 FROM counts
 ORDER BY date

@@ -13,8 +13,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from kyc_pipeline.analyze.build import build
+from kyc_pipeline.analyze.build import build, open_draft, record_checks
 from kyc_pipeline.analyze.publish import publish
+from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.lake.storage import Lake
 from tests.e2e.browser import TIMEOUT_MS, running_browser
@@ -70,6 +71,9 @@ def submission(chance: random.Random, day: int) -> Submission:
 def make_warehouse(lake: Lake, warehouse: Path, price: Decimal | None = Decimal("0.35")) -> Path:
     draft = warehouse.with_suffix(".draft")
     build(lake, draft, run_id="run-1", price_per_call=price)
+    with open_draft(draft) as connection:
+        results = check_build(connection)
+    record_checks(draft, results)
     publish(draft, warehouse)
     return warehouse
 

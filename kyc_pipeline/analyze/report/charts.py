@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import altair as alt
 
+from kyc_pipeline.rules import PSI_LARGE, PSI_MODERATE
+
 Row = Mapping[str, Any]
 Spec = dict[str, Any]
 
@@ -22,7 +24,7 @@ PASS, FAIL, OTHER, ACCENT, SECOND, CARD, INK = (
 FAILURE_KINDS: Final = ("only this check", "with other checks", "verdict disagrees")
 OUTCOMES: Final = ("verified", "not verified", "rejected", "no answer yet")
 QUANTILES: Final = ("p50", "p95", "p99")
-PSI_LIMITS: Final = (("moderate", 0.1), ("large", 0.25))
+PSI_LIMITS: Final = (("moderate", PSI_MODERATE), ("large", PSI_LARGE))
 
 _BAR: Final = 0.86
 """Share of its day or week that a bar takes."""

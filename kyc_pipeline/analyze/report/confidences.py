@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from kyc_pipeline.analyze.report import charts
 from kyc_pipeline.analyze.report.page import (
-    LOW_N,
     Figure,
     Row,
     Section,
@@ -22,6 +21,7 @@ from kyc_pipeline.analyze.report.page import (
 )
 from kyc_pipeline.analyze.report.periods import Period
 from kyc_pipeline.analyze.report.reader import NO_ANSWER, Check, Reader, Rows, grouped, rounded
+from kyc_pipeline.rules import LOW_N
 
 _STEPS: Final = 100
 """Bins of a confidence, and thresholds of the explorer: 0.00 to 0.99."""

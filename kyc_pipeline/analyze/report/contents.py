@@ -2,17 +2,16 @@
 
 import duckdb
 
-from kyc_pipeline.analyze.quality import Severity, check_build
 from kyc_pipeline.analyze.report import confidences, failures, operations, overview, rates
 from kyc_pipeline.analyze.report.page import Page
-from kyc_pipeline.analyze.report.reader import Reader
+from kyc_pipeline.analyze.report.reader import Reader, Rows
+from kyc_pipeline.errors import KycError
 
 
 def read_page(connection: duckdb.DuckDBPyConnection) -> Page:
     """Everything on the page, from an open warehouse; makes temporary tables in `connection`."""
     reader = Reader(connection)
     threshold_explorer, explorer = confidences.thresholds(reader)
-    findings = [result for result in check_build(connection) if not result.passed]
     return Page(
         build=overview.build(reader),
         periods=reader.periods,
@@ -33,5 +32,15 @@ def read_page(connection: duckdb.DuckDBPyConnection) -> Page:
             operations.api(reader),
         ],
         explorer=explorer,
-        findings=sorted(findings, key=lambda finding: finding.severity is not Severity.ERROR),
+        findings=_findings(reader),
     )
+
+
+def _findings(reader: Reader) -> Rows:
+    """The checks that failed when the warehouse was published, errors first."""
+    try:
+        return reader.rows(
+            "SELECT * FROM build_checks WHERE NOT passed ORDER BY severity = 'error' DESC, check_name"
+        )
+    except duckdb.CatalogException as error:
+        raise KycError("the warehouse is of an older version: materialize the group `analyze`") from error

@@ -4,7 +4,6 @@ import datetime
 from typing import Final
 
 from kyc_pipeline.analyze.report.page import (
-    LOW_N,
     Remark,
     Tile,
     counted,
@@ -20,6 +19,7 @@ from kyc_pipeline.analyze.report.page import (
 )
 from kyc_pipeline.analyze.report.periods import Period
 from kyc_pipeline.analyze.report.reader import Reader
+from kyc_pipeline.rules import LOW_N
 
 _RECENT_DAYS: Final = 7
 _REMARKS: Final = 3

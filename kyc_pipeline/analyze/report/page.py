@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from kyc_pipeline.analyze.quality import CheckResult
 from kyc_pipeline.analyze.report.periods import Period
+from kyc_pipeline.rules import LOW_N
 
 NONE: Final = "–"
-LOW_N: Final = 30
-"""A rate of a smaller sample is marked: do not base a decision on it alone."""
 FEW: Final = "*"
 """Marks a small sample."""
 
@@ -117,7 +115,8 @@ class Page:
     remarks: Sequence[Remark]
     sections: Sequence[Section]
     explorer: Sequence[Mapping[str, Any]]
-    findings: Sequence[CheckResult]
+    findings: Sequence[Mapping[str, Any]]
+    """Rows of `build_checks`."""
 
 
 def number(value: float | Decimal | None) -> str:

@@ -5,7 +5,6 @@ from typing import Final
 
 from kyc_pipeline.analyze.report import charts
 from kyc_pipeline.analyze.report.page import (
-    LOW_N,
     Figure,
     Row,
     Section,
@@ -29,6 +28,7 @@ from kyc_pipeline.analyze.report.reader import (
     grouped,
     rounded,
 )
+from kyc_pipeline.rules import LOW_N
 
 _COMPANIES: Final = 20
 _CHANGES: Final = 20

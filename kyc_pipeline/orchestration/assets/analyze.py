@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 
-from kyc_pipeline.analyze.build import BuildSummary, build, open_draft
+from kyc_pipeline.analyze.build import BuildSummary, build, open_draft, record_checks
 from kyc_pipeline.analyze.figures import (
     column_types,
     confidence_picture,
@@ -21,10 +21,11 @@ from kyc_pipeline.analyze.figures import (
 from kyc_pipeline.analyze.lineage import column_sources
 from kyc_pipeline.analyze.models import Model, load_models
 from kyc_pipeline.analyze.publish import new_draft, publish, remove_draft
-from kyc_pipeline.analyze.quality import Severity, check_build
+from kyc_pipeline.analyze.quality import check_build, load_checks
 from kyc_pipeline.analyze.report import write_report
+from kyc_pipeline.checks import Severity
 from kyc_pipeline.lake.tables import TABLES
-from kyc_pipeline.orchestration.checks.analyze import check_result, check_specs
+from kyc_pipeline.orchestration.checks import check_result, check_specs
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import lineage
@@ -84,7 +85,7 @@ _WAREHOUSE_SPEC = dg.AssetSpec(
 @dg.multi_asset(
     name="build_warehouse",
     specs=[*(_model_spec(model) for model in load_models()), _WAREHOUSE_SPEC],
-    check_specs=check_specs(WAREHOUSE),
+    check_specs=check_specs((check.definition for check in load_checks()), errors_block=False),
 )
 @safe_errors
 def build_warehouse(
@@ -108,16 +109,17 @@ def build_warehouse(
                 results = check_build(connection)
                 metadata = _metadata(connection, summary)
             errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
-            # A day that was rewritten meanwhile is new in the views and old in the tables.
+            # A day rewritten during the build is already in the views but not in the tables: build again.
             if not errors or summary.stands(pipeline.lake):
                 break
             remove_draft(draft)
-        yield from (check_result(WAREHOUSE, result) for result in results)
+        yield from (check_result(result) for result in results)
         if errors:
             raise dg.Failure(
                 description="not published: "
                 + "; ".join(
-                    f"{error.name} ({error.unit}: {error.count}): {error.description}" for error in errors
+                    "{} ({unit}: {count}): {}".format(error.name, error.description, **error.metadata)
+                    for error in errors
                 ),
                 allow_retries=False,
             )
@@ -126,6 +128,7 @@ def build_warehouse(
                 description="not published: somebody was erased while it was built: build it again",
                 allow_retries=False,
             )
+        record_checks(draft, results)
         publish(draft, warehouse)
     for model in load_models():
         yield dg.MaterializeResult(asset_key=asset_key(model.name), metadata=metadata[model.name])
@@ -153,7 +156,7 @@ def report(pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult[Any]:
 
 
 def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> dict[str, dict[str, Any]]:
-    """What Dagster shows of each table, and of the file, at this materialization."""
+    """Dagster's metadata for each table, and for the file, of this materialization."""
     figures, types = read_figures(connection), column_types(connection)
     newest, picture = newest_day(connection), confidence_picture(connection)
     shown: dict[str, dict[str, Any]] = {

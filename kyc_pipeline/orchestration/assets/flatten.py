@@ -17,6 +17,7 @@ from kyc_pipeline.lake.tables import (
     VERIFICATIONS,
     Table,
 )
+from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.flatten import CHECKS, check_partition
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -45,7 +46,7 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
             )
             for table in TABLES
         ],
-        check_specs=[check.spec() for check in CHECKS],
+        check_specs=check_specs(CHECKS),
         backfill_policy=BACKFILL_POLICY,
     )
     @safe_errors

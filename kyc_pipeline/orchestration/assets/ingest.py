@@ -9,6 +9,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -27,7 +28,7 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
             table_spec(table, group=GROUP, partitions=partitions)
             for table in (SUBMISSIONS, REJECTED_SUBMISSIONS)
         ],
-        check_specs=[check.spec() for check in CHECKS],
+        check_specs=check_specs(CHECKS),
         backfill_policy=BACKFILL_POLICY,
     )
     @safe_errors

@@ -14,6 +14,7 @@ from pydantic import Field
 from kyc_pipeline.deepxl.errors import DeepXLError
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.queries import read_spend
+from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
 from kyc_pipeline.orchestration.paid_calls import CallControls, day_figures, log_plan, log_progress
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
@@ -84,7 +85,7 @@ def verify_assets(
                 skippable=True,
             )
         ],
-        check_specs=[check.spec() for check in CHECKS],
+        check_specs=check_specs(CHECKS),
         backfill_policy=BACKFILL_POLICY,
         pool=POOL,
         can_subset=True,  # a dry run ends without the asset and its checks

@@ -1,42 +1,44 @@
-"""Checks on a day's curated tables.
+"""Checks of a day's curated tables.
 
-What differs from the contract is a warning: the raw answer keeps it, and the numbers stay exact. A row that
-is missing or doubled is an error. Uniqueness over all days is checked by the warehouse, before publication.
+A deviation from the contract is a warning, since the raw answer keeps it and the figures stay exact. A
+missing or duplicate row is an error. The warehouse checks uniqueness over all days before publication.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
 
 import pyarrow.compute as pc
-from dagster import AssetCheckSeverity
 
+from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 from kyc_pipeline.flatten.partition import FlattenSummary
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT, MODEL_CHECKS, VERIFICATIONS, Table
-from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
+from kyc_pipeline.rules import ISO_OFFSET_SECONDS, UNEXPECTED_FIELDS, UNEXPECTED_TYPES
 from kyc_pipeline.vocabulary import Anomaly, CheckStatus
 
 
 def _warning(table: Table, name: str, description: str) -> CheckDefinition:
-    return CheckDefinition(table.name, name, AssetCheckSeverity.WARN, description)
+    return CheckDefinition(table.name, name, Severity.WARNING, description)
 
 
 RECONCILES = CheckDefinition(
     VERIFICATIONS.name,
     "answers_reconcile",
-    AssetCheckSeverity.ERROR,
+    Severity.ERROR,
     "Every completed answer has one verification and belongs to an accepted submission.",
 )
 UNIQUE = CheckDefinition(
     VERIFICATIONS.name,
     "verification_ids_unique",
-    AssetCheckSeverity.ERROR,
+    Severity.ERROR,
     "No verification id occurs twice in the day.",
 )
 CONSISTENT = _warning(
-    VERIFICATIONS, "verified_agrees_with_checks", "`verified` is what the checks say: true without a FAIL."
+    VERIFICATIONS,
+    "verified_agrees_with_checks",
+    "`verified` agrees with the checks: true if and only if none failed.",
 )
-TIMESTAMPS = _warning(VERIFICATIONS, "timestamps_readable", "Every time stamp is a time.")
+TIMESTAMPS = _warning(VERIFICATIONS, "timestamps_readable", "Every time stamp can be read.")
 ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     (
         _warning(MODEL_CHECKS, "confidence_in_range", "Every confidence is a number within 0 and 1."),
@@ -48,11 +50,11 @@ ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     ),
     (
         _warning(MODEL_CHECKS, "types_known", "Every check's type is known to the contract."),
-        (Anomaly.UNKNOWN_TYPE,),
+        UNEXPECTED_TYPES,
     ),
     (
         _warning(CONTRACT_DRIFT, "fields_known", "Every field is known to the contract, with its type."),
-        (Anomaly.UNKNOWN_FIELD, Anomaly.DUPLICATE_FIELD, Anomaly.TYPE_MISMATCH, Anomaly.FIELD_CONFLICT),
+        (*UNEXPECTED_FIELDS, Anomaly.FIELD_CONFLICT),
     ),
     (
         _warning(VERIFICATIONS, "echo_matches", "Echoed sizes and tags are those that were sent."),
@@ -61,11 +63,9 @@ ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     (TIMESTAMPS, (Anomaly.TIMESTAMP_OUT_OF_RANGE, Anomaly.TIMESTAMP_ISO_UNREADABLE)),
 )
 CHECKS = (RECONCILES, UNIQUE, CONSISTENT, *(definition for definition, _ in ANOMALIES))
-ISO_TOLERANCE_SECONDS = 1.0
-"""The ISO text may show fewer or more digits than the epoch."""
 
 
-def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check]:
+def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[CheckResult]:
     """The checks of one day."""
     lost = summary.completed - summary.verifications
     ids = lake.read(VERIFICATIONS, day, ["verification_id"])["verification_id"]
@@ -98,7 +98,7 @@ def _anomalies(
     codes: tuple[Anomaly, ...],
     summary: FlattenSummary,
     figures: Mapping[str, float],
-) -> Check:
+) -> CheckResult:
     found = {code: summary.anomalies[code.value] for code in codes if summary.anomalies[code.value]}
     return definition.result(
         not found,
@@ -109,17 +109,17 @@ def _anomalies(
 
 
 def _clocks(lake: Lake, day: str) -> Mapping[str, float]:
-    """How far ISO texts, read as UTC, are from their epochs: a figure, for the API's own example differs."""
+    """How far ISO texts, read as UTC, are from their epochs: figures only: the API's example differs."""
     offsets = lake.read(VERIFICATIONS, day, ["iso_offset_seconds"])["iso_offset_seconds"]
     known = [offset for offset in offsets.to_pylist() if offset is not None]
     if not known:
         return {}
-    differing = sum(abs(offset) > ISO_TOLERANCE_SECONDS for offset in known)
+    differing = sum(abs(offset) >= ISO_OFFSET_SECONDS for offset in known)
     return {"iso_differs": differing, "median_iso_offset_seconds": statistics.median(known)}
 
 
 def _disagreeing(lake: Lake, day: str) -> int:
-    """Verifications that are verified with a failed check, or not verified without one."""
+    """The number of overrides and unexplained declines, as defined in `failure_attribution`."""
     checks = lake.read(MODEL_CHECKS, day, ["verification_id", "normalized_status"])
     failed = checks.filter(pc.field("normalized_status") == CheckStatus.FAIL.value)["verification_id"]
     verifications = lake.read(VERIFICATIONS, day, ["verification_id", "verified"])

@@ -1,36 +1,32 @@
-"""Checks on what ingest made of a day's manifests."""
+"""Checks of a day's ingest."""
 
-from dagster import AssetCheckSeverity
-
+from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 from kyc_pipeline.ingest.manifests import IngestSummary
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
-from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
-
-MANY_REJECTIONS = 0.10
-"""Share of rejected rows above which a person should look."""
+from kyc_pipeline.rules import REJECTED_ROWS, REJECTED_SHARE, has_many_rejections
 
 RECONCILES = CheckDefinition(
     SUBMISSIONS.name,
     "received_reconciles",
-    AssetCheckSeverity.ERROR,
+    Severity.ERROR,
     "Every row of the manifests was accepted or rejected.",
 )
 FEW_REJECTIONS = CheckDefinition(
     REJECTED_SUBMISSIONS.name,
     "few_rejections",
-    AssetCheckSeverity.WARN,
-    f"At most {MANY_REJECTIONS:.0%} of the day's rows were rejected.",
+    Severity.WARNING,
+    f"Fewer than {REJECTED_ROWS} of the day's rows, or less than {REJECTED_SHARE:.0%}, were rejected.",
 )
 FILES_TAKEN = CheckDefinition(
     SUBMISSIONS.name,
     "every_file_taken",
-    AssetCheckSeverity.WARN,
+    Severity.WARNING,
     "Every file in the day's folder is a manifest.",
 )
 CHECKS = (RECONCILES, FEW_REJECTIONS, FILES_TAKEN)
 
 
-def check_partition(summary: IngestSummary) -> list[Check]:
+def check_partition(summary: IngestSummary) -> list[CheckResult]:
     """The checks of one day."""
     rejected = sum(summary.rejected.values())
     share = rejected / summary.received if summary.received else 0.0
@@ -44,13 +40,13 @@ def check_partition(summary: IngestSummary) -> list[Check]:
             rejected=rejected,
         ),
         FEW_REJECTIONS.result(
-            share <= MANY_REJECTIONS,
+            not has_many_rejections(rejected, summary.received),
             f"{rejected} of {summary.received} rows were rejected; reasons are in rejected_submissions",
             share=share,
         ),
         FILES_TAKEN.result(
             not summary.ignored_files,
-            f"{len(summary.ignored_files)} files or folders are no manifests by their names: not read",
+            f"{len(summary.ignored_files)} files or folders are not manifests by their names: not read",
             ignored=len(summary.ignored_files),
         ),
     ]

@@ -1,9 +1,7 @@
-"""Checks on the outcomes of a day."""
+"""Checks of a day's outcomes."""
 
-from dagster import AssetCheckSeverity
-
+from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
-from kyc_pipeline.orchestration.partitions import Check, CheckDefinition
 from kyc_pipeline.verify.reconcile import Reconciliation
 from kyc_pipeline.verify.summary import VerifySummary
 from kyc_pipeline.vocabulary import Outcome
@@ -11,25 +9,25 @@ from kyc_pipeline.vocabulary import Outcome
 ACCOUNTED_FOR = CheckDefinition(
     VERIFICATION_RESPONSES.name,
     "every_submission_accounted_for",
-    AssetCheckSeverity.ERROR,
+    Severity.ERROR,
     "Every accepted submission has exactly one outcome, the one that the ledger knows.",
 )
 NONE_UNSETTLED = CheckDefinition(
     VERIFICATION_RESPONSES.name,
     "none_uncertain_or_quarantined",
-    AssetCheckSeverity.WARN,
+    Severity.WARNING,
     "No submission is held or quarantined.",
 )
 ALL_ATTEMPTED = CheckDefinition(
     VERIFICATION_RESPONSES.name,
     "all_attempted",
-    AssetCheckSeverity.WARN,
+    Severity.WARNING,
     "No submission failed or was left for a later run.",
 )
 CHECKS = (ACCOUNTED_FOR, NONE_UNSETTLED, ALL_ATTEMPTED)
 
 
-def check_partition(accounts: Reconciliation, summary: VerifySummary) -> list[Check]:
+def check_partition(accounts: Reconciliation, summary: VerifySummary) -> list[CheckResult]:
     """The checks of one day."""
     count = {outcome: summary.outcomes.get(outcome, 0) for outcome in Outcome}
     unsettled = summary.held + count[Outcome.QUARANTINED]

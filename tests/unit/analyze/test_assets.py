@@ -79,6 +79,9 @@ def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
             "model_checks",
         }
         assert connection.execute("SELECT count(*) FROM model_checks").fetchall() == [(1,)]
+        assert connection.execute(
+            "SELECT check_name FROM build_checks WHERE NOT passed ORDER BY check_name"
+        ).fetchall() == [("submissions_uncertain",)]
 
 
 def test_a_day_that_is_written_again_while_a_build_is_checked_is_built_again(

@@ -99,6 +99,13 @@ def test_a_header_gives_description_and_columns() -> None:
     assert sql == "SELECT 1"
 
 
+def test_parameters_are_filled_in_and_an_unknown_one_names_its_file() -> None:
+    description, _, sql = parse_header("t", "-- Below {low_n}.\n--\n-- a: A.\nSELECT n < {low_n} AS a")
+    assert (description, sql) == ("Below 30.", "SELECT n < 30 AS a")
+    with pytest.raises(KycError, match=r"sql/t\.sql: unknown parameter high_n"):
+        parse_header("t", "-- One.\n--\n-- a: A.\nSELECT {high_n} AS a")
+
+
 def test_a_malformed_header_names_its_file() -> None:
     with pytest.raises(KycError, match=r"sql/t\.sql"):
         parse_header("t", "-- One.\n--\n-- nonsense\nSELECT 1")

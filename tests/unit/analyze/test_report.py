@@ -15,8 +15,9 @@ import duckdb
 import pytest
 
 from kyc_pipeline import __version__
-from kyc_pipeline.analyze.build import build
+from kyc_pipeline.analyze.build import build, open_draft, record_checks
 from kyc_pipeline.analyze.publish import publish
+from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
@@ -43,6 +44,9 @@ class Elements(HTMLParser):
 def report(lake: Lake, folder: Path, price: Decimal | None = Decimal("0.35")) -> str:
     draft, warehouse, page = folder / "draft", folder / "kyc.duckdb", folder / "report" / "index.html"
     build(lake, draft, run_id="run-1", price_per_call=price)
+    with open_draft(draft) as connection:
+        results = check_build(connection)
+    record_checks(draft, results)
     publish(draft, warehouse)
     write_report(warehouse, page)
     assert [path.name for path in page.parent.iterdir()] == ["index.html"]
@@ -282,6 +286,27 @@ def test_without_a_price_the_page_says_so(odd_page: str) -> None:
     assert tile(odd_page, "all", "Estimated cost") == "– no price is set"
     assert "That setting has no value" in odd_page
     assert "cost" not in data_of(odd_page)["specs"]
+
+
+def test_checks_that_failed_before_publication_are_on_the_page(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, "2024-09-08", [Submission(True, [Check()]), Submission(outcome="uncertain")])
+    text = text_of(report(lake, tmp_path))
+    assert "submissions uncertain (warning, submissions: 1). Expected: No submission is held" in text
+    assert "submissions quarantined (" not in text
+    with duckdb.connect(tmp_path / "kyc.duckdb", read_only=True) as warehouse:
+        assert warehouse.execute(
+            "SELECT check_name, severity, count FROM build_checks WHERE NOT passed"
+        ).fetchall() == [("submissions_uncertain", "warning", 1)]
+        assert warehouse.execute(
+            "SELECT count(*), count(c.comment) FROM duckdb_columns() AS c WHERE table_name = 'build_checks'"
+        ).fetchall() == [(6, 6)]
+
+
+def test_a_warehouse_without_check_results_says_what_to_do(lake: Lake, tmp_path: Path) -> None:
+    build(lake, tmp_path / "draft", run_id="run")
+    publish(tmp_path / "draft", tmp_path / "kyc.duckdb")
+    with pytest.raises(KycError, match="older version"):
+        write_report(tmp_path / "kyc.duckdb", tmp_path / "index.html")
 
 
 def test_without_a_warehouse_the_page_stays_as_it_was(tmp_path: Path) -> None:

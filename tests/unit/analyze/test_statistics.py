@@ -72,6 +72,18 @@ def test_newcombe_without_trials_is_null(connection: duckdb.DuckDBPyConnection, 
     assert value(connection, f"newcombe_high({arguments})") is None
 
 
+@pytest.mark.parametrize(("n", "low"), [(29, True), (30, False), (None, None)])
+def test_low_n(connection: duckdb.DuckDBPyConnection, n: int | None, low: bool | None) -> None:
+    assert value(connection, "is_low_n($1)", n) is low
+
+
+@pytest.mark.parametrize(
+    ("day", "recent"), [("2024-09-02", False), ("2024-09-03", True), ("2024-09-30", True)]
+)
+def test_recent_days(connection: duckdb.DuckDBPyConnection, day: str, recent: bool) -> None:
+    assert value(connection, f"is_recent(DATE '{day}', DATE '2024-09-30')") is recent
+
+
 def test_psi_and_jensen_shannon(connection: duckdb.DuckDBPyConnection) -> None:
     bins = "(VALUES (0.1, 0.2), (0.2, 0.2), (0.4, 0.3), (0.3, 0.3)) AS t(p, q)"
     assert value(connection, f"sum(psi_term(p, q)) FROM {bins}") == pytest.approx(0.0980829, abs=5e-8)

@@ -3,22 +3,22 @@
 from typing import Any
 
 import pytest
-from dagster import AssetCheckSeverity
 
+from kyc_pipeline.checks import CheckResult, Severity
+from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.flatten import CHECKS, check_partition
-from kyc_pipeline.orchestration.partitions import Check
 from tests.unit.flatten.support import DAY, SEED, SEED_TEXT, Day, echo, response_row, submission_row, text_of
 
 ERRORS = {"answers_reconcile", "verification_ids_unique"}
 SEED_CHECKS = SEED["modelResults"]["technicalChecks"]
 
 
-def checks_of(day: Day, *texts: str) -> dict[str, Check]:
+def checks_of(day: Day, *texts: str) -> dict[str, CheckResult]:
     summary = day.flatten(*texts)
     return {check.definition.name: check for check in check_partition(day.lake, DAY, summary)}
 
 
-def failing(checks: dict[str, Check]) -> set[str]:
+def failing(checks: dict[str, CheckResult]) -> set[str]:
     return {name for name, check in checks.items() if not check.passed}
 
 
@@ -27,9 +27,9 @@ def one_check(**changes: Any) -> dict[str, Any]:
 
 
 def test_errors_stop_publication_and_warnings_do_not() -> None:
-    severe = {check.name for check in CHECKS if check.severity is AssetCheckSeverity.ERROR}
+    severe = {check.name for check in CHECKS if check.severity is Severity.ERROR}
     assert severe == ERRORS
-    assert all(check.spec().blocking is (check.name in ERRORS) for check in CHECKS)
+    assert all(spec.blocking is (spec.name in ERRORS) for spec in check_specs(CHECKS))
 
 
 def test_an_answer_as_it_should_be_passes_everything(day: Day) -> None:
@@ -70,7 +70,7 @@ def test_what_is_odd_about_an_answer_is_a_warning_that_says_what(
     assert name in failing(checks)
     assert not failing(checks) & ERRORS
     check = checks[name]
-    assert check.definition.severity is AssetCheckSeverity.WARN
+    assert check.definition.severity is Severity.WARNING
     assert check.description.startswith("1 ")
     assert 1 in check.metadata.values()
 

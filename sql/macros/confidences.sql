@@ -1,0 +1,54 @@
+-- noqa: disable=capitalisation.types, layout.indent
+-- Macros that only the models need: temporary, so that the published warehouse does not have them.
+
+-- The quantile p of n values, interpolated as `quantile_cont` does, from the distinct values and the count of
+-- values up to each: an aggregate, for use in a GROUP BY. p is a DECIMAL, so that p * (n - 1) is exact.
+CREATE TEMP MACRO quantile_of_counts(value, up_to, n, p) AS
+    min(value) FILTER (WHERE up_to > floor(p * (n - 1)))
+    + (max(p * (n - 1)) - floor(max(p * (n - 1))))::DOUBLE * (
+        min(value) FILTER (WHERE up_to > ceil(p * (n - 1)))
+        - min(value) FILTER (WHERE up_to > floor(p * (n - 1)))
+    );
+
+-- Whether a bucket of `checks` values, with `up_to` values up to its end, holds one of the two values between
+-- which the quantile p of n is interpolated.
+CREATE TEMP MACRO has_quantile(checks, up_to, n, p) AS
+    up_to > floor(p * (n - 1)) AND up_to - checks <= ceil(p * (n - 1));
+
+-- The nearest thousandth of x in [0, 1], 0 to 1000: buckets in the order of the values.
+CREATE TEMP MACRO thousandths(x) AS (x * 1000)::INTEGER;
+
+-- The hundredth that x in [0, 1] has reached: the largest i with i/100 <= x, so 100 at x = 1.
+-- floor(x * 100) alone is wrong at edges (0.29 * 100 is 28.999…), so it is corrected by the edges.
+CREATE TEMP MACRO hundredths(x) AS
+    (
+        floor(x * 100)
+        + (x >= (floor(x * 100) + 1) / 100)::INTEGER
+        - (x < floor(x * 100) / 100)::INTEGER
+    )::INTEGER;
+
+-- One bin's term of the population stability index; a share of zero is floored at 0.0001.
+CREATE TEMP MACRO psi_term(baseline_share, share) AS
+    (greatest(share, 0.0001::DOUBLE) - greatest(baseline_share, 0.0001::DOUBLE))
+    * ln(greatest(share, 0.0001::DOUBLE) / greatest(baseline_share, 0.0001::DOUBLE));
+
+-- One bin's term of the Jensen-Shannon divergence in bits; zero shares add nothing.
+CREATE TEMP MACRO js_term(p, q) AS
+    CASE WHEN p > 0 THEN 0.5 * p * log2(2 * p / (p + q)) ELSE 0 END
+    + CASE WHEN q > 0 THEN 0.5 * q * log2(2 * q / (p + q)) ELSE 0 END;
+
+-- Kolmogorov's series: Q(l) = 2 sum_{j>=1} (-1)^(j-1) exp(-2 j^2 l^2); below l = 1.18 by the dual series
+-- 1 - sqrt(2 pi) / l sum_{j>=1} exp(-(2j-1)^2 pi^2 / (8 l^2)), which converges there within three terms.
+CREATE TEMP MACRO kolmogorov_q(l) AS
+    CASE
+        WHEN l < 0.05 THEN 1.0::DOUBLE
+        WHEN l < 1.18 THEN 1 - sqrt(2 * pi()) / l * (
+            exp(-1 * (pi() / l) ** 2 / 8) + exp(-9 * (pi() / l) ** 2 / 8) + exp(-25 * (pi() / l) ** 2 / 8)
+        )
+        ELSE 2 * (exp(-2 * l ** 2) - exp(-8 * l ** 2) + exp(-18 * l ** 2) - exp(-32 * l ** 2))
+    END;
+
+-- Asymptotic two-sided p-value of the Kolmogorov-Smirnov statistic d with samples of n and m:
+-- kolmogorov_q of d sqrt(nm / (n + m)).
+CREATE TEMP MACRO ks_p(d, n, m) AS
+    kolmogorov_q(d * sqrt(n::DOUBLE * m::DOUBLE / nullif(n + m, 0)::DOUBLE));
