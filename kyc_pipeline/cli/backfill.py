@@ -21,8 +21,9 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.decisions import list_held
-from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.resources import Pipeline, RunControls
 from kyc_pipeline.settings import Settings, load_settings
+from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 from kyc_pipeline.verify.summary import Progress
 from kyc_pipeline.vocabulary import Outcome
@@ -77,10 +78,11 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
             spent.days[progress.date] = progress
             show(progress)
 
-        pipeline.progress = progress
+        budget = CallBudget(settings.deepxl_max_calls_per_run)
+        controls = RunControls(budget=budget, progress=progress)
         log_level = "INFO" if verbose else "CRITICAL"
         report = stoppable(
-            pipeline.stop, lambda: run_partitions(pipeline, days, instance, log_level=log_level)
+            controls.stop, lambda: run_partitions(pipeline, controls, days, instance, log_level=log_level)
         )
     left = unfinished(pipeline, days)
     for day, submission_id, outcome in left[:LISTED]:
@@ -93,11 +95,11 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
         click.echo(places(settings))
     if report.failures:
         raise KycError("; ".join(report.failures))
-    if pipeline.stop.draining:
+    if controls.stop.draining:
         click.echo("stopped on request: run the same days again to go on")
-    elif left and pipeline.budget and pipeline.budget.is_used_up:
+    elif left and budget.is_used_up:
         click.echo("stopped: the budget of calls is used up; run the same days again to go on")
-    return EXIT_UNFINISHED if left or pipeline.stop.draining else 0
+    return EXIT_UNFINISHED if left or controls.stop.draining else 0
 
 
 def places(settings: Settings) -> str:

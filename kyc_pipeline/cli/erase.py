@@ -127,13 +127,13 @@ def _shown(found: Findings, unreadable: int, *, delete_documents: bool) -> str:
 def _publisher(settings: Settings, *, verbose: bool) -> Callable[[], None]:
     # Imported here: Dagster takes a second, and a dry run does without it.
     from kyc_pipeline.cli.local_run import open_instance, run_partitions
-    from kyc_pipeline.orchestration.resources import Pipeline
+    from kyc_pipeline.orchestration.resources import Pipeline, RunControls
 
     instance = open_instance()
 
     def publish() -> None:
         level = "INFO" if verbose else "CRITICAL"
-        report = run_partitions(Pipeline(settings), [], instance, log_level=level)
+        report = run_partitions(Pipeline(settings), RunControls(), [], instance, log_level=level)
         if report.failures:
             raise KycError(
                 "lake and ledger are done, but the warehouse could not be built again, so the published one "

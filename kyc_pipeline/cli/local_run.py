@@ -17,9 +17,8 @@ from kyc_pipeline.errors import UsageError
 from kyc_pipeline.orchestration.catch_up import ingested_by, left_behind
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
-from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.resources import Pipeline, RunControls
 from kyc_pipeline.orchestration.sensors import INGEST_STEP
-from kyc_pipeline.verify.budget import CallBudget
 
 DAILY_GROUPS = ("ingest", "verify", "flatten")
 DEFAULT_HOME = Path("dagster_home")
@@ -58,7 +57,12 @@ def open_instance() -> dg.DagsterInstance:
 
 
 def run_partitions(
-    pipeline: Pipeline, days: Sequence[str], instance: dg.DagsterInstance, *, log_level: str = "CRITICAL"
+    pipeline: Pipeline,
+    controls: RunControls,
+    days: Sequence[str],
+    instance: dg.DagsterInstance,
+    *,
+    log_level: str = "CRITICAL",
 ) -> LocalRun:
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
@@ -66,13 +70,12 @@ def run_partitions(
     the budget, the others are accounted for without a call. A cancel ends the runs. The warehouse is
     published from what the lake holds, also where some days failed.
     """
-    definitions = build_defs(pipeline)
+    definitions = build_defs(pipeline, controls)
     job = definitions.resolve_job_def(VERIFY_AND_PUBLISH)
     daily: list[dg.AssetKey] = []
     published: list[dg.AssetKey] = []
     for spec in definitions.resolve_all_asset_specs():
         (daily if spec.group_name in DAILY_GROUPS else published).append(spec.key)
-    pipeline.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
     report = LocalRun()
 
     def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> list[str]:
@@ -95,9 +98,9 @@ def run_partitions(
         batch = days[start : start + BACKFILL_DAYS_PER_RUN]
         ingested = run(daily, range_tags(batch[0], batch[-1]))
         for first, last in left_behind(pipeline.lake, ingested, pipeline.settings.kyc_landing):
-            if not pipeline.stop.draining:
+            if not controls.stop.draining:
                 run(daily, range_tags(first, last))
-        if pipeline.stop.draining:
+        if controls.stop.draining:
             break
     run(published, {})
     return report

@@ -26,12 +26,11 @@ PUBLISH_WHEN_NEW = (
 ).with_label("when the daily tables are new and nothing is at work on them")
 
 
-def publish_when_new(pipeline_group: str = "analyze") -> dg.AutomationConditionSensorDefinition:
-    """The sensor that looks at the conditions; one run builds all tables."""
-    return dg.AutomationConditionSensorDefinition(
-        name="publish_when_new",
-        target=dg.AssetSelection.groups(pipeline_group),
-        minimum_interval_seconds=30,
-        run_tags={**_TRIGGER, "dagster/priority": "5"},
-        description="Builds and publishes the warehouse when the tables that it reads are new.",
-    )
+publish_when_new = dg.AutomationConditionSensorDefinition(
+    name="publish_when_new",
+    target=dg.AssetSelection.groups("analyze"),
+    minimum_interval_seconds=30,
+    run_tags={**_TRIGGER, "dagster/priority": "5"},
+    description="Builds and publishes the warehouse when the tables that it reads are new.",
+)
+"""The sensor that evaluates the conditions; one run builds all tables."""

@@ -79,15 +79,14 @@ def maintenance() -> None:
     remove_stale_files(after=vacuum_ledger(after=prune_runs()))
 
 
-def weekly_maintenance() -> dg.ScheduleDefinition:
-    """Sundays at 05:30 UTC, after the night's runs."""
-    return dg.ScheduleDefinition(
-        name="weekly_maintenance",
-        job=maintenance,
-        cron_schedule="30 5 * * 0",
-        execution_timezone="UTC",
-        description="Cleans up: old runs, the ledger's free pages, unfinished files.",
-    )
+weekly_maintenance = dg.ScheduleDefinition(
+    name="weekly_maintenance",
+    job=maintenance,
+    cron_schedule="30 5 * * 0",
+    execution_timezone="UTC",
+    description="Cleans up: old runs, the ledger's free pages, unfinished files.",
+)
+"""Sundays at 05:30 UTC, after the night's runs."""
 
 
 def forget_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int]:

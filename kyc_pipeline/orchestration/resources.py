@@ -1,7 +1,6 @@
-"""What the assets work with: the settings, and from them the lake, the ledger and the pseudonyms.
+"""The resources: `pipeline` (settings, lake, ledger, pseudonyms) and `controls` (what belongs to one run).
 
-One resource, so that a test or the command line replaces one thing. Everything behind it is opened when it
-is used: a code location must load without a ledger, a lake or a credential.
+`pipeline` opens everything on use: a code location must load without a ledger, a lake or a credential.
 """
 
 import contextlib
@@ -26,18 +25,27 @@ if TYPE_CHECKING:  # a code location loads without an HTTP client
 
 
 @dataclass
+class RunControls:
+    """The Dagster resource `controls`: what belongs to one run and is no setting.
+
+    Each run that Dagster launches makes its own; the command line passes one that its runs share.
+    """
+
+    budget: CallBudget | None = None
+    """Calls that the runs may make together; without it, each run has the budget of the settings."""
+    stop: StopFlag = field(default_factory=StopFlag)
+    """Asks the paid calls to stop; the command line sets it on SIGINT and SIGTERM."""
+    progress: Callable[[Progress], None] | None = None
+    """Receives the progress of the paid calls; without it, the asset logs it from time to time."""
+    timing: "Timing | None" = None
+    """How long the engine waits between look-ups and retries, if not as in real use."""
+
+
+@dataclass
 class Pipeline:
     """The Dagster resource `pipeline`."""
 
     settings: Settings
-    progress: Callable[[Progress], None] | None = None
-    """Told of the paid calls as they are made; without it the assets log them from time to time."""
-    budget: CallBudget | None = None
-    """Calls that several runs may make together; without it each run has a budget of its own."""
-    timing: "Timing | None" = None
-    """How long the engine waits between looks and retries, where it is not what it is in real use."""
-    stop: StopFlag = field(default_factory=StopFlag)
-    """Asks the paid calls to stop; the command line sets it on SIGINT and SIGTERM."""
 
     @property
     def lake(self) -> Lake:

@@ -35,7 +35,15 @@ TICK_BUDGET_SECONDS = 30.0
 """Dagster ends a tick at 60 s; what is left is done by the next tick."""
 
 
-def new_manifests() -> dg.SensorDefinition:
+@dg.sensor(
+    job_name=VERIFY_AND_PUBLISH,
+    minimum_interval_seconds=15,
+    description="Starts a run for each day with new or changed manifests in the landing zone.",
+)
+@fails_plainly
+def new_manifests(
+    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """A run for each day whose manifests' content is new.
 
     The run key holds the content's identity, so a redelivered, identical manifest starts nothing and a
@@ -46,91 +54,73 @@ def new_manifests() -> dg.SensorDefinition:
     A day whose files cannot be read gets a run too, one as long as they stay the same: it fails and says why.
     It is looked at again at each tick, and does not hold up the others.
     """
-
-    @dg.sensor(
-        name="new_manifests",
-        job_name=VERIFY_AND_PUBLISH,
-        minimum_interval_seconds=15,
-        description="Starts a run for each day with new or changed manifests in the landing zone.",
-    )
-    @fails_plainly
-    def sensor(
-        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        settings = pipeline.settings
+    settings = pipeline.settings
+    try:
+        require_mounted(settings)
+    except UsageError as error:
+        yield dg.SkipReason(str(error))  # the cursor stays as it is
+        return
+    seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
+    cursor: dict[str, list[str]] = {}
+    started = time.monotonic()
+    requested = 0
+    tags = {**TODAY, "kyc/trigger": "new_manifests"}
+    first, last = settings.kyc_start_date.isoformat(), datetime.now(UTC).date().isoformat()
+    for day in manifest_dates(settings.kyc_landing):
+        # A request for a day that is no partition yet would end the tick for all days.
+        if not first <= day <= last:
+            continue
+        before, known = seen.get(day, ["", ""])
+        if time.monotonic() - started > TICK_BUDGET_SECONDS:
+            cursor[day] = [before, known]
+            continue
         try:
-            require_mounted(settings)
-        except UsageError as error:
-            yield dg.SkipReason(str(error))  # the cursor stays as it is
-            return
-        seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
-        cursor: dict[str, list[str]] = {}
-        started = time.monotonic()
-        requested = 0
-        tags = {**TODAY, "kyc/trigger": "new_manifests"}
-        first, last = settings.kyc_start_date.isoformat(), datetime.now(UTC).date().isoformat()
-        for day in manifest_dates(settings.kyc_landing):
-            # A request for a day that is no partition yet would end the tick for all days.
-            if not first <= day <= last:
-                continue
-            before, known = seen.get(day, ["", ""])
-            if time.monotonic() - started > TICK_BUDGET_SECONDS:
-                cursor[day] = [before, known]
-                continue
-            try:
-                signature = manifest_signature(settings.kyc_landing, day)[:DIGITS]
-                if signature == before and not known:
-                    identity = manifest_identity(settings.kyc_landing, day)
-                    requested += 1
-                    yield dg.RunRequest(run_key=f"{day}:{identity}", partition_key=day, tags=tags)
-                    known = identity[:DIGITS]
-                cursor[day] = [signature, known if signature == before else ""]
-            except KycError as error:
-                context.log.warning(f"{day}: {error}")
+            signature = manifest_signature(settings.kyc_landing, day)[:DIGITS]
+            if signature == before and not known:
+                identity = manifest_identity(settings.kyc_landing, day)
                 requested += 1
-                yield dg.RunRequest(run_key=unreadable_key(settings, day), partition_key=day, tags=tags)
-        context.update_cursor(json.dumps(cursor))
-        stray = stray_folders(settings.kyc_landing)
-        if stray:
-            context.log.warning(f"{STRAY}: {', '.join(map(printable, stray))}")
-        if not requested:
-            yield dg.SkipReason(
-                "no new or changed manifests that are complete"
-                + (f"; {STRAY}: {', '.join(map(printable, stray[:5]))}" if stray else "")
-            )
+                yield dg.RunRequest(run_key=f"{day}:{identity}", partition_key=day, tags=tags)
+                known = identity[:DIGITS]
+            cursor[day] = [signature, known if signature == before else ""]
+        except KycError as error:
+            context.log.warning(f"{day}: {error}")
+            requested += 1
+            yield dg.RunRequest(run_key=unreadable_key(settings, day), partition_key=day, tags=tags)
+    context.update_cursor(json.dumps(cursor))
+    stray = stray_folders(settings.kyc_landing)
+    if stray:
+        context.log.warning(f"{STRAY}: {', '.join(map(printable, stray))}")
+    if not requested:
+        yield dg.SkipReason(
+            "no new or changed manifests that are complete"
+            + (f"; {STRAY}: {', '.join(map(printable, stray[:5]))}" if stray else "")
+        )
 
-    return sensor
 
-
-def run_left_behind() -> dg.SensorDefinition:
+@dg.run_failure_sensor(
+    request_job=verify_and_publish,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Runs the good days of a run whose ingest failed for another day.",
+)
+@fails_plainly
+def run_left_behind(
+    context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """After a run of several days whose ingest failed for some of them: a run for the others.
 
     Dagster runs no step after one that failed, so the good days of the run would wait for the bad one. The
     new run has the configuration and the assets of the failed one, which has paid nothing yet.
     """
-
-    @dg.run_failure_sensor(
-        name="run_left_behind",
-        request_job=verify_and_publish,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Runs the good days of a run whose ingest failed for another day.",
-    )
-    @fails_plainly
-    def sensor(
-        context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        run = context.dagster_run
-        failed = {event.step_key for event in context.get_step_failure_events()}
-        if len(range_days(run.tags)) < 2 or INGEST_STEP not in failed:
-            yield dg.SkipReason("no run of several days whose ingest failed")
-            return
-        ingested = ingested_by(context.instance, run.run_id)
-        for first, last in left_behind(pipeline.lake, ingested, pipeline.settings.kyc_landing):
-            yield dg.RunRequest(
-                run_key=f"{run.run_id}:{first}:{last}",
-                run_config=run.run_config,
-                asset_selection=sorted(run.asset_selection) if run.asset_selection else None,
-                tags={**range_tags(first, last), "kyc/trigger": "run_left_behind"},
-            )
-
-    return sensor
+    run = context.dagster_run
+    failed = {event.step_key for event in context.get_step_failure_events()}
+    if len(range_days(run.tags)) < 2 or INGEST_STEP not in failed:
+        yield dg.SkipReason("no run of several days whose ingest failed")
+        return
+    ingested = ingested_by(context.instance, run.run_id)
+    for first, last in left_behind(pipeline.lake, ingested, pipeline.settings.kyc_landing):
+        yield dg.RunRequest(
+            run_key=f"{run.run_id}:{first}:{last}",
+            run_config=run.run_config,
+            asset_selection=sorted(run.asset_selection) if run.asset_selection else None,
+            tags={**range_tags(first, last), "kyc/trigger": "run_left_behind"},
+        )

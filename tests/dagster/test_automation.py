@@ -17,7 +17,7 @@ from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES, ResponsesSt
 from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, ingested_by
 from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
-from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.resources import Pipeline, RunControls
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.partition import write_responses
@@ -209,8 +209,9 @@ def test_catch_up_asks_for_days_that_an_operator_set_to_be_sent_again(
     [lost] = landing.day(DAY, 1)
     with running_simulator(token="test-token", faults={lost: [HTML_502]}) as simulator:
         changed = settings.model_copy(update={"deepxl_base_url": simulator.url})
-        pipeline = Pipeline(changed, timing=Timing(look_ups=(0.0,)))
-        job = build_defs(pipeline).resolve_job_def("verify_and_publish")
+        pipeline = Pipeline(changed)
+        controls = RunControls(timing=Timing(look_ups=(0.0,)))
+        job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
         job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
         assert due_days(pipeline, until=date(2024, 9, 9)).days == []
         with pipeline.open_ledger() as ledger:

@@ -279,11 +279,11 @@ def test_ctrl_c_ends_a_backfill_before_its_next_run_and_publishes(
         landing.day(day, 1)
     build = local_run.build_defs
 
-    def build_and_interrupt(pipeline):
+    def build_and_interrupt(pipeline, controls):
         os.kill(os.getpid(), signal.SIGINT)
-        with pipeline.stop.watched(asked.set):
+        with controls.stop.watched(asked.set):
             assert asked.wait(10)
-        return build(pipeline)
+        return build(pipeline, controls)
 
     asked = threading.Event()
     monkeypatch.setattr(local_run, "build_defs", build_and_interrupt)

@@ -17,6 +17,7 @@ from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, hold
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
+from kyc_pipeline.verify.signals import StopFlag
 
 DAY = "2024-09-08"
 TOKEN = "test-token"
@@ -69,7 +70,7 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
                     ledger=ledger,
                     date=DAY,
                     run_id="the-other-run",
-                    stop=pipeline.stop,
+                    stop=StopFlag(),
                     progress=lambda told: under_way.set() if told.calls else None,
                 )
 
@@ -101,7 +102,7 @@ def test_a_day_is_not_verified_while_it_is_ingested(landing, pipeline: Pipeline)
                 ledger=ledger,
                 date=DAY,
                 run_id="run",
-                stop=pipeline.stop,
+                stop=StopFlag(),
             )
     assert not pipeline.lake.exists(VERIFICATION_RESPONSES, DAY)
 

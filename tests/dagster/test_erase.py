@@ -20,7 +20,7 @@ from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.orchestration.assets import analyze as assets
-from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.resources import Pipeline, RunControls
 from kyc_pipeline.privacy.erased import Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
@@ -201,6 +201,6 @@ def test_a_build_that_read_the_lake_before_an_erasure_is_not_published(
         return summary
 
     monkeypatch.setattr(assets, "build", build_slowly)
-    [failure] = run_partitions(pipeline, [], instance).failures
+    [failure] = run_partitions(pipeline, RunControls(), [], instance).failures
     assert "somebody was erased" in failure
     assert not pipeline.settings.kyc_warehouse.exists()

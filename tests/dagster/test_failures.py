@@ -24,7 +24,7 @@ from kyc_pipeline.ledger.schema import decisions
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.partitions import DayResult, daily_partitions, work_through
-from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.resources import Pipeline, RunControls
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.vocabulary import Outcome
@@ -152,10 +152,8 @@ def test_who_decides_is_in_the_ledger_and_not_in_the_run(
     assert getpass.getuser() == SECRET
     (lost,) = landing.day(DAY, 1)
     with running_simulator(token="test-token", faults={lost: [HTML_502]}) as simulator:
-        pipeline = Pipeline(
-            settings.model_copy(update={"deepxl_base_url": simulator.url}), timing=Timing(look_ups=(0.0,))
-        )
-        definitions = build_defs(pipeline)
+        pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
+        definitions = build_defs(pipeline, RunControls(timing=Timing(look_ups=(0.0,))))
         definitions.resolve_job_def("verify_and_publish").execute_in_process(
             instance=instance, partition_key=DAY
         )

@@ -15,7 +15,7 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.decisions import list_held
-from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.resources import Pipeline, RunControls
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 
@@ -46,11 +46,8 @@ def test_a_held_submission_is_decided_in_the_launchpad(
 ) -> None:
     first, lost = landing.day(DAY, 2)
     with running_simulator(token=TOKEN, faults={lost: [HTML_502]}) as simulator:
-        pipeline = Pipeline(
-            settings.model_copy(update={"deepxl_base_url": simulator.url}),
-            timing=Timing(look_ups=(0.0, 0.05)),
-        )
-        definitions = build_defs(pipeline)
+        pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
+        definitions = build_defs(pipeline, RunControls(timing=Timing(look_ups=(0.0, 0.05))))
         job = definitions.resolve_job_def("verify_and_publish")
         assert job.execute_in_process(instance=instance, partition_key=DAY).success
         assert outcomes(settings) == Counter(completed=1, uncertain=1)
@@ -82,10 +79,10 @@ def test_a_held_submission_is_decided_on_the_command_line(
     monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url)
     kept, lost = landing.day(DAY, 2)
     with running_simulator(token=TOKEN, faults={lost: [HTML_502]}) as simulator:
-        pipeline = Pipeline(
-            settings.model_copy(update={"deepxl_base_url": simulator.url}), timing=Timing(look_ups=(0.0,))
+        pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
+        job = build_defs(pipeline, RunControls(timing=Timing(look_ups=(0.0,)))).resolve_job_def(
+            "verify_and_publish"
         )
-        job = build_defs(pipeline).resolve_job_def("verify_and_publish")
         assert job.execute_in_process(instance=instance, partition_key=DAY).success
         listed = CliRunner().invoke(held, ["list"])
         assert listed.exit_code == 0

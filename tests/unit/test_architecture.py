@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kyc_pipeline"
 KNOWS_DAGSTER = {"orchestration", "cli", "definitions.py"}
+STAGES = ("ingest", "verify", "flatten", "analyze")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -65,3 +68,22 @@ def test_only_the_ledger_talks_to_its_database() -> None:
     }
     assert users
     assert all(user.startswith("ledger/") for user in users - {"erasure/ledger.py"})
+
+
+LOADS = """
+import importlib, pkgutil, sys
+stage = importlib.import_module("kyc_pipeline." + sys.argv[1])
+for module in pkgutil.walk_packages(stage.__path__, stage.__name__ + "."):
+    importlib.import_module(module.name)
+print(*sorted({name.split(".")[0] for name in sys.modules}
+    | {name.split(".")[1] for name in sys.modules if name.startswith("kyc_pipeline.")}))
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_loads_neither_dagster_nor_another_stage(stage: str) -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOADS, stage], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert stage in loaded
+    assert not {"dagster", "orchestration", "cli", *STAGES} & set(loaded) - {stage}

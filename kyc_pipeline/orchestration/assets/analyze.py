@@ -33,87 +33,13 @@ GROUP = "analyze"
 WAREHOUSE = dg.AssetKey("warehouse")
 REPORT = dg.AssetKey("report")
 _ATTEMPTS = 3
+MODELS = load_models()
 LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 
 def asset_key(model: str) -> dg.AssetKey:
     """`pass_rates`; a fact that has a lake table's name is `warehouse/verifications`."""
     return dg.AssetKey(["warehouse", model] if model in LAKE_TABLES else [model])
-
-
-def analyze_assets() -> list[dg.AssetsDefinition]:
-    """The tables with the published file, in one step, and the report."""
-    models = load_models()
-
-    @dg.multi_asset(
-        name="build_warehouse",
-        specs=[*(_model_spec(model) for model in models), _warehouse_spec(models)],
-        check_specs=check_specs(WAREHOUSE),
-    )
-    @fails_plainly
-    def build_warehouse(
-        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
-    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-        settings = pipeline.settings
-        warehouse = settings.kyc_warehouse
-        erasures = pipeline.erasure_state()
-        with new_draft(warehouse) as draft:
-            for _ in range(_ATTEMPTS):
-                summary = build(
-                    pipeline.lake,
-                    draft,
-                    run_id=context.run.run_id,
-                    price_per_call=settings.deepxl_price_per_call,
-                    memory_limit=settings.kyc_warehouse_memory,
-                    max_fact_rows=settings.kyc_warehouse_max_fact_rows,
-                )
-                with open_draft(draft, settings.kyc_warehouse_memory) as connection:
-                    results = check_build(connection)
-                    metadata = _metadata(connection, summary)
-                errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
-                # A day that was written again meanwhile is new in a view, and not yet in the tables.
-                if not errors or summary.stands(pipeline.lake):
-                    break
-                remove_draft(draft)
-            yield from (check_result(WAREHOUSE, result) for result in results)
-            if errors:
-                raise dg.Failure(
-                    description="not published: "
-                    + "; ".join(
-                        f"{error.name} ({error.unit}: {error.count}): {error.description}" for error in errors
-                    ),
-                    allow_retries=False,
-                )
-            if pipeline.erasure_state() != erasures:
-                raise dg.Failure(
-                    description="not published: somebody was erased while it was built: build it again",
-                    allow_retries=False,
-                )
-            publish(draft, warehouse)
-        for model in models:
-            yield dg.MaterializeResult(asset_key=asset_key(model.name), metadata=metadata[model.name])
-        yield dg.MaterializeResult(
-            asset_key=WAREHOUSE,
-            metadata={**metadata[WAREHOUSE.to_user_string()], "bytes": warehouse.stat().st_size},
-        )
-
-    @dg.asset(
-        key=REPORT,
-        group_name=GROUP,
-        deps=[WAREHOUSE],
-        kinds={"html"},
-        description="The report: one self-contained page, made from the published warehouse.",
-    )
-    @fails_plainly
-    def report(pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult[Any]:
-        settings = pipeline.settings
-        erasures = None
-        # Again, where somebody was erased meanwhile: what was read may show them.
-        while erasures != (erasures := pipeline.erasure_state()):
-            write_report(settings.kyc_warehouse, settings.kyc_report)
-        return dg.MaterializeResult(metadata={"bytes": settings.kyc_report.stat().st_size})
-
-    return [build_warehouse, report]
 
 
 def _model_spec(model: Model) -> dg.AssetSpec:
@@ -145,7 +71,7 @@ def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> d
             # The definition has the table of sources too, which would push the figures off the page here.
             "dagster/column_lineage": _lineage(model)["dagster/column_lineage"],
         }
-        for model in load_models()
+        for model in MODELS
     }
     if picture:
         shown["confidence_histogram"]["confidences"] = dg.MetadataValue.md(picture)
@@ -181,11 +107,81 @@ def _lineage(model: Model) -> dict[str, Any]:
     )
 
 
-def _warehouse_spec(models: tuple[Model, ...]) -> dg.AssetSpec:
+def _warehouse_spec() -> dg.AssetSpec:
     return dg.AssetSpec(
         WAREHOUSE,
         description="The published DuckDB file, replaced atomically: reading it never fails or waits.",
         group_name=GROUP,
-        deps=[asset_key(model.name) for model in models],
+        deps=[asset_key(model.name) for model in MODELS],
         kinds={"duckdb"},
     )
+
+
+@dg.multi_asset(
+    name="build_warehouse",
+    specs=[*(_model_spec(model) for model in MODELS), _warehouse_spec()],
+    check_specs=check_specs(WAREHOUSE),
+)
+@fails_plainly
+def build_warehouse(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    settings = pipeline.settings
+    warehouse = settings.kyc_warehouse
+    erasures = pipeline.erasure_state()
+    with new_draft(warehouse) as draft:
+        for _ in range(_ATTEMPTS):
+            summary = build(
+                pipeline.lake,
+                draft,
+                run_id=context.run.run_id,
+                price_per_call=settings.deepxl_price_per_call,
+                memory_limit=settings.kyc_warehouse_memory,
+                max_fact_rows=settings.kyc_warehouse_max_fact_rows,
+            )
+            with open_draft(draft, settings.kyc_warehouse_memory) as connection:
+                results = check_build(connection)
+                metadata = _metadata(connection, summary)
+            errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
+            # A day that was written again meanwhile is new in a view, and not yet in the tables.
+            if not errors or summary.stands(pipeline.lake):
+                break
+            remove_draft(draft)
+        yield from (check_result(WAREHOUSE, result) for result in results)
+        if errors:
+            raise dg.Failure(
+                description="not published: "
+                + "; ".join(
+                    f"{error.name} ({error.unit}: {error.count}): {error.description}" for error in errors
+                ),
+                allow_retries=False,
+            )
+        if pipeline.erasure_state() != erasures:
+            raise dg.Failure(
+                description="not published: somebody was erased while it was built: build it again",
+                allow_retries=False,
+            )
+        publish(draft, warehouse)
+    for model in MODELS:
+        yield dg.MaterializeResult(asset_key=asset_key(model.name), metadata=metadata[model.name])
+    yield dg.MaterializeResult(
+        asset_key=WAREHOUSE,
+        metadata={**metadata[WAREHOUSE.to_user_string()], "bytes": warehouse.stat().st_size},
+    )
+
+
+@dg.asset(
+    key=REPORT,
+    group_name=GROUP,
+    deps=[WAREHOUSE],
+    kinds={"html"},
+    description="The report: one self-contained page, made from the published warehouse.",
+)
+@fails_plainly
+def report(pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult[Any]:
+    settings = pipeline.settings
+    erasures = None
+    # Again, where somebody was erased meanwhile: what was read may show them.
+    while erasures != (erasures := pipeline.erasure_state()):
+        write_report(settings.kyc_warehouse, settings.kyc_report)
+    return dg.MaterializeResult(metadata={"bytes": settings.kyc_report.stat().st_size})

@@ -1,4 +1,4 @@
-"""The asset of the group `verify`, the paid step, and the job that decides about held submissions.
+"""The asset of the group `verify`: the paid step.
 
 It has no RetryPolicy: the engine itself retries what is surely not processed, and a policy would turn a
 cancelled run into a second one.
@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -16,13 +16,12 @@ from pydantic import Field
 from kyc_pipeline.deepxl.errors import DeepXLError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.decisions import operator, resolve_held
 from kyc_pipeline.ledger.models import Spend
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
 from kyc_pipeline.orchestration.failures import fails_plainly
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
-from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.resources import Pipeline, RunControls
 from kyc_pipeline.orchestration.specs import row_count, table_spec
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
@@ -89,7 +88,10 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
     )
     @fails_plainly
     def verify(
-        context: dg.AssetExecutionContext, config: VerifyConfig, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.AssetExecutionContext,
+        config: VerifyConfig,
+        pipeline: dg.ResourceParam[Pipeline],
+        controls: dg.ResourceParam[RunControls],
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         # Imported here: an HTTP client takes half a second, and a code location loads without one.
         from kyc_pipeline.verify.dispatcher import Timing
@@ -102,7 +104,7 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
             _tell_plan(context, plans, settings)
             if config.dry_run:
                 return
-            budget = pipeline.budget or CallBudget(settings.deepxl_max_calls_per_run)
+            budget = controls.budget or CallBudget(settings.deepxl_max_calls_per_run)
 
             def work(day: str) -> DayResult:
                 try:
@@ -112,10 +114,10 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                         ledger=ledger,
                         date=day,
                         run_id=context.run.run_id,
-                        stop=pipeline.stop,
-                        progress=pipeline.progress or _log_progress(context),
+                        stop=controls.stop,
+                        progress=controls.progress or _log_progress(context),
                         budget=budget,
-                        timing=pipeline.timing or Timing(),
+                        timing=controls.timing or Timing(),
                     )
                 except DeepXLError:
                     # Every further call would meet it: the days that remain are accounted for without one.
@@ -137,36 +139,6 @@ def verify_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
             yield from work_through(context, work)
 
     return verify
-
-
-class ResolveHeldConfig(dg.Config):
-    """One decision about one held submission."""
-
-    submission_id: str = Field(description="The held submission's id; `kyc-pipeline held list` shows them.")
-    decision: Literal["retry", "abandon"] = Field(
-        description="retry: look once more, then send again, which may be paid twice; abandon: never again."
-    )
-
-
-@dg.op(description="Records the decision in the ledger; the next run of the submission's day acts on it.")
-@fails_plainly
-def record_decision(
-    context: dg.OpExecutionContext, config: ResolveHeldConfig, pipeline: dg.ResourceParam[Pipeline]
-) -> None:
-    """Raises :class:`~dagster.Failure` where the submission is not held."""
-    with pipeline.open_ledger() as ledger:
-        resolve_held(ledger, config.submission_id, config.decision, f"{operator()}, run {context.run_id}")
-    context.log.info(f"{config.submission_id}: {config.decision}")
-
-
-@dg.job(description="Decide about a held submission: send it again, or never.")
-def resolve_held_submission() -> None:
-    """What `kyc-pipeline held resolve` does, from the launchpad.
-
-    Who decided is no configuration, since that is shown with the run for ever: the ledger keeps the run's id
-    and the name of the user that it ran as.
-    """
-    record_decision()
 
 
 def _metadata(summary: VerifySummary, spend: Spend, settings: Settings) -> dict[str, Any]:

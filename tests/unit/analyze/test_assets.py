@@ -12,7 +12,7 @@ import pytest
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.orchestration.assets import analyze as assets
-from kyc_pipeline.orchestration.assets.analyze import analyze_assets
+from kyc_pipeline.orchestration.assets.analyze import build_warehouse
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from tests.unit.analyze.lake_maker import Check, Submission, write_curated, write_day
@@ -40,7 +40,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def publish(settings: Settings, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
     return dg.materialize(
-        [analyze_assets()[0]],
+        [build_warehouse],
         instance=instance,
         resources={"pipeline": Pipeline(settings)},
         raise_on_error=False,
