@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, func, insert, literal, select, text, update
 
-from kyc_pipeline.ingest.manifests import ingest_lock
+from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.ledger.models import Decision, State
@@ -85,7 +85,7 @@ class LedgerErasure:
             yield check
 
     def ingest_lock(self) -> AbstractContextManager[Callable[[], None]]:
-        """Keeps ingests from reading the lake while it is rewritten; see :func:`manifests.ingest_lock`."""
+        """Keeps ingests from reading the lake while it is rewritten; see :func:`lock.ingest_lock`."""
         return ingest_lock(self._ledger, RUN_ID)
 
     def remember(self, tombstones: Iterable[Tombstone]) -> None:

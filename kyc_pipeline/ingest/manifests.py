@@ -5,9 +5,8 @@ import functools
 import hashlib
 import os
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date as calendar_date
@@ -24,8 +23,6 @@ from kyc_pipeline.ingest.ownership import CANDIDATES_FILE, REJECTED_FILE, Owners
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
-from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.leases import PartitionBusy, hold
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import Reason
 
@@ -34,9 +31,6 @@ Signature: TypeAlias = tuple[int, int, int]
 
 _UNFINISHED: Final = (".tmp", ".part")
 READ_ATTEMPTS: Final = 3
-LOCK_KEY: Final = "ingest"
-LOCK_SECONDS: Final = 900
-_LOCK_POLL_SECONDS: Final = 0.2
 _NO_LOCK: Final = contextlib.nullcontext(lambda: None)
 
 
@@ -274,7 +268,7 @@ def ingest_partition(
     The days of `destination` then replace those of the lake.
 
     Rows of `erased` subjects are rejected. A day without manifests becomes two partitions without rows. The
-    same input gives the same partitions. `lock` (see :func:`ingest_lock`) is held while ids of other days are
+    same input gives the same partitions. `lock` (see :mod:`lock`) is held while ids of other days are
     compared. The caller makes sure that nothing sends the day's submissions meanwhile; `confirm`, called
     before anything is replaced, raises if that no longer holds.
     Raises :class:`KycError` for a manifest that cannot be read. On every error but a lost lock the lake stays
@@ -354,28 +348,3 @@ def _stage(
                 rejected.write_table(rejected_rows)
                 received += chunk.num_rows
     return received
-
-
-@contextlib.contextmanager
-def ingest_lock(
-    ledger: Ledger, run_id: str, *, wait_seconds: float = LOCK_SECONDS
-) -> Iterator[Callable[[], None]]:
-    """Lets one day at a time decide about ids: else two days could both accept the same one.
-
-    It is a lease of the ledger, under a key that is no date. Yields a function that raises
-    :class:`LeaseLost` if the lock is lost: call it before and after a partition is published.
-    Raises :class:`PartitionBusy` with the holder's name after `wait_seconds`.
-    """
-    give_up = time.monotonic() + wait_seconds
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                check = stack.enter_context(hold(ledger, LOCK_KEY, run_id)).check
-                break
-            except PartitionBusy as error:
-                if time.monotonic() >= give_up:
-                    raise PartitionBusy(
-                        f"waited {wait_seconds:.0f} s for another ingest or erasure: {error}"
-                    ) from error
-            time.sleep(_LOCK_POLL_SECONDS)
-        yield check

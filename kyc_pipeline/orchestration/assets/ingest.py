@@ -6,7 +6,8 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.manifests import ingest_lock, ingest_partition
+from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
 from kyc_pipeline.orchestration.failures import fails_plainly

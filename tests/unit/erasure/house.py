@@ -18,7 +18,8 @@ from kyc_pipeline.erasure.ledger import LedgerErasure
 from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.flatten.partition import flatten_partition
-from kyc_pipeline.ingest.manifests import IngestSummary, ingest_lock, ingest_partition
+from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.ledger.database import Ledger

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kyc_pipeline.ingest.manifests import LOCK_KEY, ingest_lock, ingest_partition
+from kyc_pipeline.ingest.lock import LOCK_KEY, ingest_lock
+from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy
+from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease
 from kyc_pipeline.ledger.schema import leases
 
 
@@ -65,7 +66,7 @@ def test_a_lock_is_renewed_while_it_is_held(ledger_url: str) -> None:
 
 KILLED_HOLDER = """
 import os, signal, sys
-from kyc_pipeline.ingest.manifests import ingest_lock
+from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ledger.database import Ledger
 with ingest_lock(Ledger(sys.argv[1]), "killed"):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -83,7 +84,7 @@ def test_the_lock_of_a_dead_process_is_free_at_once(ledger_url: str) -> None:
 
 def test_the_lock_of_a_dead_host_is_taken_after_its_lease(ledger_url: str) -> None:
     with Ledger(ledger_url) as ledger, Ledger(ledger_url, lease_seconds=0.5) as far:
-        far.acquire(LOCK_KEY, "of-another-host")
+        acquire_lease(far, LOCK_KEY, "of-another-host")
         with ledger.write() as connection:
             connection.execute(sa.update(leases).values(machine="another", host="far"))
         with pytest.raises(PartitionBusy, match="on far"), ingest_lock(ledger, "run", wait_seconds=0):

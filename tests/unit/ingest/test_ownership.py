@@ -9,7 +9,8 @@ import pytest
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest import ownership
-from kyc_pipeline.ingest.manifests import ingest_lock, ingest_partition
+from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
