@@ -87,6 +87,11 @@ class Field:
     odd: Callable[[Json], bool] | None = None
     drift: DriftKind = DriftKind.TYPE_MISMATCH
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The key, and its other names."""
+        return (self.path.rpartition(".")[2], *self.aliases)
+
 
 def is_unit_interval(value: Json) -> bool:
     """Whether `value` is a number from 0 to 1, both included (NaN is not)."""

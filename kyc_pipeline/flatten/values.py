@@ -9,8 +9,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from kyc_pipeline.deepxl.contract import integer, is_unit_interval
+from kyc_pipeline.deepxl.contract import FIELDS, Field, Kind, integer, is_unit_interval
 from kyc_pipeline.deepxl.jsontext import Json, Number
+from kyc_pipeline.lake.tables import Table
 from kyc_pipeline.vocabulary import Anomaly
 
 MICROSECONDS: Final = 1_000_000
@@ -22,6 +23,20 @@ _ISO: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?"
 )
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def direct_columns(table: Table, parent: str) -> dict[str, Field]:
+    """Columns of `table` that hold one scalar of the object at the path `parent`, by the data dictionary."""
+    fields = {
+        field.path: field
+        for field in FIELDS
+        if field.path.rpartition(".")[0] == parent and field.kind not in (Kind.LIST, Kind.OBJECT)
+    }
+    return {
+        column.name: fields[column.made_from[0]]
+        for column in table.columns
+        if len(column.made_from) == 1 and column.made_from[0] in fields
+    }
 
 
 def valid_unicode(text: str) -> str:
