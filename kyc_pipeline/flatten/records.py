@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from kyc_pipeline.deepxl.contract import Received, integer, normalize_status
 from kyc_pipeline.deepxl.echo import Echo, echo_mismatches
-from kyc_pipeline.deepxl.jsontext import Json, Object, read_json, write_json
+from kyc_pipeline.deepxl.jsontext import Json, Object, write_json
 from kyc_pipeline.flatten.drift import DriftCounter, shown, survey
 from kyc_pipeline.flatten.values import (
     MICROSECONDS,
@@ -157,9 +157,8 @@ class RecordFlattener:
 
     def add(self, rows: Rows, submission_id: str, received: Received, sent: Sent | None) -> None:
         """Appends the rows of one answer; `sent` is None where no accepted submission has its id."""
-        answer = read_json(received.text)
-        odd = set(self._survey(answer, submission_id, sent))
-        result = _Members(_Members(answer, odd).get("result"), odd)
+        odd = set(self._survey(received.answer, submission_id, sent))
+        result = _Members(_Members(received.answer, odd).get("result"), odd)
         key = {"verification_id": received.verification_id, "submission_id": submission_id}
         check_count = 0
         for group, index, check in _checks(result, odd):
