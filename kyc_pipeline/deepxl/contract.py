@@ -1,8 +1,8 @@
-"""What a DeepXL answer must be, should be, and what of it is never stored.
+"""The contract with DeepXL: what an answer must have, what it should have, and what is never stored.
 
-`receive` holds an answer's body against the hard contract: a `result` object, an integer
-`verificationId`, a strictly boolean `verified`. Everything else is the soft contract, which is data
-(`FIELDS` and the status table): what differs from it is kept and counted, never refused.
+`receive` checks a body against the hard contract: a `result` object, an integer `verificationId`, a strictly
+boolean `verified`. The rest is the soft contract: the shape of an answer (`Result`), its fields and known
+variations (`FIELDS`), and the table of statuses. Differences from it are kept and counted, never refused.
 `redact` cuts biometric geometry out of a body before anything stores it.
 """
 
@@ -34,7 +34,7 @@ from kyc_pipeline.deepxl.jsontext import (
 from kyc_pipeline.vocabulary import TECHNICAL_CHECKS, CheckStatus, DriftKind
 
 VERSION: Final = "1"
-"""Of the soft contract below; raise it with every change of the tables, for flattened data names it."""
+"""Version of the soft contract, in the footers of flattened tables; raise it with every change below."""
 
 CHECK_TYPES: Final = frozenset({"FACE_MATCH", "LIVENESS", "ID_QUALITY"})
 
@@ -51,11 +51,11 @@ _STATUS_WORDS: Final = {
 STATUSES: Final = MappingProxyType(
     {word: status for status, words in _STATUS_WORDS.items() for word in words.split()}
 )
-"""Status as received, trimmed and in upper case, to its normalised status; anything else is UNKNOWN."""
+"""Normalised status by status as received, trimmed and in upper case; any other is UNKNOWN."""
 
 
 def normalize_status(status: str | None) -> CheckStatus:
-    """The normalised status; UNKNOWN for none and for one that the table does not have."""
+    """The normalised status; UNKNOWN for None and for a status that is not in the table."""
     return STATUSES.get((status or "").strip().upper(), CheckStatus.UNKNOWN)
 
 
@@ -86,6 +86,11 @@ class Field:
     unless: tuple[str, ...] = ()
     odd: Callable[[Json], bool] | None = None
     drift: DriftKind = DriftKind.TYPE_MISMATCH
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The key, and its other names."""
+        return (self.path.rpartition(".")[2], *self.aliases)
 
 
 def is_unit_interval(value: Json) -> bool:
@@ -243,26 +248,15 @@ class Received:
     text: str
     verification_id: int
     verified: bool
+    answer: Json
+    """What `text` holds."""
 
     def __repr__(self) -> str:
         return f"Received(verification_id={self.verification_id}, verified={self.verified})"
 
 
-class _HardResult(msgspec.Struct):
-    verificationId: msgspec.Raw  # noqa: N815 - the API's name
-    verified: bool
-
-
-class _HardEnvelope(msgspec.Struct):
-    result: _HardResult
-
-
-_HARD_DECODER: Final = msgspec.json.Decoder(_HardEnvelope)
-_ONCE: Final = ('"result"', '"verificationId"', '"verified"', "\\")
-
-
 def receive(body: bytes) -> Received:
-    """Holds the body of a 2xx answer against the hard contract.
+    """Checks the body of a 2xx answer against the hard contract.
 
     `verificationId` may be an integer or a string of its digits and must fit int64; `verified` must be
     `true` or `false`. Raises :class:`ContractBroken`, whose `text` is what to quarantine.
@@ -272,20 +266,6 @@ def receive(body: bytes) -> Received:
 
 def reread(text: str) -> Received:
     """`receive` for an answer that was stored."""
-    # The usual answer names each of the three once and escapes nothing, so no repeated key can hide.
-    if [text.count(name) for name in _ONCE] == [1, 1, 1, 0]:
-        try:
-            result = _HARD_DECODER.decode(text).result
-        except (msgspec.DecodeError, RecursionError):
-            pass
-        else:
-            identifier = _identifier(bytes(result.verificationId).decode().strip('"'))
-            if identifier is not None:
-                return Received(text, identifier, result.verified)
-    return _receive_exactly(text)
-
-
-def _receive_exactly(text: str) -> Received:
     try:
         envelope = read_json(text)
     except NotJson:
@@ -301,7 +281,7 @@ def _receive_exactly(text: str) -> Received:
     verified = _only(result, "verified")
     if not isinstance(verified, bool):
         raise ContractBroken("the answer's `result.verified` is not one boolean", text=text)
-    return Received(text, identifier, verified)
+    return Received(text, identifier, verified, envelope)
 
 
 def _only(value: Json, key: str) -> Json:

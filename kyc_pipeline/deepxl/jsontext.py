@@ -1,8 +1,7 @@
-"""JSON text read exactly: what a usual parser silently changes is kept.
+"""Reads JSON text exactly: it keeps what usual parsers silently change.
 
-A number keeps its literal, an object keeps repeated keys, nesting may have any depth, and `NaN` or a raw
-line break in a string do not make an answer unreadable. It is slower than msgspec, so it reads only the
-answers that need it.
+A number keeps its literal, and an object its repeated keys; nesting may have any depth; `NaN` and a raw line
+break in a string are accepted. It is slower than msgspec, so only answers that need it are read with it.
 """
 
 import json
@@ -44,7 +43,7 @@ _VALUE: Final = re.compile(
 _KEY: Final = re.compile(rf"{_BLANK}({STRING}){_BLANK}:", re.DOTALL)
 _CLOSE: Final = re.compile(rf"{_BLANK}([}}\]])")
 _NEXT: Final = re.compile(rf"{_BLANK}([,}}\]])")
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _REST: Final = re.compile(_BLANK)
 # Every number goes through `Number`, so that no literal is lost and none is too long for `int`.
 _EXACT: Final = json.JSONDecoder(
@@ -64,9 +63,12 @@ def read_json(text: str) -> Json:
 
 
 def _read_deep(text: str) -> Json:
-    """`read_json` with a stack of its own, since Python's is short; seven times slower."""
+    """`read_json` with a stack of its own: any depth, but seven times slower.
+
+    It is there so that no paid answer is lost and geometry is cut at any depth.
+    """
     value, position, opened = _value(text, 0)
-    # Containers that are still open. Each is in its parent from the start, so that none must be kept aside.
+    # The open containers; each is already in its parent.
     stack: list[Object | list[Json]] = []
     root = value
     while True:
@@ -125,7 +127,7 @@ def quote(text: str) -> str:
 
 def escape_surrogates(text: str) -> str:
     """`text` with lone surrogates, which UTF-8 cannot carry, as JSON escapes."""
-    return text if text.isascii() else _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return text if text.isascii() else SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def unquote(literal: str) -> str:

@@ -1,13 +1,14 @@
-"""Many answers at a time: the fast path for answers without anything to report.
+"""The fast path: many answers at a time, those without anything to report.
 
-Arrow reads a block of answers with the contract's exact types. An answer is taken only if it fits the soft
-contract in every field and echoes what was sent, so that it has no anomaly and no drift; every other
-answer is left to the exact path (`records.py`), which decides what to say of it. Where in doubt, leave it.
+msgspec holds each answer against the contract's types, then Arrow reads the whole block into columns. The
+fast path takes an answer only if it fits the soft contract in every field and echoes what was sent, so that
+it has no anomaly and no drift. In doubt it leaves the answer to the exact path (`records.py`), which decides
+what to report. `docs/decisions/0007-the-fast-path-of-flatten.md` has the figures.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator
-from typing import Annotated, Any, Final, TypeAlias
+from collections.abc import Callable, Collection
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -15,68 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from kyc_pipeline.deepxl.contract import CHECK_TYPES, normalize_status
-from kyc_pipeline.flatten.records import SUBMISSION_TAG, TECHNICAL_CHECKS
-from kyc_pipeline.flatten.values import MICROSECONDS, iso_microseconds
-from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS, Table
+from kyc_pipeline.deepxl.contract import CHECK_TYPES, Envelope, Kind, Result, kind_of, normalize_status
+from kyc_pipeline.deepxl.echo import Echo, echo_mismatches
+from kyc_pipeline.flatten.values import MICROSECONDS, direct_columns, iso_microseconds
+from kyc_pipeline.lake.tables import (
+    MODEL_CHECKS,
+    TIMESTAMP,
+    VERIFICATION_FILES,
+    VERIFICATION_TAGS,
+    VERIFICATIONS,
+    Table,
+)
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
-from kyc_pipeline.vocabulary import CheckStatus
-
-_TEXT: Final = pa.string()
-_WHOLE: Final = pa.int64()
-_FRACTION: Final = pa.float64()
-
-
-def _struct(**fields: pa.DataType) -> pa.StructType:
-    return pa.struct(list(fields.items()))
-
-
-_CHECK: Final = _struct(type=_TEXT, status=_TEXT, confidence=_FRACTION, details=_TEXT)
-_TAG: Final = _struct(name=_TEXT, value=_TEXT)
-_FILE: Final = _struct(
-    category=_TEXT,
-    fileName=_TEXT,
-    fileSize=_WHOLE,
-    contentType=_TEXT,
-    timestamp=_FRACTION,
-    timestampISO=_TEXT,
-    url=_TEXT,
-)
-_RESULT: Final = _struct(
-    verificationId=_WHOLE,
-    idFileType=_TEXT,
-    idFileName=_TEXT,
-    idFileSize=_WHOLE,
-    selfieFileType=_TEXT,
-    selfieFileName=_TEXT,
-    selfieFileSize=_WHOLE,
-    model=_TEXT,
-    modelVersion=_TEXT,
-    verified=pa.bool_(),
-    modelResults=_struct(technicalChecks=pa.list_(_CHECK)),
-    timestamp=_FRACTION,
-    timestampISO=_TEXT,
-    tags=pa.list_(_TAG),
-    files=pa.list_(_FILE),
-)
-_SCHEMA: Final = pa.schema([("result", _RESULT)])
-_ANSWER: Final = pa.struct(list(_SCHEMA))
-_SENT_TAGS: Final = pa.list_(_struct(key=_TEXT, value=_TEXT))
-_OPTIONAL: Final = "modelVersion"
-# With the first quote looked for last, the search is by a third faster: quotes are everywhere.
-_CONFIDENCE: Final = re.compile(rb'confidence(?<="confidence)"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
-_NULL: Final = re.compile(rb"null")
-_LATE_COLON: Final = re.compile(rb'"[ \t\r]+:')
-_LONGEST: Final = 1 << 16
-"""Bytes of an answer: what is longer (a usual one has 1,500) is read alone, so that a block stays small."""
-_SMALLEST: Final = 64
-"""Answers of a block that Arrow refuses and that is not halved any more."""
-_ISO: Final = (
-    r"^(19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?$"
-)
-_LATEST: Final = 4_000_000_000
-"""Seconds below this (the year 2096), and their distance to the years of `_ISO`, are exact as a double of
-microseconds."""
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, TECHNICAL_CHECKS, CheckStatus
 
 # The stubs of Arrow know neither nested columns nor kernels between a column and a scalar.
 Column: TypeAlias = Any
@@ -86,27 +38,42 @@ Block: TypeAlias = Any
 Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Whole: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
-
-_SHAPES: Final = {
-    _TEXT: str,
-    _WHOLE: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)],
-    _FRACTION: float,
-    pa.bool_(): bool,
+_TEXT: Final = pa.string()
+_ARROW_TYPES: Final[dict[Kind, pa.DataType]] = {
+    Kind.STRING: _TEXT,
+    Kind.INTEGER: pa.int64(),
+    Kind.NUMBER: pa.float64(),
+    Kind.BOOLEAN: pa.bool_(),
 }
 
 
-def _shape(name: str, type_: pa.DataType) -> object:
-    """The msgspec type that accepts what Arrow's `type_` accepts, unknown fields refused."""
-    if pa.types.is_struct(type_):
-        fields = [(f.name, _shape(f.name, f.type) | None, None) for f in type_]  # type: ignore[operator]
-        return msgspec.defstruct(name or "Answer", fields, forbid_unknown_fields=True)
-    if pa.types.is_list(type_):
-        return list[_shape(name, type_.value_type)]  # type: ignore[misc]
-    return _SHAPES[type_]
+def _arrow_type(annotation: Any) -> pa.DataType:
+    """The Arrow type for an annotation of the contract's `Result`."""
+    kind, inner = kind_of(annotation)
+    if kind is Kind.LIST:
+        return pa.list_(_arrow_type(inner))
+    if kind is Kind.OBJECT:
+        members = msgspec.structs.fields(inner)
+        return pa.struct([(member.encode_name, _arrow_type(member.type)) for member in members])
+    return _ARROW_TYPES[kind]
 
 
-_SHAPE: Final = msgspec.json.Decoder(_shape("", _ANSWER))
+_RESULT: Final[Any] = _arrow_type(Result)
+_SCHEMA: Final = pa.schema([("result", _RESULT)])
+_ENVELOPE: Final = msgspec.json.Decoder(Envelope)
+_SENT_TAGS: Final = pa.list_(pa.struct([("key", _TEXT), ("value", _TEXT)]))
+_OPTIONAL: Final = "modelVersion"
 _SCALARS: Final = [f.name for f in _RESULT if not pa.types.is_nested(f.type) and f.name != _OPTIONAL]
+# With the first quote looked for last, the search is by a third faster: quotes are everywhere.
+_CONFIDENCE: Final = re.compile(rb'confidence(?<="confidence)"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
+_LONGEST: Final = 1 << 16
+"""Bytes of an answer (the usual has 1,500). Longer ones take the exact path, so that a block stays small."""
+_SMALLEST: Final = 64
+"""Answers of a block that Arrow refuses and that is not halved again."""
+_LATEST: Final = 4_000_000_000
+"""Seconds below this (the year 2096) are exact as a double of microseconds."""
+_EXACT_OFFSET: Final = 2**53
+"""Microseconds below this are exact as a double."""
 
 
 def select(ids: Column, texts: Column, sent: Block) -> Block:
@@ -118,22 +85,14 @@ def select(ids: Column, texts: Column, sent: Block) -> Block:
     block = _read(ids, texts, sent)
     block = _where(block, _fits(block))
     block = _where(block, _echoes(block))
-    try:
-        moments = _moments(block)
-    except pa.ArrowInvalid:  # an ISO text of the right form that is in no calendar
-        is_moment = [iso_microseconds(text) is not None for text in block["timestampISO"].to_pylist()]
-        block = block.filter(pa.array(is_moment, pa.bool_()))
-        moments = _moments(block)
-    return block.append_column("iso", moments)
+    offsets = _iso_offsets(block)
+    is_exact = _true(pc.less(pc.abs(offsets), pa.scalar(_EXACT_OFFSET)))
+    return _where(block.append_column("iso_offset", offsets), is_exact)
 
 
 def _where(rows: Block, mask: Mask) -> Block:
     """`rows.filter(mask)`, which copies them all, only where it changes something: it rarely does."""
     return rows if mask.all() else rows.filter(pa.array(mask))
-
-
-def _moments(block: Block) -> Column:
-    return block["timestampISO"].cast(pa.timestamp("us")).cast(_WHOLE)
 
 
 class BlockFlattener:
@@ -153,22 +112,11 @@ class BlockFlattener:
         }
 
     def _verifications(self, block: Block) -> pa.Table:
-        verified_at = _microseconds(block["timestamp"])
-        iso = block["iso"].to_numpy()
         return _table(
             VERIFICATIONS,
-            verification_id=block["verificationId"],
+            **_direct(VERIFICATIONS, "result", block.column),
             submission_id=block["submission_id"],
-            verified=block["verified"],
-            model=block["model"],
-            model_version=block["modelVersion"],
-            verified_at=pa.array(verified_at),
-            timestamp_iso=block["timestampISO"],
-            iso_offset_seconds=pa.array((iso - verified_at) / MICROSECONDS),
-            id_file_type=block["idFileType"],
-            id_file_size=block["idFileSize"],
-            selfie_file_type=block["selfieFileType"],
-            selfie_file_size=block["selfieFileSize"],
+            iso_offset_seconds=pa.array(block["iso_offset"].to_numpy() / MICROSECONDS),
             check_count=pc.list_value_length(block[TECHNICAL_CHECKS]),
             id_document_pseudonym=self._pseudonymizer.documents(block["id_sha256"].combine_chunks()),
             anomalies=pa.array([[]] * block.num_rows, pa.list_(_TEXT)),
@@ -188,177 +136,92 @@ class BlockFlattener:
 
 
 def _read(ids: Column, texts: Column, sent: Block) -> Block:
-    """The answers that Arrow can read, a column for each field of the contract, beside what was sent.
-
-    `is_known` says which have no other field.
-    """
-    answers = pa.table(
-        {
-            "position": pa.array(np.arange(len(texts))),
-            "submission_id": ids,
-            "text": texts,
-            "id_sha256": sent["id_sha256"],
-            "id_size": sent["id_size"],
-            "selfie_size": sent["selfie_size"],
-            "sent_tags": sent["tags"].cast(_SENT_TAGS),
-        }
+    """The answers that have the contract's types, a column for each field, beside what was sent."""
+    lines = [text.strip() if text else b"" for text in texts.cast(pa.binary()).to_pylist()]
+    places = [place for place, line in enumerate(lines) if _has_shape(line)]
+    position = pa.array(places, pa.int64())
+    return _parsed(
+        pa.table(
+            {
+                "position": position,
+                "submission_id": ids.take(position),
+                "id_sha256": sent["id_sha256"].take(position),
+                "id_size": sent["id_size"].take(position),
+                "selfie_size": sent["selfie_size"].take(position),
+                "sent_tags": sent["tags"].take(position).cast(_SENT_TAGS),
+            }
+        ),
+        [lines[place] for place in places],
     )
-    answers = _where(answers, _true(pc.less_equal(pc.binary_length(texts), pa.scalar(_LONGEST))))
-    texts = answers["text"]
-    if not pc.all(pc.ends_with(texts, "}")).as_py():  # many a server ends a body with a line break
-        texts = pc.ascii_rtrim(texts, " \t\r\n")
-    lines = pc.binary_join_element_wise(texts, pa.scalar(""), pa.scalar("\n"))
-    answers = answers.drop_columns("text").append_column("line", lines)
-    answers = _where(answers, _is_usable(answers["line"]))
-    parsed = _parsed(answers)
-    if parsed is None:
-        has_shape = np.array([_has_shape(line) for line in answers["line"].to_pylist()], np.bool_)
-        parsed = _parsed_by_halves(_where(answers, has_shape))
-    return parsed.drop_columns("line")
 
 
-def _buffer(lines: Column) -> tuple[Column, Whole]:
-    """The buffer that holds all `lines`, and where each ends in it."""
-    array = lines.combine_chunks()
-    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :][: len(array) + 1].astype(np.int64)
-    data = array.buffers()[2] or pa.py_buffer(b"")
-    return data[offsets[0] : offsets[-1]], offsets[1:] - offsets[0]
-
-
-def _is_usable(lines: Column) -> Mask:
-    """Which are one document on one line, and without null, which Arrow does not tell from a missing field.
-
-    One that is not closed would go on in the next line, but within a document no brace opens right after one
-    that closes.
-    """
-    buffer, ends = _buffer(lines)
-    data = np.frombuffer(buffer, np.uint8)
-    starts = np.append(0, ends[:-1])[: len(ends)]
-    usable: Mask = (data[starts] == ord("{")) & (data[ends - 2] == ord("}"))
-    spoilt = [match.start() for match in _NULL.finditer(buffer)]
-    is_break = data == ord("\n")
-    if np.count_nonzero(is_break) > len(ends):
-        spoilt += np.setdiff1d(np.flatnonzero(is_break), ends - 1).tolist()
-    usable[_rows_of(spoilt, ends)] = False
-    return usable
-
-
-def _rows_of(places: Whole | list[int], ends: Whole) -> Whole:
-    """The lines, which end at `ends`, that the bytes at `places` belong to."""
-    rows: Whole = np.searchsorted(ends, places, side="right")
-    return rows
-
-
-def _has_shape(line: str) -> bool:
+def _has_shape(line: bytes) -> bool:
+    """Whether it is one answer on one line with all fields, none unknown, each of its type."""
+    if len(line) > _LONGEST or b"\n" in line:
+        return False
     try:
-        _SHAPE.decode(line)
+        result = _ENVELOPE.decode(line).result
     except (msgspec.DecodeError, RecursionError):
         return False
-    return True
+    return all(check.confidence is not msgspec.UNSET for check in result.model_results.technical_checks)
 
 
-def _parsed(answers: Block) -> Block | None:
-    """The `answers` with a column for each field of the contract, each check's confidence as it was written
-    (`literals`), and `is_known`.
+def _parsed(sent: Block, lines: list[bytes]) -> Block:
+    """`sent` with a column for each field of the answers `lines`, and `literals`: each check's confidence as
+    it was written.
 
-    None if one of them cannot be read with the contract's types.
+    A block that Arrow refuses, since a key is repeated, is read by halves, so that only a few answers around
+    the repeated key are left to the exact path.
     """
-    lines = answers["line"]
-    buffer, ends = _buffer(lines)
+    columns = _columns(lines)
+    if columns is None and len(lines) > _SMALLEST:
+        half = len(lines) // 2
+        return pa.concat_tables([_parsed(sent[:half], lines[:half]), _parsed(sent[half:], lines[half:])])
+    if columns is None:
+        return _parsed(sent[:0], [])
+    for name, column in columns.items():
+        sent = sent.append_column(name, column)
+    return sent
+
+
+def _columns(lines: list[bytes]) -> dict[str, Column] | None:
+    """The fields of the answers, and `literals`; None if Arrow cannot read one of them."""
+    text = b"\n".join(lines)
     try:
-        result = _parse(buffer)
+        results = _parse(text)
     except pa.ArrowInvalid:
         return None
-    if len(result) != len(lines):
-        return None
-    # Without null, each key that is not unknown has a value: with `result` itself, one more.
-    is_known = _key_counts(buffer, ends) == _value_counts(result) + 1
-    columns = {f.name: result.field(f.name) for f in _RESULT}
+    columns = {field.name: results.field(field.name) for field in _RESULT}
     checks = columns.pop("modelResults").field(TECHNICAL_CHECKS)
-    # Where no field is unknown, each confidence in the text is that of a check.
-    literals = _CONFIDENCE.findall(_buffer(_where(lines, is_known))[0])
-    scores = pc.is_valid(checks.flatten().field("confidence"))
-    has_score = _true(scores) & np.repeat(is_known, _lengths(checks))
-    if len(literals) != has_score.sum():
+    literals = _CONFIDENCE.findall(text)
+    if len(results) != len(lines) or len(literals) != len(checks.flatten()):
         return None
-    given = iter(literals)
-    literal_of_each = pa.array([next(given) if has else None for has in has_score.tolist()], _TEXT)
     # A list beside the checks, so that a filter keeps each literal with its check.
     offsets: Column = pa.array(np.append(0, np.cumsum(_lengths(checks))), pa.int32())
-    columns |= {TECHNICAL_CHECKS: checks, "literals": pa.ListArray.from_arrays(offsets, literal_of_each)}
-    for name, column in columns.items():
-        answers = answers.append_column(name, column)
-    return answers.append_column("is_known", pa.array(is_known))
+    columns["literals"] = pa.ListArray.from_arrays(offsets, pa.array(literals, _TEXT))
+    return columns | {TECHNICAL_CHECKS: checks}
 
 
-def _parsed_by_halves(answers: Block) -> Block:
-    """`_parsed`, and what Arrow still refuses, such as a repeated key, costs only the few around it."""
-    parsed = _parsed(answers)
-    if parsed is not None:
-        return parsed
-    if answers.num_rows <= _SMALLEST:
-        return _parsed_by_halves(answers[:0])
-    half = answers.num_rows // 2
-    return pa.concat_tables([_parsed_by_halves(answers[:half]), _parsed_by_halves(answers[half:])])
-
-
-def _parse(buffer: Column) -> Column:
-    """The result of each line; an unknown field vanishes. Raises `pa.ArrowInvalid`."""
-    if not buffer.size:
+def _parse(text: bytes) -> Column:
+    """The result of each line. Raises `pa.ArrowInvalid`."""
+    if not text:
         return pa.array([], _RESULT)
-    source: Any = pa.BufferReader(buffer)
+    source: Any = pa.BufferReader(text)
     table = pj.read_json(
         source,
-        read_options=pj.ReadOptions(use_threads=False, block_size=buffer.size + 1),
-        parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
+        read_options=pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
+        parse_options=pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="error"),
     )
     return table["result"].combine_chunks()
 
 
-def _key_counts(buffer: Column, ends: Whole) -> Whole:
-    """How many keys each line has, or more where a text holds what looks like a key; -1 where a blank
-    follows a key, which is not counted."""
-    counts = np.zeros(len(ends), dtype=np.int64)
-    for places in _places(buffer, b'":'):
-        counts += np.diff(np.searchsorted(places, ends), prepend=0)
-    for pair in (b'" ', b'"\t', b'"\r'):
-        for places in _places(buffer, pair):
-            late = [place for place in places.tolist() if _LATE_COLON.match(buffer, place)]
-            counts[_rows_of(late, ends)] = -1
-    return counts
-
-
-def _places(buffer: Column, pair: bytes) -> Iterator[Whole]:
-    """Where the two bytes of `pair` stand in `buffer`: at even places, then at odd ones."""
-    data = np.frombuffer(buffer, np.uint8)
-    for start in (0, 1):
-        pairs = data[start : start + (len(data) - start) // 2 * 2].view(np.uint16)
-        yield np.flatnonzero(pairs == np.frombuffer(pair, np.uint16)) * 2 + start
-
-
-def _value_counts(array: Column) -> Whole:
-    """How many members each of `array` has, at any depth."""
-    if pa.types.is_list(array.type):
-        sums = np.append(0, np.cumsum(_value_counts(array.flatten())))
-        counts: Whole = np.diff(sums[np.append(0, np.cumsum(_lengths(array)))])
-        return counts
-    counts = np.zeros(len(array), dtype=np.int64)
-    if pa.types.is_struct(array.type):
-        for member in map(array.field, range(array.type.num_fields)):
-            counts += _true(pc.is_valid(member)) if member.null_count else 1
-            if pa.types.is_nested(member.type):
-                counts += _value_counts(member)
-    return counts
-
-
 def _fits(block: Block) -> Mask:
     """Which answers fit the soft contract in every field and echo the sizes and the number of tags sent."""
-    fits = np.array(block["is_known"])
+    fits = np.ones(block.num_rows, dtype=np.bool_)
     for name in _SCALARS:
         fits &= _is_filled(block[name])
     fits &= _true(pc.not_equal(block[_OPTIONAL], pa.scalar("")), absent=True)
     fits &= _in_range(block["timestamp"], _LATEST)
-    fits &= _true(pc.match_substring_regex(block["timestampISO"], _ISO))
     fits &= _true(pc.equal(block["idFileSize"], block["id_size"]))
     fits &= _true(pc.equal(block["selfieFileSize"], block["selfie_size"]))
     fits &= _lengths(block["tags"]) == _lengths(block["sent_tags"]) + 1
@@ -378,6 +241,12 @@ def _fits(block: Block) -> Mask:
     return fits
 
 
+def _iso_offsets(block: Block) -> Column:
+    """Microseconds from the epoch to the ISO text read as UTC; NULL where that is no date and time."""
+    moments = pa.array([iso_microseconds(text) for text in block["timestampISO"].to_pylist()], pa.int64())
+    return pc.subtract(moments, pa.array(_microseconds(block["timestamp"])))
+
+
 def _is_known_check(checks: Column, literals: Column) -> Mask:
     statuses = checks.field("status").dictionary_encode()
     known = [
@@ -388,7 +257,7 @@ def _is_known_check(checks: Column, literals: Column) -> Mask:
         _true(pc.is_in(checks.field("type"), value_set=pa.array(sorted(CHECK_TYPES), _TEXT)))
         & _true(pa.array(known, pa.bool_()).take(statuses.indices))
         & _in_range(scores, 1, closed=True)
-        & _true(pc.equal(pc.cast(literals, _FRACTION), scores))
+        & _true(pc.equal(pc.cast(literals, pa.float64()), scores))
     )
 
 
@@ -413,10 +282,10 @@ def _echoes(block: Block) -> Mask:
     same = _true(pc.and_(pc.equal(tags.field("name"), names), pc.equal(tags.field("value"), values)))
     echoes = np.ones(block.num_rows, dtype=np.bool_)
     for row in np.unique(parents[~same]):
-        echoed = block["tags"][row].as_py()
+        echo = Echo(None, None, [(tag["name"], tag["value"]) for tag in block["tags"][row].as_py()])
         expected = {tag["key"]: tag["value"] for tag in block["sent_tags"][row].as_py()}
         expected[SUBMISSION_TAG] = block["submission_id"][row].as_py()
-        echoes[row] = {tag["name"]: tag["value"] for tag in echoed} == expected
+        echoes[row] = not any(echo_mismatches(echo, id_size=0, selfie_size=0, tags=expected))
     return echoes
 
 
@@ -446,11 +315,17 @@ def _verification_files(block: Block) -> pa.Table:
     return _table(
         VERIFICATION_FILES,
         **_keys(block, rows),
-        category=files.field("category"),
-        content_type=files.field("contentType"),
-        file_size=files.field("fileSize"),
-        uploaded_at=pa.array(_microseconds(files.field("timestamp"))),
+        **_direct(VERIFICATION_FILES, "result.files[]", files.field),
     )
+
+
+def _direct(table: Table, parent: str, column: Callable[[str], Column]) -> dict[str, Column]:
+    """The direct columns of `table`, each from the field that `column` gives by its name."""
+    fields = {name: column(field.names[0]) for name, field in direct_columns(table, parent).items()}
+    return {
+        name: pa.array(_microseconds(field)) if table.column(name).type == TIMESTAMP else field
+        for name, field in fields.items()
+    }
 
 
 def _table(table: Table, **columns: Column) -> pa.Table:

@@ -1,13 +1,14 @@
-"""Where an answer leaves the contract: every leaf that no column takes, by path and kind.
+"""Contract drift: where an answer differs from the contract, by path and kind.
 
-The walk over an answer is driven by the contract's table of fields and misses nothing: a leaf either is a
-known field of the right kind, or it is reported. Paths are names, never values: a key that does not look
-like a field's name shows as `?`, for it may be data.
+The walk over an answer follows the contract's fields and misses nothing: each leaf is a known field of the
+right kind, or it is reported. Paths hold names, never values: a key that does not look like a field's name
+shows as `?`, since it may be data.
 """
 
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from kyc_pipeline.deepxl.contract import FIELDS, Field, Kind, integer, is_geometry, removed_geometry
@@ -34,7 +35,7 @@ class _Place:
     usual: frozenset[str] = frozenset()
     """The first name of each required member: an object that has them all lacks none."""
     takes: Callable[[Json], bool] = lambda value: False
-    """Whether a value is a scalar with nothing to report: a short cut, since most values are."""
+    """Whether a value is a scalar with nothing to report. Most are, so this is asked first."""
 
 
 def _places() -> _Place:
@@ -42,8 +43,8 @@ def _places() -> _Place:
     by_path = {"": root}
     for each in FIELDS:
         place = by_path[each.path] = _Place(each)
-        if (is_right := _SCALARS.get(each.kind)) is not None:
-            place.takes = is_right if each.odd is None else _both(is_right, each.odd)
+        if each.kind not in (Kind.OBJECT, Kind.LIST):
+            place.takes = partial(_is_unremarkable, _KINDS[each.kind], each.odd)
         if each.path.endswith("[]"):
             by_path[each.path.removesuffix("[]")].item = place
             continue
@@ -52,24 +53,19 @@ def _places() -> _Place:
         if name == "*":
             parent.any_member = place
             continue
-        parent.members |= dict.fromkeys((name, *each.aliases), place)
+        parent.members |= dict.fromkeys(each.names, place)
         if each.required:
-            parent.required.append((name, *each.aliases, *each.unless))
+            parent.required.append((*each.names, *each.unless))
             parent.usual |= {name}
     return root
 
 
-def _both(is_right: Callable[[Json], bool], is_odd: Callable[[Json], bool]) -> Callable[[Json], bool]:
-    return lambda value: is_right(value) and not is_odd(value)
+def _is_unremarkable(
+    is_right: Callable[[Json], bool], is_odd: Callable[[Json], bool] | None, value: Json
+) -> bool:
+    return value != "" and is_right(value) and not (is_odd and is_odd(value))
 
 
-_SCALARS: Final[dict[Kind, Callable[[Json], bool]]] = {
-    Kind.STRING: lambda value: type(value) is str and value != "",
-    Kind.INTEGER: lambda value: type(value) is Number and integer(value) is not None,
-    Kind.NUMBER: lambda value: type(value) is Number,
-    Kind.BOOLEAN: lambda value: type(value) is bool,
-}
-_ROOT: Final = _places()
 _KINDS: Final[dict[Kind, Callable[[Json], bool]]] = {
     Kind.OBJECT: lambda value: isinstance(value, Object),
     Kind.LIST: lambda value: isinstance(value, list),
@@ -78,6 +74,7 @@ _KINDS: Final[dict[Kind, Callable[[Json], bool]]] = {
     Kind.NUMBER: lambda value: isinstance(value, Number),
     Kind.BOOLEAN: lambda value: isinstance(value, bool),
 }
+_ROOT: Final = _places()
 
 
 def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:

@@ -36,6 +36,7 @@ BATCH_ROWS: Final = 4096
 """Answers at a time, at most: half as many take 50 MB less and a tenth more time."""
 BATCH_BYTES: Final = 1 << 24
 """Bytes of a batch's answers, on the average of the day: more than twice the usual."""
+_INPUTS: Final = (VERIFICATION_RESPONSES, SUBMISSIONS)
 _RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
 _SENT_COLUMNS: Final = ["submission_id", "id_sha256", "id_size", "selfie_size", "tags"]
 _SENT_SCHEMA: Final = pa.schema([pa.field(name, SUBMISSIONS.column(name).type) for name in _SENT_COLUMNS])
@@ -69,6 +70,7 @@ def flatten_partition(
 
     Raises :class:`KycError` where either is missing, unreadable, not sorted by id, or replaced meanwhile.
     """
+    versions = [lake.version(table, date) for table in _INPUTS]
     source = source_of(lake, date)
     metadata = {
         "source": source,
@@ -95,7 +97,7 @@ def flatten_partition(
         for groups in facts.values():
             groups.wait()
         writers[CONTRACT_DRIFT].write(flattener.drift.rows())
-        if source_of(lake, date) != source:
+        if [lake.version(table, date) for table in _INPUTS] != versions:
             raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
     # What Arrow keeps of what was freed would grow with each day of a run.
     pa.default_memory_pool().release_unused()
@@ -181,7 +183,7 @@ class _Flattened:
 
 def _batches(lake: Lake, date: str) -> Generator[_Batch, None, None]:
     size = _batch_rows(
-        max(lake.row_count(table, date) for table in (VERIFICATION_RESPONSES, SUBMISSIONS)),
+        max(lake.row_count(table, date) for table in _INPUTS),
         lake.byte_count(VERIFICATION_RESPONSES, date),
     )
     submissions = _Submissions(lake, date, size)
@@ -298,5 +300,5 @@ def _sorted_batches(
 
 def source_of(lake: Lake, date: str) -> str:
     """Identity (SHA-256, hex) of the partition's answers and submissions, as in the footers' `source`."""
-    parts = (lake.sha256(table, date) for table in (VERIFICATION_RESPONSES, SUBMISSIONS))
+    parts = (lake.sha256(table, date) for table in _INPUTS)
     return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -1,40 +1,49 @@
-"""One answer at a time: any answer that fits the hard contract becomes rows.
+"""The exact path: one answer at a time, any answer that fits the hard contract becomes rows.
 
-This is the exact path. It reads JSON literally (number literals, repeated keys, any depth) and decides
-alone what the tables say; a faster path must give the same rows for the answers that it takes.
+It reads JSON literally (number literals, repeated keys, any depth) and defines what the tables hold. The
+fast path (`blocks.py`) must give the same rows for the answers that it takes.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pyarrow as pa
 
 from kyc_pipeline.deepxl.contract import Received, integer, normalize_status
-from kyc_pipeline.deepxl.jsontext import Json, Object, read_json, write_json
+from kyc_pipeline.deepxl.echo import Echo, echo_mismatches
+from kyc_pipeline.deepxl.jsontext import Json, Object, write_json
 from kyc_pipeline.flatten.drift import DriftCounter, shown, survey
 from kyc_pipeline.flatten.values import (
     MICROSECONDS,
     confidence,
+    direct_columns,
     epoch_microseconds,
     iso_microseconds,
     valid_unicode,
 )
-from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS, Table
+from kyc_pipeline.lake.tables import (
+    INT64,
+    MODEL_CHECKS,
+    STRING,
+    TIMESTAMP,
+    VERIFICATION_FILES,
+    VERIFICATION_TAGS,
+    VERIFICATIONS,
+    Table,
+)
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
-from kyc_pipeline.vocabulary import Anomaly
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, TECHNICAL_CHECKS, Anomaly
 
 FACTS: Final = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES)
 """The tables with rows for each answer; `contract_drift` sums over the partition."""
-TECHNICAL_CHECKS: Final = "technicalChecks"
 SECOND_TECHNICAL_CHECKS: Final = "result.technicalChecks"
 """The group of checks at `result.technicalChecks` that differ from those under `modelResults`."""
-SUBMISSION_TAG: Final = "submissionId"
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What was sent for one submission: the other side of every echo."""
+    """What was sent for one submission, to compare with the echo in its answer."""
 
     id_sha256: str
     id_size: int
@@ -84,7 +93,7 @@ class _Members:
 
     def text(self, name: str, *aliases: str) -> str | None:
         """A text; None for anything else."""
-        value = self.get(name, *aliases) if aliases else self._values.get(name)
+        value = self.get(name, *aliases)
         if not isinstance(value, str):
             return None
         return value if value.isascii() else self.clean(value)
@@ -100,9 +109,9 @@ class _Members:
         """An integer of 64 bits; None for anything else."""
         return integer(self.get(name, *aliases))
 
-    def epoch(self, name: str) -> int | None:
+    def epoch(self, name: str, *aliases: str) -> int | None:
         """An epoch time stamp in microseconds."""
-        moment, anomaly = epoch_microseconds(self.get(name))
+        moment, anomaly = epoch_microseconds(self.get(name, *aliases))
         if anomaly is not None:
             self._odd.add(anomaly)
         return moment
@@ -111,6 +120,29 @@ class _Members:
         """The objects in a list; none for anything else."""
         value = self.get(name)
         return [item for item in value if isinstance(item, Object)] if isinstance(value, list) else []
+
+
+_Read: TypeAlias = Callable[..., str | int | None]
+_READERS: Final[dict[pa.DataType, _Read]] = {
+    STRING: _Members.text,
+    INT64: _Members.integer,
+    TIMESTAMP: _Members.epoch,
+}
+
+
+def _readers(table: Table, parent: str) -> list[tuple[str, _Read, tuple[str, ...]]]:
+    """How to read each direct column of `table`: its name, the method, and the names of the field."""
+    return [
+        (name, _READERS[table.column(name).type], field.names)
+        for name, field in direct_columns(table, parent).items()
+        if name not in _HARD_COLUMNS
+    ]
+
+
+_HARD_COLUMNS: Final = {"verification_id", "verified"}
+"""The hard contract reads them, in more forms than the soft one: an id may be a string."""
+_OF_RESULT: Final = _readers(VERIFICATIONS, "result")
+_OF_FILE: Final = _readers(VERIFICATION_FILES, "result.files[]")
 
 
 class RecordFlattener:
@@ -125,9 +157,8 @@ class RecordFlattener:
 
     def add(self, rows: Rows, submission_id: str, received: Received, sent: Sent | None) -> None:
         """Appends the rows of one answer; `sent` is None where no accepted submission has its id."""
-        answer = read_json(received.text)
-        odd = set(self._survey(answer, submission_id, sent))
-        result = _Members(_Members(answer, odd).get("result"), odd)
+        odd = set(self._survey(received.answer, submission_id, sent))
+        result = _Members(_Members(received.answer, odd).get("result"), odd)
         key = {"verification_id": received.verification_id, "submission_id": submission_id}
         check_count = 0
         for group, index, check in _checks(result, odd):
@@ -137,15 +168,26 @@ class RecordFlattener:
         for name, value in tags:
             rows.append(VERIFICATION_TAGS, key | self._tag(name, value))
         for item in result.objects("files"):
-            rows.append(VERIFICATION_FILES, key | _file(_Members(item, odd)))
-        verification = _verification(result, odd)
-        odd.update(_echo_anomalies(verification, tags, submission_id, sent))
+            rows.append(VERIFICATION_FILES, key | _read(_Members(item, odd), _OF_FILE))
+        verification = _read(result, _OF_RESULT)
+        iso_offset = _iso_offset_seconds(verification, odd)
+        if sent is None:
+            odd.add(Anomaly.SUBMISSION_MISSING)
+        else:
+            mismatches = echo_mismatches(
+                Echo(verification["id_file_size"], verification["selfie_file_size"], tags),
+                id_size=sent.id_size,
+                selfie_size=sent.selfie_size,
+                tags={**sent.tags, SUBMISSION_TAG: submission_id},
+            )
+            odd.update(anomaly for anomaly, _ in mismatches)
         rows.append(
             VERIFICATIONS,
             key
             | verification
             | {
                 "verified": received.verified,
+                "iso_offset_seconds": iso_offset,
                 "check_count": check_count,
                 "id_document_pseudonym": sent and self._pseudonymizer.document(sent.id_sha256),
                 "anomalies": sorted(odd),
@@ -171,24 +213,17 @@ class RecordFlattener:
         }
 
 
-def _verification(result: _Members, odd: set[Anomaly]) -> dict[str, Any]:
-    verified_at = result.epoch("timestamp")
-    iso = result.text("timestampISO")
-    iso_moment = iso_microseconds(iso) if iso else None
-    if iso and iso_moment is None:
+def _read(members: _Members, readers: list[tuple[str, _Read, tuple[str, ...]]]) -> dict[str, Any]:
+    return {column: read(members, *names) for column, read, names in readers}
+
+
+def _iso_offset_seconds(verification: dict[str, Any], odd: set[Anomaly]) -> float | None:
+    """The ISO text, read as UTC, less the epoch time stamp."""
+    text, verified_at = verification["timestamp_iso"], verification["verified_at"]
+    iso_moment = iso_microseconds(text) if text else None
+    if text and iso_moment is None:
         odd.add(Anomaly.TIMESTAMP_ISO_UNREADABLE)
-    offset = None if verified_at is None or iso_moment is None else (iso_moment - verified_at) / MICROSECONDS
-    return {
-        "model": result.text("model"),
-        "model_version": result.text("modelVersion"),
-        "verified_at": verified_at,
-        "timestamp_iso": iso,
-        "iso_offset_seconds": offset,
-        "id_file_type": result.text("idFileType"),
-        "id_file_size": result.integer("idFileSize", "idSize"),
-        "selfie_file_type": result.text("selfieFileType"),
-        "selfie_file_size": result.integer("selfieFileSize", "selfieSize"),
-    }
+    return None if verified_at is None or iso_moment is None else (iso_moment - verified_at) / MICROSECONDS
 
 
 def _checks(result: _Members, odd: set[Anomaly]) -> Iterator[tuple[str, int, _Members]]:
@@ -246,32 +281,3 @@ def _tags(tags: Json, odd: set[Anomaly]) -> Iterator[tuple[str, str | None]]:
         if valid_unicode(name + (text or "")) != name + (text or ""):
             odd.add(Anomaly.INVALID_UNICODE)
         yield name, text
-
-
-def _file(file: _Members) -> dict[str, Any]:
-    return {
-        "category": file.text("category"),
-        "content_type": file.text("contentType"),
-        "file_size": file.integer("fileSize"),
-        "uploaded_at": file.epoch("timestamp"),
-    }
-
-
-def _echo_anomalies(
-    verification: dict[str, Any], tags: list[tuple[str, str | None]], submission_id: str, sent: Sent | None
-) -> Iterator[Anomaly]:
-    """What the answer says of the request, against what was sent."""
-    if sent is None:
-        yield Anomaly.SUBMISSION_MISSING
-        return
-    for size, echo in (
-        (sent.id_size, verification["id_file_size"]),
-        (sent.selfie_size, verification["selfie_file_size"]),
-    ):
-        if echo is not None and echo != size:
-            yield Anomaly.ECHO_SIZE_MISMATCH
-    expected = {**sent.tags, SUBMISSION_TAG: submission_id}
-    if expected.keys() - {name for name, _ in tags}:
-        yield Anomaly.ECHO_TAGS_MISSING
-    if any(value is None or expected.get(name) != value for name, value in tags):
-        yield Anomaly.ECHO_TAGS_MISMATCH

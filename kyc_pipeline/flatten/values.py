@@ -1,7 +1,7 @@
-"""Values of an answer as columns hold them: typed where they are what they should be, else NULL.
+"""Values of an answer as columns hold them: of the column's type where they have it, else NULL.
 
-Nothing is converted that the API did not say: a text is never a number, 97 is never 0.97. Time stamps are
-the one exception, documented at `epoch_microseconds`.
+Values are not converted: a text never becomes a number, nor 97 a confidence of 0.97. The one exception is
+time stamps in milliseconds (`epoch_microseconds`).
 """
 
 import math
@@ -9,8 +9,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from kyc_pipeline.deepxl.contract import integer, is_unit_interval
-from kyc_pipeline.deepxl.jsontext import Json, Number
+from kyc_pipeline.deepxl.contract import FIELDS, Field, Kind, integer, is_unit_interval
+from kyc_pipeline.deepxl.jsontext import SURROGATE, Json, Number
+from kyc_pipeline.lake.tables import Table
 from kyc_pipeline.vocabulary import Anomaly
 
 MICROSECONDS: Final = 1_000_000
@@ -21,12 +22,25 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ISO: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?"
 )
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def direct_columns(table: Table, parent: str) -> dict[str, Field]:
+    """Columns of `table` that hold one scalar of the object at the path `parent`, by the data dictionary."""
+    fields = {
+        field.path: field
+        for field in FIELDS
+        if field.path.rpartition(".")[0] == parent and field.kind not in (Kind.LIST, Kind.OBJECT)
+    }
+    return {
+        column.name: fields[column.made_from[0]]
+        for column in table.columns
+        if len(column.made_from) == 1 and column.made_from[0] in fields
+    }
 
 
 def valid_unicode(text: str) -> str:
     """`text` with U+FFFD for each lone surrogate, which no UTF-8 column can hold."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
 def confidence(value: Json) -> tuple[float | None, Anomaly | None]:

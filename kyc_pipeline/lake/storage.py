@@ -169,6 +169,13 @@ class Lake:
             pairs = file.schema_arrow.metadata or {}
         return {key.decode(): value.decode() for key, value in pairs.items()}
 
+    def version(self, table: Table, date: str) -> str:
+        """Changes whenever the partition is replaced; unlike its hash, it costs no reading."""
+        try:
+            return str(self.fs.ukey(self.path(table, date)))
+        except FileNotFoundError:
+            raise PartitionMissing(f"{table.name} has no partition {date}: materialize it first") from None
+
     def sha256(self, table: Table, date: str) -> str:
         """SHA-256 (hex) of the partition's file, which must be readable Parquet."""
         with self._open(table, date) as source, _naming(table, date):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from kyc_pipeline.deepxl.client import Answer, DeepXLClient, VerificationRequest
+from kyc_pipeline.deepxl.echo import echo_mismatches, read_echo
 from kyc_pipeline.deepxl.errors import (
     AccessDenied,
     ContractBroken,
@@ -36,7 +37,6 @@ from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
-from kyc_pipeline.verify.echo import echo_mismatches
 from kyc_pipeline.verify.gate import BREAKER_WAITS, Gate, Health
 from kyc_pipeline.verify.partition import Action, Work
 from kyc_pipeline.verify.summary import Stopped, Tally
@@ -318,10 +318,11 @@ def _health(error: DeepXLError | None) -> Health | None:
 
 
 def _anomalies(item: Work, answer: Answer) -> str | None:
-    wrong = echo_mismatches(
-        answer.text,
+    mismatches = echo_mismatches(
+        read_echo(answer.text),
         id_size=item.row["id_size"],
         selfie_size=item.row["selfie_size"],
         tags=dict(item.row["tags"]),
     )
+    wrong = [name for _, name in mismatches if name is not None]
     return f"the answer differs from what was sent: {', '.join(wrong)}" if wrong else None

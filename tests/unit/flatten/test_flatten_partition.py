@@ -28,6 +28,7 @@ from kyc_pipeline.lake.tables import (
     VERIFICATION_RESPONSES,
     VERIFICATION_TAGS,
     VERIFICATIONS,
+    Table,
 )
 from tests.unit.flatten.support import (
     CLEAR,
@@ -231,6 +232,37 @@ def test_a_day_is_read_in_few_batches(
     assert (summary.completed, summary.without_submission) == (answered, max(0, answered - sent))
     assert sum(sizes) == answered + sent
     assert len(sizes) <= 4
+
+
+@pytest.mark.parametrize("table", [SUBMISSIONS, VERIFICATION_RESPONSES], ids=lambda table: table.name)
+def test_an_input_that_is_replaced_while_it_is_read_fails_the_day(
+    day: Day, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day.flatten(text_of(echo("s-0")))
+    before = [day.rows(curated) for curated in CURATED]
+    read = day.lake.batches
+
+    def batches(*arguments: Any) -> Any:
+        yield from read(*arguments)
+        day.lake.write(table, DAY, day.rows(table))  # the same rows, in another file
+
+    monkeypatch.setattr(day.lake, "batches", batches)
+    with pytest.raises(KycError, match=f"the answers of {DAY} were replaced while they were read"):
+        day.flatten()
+    assert [day.rows(curated) for curated in CURATED] == before
+
+
+def test_both_inputs_are_hashed_once(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    sha256 = day.lake.sha256
+
+    def counting(table: Table, date: str) -> str:
+        hashed.append(table.name)
+        return sha256(table, date)
+
+    monkeypatch.setattr(day.lake, "sha256", counting)
+    day.flatten(text_of(echo("s-0")))
+    assert sorted(hashed) == ["submissions", "verification_responses"]
 
 
 @given(st.integers(0, 10**7), st.integers(0, 10**12))

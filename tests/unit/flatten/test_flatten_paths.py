@@ -210,15 +210,13 @@ CONFIDENCE = '"confidence": 0.97'
         (GOOD.replace('"model": "', '"model": null, "model": "'), 0),
         (GOOD[:-1] + f', "more": "{"x" * 70_000}"}}', 0),
         (GOOD.replace("{", "{\n", 1), 0),
-        (GOOD.replace('"model":', '"model" :', 1), 0),
-        (GOOD.replace('"details": "', '"details": "\\"a\\": ', 1), 0),
         (GOOD[:-2], 0),
         ("", 0),
         (GOOD.replace('"model": "', '"model": "x", "model": "'), 63),
         (GOOD.replace('"confidence"', '"c\\u006fnfidence"', 1), 63),
     ],
     ids=[
-        *("beyond 64 bits", "null", "long", "two lines", "blank before a colon", "a key within a text"),
+        *("beyond 64 bits", "null", "long", "two lines"),
         *("cut off", "empty", "repeated key", "escaped key"),
     ],
 )
@@ -227,6 +225,20 @@ def test_an_odd_answer_costs_few_others_the_fast_path(odd: str, around: int) -> 
     left = set(range(len(texts))) - set(taken(texts))
     assert 150 in left
     assert len(left) <= 1 + around
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.replace('"model":', '"model" :', 1),
+        GOOD.replace('"details": "', '"details": "\\"a\\": ', 1),
+        GOOD.replace('"details": "', '"details": "\\"confidence\\": 0.5', 1),
+    ],
+    ids=["blank before a colon", "a key within a text", "a confidence within a text"],
+)
+def test_answers_that_only_look_odd_take_the_fast_path(text: str) -> None:
+    assert taken([GOOD, text, GOOD]) == [0, 1, 2]
+    flatten_both([GOOD, text, GOOD])
 
 
 def test_answers_that_end_with_a_line_break_take_the_fast_path() -> None:

@@ -57,6 +57,17 @@ def test_batches_stay_those_of_one_version(s3_root: str) -> None:
     assert found + [p for batch in batches for p in batch["path"].to_pylist()] == [*map(str, range(100))]
 
 
+def test_a_version_changes_with_every_replacement(s3_root: str) -> None:
+    lake, other = Lake(s3_root), another_instance(s3_root)
+    with pytest.raises(PartitionMissing, match="contract_drift has no partition"):
+        lake.version(CONTRACT_DRIFT, DAY)
+    other.write(CONTRACT_DRIFT, DAY, [drift("a")])
+    first = lake.version(CONTRACT_DRIFT, DAY)
+    assert lake.version(CONTRACT_DRIFT, DAY) == first
+    other.write(CONTRACT_DRIFT, DAY, [drift("b")])
+    assert lake.version(CONTRACT_DRIFT, DAY) != first
+
+
 def test_a_failed_write_leaves_the_old_rows(s3_root: str) -> None:
     lake = Lake(s3_root)
     lake.write(CONTRACT_DRIFT, DAY, [drift("old")])
