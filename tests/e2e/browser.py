@@ -1,7 +1,7 @@
-"""The browser of the end-to-end tests: found, or installed by `make test`.
+"""Finds or installs the browser of the end-to-end tests.
 
-`python -m tests.e2e.browser` makes sure that there is one. It looks at `KYC_TEST_BROWSER`, on the path, in
-Playwright's own folder, then installs one: by `playwright install`, else, as root, by Debian's package.
+`make test` calls `python -m tests.e2e.browser`. It looks for a browser in `KYC_TEST_BROWSER`, on the path and
+in Playwright's folder. If there is none, it installs one with `playwright install` or, as root, with apt-get.
 """
 
 import os
@@ -28,25 +28,25 @@ FLAGS = (
 )
 TIMEOUT_MS = 60_000
 INSTALL_SECONDS = 600
-NONE = f"no browser: its tests are skipped; install chromium, or name one in {VARIABLE}"
+NO_BROWSER = f"no browser: skipping its tests; install chromium, or set {VARIABLE} to a browser's path"
 
 
 def find() -> Path | None:
-    """The browser's program, or None. Raises FileNotFoundError where `KYC_TEST_BROWSER` names no file."""
-    if named := os.environ.get(VARIABLE):
-        if not Path(named).is_file():
-            raise FileNotFoundError(f"{VARIABLE} names no file: {named}")
-        return Path(named)
+    """The browser's executable, or None. Raises FileNotFoundError if `KYC_TEST_BROWSER` is not a file."""
+    if configured := os.environ.get(VARIABLE):
+        if not Path(configured).is_file():
+            raise FileNotFoundError(f"{VARIABLE} is not a file: {configured}")
+        return Path(configured)
     for name in NAMES:
         if found := shutil.which(name):
             return Path(found)
     with sync_playwright() as playwright:
-        own = Path(playwright.chromium.executable_path)
-    return own if own.is_file() else None
+        executable = Path(playwright.chromium.executable_path)
+    return executable if executable.is_file() else None
 
 
 def install() -> Path | None:
-    """Installs a browser; None where that is not possible here."""
+    """Installs a browser. Returns None if that fails."""
     playwright = [sys.executable, "-m", "playwright", "install", "chromium"]
     if os.geteuid() == 0:
         playwright.insert(-1, "--with-deps")
@@ -70,14 +70,14 @@ def _succeeds(command: list[str]) -> bool:
 
 @contextmanager
 def running_browser() -> Iterator[Browser]:
-    """A headless browser. Skips the test where there is none, and fails it where `CI` is set."""
-    program = find()
-    if program is None:
+    """A headless browser. If there is none, skips the test, or fails it if `CI` is set."""
+    executable = find()
+    if executable is None:
         if os.environ.get("CI"):
-            pytest.fail(NONE)
-        pytest.skip(NONE)
+            pytest.fail(NO_BROWSER)
+        pytest.skip(NO_BROWSER)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=executable, headless=True, args=list(FLAGS))
         try:
             yield browser
         finally:
@@ -85,10 +85,10 @@ def running_browser() -> Iterator[Browser]:
 
 
 def main() -> None:
-    """Finds or installs a browser. Ends with an error only where `CI` is set and there is none."""
+    """Finds or installs a browser. Fails only if there is none and `CI` is set."""
     if find() or install():
         return
-    sys.stderr.write(NONE + "\n")
+    sys.stderr.write(NO_BROWSER + "\n")
     if os.environ.get("CI"):
         sys.exit(1)
 

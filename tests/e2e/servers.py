@@ -1,6 +1,6 @@
-"""What the end-to-end tests share: real processes in a session of their own, GraphQL, and waiting.
+"""Helpers of the end-to-end tests: processes in their own session, GraphQL, and polling.
 
-Nothing sleeps: a test polls what it waits for, and fails with the server's own log when the time is up.
+Tests do not sleep. They poll for a condition, and fail with the server's log after a timeout.
 """
 
 import json
@@ -23,7 +23,7 @@ from kyc_pipeline.settings import Settings
 REPOSITORY = Path(__file__).parents[2]
 CODE_LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kyc_pipeline"}
 START_SECONDS = 120.0
-"""Far more than a start takes: a machine that runs other things too is no failure."""
+"""Far more than a start takes, because the machine may be busy."""
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.2
 Value = TypeVar("Value")
@@ -33,7 +33,7 @@ _PAUSE = threading.Event()
 def poll(
     look: Callable[[], Value | None], what: str, *, seconds: float = START_SECONDS, log: Path | None = None
 ) -> Value:
-    """What `look` answers as soon as it is true; AssertionError with `what`, and the log's end, if never."""
+    """The first true result of `look`. On timeout, AssertionError with `what` and the end of the log."""
     for _ in range(int(seconds / POLL_SECONDS)):
         if found := look():
             return found
@@ -43,19 +43,19 @@ def poll(
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """A port on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def script(name: str) -> str:
-    """A console script of the environment that runs the tests."""
+    """The path of a console script in the tests' environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def clean_environment(folder: Path, **changes: str) -> dict[str, str]:
-    """The environment without the project's settings; home and temporary files are below `folder`."""
+    """The environment without the project's settings; `HOME` and `TMPDIR` are below `folder`."""
     names = {*(name.upper() for name in Settings.model_fields), "DAGSTER_HOME"}
     kept = {name: value for name, value in os.environ.items() if name.upper() not in names}
     home, temporary = folder / "home", folder / "tmp"
@@ -74,7 +74,7 @@ def _session_of(pid: int) -> int | None:
 
 
 def processes_of(session: int) -> list[int]:
-    """The ids of the processes that live in the session."""
+    """The ids of the session's processes."""
     pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
     return [pid for pid in pids if _session_of(pid) == session]
 
@@ -90,7 +90,7 @@ def running(
 ) -> Iterator[int]:
     """Runs `command` in a session of its own; yields the session's id.
 
-    At the end the group gets `stop` (a Ctrl-C), and must be gone with everything that it started.
+    At the end, sends `stop` (Ctrl-C by default) to the process group and waits until the session is empty.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -99,7 +99,7 @@ def running(
     session = process.pid
     try:
         yield session
-        assert process.poll() is None, f"ended by itself:\n{log.read_text(errors='replace')[-4000:]}"
+        assert process.poll() is None, f"ended early:\n{log.read_text(errors='replace')[-4000:]}"
         os.killpg(session, stop)
         process.wait(STOP_SECONDS)
         poll(lambda: not processes_of(session), "the end of every process", seconds=STOP_SECONDS, log=log)
@@ -111,13 +111,13 @@ def running(
 
 @dataclass(frozen=True)
 class Webserver:
-    """A running Dagster webserver, asked as its pages ask it."""
+    """A running Dagster webserver, queried through the UI's GraphQL API."""
 
     url: str
     log: Path
 
     def ask(self, query: str, **variables: Any) -> Any:
-        """The answer's `data`; AssertionError where GraphQL reports errors."""
+        """The response's `data`. AssertionError if GraphQL reports errors."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
         try:
@@ -149,11 +149,11 @@ class Webserver:
         self.wait(loaded, "the webserver with the code location kyc_pipeline")
 
     def wait(self, look: Callable[[], Value | None], what: str) -> Value:
-        """:func:`poll`, with the server's log in the failure."""
+        """:func:`poll` with the server's log."""
         return poll(look, what, log=self.log)
 
     def start_sensor(self, name: str) -> None:
-        """Turns a sensor on, as its switch does."""
+        """Turns a sensor on, like its switch in the UI."""
         answer = self.ask(
             "mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) "
             "{ ... on Sensor { sensorState { status } } } }",
@@ -172,7 +172,7 @@ class Webserver:
         return [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in found]
 
     def partition_stats(self, asset: str) -> dict[str, int]:
-        """How many partitions of the asset are materialized, failed, …"""
+        """How many partitions of the asset are materialized, failed or in progress."""
         data = self.ask(
             "query ($key: [AssetKeyInput!]!) { assetNodes(assetKeys: $key) "
             "{ partitionStats { numMaterialized numFailed numMaterializing } } }",
@@ -192,7 +192,7 @@ def webserver(
     port: int,
     stop: signal.Signals = signal.SIGINT,
 ) -> Iterator[Webserver]:
-    """`command`, which serves Dagster on `port`, until the block ends; then it gets `stop`."""
+    """Runs `command`, which serves Dagster on `port`, until the block ends."""
     with running(command, cwd=cwd, env=env, log=log, stop=stop):
         server = Webserver(f"http://127.0.0.1:{port}", log)
         server.wait_until_loaded()

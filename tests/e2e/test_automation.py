@@ -1,6 +1,4 @@
-"""The daemon's work for real: sensor, backfill, a killed run worker, a terminated run, a changed manifest,
-publication by automation, an alert.
-"""
+"""A real daemon: sensor, backfill, killed worker, terminated run, changed manifest, publication, alert."""
 
 import asyncio
 import http.server
@@ -58,7 +56,7 @@ FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 
 @dataclass(frozen=True)
 class WaitsForTest:
-    """The simulator processes the call, and answers when the test says so."""
+    """The simulator processes the call, but waits for the test before it answers."""
 
     go: threading.Event = field(default_factory=threading.Event)
     record: bool = True
@@ -71,7 +69,7 @@ class WaitsForTest:
 
 @dataclass(frozen=True)
 class Site:
-    """A running pipeline: folders, simulator, and Dagster's webserver, daemon and code server."""
+    """A running pipeline: folders, simulator, Dagster's webserver, daemon and code server."""
 
     folder: Path
     simulator: Simulator
@@ -85,7 +83,7 @@ class Site:
         return Landing(self.folder / "landing")
 
     def archive(self, *days: str) -> None:
-        """Takes delivered manifests away, so that the sensor has only what a test gives it."""
+        """Removes delivered manifests, so that the sensor sees only those of the next test."""
         for day in days:
             shutil.rmtree(self.folder / "landing" / "manifests" / day)
 
@@ -100,11 +98,11 @@ class Site:
         return sum(id_.startswith(day) for id_ in ids)
 
     def received(self, day: str) -> Counter[str]:
-        """How often each submission of the day was sent."""
+        """How often the simulator received each submission of the day."""
         return Counter({id_: n for id_, n in self.simulator.received.items() if id_.startswith(day)})
 
     def launch(self, day: str) -> str:
-        """Starts the job for one day, as the launchpad does; the run's id."""
+        """Launches the job for one day, like the launchpad; returns the run's id."""
         answer = self.server.ask(
             "mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) "
             "{ __typename ... on LaunchRunSuccess { run { runId } } } }",
@@ -118,17 +116,17 @@ class Site:
         return str(answer["run"]["runId"])
 
     def status(self, run_id: str) -> str:
-        """The run's status, as the UI shows it."""
+        """The run's current status."""
         query = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
         return str(self.server.ask(query, id=run_id)["runOrError"]["status"])
 
     def finished(self, run_id: str) -> str:
-        """The status with which the run ended."""
+        """The run's final status."""
         self.server.wait(lambda: self.status(run_id) in FINISHED, f"the end of run {run_id}")
         return self.status(run_id)
 
     def worker(self, run_id: str) -> int:
-        """The process id of the run's worker, as the run's log in the UI tells it."""
+        """The process id of the run's worker, from the run's log."""
         query = (
             "query ($id: ID!) { logsForRun(runId: $id) "
             "{ ... on EventConnection { events { ... on MessageEvent { message } } } } }"
@@ -151,7 +149,7 @@ class Site:
 
 
 def start_backfill(server: Webserver) -> str:
-    """A backfill of the daily assets over some days, as the asset graph's Materialize button starts it."""
+    """Launches a backfill of the daily assets, like the Materialize button; returns its id."""
     answer = server.ask(
         "mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) "
         "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
@@ -167,12 +165,12 @@ def start_backfill(server: Webserver) -> str:
 
 @contextmanager
 def webhook() -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """A webhook on loopback: its address, and what it was told."""
-    told: list[dict[str, object]] = []
+    """A webhook on loopback: its URL, and the bodies that it received."""
+    bodies: list[dict[str, object]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
@@ -182,7 +180,7 @@ def webhook() -> Iterator[tuple[str, list[dict[str, object]]]]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", told
+        yield f"http://127.0.0.1:{server.server_address[1]}", bodies
         server.shutdown()
         thread.join()
 
@@ -222,7 +220,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         try:
             with webserver(command, cwd=folder, env=env, log=folder / "dagster.log", port=port) as server:
                 server.start_sensor("publish_when_new")
-                # The daemon looks for backfills every 30 s: this one waits while other tests run.
+                # The daemon looks for backfills every 30 s: start this one before the first test.
                 yield Site(folder, simulator, server, answers, alerts, start_backfill(server))
         finally:
             answers.go.set()
@@ -246,7 +244,7 @@ def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
     site.archive(TERMINATED)
 
 
-def test_a_backfill_whose_worker_is_killed_goes_on_and_pays_nothing_twice(site: Site) -> None:
+def test_a_backfill_whose_worker_is_killed_continues_and_pays_nothing_twice(site: Site) -> None:
     first = BACKFILLED[0]
     poll(lambda: site.recorded(first) == 3, "calls, two of them unanswered", log=site.server.log)
     [killed] = site.server.runs(dagster__backfill=site.backfill_id)
@@ -268,7 +266,7 @@ def test_a_backfill_whose_worker_is_killed_goes_on_and_pays_nothing_twice(site: 
     for day in BACKFILLED:
         assert set(site.outcomes(day).values()) == {"completed"}
         assert list(site.received(day).values()) == [1, 1, 1]
-    # The terminated day was run again: nothing is left red.
+    # The terminated day was run again, so no partition is failed.
     assert site.server.partition_stats("verifications") == {
         "numMaterialized": 1 + len(BACKFILLED),
         "numFailed": 0,
@@ -277,7 +275,7 @@ def test_a_backfill_whose_worker_is_killed_goes_on_and_pays_nothing_twice(site: 
     site.archive(*BACKFILLED)
 
 
-def test_the_killed_run_was_told_of(site: Site) -> None:
+def test_the_killed_run_was_posted_to_the_webhook(site: Site) -> None:
     [killed] = [r for r in site.server.runs(dagster__backfill=site.backfill_id) if r["status"] == "FAILURE"]
     site.server.wait(lambda: site.alerts, "the alert")
     assert [alert["run_id"] for alert in site.alerts] == [killed["runId"]]
@@ -290,7 +288,7 @@ def test_the_backfill_is_published_by_automation(site: Site) -> None:
 
     site.server.wait(is_published, "the publication")
     runs = site.server.runs(kyc__trigger="publish_when_new")
-    assert 1 <= len(runs) <= len(BACKFILLED), "by the run, not by the day"
+    assert 1 <= len(runs) <= len(BACKFILLED), "at least once, at most once per day"
 
 
 def test_the_sensor_runs_a_new_manifest_and_a_changed_one(site: Site) -> None:

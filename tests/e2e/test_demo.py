@@ -1,4 +1,4 @@
-"""The demo as a newcomer runs it, an analyst reads it meanwhile, and a browser shows it afterwards."""
+"""The demo: a newcomer runs it, analysts read the warehouse while it runs again, a browser opens the UI."""
 
 import json
 import re
@@ -21,7 +21,7 @@ DAYS, PER_DAY = 14, 60
 SCREENSHOTS = REPOSITORY / "build" / "screenshots"
 
 READER = '''
-"""Reads the warehouse until standard input ends; prints what builds it saw."""
+"""Reads the warehouse until standard input ends; prints the builds that it saw."""
 import json, select, sys, threading
 import duckdb
 
@@ -46,10 +46,10 @@ def loop():
     try:
         read()
         ready.release()
-        while not stop.wait(0.05):  # leaves the processor to the pipeline
+        while not stop.wait(0.05):  # leaves CPU time to the pipeline
             read()
         read()
-    except Exception as error:  # told to the test, whatever it is
+    except Exception as error:  # the test reports it
         wrong.append(repr(error))
         ready.release()
 
@@ -66,7 +66,7 @@ print(json.dumps({"reads": len(seen), "builds": sorted(set(seen)), "wrong": wron
 
 @dataclass(frozen=True)
 class Demo:
-    """A demo in its own folder, run from an empty working directory."""
+    """A demo in a folder of its own, run from an empty working directory."""
 
     root: Path
 
@@ -83,11 +83,11 @@ class Demo:
         return self.root / "cwd"
 
     def environment(self) -> dict[str, str]:
-        # A setting of real use that the demo must not look at.
+        # A setting that the demo must ignore.
         return clean_environment(self.root, KYC_LAKE=str(self.root / "real-lake"))
 
     def run(self) -> str:
-        """Runs the demo and gives what it printed."""
+        """Runs the demo; returns its standard output."""
         ended = subprocess.run(
             [script("kyc-pipeline"), "demo", "--folder", str(self.folder)],
             cwd=self.working,
@@ -101,7 +101,7 @@ class Demo:
         return ended.stdout
 
     def calls(self) -> list[str]:
-        """The submission ids of the records that the simulator has written: one for each call."""
+        """The simulator's records, one per call."""
         lines = (self.folder / "simulator.jsonl").read_text(encoding="utf-8").splitlines()
         return [line for line in lines if line.strip()]
 
@@ -133,7 +133,7 @@ def test_the_demo_writes_nothing_outside_its_folder(demo: Demo, first_output: st
         assert list((demo.root / name).rglob("*")) == []
 
 
-def test_analysts_read_one_whole_build_while_the_demo_runs_again(demo: Demo, first_output: str) -> None:
+def test_analysts_read_a_complete_build_while_the_demo_runs_again(demo: Demo, first_output: str) -> None:
     before = demo.calls()
     readers = [
         subprocess.Popen(
@@ -171,14 +171,14 @@ def ui(demo: Demo, first_output: str) -> Iterator[Webserver]:
     command = [script("kyc-pipeline"), "demo", "--folder", str(demo.folder), "--ui", "--port", str(port)]
     log = demo.root / "ui.log"
     with webserver(command, cwd=demo.working, env=demo.environment(), log=log, port=port) as server:
-        # Without it a sign-up dialog covers the page.
+        # Otherwise a sign-up dialog covers the page.
         server.ask("mutation { setNuxSeen }")
         yield server
 
 
 @pytest.fixture(scope="module")
 def context_page(ui: Webserver) -> Iterator[tuple[Page, list[str]]]:
-    """A page of a real browser, and the errors that it met."""
+    """A browser page, and the errors that it reported."""
     errors: list[str] = []
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with running_browser() as browser:
@@ -200,7 +200,7 @@ def context_page(ui: Webserver) -> Iterator[tuple[Page, list[str]]]:
 
 @pytest.fixture
 def page(context_page: tuple[Page, list[str]]) -> Iterator[Page]:
-    """The page; the test fails where the page met an error."""
+    """The page. The test fails if the page reports an error."""
     page, errors = context_page
     errors.clear()
     yield page

@@ -1,4 +1,4 @@
-"""The other way to start Dagster: `dg dev`, which `make dev` calls."""
+"""`dg dev`, which `make dev` calls."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_dg_loads_the_same_code_location(tmp_path: Path) -> None:
-    """`dg` reads pyproject.toml, `dagster dev` workspace.yaml: the location has the same name in both."""
+    """`dg` reads pyproject.toml and `dagster dev` workspace.yaml: both use the same location name."""
     env = clean_environment(tmp_path, DAGSTER_HOME=str(tmp_path))
     shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", tmp_path)
     checked = subprocess.run(
@@ -37,6 +37,6 @@ def test_dg_loads_the_same_code_location(tmp_path: Path) -> None:
         )["repositoryOrError"]
     assert "new_manifests" in [sensor["name"] for sensor in data["sensors"]]
     assert {schedule["name"] for schedule in data["schedules"]} >= {"daily_verification", "catch_up"}
-    told = log.read_text(encoding="utf-8")
-    assert "Traceback" not in told
-    assert "virtual environment" not in told + checked.stderr
+    output = log.read_text(encoding="utf-8")
+    assert "Traceback" not in output
+    assert "virtual environment" not in output + checked.stderr

@@ -1,4 +1,4 @@
-"""The report in a real browser: drawn without a message or a request, filtered, explored, printed."""
+"""The report in a real browser: it draws without console messages or requests, filters, explores, prints."""
 
 import random
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ CHECKS = ("FACE_MATCH", "LIVENESS", "ID_QUALITY", "DOCUMENT_FORGERY")
 HOSTILE = "</script><img src=x onerror=document.title='hit'>"
 FIRST = date(2024, 9, 2)
 DAYS, A_DAY, BUSY_DAYS, A_BUSY_DAY = 30, 8, 2, 210
-YEARS_OF = (
+DATED_TABLES = (
     *("submission_funnel", "rejected_by_reason", "verified_rates", "verified_rates_by_company", "pass_rates"),
     *("confidence_histogram", "confidence_summary", "confidence_drift", "failure_attribution"),
     *("failure_combinations", "repeat_subjects", "api_performance", "submissions"),
@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_file(folder: Path) -> Path:
-    """A month, one day of it without data, of which the last are busy enough for drift."""
+    """A month with one day without data; its last days have enough data for drift."""
     lake, chance = Lake(str(folder / "lake")), random.Random(7)
     for number in range(DAYS):
         if number == 20:
@@ -113,7 +113,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, file: Path, size: tuple[int, int], scheme: str) -> Iterator[Page]:
-    """The page, drawn; the block fails where it asked for anything or the console got a message."""
+    """The page, drawn. The block fails if the page sent a request or wrote to the console."""
     messages: list[str] = []
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)  # type: ignore[arg-type]
     context.set_default_timeout(TIMEOUT_MS)
@@ -134,16 +134,16 @@ def desktop(browser: Browser, page_file: Path) -> Iterator[Page]:
         yield page
 
 
-def faults(page: Page, *rules: str) -> list[str]:
-    """What axe finds that is serious or critical, by `rules` only if there are any."""
+def violations(page: Page, *rules: str) -> list[str]:
+    """The serious and critical violations that axe finds; with `rules`, only of these rules."""
     options = {"resultTypes": ["violations"]} | (
         {"runOnly": {"type": "rule", "values": rules}} if rules else {}
     )
     found = Axe().run(page, options=options).response["violations"]
     return [
-        f"{fault['id']}: {[node['target'] for node in fault['nodes']][:5]}"
-        for fault in found
-        if fault["impact"] in ("serious", "critical")
+        f"{violation['id']}: {[node['target'] for node in violation['nodes']][:5]}"
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
     ]
 
 
@@ -174,29 +174,29 @@ def test_ticks_of_an_axis_differ(desktop: Page) -> None:
             "[...document.querySelectorAll('.role-axis-label')].map((axis) =>"
             " [...axis.querySelectorAll('text')].map((label) => label.textContent).filter(Boolean))"
         ):
-            if not any("%" in label for label in axis):  # mirrored shares repeat by intention
+            if not any("%" in label for label in axis):  # mirrored axes repeat their labels
                 assert len(set(axis)) == len(axis)
 
 
-def test_no_text_of_a_tenant_is_markup(desktop: Page) -> None:
+def test_text_of_a_tenant_is_escaped(desktop: Page) -> None:
     assert desktop.title().startswith("KYC verification report")
     assert desktop.locator("img").count() == 0
     assert desktop.locator("#figure-companies tbody th", has_text=HOSTILE).count() >= 1
 
 
-def test_the_period_filter_changes_what_is_drawn_and_said(desktop: Page) -> None:
-    # A point a day, but for the day without data.
+def test_the_period_filter_changes_charts_and_text(desktop: Page) -> None:
+    # A point per day, except the day without data.
     assert marks(desktop, "verified") == DAYS - 1
-    everything = desktop.locator("#figure-verified .note").text_content()
+    unfiltered = desktop.locator("#figure-verified .note").text_content()
     desktop.select_option("#period", "7")
     expect(desktop.locator("#chart-verified svg .mark-symbol path")).to_have_count(7)
-    expect(desktop.locator("#figure-verified .note")).not_to_have_text(str(everything))
+    expect(desktop.locator("#figure-verified .note")).not_to_have_text(str(unfiltered))
     assert desktop.locator("#figure-verified tbody tr:not([hidden])").count() == 7
     assert desktop.locator("#key-figures .tiles:visible").count() == 1
     expect(desktop.locator("#key-figures .tile:visible").first).to_contain_text("against the 7 days before")
     desktop.select_option("#period", "all")
     expect(desktop.locator("#chart-verified svg .mark-symbol path")).to_have_count(DAYS - 1)
-    expect(desktop.locator("#figure-verified .note")).to_have_text(str(everything))
+    expect(desktop.locator("#figure-verified .note")).to_have_text(str(unfiltered))
 
 
 def test_the_check_filter_shows_one_check(desktop: Page) -> None:
@@ -209,7 +209,7 @@ def test_the_check_filter_shows_one_check(desktop: Page) -> None:
     expect(desktop.locator("#pass-rates figure:visible")).to_have_count(len(CHECKS))
 
 
-def test_the_threshold_explorer_says_what_the_warehouse_says(desktop: Page, folder: Path) -> None:
+def test_the_threshold_explorer_agrees_with_the_warehouse(desktop: Page, folder: Path) -> None:
     desktop.select_option("#explorer-check", "FACE_MATCH")
     slider = desktop.locator("#explorer-threshold")
     slider.focus()
@@ -237,7 +237,7 @@ def test_the_threshold_explorer_says_what_the_warehouse_says(desktop: Page, fold
     assert before != after
 
 
-def test_everything_is_reached_by_the_keyboard(desktop: Page) -> None:
+def test_details_and_tables_work_with_the_keyboard(desktop: Page) -> None:
     desktop.locator("#figure-verified summary").focus()
     desktop.keyboard.press("Enter")
     expect(desktop.locator("#figure-verified table")).to_be_visible()
@@ -246,13 +246,13 @@ def test_everything_is_reached_by_the_keyboard(desktop: Page) -> None:
     desktop.locator("#figure-verified summary").press("Enter")
 
 
-def test_axe_finds_no_serious_fault(desktop: Page) -> None:
+def test_axe_finds_no_serious_violation(desktop: Page) -> None:
     for details in desktop.locator("#verdicts details").all():
         details.locator("summary").click()
-    assert faults(desktop) == []
+    assert violations(desktop) == []
 
 
-def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(browser: Browser, page_file: Path) -> None:
+def test_on_a_phone_in_dark_mode_nothing_is_wider_than_the_screen(browser: Browser, page_file: Path) -> None:
     with opened(browser, page_file, PHONE, "dark") as page:
         for details in page.locator("#pass-rates details").all():
             details.locator("summary").click()
@@ -264,7 +264,7 @@ def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(browser: Browse
             " place ? '#chart-verified svg .mark-line path' : 'body')).getPropertyValue(name))"
         )
         assert colours == ["rgb(15, 20, 26)", "rgb(111, 177, 245)"]
-        assert faults(page, "color-contrast", "target-size") == []
+        assert violations(page, "color-contrast", "target-size") == []
         page.screenshot(path=SCREENSHOTS / "report-phone-dark.png")
 
 
@@ -286,22 +286,22 @@ def test_printed_pages_have_charts_and_open_tables(browser: Browser, page_file: 
             assert highest == 255
             light.append(image.getpixel((2, 2)))
             texts.append(sheet.get_textpage().get_text_range())
-    assert set(light) == {255}  # paper stays white in the dark
+    assert set(light) == {255}  # paper stays white in dark mode
     text = " ".join(" ".join(texts).split())
     assert "Key figures" in text
     assert text.count("Day or week from") >= 8
     assert "All checks" not in text
 
 
-def test_an_empty_warehouse_makes_a_page_without_a_message(browser: Browser, tmp_path: Path) -> None:
+def test_an_empty_warehouse_makes_a_page_without_console_messages(browser: Browser, tmp_path: Path) -> None:
     warehouse = make_warehouse(Lake(str(tmp_path / "lake")), tmp_path / "empty.duckdb")
     with opened(browser, make_page(warehouse), PHONE, "light") as page:
         assert page.locator(".chart").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
 
 
-def test_one_day_makes_a_page_without_a_message(browser: Browser, tmp_path: Path) -> None:
-    """One day, one known check, no price; the other check has neither PASS nor FAIL."""
+def test_one_day_makes_a_page_without_console_messages(browser: Browser, tmp_path: Path) -> None:
+    """One day, no price, a check that neither passed nor failed, and a check without a type."""
     lake = Lake(str(tmp_path / "lake"))
     day = [
         Submission(True, [Check(), Check("AGE", "REVIEW", 0.4)]),
@@ -321,8 +321,8 @@ def test_three_years_make_a_page_of_reasonable_size(browser: Browser, tmp_path: 
     write_day(lake, FIRST.isoformat(), [submission(chance, 0) for _ in range(60)], [rejected()])
     file = make_warehouse(lake, tmp_path / "long.duckdb")
     with duckdb.connect(file) as warehouse:
-        # Every day as the first: what the report reads, without the cost of a lake of three years.
-        for table in YEARS_OF:
+        # Repeats the first day instead of building a lake of three years.
+        for table in DATED_TABLES:
             warehouse.execute(
                 f"INSERT INTO {table} SELECT t.* REPLACE (date + later::INTEGER AS date)"
                 f" FROM {table} AS t, range(1, 1100) AS r(later)"

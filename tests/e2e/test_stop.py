@@ -1,4 +1,4 @@
-"""`kyc-pipeline backfill`, stopped by signals with calls in flight; the server counts what it received."""
+"""`kyc-pipeline backfill`, stopped by signals with calls in flight; the simulator counts what it receives."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ UNFINISHED = 3
 
 @contextmanager
 def backfill(folder: Path, simulator: Simulator) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, in a process of its own."""
+    """Runs the command in a process of its own."""
     (folder / "dagster_home").mkdir(exist_ok=True)
     (folder / "dagster_home" / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     environment = clean_environment(
@@ -65,7 +65,7 @@ def outcomes(folder: Path) -> Counter[str]:
 
 
 def resume(folder: Path, simulator: Simulator, ids: list[str]) -> None:
-    """A second run ends it, and no submission was received twice over both."""
+    """A second run completes the day; both together send no submission twice."""
     settings = Settings(
         _env_file=None,
         deepxl_base_url=simulator.url,
@@ -88,19 +88,19 @@ def resume(folder: Path, simulator: Simulator, ids: list[str]) -> None:
     assert len(simulator.records) == len(ids)
 
 
-def test_two_signals_give_the_calls_in_flight_up(landing, tmp_path: Path) -> None:
+def test_two_signals_give_up_the_calls_in_flight(landing, tmp_path: Path) -> None:
     ids = landing.day(DAY, 12)
-    # One more than are in flight: which of them are first is the engine's choice.
+    # One more than can be in flight, because the engine chooses which go first.
     faults = {id_: [Hangs(record=True)] for id_ in ids[: IN_FLIGHT + 1]}
     log = tmp_path / "log"
     with running_simulator(token=TOKEN, faults=faults) as simulator:
         with backfill(tmp_path, simulator) as process:
-            poll(lambda: len(simulator.records) == IN_FLIGHT, "calls that hang", log=log)
+            poll(lambda: len(simulator.records) == IN_FLIGHT, "hanging calls", log=log)
             process.send_signal(signal.SIGINT)
-            poll(lambda: "a second signal gives them up" in log.read_text(), "the answer", log=log)
+            poll(lambda: "a second signal gives them up" in log.read_text(), "the announcement", log=log)
             process.send_signal(signal.SIGINT)
             assert process.wait(120) == UNFINISHED, log.read_text()
         assert simulator.received.total() == IN_FLIGHT
         assert outcomes(tmp_path) == Counter(uncertain=IN_FLIGHT, not_attempted=len(ids) - IN_FLIGHT)
-        # The server had processed them: the next run finds them by look-up, and pays only the others.
+        # The simulator had processed them: the next run finds them by look-up and pays only for the others.
         resume(tmp_path, simulator, ids)
