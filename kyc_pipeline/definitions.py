@@ -1,4 +1,4 @@
-"""All that Dagster loads, in one place."""
+"""Everything that Dagster loads."""
 
 import dagster as dg
 
@@ -8,13 +8,8 @@ from kyc_pipeline.orchestration.assets.flatten import flatten_assets
 from kyc_pipeline.orchestration.assets.ingest import ingest_assets
 from kyc_pipeline.orchestration.assets.verify import verify_assets
 from kyc_pipeline.orchestration.automation import publish_when_new
-from kyc_pipeline.orchestration.catalog import complete
-from kyc_pipeline.orchestration.jobs import (
-    EXECUTOR,
-    flatten_and_publish,
-    resolve_held_submission,
-    verify_and_publish,
-)
+from kyc_pipeline.orchestration.catalog import add_catalog_entry
+from kyc_pipeline.orchestration.jobs import flatten_and_publish, resolve_held_submission, verify_and_publish
 from kyc_pipeline.orchestration.maintenance import maintenance
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import daily_partitions
@@ -27,8 +22,8 @@ from kyc_pipeline.settings import load_settings
 def build_defs(pipeline: Pipeline | None = None, controls: CallControls | None = None) -> dg.Definitions:
     """The project's definitions.
 
-    `pipeline` replaces the resource made from the environment. `controls` are for runs in this process.
-    Raises :class:`~kyc_pipeline.errors.UsageError` with one line if a setting is wrong.
+    `pipeline` replaces the resource that is built from the environment; `controls` apply to runs in this
+    process. Raises :class:`~kyc_pipeline.errors.UsageError` with one line if a setting is invalid.
     """
     pipeline = pipeline or Pipeline(load_settings())
     settings = pipeline.settings
@@ -41,7 +36,7 @@ def build_defs(pipeline: Pipeline | None = None, controls: CallControls | None =
         report,
     ]
     return dg.Definitions(
-        assets=[*dg.map_asset_specs(complete(settings.kyc_source_url), assets)],
+        assets=[*dg.map_asset_specs(add_catalog_entry(settings.kyc_source_url), assets)],
         jobs=[verify_and_publish, flatten_and_publish, resolve_held_submission, maintenance],
         schedules=[daily_verification, catch_up, weekly_maintenance],
         sensors=[
@@ -51,11 +46,12 @@ def build_defs(pipeline: Pipeline | None = None, controls: CallControls | None =
             alert_on_failure(configured=settings.kyc_alert_webhook is not None),
         ],
         resources={"pipeline": pipeline},
-        executor=EXECUTOR,
+        # A run has a process of its own anyway, and a step in it starts in 0.1 s instead of 2.5 s.
+        executor=dg.in_process_executor,
     )
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """What `dg` and `dagster` load."""
+    """The entry point of `dg` and `dagster`."""
     return build_defs()

@@ -1,15 +1,15 @@
-"""The errors that people see.
+"""The errors that users see.
 
-Every :class:`KycError` has one line that names the setting, file, row or submission and says what to do. It
-never contains personal data or a secret, because its text may reach a log, the Dagster event log and
+The message of a :class:`KycError` is one line that names the setting, file, row or submission and says what
+to do. It never contains personal data or a secret, because it may reach logs, the Dagster event log and
 standard error. The command line exits with `exit_code`.
 """
 
 import traceback
 from typing import Final
 
-WHOLE_ERRORS: Final = "kyc_pipeline.whole_errors"
-"""The logger of complete errors, including texts of other packages. `--verbose` shows it."""
+FULL_ERRORS: Final = "kyc_pipeline.full_errors"
+"""The logger for unredacted errors, with tracebacks. Only `--verbose` shows it."""
 
 
 class KycError(Exception):
@@ -19,21 +19,21 @@ class KycError(Exception):
 
 
 class UsageError(KycError):
-    """Wrong usage or settings: nothing was started (exit code 2)."""
+    """Wrong usage or invalid settings: nothing was started (exit code 2)."""
 
     exit_code = 2
 
 
 def plain_line(error: BaseException) -> str:
-    """One line that is safe to log: the text of a :class:`KycError`, the class and place of other errors.
+    """One line that is safe to log: a :class:`KycError`'s message, or the class and location of other errors.
 
-    The text of an unexpected error may quote the data that it failed on.
+    The message of an unexpected error may quote the data that caused it.
     """
     if isinstance(error, KycError):
         return str(error)
-    place = ""
+    location = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] == __package__:
-            place = f" in {module}, line {line}"
-    return f"unexpected {type(error).__name__}{place}"
+            location = f" in {module}, line {line}"
+    return f"unexpected {type(error).__name__}{location}"

@@ -1,6 +1,6 @@
-"""Every environment variable of the project, typed and validated once.
+"""The project's settings, read from environment variables and validated once.
 
-Each field is a variable in lower case. Settings also come from `.env` in the working directory; the
+A field's name is its variable's in lower case. Variables in `.env` in the working directory count too; the
 environment takes precedence. A test checks that the README lists every setting.
 """
 
@@ -30,8 +30,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _checked_url(value: str) -> SplitResult:
-    """The parts of an https URL, or of an http URL on loopback. Raises :class:`ValueError` for any other."""
+def _split_url(value: str) -> SplitResult:
+    """The parts of an https URL or of an http URL on loopback. Raises :class:`ValueError` for any other."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an http(s) URL such as https://api.deepxl.ai")
@@ -41,7 +41,7 @@ def _checked_url(value: str) -> SplitResult:
 
 
 class Settings(BaseSettings):
-    """The settings of one process. Immutable; secrets do not show in its `repr`."""
+    """The settings of one process. Immutable; `repr` masks secrets."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -55,19 +55,19 @@ class Settings(BaseSettings):
     deepxl_base_url: str = "https://api.deepxl.ai"
     """Base URL of the API. Only loopback hosts may use http."""
     deepxl_api_token: SecretStr | None = None
-    """The credential; needed only for calls."""
+    """The credential; only calls need it."""
     deepxl_auth_scheme: Literal["bearer", "api_key"] = "bearer"
-    """How the credential is sent: `Authorization: Bearer` or `x-api-key`, never both."""
+    """The header that carries the credential: `Authorization: Bearer` or `x-api-key`."""
     deepxl_max_concurrency: int = Field(default=16, ge=1, le=1024)
     """Calls in flight, per run."""
     deepxl_requests_per_second: float = Field(default=10, ge=0)
     """Rate limit across all processes that share the ledger; 0 means none."""
     deepxl_timeout_seconds: float = Field(default=60, gt=0)
-    """Longest wait for one answer."""
+    """Timeout of one call."""
     deepxl_max_attempts: int = Field(default=5, ge=1)
-    """Attempts per submission and run, where a retry is safe."""
+    """Maximum attempts per submission and run. The pipeline retries only if that is safe."""
     deepxl_max_calls_per_run: int | None = Field(default=None, ge=0)
-    """Budget: a run stops cleanly before it exceeds it."""
+    """Budget: a run stops cleanly before exceeding it."""
     deepxl_price_per_call: Decimal | None = Field(default=None, ge=0)
     """Price of one call, for cost figures."""
     deepxl_uncertain: Literal["hold", "retry"] = "hold"
@@ -81,13 +81,13 @@ class Settings(BaseSettings):
     kyc_warehouse: Path = Path("data/warehouse/kyc.duckdb")
     """The DuckDB file that analysts open."""
     kyc_warehouse_memory: str = Field(default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$")
-    """Memory limit of a build in DuckDB, which spills the rest to disk beside the file."""
+    """DuckDB's memory limit during a build; it spills to disk beside the file."""
     kyc_warehouse_max_fact_rows: int = Field(default=5_000_000, ge=0)
-    """A larger fact is a view over the lake instead of a table."""
+    """A fact with more rows is a view over the lake instead of a table."""
     kyc_report: Path = Path("data/report/index.html")
     """The report."""
     kyc_pseudonym_key: SecretStr | None = None
-    """Key of the HMAC pseudonyms; created on first use in `pseudonym.key` beside the landing zone."""
+    """HMAC key of the pseudonyms. By default, a key file is created on first use: `pseudonym_key_file`."""
     kyc_clear_tags: Annotated[frozenset[str], NoDecode] = frozenset(
         {SUBMISSION_TAG, "companyId", "companyName"}
     )
@@ -97,9 +97,9 @@ class Settings(BaseSettings):
     kyc_catch_up_days: int = Field(default=30, ge=1)
     """How far back the catch-up schedule looks."""
     kyc_alert_webhook: SecretStr | None = None
-    """An https URL that receives a JSON POST about each failed run. Secret: the URL carries its key."""
+    """An https URL that receives a JSON POST for each failed run. Secret, because it contains a key."""
     kyc_source_url: str | None = None
-    """Base URL of this repository, branch included: the UI links to code and docs there."""
+    """Base URL of this repository, including the branch; the UI links to its code and docs."""
 
     @field_validator("kyc_clear_tags", mode="before")
     @classmethod
@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     def _check_base_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        parts = _checked_url(value)
+        parts = _split_url(value)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must not carry a user, a query or a fragment")
         return value.rstrip("/")
@@ -129,12 +129,12 @@ class Settings(BaseSettings):
     @classmethod
     def _check_webhook(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            _checked_url(value.get_secret_value())
+            _split_url(value.get_secret_value())
         return value
 
     @property
     def pseudonym_key_file(self) -> Path:
-        """The file of the pseudonym key if `KYC_PSEUDONYM_KEY` is not set."""
+        """The file with the pseudonym key if `KYC_PSEUDONYM_KEY` is not set."""
         return self.data_dir / "pseudonym.key"
 
     @property
@@ -152,8 +152,8 @@ class Settings(BaseSettings):
 def load_settings(env_file: str | None = ".env") -> Settings:
     """The settings from the environment and `env_file`.
 
-    Raises :class:`UsageError` with one line that names each wrong variable. It never shows a value, because
-    somebody may have put a credential into the wrong variable.
+    Raises :class:`UsageError` with one line that names each invalid variable. It never shows a value, which
+    may be a misplaced credential.
     """
     try:
         return Settings(_env_file=env_file)

@@ -1,7 +1,7 @@
 """The command `kyc-pipeline`, one module per command.
 
-A command's module is imported only when the command runs: `import dagster` takes a second, which `query` does
-not need.
+A command's module is imported only when the command runs, because `import dagster` takes a second and not
+every command needs it.
 """
 
 import importlib
@@ -12,18 +12,18 @@ import traceback
 import click
 
 from kyc_pipeline import __version__
-from kyc_pipeline.errors import WHOLE_ERRORS, KycError, plain_line
+from kyc_pipeline.errors import FULL_ERRORS, KycError, plain_line
 
 COMMANDS = {
     "backfill": "Ingest, verify, flatten and publish a range of days.",
     "demo": "Run synthetic submissions through the whole pipeline.",
     "erase": "Remove one person from all stored data.",
-    "held": "List submissions with an uncertain outcome, and decide about them.",
+    "held": "List submissions with an uncertain outcome and decide about them.",
     "plan": "Show what a backfill would do and cost.",
     "query": "Query the published warehouse.",
     "simulator": "Run the bundled DeepXL-compatible server.",
 }
-"""The help line of each command. The module, and the command in it, have the command's name."""
+"""The help line of each command. Its module, and the function in it, have the command's name."""
 
 EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
@@ -33,7 +33,7 @@ class LazyGroup(click.Group):
     """Imports a command's module when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of the commands, in order."""
+        """The names of the commands, sorted."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -44,14 +44,14 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands without their modules."""
+        """Lists the commands without importing their modules."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kyc-pipeline")
-@click.option("--verbose", is_flag=True, help="Show the traceback of an error, and Dagster's own log.")
+@click.option("--verbose", is_flag=True, help="Show tracebacks and Dagster's log.")
 def cli(verbose: bool) -> None:
     """Verify people with DeepXL, one paid call per submission, and publish the analytics.
 
@@ -61,12 +61,12 @@ def cli(verbose: bool) -> None:
 
 
 def main() -> None:
-    """Runs the command line. Every error is one line on standard error."""
+    """Runs the command line. Prints an error as one line on standard error."""
     verbose = "--verbose" in sys.argv
     if verbose:
-        whole_errors = logging.getLogger(WHOLE_ERRORS)
-        whole_errors.addHandler(logging.StreamHandler())
-        whole_errors.propagate = False
+        full_errors = logging.getLogger(FULL_ERRORS)
+        full_errors.addHandler(logging.StreamHandler())
+        full_errors.propagate = False
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -80,10 +80,10 @@ def main() -> None:
             traceback.print_exc()
         click.echo(f"kyc-pipeline: {error}", err=True)
         code = error.exit_code
-    # A bug. Its message may quote the data that it failed on.
+    # A bug. Its message may quote the data that caused it.
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        click.echo(f"kyc-pipeline: {plain_line(error)}: please report it (--verbose shows it)", err=True)
+        click.echo(f"kyc-pipeline: {plain_line(error)}: please report it (--verbose shows more)", err=True)
         code = 1
     sys.exit(code or 0)

@@ -1,4 +1,4 @@
-"""`kyc-pipeline backfill`: runs partitions in one process, through Dagster, with a progress bar."""
+"""`kyc-pipeline backfill`: runs partitions through Dagster in this process, with a progress bar."""
 
 import os
 import sys
@@ -15,7 +15,14 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.local_run import open_instance, run_partitions
-from kyc_pipeline.cli.options import check_landing, date_range, days_between, money, shown
+from kyc_pipeline.cli.options import (
+    check_landing,
+    date_range,
+    days_between,
+    display_path,
+    format_money,
+    is_verbose,
+)
 from kyc_pipeline.cli.preflight import check_api_when_needed
 from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import KycError
@@ -31,8 +38,8 @@ from kyc_pipeline.vocabulary import Outcome
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 LISTED = 20
-STOPPING = "stopping after the calls in flight, which are paid for; a second signal gives them up"
-GIVING_UP = "giving up the calls in flight: they are held until the next run looks them up"
+STOPPING = "waiting for the calls in flight, which are paid for; a second signal gives them up"
+GIVING_UP = "giving up the calls in flight: the next run looks them up"
 Result = TypeVar("Result")
 
 
@@ -47,72 +54,71 @@ Result = TypeVar("Result")
 def backfill(context: click.Context, first: date, last: date, max_calls: int | None) -> None:
     """Ingest, verify (one paid call per submission), flatten and publish every day of the range.
 
-    Days that are already paid for make no call.
+    A submission that is already paid for is not sent again.
     """
     settings = load_settings()
     if max_calls is not None:
         settings = settings.model_copy(update={"deepxl_max_calls_per_run": max_calls})
     days = days_between(first, last, settings)
-    verbose = bool(context.find_root().params.get("verbose"))
-    context.exit(run_backfill(settings, days, verbose=verbose))
+    context.exit(run_backfill(settings, days, verbose=is_verbose(context)))
 
 
 @dataclass
-class Spent:
+class Spending:
     """The calls of a backfill, by day."""
 
     days: dict[str, Progress] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        last = self.days.values()
-        costs = [day.estimated_cost for day in last if day.estimated_cost is not None]
-        calls = f"{sum(day.calls for day in last)} calls, {sum(day.retries for day in last)} retries"
-        return calls + (f", estimated cost {money(sum(costs, Decimal(0)))}" if costs else "")
+        days = self.days.values()
+        costs = [day.estimated_cost for day in days if day.estimated_cost is not None]
+        calls = f"{sum(day.calls for day in days)} calls, {sum(day.retries for day in days)} retries"
+        return calls + (f", estimated cost {format_money(sum(costs, Decimal(0)))}" if costs else "")
 
 
 def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:
-    """Runs `days`, prints what was done and what is left, and returns the exit code."""
+    """Runs `days`, prints the results and what is left, and returns the exit code."""
     check_landing(settings, days)
     pipeline = Pipeline(settings)
     check_api_when_needed(pipeline, days)
     instance = open_instance()
-    spent, controls = Spent(), CallControls()
-    with progress_bar(len(days)) as show:
+    spending, controls = Spending(), CallControls()
+    with progress_bar(len(days)) as update_bar:
 
-        def progress(progress: Progress) -> None:
-            spent.days[progress.date] = progress
-            show(progress)
+        def show(progress: Progress) -> None:
+            spending.days[progress.date] = progress
+            update_bar(progress)
 
-        controls.progress = progress
-        log_level = "INFO" if verbose else "CRITICAL"
-        failures = stoppable(
-            controls.stop, lambda: run_partitions(pipeline, days, instance, controls, log_level=log_level)
+        controls.progress = show
+        failures = run_interruptibly(
+            controls.stop, lambda: run_partitions(pipeline, days, instance, controls, verbose=verbose)
         )
     left = unfinished(pipeline, days)
     for day, submission_id, outcome in left[:LISTED]:
         click.echo(f"{day}  {submission_id}  {outcome}")
     if len(left) > LISTED:
         click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
-    click.echo(accounts(pipeline.lake, days))
-    click.echo(f"this run   {spent}")
+    click.echo(row_counts(pipeline.lake, days))
+    click.echo(f"this run   {spending}")
     if settings.kyc_warehouse.exists():
-        click.echo(places(settings))
+        click.echo(output_paths(settings))
     if failures:
         raise KycError("; ".join(failures))
     if controls.stop.draining:
-        click.echo("stopped on request: run the same days again to go on")
+        click.echo("stopped on request: run the same days again to continue")
     elif left and controls.budget and controls.budget.is_used_up:
-        click.echo("stopped: the budget of calls is used up; run the same days again to go on")
+        click.echo("stopped: the budget of calls is used up; run the same days again to continue")
     return EXIT_UNFINISHED if left or controls.stop.draining else 0
 
 
-def places(settings: Settings) -> str:
-    """Where the results are, in two lines."""
-    return f"warehouse  {shown(settings.kyc_warehouse)}\nreport     {shown(settings.kyc_report)}"
+def output_paths(settings: Settings) -> str:
+    """The paths of warehouse and report, in two lines."""
+    warehouse, report = display_path(settings.kyc_warehouse), display_path(settings.kyc_report)
+    return f"warehouse  {warehouse}\nreport     {report}"
 
 
-def accounts(lake: Lake, days: Sequence[str]) -> str:
-    """Counts of the manifest rows of `days` and of their outcomes, in two lines."""
+def row_counts(lake: Lake, days: Sequence[str]) -> str:
+    """The manifest rows of `days` and their outcomes, counted, in two lines."""
     count: Counter[str] = Counter()
     for day in days:
         for table in (SUBMISSIONS, REJECTED_SUBMISSIONS):
@@ -126,11 +132,11 @@ def accounts(lake: Lake, days: Sequence[str]) -> str:
     return f"rows       {accepted} accepted, {rejected} rejected\noutcomes   {found or 'none'}"
 
 
-def stoppable(stop: StopFlag, work: Callable[[], Result]) -> Result:
+def run_interruptibly(stop: StopFlag, work: Callable[[], Result]) -> Result:
     """The result of `work`. SIGINT and SIGTERM set `stop`, in two stages. Main thread only.
 
-    `work` runs in a thread, where Dagster leaves signals alone. In the main thread, Dagster would turn the
-    first signal into a failed step, and the runs after it would go on paying.
+    `work` runs in another thread, where Dagster does not handle signals. In the main thread, Dagster would
+    turn the first signal into a failed step, and later runs would make paid calls.
     """
     announced = stop.watched(lambda: _announce(stop))
     with stop_on_signals(stop), announced, ThreadPoolExecutor(max_workers=1) as runner:
@@ -138,7 +144,7 @@ def stoppable(stop: StopFlag, work: Callable[[], Result]) -> Result:
 
 
 def _announce(stop: StopFlag) -> None:
-    """Says what the signal did, without Python's buffers: a signal may arrive in the middle of a print."""
+    """Prints what the signal did. Unbuffered, because the signal may have interrupted a print."""
     text = GIVING_UP if stop.immediate else STOPPING
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())
 
@@ -146,7 +152,7 @@ def _announce(stop: StopFlag) -> None:
 def unfinished(pipeline: Pipeline, days: Sequence[str]) -> list[tuple[str, str, str]]:
     """(date, submission id, outcome) of the submissions that are held, failed or not attempted.
 
-    An abandoned submission stays `uncertain` but is no longer held, so it does not count.
+    Leaves out abandoned submissions, which are `uncertain` but not held.
     """
     lake = pipeline.lake
     with pipeline.open_ledger() as ledger:

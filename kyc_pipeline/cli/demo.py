@@ -1,6 +1,6 @@
-"""`kyc-pipeline demo`: the whole pipeline with synthetic people, against the simulator.
+"""`kyc-pipeline demo`: the whole pipeline with synthetic submissions, against the simulator.
 
-It writes to one folder only, and ignores the settings of real use (environment, `.env`).
+It writes to one folder only, and ignores your settings (environment, `.env`).
 """
 
 import os
@@ -17,9 +17,9 @@ from typing import Any
 import click
 
 from kyc_pipeline.analyze.publish import open_warehouse
-from kyc_pipeline.cli.backfill import places, run_backfill
+from kyc_pipeline.cli.backfill import output_paths, run_backfill
 from kyc_pipeline.cli.local_run import make_home
-from kyc_pipeline.cli.options import shown, table
+from kyc_pipeline.cli.options import display_path, format_table, is_verbose
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.demo.landing import write_landing
 from kyc_pipeline.errors import UsageError
@@ -29,9 +29,9 @@ DAYS = 14
 PER_DAY = 60
 SEED = 2024
 LATENCY_MS = 40.0
-TOKEN = "demo"  # the simulator's own
+TOKEN = "demo"
 
-# The code location is named as in real use, so that links and screenshots of the UI are the same.
+# The location name is that of the real workspace.yaml, so that links into the UI are the same.
 WORKSPACE = """load_from:
   - python_module:
       module_name: kyc_pipeline.definitions
@@ -67,21 +67,20 @@ def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
     folder = folder.resolve()
     if ui:
         context.exit(_run_ui(folder, port))
-    verbose = bool(context.find_root().params.get("verbose"))
     first = _first_day(folder)
-    click.echo(f"writing {DAYS} days of synthetic submissions to {shown(folder / 'landing')}")
+    click.echo(f"writing {DAYS} days of synthetic submissions to {display_path(folder / 'landing')}")
     write_landing(folder / "landing", days=DAYS, per_day=PER_DAY, start=first, seed=SEED)
     days = [(first + timedelta(days=offset)).isoformat() for offset in range(DAYS)]
     with _simulator(folder) as url:
         settings = demo_settings(folder, first, url)
         _prepare_instance(folder)
-        code = run_backfill(settings, days, verbose=verbose)
+        code = run_backfill(settings, days, verbose=is_verbose(context))
     _print_results(settings)
     context.exit(code)
 
 
 def demo_settings(folder: Path, first: date, url: str) -> Settings:
-    """The demo's settings: the defaults, with paths in `folder`. The environment is ignored."""
+    """The default settings with paths in `folder`. Ignores the environment."""
     defaults: dict[str, Any] = {name: field.default for name, field in Settings.model_fields.items()}
     return Settings(
         _env_file=None,
@@ -102,7 +101,7 @@ def demo_settings(folder: Path, first: date, url: str) -> Settings:
 
 
 def _first_day(folder: Path) -> date:
-    """The first day of an earlier demo in this folder, so that it stays paid for; else two weeks ago."""
+    """The first day of the demo in this folder, so that a second run pays nothing; else two weeks ago."""
     manifests = folder / "landing" / "manifests"
     if manifests.is_dir() and (days := sorted(path.name for path in manifests.iterdir())):
         return date.fromisoformat(days[0])
@@ -124,7 +123,7 @@ def _prepare_instance(folder: Path) -> None:
 
 def _run_ui(folder: Path, port: int) -> int:
     if not (folder / "warehouse").is_dir():
-        raise UsageError(f"there is no demo in {shown(folder)}: run `make demo` first")
+        raise UsageError(f"there is no demo in {display_path(folder)}: run `make demo` first")
     _prepare_instance(folder)
     with _simulator(folder) as url:
         settings = demo_settings(folder, _first_day(folder), url)
@@ -132,7 +131,7 @@ def _run_ui(folder: Path, port: int) -> int:
         workspace.write_text(WORKSPACE, encoding="utf-8")
         command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace)]
         click.echo(f"Dagster UI on http://127.0.0.1:{port} (Ctrl-C ends it)")
-        # The working directory is the demo's, where there is no `.env` of real use.
+        # In the demo's folder, where there is no `.env`.
         process = subprocess.Popen(
             [*command, "-h", "127.0.0.1", "-p", str(port)], env=_environment(settings), cwd=folder
         )
@@ -142,7 +141,7 @@ def _run_ui(folder: Path, port: int) -> int:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The environment of this process, with the demo's settings instead of any others."""
+    """The environment of this process, with `settings` in place of all others."""
     environment = {
         name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields
     }
@@ -164,7 +163,7 @@ def _print_results(settings: Settings) -> None:
         f"{completed} completed, {verified} of them verified\n"
     )
     click.echo(
-        table(
+        format_table(
             ("check", "checks", "passed", "failed", "other", "pass rate", "95 % interval"),
             [
                 (check, checks, passed, failed, other, f"{rate:.1%}", f"{low:.1%} – {high:.1%}")
@@ -172,8 +171,8 @@ def _print_results(settings: Settings) -> None:
             ],
         )
     )
-    click.echo("\n" + table(("rejected because", "rows"), reasons))
-    program, path = (shlex.quote(shown(file)) for file in (Path(sys.argv[0]), settings.kyc_warehouse))
-    click.echo(f"\n{places(settings)}")
-    click.echo(f"lake       {shown(Path(settings.kyc_lake))}")
+    click.echo("\n" + format_table(("rejected because", "rows"), reasons))
+    program, path = (shlex.quote(display_path(file)) for file in (Path(sys.argv[0]), settings.kyc_warehouse))
+    click.echo(f"\n{output_paths(settings)}")
+    click.echo(f"lake       {display_path(Path(settings.kyc_lake))}")
     click.echo(f'query      KYC_WAREHOUSE={path} {program} query "FROM pass_rates"')

@@ -2,7 +2,7 @@
 
 import click
 
-from kyc_pipeline.cli.options import table
+from kyc_pipeline.cli.options import format_table
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.decisions import list_held, operator, resolve_held
 from kyc_pipeline.settings import load_settings
@@ -10,21 +10,20 @@ from kyc_pipeline.settings import load_settings
 
 @click.group()
 def held() -> None:
-    """Submissions that were sent, but whose answer was lost and not found by look-up."""
+    """Submissions that were sent but whose answer was lost, and which look-up did not find."""
 
 
 @held.command("list")
 def list_command() -> None:
     """List the held submissions, oldest first."""
-    settings = load_settings()
-    with Ledger(settings.kyc_ledger_url) as ledger:
+    with Ledger(load_settings().kyc_ledger_url) as ledger:
         rows = list_held(ledger)
     if not rows:
         click.echo("nothing is held")
         return
     click.echo(
-        table(
-            ("submission", "date", "attempts", "last sent (UTC)", "why"),
+        format_table(
+            ("submission", "date", "attempts", "last sent (UTC)", "reason"),
             [
                 (
                     row.submission_id,
@@ -46,11 +45,10 @@ def list_command() -> None:
     "decision",
     type=click.Choice(["retry", "abandon"]),
     required=True,
-    help="retry: send it again, which may cost a second call; abandon: never send it again.",
+    help="retry: look it up, then send it again, which may cost a second call. abandon: never send it again.",
 )
 def resolve_command(submission_id: str, decision: str) -> None:
     """Decide about one held submission. The next run of its day applies the decision."""
-    settings = load_settings()
-    with Ledger(settings.kyc_ledger_url) as ledger:
+    with Ledger(load_settings().kyc_ledger_url) as ledger:
         resolve_held(ledger, submission_id, decision, operator())
     click.echo(f"{submission_id}: {decision}")

@@ -1,7 +1,4 @@
-"""Runs partitions in this process, through Dagster.
-
-The instance records the runs, so the UI shows them like any others.
-"""
+"""Runs partitions through Dagster in this process. The instance records the runs, so the UI shows them."""
 
 import contextlib
 import os
@@ -13,7 +10,7 @@ import dagster as dg
 
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.orchestration.catch_up import days_held_up
+from kyc_pipeline.orchestration.catch_up import days_left_behind
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
@@ -31,14 +28,14 @@ run_monitoring:
 
 
 def make_home(folder: Path) -> None:
-    """Makes `folder` a Dagster home; an existing `dagster.yaml` stays as it is."""
+    """Makes `folder` a Dagster home; keeps an existing `dagster.yaml`."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError), (folder / "dagster.yaml").open("x", encoding="utf-8") as file:
         file.write(INSTANCE)
 
 
 def open_instance() -> dg.DagsterInstance:
-    """The instance at `DAGSTER_HOME`; without it, at `./dagster_home`, which is created on first use."""
+    """The instance at `DAGSTER_HOME`; by default at `./dagster_home`, which is created on first use."""
     if home := os.environ.get("DAGSTER_HOME"):
         if not Path(home).is_dir():
             raise UsageError("DAGSTER_HOME is not a folder: create it, or unset it to use dagster_home/")
@@ -54,13 +51,13 @@ def run_partitions(
     instance: dg.DagsterInstance,
     controls: CallControls | None = None,
     *,
-    log_level: str = "CRITICAL",
+    verbose: bool = False,
 ) -> list[str]:
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
-    Returns one line for each failed step. A failed day does not stop the others. After a fault that every
-    call would meet, or with the budget used up, the other days get their outcomes without a call. A cancel
-    ends the runs. The warehouse is published from what the lake holds, even if some days failed.
+    Returns one line per failed step. A failed day does not stop the others. After an error that would fail
+    every call, and when the budget is used up, the remaining days record their outcomes without a call. A
+    stop request skips the remaining runs. The warehouse is published in any case, from what the lake has.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
@@ -73,12 +70,12 @@ def run_partitions(
     failures: list[str] = []
 
     def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> str | None:
-        """Runs `keys`; the run's id if the ingest of a day failed."""
+        """Runs `keys`. Returns the run's id if ingest failed."""
         result = job.execute_in_process(
             instance=instance,
             asset_selection=keys,
             tags={**tags, "kyc/trigger": "command line"},
-            run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
+            run_config={"loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}}},
             raise_on_error=False,
         )
         failed = result.filter_events(lambda event: event.is_step_failure)
@@ -88,7 +85,7 @@ def run_partitions(
     for start in range(0, len(days), BACKFILL_DAYS_PER_RUN):
         batch = days[start : start + BACKFILL_DAYS_PER_RUN]
         if failed_run := run(daily, range_tags(batch[0], batch[-1])):
-            for first, last in days_held_up(pipeline, instance, failed_run):
+            for first, last in days_left_behind(pipeline, instance, failed_run):
                 if not controls.stop.draining:
                     run(daily, range_tags(first, last))
         if controls.stop.draining:
@@ -98,9 +95,9 @@ def run_partitions(
 
 
 def failure_line(event: dg.DagsterEvent) -> str:
-    """The step's failure in one line: the description of our `dg.Failure`, else the class of the error.
+    """The failure in one line: the description of our own `dg.Failure`, or the class of any other error.
 
-    The message of another error may hold personal data. `--verbose` shows Dagster's own log.
+    The message of another error may contain personal data.
     """
     data: Any = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:

@@ -1,4 +1,4 @@
-"""Options and output that several commands share."""
+"""Options, checks and output that several commands share."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class IsoDate(click.ParamType[date]):
     name = "date"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
-        """The date, or a usage error."""
+        """The date. Fails with a usage error if `value` is not a date."""
         if isinstance(value, date):
             return value
         try:
@@ -32,7 +32,7 @@ class IsoDate(click.ParamType[date]):
 
 
 def date_range(function: F) -> F:
-    """The options `--from` and `--to`, both included."""
+    """Adds the options `--from` and `--to`; both days are included."""
     function = click.option("--to", "last", type=IsoDate(), required=True, help="Last day, included.")(
         function
     )
@@ -40,7 +40,7 @@ def date_range(function: F) -> F:
 
 
 def days_between(first: date, last: date, settings: Settings) -> list[str]:
-    """The partitions from `first` to `last`. Raises :class:`UsageError` if there are no such partitions."""
+    """The partitions from `first` to `last`. Raises :class:`UsageError` if one of them does not exist."""
     today = datetime.now(UTC).date()
     if first > last:
         raise UsageError(f"--from {first} is after --to {last}")
@@ -54,34 +54,39 @@ def days_between(first: date, last: date, settings: Settings) -> list[str]:
 
 
 def check_landing(settings: Settings, days: Sequence[str]) -> None:
-    """Raises without a landing zone, and warns on standard error about what is never read.
+    """Raises if there is no landing zone, and warns on standard error about what ingest ignores.
 
-    That is folders that are not named like a day and, in the folders of `days`, files that are not named like
-    a manifest. File names may be personal, so files are only counted.
+    It ignores folders whose name is not a day and, in the folders of `days`, files without the suffix of a
+    manifest. The warning only counts files, because their names may be personal.
     """
     require_landing(settings.kyc_landing)
-    never_read = [
+    warnings = [
         f"manifests/{name} is not read: a day's folder is named like 2024-09-01"
         for name in stray_folders(settings.kyc_landing)
     ]
     counts = {day: ignored_count(settings.kyc_landing, day) for day in days}
-    never_read += [
-        f"manifests/{day}: {count} not read, being no .csv, .tsv, .jsonl or .parquet file"
+    warnings += [
+        f"manifests/{day}: {count} not read: manifests are .csv, .tsv, .jsonl or .parquet files"
         for day, count in counts.items()
         if count
     ]
-    for what in never_read:
-        click.echo(f"warning: {what}", err=True)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
-def shown(path: Path) -> str:
+def is_verbose(context: click.Context) -> bool:
+    """Whether the command was called with `--verbose`."""
+    return bool(context.find_root().params.get("verbose"))
+
+
+def display_path(path: Path) -> str:
     """`path`, relative to the working directory if it is below it."""
     path = path.absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def money(amount: Decimal | None) -> str:
-    """The amount with at least two decimals; a dash without a price."""
+def format_money(amount: Decimal | None) -> str:
+    """The amount with at least two decimals; a dash for None."""
     if amount is None:
         return "–"
     exponent = amount.as_tuple().exponent
@@ -89,8 +94,8 @@ def money(amount: Decimal | None) -> str:
     return f"{amount:.{max(decimals, 2)}f}"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows as plain text: the first column left-aligned, the others right-aligned. A row may be shorter."""
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows as plain text: the first column left-aligned, the others right-aligned. Rows may be short."""
     cells = [[*map(str, row), *[""] * (len(headings) - len(row))] for row in (headings, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
 

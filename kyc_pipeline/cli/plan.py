@@ -6,7 +6,7 @@ from datetime import date
 
 import click
 
-from kyc_pipeline.cli.options import check_landing, date_range, days_between, money, table
+from kyc_pipeline.cli.options import check_landing, date_range, days_between, format_money, format_table
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.manifests import awaits_files, ingest_partition, is_ingested
 from kyc_pipeline.lake.storage import Lake
@@ -32,7 +32,7 @@ def plan(first: date, last: date) -> None:
     if not rows:
         click.echo(f"no manifests from {first} to {last}: nothing to do")
         return
-    click.echo(table(HEADINGS, [*(rows[day] for day in sorted(rows)), _row(total(plans, settings))]))
+    click.echo(format_table(HEADINGS, [*(rows[day] for day in sorted(rows)), _row(total(plans, settings))]))
     if settings.deepxl_price_per_call is None:
         click.echo("set DEEPXL_PRICE_PER_CALL to see the cost")
     if unreadable:
@@ -47,14 +47,14 @@ def _row(entry: PartitionPlan) -> list[object]:
         entry.already_paid,
         entry.held,
         entry.calls_to_make,
-        money(entry.estimated_cost),
+        format_money(entry.estimated_cost),
     ]
 
 
 def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPlan], dict[str, KycError]]:
-    """The plan of each day, and the days whose manifests cannot be read, with the error.
+    """The plans of the days, and the error of each day whose manifests cannot be read.
 
-    A day that ingest would change is ingested into a temporary lake: the plan is that of the next run.
+    If ingest would change a day, it is ingested into a temporary lake first, so the plan is the next run's.
     """
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
     plans: list[PartitionPlan] = []

@@ -1,4 +1,4 @@
-"""Checks before a command starts work that it could not finish."""
+"""Checks whether a command could finish its work, before it starts."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from kyc_pipeline.settings import Settings
 
 
 def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
-    """Raises, with nothing changed, if the days need calls and the API cannot be used.
+    """Raises, before anything changes, if the days need calls but the API is unusable.
 
-    Raises :class:`~kyc_pipeline.errors.UsageError` without a credential, and the client's errors for a
-    rejected credential or an address where no DeepXL API answers. Days that are paid for need neither.
+    Raises :class:`~kyc_pipeline.errors.UsageError` if there is no credential, and the client's errors if the
+    credential is rejected or no DeepXL API answers. Days that are paid for need neither.
     """
     pipeline.open_ledger().close()  # raises for a wrong KYC_LEDGER_URL
     if not _calls_expected(pipeline, days):
@@ -27,7 +27,7 @@ def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
     wanted = sorted(set(days).intersection(manifest_dates(landing)))
     if not all(is_ingested(landing, lake, day) for day in wanted):
-        return True  # very likely, and faster than reading every manifest
+        return True  # very likely, and faster than reading all manifests
     plans, unreadable = plan_days(pipeline, wanted)
     return bool(unreadable) or any(plan.calls_to_make for plan in plans)
 

@@ -1,6 +1,6 @@
-"""The progress bar of a backfill: days done, and paid calls of the current day.
+"""The progress bar of a backfill, on standard error: finished days, and the current day's paid calls.
 
-It goes to standard error. Without a terminal, there is one line per day instead.
+Without a terminal, it prints one line per day instead.
 """
 
 import threading
@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kyc_pipeline.cli.options import money
+from kyc_pipeline.cli.options import format_money
 from kyc_pipeline.verify.summary import Progress as CallProgress
 
 
 @contextmanager
 def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
-    """A bar over `days` days; yields the function to call with the engine's progress."""
+    """Shows a bar over `days` days, and yields the function that updates it."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -25,7 +25,7 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
         TextColumn("{task.fields[detail]}"),
         TimeRemainingColumn(),
     )
-    # Progress arrives from the thread that runs Dagster.
+    # Updates come from the thread that runs Dagster.
     lock = threading.Lock()
     seen: set[str] = set()
     ended: set[str] = set()
@@ -34,8 +34,9 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
         calls = bar.add_task("verifications", total=None, detail="")
 
         def update(progress: CallProgress) -> None:
-            cost = "" if progress.estimated_cost is None else f", {money(progress.estimated_cost)} spent"
-            detail = f"{progress.per_second:.0f}/s, {progress.retries} retries{cost}"
+            detail = f"{progress.per_second:.0f}/s, {progress.retries} retries"
+            if progress.estimated_cost is not None:
+                detail += f", {format_money(progress.estimated_cost)} spent"
             with lock:
                 if progress.date not in seen:
                     seen.add(progress.date)

@@ -1,4 +1,4 @@
-"""`kyc-pipeline query`: one SQL query over the published warehouse, read-only."""
+"""`kyc-pipeline query`: runs SQL on the published warehouse, read-only."""
 
 import csv
 import datetime
@@ -41,7 +41,7 @@ Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
     "--format",
     "form",
     type=click.Choice(["table", "csv", "json", "parquet"]),
-    help="Format of the rows; by default from the suffix of --output, else a table.",
+    help="Output format; by default, the suffix of --output, or else a table.",
 )
 @click.option(
     "--output",
@@ -51,9 +51,9 @@ Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
 def query(sql: str | None, script: TextIO | None, form: str | None, output: Path | None) -> None:
     """Run SQL on the published warehouse (KYC_WAREHOUSE), read-only.
 
-    `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of one. With several statements, the
-    output is the rows of the last one. In csv, text that a spreadsheet would run as a formula starts with an
-    apostrophe.
+    `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of a table. If there are several
+    statements, only the last one prints its rows. In csv output, an apostrophe precedes text that a
+    spreadsheet would run as a formula.
     """
     text = _text(sql, script)
     if form is None:
@@ -62,7 +62,7 @@ def query(sql: str | None, script: TextIO | None, form: str | None, output: Path
     if write is None:
         raise UsageError(f"{output} does not say how to write the rows: add --format {'|'.join(WRITERS)}")
     if form == "parquet" and output is None and sys.stdout.isatty():
-        raise UsageError("parquet is not for a terminal: name a file with --output, or redirect")
+        raise UsageError("parquet is binary: write it to a file with --output, or redirect it")
     with open_warehouse(load_settings().kyc_warehouse) as connection:
         try:
             relation = connection.sql(text)
@@ -93,13 +93,13 @@ def _text(sql: str | None, script: TextIO | None) -> str:
 
 def _one_line(error: Exception) -> str:
     """DuckDB's message with its hint and line number, in one line."""
-    message, _, place = str(error).partition("\n\nLINE ")
-    line = f" (line {place.partition(':')[0]})" if place else ""
+    message, _, position = str(error).partition("\n\nLINE ")
+    line = f" (line {position.partition(':')[0]})" if position else ""
     return " ".join(message.split("\n")) + line
 
 
 def _write_file(reader: pa.RecordBatchReader, write: Writer, output: Path) -> None:
-    """Writes the file whole or, where the query fails half-way, not at all."""
+    """Writes the complete file or, if the query fails midway, nothing."""
     try:
         with replacing(output) as sink:
             write(reader, sink)
@@ -108,7 +108,7 @@ def _write_file(reader: pa.RecordBatchReader, write: Writer, output: Path) -> No
 
 
 def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    """The batches as they are computed: a query may fail on any row."""
+    """The batches, as DuckDB computes them: a query may fail on any row."""
     try:
         yield from reader
     except (pa.ArrowException, OSError) as error:
@@ -130,7 +130,7 @@ def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
         if len(rows) == TABLE_ROWS:
             more = True
             break
-        rows.append([_shown(value) for value in row])
+        rows.append([_table_cell(value) for value in row])
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     for row in (names, ["-" * width for width in widths], *rows):
         cells = (
@@ -141,7 +141,7 @@ def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     if not rows:
         click.echo("no rows", err=True)
     if more:
-        click.echo(f"only the first {TABLE_ROWS} rows are shown: --format csv gives all", err=True)
+        click.echo(f"only the first {TABLE_ROWS} rows are shown: --format csv prints all", err=True)
 
 
 def _write_csv(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
@@ -182,12 +182,12 @@ def _is_numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
-def _shown(value: object) -> str:
+def _table_cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    # A control character in a value must not steer the terminal.
+    # A value must not send control characters to the terminal.
     return "".join(character if character.isprintable() else "?" for character in str(value))
 
 

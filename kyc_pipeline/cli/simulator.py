@@ -11,15 +11,15 @@ from kyc_pipeline.errors import KycError
 
 @click.command()
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8417, show_default=True, help="Port; 0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), default=8417, show_default=True, help="Port; 0 for any free one."
 )
-@click.option("--token", default=None, help="The only accepted credential; by default, any is accepted.")
+@click.option("--token", default=None, help="The accepted credential; by default, any.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all scores.")
 @click.option(
     "--latency-ms", type=click.FloatRange(0), default=0.0, show_default=True, help="Median response time."
 )
 @click.option(
-    "--store", type=click.Path(dir_okay=False, path_type=Path), help="File to keep the records in (JSONL)."
+    "--store", type=click.Path(dir_okay=False, path_type=Path), help="JSONL file that keeps the records."
 )
 def simulator(port: int, token: str | None, seed: int, latency_ms: float, store: Path | None) -> None:
     """Run the DeepXL simulator on 127.0.0.1 until it is interrupted."""
@@ -27,7 +27,7 @@ def simulator(port: int, token: str | None, seed: int, latency_ms: float, store:
 
 
 async def _serve(port: int, token: str | None, seed: int, latency_ms: float, store: Path | None) -> None:
-    # Not at import, so that `kyc-pipeline simulator --help` does not load an HTTP server.
+    # Imported here so that `kyc-pipeline simulator --help` loads no HTTP server.
     from kyc_pipeline.deepxl.simulator import Simulator
 
     stop = asyncio.Event()

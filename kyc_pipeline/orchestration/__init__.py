@@ -1,1 +1,1 @@
-"""How the stages run in Dagster: partitions, resources, jobs, schedules, sensors and automation."""
+"""Everything that Dagster runs: assets, checks, resources, jobs, schedules, sensors and automation."""

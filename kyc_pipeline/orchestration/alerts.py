@@ -1,7 +1,7 @@
 """Reports failed runs to the webhook of `KYC_ALERT_WEBHOOK`.
 
-An alert names the run, its days and the failed steps. It never contains an error message, which may name a
-manifest, because we do not know who reads the channel. The run's page in the UI has the rest.
+An alert names the run, its days and the failed steps. It contains no error message, because that may name a
+manifest and we do not know who reads the channel. The run's page in the UI has the details.
 """
 
 import time
@@ -19,12 +19,12 @@ from kyc_pipeline.orchestration.safe_errors import safe_errors
 ATTEMPTS: Final = 3
 PAUSE_SECONDS: Final = 2.0
 TIMEOUT_SECONDS: Final = 10.0
-"""All attempts together take less than the minute that Dagster gives a tick."""
+"""All attempts together take less than a minute, Dagster's time limit of a tick."""
 OPERATIONS: Final = "docs/operations.md"
 
 
-def alert_on_failure(configured: bool, *, pause_seconds: float = PAUSE_SECONDS) -> dg.SensorDefinition:
-    """Posts one JSON object per failed run. The sensor is on by default if a webhook is configured."""
+def alert_on_failure(configured: bool) -> dg.SensorDefinition:
+    """The sensor that posts failed runs; on by default if a webhook is configured."""
 
     @dg.run_failure_sensor(
         name="alert_on_failure",
@@ -40,15 +40,15 @@ def alert_on_failure(configured: bool, *, pause_seconds: float = PAUSE_SECONDS) 
         if webhook is None:
             return dg.SkipReason("KYC_ALERT_WEBHOOK is not set")
         steps = sorted({event.step_key for event in context.get_step_failure_events() if event.step_key})
-        post(webhook, alert(context.dagster_run, steps), pause_seconds=pause_seconds)
+        post(webhook, alert(context.dagster_run, steps))
         return None
 
     return sensor
 
 
 def alert(run: dg.DagsterRun, failed_steps: Sequence[str]) -> dict[str, object]:
-    """The body to post: `text` for a chat, the rest for machines."""
-    days = partitions_of(run.tags)
+    """The body to post: `text` for a chat channel, the rest for programs."""
+    days = partition_range(run.tags)
     at = f" at {', '.join(failed_steps)}" if failed_steps else ""
     return {
         "text": f"kyc-pipeline: run {run.run_id[:8]} of {run.job_name}{f' for {days}' if days else ''} "
@@ -62,8 +62,8 @@ def alert(run: dg.DagsterRun, failed_steps: Sequence[str]) -> dict[str, object]:
     }
 
 
-def partitions_of(tags: Mapping[str, str]) -> str | None:
-    """The run's day, or `first..last`; None for a run without partitions."""
+def partition_range(tags: Mapping[str, str]) -> str | None:
+    """The run's partition, or `first..last`; None for an unpartitioned run."""
     if day := tags.get("dagster/partition"):
         return day
     first, last = tags.get(RANGE_START), tags.get(RANGE_END)
@@ -71,18 +71,18 @@ def partitions_of(tags: Mapping[str, str]) -> str | None:
 
 
 def post(webhook: SecretStr, body: Mapping[str, object], *, pause_seconds: float = PAUSE_SECONDS) -> None:
-    """Posts `body` as JSON. It retries itself, because Dagster evaluates a failed run only once.
+    """Posts `body` as JSON, with retries: Dagster evaluates the sensor only once for a failed run.
 
-    Raises :class:`KycError` without the address, which contains the webhook's key.
+    Raises :class:`KycError` without the URL, which contains the webhook's key.
     """
-    import httpx  # not at load: importing an HTTP client takes half a second
+    import httpx  # imported here because it takes half a second
 
     problem = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(pause_seconds)
         try:
-            answer = httpx.post(
+            response = httpx.post(
                 webhook.get_secret_value(),
                 json=dict(body),
                 timeout=TIMEOUT_SECONDS,
@@ -92,7 +92,7 @@ def post(webhook: SecretStr, body: Mapping[str, object], *, pause_seconds: float
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             problem = type(error).__name__
             continue
-        if answer.is_success:
+        if response.is_success:
             return
-        problem = f"it answered {answer.status_code}"
+        problem = f"it answered {response.status_code}"
     raise KycError(f"KYC_ALERT_WEBHOOK cannot be used: {problem}, {ATTEMPTS} times")

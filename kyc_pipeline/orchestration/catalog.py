@@ -1,4 +1,4 @@
-"""What the catalog adds to every asset's spec by its group: owner, links to code and documents, freshness."""
+"""Catalog entries of the assets: owner, links to code and documents, freshness."""
 
 import warnings
 from collections.abc import Callable
@@ -27,31 +27,31 @@ OWNERS: Final = {
 FRESHNESS: Final = dg.FreshnessPolicy.cron(
     deadline_cron="0 7 * * *", lower_bound_delta=timedelta(hours=7), timezone="UTC"
 )
-"""For the tables that analysts read: at 07:00 UTC, each must have been built since midnight.
+"""For the tables that analysts read: by 07:00 UTC, each must have been built since midnight.
 
-The daily tables have none. Dagster looks at the latest materialization of any partition, so a backfill of an
-old day would hide that yesterday is missing.
+The daily tables have no policy: Dagster looks at the latest materialization of any partition, so a backfill
+of an old day would hide that yesterday is missing.
 """
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A file of the repository that makes or documents an asset."""
+    """A file of the repository that builds or documents an asset."""
 
     path: str
     label: str
     anchor: str = ""
 
 
-def complete(source_url: str | None) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
-    """A function that completes a spec; links go to `source_url` or to the files of this checkout."""
+def add_catalog_entry(source_url: str | None) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
+    """A function that adds the entry to a spec; links go to `source_url` or to files of this checkout."""
 
     def add(spec: dg.AssetSpec) -> dg.AssetSpec:
         references = _references(spec)
         metadata: dict[str, Any] = {**spec.metadata, **_code_references(references, source_url)}
         changes: dict[str, Any] = {
             "owners": [OWNERS[str(spec.group_name)]],
-            "description": f"{spec.description}\n\n{_see(references, source_url)}",
+            "description": f"{spec.description}\n\n{_see_also(references, source_url)}",
         }
         if spec.group_name == ANALYZE:
             changes |= {"freshness_policy": FRESHNESS, "automation_condition": PUBLISH_WHEN_NEW}
@@ -62,25 +62,25 @@ def complete(source_url: str | None) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
 
 def _references(spec: dg.AssetSpec) -> list[Reference]:
     name, group = spec.key.path[-1], str(spec.group_name)
-    found = [Reference(f"kyc_pipeline/orchestration/assets/{group}.py", "how it is made")]
+    references = [Reference(f"kyc_pipeline/orchestration/assets/{group}.py", "source")]
     queries = {model.name: model.path for model in load_models()} if group == ANALYZE else {}
     if name in queries:
-        found.insert(0, Reference(queries[name], "the query"))
+        references.insert(0, Reference(queries[name], "query"))
     if "dagster/column_schema" in spec.metadata:
-        found.append(Reference(DICTIONARY, "data dictionary", f"#{name}"))
-    return [*found, Reference(OPERATIONS, "what to do when it fails")]
+        references.append(Reference(DICTIONARY, "data dictionary", f"#{name}"))
+    return [*references, Reference(OPERATIONS, "what to do when it fails")]
 
 
-def _see(references: list[Reference], source_url: str | None) -> str:
-    """Links to the documents among `references`, for the description."""
-    documents = [reference for reference in references if reference.path.startswith("docs/")]
-    shown = (
+def _see_also(references: list[Reference], source_url: str | None) -> str:
+    """A sentence with links to the documents among `references`."""
+    links = (
         f"[{reference.label}]({source_url}/{reference.path}{reference.anchor})"
         if source_url
         else f"{reference.label}: `{reference.path}`"
-        for reference in documents
+        for reference in references
+        if reference.path.startswith("docs/")
     )
-    return "See " + "; ".join(shown) + "."
+    return "See " + "; ".join(links) + "."
 
 
 def _code_references(references: list[Reference], source_url: str | None) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """Which partitions need a run.
 
-Those that are missing or whose manifests changed, that a killed run left unfinished, with failed or not
-attempted submissions, with submissions that an operator set to be sent again, and with rows whose files were
-missing.
+A partition needs one if
+
+- it is missing, or its manifests changed,
+- a killed run left it unfinished,
+- it has submissions that failed, were not attempted, or that an operator decided to send again,
+- it has rows whose files were missing.
 """
 
 import itertools
@@ -46,17 +49,17 @@ class Due:
 
     days: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Days whose manifests cannot be read, with the reason: each gets its own run, which fails with it."""
+    """Days with unreadable manifests, and the reason. Each gets a run of its own, which fails with it."""
 
 
 def require_mounted(settings: Settings) -> None:
-    """Raises :class:`UsageError` if there is no landing zone, which is not the same as an empty one."""
+    """Raises :class:`UsageError` if there is no landing zone; an empty one is fine."""
     if not settings.kyc_landing.is_dir():
         raise UsageError(f"KYC_LANDING: {settings.kyc_landing} is not a folder: is the volume mounted?")
 
 
 def due_days(pipeline: Pipeline, *, until: date) -> Due:
-    """The days with manifests that need a run, among the `KYC_CATCH_UP_DAYS` days up to `until`.
+    """The days with manifests that need a run, of the `KYC_CATCH_UP_DAYS` days up to `until`.
 
     Raises :class:`UsageError` if there is no landing zone.
     """
@@ -80,27 +83,27 @@ def due_days(pipeline: Pipeline, *, until: date) -> Due:
 
 
 def unreadable_key(settings: Settings, day: str) -> str:
-    """The run key for the unreadable manifests of `day`; it changes when the files do."""
+    """The run key for a day with unreadable manifests; it changes when the files change."""
     try:
         return f"{day}:unreadable:{manifest_signature(settings.kyc_landing, day)}"
     except KycError:
         return f"{day}:unreadable"
 
 
-def days_held_up(pipeline: Pipeline, instance: dg.DagsterInstance, run_id: str) -> Iterator[tuple[str, str]]:
-    """Ranges (first, last) of the days that the run ingested and that still need a run.
+def days_left_behind(
+    pipeline: Pipeline, instance: dg.DagsterInstance, run_id: str
+) -> Iterator[tuple[str, str]]:
+    """Ranges (first, last) of days that a failed run ingested and that still need a run.
 
-    Dagster skips every step after a failed one, even if it failed for one day of ten. The days that the
-    run ingested are fewer than its days, so runs that follow each other always come to an end.
+    Dagster skips all downstream steps even if ingest failed for one day of ten. A run whose ingest failed has
+    ingested fewer days than it was given, so the follow-up runs shrink and come to an end.
     """
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
-    yield from contiguous_ranges(
-        [day for day in ingested_by(instance, run_id) if _needs_run(landing, lake, day)]
-    )
+    return contiguous_ranges([day for day in ingested_by(instance, run_id) if _needs_run(landing, lake, day)])
 
 
 def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    """The days whose ingest the run finished, in order."""
+    """The days that the run ingested, in order."""
     key = dg.AssetKey(SUBMISSIONS.name)
     entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
     events = (entry.dagster_event for entry in entries)
@@ -110,14 +113,14 @@ def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 
 
 def _needs_run(landing: Path, lake: Lake, day: str) -> bool:
-    """Whether a table of the day is missing, unreadable, older than its source, or has unfinished rows."""
+    """Whether a table of the day is missing, unreadable or outdated, or submissions are unfinished."""
     if not is_ingested(landing, lake, day):
         return True
     try:
         answers = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
         state = lake.metadata(VERIFICATION_RESPONSES, day).get(STATE_KEY)
         return (
-            # A run was killed while it made calls, or is still making them: then the next run waits for it.
+            # A run was killed while it made calls, or is still making them.
             state != ResponsesState.COMPLETE
             or not INCOMPLETE.isdisjoint(pc.unique(answers["outcome"]).to_pylist())
             or not answers["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
@@ -130,7 +133,7 @@ def _needs_run(landing: Path, lake: Lake, day: str) -> bool:
 def contiguous_ranges(days: Sequence[str]) -> Iterator[tuple[str, str]]:
     """`days` (ISO dates in order) as ranges (first, last) without gaps."""
     ordinals = [date.fromisoformat(day).toordinal() for day in days]
-    # In a range without gaps, the ordinal less the position is constant.
+    # Within a range without gaps, the difference of ordinal and position is constant.
     for _, group in itertools.groupby(range(len(days)), key=lambda position: ordinals[position] - position):
         positions = list(group)
         yield days[positions[0]], days[positions[-1]]

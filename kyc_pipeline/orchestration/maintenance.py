@@ -1,7 +1,7 @@
 """The weekly clean-up: old Dagster runs, free pages of the ledger, files of killed processes.
 
-Deleting a run also deletes its materializations, and then Dagster no longer knows that a day is done. So a
-run stays as long as it holds the latest materialization of an asset or partition.
+Deleting a run deletes its materializations too, and Dagster would no longer know that a day is done. So a run
+stays while it holds the latest materialization of an asset or partition.
 """
 
 import os
@@ -34,28 +34,28 @@ class MaintenanceConfig(dg.Config):
     keep_runs_days: int = Field(
         default=90,
         ge=1,
-        description="Runs that ended longer ago are deleted, unless they hold a latest materialization.",
+        description="Delete older runs, unless they hold a latest materialization.",
     )
     keep_files_hours: int = Field(
-        default=24, ge=1, description="Unfinished files of killed processes are removed if older."
+        default=24, ge=1, description="Remove unfinished files of killed processes if they are older."
     )
 
 
-@dg.op(description="Deletes old runs if newer materializations have replaced all of theirs.")
+@dg.op(description="Deletes old runs, unless they hold a latest materialization.")
 @safe_errors
 def prune_runs(context: dg.OpExecutionContext, config: MaintenanceConfig) -> None:
-    """Logs how many runs were deleted, and how many stay because they hold a latest materialization."""
+    """Logs how many runs it deleted and kept."""
     before = datetime.now(UTC) - timedelta(days=config.keep_runs_days)
     deleted, kept = delete_runs(context.instance, before)
     context.log.info(
-        f"{deleted} runs from before {before:%Y-%m-%d} deleted; {kept} kept, with latest materializations"
+        f"deleted {deleted} runs from before {before:%Y-%m-%d}; kept {kept} with latest materializations"
     )
 
 
 @dg.op(ins={"after": dg.In(dg.Nothing)}, description="Returns the ledger's free pages to the disk.")
 @safe_errors
 def vacuum_ledger(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> None:
-    """Logs what was done, or why nothing was."""
+    """Logs what it did, or why it did nothing."""
     with pipeline.open_ledger() as ledger:
         context.log.info(vacuum(ledger))
 
@@ -65,24 +65,22 @@ def vacuum_ledger(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[Pip
 def remove_stale_files(
     context: dg.OpExecutionContext, config: MaintenanceConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> None:
-    """Logs how many files and folders were removed."""
+    """Logs how many files and folders it removed."""
     older_than = time.time() - config.keep_files_hours * 3600
     removed = remove_stale(pipeline, older_than)
-    context.log.info(f"{removed} unfinished files and folders removed")
+    context.log.info(f"removed {removed} unfinished files and folders")
 
 
 @dg.job(
     description="Deletes old runs, returns the ledger's free pages to the disk, removes unfinished files.",
-    executor_def=dg.in_process_executor,
     tags={"dagster/priority": "-5"},
 )
 def maintenance() -> None:
-    """One op after the other; none is urgent."""
     remove_stale_files(after=vacuum_ledger(after=prune_runs()))
 
 
 def delete_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int]:
-    """Deletes ended runs created before `before`, with their events and logs; (deleted, kept)."""
+    """Deletes ended runs created before `before`, with their events and logs. Returns (deleted, kept)."""
     old = set(_ended_runs(instance, before))
     needed = old & set(_runs_with_latest_materializations(instance)) if old else set()
     for run_id in old - needed:
@@ -118,16 +116,16 @@ def _runs_with_latest_materializations(instance: dg.DagsterInstance) -> Iterator
 
 
 def _remove_shard(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Removes the run's SQLite file of events, which Dagster only empties."""
+    """Removes the run's SQLite file of events: Dagster empties it but leaves it in place."""
     shard = Path(instance.root_directory) / "history" / "runs" / f"{run_id}.db"
     for side in ("", "-wal", "-shm"):
         shard.with_name(shard.name + side).unlink(missing_ok=True)
 
 
 def remove_stale(pipeline: Pipeline, older_than: float) -> int:
-    """Removes stale drafts and scratch folders last written before `older_than` (seconds since the epoch).
+    """Removes drafts and scratch folders last written before `older_than` (seconds since the epoch).
 
-    Returns how many drafts of the lake and scratch folders; those of warehouse and report are not counted.
+    Returns how many it removed, not counting drafts of warehouse and report.
     """
     removed = sum(pipeline.lake.remove_drafts(table, older_than=older_than) for table in TABLES)
     for target in (pipeline.settings.kyc_warehouse, pipeline.settings.kyc_report):
@@ -141,7 +139,7 @@ def remove_stale(pipeline: Pipeline, older_than: float) -> int:
 
 
 def _is_stale(path: Path, older_than: float) -> bool:
-    """Whether `path` is an old folder of this user: others' folders and symbolic links stay."""
+    """Whether `path` is an old folder of this user, and no symbolic link."""
     try:
         found = path.lstat()
     except FileNotFoundError:

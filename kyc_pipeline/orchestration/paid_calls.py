@@ -1,4 +1,4 @@
-"""The paid calls as Dagster sees them: who controls them, what a run logs, the figures of a day."""
+"""Paid calls in a Dagster run: how to control them, the run's log, the metadata of a day."""
 
 import time
 from array import array
@@ -26,25 +26,22 @@ LOG_EVERY_SECONDS = 15.0
 
 @dataclass
 class CallControls:
-    """What the command line shares with the runs that it starts in its own process.
-
-    A run that Dagster starts has the defaults.
-    """
+    """What the command line shares with the runs in its own process. Runs of Dagster use the defaults."""
 
     stop: StopFlag = field(default_factory=StopFlag)
     """Stops the paid calls; the command line sets it on SIGINT and SIGTERM."""
     progress: Callable[[Progress], None] | None = None
-    """Called with the figures of the calls while they are made; by default, the run logs them."""
+    """Receives the progress of the calls; by default, the run logs it."""
     budget: CallBudget | None = None
-    """The budget of all runs together; by default, each run has its own."""
+    """The budget that all runs share; by default, each run has its own."""
     timing: "Timing | None" = None
-    """The engine's waits, which tests shorten."""
+    """The engine's waiting times; tests shorten them."""
 
 
 def log_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], settings: Settings) -> None:
-    """Logs what the run is about to spend, in total and per day, with an observation per day."""
-    most = settings.deepxl_max_calls_per_run
-    budget = "" if most is None else f"; the budget is {most} calls"
+    """Logs what the run is about to spend: in total and per day, with an observation per day."""
+    max_calls = settings.deepxl_max_calls_per_run
+    budget = "" if max_calls is None else f"; the budget is {max_calls} calls"
     context.log.info(f"plan: {total(plans, settings)}{budget}")
     for plan in plans:
         if len(plans) > 1:
@@ -63,7 +60,7 @@ def log_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], 
 
 
 def log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None]:
-    """Logs progress every 15 s, not per call: the log of 100,000 calls stays readable."""
+    """A function that logs progress every 15 s, so that the log of 100,000 calls stays readable."""
     last = time.monotonic()
 
     def log(progress: Progress) -> None:
@@ -87,10 +84,10 @@ def log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None
     return log
 
 
-def day_figures(summary: VerifySummary, spend: Spend, lake: Lake, settings: Settings) -> dict[str, Any]:
+def day_metadata(summary: VerifySummary, spend: Spend, lake: Lake, settings: Settings) -> dict[str, Any]:
     """Figures of one day, which Dagster plots over the partitions.
 
-    Calls, cost and latencies are those of all runs of the day, so a run without calls hides nothing.
+    Calls, cost and latencies cover all runs of the day, so a later run without calls does not reset them.
     """
     cost = estimated_cost(settings, spend.billable_calls)
     column = lake.read(VERIFICATION_RESPONSES, summary.date, ["latency_ms"])["latency_ms"]

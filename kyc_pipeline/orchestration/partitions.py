@@ -1,7 +1,7 @@
 """The daily partitions, and how a step works through the days of its run.
 
-A run may cover a range of days. Dagster marks every day of a failed run as failed. So a step reports the
-materializations of its finished days before it fails: they stay green, and a later backfill skips them.
+If a run over several days fails, Dagster marks all of them as failed. So a step reports the materializations
+of the days that it finished before it fails: they stay green, and a later backfill skips them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,14 +17,14 @@ from kyc_pipeline.orchestration.checks import check_evaluation, check_result
 from kyc_pipeline.orchestration.safe_errors import safe_message
 
 BACKFILL_DAYS_PER_RUN = 10
-"""Days in one run of a backfill; see docs/decisions/0005-runs-take-a-few-days.md."""
+"""Days per run of a backfill; see docs/decisions/0005-runs-take-a-few-days.md."""
 BACKFILL_POLICY = dg.BackfillPolicy.multi_run(max_partitions_per_run=BACKFILL_DAYS_PER_RUN)
 
 Metadata = Mapping[str, Any]
 
 
 def daily_partitions(start: date) -> dg.DailyPartitionsDefinition:
-    """One partition per day (UTC) from `start` to today; today's may run before the day is over."""
+    """One partition per day (UTC) from `start` to today, which may run before the day is over."""
     return dg.DailyPartitionsDefinition(start_date=start.isoformat(), timezone="UTC", end_offset=1)
 
 
@@ -39,10 +39,10 @@ class DayResult:
 def work_through(
     context: dg.AssetExecutionContext, work: Callable[[str], DayResult]
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """Calls `work` with each day of the run and yields the step's results.
+    """Calls `work` with each day of the run, and yields the step's results.
 
-    After a :class:`KycError` the next day follows; any other error skips the remaining days. If a day failed,
-    the step fails with one line per failed day.
+    A :class:`KycError` fails its day only; any other error also skips the remaining days. If a day failed, so
+    does the step, with one line per failed day.
     """
     days = list(context.partition_keys)
     done: dict[str, DayResult] = {}
@@ -103,7 +103,7 @@ def _step_results(
 def _worst_checks(
     context: dg.AssetExecutionContext, done: Mapping[str, DayResult]
 ) -> Iterator[dg.AssetCheckResult]:
-    """One result per check of the step: of the last day that did not pass, else of the last day."""
+    """One result per check: that of the last day that failed it, or of the last day if none did."""
     worst: dict[tuple[str, str], tuple[str, CheckResult]] = {}
     for day, result in done.items():
         for check in result.checks:

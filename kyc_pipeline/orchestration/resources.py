@@ -1,7 +1,7 @@
-"""The resource of the assets: the settings, and from them the lake, the ledger and the pseudonyms.
+"""The assets' resource: the settings, and the lake, ledger and pseudonyms that they configure.
 
-It is one resource, so that a test or the command line replaces one thing. Stores are opened when they are
-used: a code location loads without a ledger, a lake or a credential.
+It is one resource, so that tests and the command line have one thing to replace. It opens a store when an
+asset needs it, so a code location loads without ledger, lake or credential.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from kyc_pipeline.settings import Settings
 
 @dataclass
 class Pipeline:
-    """The Dagster resource `pipeline`."""
+    """The resource `pipeline`."""
 
     settings: Settings
 
@@ -34,26 +34,26 @@ class Pipeline:
         return Ledger(self.settings.kyc_ledger_url)
 
     @contextlib.contextmanager
-    def holding(self, day: str, run_id: str) -> Iterator[Callable[[], None]]:
-        """Holds the day's lease: no other run verifies, ingests or erases it meanwhile.
+    def day_lease(self, day: str, run_id: str) -> Iterator[Callable[[], None]]:
+        """Holds the day's lease, so that no other run ingests, verifies or erases the day.
 
-        Yields a function that raises if another run took the lease over. Raises
-        :class:`~kyc_pipeline.ledger.leases.PartitionBusy` with the holder's name.
+        Yields a function that raises if another run has taken over the lease. Raises
+        :class:`~kyc_pipeline.ledger.leases.PartitionBusy` with the name of the current holder.
         """
         with self.open_ledger() as ledger, hold(ledger, day, run_id) as held:
             yield held.check
 
     @cached_property
     def pseudonymizer(self) -> Pseudonymizer:
-        """Pseudonyms with the key of the settings, which is created on first use."""
+        """The pseudonymizer; its key is created on first use."""
         return load_pseudonymizer(self.settings)
 
     def erased_subjects(self, ledger: Ledger) -> ErasedSubjects | None:
-        """The erased subjects as of now; None without any."""
+        """The subjects erased so far; None if there are none."""
         tombstones = LedgerErasure(ledger).tombstones()
         return ErasedSubjects(tombstones, self.pseudonymizer) if tombstones else None
 
     def erasure_state(self) -> frozenset[tuple[object, ...]]:
-        """A value that changes with every erasure: what was read before may show the erased person."""
+        """A value that changes with every erasure. What was read before may contain the erased person."""
         with self.open_ledger() as ledger:
             return LedgerErasure(ledger).state()

@@ -1,8 +1,8 @@
-"""What a failing step tells Dagster: the message of a `KycError`, only class and place of any other error.
+"""Keeps personal data out of the errors that Dagster stores.
 
-Dagster stores and shows the message of an error and of its causes. Only `KycError` promises that its message
-holds no personal data. The complete error goes to the logger `WHOLE_ERRORS`, which has a handler only with
-`kyc-pipeline --verbose`: standard error.
+Dagster stores and shows the messages of an error and its causes, but only a `KycError` promises a message
+without personal data. So a failing step reports the message of a `KycError`, and only the class and location
+of any other error. `kyc-pipeline --verbose` prints the full error to standard error.
 """
 
 import contextlib
@@ -14,24 +14,24 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import dagster as dg
 
-from kyc_pipeline.errors import WHOLE_ERRORS, plain_line
+from kyc_pipeline.errors import FULL_ERRORS, plain_line
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
 def safe_message(error: Exception) -> str:
-    """The line that Dagster may store."""
-    logger = logging.getLogger(WHOLE_ERRORS)
-    if logger.handlers:  # its own: Dagster may listen to its parents
-        logger.error("the whole error:", exc_info=error)
+    """The line that Dagster may store. Logs the full error if `--verbose` has set up its logger."""
+    logger = logging.getLogger(FULL_ERRORS)
+    if logger.handlers:  # only its own: Dagster may have handlers on its parents
+        logger.error("full error:", exc_info=error)
     return plain_line(error)
 
 
 def safe_errors(step: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Turns every error of a step or tick into a `dg.Failure` with a safe message.
 
-    It goes below Dagster's own decorator.
+    Put it below Dagster's decorator.
     """
     if inspect.isgeneratorfunction(step):
 

@@ -1,4 +1,4 @@
-"""The schedules: yesterday's partition every night, then whatever was missed."""
+"""The schedules: yesterday's partition every night, then whatever was missed, and a weekly clean-up."""
 
 from collections.abc import Iterator
 from datetime import UTC, timedelta
@@ -20,7 +20,7 @@ from kyc_pipeline.orchestration.safe_errors import safe_errors
 )
 @safe_errors
 def daily_verification(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Yesterday's partition at 01:15 UTC, which leaves an hour for late manifests."""
+    """Requests yesterday's partition at 01:15 UTC, which leaves an hour for late manifests."""
     day = (context.scheduled_execution_time.astimezone(UTC).date() - timedelta(days=1)).isoformat()
     return dg.RunRequest(run_key=day, partition_key=day, tags={**TODAY, "kyc/trigger": "daily_verification"})
 
@@ -29,21 +29,22 @@ def daily_verification(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     job_name=VERIFY_AND_PUBLISH,
     cron_schedule="45 3 * * *",
     execution_timezone="UTC",
-    description="Runs what is missing, incomplete or changed within KYC_CATCH_UP_DAYS.",
+    description="Runs the days of KYC_CATCH_UP_DAYS that are missing, incomplete or changed.",
 )
 @safe_errors
 def catch_up(
     context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run per range of days that need one, at 03:45 UTC, and one per day with unreadable manifests.
+    """Requests, at 03:45 UTC, a run per range of days that need one.
 
-    The run of an unreadable day fails with the reason. It is requested once, until the files change.
+    A day with unreadable manifests gets a run of its own, which fails with the reason. Its run key changes
+    only when the files change, so Dagster starts it once.
     """
     today = context.scheduled_execution_time.astimezone(UTC).date()
     due = due_days(pipeline, until=today - timedelta(days=1))
     tags = {**CATCH_UP, "kyc/trigger": "catch_up"}
     if not due.days and not due.unreadable:
-        yield dg.SkipReason("every partition of the window is complete and current")
+        yield dg.SkipReason("every partition of the window is complete and up to date")
     for first, last in contiguous_ranges(due.days):
         yield dg.RunRequest(run_key=f"{today}:{first}:{last}", tags={**range_tags(first, last), **tags})
     for day, reason in due.unreadable.items():

@@ -1,4 +1,4 @@
-"""The sensors: new and changed manifests, and the days that a bad manifest of their run held up."""
+"""The sensors: one for new and changed manifests, one for days that a failed ingest left behind."""
 
 import json
 import time
@@ -15,11 +15,12 @@ from kyc_pipeline.ingest.manifests import (
     manifest_signature,
     stray_folders,
 )
-from kyc_pipeline.orchestration.catch_up import days_held_up, require_mounted, unreadable_key
+from kyc_pipeline.orchestration.catch_up import days_left_behind, require_mounted, unreadable_key
 from kyc_pipeline.orchestration.jobs import (
+    RANGE_END,
+    RANGE_START,
     TODAY,
     VERIFY_AND_PUBLISH,
-    range_days,
     range_tags,
     verify_and_publish,
 )
@@ -32,7 +33,7 @@ DIGITS = 16
 """Hex digits of a SHA-256 in the cursor: enough to detect a change."""
 STRAY = "folders below manifests/ that are not named YYYY-MM-DD are not read"
 TICK_BUDGET_SECONDS = 30.0
-"""Dagster ends a tick after 60 s. The next tick does the rest."""
+"""Dagster ends a tick after 60 s; the next tick does the rest."""
 
 
 @dg.sensor(
@@ -46,19 +47,19 @@ def new_manifests(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Requests a run for each day whose manifests have new content.
 
-    The run key contains the identity of the content: an identical redelivery starts nothing, a change does.
-    A day waits until two ticks in a row see the same files, so that no manifest is read while it is written.
-    Dagster stores the cursor with every tick, so it is short: it maps each day that is there to the first
-    digits of [signature of the files, identity of the content].
+    The run key contains a hash of the content, so a change starts a run and an identical redelivery does not.
+    A day waits until two consecutive ticks see the same files, so that no manifest is read while it is being
+    written. The cursor maps each day to the first digits of [signature of the files, hash of the content]. It
+    is short, because Dagster stores it with every tick.
 
-    A day with unreadable manifests gets a run too, which fails with the reason: once, until the files
-    change. Every tick looks at such a day again, and goes on with the others.
+    A day with unreadable manifests gets a run too, which fails with the reason. Its run key changes only when
+    the files change, so Dagster starts it once. It does not block the other days.
     """
     settings = pipeline.settings
     try:
         require_mounted(settings)
     except UsageError as error:
-        yield dg.SkipReason(str(error))  # the cursor stays
+        yield dg.SkipReason(str(error))  # and keep the cursor
         return
     seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
     cursor: dict[str, list[str]] = {}
@@ -67,7 +68,7 @@ def new_manifests(
     tags = {**TODAY, "kyc/trigger": "new_manifests"}
     first, last = settings.kyc_start_date.isoformat(), datetime.now(UTC).date().isoformat()
     for day in manifest_dates(settings.kyc_landing):
-        # A request for a day that is not a partition yet would end the tick for all days.
+        # A request for a partition that does not exist would fail the tick for all days.
         if not first <= day <= last:
             continue
         before, known = seen.get(day, ["", ""])
@@ -100,7 +101,7 @@ def new_manifests(
 @dg.run_failure_sensor(
     request_job=verify_and_publish,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Runs the good days of a run whose ingest failed for another day.",
+    description="Runs the remaining days of a run whose ingest failed for some days.",
 )
 @safe_errors
 def run_left_behind(
@@ -108,15 +109,15 @@ def run_left_behind(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """If the ingest of a run over several days failed for some of them, requests runs for the others.
 
-    Dagster skips every step after a failed one, so one bad day would hold up the whole run. The new runs have
-    the configuration and the assets of the failed one, which has paid for nothing.
+    Dagster skips all downstream steps, so one bad day would block the whole run. The new runs have the run
+    config and the assets of the failed one, which has made no call.
     """
     run = context.dagster_run
     failed = {event.step_key for event in context.get_step_failure_events()}
-    if len(range_days(run.tags)) < 2 or INGEST_STEP not in failed:
-        yield dg.SkipReason("no run over several days whose ingest failed")
+    if run.tags.get(RANGE_START) == run.tags.get(RANGE_END) or INGEST_STEP not in failed:
+        yield dg.SkipReason("not a run over several days whose ingest failed")
         return
-    for first, last in days_held_up(pipeline, context.instance, run.run_id):
+    for first, last in days_left_behind(pipeline, context.instance, run.run_id):
         yield dg.RunRequest(
             run_key=f"{run.run_id}:{first}:{last}",
             run_config=run.run_config,

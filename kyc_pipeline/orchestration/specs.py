@@ -1,4 +1,4 @@
-"""Asset specs from the data dictionary: the UI describes a table in the words of `lake/tables.py`."""
+"""Asset specs of the lake tables, generated from the data dictionary in `lake/tables.py`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,8 +8,8 @@ import dagster as dg
 from kyc_pipeline.lake.tables import TABLES, Table
 
 ANSWER = dg.AssetKey(["deepxl", "answer"])
-"""DeepXL's answer in column lineage; its columns are field paths. It is not an asset of this project."""
-_LAKE_TABLES = frozenset(table.name for table in TABLES)
+"""DeepXL's answer, which is no asset, as a source in column lineage; its columns are field paths."""
+LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 
 def table_spec(
@@ -20,7 +20,7 @@ def table_spec(
     deps: Iterable[str] = (),
     skippable: bool = False,
 ) -> dg.AssetSpec:
-    """The spec of one lake table: description, columns and zone."""
+    """The spec of one lake table, with its description, columns and zone."""
     return dg.AssetSpec(
         table.name,
         description=f"{table.description}\n\nZone `{table.zone}`; columns in `docs/data-dictionary.md`.",
@@ -31,14 +31,13 @@ def table_spec(
         partitions_def=partitions,
         skippable=skippable,
         metadata={
-            "dagster/column_schema": table_schema(table),
+            "dagster/column_schema": _table_schema(table),
             **lineage({column.name: map(_source, column.made_from) for column in table.columns}),
         },
     )
 
 
-def table_schema(table: Table) -> dg.TableSchema:
-    """The table's columns for Dagster."""
+def _table_schema(table: Table) -> dg.TableSchema:
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
@@ -54,10 +53,7 @@ def table_schema(table: Table) -> dg.TableSchema:
 
 
 def lineage(sources: Mapping[str, Iterable[dg.TableColumnDep]]) -> dict[str, Any]:
-    """Column lineage as metadata: in Dagster's own form, and as a table.
-
-    Only Dagster+ draws Dagster's form; the open-source UI shows the table.
-    """
+    """Column lineage as metadata. Only Dagster+ draws it, so the open-source UI gets a table as well."""
     made_from = {column: list(deps) for column, deps in sources.items()}
     records = [
         dg.TableRecord(
@@ -78,9 +74,9 @@ def lineage(sources: Mapping[str, Iterable[dg.TableColumnDep]]) -> dict[str, Any
 
 def _source(path: str) -> dg.TableColumnDep:
     table, _, column = path.partition(".")
-    return dg.TableColumnDep(table, column) if table in _LAKE_TABLES else dg.TableColumnDep(ANSWER, path)
+    return dg.TableColumnDep(table, column) if table in LAKE_TABLES else dg.TableColumnDep(ANSWER, path)
 
 
 def row_count(rows: int) -> dict[str, Any]:
-    """Metadata that Dagster shows as the partition's row count."""
+    """The metadata that Dagster shows as a partition's row count."""
     return {"dagster/partition_row_count": rows}

@@ -53,7 +53,7 @@ def pipeline(settings: Settings) -> Pipeline:
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    """An instance in memory: what is told of runs, not how it is stored, is under test."""
+    """An instance in memory: these tests are about what Dagster records, not how it is stored."""
     with dg.DagsterInstance.ephemeral() as ephemeral:
         yield ephemeral
 
@@ -70,9 +70,9 @@ Run = Callable[..., tuple[int, str, str]]
 def run(
     tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Runs the command in an empty working directory; returns exit code, standard output and error.
+    """Runs the command in an empty working directory; returns exit code, standard output and standard error.
 
-    Its keywords are settings of this one call.
+    Keyword arguments are settings for one call.
     """
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)

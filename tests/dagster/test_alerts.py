@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.orchestration.alerts import ATTEMPTS, partitions_of, post
+from kyc_pipeline.orchestration.alerts import ATTEMPTS, partition_range, post
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
@@ -23,7 +23,7 @@ SECRET_PATH = "/hooks/very-secret-key"
 
 @dataclass
 class Hook:
-    """A webhook: the bodies that it got, and the statuses that it answers before it is content."""
+    """A webhook: the bodies that it received, and the statuses that it answers before it accepts one."""
 
     url: str = ""
     bodies: list[dict[str, object]] = field(default_factory=list)
@@ -67,7 +67,9 @@ def failed_run(
     return run
 
 
-def tell(definitions: dg.Definitions, instance: dg.DagsterInstance, run: dg.ExecuteInProcessResult) -> object:
+def evaluate(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, run: dg.ExecuteInProcessResult
+) -> object:
     context = dg.build_run_status_sensor_context(
         sensor_name="alert_on_failure",
         dagster_event=run.get_run_failure_event(),
@@ -78,13 +80,13 @@ def tell(definitions: dg.Definitions, instance: dg.DagsterInstance, run: dg.Exec
     return definitions.resolve_sensor_def("alert_on_failure")(context)
 
 
-def test_a_failed_run_is_told_once_and_without_what_the_error_said(
+def test_a_failed_run_is_posted_once_without_its_error_message(
     landing, settings: Settings, instance: dg.DagsterInstance, hook: Hook
 ) -> None:
     webhook = settings.model_copy(update={"kyc_alert_webhook": SecretStr(hook.url)})
     definitions = build_defs(Pipeline(webhook))
     run = failed_run(landing, definitions, instance)
-    tell(definitions, instance, run)
+    evaluate(definitions, instance, run)
     [body] = hook.bodies
     assert body | {"text": ""} == {
         "text": "",
@@ -98,17 +100,17 @@ def test_a_failed_run_is_told_once_and_without_what_the_error_said(
     assert "jane" not in json.dumps(body)
 
 
-def test_without_a_webhook_nothing_is_told(
+def test_without_a_webhook_nothing_is_posted(
     landing, pipeline: Pipeline, instance: dg.DagsterInstance, hook: Hook
 ) -> None:
     definitions = build_defs(pipeline)
-    told = tell(definitions, instance, failed_run(landing, definitions, instance))
-    assert isinstance(told, dg.SkipReason)
+    result = evaluate(definitions, instance, failed_run(landing, definitions, instance))
+    assert isinstance(result, dg.SkipReason)
     assert not hook.bodies
 
 
 @pytest.mark.parametrize(("webhook", "status"), [(None, "STOPPED"), ("https://hooks.example/x", "RUNNING")])
-def test_the_alert_is_on_where_a_webhook_is_configured(
+def test_the_alert_is_on_by_default_if_a_webhook_is_configured(
     settings: Settings, webhook: str | None, status: str
 ) -> None:
     changed = settings.model_copy(update={"kyc_alert_webhook": webhook and SecretStr(webhook)})
@@ -116,13 +118,13 @@ def test_the_alert_is_on_where_a_webhook_is_configured(
     assert sensor.default_status is dg.DefaultSensorStatus[status]
 
 
-def test_a_busy_webhook_is_asked_again(hook: Hook) -> None:
+def test_a_busy_webhook_is_retried(hook: Hook) -> None:
     hook.statuses = [503, 429]
     post(SecretStr(hook.url), {"text": "x"}, pause_seconds=0)
     assert hook.bodies == [{"text": "x"}] * 3
 
 
-def test_a_webhook_that_refuses_is_an_error_without_its_address(hook: Hook) -> None:
+def test_a_webhook_that_refuses_raises_an_error_without_its_url(hook: Hook) -> None:
     hook.statuses = [404] * ATTEMPTS
     with pytest.raises(KycError, match="KYC_ALERT_WEBHOOK cannot be used: it answered 404") as caught:
         post(SecretStr(hook.url), {"text": "x"}, pause_seconds=0)
@@ -138,5 +140,5 @@ def test_a_webhook_that_refuses_is_an_error_without_its_address(hook: Hook) -> N
         ({}, None),
     ],
 )
-def test_the_days_of_a_run(tags: dict[str, str], expected: str | None) -> None:
-    assert partitions_of(tags) == expected
+def test_partition_range(tags: dict[str, str], expected: str | None) -> None:
+    assert partition_range(tags) == expected

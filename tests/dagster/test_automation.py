@@ -1,4 +1,4 @@
-"""Schedules and the sensor: what they ask for, and when they ask for nothing."""
+"""Schedules and sensors: which runs they request, and when they request none."""
 
 import json
 from datetime import UTC, date, datetime
@@ -25,7 +25,7 @@ from kyc_pipeline.verify.partition import write_responses
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 DAILY = [dg.AssetKey(table.name) for table in TABLES]
-"""The assets of the lake: what is under test here needs no warehouse, which is most of a run's time."""
+"""The lake's assets. These tests need no warehouse, which takes most of a run's time."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str 
     return sensor.evaluate_tick(context)
 
 
-def test_a_manifest_starts_one_run_once_it_stands_still(landing, definitions, instance) -> None:
+def test_a_manifest_starts_one_run_when_it_is_stable(landing, definitions, instance) -> None:
     landing.day(DAY, 1)
     first = tick(definitions, instance)
     assert not first.run_requests
@@ -53,8 +53,8 @@ def test_a_manifest_starts_one_run_once_it_stands_still(landing, definitions, in
     assert not tick(definitions, instance, second.cursor).run_requests
 
 
-def settle(definitions, instance, cursor: str | None = None) -> tuple[list[str], str]:
-    """Two ticks: what was asked for (run keys) and the cursor."""
+def tick_twice(definitions, instance, cursor: str | None = None) -> tuple[list[str], str]:
+    """Two ticks: the requested run keys, and the cursor."""
     first = tick(definitions, instance, cursor)
     second = tick(definitions, instance, first.cursor)
     return [request.run_key for request in [*first.run_requests, *second.run_requests]], second.cursor
@@ -62,69 +62,67 @@ def settle(definitions, instance, cursor: str | None = None) -> tuple[list[str],
 
 def test_a_changed_manifest_starts_a_run_with_another_key(landing, definitions, instance) -> None:
     landing.day(DAY, 1)
-    [before], cursor = settle(definitions, instance)
+    [before], cursor = tick_twice(definitions, instance)
     landing.day(DAY, 2)
-    [after], _ = settle(definitions, instance, cursor)
+    [after], _ = tick_twice(definitions, instance, cursor)
     assert before != after
     assert after.startswith(DAY)
 
 
 def test_an_identical_redelivery_has_the_run_key_of_the_first(landing, definitions, instance) -> None:
     landing.day(DAY, 1)
-    [before], cursor = settle(definitions, instance)
+    [before], cursor = tick_twice(definitions, instance)
     manifest = landing.root / "manifests" / DAY / "m.jsonl"
     content = manifest.read_bytes()
     manifest.unlink()
     manifest.write_bytes(content)
-    # Dagster starts nothing for a run key that it has seen.
-    assert set(settle(definitions, instance, cursor)[0]) <= {before}
+    # Dagster ignores a run key that it has seen.
+    assert set(tick_twice(definitions, instance, cursor)[0]) <= {before}
 
 
-def test_a_folder_of_a_day_to_come_waits_and_holds_nothing_up(landing, definitions, instance) -> None:
+def test_a_future_day_waits_and_blocks_no_other(landing, definitions, instance) -> None:
     landing.day(DAY, 1)
     landing.day("2999-01-01", 1)
-    [key], cursor = settle(definitions, instance)
+    [key], cursor = tick_twice(definitions, instance)
     assert key.startswith(DAY)
     assert set(json.loads(cursor)) == {DAY}
 
 
 def unreadable_manifest(landing, day: str, name: str = "m.jsonl") -> Path:
-    """A manifest file that is there and that nobody can read: every read of it is an I/O error."""
+    """A manifest that exists but fails every read with an I/O error."""
     manifest = landing.root / "manifests" / day / name
     manifest.parent.mkdir(exist_ok=True)
     manifest.symlink_to("/proc/self/mem")
     return manifest
 
 
-def test_an_unreadable_manifest_holds_no_other_day_up_and_fails_where_it_is_seen(
-    landing, definitions, instance
-) -> None:
+def test_an_unreadable_manifest_fails_its_run_and_blocks_no_other(landing, definitions, instance) -> None:
     landing.day(NEXT_DAY, 1)
     manifest = unreadable_manifest(landing, DAY)
-    keys, cursor = settle(definitions, instance)
+    keys, cursor = tick_twice(definitions, instance)
     assert {key.partition(":")[0] for key in keys} == {DAY, NEXT_DAY}
-    # Dagster starts one run for the broken day: the key stays the same as long as the files do.
+    # Dagster starts one run for the broken day: the key changes only when the files change.
     [broken] = {key for key in keys if key.startswith(DAY)}
-    again, cursor = settle(definitions, instance, cursor)
+    again, cursor = tick_twice(definitions, instance, cursor)
     assert set(again) == {broken}
     job = definitions.resolve_job_def("verify_and_publish")
     failed = job.execute_in_process(instance=instance, partition_key=DAY, raise_on_error=False)
     assert not failed.success
     manifest.unlink()
     landing.day(DAY, 1)
-    assert broken not in settle(definitions, instance, cursor)[0]
+    assert broken not in tick_twice(definitions, instance, cursor)[0]
 
 
-def test_folders_that_are_no_days_are_told_of(landing, definitions, instance) -> None:
+def test_the_skip_message_names_folders_that_are_no_days(landing, definitions, instance) -> None:
     (landing.root / "manifests" / "2024-9-8").mkdir()
     assert "2024-9-8" in (tick(definitions, instance).skip_message or "")
 
 
-def test_a_landing_zone_that_is_not_there_is_no_news_and_forgets_nothing(
+def test_a_missing_landing_zone_requests_nothing_and_keeps_the_cursor(
     landing, definitions, pipeline: Pipeline, instance
 ) -> None:
     landing.day(DAY, 1)
-    _, cursor = settle(definitions, instance)
+    _, cursor = tick_twice(definitions, instance)
     away = landing.root.rename(landing.root.with_name("not-mounted"))
     missing = tick(definitions, instance, cursor)
     assert "KYC_LANDING" in (missing.skip_message or "")
@@ -132,24 +130,24 @@ def test_a_landing_zone_that_is_not_there_is_no_news_and_forgets_nothing(
     with pytest.raises(UsageError, match="KYC_LANDING"):
         due_days(pipeline, until=date(2024, 9, 9))
     away.rename(landing.root)
-    assert not settle(definitions, instance, missing.cursor)[0]
+    assert not tick_twice(definitions, instance, missing.cursor)[0]
 
 
-def test_runs_for_what_has_just_come_go_before_a_backfill(landing, definitions, instance) -> None:
+def test_runs_for_new_manifests_have_priority_over_a_backfill(landing, definitions, instance) -> None:
     landing.day(DAY, 1)
     cursor = tick(definitions, instance).cursor
     [request] = tick(definitions, instance, cursor).run_requests
     assert int(request.tags["dagster/priority"]) > 0
 
 
-def test_the_cursor_is_small_and_holds_no_file_names(landing, definitions, instance) -> None:
+def test_the_cursor_is_short_and_contains_no_file_names(landing, definitions, instance) -> None:
     landing.day(DAY, 1)
-    _, cursor = settle(definitions, instance)
+    _, cursor = tick_twice(definitions, instance)
     assert set(json.loads(cursor)) == {DAY}
     assert "m.jsonl" not in cursor
 
 
-def test_the_daily_schedule_takes_yesterday(
+def test_the_daily_schedule_requests_yesterday(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     schedule = definitions.resolve_schedule_def("daily_verification")
@@ -162,22 +160,22 @@ def test_the_daily_schedule_takes_yesterday(
     assert request.partition_key == DAY
 
 
-def test_catch_up_asks_for_missing_changed_and_incomplete_days(
+def test_missing_changed_and_incomplete_days_are_due(
     landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 4)
     landing.day(NEXT_DAY, 1)
     until = datetime(2024, 9, 9, tzinfo=UTC).date()
 
-    def wanted() -> list[str]:
+    def due() -> list[str]:
         return due_days(pipeline, until=until).days
 
-    assert wanted() == [DAY, NEXT_DAY]
+    assert due() == [DAY, NEXT_DAY]
     job = definitions.resolve_job_def("verify_and_publish")
     job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), asset_selection=DAILY)
-    assert wanted() == []
+    assert due() == []
     landing.manifest(NEXT_DAY, [landing.submission("later", 5)], name="more.jsonl")
-    assert wanted() == [NEXT_DAY]
+    assert due() == [NEXT_DAY]
     landing.day("2024-09-07", 2)
     job.execute_in_process(
         instance=instance,
@@ -185,10 +183,10 @@ def test_catch_up_asks_for_missing_changed_and_incomplete_days(
         asset_selection=DAILY,
         run_config={"ops": {"verify": {"config": {"max_calls": 1}}}},
     )
-    assert wanted() == ["2024-09-07", NEXT_DAY]
+    assert due() == ["2024-09-07", NEXT_DAY]
 
 
-def test_catch_up_asks_for_days_whose_files_had_not_arrived(
+def test_days_whose_files_were_missing_are_due(
     landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     row = landing.submission("late", 1)
@@ -204,7 +202,7 @@ def test_catch_up_asks_for_days_whose_files_had_not_arrived(
     assert due_days(pipeline, until=until).days == []
 
 
-def test_catch_up_asks_for_days_that_an_operator_set_to_be_sent_again(
+def test_days_that_an_operator_decided_to_retry_are_due(
     landing, settings: Settings, instance: dg.DagsterInstance
 ) -> None:
     [lost] = landing.day(DAY, 1)
@@ -221,7 +219,7 @@ def test_catch_up_asks_for_days_that_an_operator_set_to_be_sent_again(
         assert due_days(pipeline, until=date(2024, 9, 9)).days == []
 
 
-def test_catch_up_mends_a_broken_table(
+def test_days_with_a_corrupt_table_are_due(
     landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 1)
@@ -241,7 +239,7 @@ def catch_up_requests(definitions, pipeline: Pipeline, instance) -> list[dg.RunR
     return list(schedule.evaluate_tick(context).run_requests or [])
 
 
-def test_catch_up_gives_an_unreadable_day_a_run_of_its_own_once(
+def test_catch_up_requests_a_run_of_its_own_for_an_unreadable_day_once(
     landing, definitions, pipeline: Pipeline, instance
 ) -> None:
     landing.day("2024-09-07", 1)
@@ -249,11 +247,11 @@ def test_catch_up_gives_an_unreadable_day_a_run_of_its_own_once(
     good, broken = catch_up_requests(definitions, pipeline, instance)
     assert good.tags[RANGE_START] == good.tags[RANGE_END] == "2024-09-07"
     assert broken.partition_key == DAY
-    # Dagster starts nothing for a run key that it has seen.
+    # Dagster ignores a run key that it has seen.
     assert catch_up_requests(definitions, pipeline, instance)[1].run_key == broken.run_key
 
 
-def test_catch_up_requests_a_run_for_each_range(
+def test_catch_up_requests_a_run_per_range(
     landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     for day in ("2024-09-05", "2024-09-07", DAY):
@@ -266,7 +264,7 @@ def test_catch_up_requests_a_run_for_each_range(
 
 
 @given(st.sets(st.dates(min_value=datetime(2024, 1, 1).date(), max_value=datetime(2024, 3, 1).date())))
-def test_ranges_cover_the_days_and_nothing_else(days) -> None:
+def test_ranges_cover_exactly_the_days(days) -> None:
     ordered = sorted(day.isoformat() for day in days)
     covered = [
         day.isoformat()
@@ -281,7 +279,7 @@ def test_ranges_cover_the_days_and_nothing_else(days) -> None:
     assert covered == ordered
 
 
-def test_a_day_with_a_bad_manifest_does_not_hold_up_the_others_of_its_run(
+def test_a_day_with_a_bad_manifest_does_not_block_the_others_of_its_run(
     landing, definitions, instance, simulator, pipeline: Pipeline
 ) -> None:
     landing.day(DAY, 2)
@@ -307,18 +305,18 @@ def test_a_day_with_a_bad_manifest_does_not_hold_up_the_others_of_its_run(
         sensor = definitions.resolve_sensor_def("run_left_behind")
         return [request for request in sensor(context) if isinstance(request, dg.RunRequest)]
 
-    asked = requests(failed)
-    assert [(request.tags[RANGE_START], request.tags[RANGE_END]) for request in asked] == [
+    requested = requests(failed)
+    assert [(request.tags[RANGE_START], request.tags[RANGE_END]) for request in requested] == [
         (DAY, DAY),
         ("2024-09-10", "2024-09-10"),
     ]
-    for request in asked:
+    for request in requested:
         assert job.execute_in_process(instance=instance, tags=request.tags, asset_selection=DAILY).success
     assert simulator.received.total() == 3
     assert not requests(failed)
 
 
-def test_catch_up_finds_days_that_a_killed_run_left_between_two_stages(
+def test_days_that_a_killed_run_left_between_two_stages_are_due(
     landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 2)
@@ -328,32 +326,32 @@ def test_catch_up_finds_days_that_a_killed_run_left_between_two_stages(
         keys = [dg.AssetKey(name) for name in names]
         assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=keys).success
 
-    def wanted() -> list[str]:
+    def due() -> list[str]:
         return due_days(pipeline, until=date(2024, 9, 9)).days
 
     ingest = ("submissions", "rejected_submissions")
     flatten = ("verifications", "model_checks", "verification_tags", "verification_files", "contract_drift")
     run(*ingest, "verification_responses", *flatten)
-    assert wanted() == []
+    assert due() == []
     landing.manifest(DAY, [landing.submission("later", 50)], name="more.jsonl")
     run(*ingest)
-    assert wanted() == [DAY]  # nobody has sent `later`
+    assert due() == [DAY]  # `later` was not sent
     run("verification_responses")
-    assert wanted() == [DAY]  # its answer is not flattened
+    assert due() == [DAY]  # its answer is not flattened
     run(*flatten)
-    assert wanted() == []
-    with pipeline.open_ledger() as ledger:  # as the engine writes it before the first call
+    assert due() == []
+    with pipeline.open_ledger() as ledger:  # the engine's state before the first call
         write_responses(pipeline.lake, ledger, DAY, ResponsesState.DISPATCHING, "")
-    assert wanted() == [DAY]
+    assert due() == [DAY]
 
 
-def test_a_failure_that_is_nobody_s_manifest_is_not_run_again_and_again(
+def test_a_run_that_ingested_nothing_leaves_no_days_behind(
     landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 1)
     landing.day(NEXT_DAY, 1)
     job = definitions.resolve_job_def("verify_and_publish")
-    with pipeline.holding(DAY, "another run"), pipeline.holding(NEXT_DAY, "another run"):
+    with pipeline.day_lease(DAY, "another run"), pipeline.day_lease(NEXT_DAY, "another run"):
         failed = job.execute_in_process(
             instance=instance, tags=range_tags(DAY, NEXT_DAY), raise_on_error=False
         )

@@ -1,5 +1,6 @@
-"""The command line: what it does, and one clear line with the promised exit code for each bad input."""
+"""The command line: its results, and one clear line with the documented exit code for each invalid input."""
 
+import http.server
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kyc_pipeline.cli import local_run
-from kyc_pipeline.cli.backfill import stoppable
+from kyc_pipeline.cli.backfill import run_interruptibly
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
@@ -57,7 +58,7 @@ def test_backfill_then_plan_then_backfill_again(landing, run: Run, simulator: Si
     assert simulator.received.total() == 4
 
 
-def test_days_without_manifests_and_stray_folders_are_told(landing, run: Run) -> None:
+def test_plan_reports_days_without_manifests_and_stray_folders(landing, run: Run) -> None:
     landing.day(DAY, 1)
     (landing.root / "manifests" / "2024-9-7").mkdir()
     code, out, err = run("plan", "--from", "2024-09-09", "--to", "2024-09-10")
@@ -66,16 +67,16 @@ def test_days_without_manifests_and_stray_folders_are_told(landing, run: Run) ->
 
 
 @pytest.mark.parametrize("command", ["plan", "backfill"])
-def test_a_file_that_is_never_read_is_told_without_its_name(landing, run: Run, command: str) -> None:
+def test_an_ignored_file_is_reported_without_its_name(landing, run: Run, command: str) -> None:
     landing.day(DAY, 1)
     (landing.root / "manifests" / DAY / "Maria.xlsx").write_text("not read")
     code, _, err = run(command, *RANGE)
     assert code == 0
-    assert f"warning: manifests/{DAY}: 1 not read, being no .csv, .tsv, .jsonl or .parquet file" in err
+    assert f"warning: manifests/{DAY}: 1 not read: manifests are .csv, .tsv, .jsonl or .parquet files" in err
     assert "Maria" not in err
 
 
-def test_the_dagster_home_is_made_where_none_is_set(
+def test_a_default_dagster_home_is_created(
     landing, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     landing.day(DAY, 1)
@@ -95,7 +96,7 @@ def test_plan_changes_nothing(landing, run: Run, tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_plan_counts_rejected_rows_and_sees_a_changed_manifest(landing, run: Run) -> None:
+def test_plan_counts_rejected_rows_and_reads_a_changed_manifest(landing, run: Run) -> None:
     landing.day(DAY, 2)
     run("backfill", *RANGE)
     landing.manifest(DAY, [landing.submission("new", 50), {"submission_id": "bad"}], name="more.jsonl")
@@ -103,7 +104,7 @@ def test_plan_counts_rejected_rows_and_sees_a_changed_manifest(landing, run: Run
     assert out.splitlines()[1].split() == [DAY, "3", "1", "2", "0", "1", "–"]
 
 
-def test_plan_is_that_of_the_run_to_come(landing, run: Run, simulator: Simulator) -> None:
+def test_plan_matches_the_next_run(landing, run: Run, simulator: Simulator) -> None:
     row = landing.submission("late-file", 1)
     selfie = landing.root / "documents" / str(row["selfie_file"])
     away = selfie.rename(selfie.with_suffix(".away"))
@@ -121,7 +122,7 @@ def test_plan_is_that_of_the_run_to_come(landing, run: Run, simulator: Simulator
     assert set(simulator.received) == {"late-file", "twice"}
 
 
-def test_a_budget_ends_with_3_and_lists_what_is_left(landing, run: Run, simulator: Simulator) -> None:
+def test_a_budget_exits_with_3_and_lists_what_is_left(landing, run: Run, simulator: Simulator) -> None:
     ids = landing.day(DAY, 5)
     code, out, _ = run("backfill", *RANGE, "--max-calls", "2")
     assert code == 3
@@ -132,7 +133,7 @@ def test_a_budget_ends_with_3_and_lists_what_is_left(landing, run: Run, simulato
     assert "stopped: the budget" in out
 
 
-def test_a_budget_holds_over_all_runs_of_a_backfill(landing, run: Run, simulator: Simulator) -> None:
+def test_a_budget_covers_all_runs_of_a_backfill(landing, run: Run, simulator: Simulator) -> None:
     days = [f"2024-09-{n:02d}" for n in range(1, 13)]
     for day in days:
         landing.manifest(
@@ -155,7 +156,7 @@ def test_a_budget_holds_over_all_runs_of_a_backfill(landing, run: Run, simulator
         ({"KYC_LEDGER_URL": "nonsense"}, 2, "KYC_LEDGER_URL"),
     ],
 )
-def test_wrong_settings_end_early_and_change_nothing(
+def test_invalid_settings_fail_early_and_change_nothing(
     landing, run: Run, tmp_path: Path, simulator: Simulator, settings: dict[str, str], code: int, message: str
 ) -> None:
     landing.day(DAY, 2)
@@ -167,7 +168,7 @@ def test_wrong_settings_end_early_and_change_nothing(
     assert not simulator.received
 
 
-def test_an_unreachable_api_ends_early_and_changes_nothing(landing, run: Run, tmp_path: Path) -> None:
+def test_an_unreachable_api_fails_early_and_changes_nothing(landing, run: Run, tmp_path: Path) -> None:
     landing.day(DAY, 2)
     before = files(tmp_path)
     with socket.socket() as free:
@@ -179,7 +180,7 @@ def test_an_unreachable_api_ends_early_and_changes_nothing(landing, run: Run, tm
     assert files(tmp_path) == before
 
 
-def test_a_wrong_address_ends_early(landing, run: Run, tmp_path: Path, html_url: str) -> None:
+def test_a_wrong_base_url_fails_early(landing, run: Run, tmp_path: Path, html_url: str) -> None:
     landing.day(DAY, 1)
     before = files(tmp_path)
     code, _, err = run("backfill", *RANGE, DEEPXL_BASE_URL=html_url)
@@ -190,9 +191,6 @@ def test_a_wrong_address_ends_early(landing, run: Run, tmp_path: Path, html_url:
 
 @pytest.fixture
 def html_url() -> object:
-    import http.server
-    import threading
-
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(404)
@@ -211,7 +209,7 @@ def html_url() -> object:
         thread.join()
 
 
-def test_a_missing_landing_zone_ends_with_2(run: Run, tmp_path: Path) -> None:
+def test_a_missing_landing_zone_exits_with_2(run: Run, tmp_path: Path) -> None:
     before = files(tmp_path)
     code, _, err = run("backfill", *RANGE)
     assert code == 2
@@ -219,7 +217,7 @@ def test_a_missing_landing_zone_ends_with_2(run: Run, tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_an_empty_landing_zone_ends_with_2(landing, run: Run, tmp_path: Path) -> None:
+def test_an_empty_landing_zone_exits_with_2(landing, run: Run, tmp_path: Path) -> None:
     before = files(tmp_path)
     code, _, err = run("backfill", *RANGE)
     assert code == 2
@@ -257,7 +255,7 @@ def test_a_manifest_with_wrong_columns_fails_its_day_only(
     ]
 
 
-def test_a_signal_asks_the_work_to_stop_and_its_result_is_kept() -> None:
+def test_a_signal_stops_the_work_and_keeps_its_result() -> None:
     stop, asked = StopFlag(), threading.Event()
 
     def work() -> str:
@@ -266,12 +264,12 @@ def test_a_signal_asks_the_work_to_stop_and_its_result_is_kept() -> None:
             assert asked.wait(10)
         return "recorded"
 
-    assert stoppable(stop, work) == "recorded"
+    assert run_interruptibly(stop, work) == "recorded"
     assert stop.draining
     assert not stop.immediate
 
 
-def test_ctrl_c_ends_a_backfill_before_its_next_run_and_publishes(
+def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
     landing, run: Run, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days = [f"2024-09-{day:02}" for day in range(1, BACKFILL_DAYS_PER_RUN + 2)]
@@ -308,7 +306,7 @@ def test_ctrl_c_ends_a_backfill_before_its_next_run_and_publishes(
         ("held", "resolve", "--submission", "unknown", "--as", "retry"),
     ],
 )
-def test_wrong_usage_ends_with_2(landing, run: Run, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_with_2(landing, run: Run, arguments: tuple[str, ...]) -> None:
     landing.day(DAY, 1)
     code, _, err = run(*arguments)
     assert code == 2
@@ -325,14 +323,14 @@ def test_a_paid_range_needs_no_credential(landing, run: Run) -> None:
     assert run("backfill", *RANGE, DEEPXL_API_TOKEN="", DEEPXL_BASE_URL="http://127.0.0.1:9")[0] == 0
 
 
-def test_query_prints_the_published_numbers(landing, run: Run) -> None:
+def test_query_reads_the_published_warehouse(landing, run: Run) -> None:
     landing.day(DAY, 3)
     run("backfill", *RANGE)
     code, out, _ = run("query", "SELECT date, received, completed FROM submission_funnel", "--format", "csv")
     assert (code, out.splitlines()[-1]) == (0, f"{DAY},3,3")
 
 
-def test_answers_come_back_whole(landing, run: Run, tmp_path: Path) -> None:
+def test_every_response_is_stored_with_its_submission(landing, run: Run, tmp_path: Path) -> None:
     with running_simulator(token=TOKEN) as other:
         ids = landing.day(DAY, 3)
         assert run("backfill", *RANGE, DEEPXL_BASE_URL=other.url)[0] == 0

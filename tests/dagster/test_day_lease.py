@@ -1,4 +1,4 @@
-"""Ingest and verify of one day never work at once: a row that may be sent is not changed meanwhile."""
+"""Ingest and verify of a day exclude each other, so that no row changes while it is sent."""
 
 import threading
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def failures(result: dg.ExecuteInProcessResult) -> list[str]:
 
 @pytest.fixture
 def ingest(instance: dg.DagsterInstance) -> Callable[[Pipeline], list[str]]:
-    """Runs the day's ingest through Dagster; returns what its failures say."""
+    """Runs the day's ingest through Dagster; returns the descriptions of its failures."""
 
     def run(pipeline: Pipeline) -> list[str]:
         job = build_defs(pipeline).resolve_job_def("verify_and_publish")
@@ -71,20 +71,20 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
                     date=DAY,
                     run_id="the-other-run",
                     stop=StopFlag(),
-                    progress=lambda told: under_way.set() if told.calls else None,
+                    progress=lambda progress: under_way.set() if progress.calls else None,
                 )
 
         other = threading.Thread(target=verify)
         other.start()
         assert under_way.wait(30)
-        # Every submission comes again under its id with another image.
+        # Every submission is delivered again, under its id but with another image.
         landing.manifest(DAY, [landing.submission(id_, 1000 + n) for n, id_ in enumerate(ids)])
         refused = ingest(pipeline)
         other.join()
         assert len(refused) == 1
         assert "is being worked on by run the-other-run" in refused[0]
         assert contents(pipeline.lake) == before
-        # Now that they are paid for, they stay as they were sent.
+        # Submissions that are paid for do not change.
         assert ingest(pipeline) == []
         assert contents(pipeline.lake) == before
         assert Lake(settings.kyc_lake).row_count(REJECTED_SUBMISSIONS, DAY) == 3
@@ -93,7 +93,7 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
 
 def test_a_day_is_not_verified_while_it_is_ingested(landing, pipeline: Pipeline) -> None:
     landing.day(DAY, 2)
-    with pipeline.holding(DAY, "an-ingest") as confirm:
+    with pipeline.day_lease(DAY, "an-ingest") as confirm:
         ingest_partition(landing=pipeline.settings.kyc_landing, lake=pipeline.lake, date=DAY, confirm=confirm)
         with pipeline.open_ledger() as ledger, pytest.raises(PartitionBusy, match="an-ingest"):
             verify_partition(
@@ -107,7 +107,7 @@ def test_a_day_is_not_verified_while_it_is_ingested(landing, pipeline: Pipeline)
     assert not pipeline.lake.exists(VERIFICATION_RESPONSES, DAY)
 
 
-def test_an_ingest_that_slept_over_its_lease_changes_nothing(landing, pipeline: Pipeline) -> None:
+def test_an_ingest_whose_lease_expired_changes_nothing(landing, pipeline: Pipeline) -> None:
     ids = landing.day(DAY, 2)
     arguments = {"landing": pipeline.settings.kyc_landing, "lake": pipeline.lake, "date": DAY}
     ingest_partition(**arguments)

@@ -1,6 +1,6 @@
-"""The definitions as a snapshot: what Dagster shows does not change unseen.
+"""A snapshot of the definitions, so that no change of them goes unnoticed.
 
-After a change that is meant: `pytest tests/dagster/test_definitions.py --snapshot-update`.
+After an intended change: `pytest tests/dagster/test_definitions.py --snapshot-update`.
 """
 
 import subprocess
@@ -97,7 +97,7 @@ def test_every_promised_asset_is_in_its_group(definitions: dg.Definitions, group
     assert names >= PROMISED[group]
 
 
-def test_the_ui_shows_the_data_dictionarys_words(definitions: dg.Definitions) -> None:
+def test_the_ui_shows_the_descriptions_of_the_data_dictionary(definitions: dg.Definitions) -> None:
     specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
     for table in TABLES:
         assert table.description in (specs[table.name].description or "")
@@ -107,7 +107,7 @@ def test_the_ui_shows_the_data_dictionarys_words(definitions: dg.Definitions) ->
         ]
 
 
-def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
+def test_every_asset_has_a_description(definitions: dg.Definitions) -> None:
     assert not [spec.key for spec in definitions.resolve_all_asset_specs() if not spec.description]
 
 
@@ -116,13 +116,13 @@ def code_references(definitions: dg.Definitions, asset: str) -> list[dg.UrlCodeR
     return list(spec.metadata["dagster/code_references"].code_references)
 
 
-def test_code_and_docs_are_files_of_this_checkout(definitions: dg.Definitions) -> None:
+def test_code_references_are_files_of_this_checkout(definitions: dg.Definitions) -> None:
     for spec in definitions.resolve_all_asset_specs():
         for reference in code_references(definitions, spec.key.to_user_string()):
             assert Path(reference.file_path).is_file(), reference
 
 
-def test_code_and_docs_are_links_where_the_repository_is_browsed(tmp_path: Path) -> None:
+def test_code_references_are_links_if_a_source_url_is_set(tmp_path: Path) -> None:
     settings = Settings(
         _env_file=None, kyc_landing=tmp_path / "landing", kyc_source_url="https://git.example/kyc/main"
     )
@@ -146,7 +146,7 @@ def test_code_and_docs_are_links_where_the_repository_is_browsed(tmp_path: Path)
         ("maintenance", "prune_runs", {"keep_runs_days", "keep_files_hours"}),
     ],
 )
-def test_every_field_of_the_launchpad_says_what_it_is(
+def test_every_field_of_the_launchpad_has_a_description(
     definitions: dg.Definitions, job: str, step: str, fields: set[str]
 ) -> None:
     steps = definitions.resolve_job_def(job).run_config_schema.config_type.fields["ops"].config_type.fields
@@ -155,20 +155,20 @@ def test_every_field_of_the_launchpad_says_what_it_is(
     assert not [name for name, field in config.items() if not field.description]
 
 
-def test_the_job_that_only_flattens_has_no_paid_step(definitions: dg.Definitions) -> None:
+def test_flatten_and_publish_has_no_paid_step(definitions: dg.Definitions) -> None:
     job = definitions.resolve_job_def("flatten_and_publish")
     assert {node.name for node in job.nodes} == {"flatten", "build_warehouse", "report"}
 
 
-def test_loading_the_code_location_leaves_the_heavy_libraries_out() -> None:
-    """A code location is loaded by every run and every tick's process; a step imports what it needs."""
+def test_the_code_location_loads_without_heavy_libraries() -> None:
+    """Every run's process loads the code location; a step imports what it needs."""
     heavy = {"altair", "aiohttp", "alembic", "httpx", "pandas", "scipy", "statsmodels", "vl_convert"}
     code = "import sys; from kyc_pipeline.definitions import build_defs; build_defs(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not heavy & set(loaded.stdout.split())
 
 
-def test_a_wrong_setting_is_one_clear_line_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_is_one_clear_line_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KYC_START_DATE", "yesterday")
     with pytest.raises(UsageError, match="KYC_START_DATE"):
         build_defs()

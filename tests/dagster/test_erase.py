@@ -1,4 +1,4 @@
-"""`kyc-pipeline erase`, to the last byte: lake, ledger, warehouse, report, Dagster's storage."""
+"""`kyc-pipeline erase`, byte by byte: lake, ledger, warehouse, report, Dagster's storage."""
 
 import io
 import sys
@@ -30,7 +30,7 @@ KEY = "p" * 32
 MARK = "Zq7mark"
 CUSTOMER = f"{MARK}-9999"
 TAG = f"customerId={CUSTOMER}"
-# A company of their own: its name is what analysts may see.
+# A company of their own, because analysts may see its name.
 THEIR_TAGS = {"customerId": CUSTOMER, "customerName": f"Jané {MARK}", "companyName": f"{MARK} Ltd"}
 
 Run = Callable[..., tuple[int, str, str]]
@@ -46,14 +46,14 @@ def tags_of(number: int) -> Mapping[str, str]:
 
 
 def deliver(landing: Any) -> None:
-    """Two days, the person on both, among others."""
+    """Delivers two days of submissions, with the person on both."""
     for start, day in ((0, DAY), (100, NEXT_DAY)):
         others = [landing.submission(f"{day}-{n}", start + 10 * n, tags_of(start + n)) for n in range(4)]
         landing.manifest(day, [*others, landing.submission(f"{MARK}-{day}", start + 70, THEIR_TAGS)])
 
 
 def places_with(root: Path, *marks: str) -> set[str]:
-    """Where one of `marks` is stored: in the bytes of any file but the landing zone's, or in a value."""
+    """The places that store one of `marks`: files outside the landing zone, by their bytes, and tables."""
     found = set()
     for path in root.rglob("*"):
         if path.is_file() and "landing" not in path.parts:
@@ -76,26 +76,26 @@ def warehouse_rows(root: Path) -> dict[str, list[tuple[Any, ...]]]:
         return {name: warehouse.sql(f"FROM {name} ORDER BY ALL").fetchall() for name in names}
 
 
-def test_a_person_is_gone_to_the_last_byte_and_stays_so(
+def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
     landing: Any, run: Run, simulator: Simulator, tmp_path: Path
 ) -> None:
     deliver(landing)
     assert run("backfill", *RANGE)[0] == 0
     pseudonym = Pseudonymizer(KEY).tag("customerId", CUSTOMER)
     before, published = warehouse_rows(tmp_path), (tmp_path / "warehouse" / "kyc.duckdb").read_bytes()
-    in_front = places_with(tmp_path, MARK)
-    assert {"warehouse submissions", "warehouse verification_tags", f"submissions {DAY}"} <= in_front
-    assert any(place.startswith("ledger.sqlite") for place in in_front)
+    stored = places_with(tmp_path, MARK)
+    assert {"warehouse submissions", "warehouse verification_tags", f"submissions {DAY}"} <= stored
+    assert any(place.startswith("ledger.sqlite") for place in stored)
 
     code, out, err = run("erase", "--tag", TAG, "--dry-run")
     assert (code, err) == (0, "")
     assert "lake: submissions" in out
     assert "2 rows in 2 manifests" in out
     assert MARK not in out
-    assert places_with(tmp_path, MARK) == in_front
+    assert places_with(tmp_path, MARK) == stored
     assert (tmp_path / "warehouse" / "kyc.duckdb").read_bytes() == published
 
-    # It is interrupted when lake and ledger are done: the report cannot be written.
+    # It fails after lake and ledger, because the report cannot be written.
     (tmp_path / "blocked").mkdir()
     code, out, err = run("erase", "--tag", TAG, KYC_REPORT="blocked")
     ids = [record.verification_id for record in simulator.records if MARK in str(record.tags)]
@@ -103,7 +103,7 @@ def test_a_person_is_gone_to_the_last_byte_and_stays_so(
     assert code == 1
     assert "erase again" in err
     assert MARK not in out + err
-    # Nothing is found any more; that the report is to be made again is remembered all the same.
+    # Nothing is left to find, but the ledger remembers that the report is still to be rebuilt.
     code, out, err = run("erase", "--tag", TAG)
     assert (code, err) == (0, "")
     assert "nothing of the person is left" in out
@@ -138,13 +138,13 @@ def test_a_person_is_gone_to_the_last_byte_and_stays_so(
     assert run("plan", *RANGE)[0] == 0
 
 
-def test_somebody_unknown_is_no_failure_and_somebody_expected_is_rejected(
+def test_an_unknown_person_is_no_failure_and_one_not_yet_ingested_is_rejected(
     landing: Any, run: Run, tmp_path: Path
 ) -> None:
     deliver(landing)
     assert run("erase", "--tag", "customerId=unknown")[:2] == (0, "nothing found\n")
     assert not (tmp_path / "ledger.sqlite").exists()
-    # In the manifests, and not ingested yet.
+    # The person is in the manifests but not yet ingested.
     assert run("erase", "--tag", TAG)[0] == 0
     _, out, _ = run("plan", *RANGE)
     assert out.splitlines()[-2].split()[:3] == ["total", "8", "2"]
@@ -152,7 +152,7 @@ def test_somebody_unknown_is_no_failure_and_somebody_expected_is_rejected(
     assert (code, "the person was erased before" in out, "erased:" in out) == (0, True, False)
 
 
-def test_a_day_at_work_is_refused_with_its_holder(landing: Any, run: Run, tmp_path: Path) -> None:
+def test_a_leased_day_fails_with_the_name_of_the_holder(landing: Any, run: Run, tmp_path: Path) -> None:
     deliver(landing)
     lake = Lake("lake")
     for day in (DAY, NEXT_DAY):
@@ -182,7 +182,7 @@ def test_the_value_may_come_from_standard_input(
 
 
 @pytest.mark.parametrize("tag", ["secret-value", "=secret-value", "customerId=", "customerId= "])
-def test_wrong_usage_ends_with_2_and_shows_no_value(landing: Any, run: Run, tag: str) -> None:
+def test_wrong_usage_exits_with_2_and_shows_no_value(landing: Any, run: Run, tag: str) -> None:
     code, out, err = run("erase", "--tag", tag)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What fails, and what of it Dagster and the console are told."""
+"""What Dagster stores and the console shows of a failure."""
 
 import ast
 import getpass
@@ -18,7 +18,7 @@ from kyc_pipeline.cli.local_run import failure_line
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
-from kyc_pipeline.errors import WHOLE_ERRORS, KycError, UsageError, plain_line
+from kyc_pipeline.errors import FULL_ERRORS, KycError, UsageError, plain_line
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.schema import decisions
 from kyc_pipeline.orchestration.jobs import range_tags
@@ -35,25 +35,25 @@ SECRET = "Jane-Roe-4711"
 
 
 class Careless(Exception):
-    """Quotes what it failed on."""
+    """An error that quotes the data that caused it."""
 
 
 def everything(instance: dg.DagsterInstance) -> str:
-    """All that Dagster keeps of its runs."""
-    told = []
+    """Everything that Dagster stores about its runs."""
+    stored = []
     for record in instance.get_run_records():
-        told.append(repr(record.dagster_run))
-        told += [repr(entry) for entry in instance.all_logs(record.dagster_run.run_id)]
-    return "\n".join(told)
+        stored.append(repr(record.dagster_run))
+        stored += [repr(entry) for entry in instance.all_logs(record.dagster_run.run_id)]
+    return "\n".join(stored)
 
 
 @safe_errors
-def in_a_step() -> None:
+def fail_in_function() -> None:
     raise_with_causes()
 
 
 @safe_errors
-def in_steps() -> Iterator[dg.MaterializeResult]:
+def fail_in_generator() -> Iterator[dg.MaterializeResult]:
     yield dg.MaterializeResult(metadata={"made": 1})
     raise_with_causes()
 
@@ -64,7 +64,7 @@ def raise_with_causes() -> None:
     raise error from cause
 
 
-def test_every_step_and_every_tick_safe_errors() -> None:
+def test_every_step_and_tick_has_safe_errors() -> None:
     run_by_dagster = {"dg.op", "dg.asset", "dg.multi_asset"}
     run_by_dagster |= {"dg.sensor", "dg.run_failure_sensor", "dg.schedule"}
     found = 0
@@ -78,8 +78,8 @@ def test_every_step_and_every_tick_safe_errors() -> None:
     assert found >= 11
 
 
-@pytest.mark.parametrize("step", [in_a_step, in_steps])
-def test_a_foreign_error_is_told_by_its_class_only(step, instance: dg.DagsterInstance) -> None:
+@pytest.mark.parametrize("step", [fail_in_function, fail_in_generator])
+def test_only_the_class_of_a_foreign_error_is_stored(step, instance: dg.DagsterInstance) -> None:
     asset = dg.asset(name="careless")(step)
     result = dg.materialize([asset], instance=instance, raise_on_error=False)
     (failure,) = result.filter_events(lambda event: event.is_step_failure)
@@ -89,17 +89,17 @@ def test_a_foreign_error_is_told_by_its_class_only(step, instance: dg.DagsterIns
 
 
 @pytest.mark.parametrize(
-    ("error", "others"), [(Careless(SECRET), [DAY]), (KycError("our own words"), [DAY, NEXT_DAY])]
+    ("error", "expected"), [(Careless(SECRET), [DAY]), (KycError("our own message"), [DAY, NEXT_DAY])]
 )
-def test_a_day_with_a_foreign_error_ends_the_run_and_names_the_day(
-    error: Exception, others: list[str], instance: dg.DagsterInstance
+def test_a_foreign_error_skips_the_remaining_days_and_names_its_day(
+    error: Exception, expected: list[str], instance: dg.DagsterInstance
 ) -> None:
-    begun: list[str] = []
+    started: list[str] = []
 
     @dg.asset(partitions_def=daily_partitions(Settings(_env_file=None).kyc_start_date))
     def careless(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         def work(day: str) -> DayResult:
-            begun.append(day)
+            started.append(day)
             raise error
 
         yield from work_through(context, work)
@@ -109,17 +109,17 @@ def test_a_day_with_a_foreign_error_ends_the_run_and_names_the_day(
     )
     (failure,) = result.filter_events(lambda event: event.is_step_failure)
     assert failure_line(failure).startswith(f"{DAY}: {plain_line(error)}")
-    assert begun == others
+    assert started == expected
     assert SECRET not in everything(instance)
 
 
-def test_a_verbose_console_is_told_the_whole_error(
+def test_a_verbose_console_shows_the_full_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logger = logging.getLogger(WHOLE_ERRORS)
+    logger = logging.getLogger(FULL_ERRORS)
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(kyc_pipeline.cli.cli, "main", lambda **_: in_a_step())
+    monkeypatch.setattr(kyc_pipeline.cli.cli, "main", lambda **_: fail_in_function())
     for arguments, shown in ((["kyc-pipeline"], 0), (["kyc-pipeline", "--verbose"], 3)):
         monkeypatch.setattr(sys, "argv", arguments)
         with pytest.raises(SystemExit, match="1"):
@@ -139,14 +139,14 @@ def test_a_bug_of_a_command_is_one_line(
     assert SECRET not in line
 
 
-def test_a_plain_line_tells_the_place_in_our_code() -> None:
+def test_a_plain_line_names_the_line_of_our_code() -> None:
     assert plain_line(UsageError("do this")) == "do this"
     with pytest.raises(ValueError, match="not a partition date") as raised:
         Pipeline(Settings(_env_file=None)).lake.path(VERIFICATION_RESPONSES, "20240901")
     assert plain_line(raised.value).startswith("unexpected ValueError in kyc_pipeline.lake.storage, line ")
 
 
-def test_who_decides_is_in_the_ledger_and_not_in_the_run(
+def test_the_operators_name_is_in_the_ledger_and_not_in_the_run(
     landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", SECRET)
@@ -170,7 +170,7 @@ def test_who_decides_is_in_the_ledger_and_not_in_the_run(
     assert SECRET not in everything(instance)
 
 
-def test_a_credential_that_is_refused_leaves_no_day_without_outcomes(
+def test_a_rejected_credential_leaves_no_day_without_outcomes(
     landing, settings: Settings, simulator: Simulator, instance: dg.DagsterInstance
 ) -> None:
     for day in (DAY, NEXT_DAY):
@@ -181,7 +181,7 @@ def test_a_credential_that_is_refused_leaves_no_day_without_outcomes(
         instance=instance, tags=range_tags(DAY, NEXT_DAY), raise_on_error=False
     )
     (failure,) = result.filter_events(lambda event: event.is_step_failure)
-    # The second day is accounted for without asking again.
+    # The second day records its outcomes without a call.
     assert failure_line(failure).startswith(f"{DAY}: ")
     assert NEXT_DAY not in failure_line(failure)
     assert not simulator.received

@@ -1,4 +1,4 @@
-"""Held submissions, decided from the command's and the launchpad's side."""
+"""Decisions about held submissions, on the command line and in the launchpad."""
 
 from collections import Counter
 
@@ -37,7 +37,7 @@ def outcomes(settings: Settings) -> Counter[str]:
     ("decision", "received", "after"),
     [("retry", 2, Counter(completed=2)), ("abandon", 1, Counter(completed=1, uncertain=1))],
 )
-def test_a_held_submission_is_decided_in_the_launchpad(
+def test_a_decision_in_the_launchpad(
     landing,
     settings: Settings,
     instance: dg.DagsterInstance,
@@ -63,7 +63,7 @@ def test_a_held_submission_is_decided_in_the_launchpad(
     assert outcomes(settings) == after
 
 
-def test_a_decision_about_what_is_not_held_fails_with_one_line(
+def test_a_decision_about_a_submission_that_is_not_held_fails_with_one_line(
     pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     job = build_defs(pipeline).resolve_job_def("resolve_held_submission")
@@ -74,7 +74,7 @@ def test_a_decision_about_what_is_not_held_fails_with_one_line(
     assert "unknown" in failure.user_failure_data.description
 
 
-def test_a_held_submission_is_decided_on_the_command_line(
+def test_a_decision_on_the_command_line(
     landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url)

@@ -21,7 +21,7 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dag
         yield instance
 
 
-def test_dagster_takes_every_setting(instance: dg.DagsterInstance) -> None:
+def test_dagster_applies_the_settings(instance: dg.DagsterInstance) -> None:
     assert not instance.telemetry_enabled
     assert instance.run_monitoring_enabled
     assert instance.run_monitoring_max_runtime_seconds > 0
@@ -30,11 +30,11 @@ def test_dagster_takes_every_setting(instance: dg.DagsterInstance) -> None:
     assert {"FRESHNESS_DAEMON", "ASSET", "MONITORING"} <= set(instance.get_required_daemon_types())
 
 
-def test_a_backfill_leaves_a_place_for_today() -> None:
+def test_a_backfill_leaves_room_for_todays_run() -> None:
     concurrency = yaml.safe_load(FILE.read_text(encoding="utf-8"))["concurrency"]
     [backfills] = concurrency["runs"]["tag_concurrency_limits"]
     assert backfills["key"] == "dagster/backfill"
     assert backfills["limit"] < concurrency["pools"]["default_limit"]
     assert backfills["limit"] < concurrency["runs"]["max_concurrent_runs"]
-    # Of those that wait, what has just come goes first; a backfill's runs have priority 0.
+    # In the queue, new data comes first; a backfill's runs have priority 0.
     assert int(TODAY["dagster/priority"]) > int(CATCH_UP["dagster/priority"]) > 0

@@ -1,4 +1,4 @@
-"""The main way, through Dagster, against the simulator over HTTP."""
+"""The main path: whole runs through Dagster, against the simulator over HTTP."""
 
 import asyncio
 import json
@@ -81,7 +81,7 @@ def test_a_second_run_makes_no_call(
     assert Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY).equals(before)
 
 
-def test_a_range_is_one_run_with_every_day_reported(
+def test_a_range_is_one_run_that_reports_every_day(
     landing, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator: Simulator
 ) -> None:
     landing.day(DAY, 3)
@@ -100,14 +100,14 @@ def test_a_range_is_one_run_with_every_day_reported(
 
 
 def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, object]:
-    """The newest figures of the day that Dagster plots."""
+    """The day's latest metadata, which Dagster plots."""
     records = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[day])
     [event] = instance.fetch_materializations(records, limit=1).records
     assert event.asset_materialization
     return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
-def test_the_ui_plots_the_days_figures_and_a_free_rerun_keeps_them(
+def test_a_rerun_without_calls_keeps_the_days_figures(
     landing, job: dg.JobDefinition, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 10)
@@ -127,7 +127,7 @@ def test_the_ui_plots_the_days_figures_and_a_free_rerun_keeps_them(
     assert 0 <= plotted(instance, "model_checks", DAY)["pass_rate"] <= 1
 
 
-def test_a_bad_day_leaves_the_good_one_green_and_says_why(
+def test_a_failed_day_leaves_the_good_one_green_and_gives_the_reason(
     landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings
 ) -> None:
     landing.day(DAY, 3)
@@ -162,7 +162,7 @@ def test_a_day_without_manifests_is_empty_and_green(
     assert not simulator.received
 
 
-def test_a_dry_run_writes_no_answers_and_calls_nothing(
+def test_a_dry_run_makes_no_call_and_writes_nothing(
     landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
 ) -> None:
     landing.day(DAY, 3)
@@ -173,7 +173,7 @@ def test_a_dry_run_writes_no_answers_and_calls_nothing(
     assert materialized(instance, "verification_responses") == set()
 
 
-def test_a_budget_stops_the_run_cleanly_and_the_next_goes_on(
+def test_a_budget_stops_the_run_cleanly_and_the_next_run_continues(
     landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
 ) -> None:
     ids = landing.day(DAY, 9)
@@ -187,7 +187,7 @@ def test_a_budget_stops_the_run_cleanly_and_the_next_goes_on(
 
 @pytest.fixture
 def seed_url() -> Iterator[str]:
-    """A server that answers every POST with the seed page's example, byte for byte."""
+    """A server that answers every POST with the example of the API documentation, byte for byte."""
     body = (FIXTURES / "seed_response.json").read_bytes()
     loop = asyncio.new_event_loop()
 
@@ -215,7 +215,7 @@ def seed_url() -> Iterator[str]:
     loop.close()
 
 
-def test_the_seed_pages_example_goes_through_the_whole_pipeline(
+def test_the_documented_example_passes_through_the_whole_pipeline(
     landing, settings: Settings, instance: dg.DagsterInstance, seed_url: str
 ) -> None:
     landing.day(DAY, 1)
@@ -254,7 +254,7 @@ def test_the_seed_pages_example_goes_through_the_whole_pipeline(
         rows = warehouse.sql(
             "SELECT check_type, passed, pass_rate_low FROM pass_rates ORDER BY check_type"
         ).fetchall()
-    # One of one passed: Wilson's lower bound is 0.206549.
+    # The lower Wilson bound of 1 in 1 is 0.206549.
     assert [(kind, passed, round(low, 6)) for kind, passed, low in rows] == [
         ("FACE_MATCH", 1, 0.206549),
         ("ID_QUALITY", 1, 0.206549),

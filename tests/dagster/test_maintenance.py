@@ -1,4 +1,4 @@
-"""The weekly cleaning, on a real instance on disk: what it forgets, and above all what it keeps."""
+"""The weekly clean-up, on a real instance on disk: what it deletes, and above all what it keeps."""
 
 import fcntl
 import os
@@ -28,7 +28,7 @@ DAILY = [dg.AssetKey(table.name) for table in TABLES]
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    """An instance that keeps its runs on disk, as a real one."""
+    """An instance on disk."""
     home = tmp_path / "dagster_home"
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
@@ -37,7 +37,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dagst
         yield instance
 
 
-def test_runs_are_forgotten_and_no_day_with_them(
+def test_runs_are_deleted_but_every_day_stays_materialized(
     landing, pipeline: Pipeline, stored: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 1)
@@ -58,9 +58,7 @@ def test_runs_are_forgotten_and_no_day_with_them(
         assert stored.get_materialized_partitions(dg.AssetKey(asset)) == {DAY, NEXT_DAY}
 
 
-def test_the_job_does_all_three_and_says_so(
-    pipeline: Pipeline, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_job_runs_its_steps_in_order(pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
     job = build_defs(pipeline).resolve_job_def("maintenance")
     result = job.execute_in_process(instance=instance)
     assert result.success
@@ -82,7 +80,7 @@ def free_pages(pipeline: Pipeline) -> int:
         connection.close()
 
 
-def test_the_ledgers_free_pages_go_back_to_the_disk(
+def test_the_ledgers_free_pages_are_returned_to_the_disk(
     landing, pipeline: Pipeline, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator
 ) -> None:
     landing.day(DAY, 3)
@@ -106,7 +104,7 @@ def test_the_ledgers_free_pages_go_back_to_the_disk(
     assert simulator.received.total() == 3
 
 
-def test_a_ledger_in_use_goes_on(pipeline: Pipeline) -> None:
+def test_a_ledger_in_use_stays_usable(pipeline: Pipeline) -> None:
     with pipeline.open_ledger() as ledger, pipeline.open_ledger() as another:
         assert vacuum(ledger) == "there is no ledger yet"
         assert not ledger.exists()
@@ -117,7 +115,7 @@ def test_a_ledger_in_use_goes_on(pipeline: Pipeline) -> None:
         assert renew_lease(ledger, lease)
 
 
-def test_stale_files_go_and_those_at_work_stay(
+def test_stale_files_are_removed_and_files_in_use_stay(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline(settings)
@@ -131,8 +129,8 @@ def test_stale_files_go_and_those_at_work_stay(
         folder / f".draft-{dead}-{secrets.token_hex(4)}",
         settings.kyc_warehouse.parent / f".draft-{dead}-{settings.kyc_warehouse.name}",
     ]
-    at_work = [folder / f".draft-{dead}-{secrets.token_hex(4)}", scratch / "someone-elses"]
-    for path in (*stale, *at_work):
+    in_use = [folder / f".draft-{dead}-{secrets.token_hex(4)}", scratch / "someone-elses"]
+    for path in (*stale, *in_use):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
     old_scratch, new_scratch = scratch / "kyc-ingest-old", scratch / "kyc-plan-new"
@@ -140,11 +138,11 @@ def test_stale_files_go_and_those_at_work_stay(
         path.mkdir()
         (path / "rows.parquet").write_bytes(b"half")
     long_ago = time.time() - 7 * 86_400
-    for path in (*stale, *at_work, old_scratch):
+    for path in (*stale, *in_use, old_scratch):
         os.utime(path, (long_ago, long_ago))
-    with open(at_work[0], "rb") as draft:  # its writer's lock, whatever process that is
+    with open(in_use[0], "rb") as draft:  # locked as by its writer
         fcntl.flock(draft, fcntl.LOCK_EX)
         assert remove_stale(pipeline, time.time() - 86_400) == 2
     assert not [path for path in (*stale, old_scratch) if path.exists()]
-    assert all(path.exists() for path in (*at_work, new_scratch))
+    assert all(path.exists() for path in (*in_use, new_scratch))
     assert pipeline.lake.exists(SUBMISSIONS, DAY)

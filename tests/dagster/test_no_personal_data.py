@@ -1,9 +1,9 @@
-"""No personal data leaves the restricted zone: marked values go in everywhere, and are looked for everywhere.
+"""No personal data leaves the restricted zone: the test puts marks in everywhere and searches everywhere.
 
-Marks are put into every tag that is not in `KYC_CLEAR_TAGS`, into names and folders of documents, rows that
-are rejected, and all that a vendor can send back: tags, file names, URLs, free text, unknown fields, error
-pages. A plain hash of a document counts as a mark too. They may be in the restricted zone and nowhere else,
-with one exception of the interface: the column `details` of `curated/model_checks` keeps the vendor's text.
+It marks every tag outside `KYC_CLEAR_TAGS`, names and folders of documents, rejected rows, and everything
+that the vendor can send back: tags, file names, URLs, free text, unknown fields, error pages. The plain hash
+of a document counts as a mark too. Marks may occur only in the restricted zone, with one documented
+exception: the column `details` of `curated/model_checks` keeps the vendor's text.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from tests.dagster.conftest import TOKEN, make_settings
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 MARK = "zqxmark"
-"""What every mark begins with; letters and digits only, so that no way of escaping hides one."""
+"""The prefix of every mark. Only letters and digits, so that escaping cannot hide it."""
 JSON = {"Content-Type": "application/json"}
 CLEAR = {"companyId": "COMP-001", "companyName": "Clear Company"}
 TAGS = CLEAR | {
@@ -41,7 +41,7 @@ TAGS = CLEAR | {
 
 
 def answer(verification_id: int | None) -> bytes:
-    """A vendor's answer with a mark in every text that is not one of the contract's own words."""
+    """An answer with a mark in every text that is not part of the contract."""
     check = {
         "type": "FACE_MATCH",
         "status": "FAIL",
@@ -111,7 +111,7 @@ def write_landing(landing: Landing) -> None:
         good[0] | {"submission_id": "s-plain", "tags": TAGS | {"note": f"{MARK}conflict"}},
     ]
     landing.manifest(DAY, [*good, *rejected])
-    # A file whose first row of data was taken for its header: nothing of it is an error message's business.
+    # A file without a header, whose first row is read as one: no error message may quote it.
     headless = landing.root / "manifests" / NEXT_DAY / "headless.csv"
     headless.parent.mkdir()
     line = f"s-9,{MARK}folder/{MARK}id.jpg,{MARK}folder/{MARK}selfie.jpg,{MARK}name\n"
@@ -119,14 +119,14 @@ def write_landing(landing: Landing) -> None:
 
 
 def marks(landing: Landing) -> list[bytes]:
-    """What is looked for: the marks' beginning, and the plain hash of each document."""
+    """What to search for: the prefix of the marks, and the plain hash of each document."""
     documents = [path for path in (landing.root / "documents").rglob("*") if path.is_file()]
     hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in documents}
     return [MARK.encode(), *(digest.encode() for digest in sorted(hashes))]
 
 
 def everything_in_sqlite(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Every value of every table of every database in `folder`; what is compressed, as it was."""
+    """Every value in every database in `folder`, decompressed."""
     for path in folder.rglob("*.db"):
         connection = sqlite3.connect(path)
         for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
@@ -140,7 +140,7 @@ def everything_in_sqlite(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def everything_curated(lake: Lake) -> Iterator[tuple[str, bytes]]:
-    """Every column, and every footer, of the curated tables."""
+    """Every column and footer of the curated tables."""
     for table in TABLES:
         if table.zone is not Zone.CURATED:
             continue
@@ -152,7 +152,7 @@ def everything_curated(lake: Lake) -> Iterator[tuple[str, bytes]]:
 
 
 def everything_in_warehouse(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every table, and the file's bytes."""
+    """Every table, and the bytes of the file."""
     yield "warehouse file", path.read_bytes()
     with duckdb.connect(path, read_only=True) as connection:
         for (table,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall():
@@ -166,13 +166,13 @@ def files(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield str(path), path.read_bytes()
 
 
-def found(places: Iterator[tuple[str, bytes]], looked_for: list[bytes]) -> dict[str, set[bytes]]:
-    """Where which of the marks are."""
+def found(places: Iterator[tuple[str, bytes]], needles: list[bytes]) -> dict[str, set[bytes]]:
+    """The marks found in each place."""
     hits: dict[str, set[bytes]] = {}
     for place, content in places:
         lower = content.lower()
-        if here := {mark for mark in looked_for if mark in lower}:
-            hits[place] = here
+        if present := {mark for mark in needles if mark in lower}:
+            hits[place] = present
     return hits
 
 
@@ -183,7 +183,7 @@ def metadata_of(instance: dg.DagsterInstance, asset: str) -> Mapping[str, dg.Met
     return event.asset_materialization.metadata
 
 
-def test_marked_values_are_in_the_restricted_zone_only(
+def test_marks_are_only_in_the_restricted_zone(
     landing: Landing,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -191,8 +191,8 @@ def test_marked_values_are_in_the_restricted_zone_only(
 ) -> None:
     caplog.set_level(logging.INFO)
     write_landing(landing)
-    looked_for = marks(landing)
-    assert len(looked_for) > len(FAULTS)
+    needles = marks(landing)
+    assert len(needles) > len(FAULTS)
     home = tmp_path / "dagster_home"
     home.mkdir()
     with (
@@ -209,7 +209,7 @@ def test_marked_values_are_in_the_restricted_zone_only(
             raise_on_error=False,
         )
         assert not bad_day.success
-        # What Dagster shows is there to be searched.
+        # Dagster's metadata exists, so the search covers it.
         shown = metadata_of(instance, "pass_rates")
         assert {"dagster/row_count", "dagster/column_lineage", "FACE_MATCH pass_rate"} <= set(shown)
         assert "confidences" in metadata_of(instance, "confidence_histogram")
@@ -226,18 +226,18 @@ def test_marked_values_are_in_the_restricted_zone_only(
         "s-refused": "refused",
         "s-page": "refused",
     }
-    # The marks did go in: the restricted zone and the vendor's `details` have them.
+    # The marks did get in: the restricted zone and the vendor's `details` contain them.
     assert MARK in repr(responses)
     assert MARK in repr(lake.read(MODEL_CHECKS, DAY, ["details"]).to_pylist())
-    # Geometry is nowhere at all.
+    # Geometry is not stored anywhere.
     assert "zqxmarkgeometry" not in repr(responses)
 
-    assert found(everything_curated(lake), looked_for) == {}
-    assert found(everything_in_warehouse(settings.kyc_warehouse), looked_for) == {}
-    assert found(files(settings.kyc_report.parent), looked_for) == {}
-    assert found(everything_in_sqlite(home), looked_for) == {}
-    assert found(files(home), looked_for) == {}
+    assert found(everything_curated(lake), needles) == {}
+    assert found(everything_in_warehouse(settings.kyc_warehouse), needles) == {}
+    assert found(files(settings.kyc_report.parent), needles) == {}
+    assert found(everything_in_sqlite(home), needles) == {}
+    assert found(files(home), needles) == {}
     output = capfd.readouterr()
     logs = {"log": caplog.text, "stdout": output.out, "stderr": output.err}
-    assert found(iter((name, text.encode()) for name, text in logs.items()), looked_for) == {}
+    assert found(iter((name, text.encode()) for name, text in logs.items()), needles) == {}
     assert "RUN_SUCCESS" in logs["stderr"] + logs["log"]

@@ -1,4 +1,4 @@
-"""Declarative automation of the warehouse: when it is asked for, and how often."""
+"""Declarative automation of the warehouse: when it is requested, and how often."""
 
 from datetime import date, timedelta
 
@@ -12,12 +12,12 @@ from kyc_pipeline.orchestration.resources import Pipeline
 WAREHOUSE = dg.AssetKey("warehouse")
 ALL = dg.AssetSelection.groups("analyze")
 REPORT = dg.AssetSelection.assets("report")
-"""It comes with the warehouse, and is left out here: drawing it takes longer than all the rest."""
+"""Published with the warehouse, but left out here: it takes longer than everything else."""
 FIRST = date(2024, 9, 1)
 
 
 class Daemon:
-    """Looks at the conditions as the daemon does, and runs what they ask for."""
+    """Evaluates the conditions like the daemon, and runs what they request."""
 
     def __init__(self, definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
         self.definitions, self.instance = definitions, instance
@@ -53,12 +53,12 @@ class Daemon:
             self.published += 1
 
     def publish(self, keys: list[dg.AssetKey]) -> None:
-        """As the sensor does, with its tags."""
+        """Like the sensor, with its tags."""
         tags = {"kyc/trigger": "publish_when_new"}
         assert self.job.execute_in_process(instance=self.instance, asset_selection=keys, tags=tags).success
 
     def run_all(self, day: date) -> None:
-        """A run of the job, which publishes by itself."""
+        """A run of the whole job, which publishes too."""
         keys = [*self.daily, *self.tables]
         assert self.job.execute_in_process(
             instance=self.instance, partition_key=day.isoformat(), asset_selection=keys
@@ -79,12 +79,12 @@ def daemon(landing, pipeline: Pipeline, instance: dg.DagsterInstance) -> Daemon:
     return daemon
 
 
-def test_nothing_is_published_before_there_is_something_to_publish(daemon: Daemon) -> None:
+def test_nothing_is_published_without_data(daemon: Daemon) -> None:
     daemon.tick()
     assert daemon.published == 0
 
 
-def test_a_backfill_publishes_by_the_run_and_not_by_the_day(daemon: Daemon) -> None:
+def test_a_backfill_publishes_at_most_once_per_run(daemon: Daemon) -> None:
     runs, days = 2, 3
     for run in range(runs):
         start = FIRST + timedelta(days=run * days)
@@ -92,12 +92,12 @@ def test_a_backfill_publishes_by_the_run_and_not_by_the_day(daemon: Daemon) -> N
         daemon.tick()
     for _ in range(2):
         daemon.tick()
-    # The daemon of a real instance also waits until no run of the backfill is at work.
+    # A real daemon also waits until no run of the backfill is in progress.
     assert 1 <= daemon.published <= runs
 
 
 @pytest.mark.parametrize("was_published", [False, True])
-def test_what_was_made_before_the_sensor_was_switched_on_is_published(
+def test_data_from_before_the_sensor_was_switched_on_is_published(
     landing, pipeline: Pipeline, instance: dg.DagsterInstance, was_published: bool
 ) -> None:
     landing.day(FIRST.isoformat(), 3)
@@ -110,7 +110,7 @@ def test_what_was_made_before_the_sensor_was_switched_on_is_published(
     assert daemon.published == 1
 
 
-def test_days_that_come_while_it_is_published_are_published(
+def test_days_that_arrive_during_a_publication_are_published(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon.backfill_run(FIRST, FIRST)
@@ -129,7 +129,7 @@ def test_days_that_come_while_it_is_published_are_published(
     assert daemon.published == 2
 
 
-def test_a_later_run_that_fails_before_its_checks_holds_nothing_back(landing, daemon: Daemon) -> None:
+def test_a_later_run_that_fails_before_its_checks_blocks_nothing(landing, daemon: Daemon) -> None:
     daemon.backfill_run(FIRST, FIRST)
     bad = FIRST + timedelta(days=1)
     (landing.root / "manifests" / bad.isoformat()).mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_a_later_run_that_fails_before_its_checks_holds_nothing_back(landing, da
     assert daemon.published == 1
 
 
-def test_days_that_come_between_the_same_ticks_as_a_publication_are_published(daemon: Daemon) -> None:
+def test_days_that_arrive_between_the_same_ticks_as_a_publication_are_published(daemon: Daemon) -> None:
     daemon.run_all(FIRST)
     daemon.backfill_run(FIRST + timedelta(days=1), FIRST + timedelta(days=1))
     for _ in range(3):
@@ -153,7 +153,7 @@ def test_days_that_come_between_the_same_ticks_as_a_publication_are_published(da
     assert daemon.published == 1
 
 
-def test_a_run_that_publishes_by_itself_is_not_published_again(daemon: Daemon) -> None:
+def test_a_run_that_publishes_is_not_published_again(daemon: Daemon) -> None:
     daemon.run_all(FIRST)
     for _ in range(3):
         daemon.tick()

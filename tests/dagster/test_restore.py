@@ -1,4 +1,4 @@
-"""Backup and restore, by the commands that docs/operations.md gives; and that the guide knows every check."""
+"""The operations guide: its commands back up and restore, and it covers every check, sensor and job."""
 
 import os
 import re
@@ -23,19 +23,19 @@ DAY = "2024-09-08"
 
 
 def commands(name: str) -> str:
-    """The commands of one block of the guide, as one script."""
+    """The commands of a block of the guide, as a script."""
     [block] = re.findall(rf"<!-- test: {name} -->\n```console\n(.*?)```", GUIDE, re.DOTALL)
     return "\n".join(line.removeprefix("$ ") for line in block.splitlines())
 
 
-def type_in(folder: Path, name: str) -> None:
+def run_commands(folder: Path, name: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = ["bash", "-euo", "pipefail", "-c", commands(name)]
     subprocess.run(script, cwd=folder, env={**os.environ, "PATH": path}, check=True, timeout=60)
 
 
 def settings_of(folder: Path, simulator: Simulator) -> Settings:
-    """Everything where it is by default, below `folder`; the key in its file."""
+    """The default paths below `folder`, with the pseudonym key in its file."""
     return Settings(
         _env_file=None,
         deepxl_base_url=simulator.url,
@@ -56,7 +56,7 @@ def run(settings: Settings, instance: dg.DagsterInstance) -> None:
 
 
 @pytest.mark.parametrize("with_lake", [True, False], ids=["with the lake", "without the lake"])
-def test_what_is_restored_elsewhere_makes_no_call_and_has_the_same_rows(
+def test_a_restored_pipeline_makes_no_call_and_has_the_same_rows(
     tmp_path: Path, simulator: Simulator, instance: dg.DagsterInstance, with_lake: bool
 ) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
@@ -65,13 +65,13 @@ def test_what_is_restored_elsewhere_makes_no_call_and_has_the_same_rows(
     landing.manifest(DAY, [landing.submission("more", 50), {"submission_id": "no-files"}], name="b.jsonl")
     settings = settings_of(here, simulator)
     run(settings, instance)
-    type_in(here, "backup")
+    run_commands(here, "backup")
     assert (here / "backup" / "ledger.sqlite").stat().st_mode & 0o077 == 0
     elsewhere.mkdir()
     shutil.copytree(here / "backup", elsewhere / "backup")
     if not with_lake:
         shutil.rmtree(elsewhere / "backup" / "lake")
-    type_in(elsewhere, "restore")
+    run_commands(elsewhere, "restore")
     shutil.copytree(here / "data" / "landing", elsewhere / "data" / "landing")
     with dg.DagsterInstance.ephemeral() as fresh:
         run(settings_of(elsewhere, simulator), fresh)
@@ -81,13 +81,13 @@ def test_what_is_restored_elsewhere_makes_no_call_and_has_the_same_rows(
         assert after.read(table, DAY).equals(before.read(table, DAY)), table.name
 
 
-def test_the_guide_says_what_to_do_about_every_check(tmp_path: Path) -> None:
+def test_the_guide_covers_every_check(tmp_path: Path) -> None:
     definitions = build_defs(Pipeline(Settings(_env_file=None, kyc_landing=tmp_path / "landing")))
     checks = {key.name for key in definitions.resolve_asset_graph().asset_check_keys}
     assert not [name for name in sorted(checks) if f"`{name}`" not in GUIDE]
 
 
-def test_the_guide_knows_every_sensor_schedule_and_job(tmp_path: Path) -> None:
+def test_the_guide_covers_every_sensor_schedule_and_job(tmp_path: Path) -> None:
     repository = build_defs(
         Pipeline(Settings(_env_file=None, kyc_landing=tmp_path / "landing"))
     ).get_repository_def()

@@ -1,4 +1,4 @@
-"""What a run tells of its spending: before it calls, while it calls, and on a terminal."""
+"""What a run reports about its spending: before and during its calls, and on a terminal."""
 
 import io
 import logging
@@ -21,14 +21,14 @@ from kyc_pipeline.verify.summary import Progress
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 PRICE = {"ops": {"verify": {"config": {"price_per_call": "0.50", "max_calls": 9}}}}
-Told = tuple[list[str], list[tuple[str, dict[str, object]]]]
+Logged = tuple[list[str], list[tuple[str, dict[str, object]]]]
 
 
 @pytest.fixture
-def told(instance: dg.DagsterInstance) -> Callable[[dg.ExecuteInProcessResult], Told]:
-    """A run's own log lines of the paid step, and its observations as (day, metadata)."""
+def logged(instance: dg.DagsterInstance) -> Callable[[dg.ExecuteInProcessResult], Logged]:
+    """The log lines of a run's paid step, and its observations as (day, metadata)."""
 
-    def read(result: dg.ExecuteInProcessResult) -> Told:
+    def read(result: dg.ExecuteInProcessResult) -> Logged:
         entries = [entry for entry in instance.all_logs(result.run_id) if entry.step_key == "verify"]
         lines = [
             entry.user_message
@@ -50,11 +50,11 @@ def told(instance: dg.DagsterInstance) -> Callable[[dg.ExecuteInProcessResult], 
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_run_says_first_what_it_is_about_to_spend(
+def test_a_run_first_logs_what_it_is_about_to_spend(
     landing,
     job: dg.JobDefinition,
     instance: dg.DagsterInstance,
-    told: Callable[[dg.ExecuteInProcessResult], Told],
+    logged: Callable[[dg.ExecuteInProcessResult], Logged],
     dry_run: bool,
 ) -> None:
     landing.day(DAY, 3)
@@ -62,7 +62,7 @@ def test_a_run_says_first_what_it_is_about_to_spend(
     config = {"ops": {"verify": {"config": PRICE["ops"]["verify"]["config"] | {"dry_run": dry_run}}}}
     result = job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), run_config=config)
     assert result.success
-    lines, observations = told(result)
+    lines, observations = logged(result)
     paid = "0 already paid, 0 held"
     assert lines[:3] == [
         f"plan: 5 submissions, {paid}, 5 calls to make, estimated cost 2.50; the budget is 9 calls",
@@ -74,11 +74,11 @@ def test_a_run_says_first_what_it_is_about_to_spend(
     assert observations == [(DAY, first), (NEXT_DAY, second)]
 
 
-def test_a_long_partition_is_told_by_time(
+def test_a_long_partition_logs_its_progress_by_time(
     landing,
     settings: Settings,
     instance: dg.DagsterInstance,
-    told: Callable[[dg.ExecuteInProcessResult], Told],
+    logged: Callable[[dg.ExecuteInProcessResult], Logged],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kyc_pipeline.orchestration.paid_calls, "LOG_EVERY_SECONDS", 0.0)
@@ -87,7 +87,7 @@ def test_a_long_partition_is_told_by_time(
         changes = {"deepxl_base_url": simulator.url, "deepxl_max_concurrency": 1}
         job = build_defs(Pipeline(settings.model_copy(update=changes))).resolve_job_def("verify_and_publish")
         result = job.execute_in_process(instance=instance, partition_key=DAY)
-    lines, observations = told(result)
+    lines, observations = logged(result)
     progress = [line for line in lines if " of 8 settled" in line]
     assert len(progress) == len(observations[1:]) >= 2
     assert all("a second" in line and "retries" in line for line in progress)
@@ -96,11 +96,11 @@ def test_a_long_partition_is_told_by_time(
     assert figures == {"settled": 8, "to_settle": 8, "calls": 8, "retries": 0, "uncertain": 0}
 
 
-def look(date: str, done: int, total: int) -> Progress:
+def progress_of(date: str, done: int, total: int) -> Progress:
     return Progress(date, total, done, done, 2, 0, done, Decimal("0.5") * done, seconds=2.0)
 
 
-def test_a_terminal_shows_a_bar_with_rate_time_left_retries_and_spend(
+def test_a_terminal_shows_a_bar_with_rate_retries_spending_and_time_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     screen = io.StringIO()
@@ -111,8 +111,8 @@ def test_a_terminal_shows_a_bar_with_rate_time_left_retries_and_spend(
 
     monkeypatch.setattr(kyc_pipeline.cli.progress, "Console", terminal)
     with progress_bar(2) as update:
-        update(look(DAY, 10, 40))
-        update(look(DAY, 40, 40))
+        update(progress_of(DAY, 10, 40))
+        update(progress_of(DAY, 40, 40))
     shown = screen.getvalue()
     assert "━" in shown
     assert "40/40" in shown
@@ -120,11 +120,11 @@ def test_a_terminal_shows_a_bar_with_rate_time_left_retries_and_spend(
     assert "0:00:0" in shown
 
 
-def test_without_a_terminal_a_day_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_each_day_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(2) as update:
         for done in (10, 40, 40):
-            update(look(DAY, done, 40))
-        update(look(NEXT_DAY, 0, 0))
+            update(progress_of(DAY, done, 40))
+        update(progress_of(NEXT_DAY, 0, 0))
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(f"{DAY}: 40 of 40 settled, 20.0 a second, 2 retries")
     assert "20.0" in first

@@ -1,7 +1,7 @@
 """Assets of the group `analyze`: the warehouse's tables, the published file and the report.
 
-One step builds all tables in one connection into a new file, checks the file, and publishes it with an atomic
-replace. After a failed build or a failed check of severity ERROR, the published file stays as it was.
+One step builds all tables into a new file, runs the checks on it, and replaces the published file atomically.
+If the build or a check of severity ERROR fails, the published file stays unchanged.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,21 +24,18 @@ from kyc_pipeline.analyze.publish import new_draft, publish, remove_draft
 from kyc_pipeline.analyze.quality import check_build, load_checks
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.checks import Severity
-from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration.checks import check_result, check_specs
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
-from kyc_pipeline.orchestration.specs import lineage
+from kyc_pipeline.orchestration.specs import LAKE_TABLES, lineage
 
 GROUP = "analyze"
 WAREHOUSE = dg.AssetKey("warehouse")
-REPORT = dg.AssetKey("report")
 _ATTEMPTS = 3
-LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 
 def asset_key(model: str) -> dg.AssetKey:
-    """`pass_rates`; a fact named like a lake table has a prefix: `warehouse/verifications`."""
+    """The model's name; with the prefix `warehouse` if a lake table has the same name."""
     return dg.AssetKey(["warehouse", model] if model in LAKE_TABLES else [model])
 
 
@@ -50,16 +47,24 @@ def _model_spec(model: Model) -> dg.AssetSpec:
         deps=[*LAKE_TABLES.intersection(model.sources), *(asset_key(name) for name in model.depends_on)],
         kinds={"duckdb"},
         metadata={
-            "dagster/column_schema": dg.TableSchema(
-                columns=[dg.TableColumn(name, description=meaning) for name, meaning in model.columns]
-            ),
+            "dagster/column_schema": _schema(model, {}),
             **_lineage(model),
         },
     )
 
 
+def _schema(model: Model, types: Mapping[str, str]) -> dg.TableSchema:
+    """The model's columns for Dagster; DuckDB knows their `types` only after a build."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(name, type=types.get(name, "string"), description=meaning)
+            for name, meaning in model.columns
+        ]
+    )
+
+
 def _lineage(model: Model) -> dict[str, Any]:
-    """Where each column comes from: one step back."""
+    """The direct sources of each column."""
     return lineage(
         {
             column: [
@@ -91,7 +96,7 @@ _WAREHOUSE_SPEC = dg.AssetSpec(
 def build_warehouse(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """The tables and the published file, in one step."""
+    """Builds all tables in one step and publishes them."""
     settings = pipeline.settings
     warehouse = settings.kyc_warehouse
     erasures = pipeline.erasure_state()
@@ -109,7 +114,7 @@ def build_warehouse(
                 results = check_build(connection)
                 metadata = _metadata(connection, summary)
             errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
-            # A day rewritten during the build is already in the views but not in the tables: build again.
+            # If a day was rewritten during the build, views and tables disagree: build again.
             if not errors or summary.stands(pipeline.lake):
                 break
             remove_draft(draft)
@@ -125,7 +130,7 @@ def build_warehouse(
             )
         if pipeline.erasure_state() != erasures:
             raise dg.Failure(
-                description="not published: somebody was erased while it was built: build it again",
+                description="not published: somebody was erased during the build: build it again",
                 allow_retries=False,
             )
         record_checks(draft, results)
@@ -139,51 +144,42 @@ def build_warehouse(
 
 
 @dg.asset(
-    key=REPORT,
     group_name=GROUP,
     deps=[WAREHOUSE],
     kinds={"html"},
-    description="The report: one self-contained page, made from the published warehouse.",
+    description="The report: one self-contained HTML page, drawn from the published warehouse.",
 )
 @safe_errors
 def report(pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult[Any]:
     settings = pipeline.settings
     erasures = None
-    # Repeat if somebody was erased meanwhile: what was read may show them.
+    # Write it again if somebody was erased meanwhile: it may still contain them.
     while erasures != (erasures := pipeline.erasure_state()):
         write_report(settings.kyc_warehouse, settings.kyc_report)
     return dg.MaterializeResult(metadata={"bytes": settings.kyc_report.stat().st_size})
 
 
 def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> dict[str, dict[str, Any]]:
-    """Dagster's metadata for each table, and for the file, of this materialization."""
+    """The metadata of this materialization: for each table and for the published file."""
     figures, types = read_figures(connection), column_types(connection)
     newest, picture = newest_day(connection), confidence_picture(connection)
-    shown: dict[str, dict[str, Any]] = {
+    metadata: dict[str, dict[str, Any]] = {
         model.name: {
             "dagster/row_count": summary.tables[model.name],
             "dagster/column_schema": _schema(model, types[model.name]),
             "dagster/table_name": f"kyc.main.{model.name}",
             **figures.get(model.name, {}),
-            # The definition has the table of sources too, which would push the figures off the page here.
+            # Without the table of sources, which would push the figures off the page.
             "dagster/column_lineage": _lineage(model)["dagster/column_lineage"],
         }
         for model in load_models()
     }
     if picture:
-        shown["confidence_histogram"]["confidences"] = dg.MetadataValue.md(picture)
-    shown[WAREHOUSE.to_user_string()] = {
+        metadata["confidence_histogram"]["confidences"] = dg.MetadataValue.md(picture)
+    metadata[WAREHOUSE.to_user_string()] = {
         "dagster/row_count": summary.rows,
         "partitions": len(summary.partitions),
         "newest_day": newest or "none",
         **of_warehouse(figures),
     }
-    return shown
-
-
-def _schema(model: Model, types: Mapping[str, str]) -> dg.TableSchema:
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(name, type=types[name], description=meaning) for name, meaning in model.columns
-        ]
-    )
+    return metadata

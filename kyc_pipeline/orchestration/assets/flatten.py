@@ -1,4 +1,4 @@
-"""Assets of the group `flatten`: the answers of a day as five typed tables."""
+"""Assets of the group `flatten`: a day's answers as five typed tables."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ TABLES = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES, CO
 
 
 def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
-    """The five curated tables, made together from `verification_responses`."""
+    """The five curated tables; one step derives them from `verification_responses`."""
 
     @dg.multi_asset(
         name="flatten",
@@ -39,9 +39,9 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
                 table,
                 group=GROUP,
                 partitions=partitions,
-                # The step also reads `submissions`, which is always upstream of the answers. As a second
-                # dependency it would make a diamond, for which Dagster 1.13 refuses backfills at random:
-                # it compares the days of the five tables in the order of a set.
+                # The step also reads `submissions`, which is upstream of the answers anyway. A second
+                # dependency would close a diamond, and Dagster 1.13 rejects backfills over a diamond at
+                # random, because it compares the partitions of the five tables in set order.
                 deps=[VERIFICATION_RESPONSES.name],
             )
             for table in TABLES
@@ -57,13 +57,13 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
 
         def work(day: str) -> DayResult:
             erasures = None
-            # Repeat if somebody was erased meanwhile: what was written may show them.
+            # Flatten again if somebody was erased meanwhile: the tables may still contain them.
             while erasures != (erasures := pipeline.erasure_state()):
                 summary = flatten_partition(lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags)
             metadata = {table.name: row_count(lake.row_count(table, day)) for table in TABLES}
-            for table, name, share in _shares(lake, day):
-                if share is not None:
-                    metadata[table.name][name] = share
+            for table, name, rate in _rates(lake, day):
+                if rate is not None:
+                    metadata[table.name][name] = rate
             return DayResult(metadata, check_partition(lake, day, summary))
 
         yield from work_through(context, work)
@@ -71,8 +71,8 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
     return flatten
 
 
-def _shares(lake: Lake, day: str) -> Iterator[tuple[Table, str, float | None]]:
-    """Shares that Dagster plots over the partitions: (table, name, share); None without values."""
+def _rates(lake: Lake, day: str) -> Iterator[tuple[Table, str, float | None]]:
+    """Rates that Dagster plots over the partitions: (table, name, rate); None without values."""
     verified = lake.read(VERIFICATIONS, day, ["verified"])["verified"]
     yield VERIFICATIONS, "verified_rate", pc.mean(verified).as_py()
     statuses = lake.read(MODEL_CHECKS, day, ["normalized_status"])["normalized_status"].to_pylist()

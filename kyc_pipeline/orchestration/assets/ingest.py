@@ -20,7 +20,7 @@ GROUP = "ingest"
 
 
 def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
-    """`submissions` and `rejected_submissions`, made together from the landing zone."""
+    """`submissions` and `rejected_submissions`; one step reads both from the landing zone."""
 
     @dg.multi_asset(
         name="ingest",
@@ -38,11 +38,11 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         lake = pipeline.lake
 
         def work(day: str) -> DayResult:
-            with pipeline.holding(day, context.run.run_id) as confirm_lease, pipeline.open_ledger() as ledger:
+            with pipeline.day_lease(day, context.run.run_id) as check_lease, pipeline.open_ledger() as ledger:
                 erased = pipeline.erased_subjects(ledger)
 
                 def confirm() -> None:
-                    confirm_lease()
+                    check_lease()
                     if pipeline.erased_subjects(ledger) != erased:
                         raise KycError("somebody was erased while the manifests were read: run the day again")
 

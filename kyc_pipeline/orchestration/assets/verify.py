@@ -1,7 +1,7 @@
 """The asset of the group `verify`: the paid step.
 
-It has no RetryPolicy. The engine retries what was certainly not processed, and a policy would start a
-cancelled run again.
+It has no RetryPolicy: the engine retries calls that were certainly not processed, and with a policy Dagster
+would restart a cancelled run.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
-from kyc_pipeline.orchestration.paid_calls import CallControls, day_figures, log_plan, log_progress
+from kyc_pipeline.orchestration.paid_calls import CallControls, day_metadata, log_plan, log_progress
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
@@ -29,7 +29,7 @@ from kyc_pipeline.verify.summary import Stopped
 
 GROUP = "verify"
 POOL = "deepxl"
-"""Limits the concurrent runs with paid calls (see dagster.yaml); the rate limiter limits the calls."""
+"""Limits concurrent runs with paid calls (see dagster.yaml). The rate limiter limits the calls."""
 
 
 class VerifyConfig(dg.Config):
@@ -38,17 +38,17 @@ class VerifyConfig(dg.Config):
     max_calls: int | None = Field(
         default=None,
         ge=0,
-        description="Maximum number of calls of this run; by default DEEPXL_MAX_CALLS_PER_RUN.",
+        description="Maximum calls of this run; by default DEEPXL_MAX_CALLS_PER_RUN.",
     )
     price_per_call: str | None = Field(
         default=None, description="Price of one call as a decimal; by default DEEPXL_PRICE_PER_CALL."
     )
     dry_run: bool = Field(
-        default=False, description="Only log what the run would do and cost: no call, nothing written."
+        default=False, description="Log what the run would do and cost; make no call and write nothing."
     )
 
     def apply(self, settings: Settings) -> Settings:
-        """`settings` with the overrides of this run."""
+        """`settings` with this run's overrides."""
         changes: dict[str, object] = {}
         if self.max_calls is not None:
             changes["deepxl_max_calls_per_run"] = self.max_calls
@@ -69,9 +69,9 @@ class VerifyConfig(dg.Config):
 def verify_assets(
     partitions: dg.PartitionsDefinition[str], controls: CallControls | None = None
 ) -> dg.AssetsDefinition:
-    """`verification_responses`, from `submissions` and one paid call each.
+    """`verification_responses`: one paid call per submission.
 
-    `controls` are shared by all runs in this process; without them, each run has its own.
+    All runs in this process share `controls`; without them, each run has its own.
     """
 
     @dg.multi_asset(
@@ -88,13 +88,13 @@ def verify_assets(
         check_specs=check_specs(CHECKS),
         backfill_policy=BACKFILL_POLICY,
         pool=POOL,
-        can_subset=True,  # a dry run ends without the asset and its checks
+        can_subset=True,  # a dry run yields neither the asset nor its checks
     )
     @safe_errors
     def verify(
         context: dg.AssetExecutionContext, config: VerifyConfig, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-        # Not at load: importing an HTTP client takes half a second.
+        # Imported here because an HTTP client takes half a second to import.
         from kyc_pipeline.verify.engine import verify_partition
 
         settings = config.apply(pipeline.settings)
@@ -120,7 +120,7 @@ def verify_assets(
                         timing=run.timing,
                     )
                 except DeepXLError:
-                    # Every further call would fail too: the remaining days get their outcomes without one.
+                    # Any further call would fail too: the other days record their outcomes without one.
                     budget.exhaust()
                     raise
                 if summary.stopped is Stopped.CIRCUIT_OPEN:
@@ -128,7 +128,7 @@ def verify_assets(
                 context.log.info(f"{day}: {summary}")
                 return DayResult(
                     metadata={
-                        VERIFICATION_RESPONSES.name: day_figures(
+                        VERIFICATION_RESPONSES.name: day_metadata(
                             summary, read_spend(ledger, day), lake, settings
                         )
                     },

@@ -1,4 +1,4 @@
-"""The checks of the daily stages, one module per stage, and the translation of every check to Dagster.
+"""The checks of the daily stages, one module per stage, and the translation of all checks to Dagster.
 
 The warehouse's checks are SQL: see `analyze.quality` and `sql/checks/`.
 """
@@ -17,7 +17,7 @@ _SEVERITIES: Final = {
 
 
 def check_specs(checks: Iterable[CheckDefinition], *, errors_block: bool = True) -> list[dg.AssetCheckSpec]:
-    """Dagster's specs of `checks`; with `errors_block`, a failed error blocks downstream assets."""
+    """Dagster's specs; with `errors_block`, a failed check of severity ERROR blocks downstream assets."""
     return [
         dg.AssetCheckSpec(
             check.name,
@@ -30,17 +30,17 @@ def check_specs(checks: Iterable[CheckDefinition], *, errors_block: bool = True)
 
 
 def check_result(result: CheckResult, **metadata: Any) -> dg.AssetCheckResult:
-    """Dagster's form of a result, for a step to yield; `metadata` is added to the result's own."""
+    """The result that a step yields, with additional `metadata`."""
     return dg.AssetCheckResult(check_name=result.name, **_arguments(result, metadata))
 
 
 def check_evaluation(result: CheckResult, day: str) -> dg.AssetCheckEvaluation:
-    """Dagster's event for the result of one day, for a run over several days to log."""
+    """The event that a run over several days logs for one of them."""
     return dg.AssetCheckEvaluation(check_name=result.name, partition=day, **_arguments(result, {}))
 
 
-def _arguments(result: CheckResult, more: dict[str, Any]) -> dict[str, Any]:
-    metadata = {**result.metadata, **more}
+def _arguments(result: CheckResult, extra: dict[str, Any]) -> dict[str, Any]:
+    metadata = {**result.metadata, **extra}
     if result.sample:
         metadata["first_rows"] = dg.MetadataValue.table(
             records=[dg.TableRecord(row) for row in result.sample],

@@ -1,7 +1,7 @@
 """Checks of a day's curated tables.
 
-A deviation from the contract is a warning, since the raw answer keeps it and the figures stay exact. A
-missing or duplicate row is an error. The warehouse checks uniqueness over all days before publication.
+A deviation from the contract is a warning: the raw answer is kept, and the figures stay exact. A missing or
+duplicate row is an error. The warehouse checks uniqueness over all days before publication.
 """
 
 import statistics
@@ -36,12 +36,12 @@ UNIQUE = CheckDefinition(
 CONSISTENT = _warning(
     VERIFICATIONS,
     "verified_agrees_with_checks",
-    "`verified` agrees with the checks: true if and only if none failed.",
+    "`verified` agrees with the checks: it is true if and only if no check failed.",
 )
 TIMESTAMPS = _warning(VERIFICATIONS, "timestamps_readable", "Every time stamp can be read.")
 ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     (
-        _warning(MODEL_CHECKS, "confidence_in_range", "Every confidence is a number within 0 and 1."),
+        _warning(MODEL_CHECKS, "confidence_in_range", "Every confidence is a number between 0 and 1."),
         (Anomaly.CONFIDENCE_OUT_OF_RANGE, Anomaly.CONFIDENCE_NOT_A_NUMBER),
     ),
     (
@@ -49,15 +49,15 @@ ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
         (Anomaly.UNKNOWN_STATUS,),
     ),
     (
-        _warning(MODEL_CHECKS, "types_known", "Every check's type is known to the contract."),
+        _warning(MODEL_CHECKS, "types_known", "Every check's type is in the contract."),
         UNEXPECTED_TYPES,
     ),
     (
-        _warning(CONTRACT_DRIFT, "fields_known", "Every field is known to the contract, with its type."),
+        _warning(CONTRACT_DRIFT, "fields_known", "Every field has a name and a type of the contract."),
         (*UNEXPECTED_FIELDS, Anomaly.FIELD_CONFLICT),
     ),
     (
-        _warning(VERIFICATIONS, "echo_matches", "Echoed sizes and tags are those that were sent."),
+        _warning(VERIFICATIONS, "echo_matches", "The answer echoes the sizes and tags that were sent."),
         (Anomaly.ECHO_SIZE_MISMATCH, Anomaly.ECHO_TAGS_MISMATCH, Anomaly.ECHO_TAGS_MISSING),
     ),
     (TIMESTAMPS, (Anomaly.TIMESTAMP_OUT_OF_RANGE, Anomaly.TIMESTAMP_ISO_UNREADABLE)),
@@ -74,7 +74,8 @@ def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check
     return [
         RECONCILES.result(
             lost == 0 and summary.without_submission == 0,
-            f"{lost} completed answers have no verification, {summary.without_submission} no submission"
+            f"completed answers without a verification: {lost}; without a submission: "
+            f"{summary.without_submission}"
             + (": materialize submissions and verification_responses again" if lost else ""),
             completed=summary.completed,
             verifications=summary.verifications,
@@ -87,13 +88,15 @@ def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check
             disagreeing=disagreeing,
         ),
         *(
-            _anomalies(definition, codes, summary, _clocks(lake, day) if definition is TIMESTAMPS else {})
+            _anomaly_result(
+                definition, codes, summary, _iso_offsets(lake, day) if definition is TIMESTAMPS else {}
+            )
             for definition, codes in ANOMALIES
         ),
     ]
 
 
-def _anomalies(
+def _anomaly_result(
     definition: CheckDefinition,
     codes: tuple[Anomaly, ...],
     summary: FlattenSummary,
@@ -108,8 +111,8 @@ def _anomalies(
     )
 
 
-def _clocks(lake: Lake, day: str) -> Mapping[str, float]:
-    """How far ISO texts, read as UTC, are from their epochs: figures only: the API's example differs."""
+def _iso_offsets(lake: Lake, day: str) -> Mapping[str, float]:
+    """How far `timestampISO`, read as UTC, is from `timestamp`; they differ even in the API's example."""
     offsets = lake.read(VERIFICATIONS, day, ["iso_offset_seconds"])["iso_offset_seconds"]
     known = [offset for offset in offsets.to_pylist() if offset is not None]
     if not known:

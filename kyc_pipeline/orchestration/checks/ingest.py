@@ -34,7 +34,7 @@ def check_partition(summary: IngestSummary) -> list[CheckResult]:
     return [
         RECONCILES.result(
             lost == 0,
-            _accounted(summary, lost),
+            _reconciliation(summary, lost),
             received=summary.received,
             accepted=summary.accepted,
             rejected=rejected,
@@ -46,13 +46,13 @@ def check_partition(summary: IngestSummary) -> list[CheckResult]:
         ),
         FILES_TAKEN.result(
             not summary.ignored_files,
-            f"{len(summary.ignored_files)} files or folders are not manifests by their names: not read",
+            f"{len(summary.ignored_files)} files or folders were not read, because of their names",
             ignored=len(summary.ignored_files),
         ),
     ]
 
 
-def _accounted(summary: IngestSummary, lost: int) -> str:
+def _reconciliation(summary: IngestSummary, lost: int) -> str:
     if lost:
         return f"{lost} rows are unaccounted for: ingest again"
     return "every row is accounted for" if summary.manifests else "no manifests"

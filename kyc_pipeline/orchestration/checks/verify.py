@@ -10,7 +10,7 @@ ACCOUNTED_FOR = CheckDefinition(
     VERIFICATION_RESPONSES.name,
     "every_submission_accounted_for",
     Severity.ERROR,
-    "Every accepted submission has exactly one outcome, the one that the ledger knows.",
+    "Every accepted submission has exactly one outcome, and it is the ledger's.",
 )
 NONE_UNSETTLED = CheckDefinition(
     VERIFICATION_RESPONSES.name,
