@@ -1,12 +1,16 @@
 """A pipeline over temporary folders, against the simulator over HTTP."""
 
+import asyncio
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from aiohttp import web
 
 from kyc_pipeline.cli import main
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
@@ -15,6 +19,19 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 
 TOKEN = "test-token"
+
+
+@dataclass(frozen=True)
+class WaitsForTest:
+    """The simulator processes the call, but waits for the test before it answers."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+    record: bool = True
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        await asyncio.to_thread(self.go.wait)
+        return web.Response(body=body, content_type="application/json")
 
 
 def make_settings(folder: Path, url: str, **changes: Any) -> Settings:

@@ -18,6 +18,7 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
+from tests.dagster.conftest import WaitsForTest
 
 DAY = "2024-09-08"
 TOKEN = "test-token"
@@ -55,7 +56,8 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
     landing, settings: Settings, ingest: Callable[[Pipeline], list[str]]
 ) -> None:
     ids = landing.day(DAY, 3)
-    with running_simulator(token=TOKEN, latency_ms=300) as simulator:
+    waits = WaitsForTest()
+    with running_simulator(token=TOKEN, faults={ids[-1]: [waits]}) as simulator:
         settings = settings.model_copy(update={"deepxl_base_url": simulator.url, "deepxl_max_concurrency": 1})
         pipeline = Pipeline(settings)
         assert ingest(pipeline) == []
@@ -79,8 +81,11 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
         assert under_way.wait(30)
         # Every submission is delivered again, under its id but with another image.
         landing.manifest(DAY, [landing.submission(id_, 1000 + n) for n, id_ in enumerate(ids)])
-        refused = ingest(pipeline)
-        other.join()
+        try:
+            refused = ingest(pipeline)
+        finally:
+            waits.go.set()
+            other.join()
         assert len(refused) == 1
         assert "is being worked on by run the-other-run" in refused[0]
         assert contents(pipeline.lake) == before

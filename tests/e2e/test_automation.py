@@ -1,6 +1,5 @@
 """A real daemon: sensor, backfill, killed worker, terminated run, changed manifest, publication, alert."""
 
-import asyncio
 import http.server
 import json
 import os
@@ -11,18 +10,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pytest
-from aiohttp import web
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from tests.conftest import Landing
+from tests.dagster.conftest import WaitsForTest
 from tests.e2e.servers import (
     CODE_LOCATION,
     REPOSITORY,
@@ -52,19 +51,6 @@ DAILY_ASSETS = (
 )
 IN_FLIGHT = 4
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
-
-
-@dataclass(frozen=True)
-class WaitsForTest:
-    """The simulator processes the call, but waits for the test before it answers."""
-
-    go: threading.Event = field(default_factory=threading.Event)
-    record: bool = True
-    early: bool = False
-
-    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
-        await asyncio.to_thread(self.go.wait)
-        return web.Response(body=body, content_type="application/json")
 
 
 @dataclass(frozen=True)
