@@ -1,1 +1,1 @@
-"""The lake: tables that the stages hand to each other, as atomic daily partitions of Parquet."""
+"""The lake: the tables through which the stages exchange data, as atomic daily Parquet partitions."""

@@ -1,8 +1,8 @@
-"""The one way to replace a file: a locked draft beside it, synced, then renamed.
+"""Replaces a file atomically: writes a locked draft beside it, syncs it and renames it.
 
 A reader sees the old file or the new one, never a part of one; a crash or a power cut leaves the old one.
-A writer holds a lock (`flock`) on its draft while it works. So a draft that can be locked is stale: its
-writer crashed. A process id does not tell that, since other hosts and containers number their own.
+A writer holds an `flock` on its draft, so a draft that can be locked is stale: its writer crashed. A process
+id would not show that, since each host and container numbers its own processes.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ DRAFT_PREFIX: Final = ".draft-"
 def replacing(
     target: StrPath, *, mode: int = 0o666, keep_existing: bool = False, durable: bool = True
 ) -> Iterator[IO[bytes]]:
-    """A file to write to. It replaces `target` when the block ends without an error, and else is removed.
+    """Yields a file that replaces `target` if the block succeeds, and is removed if it fails.
 
-    `mode` is that of a new file, less the umask. With `keep_existing`, a target that another process made
-    meanwhile stays. Without `durable`, the file need not survive a power cut. Raises :class:`OSError`.
+    A new file gets `mode` minus the umask. `keep_existing` keeps a target that another process created first.
+    `durable=False` skips the sync, so that a power cut may lose the file. Raises :class:`OSError`.
     """
     with new_draft(target, mode) as draft:
         yield draft
@@ -45,19 +45,19 @@ def replacing(
 
 @contextlib.contextmanager
 def new_draft(target: StrPath, mode: int = 0o666) -> Iterator[IO[bytes]]:
-    """A new, locked file beside `target`; `name` is its path. It is removed at the end.
+    """Yields a new, locked file beside `target` and removes it when the block ends. `name` is its path.
 
-    What is not written as a stream, such as a database, is written in the folder :func:`draft_folder`
-    beside the draft, which is removed with it.
+    Output that is not a stream, such as a database, goes into the folder :func:`draft_folder`, which is
+    removed with the draft.
     """
-    draft = _locked(target, mode)
+    draft = _create_locked(target, mode)
     try:
         yield draft
     finally:
-        # A draft that cannot be removed now is stale as soon as it is closed.
+        # A draft that cannot be removed now is stale once closed, so a later clean-up removes it.
         with contextlib.suppress(OSError):
             _remove(draft.name)
-        with contextlib.suppress(OSError):  # what is left in the buffer may find no room
+        with contextlib.suppress(OSError):  # the disk may be too full for the buffer
             draft.close()
 
 
@@ -67,14 +67,14 @@ def draft_folder(draft: str) -> str:
 
 
 def move_into_place(path: StrPath, target: StrPath) -> None:
-    """Renames a finished file over `target` so that a power cut leaves the old file or all of the new one."""
+    """Renames a finished file over `target`; a power cut leaves the old file or the whole new one."""
     sync(path)
     os.replace(path, target)
     sync(os.path.dirname(target) or ".")
 
 
 def sync(path: StrPath) -> None:
-    """Makes a file's content, or a rename in a folder, survive a power cut."""
+    """Flushes a file's content, or the renames in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,13 +89,13 @@ def drafts_of(target: StrPath) -> str:
 
 
 def remove_drafts(pattern: str, *, older_than: float = math.inf) -> int:
-    """Removes stale drafts that match the glob `pattern`; returns their number.
+    """Removes stale drafts that match the glob `pattern`; returns how many.
 
-    Only those last written before `older_than` (seconds since the epoch).
+    `older_than`: only drafts last modified before this time, in seconds since the epoch.
     """
     removed = 0
     for path in glob.iglob(pattern):
-        # Opened for writing, since NFS grants an exclusive lock only then.
+        # NFS grants an exclusive lock only on a file opened for writing.
         with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "r+b") as draft:
             fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(draft.fileno()).st_mtime < older_than:
@@ -104,7 +104,7 @@ def remove_drafts(pattern: str, *, older_than: float = math.inf) -> int:
     return removed
 
 
-def _locked(target: StrPath, mode: int) -> IO[bytes]:
+def _create_locked(target: StrPath, mode: int) -> IO[bytes]:
     folder, name = os.path.split(os.fspath(target))
     while True:
         path = os.path.join(folder, f"{DRAFT_PREFIX}{secrets.token_hex(8)}-{name}")

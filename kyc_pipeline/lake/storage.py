@@ -1,10 +1,10 @@
-"""Atomic partitions: one Parquet file for each table and day, replaced whole.
+"""Atomic partitions: one Parquet file per table and day, always replaced as a whole.
 
 `<root>/<zone>/<table>/date=<D>/part-0.parquet`, zstd. A partition is one file, so replacing it is one
 rename in a folder and one PUT in an object store: a reader sees the old rows or the new ones, never both
 or neither, and a crash leaves the old ones. The next writer of the partition removes the drafts of crashed
-writers. Readers of an object store work on a copy of one version, since an object that is replaced does not
-stay what it was for whoever has it open.
+writers. An object can be replaced while a reader has it open, so in an object store readers work on a
+local copy of one version.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from typing import IO, Any, Final
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.atomic import DRAFT_PREFIX, remove_drafts, replacing
@@ -31,10 +32,10 @@ FILE_NAME: Final = "part-0.parquet"
 ROW_GROUP_ROWS: Final = 122_880
 """DuckDB's own row group size: a row group is its unit of parallel work."""
 DICTIONARY_BYTES: Final = 1 << 16
-"""Of a column's distinct values; with more they are written plainly. At Arrow's own 1 MB, ids and pseudonyms
-fill a dictionary that helps nobody: a sixth more time, and a fifth more bytes."""
+"""Largest dictionary of a column; a column that exceeds it uses plain encoding. With Arrow's default of 1 MB,
+ids and pseudonyms fill useless dictionaries: writing takes a sixth longer, and files are a fifth larger."""
 COPY_ATTEMPTS: Final = 10
-"""Copies of an object that is replaced again and again while it is copied."""
+"""Attempts to copy an object that keeps being replaced."""
 _COPY_BYTES: Final = 1 << 22
 
 
@@ -43,11 +44,11 @@ class PartitionMissing(KycError):
 
 
 class PartitionUnreadable(KycError):
-    """The partition's file exists and cannot be read."""
+    """The partition's file exists but cannot be read."""
 
 
 class PartitionWriter:
-    """Appends rows to one partition: what the block of :meth:`Lake.writer` works with."""
+    """Appends rows to one partition. :meth:`Lake.writer` yields it."""
 
     def __init__(self, parquet: pq.ParquetWriter, schema: pa.Schema) -> None:
         self._parquet = parquet
@@ -55,7 +56,7 @@ class PartitionWriter:
         self.rows = 0
 
     def write(self, rows: pa.Table | pa.RecordBatch | list[dict[str, Any]]) -> None:
-        """Appends rows: Arrow data with the table's columns (any order), or one dict a row."""
+        """Appends rows: Arrow data with the table's columns (any order), or one dict per row."""
         if isinstance(rows, list):
             data = pa.Table.from_pylist(rows, schema=self._schema)
         else:
@@ -69,12 +70,10 @@ class Lake:
     """The tables under one root: a folder or `s3://bucket/prefix`."""
 
     def __init__(self, root: str) -> None:
-        # What another process wrote meanwhile must be seen: nothing about the store is remembered.
+        # A listings cache would hide partitions that other processes write.
         self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
         self.root = str(path).rstrip("/")
-        self.is_local = "file" in (
-            (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
-        )
+        self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, table: Table, date: str) -> str:
         """The file of one partition. `date` is an ISO date; anything else is a ValueError."""
@@ -90,9 +89,9 @@ class Lake:
     def writer(
         self, table: Table, date: str, metadata: Mapping[str, str] | None = None
     ) -> Iterator[PartitionWriter]:
-        """Replaces one partition when the block ends without an error; else the old rows stay.
+        """Replaces one partition if the block succeeds; if it fails, the old rows stay.
 
-        `metadata` goes into the file's footer.
+        `metadata` is stored in the file's footer.
         """
         schema = table.schema.with_metadata(dict(metadata or {}))
         with (
@@ -105,7 +104,7 @@ class Lake:
 
     @contextlib.contextmanager
     def _replacing(self, table: Table, date: str) -> Iterator[IO[bytes]]:
-        """A file or an object that replaces the partition's."""
+        """Yields a sink whose content replaces the partition if the block succeeds."""
         target = self.path(table, date)
         if not self.is_local:
             with _uploading(self.fs, target) as upload:
@@ -116,7 +115,7 @@ class Lake:
             os.chmod(f"{self.root}/{table.zone}", 0o700)  # closed to other users of this machine
         with replacing(target) as draft:
             yield draft
-        with contextlib.suppress(OSError):  # the rows are published, whatever becomes of others' drafts
+        with contextlib.suppress(OSError):  # the rows are published: a failed clean-up does not matter
             self.remove_drafts(table, date)
 
     def write(
@@ -126,7 +125,7 @@ class Lake:
         rows: pa.Table | list[dict[str, Any]],
         metadata: Mapping[str, str] | None = None,
     ) -> int:
-        """Replaces one partition by `rows`; returns their number. No rows still make a partition."""
+        """Replaces one partition with `rows`; returns how many. Without rows, the partition is empty."""
         with self.writer(table, date, metadata) as writer:
             writer.write(rows)
         return writer.rows
@@ -148,37 +147,37 @@ class Lake:
     def batches(
         self, table: Table, date: str, columns: list[str] | None = None, batch_size: int = 4096
     ) -> Iterator[pa.RecordBatch]:
-        """The partition's rows, `batch_size` at a time, from one snapshot: memory does not grow with it."""
+        """The partition's rows in batches, from one snapshot and in bounded memory."""
         with self._parquet(table, date) as file:
             yield from file.iter_batches(batch_size=batch_size, columns=columns)
 
     def row_count(self, table: Table, date: str) -> int:
-        """Rows of the partition, from its footer."""
+        """Number of rows, from the partition's footer."""
         with self._parquet(table, date, footer_only=True) as file:
             return int(file.metadata.num_rows)
 
     def byte_count(self, table: Table, date: str) -> int:
-        """Bytes of the partition's rows before compression, from its footer."""
+        """Uncompressed size of the rows in bytes, from the partition's footer."""
         with self._parquet(table, date, footer_only=True) as file:
             groups = range(file.metadata.num_row_groups)
             return sum(file.metadata.row_group(group).total_byte_size for group in groups)
 
     def metadata(self, table: Table, date: str) -> dict[str, str]:
-        """The footer's metadata, as given to the writer."""
+        """The metadata in the partition's footer, as given to the writer."""
         with self._parquet(table, date, footer_only=True) as file:
             pairs = file.schema_arrow.metadata or {}
         return {key.decode(): value.decode() for key, value in pairs.items()}
 
     def version(self, table: Table, date: str) -> str:
-        """Changes whenever the partition is replaced; unlike its hash, it costs no reading."""
+        """A value that changes whenever the partition is replaced. Unlike a hash, it needs no read."""
         try:
             return str(self.fs.ukey(self.path(table, date)))
         except FileNotFoundError:
-            raise PartitionMissing(f"{table.name} has no partition {date}: materialize it first") from None
+            raise _missing(table, date) from None
 
     def sha256(self, table: Table, date: str) -> str:
         """SHA-256 (hex) of the partition's file, which must be readable Parquet."""
-        with self._open(table, date) as source, _naming(table, date):
+        with self._open(table, date) as source, _translated_errors(table, date):
             pq.ParquetFile(source)
             source.seek(0)
             digest = hashlib.sha256()
@@ -188,23 +187,23 @@ class Lake:
 
     @contextlib.contextmanager
     def _parquet(self, table: Table, date: str, *, footer_only: bool = False) -> Iterator[pq.ParquetFile]:
-        with self._open(table, date, copy=not footer_only) as source, _naming(table, date):
-            # Read ahead, a file's row groups would stay in memory until its end.
+        with self._open(table, date, copy=not footer_only) as source, _translated_errors(table, date):
+            # With `pre_buffer`, all row groups stay in memory until the file is closed.
             yield pq.ParquetFile(source, pre_buffer=False)
 
     @contextlib.contextmanager
     def _open(self, table: Table, date: str, *, copy: bool = True) -> Iterator[IO[bytes]]:
-        """The partition's file, of an object store a copy of it."""
+        """Opens the partition's file; in an object store, a local copy of it unless `copy` is False."""
         path = self.path(table, date)
         try:
             source = self.fs.open(path, "rb") if self.is_local or not copy else self._copy(path)
         except FileNotFoundError:
-            raise PartitionMissing(f"{table.name} has no partition {date}: materialize it first") from None
+            raise _missing(table, date) from None
         with source:
             yield source
 
     def _copy(self, path: str) -> IO[bytes]:
-        """One version of an object, as a file without a name that ends with its use."""
+        """Copies one version of an object to an anonymous temporary file."""
         for attempt in range(1, COPY_ATTEMPTS + 1):
             version = self.fs.ukey(path)
             copy = tempfile.TemporaryFile()  # noqa: SIM115 - it is given back open
@@ -213,7 +212,7 @@ class Lake:
                     shutil.copyfileobj(source, copy, _COPY_BYTES)
             except OSError:
                 copy.close()
-                # The store refuses to go on with another version than the one that was opened.
+                # Reading fails if the object is replaced during the copy: then try again.
                 if attempt == COPY_ATTEMPTS or self.fs.ukey(path) == version:
                     raise
             else:
@@ -222,10 +221,9 @@ class Lake:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def remove_drafts(self, table: Table, date: str = "*", *, older_than: float = math.inf) -> int:
-        """Removes the stale drafts of this partition, or of all; see :func:`atomic.remove_drafts`.
+        """Removes the stale drafts of one partition, or of all; see :func:`atomic.remove_drafts`.
 
-        An object store has none: there an unfinished upload is not visible; the bucket's lifecycle rule
-        ends it.
+        An object store has none: an unfinished upload is invisible, and a lifecycle rule aborts it.
         """
         if not self.is_local:
             return 0
@@ -235,7 +233,7 @@ class Lake:
 
 @contextlib.contextmanager
 def _uploading(fs: Any, path: str) -> Iterator[IO[bytes]]:
-    """An object that becomes visible, whole, when the block ends without an error."""
+    """Yields an upload; the object becomes visible, complete, if the block succeeds."""
     sink = fs.open(path, "wb", autocommit=False)
     try:
         yield sink
@@ -249,9 +247,13 @@ def _uploading(fs: Any, path: str) -> Iterator[IO[bytes]]:
         raise
 
 
+def _missing(table: Table, date: str) -> PartitionMissing:
+    return PartitionMissing(f"{table.name} has no partition {date}: materialize it first")
+
+
 @contextlib.contextmanager
-def _naming(table: Table, date: str) -> Iterator[None]:
-    """Names the partition where its file turns out to be unreadable."""
+def _translated_errors(table: Table, date: str) -> Iterator[None]:
+    """Turns a read error into :class:`PartitionUnreadable`, which names the partition."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -1,7 +1,7 @@
-"""The data dictionary: every table of the lake and the warehouse's facts, said once.
+"""The data dictionary: the only definition of the lake's tables and the warehouse's facts.
 
-Arrow schemas, Dagster's column metadata, DuckDB's comments, checks and `docs/data-dictionary.md` come
-from here. The partition's day is the folder `date=<D>`, never a column of the file.
+Arrow schemas, Dagster's column metadata, DuckDB's comments, checks and `docs/data-dictionary.md` are derived
+from it. The partition date is in the folder name `date=<D>`, never a column of the file.
 """
 
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ class Zone(StrEnum):
 class Column:
     """One column.
 
-    `personal` marks values that tell or lead to a person (they may not leave `restricted`).
-    `made_from`: fields of the answer (`[]` is any position of a list, `*` any other key) and columns of
-    other tables of the lake (`table.column`).
+    `personal` marks values that identify a person or lead to one; they must not leave `restricted`.
+    `made_from` is the lineage: fields of the response (`[]` is any list position, `*` any other key) and
+    columns of other lake tables (`table.column`).
     """
 
     name: str
@@ -37,7 +37,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of the lake, a Parquet file a day in `<zone>/<name>/date=<D>/`."""
+    """One table of the lake: one Parquet file per day in `<zone>/<name>/date=<D>/`."""
 
     name: str
     zone: Zone
@@ -72,46 +72,51 @@ STATE_KEY: Final = "state"
 
 
 class ResponsesState(StrEnum):
-    """Whether a day's `verification_responses` may still change under a running engine."""
+    """Whether a run may still change a day's `verification_responses`."""
 
     DISPATCHING = "dispatching"
     """Calls are being made, or the run that made them was killed: any submission may have been sent."""
     COMPLETE = "complete"
-    """The outcomes are as the ledger knew them when the run ended."""
+    """The run has ended and written the outcomes that the ledger had then."""
 
 
 _VERIFICATION_ID = Column(
-    "verification_id", INT64, "DeepXL's id of the verification.", made_from=("result.verificationId",)
+    "verification_id", INT64, "DeepXL's verification id.", made_from=("result.verificationId",)
 )
-_SUBMISSION_ID = Column("submission_id", STRING, "The submission's id, unique for ever.")
+_SUBMISSION_ID = Column("submission_id", STRING, "Submission id, unique forever.")
 _ANSWERED_ID = replace(_SUBMISSION_ID, made_from=("verification_responses.submission_id",))
 _CHECKS: Final = "result.modelResults.*", "result.technicalChecks"
 
 
 def _checks(field: str) -> tuple[str, ...]:
-    """The fields of a check, wherever the answer has its checks."""
+    """The paths of a field of the checks, one for each place where a response has checks."""
     return tuple(f"{checks}[].{field}" for checks in _CHECKS)
+
+
+def _optional(name: str, kind: pa.DataType, description: str, *made_from: str) -> Column:
+    """A nullable column that is made from these fields."""
+    return Column(name, kind, description, nullable=True, made_from=made_from)
 
 
 SUBMISSIONS = Table(
     "submissions",
     Zone.RESTRICTED,
-    "Submissions accepted from the manifests: what is to be verified, once each.",
+    "Submissions accepted from the manifests. Each is verified once.",
     (
         _SUBMISSION_ID,
-        Column("submitted_at", TIMESTAMP, "When the person submitted, from the manifest.", nullable=True),
-        Column("id_file", STRING, "ID document, relative to the documents folder.", personal=True),
-        Column("selfie_file", STRING, "Selfie, relative to the documents folder.", personal=True),
+        Column("submitted_at", TIMESTAMP, "Time of the submission, from the manifest.", nullable=True),
+        Column("id_file", STRING, "Path of the ID document in the documents folder.", personal=True),
+        Column("selfie_file", STRING, "Path of the selfie in the documents folder.", personal=True),
         Column("id_sha256", STRING, "SHA-256 (hex) of the ID document's bytes.", personal=True),
         Column("selfie_sha256", STRING, "SHA-256 (hex) of the selfie's bytes.", personal=True),
-        Column("id_size", INT64, "Bytes of the ID document."),
-        Column("selfie_size", INT64, "Bytes of the selfie."),
-        Column("id_content_type", STRING, "Media type of the ID document, by content."),
-        Column("selfie_content_type", STRING, "Media type of the selfie, by content."),
-        Column("tags", STRING_MAP, "Tags to send, without `submissionId`.", personal=True),
-        Column("content_sha256", STRING, "Identity of the content: both files and the tags.", personal=True),
+        Column("id_size", INT64, "Size of the ID document in bytes."),
+        Column("selfie_size", INT64, "Size of the selfie in bytes."),
+        Column("id_content_type", STRING, "Media type of the ID document, detected from its content."),
+        Column("selfie_content_type", STRING, "Media type of the selfie, detected from its content."),
+        Column("tags", STRING_MAP, "Tags to send, except `submissionId`.", personal=True),
+        Column("content_sha256", STRING, "SHA-256 (hex) of both file hashes and the tags.", personal=True),
         Column("manifest", STRING, "File name of the manifest."),
-        Column("manifest_row", INT64, "Row in the manifest: 1 is the first row of data."),
+        Column("manifest_row", INT64, "Row number in the manifest; 1 is the first data row."),
     ),
 )
 
@@ -123,32 +128,36 @@ REJECTED_SUBMISSIONS = Table(
         Column(
             "submission_id",
             STRING,
-            "The row's id as far as it could be read; NULL where the subject was erased.",
+            "Submission id as far as it could be read; NULL if the subject was erased.",
             nullable=True,
         ),
-        Column("reason", STRING, "One of the documented reasons."),
-        Column("detail", STRING, "What is wrong and what to do.", nullable=True, personal=True),
+        Column("reason", STRING, "Why the row was rejected: one of the documented reasons."),
+        Column("detail", STRING, "What is wrong and how to fix it.", nullable=True, personal=True),
         Column("manifest", STRING, "File name of the manifest."),
-        Column("manifest_row", INT64, "Row in the manifest: 1 is the first row of data."),
+        Column("manifest_row", INT64, "Row number in the manifest; 1 is the first data row."),
     ),
 )
 
 VERIFICATION_RESPONSES = Table(
     "verification_responses",
     Zone.RESTRICTED,
-    "One row per accepted submission: its outcome and the answer as received, without geometry.",
+    "One row per accepted submission: its outcome and the response as received, without geometry.",
     (
         replace(_SUBMISSION_ID, made_from=("submissions.submission_id",)),
-        Column("outcome", STRING, "What became of the submission; exactly one of the documented outcomes."),
-        Column("http_status", INT32, "Status of the last answer; NULL if none was received.", nullable=True),
-        Column("attempts", INT32, "POST calls that were started for this submission, over all runs."),
-        Column("requested_at", TIMESTAMP, "When the last call was started.", nullable=True),
-        Column("responded_at", TIMESTAMP, "When its answer was complete.", nullable=True),
-        Column("latency_ms", DOUBLE, "From start to complete answer, by a monotonic clock.", nullable=True),
+        Column("outcome", STRING, "The submission's outcome: exactly one of the documented ones."),
+        Column(
+            "http_status", INT32, "HTTP status of the last response; NULL if there was none.", nullable=True
+        ),
+        Column("attempts", INT32, "POST calls started for this submission, over all runs."),
+        Column("requested_at", TIMESTAMP, "When the last call started.", nullable=True),
+        Column("responded_at", TIMESTAMP, "When its response was complete.", nullable=True),
+        Column(
+            "latency_ms", DOUBLE, "Time from start to complete response, on a monotonic clock.", nullable=True
+        ),
         Column(
             "response",
             STRING,
-            "The answer's JSON text, geometry removed.",
+            "JSON text of the response, without geometry.",
             nullable=True,
             personal=True,
             made_from=("result",),
@@ -158,7 +167,7 @@ VERIFICATION_RESPONSES = Table(
         Column(
             "content_sha256",
             STRING,
-            "Identity of the content that was sent.",
+            "`content_sha256` of the submission as it was sent.",
             personal=True,
             made_from=("submissions.content_sha256",),
         ),
@@ -173,75 +182,51 @@ VERIFICATIONS = Table(
         _VERIFICATION_ID,
         _ANSWERED_ID,
         Column("verified", BOOL, "DeepXL's decision.", made_from=("result.verified",)),
-        Column("model", STRING, "Model as named in the answer.", nullable=True, made_from=("result.model",)),
-        Column(
-            "model_version",
-            STRING,
-            "Model version, where the answer has one.",
-            nullable=True,
-            made_from=("result.modelVersion",),
-        ),
-        Column(
-            "verified_at",
-            TIMESTAMP,
-            "The answer's epoch time stamp.",
-            nullable=True,
-            made_from=("result.timestamp",),
-        ),
-        Column(
+        _optional("model", STRING, "Model name from the response.", "result.model"),
+        _optional("model_version", STRING, "Model version, if the response has one.", "result.modelVersion"),
+        _optional("verified_at", TIMESTAMP, "Epoch timestamp from the response.", "result.timestamp"),
+        _optional(
             "timestamp_iso",
             STRING,
-            "ISO text as received; its zone is not known.",
-            nullable=True,
-            made_from=("result.timestampISO",),
+            "ISO timestamp as received; its time zone is unknown.",
+            "result.timestampISO",
         ),
-        Column(
+        _optional(
             "iso_offset_seconds",
             DOUBLE,
-            "The ISO text read as UTC less the epoch: a data-quality figure.",
-            nullable=True,
-            made_from=("result.timestamp", "result.timestampISO"),
+            "`timestamp_iso` read as UTC, minus `verified_at`: a data-quality figure.",
+            "result.timestamp",
+            "result.timestampISO",
         ),
-        Column(
-            "id_file_type",
-            STRING,
-            "Type of the ID document, from the answer.",
-            nullable=True,
-            made_from=("result.idFileType",),
+        _optional(
+            "id_file_type", STRING, "File type of the ID document, from the response.", "result.idFileType"
         ),
-        Column(
-            "id_file_size",
-            INT64,
-            "Bytes of the ID document, from the answer.",
-            nullable=True,
-            made_from=("result.idFileSize",),
+        _optional(
+            "id_file_size", INT64, "Size of the ID document in bytes, from the response.", "result.idFileSize"
         ),
-        Column(
+        _optional(
             "selfie_file_type",
             STRING,
-            "Type of the selfie, from the answer.",
-            nullable=True,
-            made_from=("result.selfieFileType",),
+            "File type of the selfie, from the response.",
+            "result.selfieFileType",
         ),
-        Column(
+        _optional(
             "selfie_file_size",
             INT64,
-            "Bytes of the selfie, from the answer.",
-            nullable=True,
-            made_from=("result.selfieFileSize",),
+            "Size of the selfie in bytes, from the response.",
+            "result.selfieFileSize",
         ),
-        Column("check_count", INT32, "Checks in the answer, over all groups.", made_from=_CHECKS),
-        Column(
+        Column("check_count", INT32, "Number of checks in the response, over all groups.", made_from=_CHECKS),
+        _optional(
             "id_document_pseudonym",
             STRING,
-            "HMAC of the ID document's content: equal for the same file, under one key.",
-            nullable=True,
-            made_from=("submissions.id_sha256",),
+            "HMAC of the ID document's content: equal for equal files, under one key.",
+            "submissions.id_sha256",
         ),
         Column(
             "anomalies",
             STRING_LIST,
-            "What in this answer differs from the contract or from what was sent.",
+            "How this response differs from the contract or from what was sent.",
             made_from=(
                 "result",
                 "submissions.id_size",
@@ -263,42 +248,30 @@ MODEL_CHECKS = Table(
         Column(
             "check_group", STRING, "Key under `modelResults`, such as `technicalChecks`.", made_from=_CHECKS
         ),
-        Column("check_index", INT32, "Position in its group, from 0.", made_from=_CHECKS),
-        Column(
-            "type",
-            STRING,
-            "Which check, as received (`type`, else `checkType`).",
-            nullable=True,
-            made_from=_checks("type"),
-        ),
-        Column("status", STRING, "Status as received.", nullable=True, made_from=_checks("status")),
+        Column("check_index", INT32, "Position in the group, from 0.", made_from=_CHECKS),
+        _optional("type", STRING, "Check type as received (`type`, else `checkType`).", *_checks("type")),
+        _optional("status", STRING, "Status as received.", *_checks("status")),
         Column(
             "normalized_status",
             STRING,
             "PASS, FAIL, REVIEW, NOT_EVALUATED, ERROR, PENDING or UNKNOWN.",
             made_from=_checks("status"),
         ),
-        Column(
+        _optional(
             "confidence",
             DOUBLE,
-            "Confidence in [0, 1]; NULL when absent or outside.",
-            nullable=True,
-            made_from=_checks("confidence"),
+            "Confidence in [0, 1]; NULL if absent or out of range.",
+            *_checks("confidence"),
         ),
-        Column(
-            "confidence_raw",
-            STRING,
-            "Confidence as received, as JSON text.",
-            nullable=True,
-            made_from=_checks("confidence"),
+        _optional(
+            "confidence_raw", STRING, "JSON text of the confidence as received.", *_checks("confidence")
         ),
-        Column(
+        _optional(
             "details",
             STRING,
-            "The vendor's free text about the check, as received. It may say anything, also of the person: "
-            "it stays in the lake, and the warehouse has no such column.",
-            nullable=True,
-            made_from=_checks("details"),
+            "The vendor's free text about the check, as received. It may mention the person, so it stays in "
+            "the lake: the warehouse has no such column.",
+            *_checks("details"),
         ),
     ),
 )
@@ -306,24 +279,17 @@ MODEL_CHECKS = Table(
 VERIFICATION_TAGS = Table(
     "verification_tags",
     Zone.CURATED,
-    "One row per tag of the answer; values only for the tags that analysts may see.",
+    "One row per tag of the response; only tags that analysts may see have a value.",
     (
         _VERIFICATION_ID,
         _ANSWERED_ID,
-        Column("name", STRING, "The tag's name.", made_from=("result.tags[].name",)),
-        Column(
-            "value",
-            STRING,
-            "Its value, only for `KYC_CLEAR_TAGS`.",
-            nullable=True,
-            made_from=("result.tags[].value",),
-        ),
-        Column(
+        Column("name", STRING, "Tag name.", made_from=("result.tags[].name",)),
+        _optional("value", STRING, "Tag value, only for `KYC_CLEAR_TAGS`.", "result.tags[].value"),
+        _optional(
             "pseudonym",
             STRING,
-            "HMAC-SHA-256 of the value, separate for each name.",
-            nullable=True,
-            made_from=("result.tags[].value",),
+            "HMAC-SHA-256 of the value; each tag name has pseudonyms of its own.",
+            "result.tags[].value",
         ),
     ),
 )
@@ -331,33 +297,15 @@ VERIFICATION_TAGS = Table(
 VERIFICATION_FILES = Table(
     "verification_files",
     Zone.CURATED,
-    "One row per file of the answer, without its name and URL.",
+    "One row per file of the response, without file name and URL.",
     (
         _VERIFICATION_ID,
         _ANSWERED_ID,
-        Column(
-            "category",
-            STRING,
-            "`id`, `face` or as received.",
-            nullable=True,
-            made_from=("result.files[].category",),
-        ),
-        Column(
-            "content_type",
-            STRING,
-            "Media type as received.",
-            nullable=True,
-            made_from=("result.files[].contentType",),
-        ),
-        Column(
-            "file_size", INT64, "Bytes as received.", nullable=True, made_from=("result.files[].fileSize",)
-        ),
-        Column(
-            "uploaded_at",
-            TIMESTAMP,
-            "The file's epoch time stamp.",
-            nullable=True,
-            made_from=("result.files[].timestamp",),
+        _optional("category", STRING, "`id`, `face` or as received.", "result.files[].category"),
+        _optional("content_type", STRING, "Media type as received.", "result.files[].contentType"),
+        _optional("file_size", INT64, "Size in bytes, as received.", "result.files[].fileSize"),
+        _optional(
+            "uploaded_at", TIMESTAMP, "Epoch timestamp of the file, as received.", "result.files[].timestamp"
         ),
     ),
 )
@@ -365,21 +313,21 @@ VERIFICATION_FILES = Table(
 CONTRACT_DRIFT = Table(
     "contract_drift",
     Zone.CURATED,
-    "Where the day's answers differ from the contract, by path and kind.",
+    "How the day's responses differ from the contract, by path and kind.",
     (
         Column(
             "path",
             STRING,
-            "Path in the answer; `[]` stands for any position of a list, `?` for a key that does not look "
-            "like a name, since it may be data.",
+            "Path in the response; `[]` is any list position, `?` a key that may be data, since it does not "
+            "look like a field name.",
             made_from=("result",),
         ),
-        Column("kind", STRING, "How it differs.", made_from=("result",)),
-        Column("occurrences", INT64, "How often.", made_from=("result",)),
+        Column("kind", STRING, "Kind of difference.", made_from=("result",)),
+        Column("occurrences", INT64, "Number of occurrences.", made_from=("result",)),
         Column(
             "example_submission_id",
             STRING,
-            "The first submission (by id) where it occurs.",
+            "First submission, by id, in which it occurs.",
             made_from=("verification_responses.submission_id",),
         ),
     ),

@@ -1,1 +1,1 @@
-"""Pseudonyms: what stands in curated data in the place of a personal value."""
+"""Privacy: pseudonyms, which replace personal values in curated data, and the tombstones of erased people."""

@@ -1,4 +1,4 @@
-"""Who was erased: the tombstones that keep a person from coming back."""
+"""Tombstones of erased people, by which ingest recognises and rejects them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ DETAIL: Final = "the subject was erased on request"
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What stays of an erased person: the pseudonym of a tag's value, made with the key `key_id`."""
+    """All that is kept of an erased person: the pseudonym of a tag value, made with the key `key_id`."""
 
     name: str
     pseudonym: str
@@ -22,10 +22,10 @@ class Tombstone:
 
 
 class ErasedSubjects:
-    """Who was erased. Call it with a submission's tags (`submissionId` among them) to ask."""
+    """The erased people. Call it with a submission's tags, including `submissionId`, to look for a match."""
 
     def __init__(self, tombstones: Iterable[Tombstone], pseudonymizer: Pseudonymizer) -> None:
-        """Raises :class:`UsageError` where an erasure was recorded under another key.
+        """Raises :class:`UsageError` if a tombstone was made with another key.
 
         Such people could not be recognised, and would be sent and paid for again.
         """
@@ -35,17 +35,17 @@ class ErasedSubjects:
         for tombstone in self.tombstones:
             if tombstone.key_id != pseudonymizer.key_id:
                 raise UsageError(
-                    f"KYC_PSEUDONYM_KEY: people were erased under the key {tombstone.key_id}, and this is "
-                    f"{pseudonymizer.key_id}: restore the former key, else they cannot be recognised"
+                    f"KYC_PSEUDONYM_KEY: people were erased under the key {tombstone.key_id}, but this is "
+                    f"{pseudonymizer.key_id}: restore the old key, or they cannot be recognised"
                 )
             self._known.setdefault(tombstone.name, set()).add(tombstone.pseudonym)
 
     def __call__(self, tags: Mapping[str, str]) -> bool:
-        """Whether one of `tags` is an erased person's or an erased submission's."""
+        """Whether any of `tags` belongs to an erased person or submission."""
         return any(name in tags and self.has(name, tags[name]) for name in self._known)
 
     def has(self, name: str, value: str) -> bool:
-        """Whether the tag `name` with this value was erased."""
+        """Whether the tag `name` with this value has a tombstone."""
         known = self._known.get(name)
         return known is not None and self._pseudonymizer.tag(name, value) in known
 

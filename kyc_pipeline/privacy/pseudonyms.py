@@ -1,9 +1,9 @@
 """Keyed pseudonyms (HMAC-SHA-256), separate for each domain.
 
-A pseudonym lets an analyst count distinct people without knowing who they are. Without the key it cannot
-be reversed by trying every possible value, which a plain hash could (EDPB guidelines 01/2025 on
-pseudonymisation). A domain (the tag's name, or `document`) is part of the message, so that equal values in
-two domains have unrelated pseudonyms.
+With pseudonyms an analyst can count distinct people without knowing who they are. Unlike a plain hash, a
+pseudonym cannot be reversed by trying every possible value unless the key is known (EDPB guidelines 01/2025
+on pseudonymisation). The domain (the tag's name, or `document`) is part of the message, so equal values in
+different domains have unrelated pseudonyms.
 """
 
 import hmac
@@ -18,16 +18,16 @@ from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.settings import MIN_PSEUDONYM_KEY_LENGTH, Settings
 
-# The stubs of Arrow do not know kernels between a column and a scalar.
+# `Any`, since Arrow's stubs reject kernels that combine a column and a scalar.
 Column: TypeAlias = Any
 """An Arrow array."""
 DOCUMENT_DOMAIN: Final = "document"
 _PLAIN: Final = "^[!-~]([ -~]*[!-~])?$"
-"""ASCII without blanks around it, which normalisation leaves as it is."""
+"""Trimmed ASCII, which normalisation does not change."""
 
 
 class Pseudonymizer:
-    """Makes pseudonyms under one key. `key_id` names the key without telling it."""
+    """Makes pseudonyms with one key. `key_id` identifies the key without revealing it."""
 
     def __init__(self, key: str) -> None:
         if len(key) < MIN_PSEUDONYM_KEY_LENGTH:
@@ -39,42 +39,41 @@ class Pseudonymizer:
         return f"Pseudonymizer(key_id={self.key_id!r})"
 
     def tag(self, name: str, value: str) -> str:
-        """64 hex digits for the tag `name`'s `value` (NFC-normalised and trimmed)."""
+        """The pseudonym (64 hex digits) of a tag's value, which is NFC-normalised and trimmed first."""
         return self._hmac(_domain(f"tag:{name}") + _normalised(value).encode(errors="surrogatepass"))
 
     def document(self, sha256: str) -> str:
-        """64 hex digits for a document, from the SHA-256 (hex) of its bytes."""
+        """The pseudonym (64 hex digits) of a document, from the SHA-256 (hex) of its bytes."""
         return self._hmac(_domain(DOCUMENT_DOMAIN) + sha256.lower().encode())
 
     def tags(self, names: Column, values: Column) -> Column:
-        """:meth:`tag` of each name and value, in Arrow; NULL for a blank value, which tells nobody from
-        anybody else."""
-        values = _all_normalised(values)
-        each_name = names.dictionary_encode()
-        domains = [_domain(f"tag:{name}") for name in each_name.dictionary.to_pylist()]
-        made = self._hmacs(pa.array(domains, pa.binary()).take(each_name.indices), values)
-        return pc.if_else(pc.equal(values, pa.scalar("")), pa.scalar(None, pa.string()), made)
+        """:meth:`tag` for Arrow columns; NULL for a blank value, which identifies nobody."""
+        values = _normalised_column(values)
+        encoded = names.dictionary_encode()
+        domains = [_domain(f"tag:{name}") for name in encoded.dictionary.to_pylist()]
+        pseudonyms = self._hmacs(pa.array(domains, pa.binary()).take(encoded.indices), values)
+        return pc.if_else(pc.equal(values, pa.scalar("")), pa.scalar(None, pa.string()), pseudonyms)
 
     def documents(self, sha256s: Column) -> Column:
-        """:meth:`document` of each, in Arrow."""
+        """:meth:`document` for an Arrow column."""
         return self._hmacs(pa.scalar(_domain(DOCUMENT_DOMAIN), pa.binary()), pc.ascii_lower(sha256s))
 
     def _hmac(self, message: bytes) -> str:
-        keyed = self._keyed.copy()  # half the time of a new one, which would read the key again
+        keyed = self._keyed.copy()  # twice as fast as a new HMAC, which processes the key again
         keyed.update(message)
         return keyed.hexdigest()
 
     def _hmacs(self, domains: Column, values: Column) -> Column:
-        """HMAC of each domain and value, computed once for what repeats, such as the company's tags."""
+        """HMAC of each domain and value; repeated pairs, such as a company's tags, are computed once."""
         messages = pc.binary_join_element_wise(
             domains, values.cast(pa.binary()), pa.scalar(b"", pa.binary())
         ).dictionary_encode()
-        made = [self._hmac(message) for message in messages.dictionary.to_pylist()]
-        return pa.array(made, pa.string()).take(messages.indices)
+        hmacs = [self._hmac(message) for message in messages.dictionary.to_pylist()]
+        return pa.array(hmacs, pa.string()).take(messages.indices)
 
 
 def _domain(name: str) -> bytes:
-    """The start of a message. The length keeps ("a", "bc") apart from ("ab", "c")."""
+    """The prefix of a message. The length distinguishes ("a", "bc") from ("ab", "c")."""
     return f"{len(name)}:{name}:".encode(errors="surrogatepass")
 
 
@@ -82,17 +81,17 @@ def _normalised(value: str) -> str:
     return unicodedata.normalize("NFC", value).strip()
 
 
-def _all_normalised(values: Column) -> Column:
-    is_other: Column = pc.invert(pc.match_substring_regex(values, _PLAIN))
-    others = [_normalised(value) for value in values.filter(is_other).to_pylist()]
-    return pc.replace_with_mask(values, is_other, pa.array(others, pa.string()))
+def _normalised_column(values: Column) -> Column:
+    needs_it: Column = pc.invert(pc.match_substring_regex(values, _PLAIN))
+    normalised = [_normalised(value) for value in values.filter(needs_it).to_pylist()]
+    return pc.replace_with_mask(values, needs_it, pa.array(normalised, pa.string()))
 
 
 def load_pseudonymizer(settings: Settings) -> Pseudonymizer:
-    """The pseudonymizer of the settings' key; without one, of a key file that is made on first use.
+    """A pseudonymizer with the configured key, or else with that of the key file.
 
-    The file has mode 0600. Of two processes that start at the same time, both use the key of the one that
-    made it first. Raises :class:`UsageError` for a key that is too short or a file that cannot be read.
+    The file is created on first use, with mode 0600. If two processes start together, both use the key of the
+    first to create it. Raises :class:`UsageError` if the key is too short or the file cannot be read.
     """
     if settings.kyc_pseudonym_key is not None:
         return Pseudonymizer(settings.kyc_pseudonym_key.get_secret_value())

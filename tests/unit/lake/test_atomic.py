@@ -1,4 +1,4 @@
-"""A file is replaced whole or not at all, and only a draft that nobody holds is stale."""
+"""A file is replaced completely or not at all, and only an unlocked draft is stale."""
 
 import os
 import stat
@@ -37,7 +37,7 @@ def test_an_error_leaves_the_old_file_and_no_draft(target: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_file_that_is_there_stays_where_it_is_to_be_kept(target: Path) -> None:
+def test_keep_existing_does_not_overwrite_a_file(target: Path) -> None:
     with replacing(target, keep_existing=True) as file:
         file.write(b"new")
     assert target.read_text() == "old"

@@ -23,7 +23,7 @@ def paths(lake: Lake) -> list[str]:
 
 
 def another_instance(root: str) -> Lake:
-    """A lake of another process, as far as file systems know."""
+    """A lake as another process would open it: without a shared file system instance."""
     s3fs.S3FileSystem.clear_instance_cache()
     return Lake(root)
 
@@ -35,7 +35,7 @@ def test_partitions_are_written_replaced_read_and_listed(s3_root: str) -> None:
         other.read(CONTRACT_DRIFT, DAY)
     assert (other.exists(CONTRACT_DRIFT, DAY), other.dates(CONTRACT_DRIFT)) == (False, [])
     lake.write(CONTRACT_DRIFT, DAY, [drift("a"), drift("b")], {"source": "x"})
-    # What the other has looked at before, it must see now: nothing is remembered.
+    # The other instance looked before the write, and must not answer from a cache.
     assert (other.exists(CONTRACT_DRIFT, DAY), other.dates(CONTRACT_DRIFT)) == (True, [DAY])
     assert (paths(other), other.row_count(CONTRACT_DRIFT, DAY)) == (["a", "b"], 2)
     assert other.metadata(CONTRACT_DRIFT, DAY)["source"] == "x"
@@ -96,7 +96,7 @@ while True:
 
 def test_a_reader_in_another_process_sees_whole_partitions_and_every_replacement(s3_root: str) -> None:
     lake = Lake(s3_root)
-    # A copy takes several reads, so that the object is replaced in the middle of many a copy.
+    # Large enough for several reads per copy, so the object is often replaced in the middle of one.
     rows = pa.Table.from_pylist([drift(secrets.token_hex(100)) for _ in range(60_000)])
     assert lake.write(CONTRACT_DRIFT, DAY, rows) == 60_000
     assert lake.fs.size(lake.path(CONTRACT_DRIFT, DAY)) > 6_000_000

@@ -1,4 +1,4 @@
-"""Partitions are replaced whole and atomically, and come back as they were written."""
+"""Partitions are replaced atomically, as a whole, and read back exactly as written."""
 
 import os
 import random
@@ -111,7 +111,7 @@ def test_a_killed_writer_leaves_the_old_rows_and_the_next_writer_cleans_up(lake:
     assert os.listdir(folder) == ["part-0.parquet"]
 
 
-def test_a_stale_draft_is_told_by_its_lock_not_by_a_process_id(lake: Lake) -> None:
+def test_a_stale_draft_is_recognised_by_its_lock_not_by_a_process_id(lake: Lake) -> None:
     lake.write(CONTRACT_DRIFT, DAY, [])
     folder = Path(lake.path(CONTRACT_DRIFT, DAY)).parent
     # In a container the next process often has the id of the one that crashed.
@@ -163,14 +163,14 @@ def test_readers_see_whole_partitions_only_though_the_writer_is_killed_at_any_mo
                 assert version() >= last + 1
             writer.kill()
             written = [last + 1, *map(int, writer.stdout)]
-        # The one after the last that was told may be there too: killed between the two.
+        # The writer may have been killed after it published a version and before it printed it.
         assert written[-1] <= version() <= written[-1] + 1
         last = version()
     lake.write(CONTRACT_DRIFT, DAY, [drift("end")])
     assert os.listdir(folder) == ["part-0.parquet"]
 
 
-def test_row_groups_and_statistics_let_a_reader_leave_out_what_it_does_not_need(lake: Lake) -> None:
+def test_row_groups_have_statistics_so_that_readers_can_skip_them(lake: Lake) -> None:
     rows = 2 * ROW_GROUP_ROWS + 7
     ids = pa.array(np.arange(rows)).cast(pa.string())
     columns = {

@@ -1,4 +1,4 @@
-"""Pseudonyms: stable, keyed, separate for each domain; the key is made once."""
+"""Pseudonyms: stable, keyed and separate for each domain; the key is created once."""
 
 import hashlib
 import hmac
@@ -22,7 +22,7 @@ KEY = "k" * 32
 PSEUDONYMIZER = Pseudonymizer(KEY)
 
 
-def test_is_the_hmac_that_the_documentation_says() -> None:
+def test_matches_the_documented_hmac() -> None:
     expected = hmac.new(KEY.encode(), b"14:tag:customerId:9999", hashlib.sha256).hexdigest()
     assert Pseudonymizer(KEY).tag("customerId", "9999") == expected
 
@@ -41,7 +41,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(st.lists(st.tuples(TEXT, TEXT | BLANKS)))
-def test_many_at_once_are_those_one_by_one(tags: list[tuple[str, str]]) -> None:
+def test_columns_and_single_values_agree(tags: list[tuple[str, str]]) -> None:
     names, values = (pa.array([tag[side] for tag in tags], pa.string()) for side in (0, 1))
     assert PSEUDONYMIZER.tags(names, values).to_pylist() == [
         PSEUDONYMIZER.tag(name, value) if value.strip() else None for name, value in tags
@@ -53,12 +53,12 @@ def test_many_at_once_are_those_one_by_one(tags: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("key", [KEY, "ä" + "k" * 200])
-def test_many_at_once_are_the_standard_hmac(key: str) -> None:
+def test_columns_give_the_standard_hmac(key: str) -> None:
     expected = hmac.new(key.encode(), b"14:tag:customerId:9999", hashlib.sha256).hexdigest()
     assert Pseudonymizer(key).tags(pa.array(["customerId"]), pa.array([" 9999"])).to_pylist() == [expected]
 
 
-def test_threads_may_share_one() -> None:
+def test_threads_can_share_a_pseudonymizer() -> None:
     names = pa.array(["n"] * 5000)
     values = [pa.array([f"{thread}-{row}" for row in range(5000)]) for thread in range(4)]
     with ThreadPoolExecutor() as pool:
@@ -78,7 +78,7 @@ def test_another_key_gives_another_pseudonym_and_key_id() -> None:
     assert one.key_id != other.key_id
 
 
-def test_a_document_is_apart_from_a_tag() -> None:
+def test_documents_and_tags_are_separate_domains() -> None:
     digest = hashlib.sha256(b"image").hexdigest()
     pseudonymizer = Pseudonymizer(KEY)
     assert pseudonymizer.document(digest) != pseudonymizer.tag("document", digest)
@@ -98,7 +98,7 @@ def settings(folder: Path) -> Settings:
     return Settings(_env_file=None, kyc_landing=folder / "landing")
 
 
-def test_the_key_file_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+def test_the_key_file_is_created_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     first = load_pseudonymizer(settings(tmp_path))
     file = tmp_path / "pseudonym.key"
     assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
