@@ -1,5 +1,5 @@
-"""Ingest: from the landing zone to `submissions` and `rejected_submissions`.
+"""Ingest: reads manifests from the landing zone into `submissions` and `rejected_submissions`.
 
-`formats.py` knows the files' forms, `rows.py` the rules of a row, `documents.py` those of a document,
-`ownership.py` those between rows; `manifests.py` puts a day together.
+`formats.py` parses the files, `rows.py` validates rows, `documents.py` examines documents, `ownership.py`
+decides duplicates and conflicts, and `manifests.py` ingests a whole day.
 """

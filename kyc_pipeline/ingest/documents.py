@@ -1,7 +1,7 @@
-"""Documents: where a manifest's path leads, what the file holds, and whether it can be sent.
+"""Examines documents: resolves their paths, hashes them and decides whether they can be sent.
 
-A file's content decides, never its name. The file is read once: hashed, recognised and, if it is an image,
-decoded, since a truncated image would be billed and then fail.
+The content decides, never the file name. Images are decoded to the end, since a truncated image would be
+billed and then fail.
 """
 
 import errno
@@ -25,15 +25,15 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.vocabulary import Reason
 
 MAX_BYTES: Final = 50_000_000
-"""The vendor says 50 MB: the smaller reading of it is the safe one."""
+"""The vendor's limit is "50 MB"; the decimal reading is the safe one."""
 MAX_PIXELS: Final = 89_478_485
-"""Pillow's own limit: an image with more pixels is taken for a decompression bomb."""
+"""Pillow's own limit, above which it suspects a decompression bomb."""
 CACHE_SIZE: Final = 65_536
 MAX_WORKERS: Final = 4
 _LARGE_PIXELS: Final = 16_000_000
 _HEAD_BYTES: Final = 8192
 _PILLOW_FORMATS: Final = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
-_NOT_THERE: Final = {
+_NOT_FOUND_ERRORS: Final = {
     errno.ENOENT,
     errno.ENOTDIR,
     errno.ELOOP,
@@ -44,11 +44,11 @@ _NOT_THERE: Final = {
 }
 
 # One at a time: an image that cannot be decoded at a reduced size takes up to 360 MB.
-_large_image = threading.Lock()
+_large_image_lock = threading.Lock()
 
 
 class Role(Enum):
-    """What a document is for, with the media types that the API takes for it."""
+    """A document's role. The value is the set of media types that the API accepts for it."""
 
     ID = frozenset({*_PILLOW_FORMATS, "application/pdf"})
     SELFIE = frozenset({*_PILLOW_FORMATS, "video/mp4", "video/quicktime", "video/webm"})
@@ -56,7 +56,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What is known of one file. `problem` is why it cannot be sent, whatever its role."""
+    """The result of examining one file. `problem` is why it cannot be sent in any role."""
 
     sha256: str | None = None
     size: int | None = None
@@ -75,12 +75,12 @@ class Document:
 
 
 class Documents:
-    """Examines the documents below one folder with a bounded number of threads; each file once a run."""
+    """Examines the documents below one folder in a bounded thread pool, and caches the results."""
 
-    def __init__(self, root: Path, workers: int | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = os.path.realpath(root)
         self._cache: OrderedDict[str, Document] = OrderedDict()
-        self._pool = ThreadPoolExecutor(workers or min(MAX_WORKERS, os.cpu_count() or 1), "kyc-documents")
+        self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "kyc-documents")
 
     def __enter__(self) -> "Documents":
         return self
@@ -89,26 +89,26 @@ class Documents:
         self._pool.shutdown(cancel_futures=True)
 
     def examine(self, paths: Iterable[str]) -> dict[str, Document]:
-        """The document of each of `paths`, which are relative to the documents folder.
+        """Examines `paths`, which are relative to the documents folder; returns the results by path.
 
-        Raises :class:`KycError` when the storage itself fails: that is no fault of a row.
+        Raises :class:`KycError` if the storage itself fails, which is not a fault of the row.
         """
         resolved = {path: self._resolve(path) for path in set(paths)}
-        places = {place for place in resolved.values() if place is not None}
-        known = {place: self._cache[place] for place in places & self._cache.keys()}
-        unknown = sorted(places - known.keys())
-        for place, document in zip(unknown, self._pool.map(examine_file, unknown), strict=True):
-            known[place] = self._cache[place] = document
+        files = {file for file in resolved.values() if file is not None}
+        known = {file: self._cache[file] for file in files & self._cache.keys()}
+        unknown = sorted(files - known.keys())
+        for file, document in zip(unknown, self._pool.map(examine_file, unknown), strict=True):
+            known[file] = self._cache[file] = document
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
-        return {path: _OUTSIDE if place is None else known[place] for path, place in resolved.items()}
+        return {path: _OUTSIDE if file is None else known[file] for path, file in resolved.items()}
 
     def _resolve(self, path: str) -> str | None:
-        """The file that `path` leads to after every symlink; None if it is outside the folder."""
+        """Resolves `path` and all symlinks in it; None if it leads outside the folder."""
         if os.path.isabs(path) or "\0" in path:
             return None
-        place = os.path.realpath(os.path.join(self._root, path))
-        return place if place.startswith(f"{self._root}{os.sep}") else None
+        file = os.path.realpath(os.path.join(self._root, path))
+        return file if file.startswith(f"{self._root}{os.sep}") else None
 
 
 _OUTSIDE: Final = Document(
@@ -119,12 +119,12 @@ _OUTSIDE: Final = Document(
 def examine_file(path: str) -> Document:
     """Reads the file at `path` (already resolved) and checks its content."""
     try:
-        # The path is resolved: a symlink here was put there since, and a pipe must not block.
+        # O_NOFOLLOW: a symlink here was created after `path` was resolved. O_NONBLOCK: a pipe must not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             return _examine(file)
     except OSError as error:
-        if error.errno in _NOT_THERE:
+        if error.errno in _NOT_FOUND_ERRORS:
             why = "cannot be opened" if error.errno == errno.EACCES else "does not exist"
             return Document(problem=Reason.FILE_NOT_FOUND, detail=f"the file {why}")
         raise KycError(
@@ -133,10 +133,10 @@ def examine_file(path: str) -> Document:
 
 
 def _examine(file: io.BufferedReader) -> Document:
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
         return Document(problem=Reason.FILE_NOT_FOUND, detail="the path is not a file")
-    size = found.st_size
+    size = status.st_size
     if size == 0:
         return Document(size=0, problem=Reason.FILE_EMPTY, detail="the file has no content")
     if size > MAX_BYTES:
@@ -160,10 +160,10 @@ def _image_problem(file: io.BufferedReader, image_format: str) -> str | None:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 return f"the image has {width} x {height} pixels, more than {MAX_PIXELS}"
-            # A JPEG decodes at an eighth of its size for a fraction of the cost, still reading every byte.
+            # Decoding a JPEG at an eighth of its size costs far less and still reads every byte.
             image.draft(None, (max(1, width // 8), max(1, height // 8)))
             if image.size[0] * image.size[1] > _LARGE_PIXELS:
-                with _large_image:
+                with _large_image_lock:
                     image.load()
             else:
                 image.load()
@@ -171,6 +171,6 @@ def _image_problem(file: io.BufferedReader, image_format: str) -> str | None:
         return f"the image has more than {MAX_PIXELS} pixels"
     except MemoryError:
         raise
-    except Exception as error:  # hostile bytes make decoders raise errors of every kind
+    except Exception as error:  # on hostile input, decoders raise errors of any kind
         return f"the image cannot be decoded ({type(error).__name__}): it may be truncated"
     return None

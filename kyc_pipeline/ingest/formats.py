@@ -1,8 +1,8 @@
-"""The formats of a manifest file: CSV, JSON lines and Parquet in, rows as text out.
+"""Parses manifest files: CSV, JSON Lines or Parquet in, rows of text out.
 
-Only the form of a file is known here (encoding, separators, JSON, Parquet). What a row means is decided in
-`rows.py`. A file that cannot be read at all is one :class:`ManifestUnreadable`; a single row that cannot be
-split into fields is a *malformed* row, so that it never stops the others.
+This module handles only the file format (encoding, separators, JSON, Parquet); `rows.py` validates the rows.
+A file that cannot be read raises :class:`ManifestUnreadable`. A row that cannot be split into fields is
+marked as *malformed* and does not stop the others.
 """
 
 import codecs
@@ -41,9 +41,9 @@ Reader: TypeAlias = Callable[[Path, Counter[str]], Iterator[pa.Table]]
 CHUNK_ROWS: Final = 16_384
 CHUNK_BYTES: Final = 1 << 22
 BLOCK_BYTES: Final = 1 << 20
-"""Read at once. Arrow reads up to 32 blocks ahead of the rows that it gives."""
+"""Bytes per read. Arrow reads up to 32 blocks ahead of the rows that it returns."""
 MAX_ROW_BYTES: Final = BLOCK_BYTES
-"""The longest row: a longer one means that a quote or a line end is missing."""
+"""Longest row; a longer one suggests that a quote or a line end is missing."""
 MAX_IGNORED_NAMES: Final = 100
 MAX_SHOWN_COLUMNS: Final = 20
 _COLUMN_NAME: Final = re.compile(r"(tag\.)?[A-Za-z_][A-Za-z_ -]{0,39}")
@@ -64,16 +64,16 @@ def printable(name: str) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """A manifest as errors name it: its day's folder and its file name."""
+    """A manifest's path for messages: `manifests/<date>/<name>`."""
     return f"manifests/{printable(path.parent.name)}/{printable(path.name)}"
 
 
 def read_manifest(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
-    """The rows of a manifest, as text, a chunk at a time: memory does not grow with the file.
+    """Yields the rows of a manifest as text, in chunks: memory does not grow with the file.
 
-    Each chunk has the columns `manifest_row` (int64, 1 is the first row of data), `malformed` (what is wrong
-    with the row's form, or null), every one of :data:`FIELDS` and the file's `tag.<name>` columns; null is an
-    absent value. `ignored` gets the number of rows of every column that is not used.
+    Each chunk has the columns `manifest_row` (int64; 1 is the first data row), `malformed` (why the row could
+    not be parsed, or null), all :data:`FIELDS` and the file's `tag.<name>` columns. An absent value is null.
+    `ignored` counts the rows of each unused column.
     Raises :class:`ManifestUnreadable`.
     """
     reader = reader_of(path)
@@ -98,7 +98,7 @@ def reader_of(path: Path) -> Reader | None:
 
 
 def _count_ignored(ignored: Counter[str], name: str, rows: int) -> None:
-    # A file with a million different keys must not fill the memory or the run's metadata.
+    # A file with a million different keys must not fill memory or the run's metadata.
     known = name in ignored or len(ignored) < MAX_IGNORED_NAMES
     ignored[printable(name)[:64] if known else "(others)"] += rows
 
@@ -108,17 +108,17 @@ def _is_used(column: str) -> bool:
 
 
 def _chunk(columns: Mapping[str, Column], rows: Column, malformed: "Column | None" = None) -> pa.Table:
-    """A chunk from the columns that the file has: the fields that it lacks are null."""
-    nothing = pa.nulls(len(rows), pa.string())
-    fields = {name: columns.get(name, nothing) for name in (*FIELDS, *columns)}
-    return pa.table({ROW: rows, MALFORMED: nothing if malformed is None else malformed, **fields})
+    """Builds a chunk from the columns that the file has; the fields that it lacks are null."""
+    nulls = pa.nulls(len(rows), pa.string())
+    fields = {name: columns.get(name, nulls) for name in (*FIELDS, *columns)}
+    return pa.table({ROW: rows, MALFORMED: nulls if malformed is None else malformed, **fields})
 
 
 # --- text -------------------------------------------------------------------------------------------------
 
 
 def _text_blocks(path: Path) -> Iterator[str]:
-    """The file's text, block by block, without a byte order mark, ending in a line end."""
+    """Yields the file's text in blocks, without a byte order mark and with a line end at the end."""
     with path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -155,7 +155,7 @@ def _encoding_of(start: bytes) -> str:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     sample = start[:64]
-    # Without a mark, UTF-16 shows by the zero half of each of a header's ASCII characters.
+    # In UTF-16 without a byte order mark, every other byte of an ASCII header is zero.
     if len(sample) >= 4 and len(sample) % 2 == 0:
         if not any(sample[1::2]):
             return "utf-16-le"
@@ -165,7 +165,7 @@ def _encoding_of(start: bytes) -> str:
 
 
 class _BlockStream(io.RawIOBase):
-    """Text blocks as a stream of UTF-8 bytes, for pyarrow. Counts the quotes that went by."""
+    """Text blocks as a stream of UTF-8 bytes, for pyarrow. Counts the quotes."""
 
     def __init__(self, blocks: Iterator[str]) -> None:
         super().__init__()
@@ -191,36 +191,36 @@ class _BlockStream(io.RawIOBase):
 
 
 class _BadRows:
-    """Collects the rows that pyarrow cannot split into the header's fields: its `invalid_row_handler`."""
+    """pyarrow's `invalid_row_handler`: collects the rows that have more or fewer fields than the header."""
 
     def __init__(self, separator: str, header: list[str]) -> None:
         self._separator = separator
         self._header = header
         self._pending: list[tuple[int, str | None, str]] = []
-        self._following = 1
+        self._next_number = 1
 
     def __call__(self, row: pacsv.InvalidRow) -> Literal["skip"]:
-        # The serial reader always knows the number; it counts the header as 1.
+        # The serial reader always knows the row number; the header is row 1.
         number = (row.number or 0) - 1
         detail = f"expected {row.expected_columns} fields, found {row.actual_columns}"
         self._pending.append((number, self._id_in(row.text), detail))
         return "skip"
 
-    def number(self, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-        """The row numbers of the next `count` good rows: those that no bad row has."""
+    def good_row_numbers(self, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        """The row numbers of the next `count` good rows: the numbers between those of bad rows."""
         bad = np.array([number for number, _, _ in self._pending], dtype=np.int64)
-        numbers = np.arange(self._following, self._following + count + len(bad), dtype=np.int64)
+        numbers = np.arange(self._next_number, self._next_number + count + len(bad), dtype=np.int64)
         numbers = numbers[~np.isin(numbers, bad)][:count]
         if count:
-            self._following = int(numbers[-1]) + 1
+            self._next_number = int(numbers[-1]) + 1
         return numbers
 
     def chunks(self, *, final: bool = False) -> Iterator[pa.Table]:
-        """The bad rows before the next good one, or all that are left if `final`, in one chunk."""
-        now = [row for row in self._pending if final or row[0] < self._following]
-        self._pending = self._pending[len(now) :]
-        if now:
-            numbers, ids, details = zip(*now, strict=True)
+        """Yields a chunk of the bad rows before the next good row, or of all the rest if `final`."""
+        due = [row for row in self._pending if final or row[0] < self._next_number]
+        self._pending = self._pending[len(due) :]
+        if due:
+            numbers, ids, details = zip(*due, strict=True)
             yield _chunk(
                 {"submission_id": pa.array(ids, pa.string())},
                 pa.array(numbers, pa.int64()),
@@ -247,7 +247,7 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     stream = _BlockStream(itertools.chain([start], blocks))
     total = 0
     try:
-        for chunk in _packed(_csv_chunks(stream, separator, header)):
+        for chunk in _merged(_csv_chunks(stream, separator, header)):
             total += chunk.num_rows
             yield chunk
     except pa.ArrowInvalid as error:
@@ -256,7 +256,7 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
                 path, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
             ) from error
         raise ManifestUnreadable(path, "is not a valid CSV file") from error
-    # An open quote swallows every row up to the next quote, so rows were misread.
+    # An open quote swallows every row up to the next quote, so some rows were misread.
     if stream.quotes % 2:
         raise ManifestUnreadable(path, 'has an odd number of quotes ("): close or double the stray one')
     for column in header:
@@ -269,7 +269,7 @@ def _csv_chunks(stream: "_BlockStream", separator: str, header: list[str]) -> It
     bad_rows = _BadRows(separator, header)
     reader = pacsv.open_csv(
         cast("IO[bytes]", stream),
-        # Row numbers are known only to the serial reader.
+        # Only the serial reader knows row numbers.
         read_options=pacsv.ReadOptions(
             use_threads=False,
             block_size=BLOCK_BYTES,
@@ -288,13 +288,13 @@ def _csv_chunks(stream: "_BlockStream", separator: str, header: list[str]) -> It
     )
     for batch in reader:
         columns = {column: batch.column(key) for key, column in used.items()}
-        yield _chunk(columns, pa.array(bad_rows.number(batch.num_rows)))
+        yield _chunk(columns, pa.array(bad_rows.good_row_numbers(batch.num_rows)))
         yield from bad_rows.chunks()
     yield from bad_rows.chunks(final=True)
 
 
-def _packed(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in fewer chunks, since each costs something of its own."""
+def _merged(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Merges small chunks, since each chunk has a fixed cost."""
     pending: list[pa.Table] = []
     rows = 0
     for chunk in chunks:
@@ -308,7 +308,7 @@ def _packed(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _header(start: str, path: Path) -> tuple[str, list[str]]:
-    """The separator and the column names: the reading that finds most of the known names."""
+    """The separator and the column names: the combination with the most known names."""
     readings = []
     for separator in _SEPARATORS:
         try:
@@ -323,15 +323,15 @@ def _check_header(columns: list[str], path: Path) -> None:
     missing = [column for column in REQUIRED if column not in columns]
     if missing:
         raise ManifestUnreadable(
-            path, f"has no column {', '.join(missing)}: the first row must name them; {_found(columns)}"
+            path, f"has no column {', '.join(missing)}: the first row must name them; {_described(columns)}"
         )
     twice = sorted(column for column, n in Counter(columns).items() if n > 1 and _is_used(column))
     if twice:
         raise ManifestUnreadable(path, f"has the column {printable(twice[0])} twice")
 
 
-def _found(columns: list[str]) -> str:
-    """The columns of a wrong header, for comparison; never data that stands in the place of names."""
+def _described(columns: list[str]) -> str:
+    """Describes a wrong header for a message, without repeating values that look like data."""
     if all(_COLUMN_NAME.fullmatch(column) for column in columns):
         return f"it names {', '.join(columns[:MAX_SHOWN_COLUMNS])}" + (
             f" and {len(columns) - MAX_SHOWN_COLUMNS} more" if len(columns) > MAX_SHOWN_COLUMNS else ""
@@ -363,7 +363,7 @@ def _read_jsonl(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
 def _lines(path: Path) -> Iterator[str]:
     rest = ""
     for block in _text_blocks(path):
-        # Only \n and \r\n end a JSON line: other separators may stand inside a string.
+        # Only \n and \r\n end a JSON line: strings may contain other line separators.
         *lines, rest = (rest + block).split("\n")
         if len(rest) > MAX_ROW_BYTES:
             raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} bytes")
@@ -372,9 +372,9 @@ def _lines(path: Path) -> Iterator[str]:
         yield rest
 
 
-def has_name_twice(text: str) -> bool:
-    """Whether the JSON object `text` itself (not one inside it) has two members of one name."""
-    # The outermost object is the last one that the hook sees, so its result is the whole result.
+def has_duplicate_key(text: str) -> bool:
+    """Whether the JSON object `text` itself (not an object inside it) has a duplicate key."""
+    # The hook sees the outermost object last, and its result for that object is the return value.
     return bool(json.loads(text, object_pairs_hook=lambda pairs: len(dict(pairs)) < len(pairs)))
 
 
@@ -382,10 +382,10 @@ def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
     data = line.strip().encode()
     try:
         raw = _OBJECT.decode(data)
-        # The size of the object without spaces: if it is that of the line, no name occurs twice.
+        # The size of the compact JSON: if the line is just as long, it has no duplicate key.
         compact = 1 + sum(len(name.encode()) + len(bytes(value)) + 4 for name, value in raw.items())
-        if compact != len(data) and has_name_twice(line):
-            return {MALFORMED: "a name comes twice in the line"}
+        if compact != len(data) and has_duplicate_key(line):
+            return {MALFORMED: "the line has a duplicate key"}
     except (ValueError, RecursionError):
         return {MALFORMED: "the line is not a JSON object"}
     record: dict[str, str | None] = {}
@@ -420,14 +420,14 @@ def _read_parquet(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
             used = [column for column in schema.names if _is_used(column)]
             for column in used:
                 _check_type(column, schema.field(column).type, path)
-            following = 1
+            total = 0
             for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=used):
-                rows = pa.array(np.arange(following, following + batch.num_rows, dtype=np.int64))
-                following += batch.num_rows
+                rows = pa.array(np.arange(total + 1, total + 1 + batch.num_rows, dtype=np.int64))
+                total += batch.num_rows
                 yield _chunk({column: _as_text(batch.column(column)) for column in used}, rows)
             for column in schema.names:
                 if not _is_used(column):
-                    _count_ignored(ignored, column, following - 1)
+                    _count_ignored(ignored, column, total)
     except pa.ArrowException as error:
         raise ManifestUnreadable(path, f"is not a readable Parquet file ({type(error).__name__})") from error
 
@@ -460,21 +460,21 @@ def _as_text(array: Column) -> Column:
             [None if tags is None else _pairs_json(tags) for tags in array.to_pylist()], pa.string()
         )
     if pa.types.is_struct(kind):
-        # A struct has every field in every row: a null means that the tag is absent.
+        # Every row of a struct has every field: a null means that the tag is absent.
         rows = array.to_pylist()
         return pa.array(
             [row and _pairs_json([(k, v) for k, v in row.items() if v is not None]) for row in rows],
             pa.string(),
         )
     if pa.types.is_timestamp(kind):
-        # Without a zone the text has no offset, and the row is rejected as in any other format.
+        # Without a time zone the text has no offset, and the row is rejected as in any other format.
         times = cast("list[datetime | None]", array.cast(pa.timestamp("us", kind.tz and "UTC")).to_pylist())
         return pa.array([time and time.isoformat() for time in times], pa.string())
     return array.cast(pa.string())
 
 
 def _pairs_json(pairs: list[tuple[str, object]]) -> str:
-    """A JSON object of the pairs, in their order; repeated names stay."""
+    """A JSON object of the pairs, in order and with duplicate keys, which a tag rule rejects later."""
     members = (f"{_json(name)}:{_json(value)}" for name, value in pairs)
     return "{" + ",".join(members) + "}"
 

@@ -1,7 +1,7 @@
-"""The lock under which ids are accepted: one day at a time, over all processes and hosts.
+"""The ingest lock: over all processes and hosts, only one day at a time may accept ids.
 
-It is a lease of the ledger under a key that is no date: it is renewed while it is held, free at once if its
-holder died on this host, and free after the lease time if the holder's host died.
+It is a ledger lease whose key is not a date. It is renewed while it is held, free at once if its holder died
+on this host, and free when the lease expires if the holder's host died.
 """
 
 import contextlib
@@ -21,20 +21,19 @@ _POLL_SECONDS: Final = 0.2
 def ingest_lock(
     ledger: Ledger, run_id: str, *, wait_seconds: float = LOCK_SECONDS
 ) -> Iterator[Callable[[], None]]:
-    """Lets one day at a time decide about ids: else two days could both accept the same one.
+    """Holds the ingest lock, without which two days could accept the same id.
 
-    Yields a function that raises :class:`LeaseLost` if the lock is lost: call it before and after a
-    partition is published.
-    Raises :class:`PartitionBusy` with the holder's name after `wait_seconds`.
+    Yields a function that raises :class:`LeaseLost` if the lock is lost: call it before and after you
+    publish a partition. Raises :class:`PartitionBusy` with the holder's name after `wait_seconds`.
     """
-    give_up = time.monotonic() + wait_seconds
+    deadline = time.monotonic() + wait_seconds
     with contextlib.ExitStack() as stack:
         while True:
             try:
                 check = stack.enter_context(hold(ledger, LOCK_KEY, run_id)).check
                 break
             except PartitionBusy as error:
-                if time.monotonic() >= give_up:
+                if time.monotonic() >= deadline:
                     raise PartitionBusy(
                         f"waited {wait_seconds:.0f} s for another ingest or erasure: {error}"
                     ) from error

@@ -1,4 +1,4 @@
-"""A day's manifests: which they are, whether they changed, and their ingest into the lake."""
+"""Lists a day's manifests, detects changes and ingests them into the lake."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import Reason
 
 Signature: TypeAlias = tuple[int, int, int]
-"""What changes when a file is written to: its size, its time in nanoseconds, its inode."""
+"""Size, modification time in nanoseconds and inode: at least one changes when a file is written to."""
 
 _UNFINISHED: Final = (".tmp", ".part")
 READ_ATTEMPTS: Final = 3
@@ -44,7 +44,7 @@ class Manifest:
 
     @property
     def name(self) -> str:
-        """The file's name, as it is shown and stored."""
+        """The printable file name, for messages and the lake."""
         return printable(self.path.name)
 
     def is_unchanged(self) -> bool:
@@ -57,10 +57,10 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class DayFolder:
-    """A day's manifest folder: what is read, and what is not and why.
+    """A day's manifest folder: the files that ingest reads, and those that it skips.
 
-    `redelivered` are byte-identical copies of a manifest of the same day; `ignored` are files that are no
-    manifests by their name, or no regular files. Unfinished files (hidden, `.tmp`, `.part`) are in neither.
+    `redelivered`: byte-identical copies of a manifest of the same day. `ignored`: files without a manifest's
+    suffix, and entries that are not regular files. Unfinished files (hidden, `.tmp`, `.part`) are left out.
     """
 
     manifests: tuple[Manifest, ...]
@@ -74,7 +74,7 @@ class DayFolder:
 
 
 def require_landing(landing: Path) -> None:
-    """Raises :class:`UsageError` unless the landing zone has at least one manifest folder of a day."""
+    """Raises :class:`UsageError` unless the landing zone has a manifest folder for at least one day."""
     _require_folder(landing)
     if not manifest_dates(landing):
         raise UsageError(
@@ -88,31 +88,31 @@ def manifest_dates(landing: Path) -> list[str]:
 
 
 def stray_folders(landing: Path) -> list[str]:
-    """Folders below `manifests/` whose name is not a date: nothing in them is ever read."""
+    """Folders below `manifests/` whose name is not a date. Nothing in them is read."""
     return [name for name in _folders(landing) if not _is_date(name)]
 
 
 def manifest_signature(landing: Path, date: str) -> str:
-    """What changes as soon as one of the day's manifests is written to: their names, sizes and times (hex).
+    """Hash (hex) of the manifests' names, sizes and times: changes when one of them is written to.
 
-    Cheap: reads no content. Two equal signatures some time apart mean that the files are complete.
+    Reads no content. Two equal signatures some time apart mean that the files are complete.
     """
     files, _ = _manifest_files(landing, date)
     return _digest((path.name, repr(signature)) for path, signature in files)
 
 
 def manifest_identity(landing: Path, date: str) -> str:
-    """Identity (hex) of the day's manifests: names and contents, byte-identical copies left out.
+    """Hash (hex) of the manifests' names and contents, without byte-identical copies.
 
-    A file is hashed again only when its size, time or inode changed.
+    A file is read again only if its size, time or inode changed.
     """
     return list_manifests(landing, date, hash_file=_cached_sha256).identity
 
 
 def is_ingested(landing: Path, lake: Lake, date: str) -> bool:
-    """Whether the lake's `submissions` of the day were made from its manifests as they are now.
+    """Whether the day's `submissions` were made from its current manifests.
 
-    False for a day whose manifests cannot be read: its ingest reports the reason.
+    False if the manifests cannot be read: the day's ingest reports why.
     """
     if not lake.exists(SUBMISSIONS, date):
         return False
@@ -123,7 +123,7 @@ def is_ingested(landing: Path, lake: Lake, date: str) -> bool:
 
 
 def awaits_files(lake: Lake, date: str) -> bool:
-    """Whether a row of the day was rejected because a document was missing, which may have arrived since."""
+    """Whether the day has a row that was rejected for a missing document, which may have arrived since."""
     if not lake.exists(REJECTED_SUBMISSIONS, date):
         return False
     try:
@@ -136,7 +136,7 @@ def awaits_files(lake: Lake, date: str) -> bool:
 def list_manifests(
     landing: Path, date: str, hash_file: Callable[[Path, Signature], str] | None = None
 ) -> DayFolder:
-    """The day's manifests in the order of their names. No folder means no manifests."""
+    """The day's manifests, sorted by name. Without a folder there are none."""
     files, ignored = _manifest_files(landing, date)
     manifests: dict[str, Manifest] = {}
     redelivered = []
@@ -150,7 +150,7 @@ def list_manifests(
 
 
 def _require_folder(landing: Path) -> None:
-    # Most likely a volume is not mounted: that must not look like a day without manifests.
+    # Probably a volume that is not mounted, which must not look like a day without manifests.
     if not landing.is_dir():
         raise UsageError(f"KYC_LANDING: {landing} is not a folder: create it or set KYC_LANDING")
 
@@ -168,9 +168,9 @@ def _is_date(name: str) -> bool:
 
 
 def ignored_count(landing: Path, date: str) -> int:
-    """The number of files and folders of the day whose names are not those of manifests.
+    """How many files and folders of the day are not manifests.
 
-    0 if the day cannot be listed: its ingest reports that, and other days do not wait for it.
+    0 if the day's folder cannot be listed: its ingest reports that, and other days are not held up.
     """
     try:
         return len(_manifest_files(landing, date)[1])
@@ -179,7 +179,7 @@ def ignored_count(landing: Path, date: str) -> int:
 
 
 def _manifest_files(landing: Path, date: str) -> tuple[list[tuple[Path, Signature]], list[str]]:
-    """The day's manifest files by name, and the names of other files."""
+    """The day's manifest files, sorted by name, and the names of other entries."""
     if not _is_date(date):
         raise UsageError(f"not a partition date: {printable(date)}: use YYYY-MM-DD")
     folder = landing / "manifests" / date
@@ -189,7 +189,7 @@ def _manifest_files(landing: Path, date: str) -> tuple[list[tuple[Path, Signatur
         for path in entries:
             if path.name.startswith(".") or path.name.lower().endswith(_UNFINISHED):
                 continue
-            # A pipe or a device would block the reader for ever.
+            # A pipe or a device would block the reader forever.
             if reader_of(path) and path.is_file():
                 with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                     found.append((path, _signature(path)))
@@ -201,8 +201,8 @@ def _manifest_files(landing: Path, date: str) -> tuple[list[tuple[Path, Signatur
 
 
 def _signature(path: Path) -> Signature:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _sha256(path: Path, _: Signature) -> str:
@@ -225,14 +225,13 @@ def _digest(pairs: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class IngestSummary:
-    """What a day's ingest found: each manifest row is in `accepted_rows` or in `rejected`.
+    """The counts of a day's ingest. Each manifest row is in `accepted_rows` or in `rejected`.
 
-    `received` rows were read, `accepted` written and `kept` found, each counted by itself, so that
-    `received` = `accepted_rows` + the sum of `rejected` is a check and no definition.
-    `accepted` rows are in `submissions`; `kept` of them may have been sent and are in no manifest any more.
-    `ignored_columns` counts the rows of each column that is not used; `ignored_files` are no manifests;
-    `redelivered` are byte-identical copies of a manifest, which change nothing. `identity` is that of
-    :func:`manifest_identity`.
+    `accepted` rows are in `submissions`; `kept` of them may have been sent and are no longer in a manifest.
+    `received`, `accepted` and `kept` are counted independently, so it is a real check that `received` equals
+    `accepted_rows` plus the sum of `rejected`.
+    `ignored_columns` counts the rows of each unused column; `ignored_files` are not manifests; `redelivered`
+    are byte-identical copies of a manifest, which change nothing. `identity` is :func:`manifest_identity`.
     """
 
     date: str
@@ -264,15 +263,14 @@ def ingest_partition(
 ) -> IngestSummary:
     """Reads the day's manifests and replaces its `submissions` and `rejected_submissions`.
 
-    With `destination`, writes them there and leaves `lake` unchanged: so a plan sees what an ingest would do.
-    The days of `destination` then replace those of the lake.
+    With `destination`, writes them there and leaves `lake` unchanged, so that a plan can show what an ingest
+    would do. Days in `destination` take precedence over those in `lake`.
 
-    Rows of `erased` subjects are rejected. A day without manifests becomes two partitions without rows. The
-    same input gives the same partitions. `lock` (see :mod:`lock`) is held while ids of other days are
-    compared. The caller makes sure that nothing sends the day's submissions meanwhile; `confirm`, called
-    before anything is replaced, raises if that no longer holds.
-    Raises :class:`KycError` for a manifest that cannot be read. On every error but a lost lock the lake stays
-    as it was.
+    Rows of `erased` subjects are rejected. A day without manifests gets two empty partitions. The same input
+    gives the same partitions. `lock` (see :mod:`lock`) is held while ids are compared with those of other
+    days. The caller must ensure that nothing sends the day's submissions during the ingest; `confirm` is
+    called before anything is replaced and raises if that is no longer so.
+    Raises :class:`KycError` if a manifest cannot be read. Errors before publication leave the lake unchanged.
     """
     _require_folder(landing)
     target = destination or lake
@@ -286,7 +284,7 @@ def ingest_partition(
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
             kept = ownership.kept()
             footer = {"manifests": day.identity, "received": str(received)}
-            # The inner partition is published first; the last one's footer marks the day as ingested.
+            # The inner partition is published first. The footer of the outer one marks the day as ingested.
             with (
                 target.writer(SUBMISSIONS, date, footer) as submissions,
                 target.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
@@ -297,7 +295,7 @@ def ingest_partition(
                     submissions.write(batch)
                 check_lock()
                 confirm()
-            # If this process slept after its last check, another day may have accepted the same ids.
+            # If this process was suspended after the last check, another day may have accepted the same ids.
             check_lock()
     return IngestSummary(
         date=date,
@@ -316,7 +314,7 @@ def ingest_partition(
 def _stage_stable(
     landing: Path, date: str, folder: Path, erased: ErasedSubjects | None
 ) -> tuple[DayFolder, int, Counter[str]]:
-    """Writes the day's rows to `folder`, from files that did not change while they were read."""
+    """Writes the day's rows to `folder`. Starts again if a manifest changed while it was read."""
     changed = ""
     for _ in range(READ_ATTEMPTS):
         day = list_manifests(landing, date)

@@ -1,8 +1,8 @@
-"""Who owns a submission id: duplicates and conflicts within a day, across days, and against what was sent.
+"""Decides which row owns a submission id: within a day, across days, and against rows that were sent.
 
-An id belongs for ever to the first row that was accepted with it: of a day, the first by manifest name and
-row; of two days, the one that was ingested first. A row that may have been sent is never changed and never
-dropped, since it may have been paid for. DuckDB does the joins, in bounded memory, over the lake's Parquet.
+An id belongs forever to the first row accepted with it: within a day, the first by manifest name and row;
+across days, that of the day ingested first. A row that may have been sent is never changed or dropped, since
+it may have been paid for. DuckDB joins the lake's Parquet files in bounded memory.
 """
 
 import itertools
@@ -25,20 +25,20 @@ MEMORY_LIMIT: Final = "384MB"
 SORTED_ROWS: Final = 200_000
 MAX_THREADS: Final = 2
 CANDIDATES_FILE: Final = "candidates.parquet"
-"""Rows of `rows.CANDIDATES`: they keep every rule of their own."""
+"""Rows (`rows.CANDIDATES`) that pass every rule that needs no other row."""
 REJECTED_FILE: Final = "rejected.parquet"
-"""Rows of `rejected_submissions`: they break one."""
+"""Rows (`rejected_submissions`) that break such a rule."""
 _SURELY_NOT_SENT: Final = (Outcome.NOT_ATTEMPTED.value, Outcome.FAILED.value)
 
 _DECIDE: Final = """
--- Most ids come once and were never seen: only the others need a closer look.
+-- Ids that occur more than once or were seen before; most ids are neither.
 CREATE TEMP TABLE contested AS
 SELECT submission_id FROM candidate GROUP BY submission_id HAVING count(*) > 1
 UNION SELECT submission_id FROM sent
 UNION SELECT submission_id FROM elsewhere;
 
--- A document may be deleted once it is verified: then paths and tags tell whether the row is the same.
-CREATE TEMP TABLE outlived AS
+-- Documents may be deleted after verification: then paths and tags decide whether a row is the one sent.
+CREATE TEMP TABLE same_without_document AS
 SELECT c.seq, s.content_sha256
 FROM candidate c JOIN sent s USING (submission_id)
 WHERE c.problem = 'file_not_found' AND c.id_file = s.id_file AND c.selfie_file = s.selfie_file
@@ -46,7 +46,7 @@ WHERE c.problem = 'file_not_found' AND c.id_file = s.id_file AND c.selfie_file =
   AND coalesce(c.id_sha256, s.id_sha256) = s.id_sha256
   AND coalesce(c.selfie_sha256, s.selfie_sha256) = s.selfie_sha256;
 
--- The rows with a problem and those of contested ids; `reason` is NULL for the one that owns its id.
+-- One verdict for each row that has a problem or a contested id; the owner's `reason` is NULL.
 CREATE TEMP TABLE verdict AS
 WITH known AS (
     SELECT c.seq, c.submission_id, c.problem, c.problem_detail,
@@ -54,7 +54,7 @@ WITH known AS (
            s.content_sha256 AS sent_content, coalesce(c.content_sha256, l.content_sha256) AS content
     FROM candidate c
     LEFT JOIN (SELECT submission_id, content_sha256 FROM sent) s USING (submission_id)
-    LEFT JOIN outlived l USING (seq)
+    LEFT JOIN same_without_document l USING (seq)
     WHERE c.problem IS NOT NULL OR c.submission_id IN (FROM contested)
 ), placed AS (
     SELECT k.*, o.date AS other_date,
@@ -107,7 +107,7 @@ ORDER BY manifest, manifest_row
 
 
 class Ownership:
-    """The day's verdicts, once computed. A context manager, under the ingest lock and the day's lease."""
+    """Computes the day's verdicts. Use it in a `with` block, under the ingest lock and the day's lease."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Ownership:
         erased: ErasedSubjects | None,
         planned: Lake | None = None,
     ) -> None:
-        """`folder` has the day's rows in two files; `planned` holds days that replace those of `lake`."""
+        """`folder` has the day's rows in two files; days in `planned` take precedence over `lake`."""
         self._lake = lake
         self._planned = planned
         self._date = date
@@ -147,23 +147,23 @@ class Ownership:
         self._connection.close()
 
     def submissions(self) -> Iterator[pa.RecordBatch]:
-        """Rows of `submissions`, by id: one range of ids after the other, so that a sort always fits."""
+        """Rows of `submissions`, sorted by id: one id range at a time, so that each sort fits in memory."""
         for low, high in itertools.pairwise(self._bounds()):
             self._connection.execute("SET VARIABLE low = $low", {"low": low})
             self._connection.execute("SET VARIABLE high = $high", {"high": high})
             yield from self._batches(_SUBMISSIONS)
 
     def rejected(self) -> Iterator[pa.RecordBatch]:
-        """Rows of `rejected_submissions`, by manifest and row."""
+        """Rows of `rejected_submissions`, sorted by manifest and row."""
         return self._batches(_REJECTED)
 
     def reasons(self) -> list[tuple[str, int]]:
-        """Rejected manifest rows, by reason."""
+        """Number of rejected manifest rows by reason."""
         query = f"SELECT reason, count(*) FROM ({_REJECTED}) GROUP BY reason ORDER BY reason"  # noqa: S608
         return self._connection.execute(query).fetchall()
 
     def kept(self) -> int:
-        """Rows that may have been sent and whose id no manifest row was accepted with."""
+        """Number of rows that may have been sent and whose id has no accepted manifest row."""
         ((rows,),) = self._connection.execute(
             """
             SELECT count(*) FROM sent
@@ -176,7 +176,7 @@ class Ownership:
         yield from self._connection.sql(query).to_arrow_reader(ROW_GROUP_ROWS)
 
     def _bounds(self) -> list[str]:
-        """Ids between which there are about :data:`SORTED_ROWS` rows each; the ends hold every id."""
+        """The bounds of id ranges with about :data:`SORTED_ROWS` rows each, which together cover all ids."""
         ((rows,),) = self._connection.execute(
             "SELECT (SELECT count(*) FROM candidate) + (SELECT count(*) FROM sent)"
         ).fetchall()
@@ -194,7 +194,7 @@ class Ownership:
         return ["", *inner, "~"]
 
     def _load_sent(self, path: Path, erased: ErasedSubjects | None) -> None:
-        """`sent`: the day's earlier rows that may have been sent."""
+        """Creates `sent`: the day's earlier rows that may have been sent."""
         with pq.ParquetWriter(path, SUBMISSIONS.schema) as writer:
             for batch in self._sent_batches():
                 if erased is not None:
@@ -209,7 +209,7 @@ class Ownership:
 
     def _sent_batches(self) -> Iterator[pa.RecordBatch]:
         lake, date = self._lake, self._date
-        # Nothing was sent before the day's first responses: a damaged partition is then simply replaced.
+        # Without responses nothing was sent, so a damaged partition can simply be replaced.
         if not (lake.exists(SUBMISSIONS, date) and lake.exists(VERIFICATION_RESPONSES, date)):
             return
         try:
@@ -230,7 +230,7 @@ class Ownership:
             ) from error
 
     def _load_elsewhere(self) -> None:
-        """`elsewhere`: the day's ids that another day's partition owns, with the day."""
+        """Creates `elsewhere`: the day's ids that another day owns, with that day."""
         others = {
             date: lake
             for lake in (self._lake, self._planned)
@@ -252,7 +252,7 @@ class Ownership:
                 WHERE submission_id IN (SELECT submission_id FROM candidate)
                 GROUP BY submission_id
                 """,
-                {"paths": [_place(lake, date) for date, lake in others.items()]},
+                {"paths": [_duckdb_path(lake, date) for date, lake in others.items()]},
             )
         except duckdb.Error as error:
             for date, lake in others.items():
@@ -260,6 +260,6 @@ class Ownership:
             raise KycError(f"submissions of other days cannot be read ({type(error).__name__})") from error
 
 
-def _place(lake: Lake, date: str) -> str:
+def _duckdb_path(lake: Lake, date: str) -> str:
     path = lake.path(SUBMISSIONS, date)
     return path if lake.is_local else str(lake.fs.unstrip_protocol(path))

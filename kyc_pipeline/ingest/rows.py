@@ -1,7 +1,7 @@
-"""The rules of a manifest row, a chunk at a time: text in, typed candidates and rejected rows out.
+"""Validates manifest rows in chunks: text in, typed candidates and rejected rows out.
 
-The first rule of :func:`validate_rows` that a row breaks gives its reason. The rules that need other rows
-(duplicates, conflicts) are in `ownership.py`.
+The first rule that a row breaks gives the reason for its rejection. Rules that compare rows (duplicates,
+conflicts) are in `ownership.py`.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from kyc_pipeline.ingest.formats import (
     SUBMISSION_ID,
     TAG_PREFIX,
     Column,
-    has_name_twice,
+    has_duplicate_key,
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
-if TYPE_CHECKING:  # a code location loads without it: it takes a quarter of a second
+if TYPE_CHECKING:  # imported where it is used: importing it takes a quarter of a second
     import pandas as pd
 
 Tags = dict[str, str]
@@ -45,7 +45,7 @@ CANDIDATES: Final = pa.schema(
         pa.field("problem_detail", pa.string()),
     ]
 )
-"""A `submissions` row whose documents may still have a problem; then hashes and the like are null."""
+"""A `submissions` row and the problem with its documents, if any; then columns about them may be null."""
 REJECTED: Final = REJECTED_SUBMISSIONS.schema
 
 
@@ -54,7 +54,7 @@ def validate_rows(
 ) -> tuple[pa.Table, pa.Table]:
     """Splits a chunk of `read_manifest` into candidates (:data:`CANDIDATES`) and rejected rows.
 
-    Every row is in exactly one of the two.
+    Every row is in exactly one of them.
     """
     import pandas as pd
 
@@ -63,7 +63,7 @@ def validate_rows(
     ids = frame["submission_id"]
 
     if erased is not None:
-        # First, since a row rejected for another reason keeps its id.
+        # First, since a row that is rejected for another reason keeps its id.
         for index, readings in enumerate(identities(chunk)):
             if any(erased(reading) for reading in readings):
                 verdicts.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
@@ -76,61 +76,61 @@ def validate_rows(
         Reason.INVALID_SUBMISSION_ID,
         "submission_id must be 1 to 64 of A-Z a-z 0-9 . _ -",
     )
-    tags = _read_tags(frame, verdicts)
+    tags = _read_tags(chunk, verdicts)
     submitted_at = _read_times(frame["submitted_at"], verdicts)
 
-    open_rows = verdicts.open_rows()
-    candidates = frame.iloc[open_rows]
+    passed = verdicts.passed()
+    candidates = frame.iloc[passed]
     columns: dict[str, Column] = {
         "submission_id": pa.array(candidates["submission_id"]),
-        "submitted_at": pa.array(submitted_at.iloc[open_rows], pa.timestamp("us", "UTC"), from_pandas=True),
-        "tags": _tag_maps([tags[index] for index in open_rows]),
-        "manifest": pa.array([manifest] * len(open_rows), pa.string()),
+        "submitted_at": pa.array(submitted_at.iloc[passed], pa.timestamp("us", "UTC"), from_pandas=True),
+        "tags": _tag_maps([tags[index] for index in passed]),
+        "manifest": pa.array([manifest] * len(passed), pa.string()),
         "manifest_row": pa.array(candidates[ROW]),
     }
-    columns |= _examine(candidates, documents)
-    columns["content_sha256"] = _content(columns, [tags[index] for index in open_rows])
+    columns |= _document_columns(candidates, documents)
+    columns["content_sha256"] = _content_hashes(columns, [tags[index] for index in passed])
     accepted = pa.table({field.name: columns[field.name].cast(field.type) for field in CANDIDATES})
 
-    closed = verdicts.closed_rows()
+    failed = verdicts.failed()
     rejected: dict[str, list[str | None] | list[str] | list[int]] = {
         "submission_id": [
-            None if verdicts.reasons[index] == Reason.ERASED_SUBJECT else _shown(ids.iloc[index])
-            for index in closed
+            None if verdicts.reasons[index] == Reason.ERASED_SUBJECT else _shown_id(ids.iloc[index])
+            for index in failed
         ],
-        "reason": [verdicts.reasons[index] for index in closed],
-        "detail": [verdicts.details[index] for index in closed],
-        "manifest": [manifest] * len(closed),
-        "manifest_row": [int(row) for row in frame[ROW].iloc[closed]],
+        "reason": [verdicts.reasons[index] for index in failed],
+        "detail": [verdicts.details[index] for index in failed],
+        "manifest": [manifest] * len(failed),
+        "manifest_row": [int(row) for row in frame[ROW].iloc[failed]],
     }
     return accepted, pa.table(rejected, schema=REJECTED)
 
 
 class _Verdicts:
-    """The first reason given to each rejected row."""
+    """Which rows passed so far, and the first reason against each of the others."""
 
     def __init__(self, rows: int) -> None:
         self.reasons: dict[int, str] = {}
         self.details: dict[int, str] = {}
-        self._open = np.ones(rows, dtype=bool)
+        self._passed = np.ones(rows, dtype=bool)
 
-    def reject(self, broken: "pd.Series[bool]", reason: Reason, detail: "str | pd.Series[str]") -> None:
-        for index in np.flatnonzero(broken.to_numpy(dtype=bool) & self._open).tolist():
+    def reject(self, mask: "pd.Series[bool]", reason: Reason, detail: "str | pd.Series[str]") -> None:
+        for index in np.flatnonzero(mask.to_numpy(dtype=bool) & self._passed).tolist():
             self.reject_one(index, reason, detail if isinstance(detail, str) else detail.iloc[index])
 
     def reject_one(self, index: int, reason: Reason, detail: str) -> None:
-        self._open[index] = False
+        self._passed[index] = False
         self.reasons[index] = reason.value
         self.details[index] = detail
 
-    def open_rows(self) -> list[int]:
-        return np.flatnonzero(self._open).tolist()
+    def passed(self) -> list[int]:
+        return np.flatnonzero(self._passed).tolist()
 
-    def closed_rows(self) -> list[int]:
-        return np.flatnonzero(~self._open).tolist()
+    def failed(self) -> list[int]:
+        return np.flatnonzero(~self._passed).tolist()
 
 
-def _shown(value: object) -> str | None:
+def _shown_id(value: object) -> str | None:
     return value[:_MAX_SHOWN_ID] if isinstance(value, str) and value.strip() else None
 
 
@@ -165,14 +165,19 @@ _ANY_TAGS: Final = msgspec.json.Decoder(dict[str, object])
 _CANONICAL: Final = msgspec.json.Encoder(order="sorted")
 
 
-def _read_tags(frame: "pd.DataFrame", verdicts: _Verdicts) -> dict[int, Tags]:
-    """The tags of every row that is not rejected yet; rejects rows with wrong tags."""
-    names = [name for name in frame.columns if name.startswith(TAG_PREFIX)]
-    own_columns = [(name.removeprefix(TAG_PREFIX), pa.array(frame[name]).to_pylist()) for name in names]
-    texts = pa.array(frame["tags"]).to_pylist()
+def _tag_columns(chunk: pa.Table) -> list[tuple[str, list[str | None]]]:
+    """Name and values of each `tag.<name>` column."""
+    names = [name for name in chunk.column_names if name.startswith(TAG_PREFIX)]
+    return [(name.removeprefix(TAG_PREFIX), chunk[name].to_pylist()) for name in names]
+
+
+def _read_tags(chunk: pa.Table, verdicts: _Verdicts) -> dict[int, Tags]:
+    """The tags of each row that has passed so far, by index; rejects rows with invalid tags."""
+    tag_columns = _tag_columns(chunk)
+    texts = chunk["tags"].to_pylist()
     tags: dict[int, Tags] = {}
-    for index in verdicts.open_rows():
-        cells = [(name, values[index]) for name, values in own_columns if values[index]]
+    for index in verdicts.passed():
+        cells = [(name, value) for name, values in tag_columns if (value := values[index])]
         try:
             tags[index] = _merge(texts[index], cells)
         except _TagError as error:
@@ -181,19 +186,18 @@ def _read_tags(frame: "pd.DataFrame", verdicts: _Verdicts) -> dict[int, Tags]:
 
 
 def identities(chunk: pa.Table) -> Iterator[list[Tags]]:
-    """Whom each row of a chunk is about: its tags, `submissionId` among them.
+    """Yields the tags of each row, including `submissionId`: they identify the person.
 
-    A wrong row is read as far as possible; one whose tags contradict each other gives both readings.
+    An invalid row is read as far as possible. A row whose tags contradict each other gives both readings.
     """
-    names = [name for name in chunk.column_names if name.startswith(TAG_PREFIX)]
-    own_columns = [(name.removeprefix(TAG_PREFIX), chunk[name].to_pylist()) for name in names]
+    tag_columns = _tag_columns(chunk)
     rows = zip(chunk["submission_id"].to_pylist(), chunk["tags"].to_pylist(), strict=True)
     for index, (submission_id, text) in enumerate(rows):
-        own = {name: value for name, values in own_columns if (value := values[index])}
-        given = _lenient_tags(text) if text else {}
+        cells = {name: value for name, values in tag_columns if (value := values[index])}
+        tags = _lenient_tags(text) if text else {}
         key = {SUBMISSION_TAG: submission_id} if submission_id else {}
-        both = given | own | key
-        yield [both] if both == own | given | key else [both, own | given | key]
+        first, second = tags | cells | key, cells | tags | key
+        yield [first] if first == second else [first, second]
 
 
 def _lenient_tags(text: str) -> Tags:
@@ -204,7 +208,7 @@ def _lenient_tags(text: str) -> Tags:
 
 
 def _merge(text: str | None, cells: list[tuple[str, str]]) -> Tags:
-    tags = parse_tags(text) if text and not text.isspace() else {}
+    tags = _parse_tags(text) if text and not text.isspace() else {}
     for name, value in cells:
         if tags.setdefault(name, value) != value:
             raise _TagError(Reason.INVALID_TAGS, "a tag has two different values")
@@ -215,56 +219,57 @@ def _merge(text: str | None, cells: list[tuple[str, str]]) -> Tags:
     return dict(sorted(tags.items()))
 
 
-def parse_tags(text: str) -> Tags:
-    """The tags of a JSON object of strings. Raises an error whose reason is `invalid_tags`."""
+def _parse_tags(text: str) -> Tags:
     try:
         tags = _TAGS.decode(text)
     except (ValueError, RecursionError):
         raise _TagError(Reason.INVALID_TAGS, "tags must be a JSON object of strings") from None
-    # Each name and each value has two quotes: more may mean that a name occurs twice.
-    if text.count('"') != 4 * len(tags) and has_name_twice(text):
-        raise _TagError(Reason.INVALID_TAGS, "a tag's name comes twice")
+    # Each name and each value has two quotes: any more may belong to a duplicate name.
+    if text.count('"') != 4 * len(tags) and has_duplicate_key(text):
+        raise _TagError(Reason.INVALID_TAGS, "a tag name occurs twice")
     return tags
 
 
 def _tag_maps(tags: list[Tags]) -> Column:
     """The rows' tags as one Arrow map column."""
     offsets = pa.array(itertools.accumulate(map(len, tags), initial=0), pa.int32())
-    names = pa.array([name for own in tags for name in own], pa.string())
-    values = pa.array([value for own in tags for value in own.values()], pa.string())
+    names = pa.array([name for row in tags for name in row], pa.string())
+    values = pa.array([value for row in tags for value in row.values()], pa.string())
     return pa.MapArray.from_arrays(cast("pa.Int64Array", offsets), names, values)
 
 
 # --- documents --------------------------------------------------------------------------------------------
 
 
-def _examine(rows: "pd.DataFrame", documents: Documents) -> dict[str, Column]:
-    """What is known of both documents of each row, and the first problem with one of them."""
+def _document_columns(rows: "pd.DataFrame", documents: Documents) -> dict[str, Column]:
+    """Examines both documents of each row; columns of the results and the first problem."""
     files = {name: pa.array(rows[name]).cast(pa.string()).dictionary_encode() for name in _ROLES}
-    found = documents.examine(path for column in files.values() for path in column.dictionary.to_pylist())
+    results = documents.examine(path for column in files.values() for path in column.dictionary.to_pylist())
     columns: dict[str, Column] = {}
     problems, details = [], []
     for (name, role), column in zip(_ROLES.items(), files.values(), strict=True):
         side = name.removesuffix("_file")
-        own = [found[path] for path in column.dictionary.to_pylist()]
-        own_problems = [document.problem_as(role, name) or (None, None) for document in own]
+        distinct = [results[path] for path in column.dictionary.to_pylist()]
+        found = [document.problem_as(role, name) or (None, None) for document in distinct]
 
-        def spread(
-            values: Iterable[str | int | None], kind: pa.DataType, where: Column = column.indices
+        def per_row(
+            values: Iterable[str | int | None], kind: pa.DataType, indices: Column = column.indices
         ) -> Column:
-            return pa.array(list(values), kind).take(where)
+            return pa.array(list(values), kind).take(indices)
 
         columns[name] = column.dictionary_decode()
-        columns[f"{side}_sha256"] = spread((document.sha256 for document in own), pa.string())
-        columns[f"{side}_size"] = spread((document.size for document in own), pa.int64())
-        columns[f"{side}_content_type"] = spread((document.content_type for document in own), pa.string())
-        problems.append(spread((reason for reason, _ in own_problems), pa.string()))
-        details.append(spread((detail for _, detail in own_problems), pa.string()))
+        columns[f"{side}_sha256"] = per_row((document.sha256 for document in distinct), pa.string())
+        columns[f"{side}_size"] = per_row((document.size for document in distinct), pa.int64())
+        columns[f"{side}_content_type"] = per_row(
+            (document.content_type for document in distinct), pa.string()
+        )
+        problems.append(per_row((reason for reason, _ in found), pa.string()))
+        details.append(per_row((detail for _, detail in found), pa.string()))
     return {**columns, "problem": pc.coalesce(*problems), "problem_detail": pc.coalesce(*details)}
 
 
-def _content(columns: Mapping[str, Column], tags: list[Tags]) -> Column:
-    """Identity of the content: SHA-256 over canonical JSON of both files' hashes and the sorted tags."""
+def _content_hashes(columns: Mapping[str, Column], tags: list[Tags]) -> Column:
+    """SHA-256 over canonical JSON of both files' hashes and the sorted tags; null if there is a problem."""
     rows = zip(
         columns["problem"].to_pylist(),
         columns["id_sha256"].to_pylist(),
@@ -274,8 +279,8 @@ def _content(columns: Mapping[str, Column], tags: list[Tags]) -> Column:
     )
     return pa.array(
         [
-            None if problem else hashlib.sha256(_CANONICAL.encode([id_sha, selfie_sha, own])).hexdigest()
-            for problem, id_sha, selfie_sha, own in rows
+            None if problem else hashlib.sha256(_CANONICAL.encode([id_sha, selfie_sha, row_tags])).hexdigest()
+            for problem, id_sha, selfie_sha, row_tags in rows
         ],
         pa.string(),
     )

@@ -55,7 +55,7 @@ class Zone:
         return path
 
     def rows(self, *rows: Mapping[str, str], name: str = "a.csv", day: str = DAY) -> Path:
-        """A CSV of rows: what a row leaves out is that of a good row."""
+        """Writes a CSV of rows; a field that a row leaves out has the value of a good row."""
         header = list(
             dict.fromkeys(["submission_id", "id_file", "selfie_file", *(k for row in rows for k in row)])
         )
@@ -67,7 +67,7 @@ class Zone:
         self, day: str = DAY, erased: Callable[[Mapping[str, str]], bool] | None = None
     ) -> IngestSummary:
         summary = ingest_partition(landing=self.landing, lake=self.lake, date=day, erased=erased)
-        # Whatever the test is about: no row is ever lost.
+        # In every test: no row is ever lost.
         assert summary.received == summary.accepted_rows + sum(summary.rejected.values())
         assert len(self.accepted(day)) == summary.accepted
         assert len(self.rejected(day)) == sum(summary.rejected.values())

@@ -1,4 +1,4 @@
-"""A day as a whole: its folder, its identity, files that change meanwhile, and crashes."""
+"""A whole day: its folder, its identity, files that change during the ingest, and crashes."""
 
 import os
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def test_an_impossible_date_is_refused(zone: Any) -> None:
         zone.ingest("2024-9-1")
 
 
-def test_a_landing_zone_that_is_not_there_is_no_empty_day(zone: Any) -> None:
+def test_a_missing_landing_zone_is_not_an_empty_day(zone: Any) -> None:
     zone.rows({})
     zone.ingest()
     before = zone.files()
@@ -64,14 +64,14 @@ def test_require_landing(zone: Any, tmp_path: Path) -> None:
     require_landing(zone.landing)
 
 
-def test_folders_that_are_no_dates_are_reported(zone: Any) -> None:
+def test_folders_whose_names_are_not_dates_are_reported(zone: Any) -> None:
     for name in ("2024-09-02", "2024-09-01", "2024-9-3", "20240904", "backup"):
         (zone.landing / "manifests" / name).mkdir(parents=True)
     assert manifest_dates(zone.landing) == ["2024-09-01", "2024-09-02"]
     assert stray_folders(zone.landing) == ["2024-9-3", "20240904", "backup"]
 
 
-def test_what_is_no_manifest_is_counted_and_a_day_that_cannot_be_listed_is_left_to_its_ingest(
+def test_other_files_are_counted_and_only_the_ingest_fails_if_the_day_cannot_be_listed(
     zone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zone.manifest("notes.txt", b"")
@@ -110,7 +110,7 @@ def test_identity_follows_names_and_contents_only(zone: Any) -> None:
     }
 
 
-def test_a_day_is_ingested_while_its_partition_is_that_of_its_manifests(zone: Any) -> None:
+def test_a_day_is_ingested_as_long_as_its_partition_matches_its_manifests(zone: Any) -> None:
     path = zone.rows({})
     assert not is_ingested(zone.landing, zone.lake, DAY)
     zone.ingest()
@@ -126,11 +126,11 @@ def test_a_day_is_ingested_while_its_partition_is_that_of_its_manifests(zone: An
     assert not is_ingested(zone.landing, zone.lake, DAY)
 
 
-def test_a_manifest_that_cannot_be_opened_is_named_and_is_the_fault_of_its_day_only(zone: Any) -> None:
+def test_a_manifest_that_cannot_be_opened_is_named_and_fails_only_its_own_day(zone: Any) -> None:
     for day in (DAY, "2024-09-02"):
         zone.rows({"submission_id": day}, day=day)
         zone.ingest(day)
-    # A regular file that opens, and whose first byte cannot be read, by nobody.
+    # A regular file that can be opened, but whose first byte nobody can read.
     (zone.landing / "manifests/2024-09-02/b.csv").symlink_to("/proc/self/mem")
     for read in (zone.ingest, lambda day: manifest_identity(zone.landing, day)):
         with pytest.raises(KycError, match=r"^manifests/2024-09-02/b\.csv: cannot be opened \(OSError\)$"):
@@ -213,7 +213,7 @@ def test_a_crash_at_any_write_leaves_the_old_partitions(
 
 def test_a_day_whose_second_file_could_not_be_replaced_is_not_ingested(zone: Any) -> None:
     zone.rows({"submission_id": "A1"})
-    # What stands in the way of the last step of the one table, after the other's was done.
+    # Makes the last step for this table fail after the other table was published.
     Path(zone.lake.path(REJECTED_SUBMISSIONS, DAY), "in-the-way").mkdir(parents=True)
     with pytest.raises((KycError, OSError)):
         zone.ingest()

@@ -1,4 +1,4 @@
-"""The forms that a manifest comes in: the same rows whatever the encoding, separator or container."""
+"""The formats of a manifest: the same rows, whatever the encoding, separator or container."""
 
 import gzip
 import io
@@ -288,7 +288,7 @@ print(path.stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 
 
 
 def test_memory_does_not_grow_with_a_manifest(tmp_path: Path) -> None:
-    """Here for the reading, 16 and 80 MB; `bench/ingest.py` measures a whole ingest of 200 MB."""
+    """Measures only reading, at 16 and 80 MB; `bench/ingest.py` measures a whole ingest of 200 MB."""
     (small, small_peak), (large, large_peak) = (
         map(
             int,

@@ -1,4 +1,4 @@
-"""What the checks of a day's ingest find, and how severe it is."""
+"""The checks of a day's ingest: their results and severities."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -51,7 +51,7 @@ def test_a_file_that_is_no_manifest_by_its_name_is_a_warning_without_the_name(zo
     ("bad", "rows", "passed"), [(1, 10, True), (4, 10, True), (5, 51, True), (5, 50, False), (6, 10, False)]
 )
 def test_many_rejections_are_a_warning(zone: Any, bad: int, rows: int, passed: bool) -> None:
-    """At least five rows and at least 10 % of the day, as the warehouse's check `many_rejections`."""
+    """At least five rows and at least 10 % of the day, as in the warehouse's check `many_rejections`."""
     zone.rows(*({"submission_id": f"A{n}" if n >= bad else ""} for n in range(rows)))
     check = checks_of(zone.ingest())["few_rejections"]
     assert (check.passed, check.metadata["share"]) == (passed, bad / rows)

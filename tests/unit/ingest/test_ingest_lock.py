@@ -1,4 +1,4 @@
-"""One day at a time accepts ids: a lease of the ledger, which waits, is renewed, and outlives no crash."""
+"""The ingest lock is a ledger lease: a second ingest waits, the lease is renewed, and a crash frees it."""
 
 import contextlib
 import signal
@@ -132,10 +132,10 @@ def test_a_lock_that_is_lost_during_publication_fails_the_day(zone: Any) -> None
     zone.rows({})
     with Ledger(zone.ledger_url) as ledger:
 
-        def sleep_over_it() -> None:
+        def lose_lock() -> None:
             with ledger.write() as connection:
                 connection.execute(sa.update(leases).values(token="other"))
 
         arguments = {"landing": zone.landing, "lake": zone.lake, "date": "2024-09-01"}
         with pytest.raises(LeaseLost, match="run the partition again"):
-            ingest_partition(**arguments, lock=ingest_lock(ledger, "run"), confirm=sleep_over_it)
+            ingest_partition(**arguments, lock=ingest_lock(ledger, "run"), confirm=lose_lock)

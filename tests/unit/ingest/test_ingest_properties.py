@@ -1,4 +1,4 @@
-"""Arbitrary manifests: every row is accepted or rejected, whatever it holds and whatever its form."""
+"""Arbitrary manifests: every row is accepted or rejected, whatever its content and format."""
 
 import gzip
 import io
@@ -29,7 +29,7 @@ ROWS = st.lists(st.fixed_dictionaries(CELLS), max_size=12)
 
 
 def as_csv(rows: list[dict[str, str]], separator: str, end: str) -> bytes:
-    """Every cell quoted, so that each row has its fields whatever they hold."""
+    """Quotes every cell, so that each row has all its fields, whatever their content."""
     lines = [FIELDS, *([row[name] for name in FIELDS] for row in rows)]
     quoted = (separator.join('"' + cell.replace('"', '""') + '"' for cell in line) for line in lines)
     return (end.join(quoted) + end).encode()

@@ -1,4 +1,4 @@
-"""Who owns a submission id: within a day, across days, and against what may have been sent."""
+"""Which row owns a submission id: within a day, across days, and against rows that may have been sent."""
 
 import shutil
 import threading
@@ -271,7 +271,7 @@ def test_a_damaged_partition_whose_rows_may_have_been_sent_is_not_overwritten(zo
     with pytest.raises(KycError, match="may have been sent"):
         zone.ingest()
     assert damaged.read_bytes() == b"PAR1 no more"
-    # Without responses nothing was sent, and the day is simply made again.
+    # Without responses nothing was sent, so the day is simply ingested again.
     Path(zone.lake.path(VERIFICATION_RESPONSES, DAY)).unlink()
     zone.ingest()
     assert zone.ids() == ["A1"]

@@ -1,4 +1,4 @@
-"""Every rejection reason, and what comes close to one without being it."""
+"""Every rejection reason, and rows that only just pass."""
 
 from typing import Any
 
@@ -124,7 +124,7 @@ def full_zone(zone: Any, make_image: Any) -> Any:
     for kind, suffix in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
         whole = make_image(kind, size=(300, 200))
         zone.document(f"cut.{suffix}", whole[: len(whole) * 2 // 3])
-    # A header that claims many pixels is all that a bomb needs.
+    # For a decompression bomb, a header that claims many pixels is enough.
     import struct
     import zlib
 
@@ -165,7 +165,7 @@ def test_details_repeat_no_path_and_no_tag(full_zone: Any) -> None:
     assert not any("secret" in row["detail"] for row in full_zone.rejected())
 
 
-def test_what_comes_close_is_accepted(full_zone: Any) -> None:
+def test_rows_that_only_just_pass_are_accepted(full_zone: Any) -> None:
     full_zone.rows(*({"submission_id": f"ok-{n:02}", **cells} for n, (_, cells) in enumerate(FINE)))
     full_zone.ingest()
     assert [(FINE[row - 1][0], reason) for row, reason in full_zone.reasons()] == []
@@ -183,7 +183,7 @@ def test_the_accepted_row_is_complete(zone: Any) -> None:
     assert (row["manifest"], row["manifest_row"]) == ("a.csv", 1)
 
 
-def test_a_fixed_row_passes_at_the_next_run(zone: Any, make_image: Any) -> None:
+def test_a_row_that_was_fixed_passes_in_the_next_run(zone: Any, make_image: Any) -> None:
     zone.rows({"id_file": "late.jpg"})
     zone.ingest()
     assert zone.reasons() == [(1, "file_not_found")]
