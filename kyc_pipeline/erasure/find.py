@@ -1,4 +1,4 @@
-"""What the stores hold of a person. Looks, and changes nothing."""
+"""Finds what the stores hold about a person. Read-only."""
 
 import functools
 from collections import Counter
@@ -32,47 +32,47 @@ _ALSO_READ: Final[Mapping[Table, tuple[str, ...]]] = {
 }
 
 Place = tuple[str, int]
-"""Manifest and row of a rejected or accepted row."""
+"""A row's manifest and its row number there."""
 
 
 @dataclass
 class Day:
-    """What one day's partitions hold of the person."""
+    """What one day's partitions hold about the person."""
 
     ids: set[str] = field(default_factory=set)
     rows: Counter[Table] = field(default_factory=Counter)
     places: set[Place] = field(default_factory=set)
-    """Where their rows are in the day's manifests, if these are still the ones that were ingested."""
+    """The person's rows in the day's manifests, if the manifests have not changed since the ingest."""
 
 
 @dataclass
 class Findings:
-    """What is stored of a person. Counts may be shown; the tag's value and the ids may not."""
+    """What is stored about a person. Counts may be shown; the tag's value and the ids may not."""
 
     name: str
     value: str = field(repr=False)
     erased: ErasedSubjects
-    """Who is to be erased: those of before, and this person with their submissions."""
+    """Everybody to erase: this person, their submissions, and all who were erased before."""
     was_erased: bool
-    """Whether the person has a tombstone already."""
+    """Whether the person already has a tombstone."""
     unfinished: bool
-    """Whether an erasure, of this person or another, was interrupted."""
+    """Whether an erasure of this or another person was interrupted."""
     days: dict[str, Day] = field(default_factory=dict)
     ledger: dict[str, str] = field(default_factory=dict)
     """Date of each submission in the ledger, by id."""
     manifests: set[tuple[str, str]] = field(default_factory=set)
     manifest_rows: int = 0
     files: set[str] = field(default_factory=set, repr=False)
-    """Documents that their rows name, whether or not they exist."""
+    """Documents named in the person's rows, whether or not they exist."""
     documents: list[str] = field(default_factory=list)
     shared_documents: list[str] = field(default_factory=list)
-    """Documents that other people's submissions use as well."""
+    """Documents that other people's submissions use too."""
     verification_ids: list[int] = field(default_factory=list)
-    """DeepXL's ids: to ask the vendor for a deletion."""
+    """DeepXL's ids, for a deletion request to the vendor."""
 
     @property
     def rows(self) -> Counter[Table]:
-        """Rows by table, over all days."""
+        """Number of rows by table, over all days."""
         total: Counter[Table] = Counter()
         for day in self.days.values():
             total.update(day.rows)
@@ -85,12 +85,12 @@ class Findings:
 
     @property
     def dates(self) -> list[str]:
-        """The days to work on, in order."""
+        """The days with data, in order."""
         return sorted(self.days.keys() | set(self.ledger.values()))
 
 
 def find(stores: Stores, name: str, value: str) -> Findings:
-    """What the stores hold of the person with the tag `name` of that value."""
+    """Finds what the stores hold about the person whose tag `name` has this value."""
     found = _identify(stores, name, value)
     _search_landing(stores, found)
     _search_lake_and_ledger(stores, found)
@@ -100,23 +100,23 @@ def find(stores: Stores, name: str, value: str) -> Findings:
 
 
 def find_again(stores: Stores, found: Findings) -> Findings:
-    """What lake and ledger hold of the same person now."""
-    left = _identify(stores, found.name, found.value)
-    _search_lake_and_ledger(stores, left)
-    return left
+    """Finds what lake and ledger hold about the same person now."""
+    remaining = _identify(stores, found.name, found.value)
+    _search_lake_and_ledger(stores, remaining)
+    return remaining
 
 
 def _identify(stores: Stores, name: str, value: str) -> Findings:
     person = stores.tombstone(name, value)
     known = stores.ledger.tombstones()
-    of_ids = [stores.tombstone(SUBMISSION_TAG, key) for key in _ids_with_tag(stores, person, value)]
-    erased = ErasedSubjects([*known, person, *of_ids], stores.pseudonymizer)
+    submissions = [stores.tombstone(SUBMISSION_TAG, key) for key in _ids_with_tag(stores, person, value)]
+    erased = ErasedSubjects([*known, person, *submissions], stores.pseudonymizer)
     unfinished = any(not tombstone.finished for tombstone in known)
     return Findings(name, value, erased, person in known, unfinished)
 
 
 def _ids_with_tag(stores: Stores, person: Tombstone, value: str) -> set[str]:
-    """Ids of the submissions that have the person's tag: as accepted, as flattened, as answered."""
+    """Ids of submissions with the person's tag in `submissions`, `verification_tags` or the ledger."""
     if person.name == SUBMISSION_TAG:
         return {value}
     subject = ErasedSubjects([person], stores.pseudonymizer)
@@ -139,10 +139,10 @@ def _ids_with_tag(stores: Stores, person: Tombstone, value: str) -> set[str]:
 
 
 def _search_landing(stores: Stores, found: Findings) -> None:
-    """Adds where the person is in the manifests, and the documents of their rows."""
+    """Adds the person's rows in the manifests, and the documents of those rows."""
     subject = ErasedSubjects([stores.tombstone(found.name, found.value)], stores.pseudonymizer)
 
-    # Of a day that changed since its ingest, the places say nothing about the rows of its partitions.
+    # If a day's manifests changed since its ingest, places in them do not match the rows of its partitions.
     @functools.cache
     def is_current(date: str) -> bool:
         return stores.landing.is_ingested(stores.lake, date)
@@ -159,11 +159,11 @@ def _search_landing(stores: Stores, found: Findings) -> None:
 
 
 def _search_lake_and_ledger(stores: Stores, found: Findings) -> None:
-    """Adds the person's rows of lake and ledger, and the documents of accepted ones."""
+    """Adds the person's rows in lake and ledger, and the documents of accepted rows."""
     lake = stores.lake
     for date in sorted({date for table in TABLES for date in lake.dates(table)}):
         day = found.days.setdefault(date, Day())
-        # An id is in several tables, and its HMAC takes longer than a look.
+        # Cached, since an id is in several tables and an HMAC is slow.
         is_theirs = functools.cache(functools.partial(found.erased.has, SUBMISSION_TAG))
         for table in TABLES:
             if not lake.exists(table, date):
@@ -197,7 +197,7 @@ def _add_rows(found: Findings, day: Day, table: Table, batch: pa.RecordBatch) ->
 
 
 def _used_by_others(stores: Stores, found: Findings) -> list[str]:
-    """The person's documents that rows of other people name as well."""
+    """The person's documents that other people's rows name too."""
     documents = set(found.documents)
     if not documents:
         return []
@@ -217,18 +217,17 @@ def _used_by_others(stores: Stores, found: Findings) -> list[str]:
 
 
 def is_among(ids: Any, wanted: Iterable[str]) -> Any:
-    """A mask; false for null."""
+    """Mask of the ids that are in `wanted`; false for null."""
     return pc.is_in(ids, value_set=pa.array(sorted(wanted), pa.string()))
 
 
 def is_at(rows: Any, places: set[Place]) -> Any:
-    """A mask of the rows that are at one of `places`."""
-    pairs = zip(rows["manifest"].to_pylist(), rows["manifest_row"].to_pylist(), strict=True)
-    return pa.array([pair in places for pair in pairs], pa.bool_())
+    """Mask of the rows whose place is in `places`."""
+    return pa.array([place in places for place in places_of(rows)], pa.bool_())
 
 
 def places_of(rows: Any) -> Iterator[Place]:
-    """Where the rows are in their manifests."""
+    """The rows' places in their manifests."""
     yield from zip(rows["manifest"].to_pylist(), rows["manifest_row"].to_pylist(), strict=True)
 
 
@@ -237,5 +236,5 @@ def _ids(batch: pa.RecordBatch, mask: Any) -> set[str]:
 
 
 def texts(values: Any) -> list[str]:
-    """The values that are not null, as text."""
+    """The non-null values as text."""
     return [str(value) for value in values.to_pylist() if value is not None]

@@ -1,6 +1,6 @@
-"""The landing zone in an erasure: whose rows the manifests have, and their documents.
+"""Searches the landing zone for a person, and deletes documents.
 
-The landing zone belongs to its owner: manifests are never changed, documents are deleted only on request.
+The landing zone belongs to its owner: manifests are never changed, and documents are deleted only on request.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from kyc_pipeline.lake.storage import Lake
 
 @dataclass(frozen=True, slots=True)
 class LandingRow:
-    """A manifest's row, with every reading of its tags (`submissionId` among them)."""
+    """A row of a manifest, with every reading of its tags, including `submissionId`."""
 
     date: str
     manifest: str
@@ -27,18 +27,18 @@ class LandingRow:
     """Its documents, relative to the documents folder."""
 
     def is_about(self, subjects: Callable[[Mapping[str, str]], bool]) -> bool:
-        """Whether one of the readings is of one of the subjects."""
+        """Whether any reading matches the subjects."""
         return any(map(subjects, self.readings))
 
 
 class LandingZone:
-    """The landing zone at a path. Without a folder there, it has no rows and no documents."""
+    """The landing zone at a path. If the folder does not exist, there are no rows and no documents."""
 
     def __init__(self, landing: Path) -> None:
         self._landing = landing
         self._documents = landing / "documents"
         self.unreadable = 0
-        """Manifests that the last search could not read to their end."""
+        """Number of manifests that the last search could not read completely."""
 
     def rows(self) -> Iterator[LandingRow]:
         """Every row of every manifest except byte-identical copies, in bounded memory."""
@@ -51,30 +51,30 @@ class LandingZone:
                     self.unreadable += 1
 
     def is_ingested(self, lake: Lake, date: str) -> bool:
-        """Whether the day's partitions are of its manifests as they are now."""
+        """Whether the day's partitions were made from its current manifests."""
         return is_ingested(self._landing, lake, date)
 
     def existing(self, files: Iterable[str]) -> list[str]:
-        """Those of `files` that lead to a file inside the documents folder."""
-        return [file for file in files if self._place(file) is not None]
+        """Those of `files` that exist inside the documents folder."""
+        return [file for file in files if self._resolve(file) is not None]
 
     def delete(self, files: Iterable[str]) -> None:
-        """Deletes documents: the file, and the link where its name is one."""
+        """Deletes documents, and the symlinks that lead to them."""
         for file in files:
-            place = self._place(file)
-            if place is not None:
+            path = self._resolve(file)
+            if path is not None:
                 with contextlib.suppress(FileNotFoundError):
-                    place.unlink()
+                    path.unlink()
                     (self._documents / file).unlink()
 
-    def _place(self, file: str) -> Path | None:
+    def _resolve(self, file: str) -> Path | None:
         root = self._documents.resolve()
         if "\0" in file or Path(file).is_absolute():
             return None
         try:
-            place = (root / file).resolve()
-            return place if place.is_relative_to(root) and place.is_file() else None
-        except (OSError, RuntimeError):  # a name that is too long, a loop of links
+            path = (root / file).resolve()
+            return path if path.is_relative_to(root) and path.is_file() else None
+        except (OSError, RuntimeError):  # a name that is too long, or a loop of symlinks
             return None
 
 

@@ -1,12 +1,11 @@
-"""The ledger's side of an erasure: who was erased, and what stays of a submission.
+"""The ledger's part in an erasure: stores tombstones, and erases submissions.
 
-An erased submission keeps its row and its attempts under the pseudonym of its id, so that the costs still add
-up; its answer, errors and content are gone. The table `erasures` has the pseudonyms of who was erased.
+An erased submission keeps its row and its attempts under the pseudonym of its id, so that costs still add up;
+its response, errors and content are removed. The table `erasures` holds the tombstones.
 """
 
 import contextlib
 import re
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,13 +18,8 @@ from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.ledger.models import Decision, State
-from kyc_pipeline.ledger.schema import (
-    ERASED_CONTENT,
-    attempts,
-    decisions,
-    erasures,
-    submissions,
-)
+from kyc_pipeline.ledger.schema import ERASED_CONTENT, attempts, decisions, erasures, submissions
+from kyc_pipeline.ledger.times import now
 from kyc_pipeline.privacy.erased import Tombstone
 
 RUN_ID: Final = "erase"
@@ -35,19 +29,19 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9]+")
 
 
 class LedgerErasure:
-    """Erases in one ledger. Methods that only read create no ledger."""
+    """Erases people from one ledger. The read-only methods do not create a ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def tombstones(self) -> list[Tombstone]:
-        """Every tombstone."""
+        """All tombstones."""
         columns = erasures.c
         query = select(columns.name, columns.pseudonym, columns.key_id, columns.finished_at.is_not(None))
         return [Tombstone(*row) for row in self._rows(query)]
 
     def state(self) -> frozenset[tuple[object, ...]]:
-        """A value that changes whenever an erasure begins, has swept the lake, or ends."""
+        """A value that changes whenever an erasure begins, finishes sweeping the stores, or ends."""
         return frozenset(tuple(row) for row in self._rows(select(erasures)))
 
     def submissions(self) -> Iterator[tuple[str, str]]:
@@ -59,11 +53,14 @@ class LedgerErasure:
             yield row[0], row[1]
 
     def answered_with(self, name: str, value: str, is_same: Callable[[str], bool]) -> list[str]:
-        """Ids of submissions whose stored answer has the tag `name` with a value that is the same."""
+        """Ids of submissions whose stored response has the tag `name` with the same value.
+
+        `is_same` compares values; `value` only narrows the search.
+        """
         query = select(submissions.c.submission_id, submissions.c.response).where(
             submissions.c.response.is_not(None)
         )
-        # However the answer's JSON escapes the value, its longest run of plain characters is in the text.
+        # Whatever the JSON escapes, the value's longest run of plain characters is in the text.
         runs = _PLAIN.findall(unicodedata.normalize("NFC", value))
         if runs:
             query = query.where(submissions.c.response.contains(max(runs, key=len), autoescape=True))
@@ -71,45 +68,38 @@ class LedgerErasure:
 
     @contextlib.contextmanager
     def holding(self, dates: Sequence[str]) -> Iterator[Callable[[], None]]:
-        """Holds the leases of `dates`, all or none; the value raises where one of them was lost.
+        """Holds the leases of all `dates`. Yields a function that raises :class:`LeaseLost` if one is lost.
 
-        Raises :class:`PartitionBusy` with the holder's name.
+        Raises :class:`PartitionBusy` with the holder's name if one of them is taken.
         """
         with contextlib.ExitStack() as stack:
             checks = [stack.enter_context(hold(self._ledger, date, RUN_ID)).check for date in dates]
 
             def check() -> None:
-                for each in checks:
-                    each()
+                for check_one in checks:
+                    check_one()
 
             yield check
 
     def ingest_lock(self) -> AbstractContextManager[Callable[[], None]]:
-        """Keeps ingests from reading the lake while it is rewritten; see :func:`lock.ingest_lock`."""
+        """Prevents ingests from reading the lake while it is rewritten; see :func:`lock.ingest_lock`."""
         return ingest_lock(self._ledger, RUN_ID)
 
     def remember(self, tombstones: Iterable[Tombstone]) -> None:
-        """Keeps tombstones; those that are known stay as they are."""
+        """Stores new tombstones; those already stored are left unchanged."""
         with self._ledger.write() as connection:
             known = {(row.name, row.pseudonym) for row in connection.execute(select(erasures))}
-            new = [each for each in tombstones if (each.name, each.pseudonym) not in known]
+            time = now()
+            new = [
+                {"name": each.name, "pseudonym": each.pseudonym, "key_id": each.key_id, "erased_at": time}
+                for each in tombstones
+                if (each.name, each.pseudonym) not in known
+            ]
             if new:
-                now = _now()
-                connection.execute(
-                    insert(erasures),
-                    [
-                        {
-                            "name": each.name,
-                            "pseudonym": each.pseudonym,
-                            "key_id": each.key_id,
-                            "erased_at": now,
-                        }
-                        for each in new
-                    ],
-                )
+                connection.execute(insert(erasures), new)
 
     def erase(self, pseudonyms: Mapping[str, str]) -> None:
-        """Keeps of each submission (by id) only its figures, under the given pseudonym."""
+        """Reduces submissions to their figures. `pseudonyms` maps each id to its replacement."""
         pairs = list(pseudonyms.items())
         for start in range(0, len(pairs), _ROWS_PER_COMMIT):
             with self._ledger.write() as connection:
@@ -119,8 +109,8 @@ class LedgerErasure:
     def purge(self) -> None:
         """Removes the bytes of deleted rows from the database.
 
-        SQLite: rewrites the file and empties its log; raises :class:`LedgerError` if another process
-        prevents that. PostgreSQL: `VACUUM`.
+        SQLite: rewrites the file and truncates its WAL; raises :class:`LedgerError` if another process
+        prevents that. PostgreSQL: runs `VACUUM`.
         """
         ledger = self._ledger
         if not ledger.exists():
@@ -138,17 +128,17 @@ class LedgerErasure:
             (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy:
             raise LedgerError(
-                f"another process reads the ledger {ledger.name}, so its log still holds what was erased: "
-                "erase again when it has ended"
+                f"another process is reading the ledger {ledger.name}, so its log still holds erased data: "
+                "erase again when that process has ended"
             )
 
     def swept(self, tombstones: Iterable[Tombstone]) -> None:
-        """Records that the stores were swept: what was read before is out of date."""
-        self._mark(tombstones, erased_at=_now())
+        """Records that the stores were swept, so that anything read before counts as out of date."""
+        self._mark(tombstones, erased_at=now())
 
     def finish(self, tombstones: Iterable[Tombstone]) -> None:
         """Marks tombstones as finished."""
-        self._mark(tombstones, finished_at=_now())
+        self._mark(tombstones, finished_at=now())
 
     def _mark(self, tombstones: Iterable[Tombstone], **values: int) -> None:
         with self._ledger.write() as connection:
@@ -161,7 +151,7 @@ class LedgerErasure:
                 )
 
     def _rows(self, query: Any) -> Iterator[Any]:
-        """The rows of a query, in bounded memory; none if there is no ledger, and none is created."""
+        """The rows of a query, in bounded memory. None if there is no ledger; it is not created."""
         if not self._ledger.exists():
             return
         with self._ledger.read() as connection:
@@ -172,14 +162,14 @@ _KEPT: Final = ("partition_date", "http_status", "requested_at", "responded_at",
 
 
 def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
-    """Moves a submission to its pseudonym. Several of one id (an old ledger put back) become one."""
+    """Moves a submission to its pseudonym, and merges it with a row already there (of a restored ledger)."""
     theirs = submissions.c.submission_id == submission_id
     known = select(submissions.c.state)
     state = connection.execute(known.where(theirs).with_for_update()).scalar_one_or_none()
     if state is None:
         return
     if connection.execute(known.where(submissions.c.submission_id == pseudonym)).one_or_none() is None:
-        # No run is left to settle an open claim. An uncertain submission must not be sent or decided again.
+        # No run will settle an open claim any more. An uncertain submission must not be sent or held.
         settled = State.UNCERTAIN if state == State.CLAIMED else state
         decision = Decision.ABANDON if settled == State.UNCERTAIN else None
         columns = ["submission_id", "content_sha256", "state", "decision", "updated_at", *_KEPT]
@@ -191,7 +181,7 @@ def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
                     literal(ERASED_CONTENT),
                     literal(settled),
                     literal(decision),
-                    literal(_now()),
+                    literal(now()),
                     *(submissions.c[name] for name in _KEPT),
                 ).where(theirs),
             )
@@ -210,10 +200,10 @@ def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
     connection.execute(submissions.delete().where(theirs))
 
 
-def _has_tag(answer: str, name: str, is_same: Callable[[str], bool]) -> bool:
-    """Whether an answer, of whatever shape, has the tag: as `{"name": …, "value": …}` or `{name: value}`."""
+def _has_tag(response: str, name: str, is_same: Callable[[str], bool]) -> bool:
+    """Whether a response has the tag anywhere: as `{"name": …, "value": …}` or as `{name: value}`."""
     try:
-        todo: list[object] = [msgspec.json.decode(answer)]
+        todo: list[object] = [msgspec.json.decode(response)]
     except (ValueError, RecursionError):
         return False
     while todo:
@@ -226,7 +216,3 @@ def _has_tag(answer: str, name: str, is_same: Callable[[str], bool]) -> bool:
                 return True
             todo += value.values()
     return False
-
-
-def _now() -> int:
-    return time.time_ns() // 1000

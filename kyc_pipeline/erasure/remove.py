@@ -1,8 +1,8 @@
-"""Removes what was found of a person from lake and ledger.
+"""Removes a person from lake and ledger.
 
-The order makes it safe to be killed at any point and repeated. Tombstones come first; whatever has an id
-with a tombstone is erased, whether or not anything still tells whose it was; tombstones count as
-finished only when nothing is left and everything made from the lake was made again.
+An erasure can be killed at any point and repeated. Tombstones are written first. Everything whose id has a
+tombstone is erased, even if nothing else links it to the person any more. Tombstones are marked as finished
+only when nothing is left and everything derived from the lake was rebuilt.
 """
 
 from collections.abc import Callable
@@ -39,17 +39,17 @@ def erase(
     delete_documents: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ErasedSubjects:
-    """Removes what was found, and what runs add meanwhile, from the lake and the ledger.
+    """Removes what was found from lake and ledger, and what runs add during the erasure.
 
-    Afterwards build the warehouse again, then pass the returned tombstones to `ledger.finish`; until then the
-    next erasure continues this one. `progress` gets the name of each step before it begins.
+    Afterwards rebuild the warehouse, then pass the returned tombstones to `ledger.finish`; until then, the
+    next erasure continues this one. `progress` is called with the name of each step before it begins.
     Raises :class:`KycError` with the holder's name, before any change, if a run works on one of the days.
     """
     for _ in range(MAX_PASSES):
         with stores.ledger.holding(found.dates) as check_leases:
             progress("tombstones")
-            # Under the lock: an ingest has either written its rows, and the next pass finds them, or it sees
-            # the tombstones before it writes.
+            # Under the ingest lock: an ingest has either written its rows, which the next pass finds, or
+            # sees the tombstones before it writes.
             with stores.ledger.ingest_lock() as check_lock:
                 stores.ledger.remember(found.erased.tombstones)
                 check_lock()
@@ -64,15 +64,15 @@ def erase(
             stores.ledger.erase(
                 {key: stores.pseudonymizer.tag(SUBMISSION_TAG, key) for key in sorted(found.ledger)}
             )
-        # A run that read the old rows before this moment reads again or publishes nothing. What it wrote
-        # before this moment is found now.
+        # From here on, a run that read the old rows reads them again or publishes nothing. Rows that it
+        # wrote earlier are found now.
         stores.ledger.swept(found.erased.tombstones)
         found = find_again(stores, found)
         if not found.is_stored:
             break
     else:
-        raise KycError("runs keep writing while the person is erased: repeat it when none is under way")
-    progress("drafts")  # of killed writers, also in partitions that are never written again
+        raise KycError("runs keep writing data of this person: repeat the erasure when no run is active")
+    progress("drafts")  # of killed writers, even in partitions that are never written again
     for table in TABLES:
         stores.lake.remove_drafts(table)
     progress("purge")
@@ -87,7 +87,7 @@ def _erase_day(
     if lake.exists(SUBMISSIONS, date) or lake.exists(REJECTED_SUBMISSIONS, date):
         with stores.ledger.ingest_lock():
             check_leases()
-            # Rejected rows first: a crash in between leaves a row in both tables, never in neither.
+            # Rejected rows first: a crash in between leaves a row in both tables, never in none.
             progress(f"{date} {REJECTED_SUBMISSIONS.name}")
             _reject(lake, date, day)
             progress(f"{date} {SUBMISSIONS.name}")
@@ -109,7 +109,7 @@ def _erase_day(
 
 
 def _reject(lake: Lake, date: str, day: Day) -> None:
-    """Rejects the person's rows as `erased_subject`, without their id, as the day's next ingest will."""
+    """Rejects the person's rows as `erased_subject`, without their ids, as the day's next ingest would."""
     accepted: set[Place] = set()
     if lake.exists(SUBMISSIONS, date):
         for batch in lake.batches(SUBMISSIONS, date, ["submission_id", "manifest", "manifest_row"]):
@@ -119,7 +119,7 @@ def _reject(lake: Lake, date: str, day: Day) -> None:
     before = lake.read(REJECTED_SUBMISSIONS, date) if exists else REJECTED_SUBMISSIONS.schema.empty_table()
     is_theirs = pc.or_(is_among(before["submission_id"], day.ids), is_at(before, day.places | accepted))
     others = before.filter(pc.invert(is_theirs))
-    gone = sorted({*places_of(before.filter(is_theirs)), *accepted})
+    places = sorted({*places_of(before.filter(is_theirs)), *accepted})
     erased = pa.Table.from_pylist(
         [
             {
@@ -129,7 +129,7 @@ def _reject(lake: Lake, date: str, day: Day) -> None:
                 "manifest": manifest,
                 "manifest_row": row,
             }
-            for manifest, row in gone
+            for manifest, row in places
         ],
         schema=REJECTED_SUBMISSIONS.schema,
     )
@@ -143,14 +143,14 @@ def _reject(lake: Lake, date: str, day: Day) -> None:
 
 
 def _drop_rows(lake: Lake, table: Table, date: str, day: Day) -> None:
-    """Replaces a partition by its rows without those of the person; its footer stays."""
+    """Removes the person's rows from a partition; its footer metadata stays."""
     if not day.rows[table] or not lake.exists(table, date):
         return
     with lake.writer(table, date, lake.metadata(table, date)) as writer:
         for batch in lake.batches(table, date, batch_size=ROW_GROUP_ROWS):
             theirs = is_among(batch[ID_COLUMN[table]], day.ids)
             if table is CONTRACT_DRIFT:
-                # The answers are gone, so the sums cannot be made again: only the example is removed.
+                # The responses are gone, so the counts cannot be computed again: remove only the example.
                 rows = pa.table(batch)
                 index = rows.schema.get_field_index(ID_COLUMN[table])
                 examples = pc.if_else(theirs, pa.scalar(""), batch[ID_COLUMN[table]])

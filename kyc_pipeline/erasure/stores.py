@@ -1,4 +1,4 @@
-"""The stores that may hold a person."""
+"""The stores that may hold a person's data."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from kyc_pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Stores:
-    """Landing zone, lake and ledger, with what it takes to recognise a person in them."""
+    """Landing zone, lake and ledger, and what is needed to recognise a person in them."""
 
     landing: LandingZone
     lake: Lake
     ledger: LedgerErasure
     pseudonymizer: Pseudonymizer
     clear_tags: Collection[str]
-    """Tags whose values are in the curated tables."""
+    """Tags whose values are in the clear in curated tables."""
 
     @classmethod
     def of(cls, settings: Settings, ledger: Ledger, pseudonymizer: Pseudonymizer) -> "Stores":
-        """The stores of the settings."""
+        """The configured stores."""
         return cls(
             LandingZone(settings.kyc_landing),
             Lake(settings.kyc_lake),
