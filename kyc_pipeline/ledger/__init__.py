@@ -1,1 +1,1 @@
-"""The ledger of paid calls: what was sent, what came of it, and who may send."""
+"""The ledger of paid calls: what was sent, the results, and who may send."""

@@ -1,12 +1,12 @@
-"""Claims and results: what makes a call paid once.
+"""Claims and results, which ensure that a call is paid once.
 
 * A submission is *claimed* before it is sent, and only the holder of its partition's lease can claim.
-* A claim leaves `claimed` by a recorded result, or becomes `uncertain`; it never becomes "not sent".
+* A claim ends with a recorded result or becomes `uncertain`; it never becomes "not sent".
 * `completed` is final. `refused` and `quarantined` are never claimed again. `uncertain` is claimed again
   only if an operator or the policy allows it. `failed` (surely not processed) may be claimed again, with
   the submission's current date and content; a submission that may have been sent keeps its own.
-* The result of a call is always recorded, even if the lease was lost meanwhile: the call was made.
-* `commit` is idempotent, since after a lost connection nobody knows whether the last one took place.
+* The result of a call is always recorded, even if the lease was lost: the call was made.
+* `commit` is idempotent, since a lost connection leaves it open whether the last commit took place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
         key = claim.submission_id
         row = known.get(key)
         if row is not None and row.state is State.CLAIMED and row.claim_token == claim.token:
-            won.add(claim.token)  # an earlier commit of this claim took place after all
+            won.add(claim.token)  # an earlier commit of this claim did take place
             continue
         if key in new or key in again or not (row is None or _may_be_sent(row, lease, claim)):
             continue
@@ -101,7 +101,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
 
 
 def _known(connection: Connection, claims: Sequence[Claim]) -> dict[str, Row[Any]]:
-    """Locks the submissions that are in the ledger already; returns their rows by id."""
+    """Locks the submissions that are already in the ledger; returns their rows by id."""
     query = (
         select(
             submissions.c.submission_id,
@@ -119,7 +119,7 @@ def _known(connection: Connection, claims: Sequence[Claim]) -> dict[str, Row[Any
 
 
 def _attempts_so_far(connection: Connection, known: Mapping[str, Row[Any]]) -> dict[str, int]:
-    """The newest attempt's number by id. Call it after the rows are locked, else it may be outdated."""
+    """The newest attempt's number by id. Lock the rows first, or it may be out of date."""
     if not known:
         return {}
     query = (
@@ -133,9 +133,9 @@ def _attempts_so_far(connection: Connection, known: Mapping[str, Row[Any]]) -> d
 def _may_be_sent(row: Row[Any], lease: Lease, claim: Claim) -> bool:
     if row.state is State.FAILED:
         return True
-    same = row.partition_date == lease.partition_date and row.content_sha256 == claim.content_sha256
+    is_same = row.partition_date == lease.partition_date and row.content_sha256 == claim.content_sha256
     may_resend = claim.resend and row.decision is not Decision.ABANDON
-    return bool(same and row.state is State.UNCERTAIN and may_resend)
+    return bool(is_same and row.state is State.UNCERTAIN and may_resend)
 
 
 _CLAIMED: Final = {
@@ -173,7 +173,7 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
             for result in results
         ],
     )
-    # An answer settles the submission whoever holds the claim; other results count for the newest claim only.
+    # A response settles the submission even for an old claim; other results count only for the newest claim.
     settling = [result for result in results if result.state in _SETTLING]
     if settling:
         connection.execute(_SETTLE, [_new_state(result, time) for result in settling])
@@ -249,7 +249,7 @@ def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
     )
 
 
-# Keeps `requested_at`; the look-up's latency is not the call's.
+# Keeps `requested_at`, and clears the latency: that of the look-up is not that of the call.
 _ADOPT: Final = (
     update(submissions)
     .where(submissions.c.submission_id == bindparam("key"), submissions.c.state == State.UNCERTAIN)

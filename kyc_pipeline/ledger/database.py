@@ -1,4 +1,4 @@
-"""The ledger's database: how it is connected to, created and migrated.
+"""The ledger's database: connections, creation and migrations.
 
 SQLite runs in WAL mode with `synchronous=FULL`: if a power cut could undo a claim, a call could be paid
 twice. A write transaction begins with `BEGIN IMMEDIATE`: it waits for the lock at its start and never fails
@@ -24,18 +24,18 @@ from kyc_pipeline.ledger.schema import HEAD_REVISION
 from kyc_pipeline.ledger.times import now
 
 LEASE_SECONDS: Final = 60.0
-"""A lease expires after this time unless it is renewed."""
+"""Time after which a lease expires unless it is renewed."""
 BUSY_TIMEOUT_SECONDS: Final = 30.0
 """How long a statement waits for a lock that another process holds."""
 _MIGRATION_LOCK: Final = 0x6B79635F  # "kyc_": the key of PostgreSQL's advisory lock
-_PATIENCE: Final = {
+_LIBPQ_OPTIONS: Final = {
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""libpq options: a dead connection is closed within a minute. The URL can override them."""
+"""Close a dead connection within a minute. The URL can override them."""
 _READ_ONLY: Final = "kyc_read_only"
 _WAL: Final = "wal"
 
@@ -49,7 +49,7 @@ class ChangeRefused(LedgerError):
 
 
 class Ledger:
-    """The ledger at a SQLAlchemy URL. Opened, created and migrated on first use; thread-safe.
+    """The ledger at a SQLAlchemy URL. It is created and migrated on first use, and thread-safe.
 
     Every function that takes a ledger raises :class:`LedgerError` if the database cannot be used.
     """
@@ -85,7 +85,7 @@ class Ledger:
         return Path(str(self._url.database)) if self._is_sqlite else None
 
     def exists(self) -> bool:
-        """Whether the ledger exists. Creates nothing."""
+        """Whether the ledger exists. Does not create it."""
         if self.file is not None and not (self.file.exists() and self.file.stat().st_size):
             return False
         with self._translated(), self._connected().connect() as connection:
@@ -99,7 +99,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A read-only transaction: one snapshot, and it blocks no writer."""
+        """A read-only transaction on one snapshot. It does not block writers."""
         with self._translated(), self._ready().connect() as connection:
             yield connection.execution_options(**{_READ_ONLY: True})
 
@@ -116,7 +116,7 @@ class Ledger:
             yield connection
 
     def now(self, connection: Connection) -> int:
-        """Microseconds since the epoch. PostgreSQL: by the server's clock, since hosts' clocks differ."""
+        """Microseconds since the epoch; on PostgreSQL by the server's clock, since hosts' clocks differ."""
         if self._is_sqlite:
             return now()
         return int(
@@ -134,7 +134,7 @@ class Ledger:
             self._is_ready = False
 
     def _configure_postgres(self, connection: Any, _record: Any) -> None:
-        # As on SQLite. Without it, a row that another session keeps locked would block a run for ever.
+        # As on SQLite. Without it, a row that another session keeps locked would block a run forever.
         connection.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
         connection.commit()
 
@@ -144,7 +144,7 @@ class Ledger:
             yield
         except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
             kind = ChangeRefused if isinstance(error, (DataError, IntegrityError)) else LedgerError
-            # Not `from error`: a driver's message can quote the row that failed.
+            # `from None`: a driver's message can quote the row that failed.
             raise kind(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
 
     def _connected(self) -> Engine:
@@ -175,12 +175,9 @@ class Ledger:
 
     def _create_engine(self) -> Engine:
         if not self._is_sqlite:
+            options = {key: value for key, value in _LIBPQ_OPTIONS.items() if key not in self._url.query}
             engine = create_engine(
-                self._url,
-                hide_parameters=True,
-                pool_pre_ping=True,
-                pool_size=4,
-                connect_args={key: value for key, value in _PATIENCE.items() if key not in self._url.query},
+                self._url, hide_parameters=True, connect_args=options, pool_size=4, pool_pre_ping=True
             )
             event.listen(engine, "connect", self._configure_postgres)
             return engine
@@ -193,7 +190,7 @@ class Ledger:
 
 
 def insert_if_absent(connection: Connection, table: Table, **values: Any) -> bool:
-    """Inserts a row; False if its key is taken. The primary key decides between two processes."""
+    """Inserts a row; False if its key is taken. Only one of two concurrent inserts succeeds."""
     try:
         with connection.begin_nested():
             connection.execute(insert(table).values(**values))
@@ -220,7 +217,7 @@ def _checked_url(url: str) -> URL:
 
 
 def _cause(error: Exception) -> str:
-    """The cause, without data: SQLite's messages are fixed texts, others can quote rows."""
+    """The cause without data: SQLite's messages are fixed texts, but other drivers' can quote rows."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
         return str(origin)
@@ -230,7 +227,7 @@ def _cause(error: Exception) -> str:
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # Disable the driver's implicit BEGIN: `_begin_sqlite` chooses the kind of transaction.
+    # Disables the driver's implicit BEGIN: `_begin_sqlite` chooses the transaction type.
     connection.isolation_level = None
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
@@ -242,9 +239,9 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _prepare_file(path: Path) -> None:
-    """Creates the SQLite file (mode 0600) if it is missing, and puts it into WAL mode; one process at a time.
+    """Creates the SQLite file (mode 0600) if it is missing, and sets WAL mode; one process at a time.
 
-    The mode is stored in the file; a restored backup may have lost it.
+    The file stores the journal mode, but a restored backup may have lost it.
     """
     if path.exists() and path.stat().st_size and _journal_mode(path) == _WAL:
         return

@@ -1,8 +1,8 @@
-"""Held submissions: sent, the answer lost, and not settled by a look-up. An operator decides.
+"""Held submissions: they were sent, the response was lost and a look-up did not settle the outcome.
 
-`retry`: the next run looks the submission up once more and sends it again if it is not found, which may be
-paid twice. `abandon`: it is never sent again. Its outcome stays `uncertain`, which is all that is known
-(`failed` would be sent again), but it is no longer held.
+An operator decides. `retry`: the next run looks the submission up once more and sends it again if it is not
+found, which may be billed twice. `abandon`: it is never sent again. Its outcome stays `uncertain` (a `failed`
+submission would be sent again), but it is no longer held.
 """
 
 import getpass
@@ -19,7 +19,7 @@ from kyc_pipeline.ledger.times import now, to_datetime
 
 
 def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSubmission]:
-    """Submissions that wait for a decision, oldest partition first. Creates no ledger."""
+    """Submissions that wait for a decision, oldest partition first. Does not create a ledger."""
     if not ledger.exists():
         return []
     query = (
@@ -45,9 +45,9 @@ def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSub
 
 
 def resolve_held(ledger: Ledger, submission_id: str, decision: str, who: str) -> None:
-    """Records the decision (`retry` or `abandon`) and who made it; the newest one counts.
+    """Records the decision (`retry` or `abandon`) and who made it; the newest decision counts.
 
-    Raises :class:`UsageError` for another word, and for a submission that is unknown or not uncertain.
+    Raises :class:`UsageError` if the decision is neither, or the submission is unknown or not uncertain.
     """
     try:
         chosen = Decision(decision)
@@ -56,17 +56,16 @@ def resolve_held(ledger: Ledger, submission_id: str, decision: str, who: str) ->
     unknown = UsageError(f"submission {submission_id} is not in the ledger: see `held list`")
     if not ledger.exists():
         raise unknown
-    is_it = submissions.c.submission_id == submission_id
+    this = submissions.c.submission_id == submission_id
     with ledger.write() as connection:
-        state = connection.execute(
-            select(submissions.c.state).where(is_it).with_for_update()
-        ).scalar_one_or_none()
+        query = select(submissions.c.state).where(this).with_for_update()
+        state = connection.execute(query).scalar_one_or_none()
         if state is None:
             raise unknown
         if state is not State.UNCERTAIN:
             raise UsageError(f"submission {submission_id} is {state}, not held: nothing to decide")
         decided_at = now()
-        connection.execute(update(submissions).where(is_it).values(decision=chosen, updated_at=decided_at))
+        connection.execute(update(submissions).where(this).values(decision=chosen, updated_at=decided_at))
         connection.execute(
             insert(decisions).values(
                 submission_id=submission_id, decision=chosen, decided_by=who[:255], decided_at=decided_at
@@ -75,7 +74,7 @@ def resolve_held(ledger: Ledger, submission_id: str, decision: str, who: str) ->
 
 
 def operator() -> str:
-    """The login name of this process, for the record of who decided."""
+    """The login name of this process, recorded with a decision."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
@@ -83,7 +82,7 @@ def operator() -> str:
 
 
 def dates_to_send_again(ledger: Ledger, policy: Literal["hold", "retry"]) -> list[str]:
-    """The partitions whose next run sends uncertain submissions again, by decision or by `policy`."""
+    """Partitions with uncertain submissions that the next run may send again, by decision or `policy`."""
     if not ledger.exists():
         return []
     again = submissions.c.decision == Decision.RETRY

@@ -36,7 +36,7 @@ class HeldLease:
     lease: Lease
 
     def check(self) -> None:
-        """Renews the lease now. Raises :class:`LeaseLost`: the partition is the other run's to write."""
+        """Renews the lease now. Raises :class:`LeaseLost` if another run has taken it."""
         if not renew_lease(self.ledger, self.lease):
             raise LeaseLost(
                 f"partition {self.lease.partition_date} was taken over by another run: "
@@ -50,30 +50,30 @@ def hold(
 ) -> Iterator[HeldLease]:
     """Holds the partition's lease while the block runs. Raises :class:`PartitionBusy` with the holder's name.
 
-    A thread renews the lease; it calls `on_loss` once if another run has taken it. Call `check` before a
-    change that cannot be undone.
+    A thread renews the lease, and calls `on_loss` once if another run takes it. Call `check` before a change
+    that cannot be undone.
     """
     lease = acquire_lease(ledger, partition_date, run_id)
     done = threading.Event()
 
-    def keep() -> None:
+    def renew() -> None:
         while not done.wait(ledger.lease_seconds / 3):
-            # The block meets a failing ledger too, and decides how long to wait for it.
+            # If the ledger fails, the block sees it too and decides how long to wait.
             with contextlib.suppress(LedgerError):
                 if not renew_lease(ledger, lease):
                     on_loss()
                     return
 
-    keeper = threading.Thread(target=keep, name="lease-keeper", daemon=True)
+    renewer = threading.Thread(target=renew, name="lease-renewer", daemon=True)
     try:
-        keeper.start()
+        renewer.start()
         try:
             yield HeldLease(ledger, lease)
         finally:
             done.set()
-            keeper.join()
+            renewer.join()
     finally:
-        # If the ledger fails, the block has raised already; the lease runs out by itself.
+        # If the ledger fails, the block has already raised an error, and the lease will expire.
         with contextlib.suppress(LedgerError):
             release_lease(ledger, lease)
 
@@ -81,8 +81,8 @@ def hold(
 def acquire_lease(ledger: Ledger, partition_date: str, run_id: str) -> Lease:
     """Takes the partition's lease; open claims of an earlier holder become uncertain.
 
-    Raises :class:`PartitionBusy` with the holder's name while another run has it. A holder that is
-    surely dead (same machine, process gone) loses it at once.
+    Raises :class:`PartitionBusy` with the holder's name if another run has it. A holder that is certainly
+    dead (same machine, no such process) loses it at once.
     """
     lease = Lease(partition_date, secrets.token_hex(16), run_id)
     with ledger.write() as connection:
@@ -103,12 +103,12 @@ def _take(ledger: Ledger, connection: Connection, lease: Lease) -> None:
         "acquired_at": acquired_at,
         "expires_at": acquired_at + _lifetime(ledger),
     }
-    # One INSERT: of two processes only one succeeds; the other waits, and then sees its row.
+    # Of two concurrent INSERTs one succeeds; the other waits and then sees the row.
     if insert_if_absent(connection, leases, partition_date=lease.partition_date, **values):
         return
     of_partition = leases.c.partition_date == lease.partition_date
     row = connection.execute(select(leases).where(of_partition).with_for_update()).one_or_none()
-    if row is None:  # released meanwhile
+    if row is None:  # released after the INSERT failed
         if not insert_if_absent(connection, leases, partition_date=lease.partition_date, **values):
             raise PartitionBusy(f"partition {lease.partition_date} was just taken by another run: try again")
         return
@@ -133,7 +133,7 @@ def renew_lease(ledger: Ledger, lease: Lease) -> bool:
 
 
 def release_lease(ledger: Ledger, lease: Lease) -> int:
-    """Ends the lease. Claims still open become uncertain; returns how many."""
+    """Ends the lease. Open claims become uncertain; returns how many."""
     with ledger.write() as connection:
         if not is_held(connection, lease):
             return 0
@@ -143,7 +143,7 @@ def release_lease(ledger: Ledger, lease: Lease) -> int:
 
 
 def mark_open_claims_uncertain(ledger: Ledger, lease: Lease) -> int:
-    """Makes open claims uncertain; returns how many. For a run whose calls have all ended."""
+    """Makes open claims uncertain; returns how many. Call it when all calls of the run have ended."""
     with ledger.write() as connection:
         return _mark_open_claims(connection, lease.partition_date) if is_held(connection, lease) else 0
 
@@ -163,5 +163,5 @@ def _mark_open_claims(connection: Connection, partition_date: str) -> int:
 
 
 def _lifetime(ledger: Ledger) -> int:
-    """How long a lease lives, in microseconds."""
+    """How long a lease is valid, in microseconds."""
     return int(ledger.lease_seconds * 1_000_000)

@@ -13,7 +13,7 @@ class State(StrEnum):
     """Where a submission stands. All but `claimed` are outcomes of `vocabulary.Outcome`."""
 
     CLAIMED = "claimed"
-    """The intent to send is durable and no result is: the call may be in flight."""
+    """The intent to send is recorded but no result: the call may be in flight."""
     COMPLETED = "completed"
     REFUSED = "refused"
     QUARANTINED = "quarantined"
@@ -60,7 +60,7 @@ class Lease:
 
 @dataclass(slots=True)
 class Claim:
-    """The intent to send one submission once. `resend` lets it be sent although it is uncertain."""
+    """The intent to send one submission once. `resend` allows this even if it is uncertain."""
 
     submission_id: str
     content_sha256: str
@@ -70,7 +70,7 @@ class Claim:
 
 @dataclass(slots=True)
 class Result:
-    """The result of a claim. `response` is the submission's answer, `body` that of a failed call."""
+    """The result of a claim. `response` is the accepted response, `body` that of a failed call."""
 
     claim: Claim
     state: State
@@ -97,7 +97,7 @@ class Adoption:
 
 
 class Entry(NamedTuple):
-    """What the ledger knows of a submission, without its answer. A tuple, since there may be 100,000."""
+    """A submission's row without its response. A tuple to save memory: there may be 100,000."""
 
     submission_id: str
     partition_date: str

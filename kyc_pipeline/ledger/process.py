@@ -1,8 +1,8 @@
-"""The identity of a lease's holder: which process it is, and whether it still runs.
+"""Identifies the process that holds a lease, and checks whether it still runs.
 
 Process ids are reused, so the start time is part of the identity. A process is visible only within the same
-boot of the same machine and the same pid namespace (containers on one host reuse the numbers). Nothing is
-known of a process elsewhere: its lease has to expire.
+boot of the same machine and the same pid namespace (containers on one host reuse process ids). The state of
+any other process is unknown: its lease has to expire.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process, unique across machines. `machine` is empty if it is unknown."""
+    """A process, identified across machines. `machine` is empty if unknown."""
 
     machine: str
     host: str
@@ -27,7 +27,7 @@ class ProcessIdentity:
         return cls(_machine(), socket.gethostname(), pid, _start_time(pid) or "")
 
     def is_surely_dead(self) -> bool:
-        """Whether it has certainly ended; False if that cannot be known."""
+        """Whether the process has certainly ended; False if that is unknown."""
         if not self.machine or not self.started or self.machine != _machine():
             return False
         return _start_time(self.pid) != self.started

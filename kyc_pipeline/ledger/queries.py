@@ -1,4 +1,4 @@
-"""Read-only queries: entries, answers, outcomes and spend."""
+"""Read-only queries: entries, responses, outcomes and spend."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -22,7 +22,7 @@ def read_entries(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, Ent
 
 
 def read_responses(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, tuple[Entry, dict[str, Any]]]:
-    """Entry and columns of the lake's `verification_responses`, by id. Unknown ids are left out.
+    """Each entry with its columns of the lake's `verification_responses`, by id. Unknown ids are left out.
 
     Times are microseconds since the epoch, as in Arrow.
     """
@@ -45,14 +45,14 @@ def read_responses(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, t
 
 
 def read_outcomes(ledger: Ledger, partition_date: str) -> Iterator[Sequence[tuple[str, Outcome]]]:
-    """Id and outcome of every submission with this date that is not erased, in batches."""
+    """Yields batches of id and outcome of the partition's submissions, except erased ones."""
     query = select(submissions.c.submission_id, submissions.c.state).where(
         submissions.c.partition_date == partition_date, submissions.c.content_sha256 != ERASED_CONTENT
     )
     with ledger.read() as connection:
         rows = connection.execution_options(yield_per=_ROWS_PER_QUERY).execute(query)
-        for part in rows.partitions():
-            yield [(submission_id, OUTCOMES[state]) for submission_id, state in part]
+        for batch in rows.partitions():
+            yield [(submission_id, OUTCOMES[state]) for submission_id, state in batch]
 
 
 def read_spend(ledger: Ledger, partition_date: str) -> Spend:
@@ -67,7 +67,7 @@ def read_spend(ledger: Ledger, partition_date: str) -> Spend:
 
 
 def _rows_of(ledger: Ledger, query: Select[Any], submission_ids: Sequence[str]) -> Iterator[Row[Any]]:
-    """The query's rows for these submissions, in one snapshot."""
+    """The query's rows for these submissions, from one snapshot."""
     with ledger.read() as connection:
         for start in range(0, len(submission_ids), _ROWS_PER_QUERY):
             ids = submission_ids[start : start + _ROWS_PER_QUERY]

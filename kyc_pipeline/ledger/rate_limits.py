@@ -1,4 +1,4 @@
-"""The state of the rate limits that all runs on this ledger share."""
+"""Rate limits that all runs on this ledger share."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ class RateLimit:
     """The state of one rate limit. Both times are microseconds since the epoch, by the ledger's clock."""
 
     arrival: int
-    """GCRA's theoretical arrival time; 0 at first."""
+    """GCRA's theoretical arrival time; initially 0."""
     now: int
 
 
 @contextlib.contextmanager
 def locked_rate_limit(ledger: Ledger, name: str) -> Iterator[RateLimit]:
     """Locks the rate limit `name` while the block runs, then stores its `arrival`."""
-    is_it = rate_limits.c.name == name
-    query = select(rate_limits.c.arrival).where(is_it).with_for_update()
+    this = rate_limits.c.name == name
+    query = select(rate_limits.c.arrival).where(this).with_for_update()
     with ledger.write() as connection:
         arrival = connection.execute(query).scalar_one_or_none()
         if arrival is None:
@@ -31,4 +31,4 @@ def locked_rate_limit(ledger: Ledger, name: str) -> Iterator[RateLimit]:
             arrival = connection.execute(query).scalar_one()
         limit = RateLimit(arrival, ledger.now(connection))
         yield limit
-        connection.execute(update(rate_limits).where(is_it).values(arrival=limit.arrival))
+        connection.execute(update(rate_limits).where(this).values(arrival=limit.arrival))

@@ -1,7 +1,7 @@
 """The ledger's tables in SQLAlchemy Core. `migrations/` creates them.
 
-Times are microseconds since the epoch (see `times.py`). Tag values and the paths of documents are never
-stored here: the lake's restricted zone has them.
+Times are microseconds since the epoch (see `times.py`). Document paths are never stored here, and tag values
+only as part of a response.
 """
 
 import re
@@ -30,7 +30,7 @@ HEAD_REVISION: Final = "0002"
 """The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
-"""`content_sha256` of erased submissions only. Their `submission_id` is a pseudonym."""
+"""The `content_sha256` of erased submissions, whose `submission_id` is a pseudonym."""
 
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
@@ -88,7 +88,7 @@ attempts = Table(
     Column("latency_ms", Float),
     Column("billable", Integer, nullable=False),  # 1 unless the call was surely not processed
     Column("error", StorableText),
-    Column("body", StorableText),  # of a failed call; an answer is in `submissions.response`
+    Column("body", StorableText),  # of a failed call; an accepted response is in `submissions.response`
 )
 
 leases = Table(

@@ -13,31 +13,31 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 def vacuum(ledger: Ledger) -> str:
-    """Shrinks a SQLite ledger by its free pages, a few at a time; returns a message about what was done.
+    """Returns the free pages of a SQLite ledger, a few at a time; the value is a message about the result.
 
-    Safe while runs use the ledger. PostgreSQL needs none of it.
+    Safe while runs use the ledger. PostgreSQL does not need it.
     """
     file = ledger.file
     if file is None:
-        return "the ledger is on PostgreSQL, whose autovacuum does this"
+        return "the ledger is on PostgreSQL, which has autovacuum"
     if not ledger.exists():
         return "there is no ledger yet"
     size = file.stat().st_size
     try:
         pages, free = _free_pages(ledger, file)
     except LedgerError as error:
-        return f"{error}: left for the next time"
-    return f"the ledger had {size:,} bytes, {free} of {pages} pages free, and has {file.stat().st_size:,}"
+        return f"{error}: skipped until next time"
+    return f"the ledger had {size:,} bytes ({free} of {pages} pages free) and now has {file.stat().st_size:,}"
 
 
 def _free_pages(ledger: Ledger, file: Path) -> tuple[int, int]:
-    """Vacuums incrementally; returns the pages and the free pages there were before."""
+    """Vacuums incrementally; returns how many pages there were before, and how many were free."""
     with ledger.upkeep(file) as connection:
         [pages], [free] = (
             connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count")
         )
         for _ in range(0, free, _PAGES_PER_STEP):
-            # As a script: the driver runs one step of a statement without columns, which frees one page.
+            # `execute` would step the statement once, which frees only one page.
             connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})")
             time.sleep(_PAUSE_SECONDS)
         connection.execute("PRAGMA optimize")

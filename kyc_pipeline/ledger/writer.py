@@ -2,8 +2,9 @@
 
 A transaction and its flush to disk cost far more than one change. So changes that arrive during a commit go
 into the next one, and commits start at least `_PACE_SECONDS` apart. A failed commit is retried for a while
-(a disk is emptied, a lock released, a connection restored): the answers are paid for, and no claim is won
-meanwhile, so no call is made. If the database rejects a change, the group is split and the rest is written.
+(until there is disk space, a lock or a connection again), since the responses are paid for; until it
+succeeds, no claim is won and no call is made. If the database rejects a change, the group is split and the
+rest is written.
 """
 
 import asyncio
@@ -21,9 +22,9 @@ from kyc_pipeline.ledger.models import Adoption, Claim, Lease, Result
 
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000
-"""Of answers in one transaction, to bound memory."""
+"""Limit of response text in one transaction, to bound memory."""
 _PACE_SECONDS: Final = 0.03
-"""From the start of one commit to the start of the next, unless `_ENOUGH` changes wait."""
+"""Minimum time between the starts of two commits, unless `_ENOUGH` changes are waiting."""
 _ENOUGH: Final = 64
 _RETRY_SECONDS: Final = 0.5
 
@@ -94,11 +95,11 @@ class GroupWriter:
         return await done
 
     def _hand_over(self) -> None:
-        """Passes on what arrived in one iteration of the event loop."""
+        """Passes the changes of one event loop iteration to the writer thread."""
         with self._changed:
             is_first = not self._waiting
             self._waiting += self._arrived
-            # One notification per group: one per change would cost the event loop time.
+            # One notification per group: notifying for each change would slow the event loop.
             if is_first or self._is_enough():
                 self._changed.notify()
         self._arrived = []
@@ -114,10 +115,10 @@ class GroupWriter:
     def _write(self, part: list[_Pending]) -> None:
         try:
             won = self._commit([entry.change for entry in part])
-            answers: list[bool | Exception] = [
+            outcomes: list[bool | Exception] = [
                 not isinstance(entry.change, Claim) or entry.change.token in won for entry in part
             ]
-        # Unexpected errors too: a change without an answer would hang the run.
+        # Unexpected errors too: a future that is never settled would hang the run.
         except Exception as error:
             is_outage = isinstance(error, LedgerError) and not isinstance(error, ChangeRefused)
             if len(part) > 1 and not is_outage:
@@ -125,11 +126,11 @@ class GroupWriter:
                 self._write(part[:middle])
                 self._write(part[middle:])
                 return
-            answers = [error] * len(part)
-        self._loop.call_soon_threadsafe(_settle, part, answers)
+            outcomes = [error] * len(part)
+        self._loop.call_soon_threadsafe(_settle, part, outcomes)
 
     def _next_group(self) -> list[_Pending]:
-        """The waiting changes, up to a limit; empty at the end."""
+        """The waiting changes, up to a limit; empty once the writer has ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)
             self._changed.wait_for(self._is_enough, self._next_commit - time.monotonic())
@@ -146,7 +147,7 @@ class GroupWriter:
             try:
                 return commit(self._ledger, self._lease, claims, results)
             except ChangeRefused:
-                # A single change is tried once more: another host may have just written the same row.
+                # Try a single change once more: another host may just have written the same row.
                 if was_refused:
                     raise
                 was_refused = True
@@ -157,7 +158,7 @@ class GroupWriter:
 
 
 def _parts(group: list[_Pending]) -> Iterator[list[_Pending]]:
-    """The group in order, split where its answers exceed `_MAX_CHARACTERS`."""
+    """The group in order, split so that the responses of a part stay within `_MAX_CHARACTERS`."""
     part: list[_Pending] = []
     characters = 0
     for entry in group:
@@ -169,11 +170,11 @@ def _parts(group: list[_Pending]) -> Iterator[list[_Pending]]:
     yield part
 
 
-def _settle(group: list[_Pending], answers: list[bool | Exception]) -> None:
-    for entry, answer in zip(group, answers, strict=True):
+def _settle(group: list[_Pending], outcomes: list[bool | Exception]) -> None:
+    for entry, outcome in zip(group, outcomes, strict=True):
         if entry.done.done():
             continue  # the waiting task was cancelled
-        if isinstance(answer, Exception):
-            entry.done.set_exception(answer)
+        if isinstance(outcome, Exception):
+            entry.done.set_exception(outcome)
         else:
-            entry.done.set_result(answer)
+            entry.done.set_result(outcome)

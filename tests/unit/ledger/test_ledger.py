@@ -1,4 +1,4 @@
-"""The ledger itself, on both databases: who may claim, what a claim becomes, what may be repeated."""
+"""The ledger on both databases: who may claim, what becomes of a claim, and what may be repeated."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
         yield opened
 
 
-def test_only_one_of_many_openers_makes_it(ledger_url: str) -> None:
+def test_many_processes_can_open_it_at_once(ledger_url: str) -> None:
     ledgers = [Ledger(ledger_url) for _ in range(6)]
     errors: list[Exception] = []
 
@@ -94,8 +94,8 @@ def test_a_sqlite_ledger_is_private(tmp_path: Path) -> None:
     assert modes == {0o600}
 
 
-def test_a_backup_that_is_put_back_is_in_wal_again(tmp_path: Path) -> None:
-    """Without it a power cut could undo a commit, and readers would hold up claims."""
+def test_a_restored_backup_is_in_wal_mode_again(tmp_path: Path) -> None:
+    """Without WAL, a power cut could undo a commit, and readers would block claims."""
     original, restored = tmp_path / "ledger.sqlite", tmp_path / "restored.sqlite"
     with Ledger(f"sqlite:///{original}") as ledger:
         lease = acquire_lease(ledger, DATE, "run")
@@ -110,7 +110,7 @@ def test_a_backup_that_is_put_back_is_in_wal_again(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_asking_whether_it_exists_makes_nothing(tmp_path: Path) -> None:
+def test_exists_creates_nothing(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}")
     assert not ledger.exists()
     assert list(tmp_path.iterdir()) == []
@@ -141,7 +141,7 @@ def test_a_claim_is_won_once(ledger: Ledger) -> None:
     first, second = Claim("a", "c"), Claim("a", "c")
     assert commit(ledger, lease, [first, second], []) == {first.token}
     assert commit(ledger, lease, [second], []) == frozenset()
-    # The same claim once more, as after a commit whose answer was lost: it is won, and counts once.
+    # The same claim once more, as after a commit whose reply was lost: it is won, and counts once.
     assert commit(ledger, lease, [first], []) == {first.token}
     assert read_spend(ledger, DATE).calls == 1
 
@@ -159,7 +159,7 @@ def test_results_may_be_repeated(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("state", [State.COMPLETED, State.REFUSED, State.QUARANTINED, State.UNCERTAIN])
-def test_what_is_settled_is_not_claimed_again(ledger: Ledger, state: State) -> None:
+def test_a_settled_submission_is_not_claimed_again(ledger: Ledger, state: State) -> None:
     lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
@@ -171,7 +171,7 @@ def test_what_is_settled_is_not_claimed_again(ledger: Ledger, state: State) -> N
 
 
 @pytest.mark.parametrize("state", [State.CLAIMED, State.COMPLETED, State.REFUSED, State.UNCERTAIN])
-def test_what_may_have_been_sent_keeps_its_date_and_content(ledger: Ledger, state: State) -> None:
+def test_a_submission_that_may_have_been_sent_keeps_date_and_content(ledger: Ledger, state: State) -> None:
     lease, other = acquire_lease(ledger, DATE, "run"), acquire_lease(ledger, "2024-09-02", "run")
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
@@ -182,7 +182,7 @@ def test_what_may_have_been_sent_keeps_its_date_and_content(ledger: Ledger, stat
     assert read_entries(ledger, ["a"])["a"][1:4] == (DATE, "c", state)
 
 
-def test_what_was_surely_not_processed_takes_its_new_date_and_content(ledger: Ledger) -> None:
+def test_a_submission_that_was_not_processed_takes_its_new_date_and_content(ledger: Ledger) -> None:
     lease, other = acquire_lease(ledger, DATE, "run"), acquire_lease(ledger, "2024-09-02", "run")
     first = Claim("a", "c")
     commit(ledger, lease, [first], [])
@@ -190,14 +190,14 @@ def test_what_was_surely_not_processed_takes_its_new_date_and_content(ledger: Le
     second = Claim("a", "other")
     assert commit(ledger, other, [second], []) == {second.token}
     assert read_entries(ledger, ["a"])["a"][1:4] == ("2024-09-02", "other", State.CLAIMED)
-    # It is the other day's now: a run of the first day neither claims it nor gives it up.
+    # It belongs to the other day now: a run of the first day can neither claim nor release it.
     assert commit(ledger, lease, [Claim("a", "c")], []) == frozenset()
     assert release_lease(ledger, lease) == 0
     commit(ledger, other, [], [answered(second)])
     assert read_spend(ledger, "2024-09-02").calls == 2
 
 
-def test_two_days_that_claim_the_same_failed_ones_at_once(ledger_url: str) -> None:
+def test_two_days_claim_the_same_failed_submissions_at_once(ledger_url: str) -> None:
     ids = [f"s-{number:02}" for number in range(30)]
     with Ledger(ledger_url) as one, Ledger(ledger_url) as two:
         first = acquire_lease(one, DATE, "run-1")
@@ -224,7 +224,7 @@ def test_two_days_that_claim_the_same_failed_ones_at_once(ledger_url: str) -> No
         assert sorted(map(len, won)) == [0, 30]
 
 
-def test_a_lease_that_ran_out_is_taken_and_its_claims_become_uncertain(ledger_url: str) -> None:
+def test_an_expired_lease_is_taken_and_its_claims_become_uncertain(ledger_url: str) -> None:
     with Ledger(ledger_url, lease_seconds=0) as hasty, Ledger(ledger_url) as ledger:
         old = acquire_lease(hasty, DATE, "old")
         claims = [Claim("a", "c"), Claim("b", "c"), Claim("d", "c")]
@@ -232,11 +232,11 @@ def test_a_lease_that_ran_out_is_taken_and_its_claims_become_uncertain(ledger_ur
         new = acquire_lease(ledger, DATE, "new")
         assert new.recovered == 3
         assert not renew_lease(hasty, old)
-        # The old run is not dead after all. It cannot claim; but what it was answered is the truth.
+        # The old run is not dead after all. It cannot claim, but its responses count.
         assert commit(hasty, old, [Claim("e", "c")], [answered(claims[0])]) == frozenset()
         assert read_entries(ledger, ["a", "b"])["a"].state is State.COMPLETED
         assert read_entries(ledger, ["a", "b"])["b"].state is State.UNCERTAIN
-        # A late failure of the old call says nothing about the call that was made since.
+        # A late failure of the old call says nothing about the newer call.
         again = Claim("b", "c", resend=True)
         commit(ledger, new, [again], [])
         commit(hasty, old, [], [refused(claims[1])])
@@ -246,7 +246,7 @@ def test_a_lease_that_ran_out_is_taken_and_its_claims_become_uncertain(ledger_ur
             acquire_lease(ledger, DATE, "third")
 
 
-def test_the_lease_of_a_living_process_is_kept_and_told(ledger: Ledger) -> None:
+def test_the_lease_of_a_live_process_is_kept_and_its_holder_named(ledger: Ledger) -> None:
     lease = acquire_lease(ledger, DATE, "run-1")
     assert renew_lease(ledger, lease)
     with pytest.raises(PartitionBusy, match="run-1"):
@@ -256,12 +256,12 @@ def test_the_lease_of_a_living_process_is_kept_and_told(ledger: Ledger) -> None:
     acquire_lease(ledger, DATE, "run-3")
 
 
-def test_a_process_number_that_is_used_again_is_another_process(ledger: Ledger) -> None:
+def test_a_reused_process_id_is_another_process(ledger: Ledger) -> None:
     acquire_lease(ledger, DATE, "run-1")
     with ledger.write() as connection:
         connection.execute(sa.update(leases).values(pid_started="1"))
     assert acquire_lease(ledger, DATE, "run-2").run_id == "run-2"
-    # On another machine nothing is known of the process: its lease has to run out.
+    # A process on another machine cannot be checked: its lease has to expire.
     with ledger.write() as connection:
         connection.execute(sa.update(leases).values(pid_started="1", machine="another", host="far"))
     with pytest.raises(PartitionBusy, match="on far"):
@@ -300,7 +300,7 @@ def test_one_commit_may_hold_two_calls_of_a_submission(ledger: Ledger) -> None:
     assert "c" not in known
 
 
-def test_text_that_no_database_can_hold_is_kept_as_its_escape(ledger: Ledger) -> None:
+def test_text_that_a_database_cannot_store_is_stored_as_its_escape(ledger: Ledger) -> None:
     lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("s-1", "0" * 64, False, "t-1")
     commit(ledger, lease, [claim], [])

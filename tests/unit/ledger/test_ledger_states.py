@@ -24,14 +24,14 @@ NOW = datetime(2024, 9, 1, tzinfo=UTC)
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """A model of the world beside the ledger: what was really sent, and what the server really did."""
+    """A model beside the ledger: what was really sent, and what the server really did."""
 
     calls = Bundle("calls")
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        # Leases run out at once, so that every run can be taken over at any moment.
+        # Leases expire at once, so that any run can be taken over at any time.
         self.ledger = Ledger(f"sqlite:///{Path(self.folder.name) / 'l.sqlite'}", lease_seconds=0)
         self.numbers = itertools.count()
         self.leases = {date: [acquire_lease(self.ledger, date, "run")] for date in DATES}
@@ -50,7 +50,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def entry(self, submission_id: str) -> Entry | None:
         return read_entries(self.ledger, [submission_id]).get(submission_id)
 
-    def standing(self, submission_id: str) -> State | None:
+    def state_of(self, submission_id: str) -> State | None:
         entry = self.entry(submission_id)
         return entry.state if entry else None
 
@@ -130,12 +130,12 @@ class LedgerMachine(RuleBasedStateMachine):
         for _ in range(2 if twice else 1):
             commit(self.ledger, self.lease(date, stale), [], [result])
         if state is State.COMPLETED:
-            assert self.standing(claim.submission_id) is State.COMPLETED
+            assert self.state_of(claim.submission_id) is State.COMPLETED
             self.settled.setdefault(claim.submission_id, f"answer {claim.token}")
 
     @rule(date=st.sampled_from(DATES))
     def take_over(self, date: str) -> None:
-        """The holder is gone: its open claims become uncertain, none of them unsent."""
+        """The holder is gone: its open claims become uncertain, and none becomes unsent."""
         before = {key: self.entry(key) for key in IDS}
         open_before = {
             key
@@ -144,7 +144,7 @@ class LedgerMachine(RuleBasedStateMachine):
         }
         self.leases[date].append(acquire_lease(self.ledger, date, f"run-{next(self.numbers)}"))
         assert self.leases[date][-1].recovered == len(open_before)
-        assert all(self.standing(key) is State.UNCERTAIN for key in open_before)
+        assert all(self.state_of(key) is State.UNCERTAIN for key in open_before)
         assert all(self.entry(key) == before[key] for key in IDS if key not in open_before)
 
     @rule(submission_id=st.sampled_from(IDS))
@@ -152,17 +152,17 @@ class LedgerMachine(RuleBasedStateMachine):
         """Adopts a record if the server has one."""
         if not self.processed[submission_id]:
             return
-        before = self.standing(submission_id)
+        before = self.state_of(submission_id)
         found = Adoption(submission_id, 200, NOW, f"found {submission_id}")
         commit(self.ledger, self.leases[DATES[0]][-1], [], [found])
         if before is State.UNCERTAIN:
             self.settled.setdefault(submission_id, f"found {submission_id}")
         else:
-            assert self.standing(submission_id) is before
+            assert self.state_of(submission_id) is before
 
     @rule(submission_id=st.sampled_from(IDS), decision=st.sampled_from(Decision))
     def decide(self, submission_id: str, decision: Decision) -> None:
-        uncertain = self.standing(submission_id) is State.UNCERTAIN
+        uncertain = self.state_of(submission_id) is State.UNCERTAIN
         try:
             resolve_held(self.ledger, submission_id, decision, "operator")
         except UsageError:

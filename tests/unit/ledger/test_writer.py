@@ -1,4 +1,4 @@
-"""Group commits, on both databases: what one change does to the others in its transaction."""
+"""Group commits on both databases: how one change affects the others in its transaction."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -56,7 +56,7 @@ async def settle_all(ledger: Ledger, responses: dict[str, str]) -> list[BaseExce
         )
 
 
-def test_a_change_that_the_database_refuses_costs_no_other_one(ledger: Ledger) -> None:
+def test_a_change_that_the_database_rejects_does_not_affect_the_others(ledger: Ledger) -> None:
     acquire_lease(ledger, "2024-01-01", "makes the tables")
     with ledger.write() as connection:
         for statement in REFUSES_POISON[connection.dialect.name]:
