@@ -1,1 +1,1 @@
-"""The demo's made-up people, documents and manifests. Nothing here is used in real runs."""
+"""The demo's made-up people, documents and manifests. Real runs do not use this package."""

@@ -1,6 +1,6 @@
-"""Made-up ID cards and selfies, drawn with simple shapes: enough to look at, small and fast to make.
+"""Draws made-up ID cards and selfies from simple shapes: recognisable, small and fast.
 
-The same person has the same face on the card and on the selfie. All of it follows from a seed.
+A person has the same face on the card and on the selfie. The seed determines everything.
 """
 
 import io
@@ -55,7 +55,7 @@ class Face:
 
 
 def id_card(face: Face, lines: list[str], shot: str, image_format: str) -> bytes:
-    """A card with the face and `lines` of text. `shot` names the photograph: another one differs a little."""
+    """A card with the face and `lines` of text. `shot` seeds the variations of one photograph."""
     chance = random.Random(f"card/{shot}")
     image = Image.new("RGB", CARD_SIZE, chance.choice(_PAPER))
     draw = ImageDraw.Draw(image)
@@ -71,7 +71,7 @@ def id_card(face: Face, lines: list[str], shot: str, image_format: str) -> bytes
 
 
 def selfie(face: Face, shot: str, image_format: str) -> bytes:
-    """A portrait before a plain wall."""
+    """A portrait in front of a plain wall. `shot` seeds the variations of one photograph."""
     chance = random.Random(f"selfie/{shot}")
     image = Image.new("RGB", SELFIE_SIZE, _shade((180, 190, 196), chance))
     draw = ImageDraw.Draw(image)

@@ -1,8 +1,8 @@
-"""The demo's landing zone: some weeks of submissions of made-up people, as partners would deliver them.
+"""Creates the demo's landing zone: daily submissions of made-up people, as partners deliver them.
 
-Manifests come in every format. Some people try again on a later day, a few documents are used by several
-people, and every rejection reason but `erased_subject` (nobody was erased) turns up. The same arguments give
-the same bytes; what is there already is not written again.
+Manifests come in every format. Some people try again on a later day, several people share a document, and
+every rejection reason occurs except `erased_subject` (nobody was erased). The same arguments give the same
+bytes, and existing files are not written again.
 """
 
 import csv
@@ -66,7 +66,7 @@ _PNG_SHARE: Final = 0.15
 
 @dataclass(frozen=True, slots=True)
 class DemoLanding:
-    """What was written: `accepted` good rows, and the rows that ingest must reject, by reason."""
+    """What was written: the number of valid rows, and of rows that ingest must reject, by reason."""
 
     folder: Path
     dates: tuple[str, ...]
@@ -92,7 +92,7 @@ class _Row:
     tags: Mapping[str, str]
 
     def cells(self) -> dict[str, str]:
-        """The row as a manifest has it."""
+        """The row as it appears in a manifest."""
         return {
             "submission_id": self.submission_id,
             "id_file": self.id_file,
@@ -104,7 +104,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Writes files once: by a rename, so that an interrupted demo leaves no half of one."""
+    """Writes each file once and atomically, so that an interrupted demo leaves no partial file."""
 
     documents: Path
     manifests: Path
@@ -130,9 +130,9 @@ def _write(path: Path, content: bytes, size: int | None = None) -> None:
 
 
 def write_landing(folder: Path, *, days: int = 14, per_day: int = 60, start: date, seed: int) -> DemoLanding:
-    """Writes `days` days of `per_day` submissions each, from `start` on, into the landing zone `folder`.
+    """Writes `per_day` submissions for each of `days` days from `start` into the landing zone `folder`.
 
-    Rows that must be rejected come on top. Submission ids start with their day: `2024-09-03-0012`.
+    Rows that must be rejected are added to these. Submission ids start with the day: `2024-09-03-0012`.
     """
     writer = _Writer(folder / "documents", folder / "manifests")
     people = _People(writer, seed)
@@ -149,13 +149,13 @@ def write_landing(folder: Path, *, days: int = 14, per_day: int = 60, start: dat
             fresh = replace(row, submission_id=f"{day}-{per_day + place + 1:04d}")
             lines.append(_DEFECTS[reason](fresh, row, writer))
             rejected[reason] += 1
-        # Its name sorts behind every other one, so that a row that comes twice is this file's fault.
+        # This name sorts last, so if a row occurs twice, the one in this file is rejected.
         writer.manifest(day, "late.csv", (_CSV_HEADER + "".join(lines)).encode())
     return DemoLanding(folder, tuple(dates), days * per_day, dict(rejected))
 
 
 class _People:
-    """Makes submissions one after the other; remembers who came before."""
+    """Makes submissions one at a time, and remembers earlier people."""
 
     def __init__(self, writer: _Writer, seed: int) -> None:
         self._writer = writer
@@ -238,12 +238,12 @@ def _csv(rows: Sequence[_Row]) -> bytes:
 
 
 def _excel_csv(rows: Sequence[_Row]) -> bytes:
-    """As a German Excel writes it: semicolons, a byte order mark, a column a tag, and one of its own."""
+    """As a German Excel writes it: semicolons, a byte order mark, one column per tag, and an extra column."""
     names = list(rows[0].tags) if rows else []
     lines = [_line((*_FIELDS[:3], "submitted_at", *(f"tag.{name}" for name in names), "branch"), ";")]
     for row in rows:
-        own = (row.submission_id, row.id_file, row.selfie_file, row.submitted_at)
-        lines.append(_line((*own, *row.tags.values(), "online"), ";"))
+        cells = (row.submission_id, row.id_file, row.selfie_file, row.submitted_at)
+        lines.append(_line((*cells, *row.tags.values(), "online"), ";"))
     return "".join(lines).replace("\n", "\r\n").encode("utf-8-sig")
 
 
@@ -273,24 +273,24 @@ _FORMATS: Final[tuple[tuple[str, Callable[[Sequence[_Row]], bytes]], ...]] = (
 
 # --- what goes wrong --------------------------------------------------------------------------------------
 
-_Spoil = Callable[[_Row, _Row, _Writer], str]
-"""Makes a CSV line that must be rejected from a row of its own, another row of the day and the writer."""
+_Defect = Callable[[_Row, _Row, _Writer], str]
+"""Makes a CSV line that must be rejected. Takes a fresh row, another row of the day and the writer."""
 
 
-def _changed(**cells: str) -> _Spoil:
+def _changed(**cells: str) -> _Defect:
     return lambda fresh, other, writer: _line({**fresh.cells(), **cells}.values())
 
 
-def _with_document(suffix: str, content: Callable[[bytes], bytes], size: int | None = None) -> _Spoil:
-    def spoil(fresh: _Row, other: _Row, writer: _Writer) -> str:
+def _with_document(suffix: str, content: Callable[[bytes], bytes], size: int | None = None) -> _Defect:
+    def defect(fresh: _Row, other: _Row, writer: _Writer) -> str:
         good = (writer.documents / fresh.id_file).read_bytes()
         name = f"{os.path.dirname(fresh.id_file)}/{fresh.submission_id}_{suffix}"
         return _csv_line(replace(fresh, id_file=writer.document(name, lambda: content(good), size=size)))
 
-    return spoil
+    return defect
 
 
-_DEFECTS: Final[dict[Reason, _Spoil]] = {
+_DEFECTS: Final[dict[Reason, _Defect]] = {
     Reason.MALFORMED_ROW: lambda fresh, other, writer: _line([fresh.submission_id, fresh.id_file]),
     Reason.MISSING_FIELD: _changed(selfie_file=""),
     Reason.INVALID_SUBMISSION_ID: _changed(submission_id="number 12/b"),
@@ -304,7 +304,7 @@ _DEFECTS: Final[dict[Reason, _Spoil]] = {
     Reason.PATH_OUTSIDE_DOCUMENTS: _changed(id_file="../manifests/late.csv"),
     Reason.FILE_NOT_FOUND: _changed(id_file="lost.jpg"),
     Reason.FILE_EMPTY: _with_document("empty.jpg", lambda good: b""),
-    # The size is a hole in the file: it takes no room on the disk.
+    # A sparse file: it takes no disk space.
     Reason.FILE_TOO_LARGE: _with_document("scan.jpg", lambda good: good, size=_OVERSIZE),
     Reason.UNSUPPORTED_FILE_TYPE: _with_document("letter.jpg", lambda good: b"This is a letter, no image.\n"),
     Reason.UNREADABLE_IMAGE: _with_document("upload.jpg", lambda good: good[: len(good) // 2]),
@@ -321,4 +321,4 @@ _PLAN: Final = (
     Reason.UNREADABLE_IMAGE,
     Reason.FILE_NOT_FOUND,
 )
-"""The reasons in the order in which the days get them, one after the other: some are more common."""
+"""The reasons in the order in which they are dealt out to the days; some are more common than others."""

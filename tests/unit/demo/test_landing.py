@@ -1,4 +1,4 @@
-"""The demo's landing zone: what it promises, by ingesting it for real."""
+"""The demo's landing zone keeps its promises when it is really ingested."""
 
 from collections import Counter
 from datetime import date
@@ -14,7 +14,7 @@ START = date(2024, 9, 1)
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Each file's first bytes and time of change (one file is 50 MB of nothing)."""
+    """Each file's first bytes and modification time (one file is a 50 MB hole)."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -23,7 +23,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     return found
 
 
-def test_every_reason_turns_up_and_all_else_is_accepted(tmp_path: Path) -> None:
+def test_every_reason_occurs_and_all_other_rows_are_accepted(tmp_path: Path) -> None:
     landing = write_landing(tmp_path / "landing", days=14, per_day=6, start=START, seed=1)
     lake = Lake(str(tmp_path / "lake"))
     found: Counter[Reason] = Counter()
