@@ -1,4 +1,4 @@
-"""Fixtures of the erasure's tests: a house with people in it, on SQLite and on PostgreSQL (a real server)."""
+"""Fixtures for erasure: a pipeline with data of several people, on SQLite and on a real PostgreSQL server."""
 
 import multiprocessing
 import sys

@@ -1,4 +1,4 @@
-"""A whole pipeline without Dagster, to erase somebody from; and a search for what is left of them."""
+"""A whole pipeline without Dagster, from which tests erase a person; and a search for remaining traces."""
 
 import contextlib
 import os
@@ -92,7 +92,7 @@ class House:
         )
 
     def run(self, *dates: str) -> Counter[str]:
-        """Ingests, verifies and flattens; the calls that were made, by day."""
+        """Ingests, verifies and flattens; returns the number of calls by day."""
         calls: Counter[str] = Counter()
         for date in dates:
             self.ingest(date)
@@ -111,7 +111,7 @@ class House:
         delete_documents: bool = False,
         progress: Callable[[str], None] = lambda step: None,
     ) -> Findings:
-        """Erases to the end; what was found."""
+        """Runs a complete erasure; returns what was found."""
         stores = self.stores
         found = find(stores, name, value)
         erased = erase(stores, found, delete_documents=delete_documents, progress=progress)
@@ -140,7 +140,7 @@ class House:
             }
 
     def places_with(self, mark: str) -> list[str]:
-        """Where `mark` is to be found: decoded values, and the bytes of every file."""
+        """Where `mark` occurs: in decoded values, and in the bytes of every file."""
         found = [name for name, rows in self.rows().items() if mark in str(rows)]
         found += [f"ledger {name}" for name, rows in self.ledger_rows().items() if mark in str(rows)]
         for folder, _, names in os.walk(self.lake.root):
@@ -150,7 +150,7 @@ class House:
                     found.append(str(path.relative_to(self.root)))
                 if name.endswith(".parquet") and mark in str(pq.read_metadata(path).metadata):
                     found.append(f"footer of {path.relative_to(self.root)}")
-        # Its connections stay open: a log that is not emptied would keep the bytes.
+        # The ledger's connections stay open: a WAL that is not truncated would keep the bytes.
         for path in self.root.glob("ledger.sqlite*"):
             if mark.encode() in path.read_bytes():
                 found.append(path.name)
@@ -158,7 +158,7 @@ class House:
 
     @contextlib.contextmanager
     def held_by_another_run(self, date: str) -> Iterator[None]:
-        """A lease of a run elsewhere."""
+        """Holds the lease of a day, as another run."""
         with Ledger(self.settings.kyc_ledger_url) as ledger:
             lease = acquire_lease(ledger, date, "run-of-somebody-else")
             yield
@@ -166,7 +166,7 @@ class House:
 
 
 def erase_and_die(root: str, server: str, name: str, value: str, step: int) -> None:
-    """Erases in a process of its own, which is killed at its `step`-th step."""
+    """Erases in this process, which kills itself at its `step`-th step."""
     seen = 0
 
     def progress(_: str) -> None:

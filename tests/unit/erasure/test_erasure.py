@@ -56,7 +56,7 @@ def move_in(landing: Any, house: House) -> None:
 
 
 def of_others(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows that are not about the person. What `contract_drift` sums up is apart."""
+    """Rows that are not about the person, without `contract_drift`, which has only sums."""
     return {
         name: [row for row in own if MARK not in str(row) and row.get("reason") != "erased_subject"]
         for name, own in rows.items()
@@ -108,7 +108,7 @@ def test_the_person_does_not_come_back(landing: Any, any_house: House, simulator
     erased, calls = house.rows(), simulator.received.total()
     assert house.run(DAY, NEXT_DAY) == {DAY: 0, NEXT_DAY: 0}
     assert house.rows() == erased, "a day that is run again gives what the erasure made"
-    # Under a new id, with a row that is wrong, and under an old id with another tag.
+    # Under a new id, in invalid rows, and under an old id with another tag.
     landing.manifest(
         LATER,
         [
@@ -137,7 +137,7 @@ def test_rejected_rows_are_erased_too_and_those_of_others_stay(landing: Any, hou
             theirs,
         ],
     )
-    # The same person's row has an id that is somebody else's.
+    # A row of the same person has somebody else's id.
     other = landing.submission("b-0", 20, tags_of(2))
     landing.manifest(NEXT_DAY, [other, landing.submission("b-0", 30, THEIR_TAGS)])
     house.run(DAY, NEXT_DAY)
@@ -158,7 +158,7 @@ def test_rejected_rows_are_erased_too_and_those_of_others_stay(landing: Any, hou
     assert house.rows() == rows
 
 
-def test_only_asking_changes_nothing(landing: Any, house: House) -> None:
+def test_find_changes_nothing(landing: Any, house: House) -> None:
     move_in(landing, house)
     files = {path: path.read_bytes() for path in house.root.rglob("*") if path.is_file()}
     assert house.find(*PERSON).is_stored
@@ -183,7 +183,7 @@ def test_killed_at_any_step_and_repeated(landing: Any, house: House, processes: 
         if child.exitcode == 0:
             break
         assert child.exitcode == -9
-        # Whatever is left, a row is never unaccounted for.
+        # Wherever it was killed, no row is unaccounted for.
         assert sum(killed.lake.row_count(table, DAY) for table in (SUBMISSIONS, REJECTED_SUBMISSIONS)) >= 3
         if step > 1:
             assert [tombstone.finished for tombstone in killed.stores.ledger.tombstones()] == [False, False]
@@ -213,7 +213,7 @@ def test_a_day_at_work_is_refused_before_anything_changes(landing: Any, any_hous
     assert house.places_with(MARK) == []
 
 
-def test_a_held_submission_is_erased_and_not_to_be_decided_any_more(landing: Any, house: House) -> None:
+def test_a_held_submission_is_erased_and_no_longer_held(landing: Any, house: House) -> None:
     landing.manifest(DAY, [landing.submission(f"{MARK}-0", 10, THEIR_TAGS)])
     house.ingest(DAY)
     # As a killed run leaves it.
@@ -228,7 +228,7 @@ def test_a_held_submission_is_erased_and_not_to_be_decided_any_more(landing: Any
     assert read_spend(house.ledger, DAY).billable_calls == 1
 
 
-def test_documents_go_on_request_and_what_others_use_stays(landing: Any, house: House) -> None:
+def test_documents_are_deleted_on_request_unless_others_use_them(landing: Any, house: House) -> None:
     shared = landing.submission(f"{MARK}-0", 10, THEIR_TAGS)
     own = landing.submission(f"{MARK}-1", 20, THEIR_TAGS)
     other = landing.submission("a-1", 30, tags_of(1)) | {"id_file": shared["id_file"]}
@@ -257,7 +257,7 @@ def test_a_document_outside_the_landing_zone_is_never_deleted(landing: Any, hous
     assert outside.exists()
 
 
-def test_what_the_lake_lost_is_found_in_the_ledger(landing: Any, any_house: House) -> None:
+def test_data_that_the_lake_lost_is_found_in_the_ledger(landing: Any, any_house: House) -> None:
     house = any_house
     tags = THEIR_TAGS | {"customerId": f"100%_{MARK} \\é"}
     landing.manifest(
@@ -312,7 +312,7 @@ def test_an_old_backup_of_the_lake_is_erased_again(landing: Any, house: House) -
     assert house.places_with(MARK) == [], "any erasure erases everybody who was"
 
 
-def test_what_a_run_writes_back_meanwhile_is_erased_too(landing: Any, house: House) -> None:
+def test_rows_that_a_run_writes_during_the_erasure_are_erased_too(landing: Any, house: House) -> None:
     move_in(landing, house)
     old = house.lake.read(VERIFICATION_TAGS, DAY)
     wrote: list[str] = []
@@ -327,7 +327,7 @@ def test_what_a_run_writes_back_meanwhile_is_erased_too(landing: Any, house: Hou
     assert house.places_with(MARK) == []
 
 
-def test_what_was_read_before_is_told_out_of_date(landing: Any, house: House) -> None:
+def test_the_state_changes_when_an_erasure_begins_sweeps_and_ends(landing: Any, house: House) -> None:
     move_in(landing, house)
     states = [house.stores.ledger.state()]
     house.erase(*PERSON, progress=lambda step: states.append(house.stores.ledger.state()))
@@ -336,7 +336,7 @@ def test_what_was_read_before_is_told_out_of_date(landing: Any, house: House) ->
     assert len({states[0], begun, states[-2], states[-1]}) == 4
 
 
-def test_drafts_of_killed_writers_go(landing: Any, house: House) -> None:
+def test_drafts_of_killed_writers_are_removed(landing: Any, house: House) -> None:
     move_in(landing, house)
     folder = house.root / "lake" / "restricted" / "submissions" / f"date={LATER}"
     folder.mkdir()
@@ -345,7 +345,7 @@ def test_drafts_of_killed_writers_go(landing: Any, house: House) -> None:
     assert house.places_with(MARK) == []
 
 
-def test_another_key_is_refused_since_nobody_could_be_recognised() -> None:
+def test_another_key_is_rejected_since_it_could_recognise_nobody() -> None:
     old, new = Pseudonymizer("o" * 32), Pseudonymizer("n" * 32)
     tombstone = Tombstone("customerId", old.tag("customerId", "9999"), old.key_id)
     assert ErasedSubjects([tombstone], old)({"customerId": "9999", "submissionId": "x"})
@@ -354,7 +354,7 @@ def test_another_key_is_refused_since_nobody_could_be_recognised() -> None:
         ErasedSubjects([tombstone], new)
 
 
-def test_counts_show_and_values_do_not(landing: Any, house: House) -> None:
+def test_progress_shows_no_values(landing: Any, house: House) -> None:
     move_in(landing, house)
     steps: list[str] = []
     house.erase(*PERSON, progress=steps.append)

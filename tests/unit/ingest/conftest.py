@@ -2,25 +2,18 @@
 
 import csv
 import io
-import itertools
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "verify"))
-
-from postgres import PostgresServer, running_postgres
-
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 
 DAY = "2024-09-01"
-_numbers = itertools.count()
 
 
 def image(image_format: str = "JPEG", size: tuple[int, int] = (64, 48), colour: str = "teal") -> bytes:
@@ -115,18 +108,3 @@ def make_zone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Zone]:
 @pytest.fixture
 def make_image() -> Callable[..., bytes]:
     return image
-
-
-@pytest.fixture(scope="session")
-def ingest_postgres() -> Iterator[PostgresServer]:
-    with running_postgres() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a ledger that does not exist yet, on each database."""
-    if request.param == "postgres":
-        server = request.getfixturevalue("ingest_postgres")
-        return str(server.create_database(f"ingest{next(_numbers)}"))
-    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
