@@ -65,6 +65,10 @@ class PartitionWriter:
         self.rows += data.num_rows
         self._parquet.write_table(data, row_group_size=ROW_GROUP_ROWS)
 
+    def add_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Adds to the footer's metadata, for what is known only after the rows."""
+        self._parquet.add_key_value_metadata(dict(metadata))
+
 
 class Lake:
     """The tables under one root: a folder or `s3://bucket/prefix`."""
@@ -165,8 +169,8 @@ class Lake:
     def metadata(self, table: Table, date: str) -> dict[str, str]:
         """The metadata in the partition's footer, as given to the writer."""
         with self._parquet(table, date, footer_only=True) as file:
-            pairs = file.schema_arrow.metadata or {}
-        return {key.decode(): value.decode() for key, value in pairs.items()}
+            pairs = file.metadata.metadata or {}
+        return {key.decode(): value.decode() for key, value in pairs.items() if key != b"ARROW:schema"}
 
     def version(self, table: Table, date: str) -> str:
         """A value that changes whenever the partition is replaced. Unlike a hash, it needs no read."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.models import Spend
 from kyc_pipeline.orchestration.specs import row_count
@@ -84,14 +83,14 @@ def log_progress(context: dg.AssetExecutionContext) -> Callable[[Progress], None
     return log
 
 
-def day_metadata(summary: VerifySummary, spend: Spend, lake: Lake, settings: Settings) -> dict[str, Any]:
+def day_metadata(
+    summary: VerifySummary, spend: Spend, latencies: "array[float]", settings: Settings
+) -> dict[str, Any]:
     """Figures of one day, which Dagster plots over the partitions.
 
     Calls, cost and latencies cover all runs of the day, so a later run without calls does not reset them.
     """
     cost = estimated_cost(settings, spend.billable_calls)
-    column = lake.read(VERIFICATION_RESPONSES, summary.date, ["latency_ms"])["latency_ms"]
-    latencies = array("d", (float(value) for value in column.to_pylist() if value is not None))
     figures: dict[str, Any] = {
         **row_count(sum(summary.outcomes.values())),
         **{outcome.value: count for outcome, count in summary.outcomes.items()},

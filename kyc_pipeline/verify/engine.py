@@ -68,6 +68,7 @@ def verify_partition(
     budget: CallBudget | None = None,
     dry_run: bool = False,
     timing: Timing | None = None,
+    planned: Scan | None = None,
 ) -> VerifySummary:
     """Verifies what is left of partition `date`, and replaces its table `verification_responses`.
 
@@ -90,6 +91,7 @@ def verify_partition(
         budget=budget or CallBudget(settings.deepxl_max_calls_per_run),
         dry_run=dry_run,
         timing=timing or Timing(),
+        planned=planned,
     )
     with stop.watched(lambda: run.stop.now() if stop.immediate else run.stop.drain()):
         return run.in_thread(progress)
@@ -107,6 +109,7 @@ class _Run:
     budget: CallBudget
     dry_run: bool
     timing: Timing
+    planned: Scan | None
     stop: StopFlag = field(default_factory=StopFlag)
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
@@ -169,7 +172,7 @@ class _Run:
 
     def run(self) -> VerifySummary:
         known = self.ledger if self.ledger.exists() else None
-        before = scan(self.lake, known, self.date, self.settings.deepxl_uncertain)
+        before = self.planned or scan(self.lake, known, self.date, self.settings.deepxl_uncertain)
         self.calls_to_make = before.to_send
         self.tally.to_settle = before.to_settle if self.has_token else before.to_send
         if self.dry_run:
@@ -196,7 +199,7 @@ class _Run:
             self.raise_conflict(before)
             return self.summary(before)
         with hold(self.ledger, self.date, self.run_id):
-            after = self.write_table()
+            after = self.write_table(ResponsesState.COMPLETE)
         self.raise_conflict(after)
         return self.summary(after, written=True)
 
@@ -238,7 +241,7 @@ class _Run:
     async def dispatch_under(self, held: HeldLease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
         control = RunControl(self.stop)
         with control.watching(), raised_gc_threshold():
-            write_responses(self.lake, self.ledger, self.date, ResponsesState.DISPATCHING)
+            self.write_table(ResponsesState.DISPATCHING)
             gate = Gate(
                 max_concurrency=self.settings.deepxl_max_concurrency,
                 limiter=shared_limiter(self.settings, self.ledger),
@@ -263,13 +266,11 @@ class _Run:
             self.stopped = control.reason
             # All calls of this run have ended: what is still open was given up.
             mark_open_claims_uncertain(self.ledger, held.lease)
-            return self.write_table(), control.error
+            return self.write_table(ResponsesState.COMPLETE), control.error
 
-    def write_table(self) -> Scan:
+    def write_table(self, state: ResponsesState) -> Scan:
         """Replaces the lake's partition with what the ledger knows now."""
-        after = scan(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
-        write_responses(self.lake, self.ledger, self.date, ResponsesState.COMPLETE, after.digest)
-        return after
+        return write_responses(self.lake, self.ledger, self.date, state, self.settings.deepxl_uncertain)
 
     def raise_conflict(self, seen: Scan) -> None:
         if seen.conflicts:

@@ -1,15 +1,15 @@
-"""One partition in the lake and in the ledger: the work that is left, and the table of responses.
+"""One partition in the lake and in the ledger: the work left, and the table of responses.
 
-Both are read and compared in batches: a partition of 100,000 takes about twenty queries a pass, and hardly
-more memory than one of 1,000.
+Both stores are read and compared in batches: 100,000 submissions take about twenty queries a pass and little
+more memory than 1,000.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
@@ -22,29 +22,32 @@ from kyc_pipeline.ledger.queries import read_entries, read_responses
 from kyc_pipeline.vocabulary import Outcome
 
 DIGEST_KEY: Final = "ledger_digest"
-"""Footer key of a digest of what the ledger knew."""
+"""Footer key of the digest of the ledger's entries from which the table was written."""
 _SCAN_BATCH: Final = 2000
+"""Also the rows of a row group of the table."""
 _WORK_BATCH: Final = 1000
-_ROW_GROUP: Final = 2000
-_LISTED: Final = 20
+_MAX_LISTED: Final = 20
+
+Policy: TypeAlias = Literal["hold", "retry"]
+"""What to do with an uncertain submission without a decision: `DEEPXL_UNCERTAIN`."""
 
 
 class Action(Enum):
-    """What a run has to do with a submission."""
+    """What a run does with a submission."""
 
     SEND = "send"
-    """Never sent, or surely not processed: then with its present date and content."""
+    """Never sent, or certainly not processed: send it with its present date and content."""
     RESEND = "resend"
-    """Uncertain, and to be sent again unless a look-up finds it."""
+    """Uncertain: send it again unless a look-up finds it."""
     LOOK_UP = "look_up"
-    """Uncertain and held: DeepXL's history may show it by now."""
+    """Uncertain and held: DeepXL's history may have it by now."""
     NOTHING = "nothing"
     CONFLICT = "conflict"
     """It may have been sent with another date or content: never send it again."""
 
 
-def action(entry: Entry | None, date: str, content_sha256: str, policy: Literal["hold", "retry"]) -> Action:
-    """What to do with a submission of partition `date` of which the ledger knows `entry`."""
+def action(entry: Entry | None, date: str, content_sha256: str, policy: Policy) -> Action:
+    """The action for a submission of partition `date` with this ledger entry, if any."""
     if entry is None or entry.state is State.FAILED:
         return Action.SEND
     if entry.partition_date != date or entry.content_sha256 != content_sha256:
@@ -54,15 +57,15 @@ def action(entry: Entry | None, date: str, content_sha256: str, policy: Literal[
     return Action.RESEND if entry.decision is Decision.RETRY or policy == "retry" else Action.LOOK_UP
 
 
-def _outcome(entry: Entry, what: Action, date: str) -> Outcome:
-    """The outcome on `date`; a call made under another date does not count here."""
-    if what is Action.CONFLICT or entry.partition_date != date:
+def _outcome(entry: Entry | None, what: Action, date: str) -> Outcome:
+    """The outcome on `date`; calls made under another date do not count here."""
+    if entry is None or what is Action.CONFLICT or entry.partition_date != date:
         return Outcome.NOT_ATTEMPTED
     return entry.outcome
 
 
 def conflict_text(entry: Entry, date: str) -> str:
-    """The one line about a conflict."""
+    """The one-line description of a conflict."""
     if entry.partition_date != date:
         known = f"is in the ledger under {entry.partition_date} and in submissions under {date}"
     else:
@@ -72,8 +75,10 @@ def conflict_text(entry: Entry, date: str) -> str:
 
 @dataclass(slots=True)
 class Scan:
-    """A partition as it stands. `digest` differs if a row of the lake's table would."""
+    """The state of a partition. `digest` changes whenever a row of the lake's table would."""
 
+    date: str
+    policy: Policy
     submissions: int = 0
     actions: Counter[Action] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
@@ -81,23 +86,52 @@ class Scan:
     held_ids: list[str] = field(default_factory=list)
     open_claims: int = 0
     conflicts: list[str] = field(default_factory=list)
-    digest: str = ""
+    _rows: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16), repr=False)
+    _ids: Any = field(default_factory=hashlib.blake2b, repr=False)
 
-    def note(self, entry: Entry, what: Action, date: str) -> None:
+    def add(self, ids: Sequence[str], contents: Sequence[str], entries: Mapping[str, Entry]) -> list[Action]:
+        """Adds submissions with their ledger entries; returns their actions."""
+        known = [entries.get(submission_id) for submission_id in ids]
+        actions = [
+            action(entry, self.date, content, self.policy)
+            for entry, content in zip(known, contents, strict=True)
+        ]
+        outcomes = [_outcome(entry, what, self.date) for entry, what in zip(known, actions, strict=True)]
+        self.submissions += len(ids)
+        # `list.count` compares by identity; a Counter would hash each Enum member, which is slow.
+        self.actions.update({what: actions.count(what) for what in Action})
+        self.outcomes.update({outcome: n for outcome in Outcome if (n := outcomes.count(outcome))})
+        for entry, what in zip(known, actions, strict=True):
+            if entry is not None and what is not Action.NOTHING:
+                self._note(entry, what)
+        lines = [
+            f"{submission_id} {content} {what.value} {entry and entry.updated_at}"
+            for submission_id, content, what, entry in zip(ids, contents, actions, known, strict=True)
+        ]
+        self._rows.update("\n".join(lines).encode())
+        self._ids.update(_joined(ids))
+        return actions
+
+    def _note(self, entry: Entry, what: Action) -> None:
         """Records conflicts, open claims and held submissions."""
         if what is Action.CONFLICT:
-            if len(self.conflicts) < _LISTED:
-                self.conflicts.append(conflict_text(entry, date))
+            if len(self.conflicts) < _MAX_LISTED:
+                self.conflicts.append(conflict_text(entry, self.date))
             return
         self.open_claims += entry.state is State.CLAIMED
         if entry.held:
             self.held += 1
-            if len(self.held_ids) < _LISTED:
+            if len(self.held_ids) < _MAX_LISTED:
                 self.held_ids.append(entry.submission_id)
 
     @property
+    def digest(self) -> str:
+        """Digest of the submissions, their actions and their ledger entries."""
+        return str(self._rows.hexdigest())
+
+    @property
     def to_send(self) -> int:
-        """Submissions that may be sent: the calls to make, retries aside."""
+        """Submissions that may be sent: the calls to make, without retries."""
         return self.actions[Action.SEND] + self.actions[Action.RESEND]
 
     @property
@@ -110,50 +144,41 @@ class Scan:
         """Submissions that need a call or a look-up."""
         return self.to_send + self.actions[Action.LOOK_UP]
 
+    def has_ids(self, ids: Sequence[str]) -> bool:
+        """Whether these are the ids of the submissions, in the same order."""
+        return bool(hashlib.blake2b(_joined(ids)).digest() == self._ids.digest())
 
-def scan(lake: Lake, ledger: Ledger | None, date: str, policy: Literal["hold", "retry"]) -> Scan:
-    """Compares the partition's submissions with the ledger (None: there is none yet)."""
-    result = Scan()
-    digest = hashlib.blake2b(digest_size=16)
-    columns = ["submission_id", "content_sha256"]
-    for batch in lake.batches(SUBMISSIONS, date, columns, _SCAN_BATCH):
-        ids, contents = _strings(batch, "submission_id"), _strings(batch, "content_sha256")
-        known = read_entries(ledger, ids) if ledger is not None else {}
-        entries = [known.get(submission_id) for submission_id in ids]
-        actions = [
-            action(entry, date, content, policy) for entry, content in zip(entries, contents, strict=True)
-        ]
-        outcomes = [
-            _outcome(entry, what, date) if entry is not None else Outcome.NOT_ATTEMPTED
-            for entry, what in zip(entries, actions, strict=True)
-        ]
-        result.submissions += len(ids)
-        # Counted by identity: an Enum's hash is slow.
-        for what in Action:
-            result.actions[what] += actions.count(what)
-        for outcome in Outcome:
-            result.outcomes[outcome] += outcomes.count(outcome)
-        for entry, what in zip(entries, actions, strict=True):
-            if entry is not None and what is not Action.NOTHING:
-                result.note(entry, what, date)
-        lines = [
-            f"{submission_id} {content} {what.value} {entry and entry.updated_at}"
-            for submission_id, content, what, entry in zip(ids, contents, actions, entries, strict=True)
-        ]
-        digest.update("\n".join(lines).encode())
-    result.outcomes = +result.outcomes  # without the zeros
-    result.digest = digest.hexdigest()
+
+def _strings(column: "pa.Array[Any] | pa.ChunkedArray[Any]") -> list[str]:
+    return cast("list[str]", column.to_pylist())
+
+
+def _joined(ids: Sequence[str]) -> bytes:
+    return "".join(f"{submission_id}\n" for submission_id in ids).encode()
+
+
+def scan(lake: Lake, ledger: Ledger | None, date: str, policy: Policy) -> Scan:
+    """Compares the partition's submissions with the ledger (None if it does not exist yet)."""
+    result = Scan(date, policy)
+    for ids, contents in _submissions(lake, date):
+        result.add(ids, contents, read_entries(ledger, ids) if ledger is not None else {})
     return result
+
+
+def _submissions(lake: Lake, date: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and content hashes of the partition's submissions, in batches, in the order of the lake."""
+    for batch in lake.batches(SUBMISSIONS, date, ["submission_id", "content_sha256"], _SCAN_BATCH):
+        yield _strings(batch["submission_id"]), _strings(batch["content_sha256"])
 
 
 @dataclass(slots=True)
 class Work:
-    """A submission that a run has to settle, with its row of the lake."""
+    """A submission for the run to settle, with its row of the lake."""
 
     row: Mapping[str, Any] = field(repr=False)
     action: Action
     updated_at: int
-    """When the ledger last changed it (microseconds since the epoch); 0 for one never seen."""
+    """When the ledger last changed it (microseconds since the epoch); 0 without an entry."""
 
     @property
     def submission_id(self) -> str:
@@ -161,10 +186,10 @@ class Work:
         return str(self.row["submission_id"])
 
 
-def work(lake: Lake, ledger: Ledger, date: str, policy: Literal["hold", "retry"]) -> Iterator[list[Work]]:
-    """The work that is left, in batches, in the order of the lake."""
+def work(lake: Lake, ledger: Ledger, date: str, policy: Policy) -> Iterator[list[Work]]:
+    """The work left, in batches, in the order of the lake."""
     for batch in lake.batches(SUBMISSIONS, date, batch_size=_WORK_BATCH):
-        entries = read_entries(ledger, _strings(batch, "submission_id"))
+        entries = read_entries(ledger, _strings(batch["submission_id"]))
         found = []
         for row in batch.to_pylist():
             entry = entries.get(row["submission_id"])
@@ -176,8 +201,10 @@ def work(lake: Lake, ledger: Ledger, date: str, policy: Literal["hold", "retry"]
 
 
 def is_current(lake: Lake, date: str, now: Scan) -> bool:
-    """Whether the lake's partition agrees with the ledger, by its footer and by its rows: a damaged one is
-    written again."""
+    """Whether the lake's table agrees with the ledger, by its footer and its rows.
+
+    A damaged table is not current, so the run replaces it.
+    """
     try:
         metadata = lake.metadata(VERIFICATION_RESPONSES, date)
         if metadata.get(STATE_KEY) != ResponsesState.COMPLETE or metadata.get(DIGEST_KEY) != now.digest:
@@ -185,42 +212,48 @@ def is_current(lake: Lake, date: str, now: Scan) -> bool:
         rows = lake.read(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"])
     except (PartitionMissing, PartitionUnreadable):
         return False
-    sent = lake.read(SUBMISSIONS, date, ["submission_id"]).sort_by("submission_id")
-    return rows["submission_id"].equals(sent["submission_id"]) and (
+    return now.has_ids(_strings(rows["submission_id"])) and (
         Counter(rows["outcome"].to_pylist()) == now.outcomes
     )
 
 
-def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, digest: str = "") -> None:
-    """Replaces the partition of `verification_responses`: one row per submission, sorted by id.
+def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, policy: Policy) -> Scan:
+    """Replaces the partition of `verification_responses`: one row per submission, in the same order.
 
-    `digest` comes from a scan made before; if anything changed since, the next run sees that it differs.
-    `is_current` reads it only in a partition that is complete.
+    Returns the scan of the ledger entries that it wrote; the footer has its digest.
     """
-    submissions = lake.read(SUBMISSIONS, date, ["submission_id", "content_sha256"]).sort_by("submission_id")
-    metadata = {STATE_KEY: state, DIGEST_KEY: digest}
+    result = Scan(date, policy)
     try:
-        with lake.writer(VERIFICATION_RESPONSES, date, metadata) as writer:
-            for start in range(0, submissions.num_rows, _ROW_GROUP):
-                part = submissions.slice(start, _ROW_GROUP).to_pylist()
-                known = read_responses(ledger, [row["submission_id"] for row in part])
-                writer.write([_response_row(row, known.get(row["submission_id"]), date) for row in part])
+        with lake.writer(VERIFICATION_RESPONSES, date, {STATE_KEY: state}) as writer:
+            for ids, contents in _submissions(lake, date):
+                known = read_responses(ledger, ids)
+                entries = {submission_id: entry for submission_id, (entry, _) in known.items()}
+                actions = result.add(ids, contents, entries)
+                writer.write(
+                    [
+                        _response_row(submission_id, content, what, known.get(submission_id), date)
+                        for submission_id, content, what in zip(ids, contents, actions, strict=True)
+                    ]
+                )
+            writer.add_metadata({DIGEST_KEY: result.digest})
     except OSError as error:
         raise KycError(
             f"cannot write {VERIFICATION_RESPONSES.name} of {date} ({error.strerror}): "
             "every answer is in the ledger; run the partition again when there is room"
         ) from error
-
-
-def _strings(batch: pa.RecordBatch, name: str) -> list[str]:
-    return [str(value) for value in batch.column(name).to_pylist()]
+    return result
 
 
 def _response_row(
-    submission: Mapping[str, str], known: tuple[Entry, Mapping[str, Any]] | None, date: str
+    submission_id: str,
+    content_sha256: str,
+    what: Action,
+    known: tuple[Entry, Mapping[str, Any]] | None,
+    date: str,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
-        **submission,
+        "submission_id": submission_id,
+        "content_sha256": content_sha256,
         "outcome": Outcome.NOT_ATTEMPTED,
         "attempts": 0,
         "billable_calls": 0,
@@ -228,7 +261,6 @@ def _response_row(
     if known is None:
         return row
     entry, response = known
-    what = action(entry, date, submission["content_sha256"], "hold")
     if what is Action.CONFLICT:
         return row | {"error": conflict_text(entry, date)}
     outcome = _outcome(entry, what, date)

@@ -8,7 +8,7 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.partition import scan
+from kyc_pipeline.verify.partition import Scan, scan
 from kyc_pipeline.verify.summary import estimated_cost
 from kyc_pipeline.vocabulary import Outcome
 
@@ -30,6 +30,8 @@ class PartitionPlan:
     conflicts: int
     estimated_cost: Decimal | None
     """Of `calls_to_make`; None without a price."""
+    scan: Scan | None = None
+    """The comparison that the plan is based on."""
 
     def __str__(self) -> str:
         cost = "" if self.estimated_cost is None else f", estimated cost {self.estimated_cost}"
@@ -76,4 +78,5 @@ def _plan(lake: Lake, ledger: Ledger | None, date: str, settings: Settings) -> P
         held=seen.held,
         conflicts=seen.conflict_count,
         estimated_cost=estimated_cost(settings, seen.to_send),
+        scan=seen,
     )

@@ -4,6 +4,7 @@ Each is read from its own store, and they are compared id by id. Nothing is take
 them, so the comparison can fail.
 """
 
+from array import array
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +42,8 @@ class Reconciliation:
     submissions: int
     outcomes: int
     in_ledger: int
+    latencies: "array[float]"
+    """`latency_ms` of the written rows, so that the day's figures need no second reading of the table."""
     differences: tuple[Difference, ...]
 
 
@@ -51,7 +54,9 @@ def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
     that was surely not processed may be missing there. What the ledger does not know was not attempted.
     """
     accepted = lake.read(SUBMISSIONS, date, [_KEY])
-    written = lake.read(VERIFICATION_RESPONSES, date, [_KEY, "outcome"])
+    table = lake.read(VERIFICATION_RESPONSES, date, [_KEY, "outcome", "latency_ms"])
+    latencies = array("d", (float(ms) for ms in table["latency_ms"].to_pylist() if ms is not None))
+    written = table.drop_columns("latency_ms")
     known = _known(ledger, date)
     both = written.join(known, _KEY, join_type="full outer")
     outcome, by_ledger = pc.field("outcome"), pc.field("known")
@@ -69,7 +74,7 @@ def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
         ),
     }
     differences = [_difference(what, rows) for what, rows in found.items() if rows.num_rows]
-    return Reconciliation(accepted.num_rows, written.num_rows, known.num_rows, tuple(differences))
+    return Reconciliation(accepted.num_rows, written.num_rows, known.num_rows, latencies, tuple(differences))
 
 
 def _known(ledger: Ledger, date: str) -> pa.Table:

@@ -341,7 +341,7 @@ def test_days_that_a_killed_run_left_between_two_stages_are_due(
     run(*flatten)
     assert due() == []
     with pipeline.open_ledger() as ledger:  # the engine's state before the first call
-        write_responses(pipeline.lake, ledger, DAY, ResponsesState.DISPATCHING, "")
+        write_responses(pipeline.lake, ledger, DAY, ResponsesState.DISPATCHING, "hold")
     assert due() == [DAY]
 
 

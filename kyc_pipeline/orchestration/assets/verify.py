@@ -118,6 +118,8 @@ def verify_assets(
                         progress=run.progress or log_progress(context),
                         budget=budget,
                         timing=run.timing,
+                        # The plan has just read the first day; the others may change before their turn.
+                        planned=plans[0].scan if day == plans[0].date else None,
                     )
                 except DeepXLError:
                     # Any further call would fail too: the other days record their outcomes without one.
@@ -126,13 +128,11 @@ def verify_assets(
                 if summary.stopped is Stopped.CIRCUIT_OPEN:
                     budget.exhaust()
                 context.log.info(f"{day}: {summary}")
+                accounts = reconcile(lake, ledger, day)
+                metadata = day_metadata(summary, read_spend(ledger, day), accounts.latencies, settings)
                 return DayResult(
-                    metadata={
-                        VERIFICATION_RESPONSES.name: day_metadata(
-                            summary, read_spend(ledger, day), lake, settings
-                        )
-                    },
-                    checks=check_partition(reconcile(lake, ledger, day), summary),
+                    metadata={VERIFICATION_RESPONSES.name: metadata},
+                    checks=check_partition(accounts, summary),
                 )
 
             yield from work_through(context, work)

@@ -93,3 +93,14 @@ def test_a_held_submission_needs_no_token_when_nothing_is_sent(world: World) -> 
     world.options = {"deepxl_api_token": None}
     summary = world.verify(run_id="run-2")
     assert (summary.calls, summary.held) == (0, 1)
+
+
+def test_a_run_that_starts_from_an_older_plan_pays_nothing_twice(world: World) -> None:
+    world.submit("a", "b")
+    (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        assert world.verify(planned=plan.scan).is_complete
+        summary = world.verify(run_id="run-2", planned=plan.scan)
+        assert (summary.calls, summary.outcomes) == (0, {Outcome.COMPLETED: 2})
+        assert dict(simulator.received) == {"a": 1, "b": 1}

@@ -75,7 +75,7 @@ class World:
             row
             | {"submission_id": key, "content_sha256": f"{content}-{key}", "manifest_row": number}
             | changes
-            for number, key in enumerate(ids, 1)
+            for number, key in enumerate(sorted(ids), 1)  # as ingest writes them
         ]
         self.lake.write(SUBMISSIONS, date, rows)
 
