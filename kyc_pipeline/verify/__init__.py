@@ -1,1 +1,1 @@
-"""Verify: one paid call per submission. `engine` runs a day, `dispatcher` sends, `reconcile` checks."""
+"""Verify: one paid call per submission. `engine` runs a day, `dispatcher` sends, `reconcile` compares."""

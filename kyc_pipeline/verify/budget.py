@@ -1,10 +1,10 @@
-"""How many calls a run may still start, across all its partitions."""
+"""The calls that a run may still start, across all its partitions."""
 
 import threading
 
 
 class CallBudget:
-    """`max_calls` calls (None: without limit). Thread-safe."""
+    """At most `max_calls` calls (None: no limit). Thread-safe."""
 
     def __init__(self, max_calls: int | None = None) -> None:
         self._left = max_calls
@@ -21,7 +21,7 @@ class CallBudget:
             return True
 
     def give_back(self) -> None:
-        """Returns a call that was taken and not made."""
+        """Returns a call that was taken but not made."""
         with self._lock:
             if self._left is not None:
                 self._left += 1
@@ -33,6 +33,6 @@ class CallBudget:
             return self._left is not None and self._left <= 0
 
     def exhaust(self) -> None:
-        """Leaves no call, after a fault that every further call would meet."""
+        """Leaves no call: every further one would fail too."""
         with self._lock:
             self._left = 0

@@ -1,4 +1,4 @@
-"""Whether a run goes on: collects every reason to end it; its workers ask before each step."""
+"""Collects the reasons to end a run; the workers check before each step."""
 
 import asyncio
 import contextlib
@@ -10,9 +10,9 @@ from kyc_pipeline.verify.summary import Stopped
 
 
 class RunControl:
-    """The stop requests of one run; made in its event loop.
+    """The stop requests of one run. Create it in the run's event loop.
 
-    The first reason counts. `on_immediate` is called when the calls in flight are to be given up.
+    The first reason counts. `on_immediate` abandons the calls in flight.
     """
 
     def __init__(self, stop: StopFlag) -> None:
@@ -25,21 +25,21 @@ class RunControl:
         self.on_immediate: Callable[[], None] = lambda: None
 
     def watching(self) -> AbstractContextManager[None]:
-        """Obeys the stop flag, whichever thread sets it, while the `with` block runs."""
+        """Obeys the stop flag, set by any thread, until the `with` block ends."""
         return self._stop.watched(lambda: self._loop.call_soon_threadsafe(self._stop_requested))
 
     @property
     def ending(self) -> bool:
-        """Whether no new call may be made."""
+        """Whether no new call may start."""
         return self._ending.is_set() or self._stop.draining
 
     @property
     def halted(self) -> bool:
-        """Whether not even a claimed call may be sent. At the end of the budget it may: it has its share."""
+        """Whether even a claimed call must not be sent. One that has taken its budget still may."""
         return self._stop.draining or self._halted
 
     def end(self, reason: Stopped, error: Exception | None = None) -> None:
-        """Ends the run: calls in flight are still finished. `error` is raised when all is written."""
+        """Ends the run once the calls in flight have finished. The engine raises `error` after writing."""
         self._halted |= reason is not Stopped.BUDGET
         if not self._ending.is_set():
             self.reason = reason

@@ -1,14 +1,14 @@
-"""Sends a partition's submissions, each paid once. This is the money-safety argument; check it here.
+"""Sends a partition's submissions. Why each is paid only once:
 
-1. `_call` is the only place that sends. It sends only after `claim` returned True: the intent is on disk,
-   made by the holder of the partition's lease, for a submission that was in a state that may be sent.
-2. Whatever ends the call ends in `record`, which is on disk before the submission counts as settled. A
-   crash in between leaves the claim open, and an open claim becomes `uncertain`, never "not sent".
-3. A submission is sent a second time only if the call before was *surely not processed* (the client's
-   `NotProcessed`), or if it is uncertain, a look-up did not find it, and an operator or the policy said so.
-4. `uncertain` is left only by such a decision, or by adopting a record that a look-up found.
+1. Only `_call` sends, and only after `claim` returned True. Then the intent is on disk, the run holds the
+   partition's lease, and the submission was in a state that allows sending.
+2. Every result of a call goes to `record`, and is on disk before the submission counts as settled. A crash in
+   between leaves the claim open, and an open claim becomes `uncertain`, never "not sent".
+3. A submission is sent again only if the previous call was *certainly not processed* (the client's
+   `NotProcessed`), or if it is uncertain, no look-up found it, and an operator or the policy allowed it.
+4. A submission leaves `uncertain` only by such a decision, or because a look-up found its record.
 
-So a submission has two paid records only where the policy or an operator allowed the second call.
+So a submission can have two paid records only if the policy or an operator allowed the second call.
 """
 
 import asyncio
@@ -44,20 +44,20 @@ from kyc_pipeline.verify.summary import Stopped, Tally
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Waits, in seconds. Tests shorten them."""
+    """Waits in seconds; tests shorten them."""
 
     look_ups: Sequence[float] = (0.5, 2.0, 5.0, 10.0)
-    """Waits before each look for a call whose answer was lost: how soon a record shows is not documented."""
+    """Before each look-up after a lost answer. How soon the history shows a record is not documented."""
     back_off: float = 0.5
     """Before the first retry; doubles, with jitter."""
     back_off_cap: float = 30.0
     breaker_waits: Sequence[float] = BREAKER_WAITS
     ledger_patience: float = 30.0
-    """How long a failing ledger is tried again before the run ends."""
+    """How long to retry a failing ledger before the run ends."""
 
 
 _WORKERS_PER_CALL: Final = 1.5
-"""Workers per call in flight: while one records an answer, another already sends."""
+"""Workers per call in flight: some record answers while others send."""
 _TOO_MANY_REQUESTS: Final = 429
 
 _MEANING: Final[dict[type[DeepXLError], tuple[State, AttemptResult, bool]]] = {
@@ -68,11 +68,11 @@ _MEANING: Final[dict[type[DeepXLError], tuple[State, AttemptResult, bool]]] = {
     ContractBroken: (State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True),
 }
 _MAYBE_PROCESSED: Final = (State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, True)
-"""Every other error: `MaybeProcessed`, `UnexpectedRedirect`, and unexpected ones."""
+"""For every other error: `MaybeProcessed`, `UnexpectedRedirect` and unexpected ones."""
 
 
 class Dispatcher:
-    """Settles one partition's work through one client, in one event loop."""
+    """Settles one partition's work with one client in one event loop."""
 
     def __init__(
         self,
@@ -100,19 +100,19 @@ class Dispatcher:
         self._timing = timing
 
     async def run(self, batches: Iterator[list[Work]]) -> None:
-        """Settles everything in `batches`, or ends early for the reason that the control then has."""
+        """Settles everything in `batches`, or ends early; the control then has the reason."""
         source = _Source(batches)
         workers = [
             asyncio.create_task(self._work_through(source))
             for _ in range(int(self._max_concurrency * _WORKERS_PER_CALL) + 1)
         ]
 
-        def give_up() -> None:
+        def cancel_workers() -> None:
             for worker in workers:
                 worker.cancel()
 
-        self._control.on_immediate = give_up
-        # A cancelled worker leaves an open claim, which becomes uncertain when the run ends.
+        self._control.on_immediate = cancel_workers
+        # A cancelled worker leaves its claim open; the claim becomes uncertain when the run ends.
         await asyncio.gather(*workers, return_exceptions=True)
 
     async def _work_through(self, source: "_Source") -> None:
@@ -120,7 +120,7 @@ class Dispatcher:
             while not self._control.ending and (item := await source.next()) is not None:
                 await self._settle(item)
                 self._tally.settled += 1
-        # Any error must end the whole run in order: the other calls in flight are paid for.
+        # Any error must end the run in an orderly way: the other calls in flight are paid for.
         except Exception as error:
             self._control.end(Stopped.ERROR, error)
 
@@ -146,7 +146,7 @@ class Dispatcher:
             resend = True
 
     async def _call(self, item: Work, *, resend: bool, is_retry: bool) -> DeepXLError | None:
-        """Claims, sends and records once. Returns what went wrong; None also if it was not sent at all."""
+        """Claims, sends and records once. Returns the error; None also if nothing was sent."""
         error: DeepXLError | None = None
         async with self._gate.passage() as passage:
             if self._control.ending or not self._take_from_budget():
@@ -155,7 +155,7 @@ class Dispatcher:
             if not await self._claim(claim):
                 return None
             try:
-                self._must_go_on()
+                self._check_not_halted()
                 self._tally.calls += 1
                 self._tally.retries += is_retry
                 answer = await self._client.verify(self._request(item))
@@ -166,7 +166,7 @@ class Dispatcher:
             passage.health = _health(error)
             if isinstance(error, NotProcessed) and error.retry_after:
                 await self._gate.pause(error.retry_after)
-        # Before anything is awaited, so that no other call starts meanwhile.
+        # End the run before the next `await`, so that no other call can start first.
         if error is not None and error.stops_run:
             denied = isinstance(error, AccessDenied)
             self._control.end(Stopped.ACCESS_DENIED if denied else Stopped.ERROR, error)
@@ -178,8 +178,8 @@ class Dispatcher:
             self._tally.latencies.append(result.latency_ms)
         return error
 
-    def _must_go_on(self) -> None:
-        """Raises if the run was told to stop, or lost its lease, while the claim was written."""
+    def _check_not_halted(self) -> None:
+        """Raises if the run must stop, or lost its lease, while the claim was being written."""
         if self._control.halted:
             self._budget.give_back()
             raise NotProcessed("the run ended before the call was sent")
@@ -200,7 +200,7 @@ class Dispatcher:
         return won
 
     async def _look_up(self, item: Work, waits: Sequence[float]) -> bool:
-        """Looks for a record of the submission, after each of `waits`; adopts the first one found."""
+        """Looks for a record of the submission after each of `waits`; adopts the first record found."""
         for wait in waits:
             await self._control.sleep(wait)
             await self._gate.permit()
@@ -211,7 +211,7 @@ class Dispatcher:
                 self._control.end(Stopped.ACCESS_DENIED, error)
                 return False
             except LookupFailed:
-                found = []  # that it cannot be known is no proof that there is none: hold
+                found = []  # a failed look-up is no proof that there is none: hold
             if found:
                 await self._writer.record(self._adoption(item, found))
                 self._tally.adopted += 1
@@ -221,7 +221,7 @@ class Dispatcher:
         return False
 
     def _waits_for(self, item: Work) -> Sequence[float]:
-        """One look at once for a held submission that had time to turn up; else all of them."""
+        """One immediate look-up if the history has had time to show a held submission; else all of them."""
         age = time.time() - item.updated_at / 1_000_000
         if item.action is Action.LOOK_UP and age > sum(self._timing.look_ups):
             return (0.0,)
@@ -261,14 +261,14 @@ class Dispatcher:
         anomalies = _anomalies(item, first)
         notes = [anomalies] if anomalies else []
         if len(found) > 1:
-            notes.append(f"the history has {len(found)} records of this submission: the first one was taken")
+            notes.append(f"the history has {len(found)} records of this submission: adopted the first")
         return Adoption(
             item.submission_id, first.http_status, first.responded_at, first.text, "; ".join(notes) or None
         )
 
 
 class _Source:
-    """Hands out work item by item to many workers; the next batch is read in a thread."""
+    """Hands out work items to many workers; reads the next batch in a thread."""
 
     def __init__(self, batches: Iterator[list[Work]]) -> None:
         self._batches = batches
@@ -293,7 +293,7 @@ def _meaning(error: DeepXLError) -> tuple[State, AttemptResult, bool]:
 def _failed(claim: Claim, error: DeepXLError, *, was_uncertain: bool) -> Result:
     state, result, billable = _meaning(error)
     if state is State.FAILED and was_uncertain:
-        state = State.UNCERTAIN  # that this call was not processed says nothing about the one before
+        state = State.UNCERTAIN  # this call was not processed, but an earlier one may have been
     broken = isinstance(error, ContractBroken)
     return Result(
         claim,

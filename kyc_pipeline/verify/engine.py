@@ -1,12 +1,12 @@
 """Verifies one partition: plans the work, takes the lease, sends, and writes the lake's table.
 
-Why a call is paid once is argued at the top of `dispatcher.py`, on what `ledger/claims.py` promises. This
-module does the rest. Nothing is claimed without a valid credential and the partition's lease. The table is
-written from the ledger however the run ended, even if it could not begin. An interrupt in the calling thread
-(Dagster's cancel, Ctrl-C) lets the calls in flight end, since they are paid for.
+`dispatcher.py` explains why each call is paid only once, given the guarantees of `ledger/claims.py`. This
+module claims nothing without a valid credential and the partition's lease. It writes the table from the
+ledger however the run ends, even if it could not start. An interrupt in the calling thread (Dagster's cancel,
+Ctrl-C) lets the calls in flight finish, since they are paid for.
 
-Before the first call the partition is written with the footer `state=dispatching`: while it is there, each
-of its submissions may have been sent. `state=complete` ends it.
+Before the first call it writes the partition with the footer `state=dispatching`: any of its submissions may
+have been sent. At the end `state=complete` replaces it.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LedgerConflict(KycError):
-    """The ledger has some submissions with another date or content; the others were verified."""
+    """The ledger has some submissions under another date or with other content; the rest were verified."""
 
 
 def verify_partition(
@@ -70,17 +70,18 @@ def verify_partition(
     timing: Timing | None = None,
     planned: Scan | None = None,
 ) -> VerifySummary:
-    """Verifies what is left of partition `date`, and replaces its table `verification_responses`.
+    """Verifies the rest of partition `date` and replaces its table `verification_responses`.
 
-    The work is done in a thread of its own; `progress` is called in the calling thread, twice a second.
-    An exception that arrives in the calling thread (KeyboardInterrupt, Dagster's interruption) ends the run
-    in order, and is raised again once everything is written; a second one gives up the calls in flight.
+    Works in its own thread and calls `progress` in the calling thread twice a second. An exception in the
+    calling thread (KeyboardInterrupt, Dagster's interruption) drains the run and is raised again once
+    everything is written; a second one abandons the calls in flight.
 
-    Without a call to make, or with the budget used up, no credential is needed and the API is not asked.
+    With no call to make, or no budget left, it needs no credential and sends no request. `planned` is a scan
+    made just before; without it the run makes its own.
 
-    Raises :class:`UsageError` without a credential where one is needed, :class:`PartitionBusy`,
+    Raises :class:`UsageError` if it needs a credential and has none, :class:`PartitionBusy`,
     :class:`LedgerConflict`, :class:`LedgerError`, :class:`PartitionMissing`, and the
-    :class:`DeepXLError` that denied access. With `dry_run` nothing is called or written.
+    :class:`DeepXLError` that denied access. With `dry_run` it calls and writes nothing.
     """
     run = _Run(
         settings=settings,
@@ -125,8 +126,7 @@ class _Run:
         def run_and_report() -> None:
             try:
                 outcome.append(self.run())
-            # Raised again in the calling thread.
-            except BaseException as error:
+            except BaseException as error:  # raised again in the calling thread
                 outcome.append(error)
             finally:
                 done.set()
@@ -138,7 +138,7 @@ class _Run:
             try:
                 if not done.wait(PROGRESS_SECONDS) and progress is not None and interruption is None:
                     progress(self.progress())
-            # Any interruption of this thread must leave the run in order: the calls in flight are paid for.
+            # Whatever interrupts this thread, the run must end in an orderly way: its calls are paid for.
             except BaseException as error:
                 self.stop.escalate()
                 interruption = interruption or error
@@ -146,7 +146,7 @@ class _Run:
         result = outcome[0]
         if interruption is not None:
             if isinstance(result, BaseException):
-                _logger.error("while the interrupted run ended: %s", plain_line(result))
+                _logger.error("error while the interrupted run ended: %s", plain_line(result))
             raise interruption
         if isinstance(result, BaseException):
             raise result
@@ -188,13 +188,13 @@ class _Run:
             self.settings.require_token()
             return asyncio.run(self.dispatch())
         except (UsageError, DeepXLError):
-            # The caller needs the error that ended the run, not what followed from it.
+            # The caller needs the error that ended the run, not one that follows from it.
             with contextlib.suppress(KycError):
                 self.without_calls(before)
             raise
 
     def without_calls(self, before: Scan) -> VerifySummary:
-        """Gives every submission its outcome in the lake, from what the ledger knows."""
+        """Writes every submission's outcome from the ledger, unless the table is current."""
         if not before.open_claims and is_current(self.lake, self.date, before):
             self.raise_conflict(before)
             return self.summary(before)
@@ -228,9 +228,9 @@ class _Run:
 
     @staticmethod
     async def check_access(client: DeepXLClient) -> None:
-        """Finds a wrong credential or address before anything is claimed.
+        """Detects a wrong credential or address before anything is claimed.
 
-        An account without access to its history (403) may still verify: the first call will show it.
+        An account without access to its history (403) may still verify; the first call will tell.
         """
         try:
             await client.check_access()
@@ -264,12 +264,12 @@ class _Run:
                 ).run(work(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain))
             held.check()
             self.stopped = control.reason
-            # All calls of this run have ended: what is still open was given up.
+            # All calls of this run have ended: a claim still open was abandoned.
             mark_open_claims_uncertain(self.ledger, held.lease)
             return self.write_table(ResponsesState.COMPLETE), control.error
 
     def write_table(self, state: ResponsesState) -> Scan:
-        """Replaces the lake's partition with what the ledger knows now."""
+        """Replaces the lake's partition with the ledger's present state."""
         return write_responses(self.lake, self.ledger, self.date, state, self.settings.deepxl_uncertain)
 
     def raise_conflict(self, seen: Scan) -> None:

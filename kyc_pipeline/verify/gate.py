@@ -1,6 +1,6 @@
-"""When a call may start: concurrency that finds the server's pace, pauses, and a circuit breaker.
+"""When a call may start: adaptive concurrency, pauses and a circuit breaker.
 
-Each run has a gate of its own. Behind it is the rate limit that all runs share (`rate_limit.py`).
+Each run has its own gate. Behind it is the rate limit that all runs share (`rate_limit.py`).
 """
 
 import asyncio
@@ -13,27 +13,27 @@ from enum import Enum
 from typing import Final, Protocol
 
 Sleep = Callable[[float], Awaitable[None]]
-"""Sleeps for some seconds, or until the run is to stop."""
+"""Sleeps for some seconds, or until the run must stop."""
 
 
 class Health(Enum):
-    """What the end of a call says about the server."""
+    """What a call's result says about the server."""
 
     WELL = "well"
     THROTTLED = "throttled"
-    """It asked for a slower pace (429)."""
+    """It asked for fewer requests (429)."""
     ILL = "ill"
     """No answer, or 5xx."""
 
 
 class RateLimiter(Protocol):
-    """A rate limit that is shared with other runs."""
+    """A rate limit shared with other runs."""
 
     async def acquire(self, sleep: Sleep) -> None:
-        """Waits, by `sleep`, until one request may be sent."""
+        """Waits, using `sleep`, until one request may be sent."""
 
     async def pause(self, seconds: float) -> None:
-        """Holds everybody who shares the limit back for some seconds."""
+        """Stops requests under the shared limit for some seconds."""
 
 
 class NoLimit:
@@ -43,13 +43,13 @@ class NoLimit:
         """Returns at once."""
 
     async def pause(self, seconds: float) -> None:
-        """Nobody else shares it."""
+        """Does nothing: no other run shares it."""
 
 
 class AdaptiveConcurrency:
-    """Slots of calls in flight: halved when the server throttles, one more after each full round of calls.
+    """Limits the calls in flight: half as many when the server throttles, one more per full round of calls.
 
-    Calls that were already under way when the limit was halved do not halve it again: all report the same.
+    Calls already in flight when the limit was halved do not halve it again: they report the same overload.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -74,7 +74,7 @@ class AdaptiveConcurrency:
             raise
 
     def release(self, started: float, health: Health | None) -> None:
-        """Gives a slot back; `started` is when its call began (monotonic clock)."""
+        """Returns a slot; `started` is when its call began (monotonic clock)."""
         if health is Health.THROTTLED:
             if started > self._halved_at:
                 self._halved_at = time.monotonic()
@@ -93,9 +93,9 @@ class AdaptiveConcurrency:
 
 
 class CircuitBreaker:
-    """Opens after a run of failures; then one call at a time probes, each after a longer wait.
+    """Opens after consecutive failures; then one call at a time probes, each after a longer wait.
 
-    `given_up` once the probe after the last wait has failed: leave the rest to a later run.
+    After the last wait's probe has failed it is `given_up`: a later run does the rest.
     """
 
     def __init__(self, threshold: int, waits: Sequence[float], sleep: Sleep) -> None:
@@ -109,7 +109,7 @@ class CircuitBreaker:
         self.given_up = False
 
     async def admit(self) -> bool:
-        """Waits until a call may start; True if it is a probe, whose end `report` must be told."""
+        """Waits until a call may start; True if the call is a probe."""
         if not self._is_open:
             return False
         await self._probe.acquire()
@@ -124,7 +124,7 @@ class CircuitBreaker:
         return True
 
     def report(self, health: Health | None, *, probe: bool) -> None:
-        """Tells how a call ended; None if it was not made after all."""
+        """Records a call's result; None if the call was not made. Must follow every probe."""
         if health is Health.ILL:
             self._failures += 1
             self._failed_probes += probe
@@ -143,14 +143,14 @@ BREAKER_WAITS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 @dataclass(slots=True)
 class Passage:
-    """One call on its way through the gate; the caller sets `health` when the call has ended."""
+    """One call's way through the gate; the caller sets `health` when the call has ended."""
 
     started: float = float("-inf")
     health: Health | None = None
 
 
 class Gate:
-    """All that a call waits for before it starts."""
+    """Everything that a call waits for before it starts."""
 
     def __init__(
         self, *, max_concurrency: int, limiter: RateLimiter, sleep: Sleep, breaker_waits: Sequence[float]
@@ -163,7 +163,7 @@ class Gate:
 
     @contextlib.asynccontextmanager
     async def passage(self) -> AsyncIterator[Passage]:
-        """Waits for a slot, the breaker and a permit; the call has its slot until the block ends."""
+        """Waits for a slot, the breaker and a permit; holds the slot until the block ends."""
         passage = Passage()
         probe = False
         await self.concurrency.acquire()
@@ -177,17 +177,17 @@ class Gate:
             self.concurrency.release(passage.started, passage.health)
 
     async def permit(self) -> None:
-        """Waits for the end of a pause and for one request of the rate limit."""
+        """Waits for the end of a pause and for a permit of the rate limit."""
         while True:
             await self._limiter.acquire(self._sleep)
             wait = self._paused_until - time.monotonic()
             if wait <= 0:
                 return
             await self._sleep(wait)
-            if self._paused_until > time.monotonic():  # woken early: the run is to stop
+            if self._paused_until > time.monotonic():  # woken early: the run must stop
                 return
 
     async def pause(self, seconds: float) -> None:
-        """Holds back every call of this run, and of all runs that share the rate limit."""
+        """Delays the calls of this run and of all runs that share the rate limit."""
         self._paused_until = max(self._paused_until, time.monotonic() + seconds)
         await self._limiter.pause(seconds)

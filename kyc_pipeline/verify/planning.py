@@ -1,4 +1,4 @@
-"""What a run would do and cost. Makes no call and writes nothing, not even an empty ledger."""
+"""What a run would do and cost. Makes no call and writes nothing, not even an empty ledger file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class PartitionPlan:
     submissions: int
     rejected: int
     already_paid: int
-    """Submissions that are settled: completed, refused or quarantined."""
+    """Settled submissions: completed, refused or quarantined."""
     calls_to_make: int
-    """Without retries. Uncertain ones count where they would be sent again if look-up does not find them."""
+    """Without retries. Includes uncertain submissions to be sent again unless a look-up finds them."""
     held: int
     conflicts: int
     estimated_cost: Decimal | None
     """Of `calls_to_make`; None without a price."""
     scan: Scan | None = None
-    """The comparison that the plan is based on."""
+    """The scan behind the plan; a run that starts at once can begin with it."""
 
     def __str__(self) -> str:
         cost = "" if self.estimated_cost is None else f", estimated cost {self.estimated_cost}"
@@ -44,13 +44,13 @@ class PartitionPlan:
 def plan_partitions(
     lake: Lake, ledger: Ledger, dates: Sequence[str], settings: Settings
 ) -> list[PartitionPlan]:
-    """The plan of each date; one whose `submissions` were never written has zeros everywhere."""
+    """One plan per date; all zeros if the date has no `submissions`."""
     known = ledger if ledger.exists() else None
     return [_plan(lake, known, date, settings) for date in dates]
 
 
 def total(plans: Sequence[PartitionPlan], settings: Settings) -> PartitionPlan:
-    """The plans in one, with the date `total`."""
+    """The sum of the plans, with the date `total`."""
     calls = sum(plan.calls_to_make for plan in plans)
     return PartitionPlan(
         date="total",

@@ -1,10 +1,10 @@
 """The rate limit that all runs share: pyrate-limiter's GCRA, with its state in the ledger.
 
-pyrate-limiter's own SQL buckets use a sliding window. Measured, it is exact but bursty (all of a second's
-permits within its first 100 ms) and unfair (one process got 24 permits, another 847). Its GCRA spaces
-permits evenly and needs one number, which the ledger shares between processes. Booking makes it fair: a
-run without a permit books the next free one and sleeps until then. A run has one booking at a time, so busy
-runs take turns.
+pyrate-limiter's own SQL buckets use a sliding window. In a measurement it was exact but bursty (a second's
+permits all within the first 100 ms) and unfair (24 permits for one process, 847 for another). GCRA spaces
+permits evenly, and its state is one number, which the ledger shares between processes. Booking makes it
+fair: a run without a permit books the next free one and sleeps until then. A run has one booking at a time,
+so busy runs take turns.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.gate import NoLimit, RateLimiter, Sleep
 
 _WINDOW_SECONDS: Final = 1000
-"""Long, so that a rate such as 0.5 per second is a whole number of permits."""
+"""Long enough to make a rate such as 0.5 per second a whole number of permits."""
 _BURST_SECONDS: Final = 0.15
-"""What a late wake-up may catch up at once: less would lose pace on a busy machine."""
+"""How much a late wake-up may catch up at once. Less would lose pace on a busy machine."""
 _BOOKING_SECONDS: Final = 0.05
-"""At a high rate, permits are booked in groups of this length, not one transaction each."""
+"""At high rates, one transaction books the permits of this long."""
 
 
 def shared_limiter(settings: Settings, ledger: Ledger) -> RateLimiter:
@@ -35,7 +35,7 @@ def shared_limiter(settings: Settings, ledger: Ledger) -> RateLimiter:
 
 
 class SharedRateLimiter:
-    """`per_second` requests a second, together with every other limiter of this name on this ledger."""
+    """Limits all limiters of this name on this ledger to `per_second` requests per second together."""
 
     def __init__(self, ledger: Ledger, name: str, per_second: float) -> None:
         self._ledger = ledger
@@ -43,7 +43,7 @@ class SharedRateLimiter:
         permits = max(1, round(per_second * _WINDOW_SECONDS))
         burst = max(1, round(per_second * _BURST_SECONDS))
         self._rates = [Rate(permits, _WINDOW_SECONDS * 1000, burst=burst)]
-        self._most = min(burst, max(1, math.floor(per_second * _BOOKING_SECONDS)))
+        self._max_permits = min(burst, max(1, math.floor(per_second * _BOOKING_SECONDS)))
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._granted = 0
@@ -54,7 +54,7 @@ class SharedRateLimiter:
         try:
             async with self._turn:
                 if not self._granted:
-                    permits = min(self._waiting, self._most)
+                    permits = min(self._waiting, self._max_permits)
                     wait = await asyncio.to_thread(self._book, permits)
                     if wait:
                         await sleep(wait)
@@ -64,11 +64,11 @@ class SharedRateLimiter:
             self._waiting -= 1
 
     async def pause(self, seconds: float) -> None:
-        """No permit for anyone in the next `seconds`. Raises :class:`LedgerError`."""
+        """Grants nobody a permit for `seconds`. Raises :class:`LedgerError`."""
         await asyncio.to_thread(self._push_back, seconds)
 
     def _book(self, permits: int) -> float:
-        """Books the next free permits; returns how many seconds from now they begin."""
+        """Books the next free permits; returns the seconds until they begin."""
         algorithm = GCRA()
         with locked_rate_limit(self._ledger, self._name) as limit:
             now = limit.now // 1000
@@ -81,6 +81,6 @@ class SharedRateLimiter:
 
     def _push_back(self, seconds: float) -> None:
         with locked_rate_limit(self._ledger, self._name) as limit:
-            # Without the burst, the permits that may be caught up would come too early.
+            # Add the burst: permits that catch up would come too early.
             until = limit.now + int((seconds + _BURST_SECONDS) * 1_000_000)
             limit.arrival = max(limit.arrival, until)

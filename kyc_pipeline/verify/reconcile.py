@@ -1,7 +1,6 @@
-"""Reconciles a day: accepted submissions, written outcomes, and the ledger.
+"""Reconciles a day: accepted submissions, written outcomes and the ledger, compared id by id.
 
-Each is read from its own store, and they are compared id by id. Nothing is taken from the run that wrote
-them, so the comparison can fail.
+Reads each from its own store and takes nothing from the run that wrote them, so the comparison can fail.
 """
 
 from array import array
@@ -17,14 +16,14 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.queries import read_outcomes
 from kyc_pipeline.vocabulary import Outcome
 
-_LISTED: Final = 5
+_MAX_LISTED: Final = 5
 _KEY: Final = "submission_id"
-_NOT_SENT: Final = (Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value)
+_NOT_PROCESSED: Final = (Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Submissions on which two of the stores disagree: how many, and the first of their ids."""
+    """Submissions on which two stores disagree: their number and the first ids."""
 
     what: str
     count: int
@@ -37,47 +36,47 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """The counts of a day in each store; `differences` is empty if they agree."""
+    """A day's counts in each store; `differences` is empty if they agree."""
 
     submissions: int
     outcomes: int
     in_ledger: int
     latencies: "array[float]"
-    """`latency_ms` of the written rows, so that the day's figures need no second reading of the table."""
+    """`latency_ms` of the written rows: saves the day's figures a second reading of the table."""
     differences: tuple[Difference, ...]
 
 
 def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
-    """Compares the day's stores. Raises PartitionMissing where a table of the lake was never written.
+    """Compares the day's stores. Raises :class:`PartitionMissing` if a table of the lake was never written.
 
-    A submission that the ledger knows under this date must have the ledger's outcome in the lake; only one
-    that was surely not processed may be missing there. What the ledger does not know was not attempted.
+    A submission in the ledger under this date must have the same outcome in the lake; it may be absent there
+    only if it was certainly not processed. A submission not in the ledger was not attempted.
     """
     accepted = lake.read(SUBMISSIONS, date, [_KEY])
     table = lake.read(VERIFICATION_RESPONSES, date, [_KEY, "outcome", "latency_ms"])
     latencies = array("d", (float(ms) for ms in table["latency_ms"].to_pylist() if ms is not None))
     written = table.drop_columns("latency_ms")
-    known = _known(ledger, date)
+    known = _ledger_outcomes(ledger, date)
     both = written.join(known, _KEY, join_type="full outer")
     outcome, by_ledger = pc.field("outcome"), pc.field("known")
-    found = {
+    rows_by_difference = {
         "accepted without an outcome": accepted.join(written, _KEY, join_type="left anti"),
-        "with an outcome that were not accepted": written.join(accepted, _KEY, join_type="left anti"),
-        "accepted twice": _repeated(accepted),
-        "with several outcomes": _repeated(written),
-        "sent by the ledger's account without an outcome here": both.filter(
-            outcome.is_null() & ~by_ledger.isin(_NOT_SENT)
+        "with an outcome but not accepted": written.join(accepted, _KEY, join_type="left anti"),
+        "accepted twice": _duplicates(accepted),
+        "with several outcomes": _duplicates(written),
+        "sent according to the ledger but without an outcome here": both.filter(
+            outcome.is_null() & ~by_ledger.isin(_NOT_PROCESSED)
         ),
         "with another outcome in the ledger": both.filter(outcome != by_ledger),
-        "with an outcome of which the ledger knows nothing": both.filter(
+        "with an outcome but not in the ledger": both.filter(
             by_ledger.is_null() & ~outcome.isin([Outcome.NOT_ATTEMPTED.value])
         ),
     }
-    differences = [_difference(what, rows) for what, rows in found.items() if rows.num_rows]
+    differences = [_difference(what, rows) for what, rows in rows_by_difference.items() if rows.num_rows]
     return Reconciliation(accepted.num_rows, written.num_rows, known.num_rows, latencies, tuple(differences))
 
 
-def _known(ledger: Ledger, date: str) -> pa.Table:
+def _ledger_outcomes(ledger: Ledger, date: str) -> pa.Table:
     schema = pa.schema([(_KEY, pa.string()), ("known", pa.string())])
     parts = read_outcomes(ledger, date) if ledger.exists() else iter(())
     return pa.Table.from_batches(
@@ -89,10 +88,10 @@ def _known(ledger: Ledger, date: str) -> pa.Table:
     )
 
 
-def _repeated(rows: pa.Table) -> pa.Table:
+def _duplicates(rows: pa.Table) -> pa.Table:
     return rows.group_by(_KEY).aggregate([(_KEY, "count")]).filter(pc.field(f"{_KEY}_count") > 1)
 
 
 def _difference(what: str, rows: pa.Table) -> Difference:
     ids = sorted({str(value) for value in rows[_KEY].to_pylist()})
-    return Difference(what, len(ids), tuple(ids[:_LISTED]))
+    return Difference(what, len(ids), tuple(ids[:_MAX_LISTED]))

@@ -1,7 +1,7 @@
-"""Stop requests in two stages: by a signal, a cancel or an error.
+"""Stop requests in two stages, from a signal, a cancel or an error.
 
-*drain*: make no new call; the calls in flight end and are recorded. *now*: give up the calls in flight too;
-they become uncertain. Neither can be undone.
+*drain*: start no new call; the calls in flight finish and are recorded. *now*: abandon the calls in flight
+too; they become uncertain. Neither can be undone.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from types import FrameType
 
 
 class StopFlag:
-    """A stop request that any thread may make and any thread may watch."""
+    """A stop request that any thread may make or watch."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -27,24 +27,24 @@ class StopFlag:
 
     @property
     def immediate(self) -> bool:
-        """Whether the calls in flight are to be given up too."""
+        """Whether to abandon the calls in flight too."""
         return self._immediate
 
     def drain(self) -> None:
-        """Asks to make no new call."""
+        """Stops new calls."""
         self._set(immediate=False)
 
     def now(self) -> None:
-        """Asks to give up the calls in flight too."""
+        """Abandons the calls in flight too."""
         self._set(immediate=True)
 
     def escalate(self) -> None:
-        """The next stage: drain, and when that was asked for already, now."""
+        """Requests the next stage: drain, then now."""
         self._set(immediate=self._draining)
 
     @contextlib.contextmanager
     def watched(self, callback: Callable[[], object]) -> Iterator[None]:
-        """Calls `callback` at each stage while the block runs, and at once if a stage is already reached."""
+        """Calls `callback` at each stage until the block ends; at once if a stage was already requested."""
         with self._lock:
             self._watchers.append(callback)
         if self._draining:
@@ -56,7 +56,7 @@ class StopFlag:
                 self._watchers.remove(callback)
 
     def _set(self, *, immediate: bool) -> None:
-        # Re-entrant, since a signal handler may interrupt this very method in the same thread.
+        # The lock is re-entrant: a signal handler may interrupt this method in the same thread.
         with self._lock:
             self._draining = True
             self._immediate = self._immediate or immediate
@@ -67,9 +67,9 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_on_signals(stop: StopFlag) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the run: the first one drains, the second one stops at once.
+    """Stops the run on SIGINT and SIGTERM: the first drains, the second stops at once.
 
-    The handlers that were there before come back when the block ends. Main thread only.
+    Restores the earlier handlers when the block ends. Main thread only.
     """
 
     def handle(_number: int, _frame: FrameType | None) -> None:

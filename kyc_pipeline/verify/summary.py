@@ -1,4 +1,4 @@
-"""The figures of a run: while it works, and at its end."""
+"""The figures of a run, in progress and at its end."""
 
 import math
 from array import array
@@ -12,7 +12,7 @@ from kyc_pipeline.vocabulary import Outcome
 
 
 class Stopped(StrEnum):
-    """Why a run ended before everything was attempted."""
+    """Why a run ended early."""
 
     NONE = "none"
     BUDGET = "budget"
@@ -24,7 +24,7 @@ class Stopped(StrEnum):
 
 @dataclass(slots=True)
 class Tally:
-    """The running figures of one run; only the event loop writes them, any thread may read them."""
+    """The running totals of one run. Only the event loop writes them; any thread may read them."""
 
     to_settle: int = 0
     settled: int = 0
@@ -39,11 +39,11 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A look at a run that is under way."""
+    """A snapshot of a run in progress."""
 
     date: str
     total: int
-    """Submissions that this run has to settle."""
+    """Submissions for this run to settle."""
     done: int
     calls: int
     retries: int
@@ -54,12 +54,12 @@ class Progress:
 
     @property
     def per_second(self) -> float:
-        """Submissions settled a second."""
+        """Submissions settled per second."""
         return self.done / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate from the pace so far; None before the first one is settled."""
+        """Estimated from the pace so far; None before the first submission is settled."""
         return (self.total - self.done) / self.per_second if self.done else None
 
     def __str__(self) -> str:
@@ -78,28 +78,28 @@ class VerifySummary:
 
     date: str
     outcomes: Mapping[Outcome, int]
-    """Submissions of the partition by outcome, as they stand now."""
+    """Submissions of the partition, by current outcome."""
     calls_to_make: int
-    """Submissions that were to be sent when the run began."""
+    """Submissions to send when the run began."""
     calls: int = 0
-    """Paid calls that were started."""
+    """Paid calls started."""
     retries: int = 0
     lookups: int = 0
     adopted: int = 0
-    """Uncertain submissions that look-up found and settled."""
+    """Uncertain submissions settled by a look-up."""
     billable_calls: int = 0
-    """Calls of this run that were or may have been billed."""
+    """Calls of this run that were, or may have been, billed."""
     estimated_cost: Decimal | None = None
     held: int = 0
-    """Uncertain submissions that wait for a decision."""
+    """Uncertain submissions that await a decision."""
     held_ids: tuple[str, ...] = ()
-    """The first of them."""
+    """The first of the held submissions."""
     seconds: float = 0.0
     p50_ms: float | None = None
     p95_ms: float | None = None
     stopped: Stopped = Stopped.NONE
     written: bool = False
-    """Whether the lake's partition was replaced: it is not when nothing has changed."""
+    """Whether the run replaced the lake's partition; False if nothing had changed."""
 
     @property
     def submissions(self) -> int:
@@ -108,7 +108,7 @@ class VerifySummary:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do: no submission held, failed or not attempted."""
+        """Whether no submission is held, failed or not attempted."""
         left = (Outcome.FAILED, Outcome.NOT_ATTEMPTED)
         return self.held == 0 and not any(self.outcomes.get(outcome) for outcome in left)
 
@@ -123,13 +123,13 @@ class VerifySummary:
 
 
 def percentile(values: "array[float]", share: float) -> float | None:
-    """The nearest-rank percentile (`share` from 0 to 1); None without values."""
+    """The nearest-rank percentile, with `share` from 0 to 1; None without values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def estimated_cost(settings: Settings, billable_calls: int) -> Decimal | None:
-    """The calls at `DEEPXL_PRICE_PER_CALL`; None without a price."""
+    """The cost at `DEEPXL_PRICE_PER_CALL`; None without a price."""
     price = settings.deepxl_price_per_call
     return None if price is None else price * billable_calls

@@ -43,7 +43,7 @@ def test_books_that_agree(world: World) -> None:
     verify(world, "a", "held", "z")
     assert differences(world) == []
     verify(world, "a", "z")
-    assert differences(world) == ["1 sent by the ledger's account without an outcome here (held)"]
+    assert differences(world) == ["1 sent according to the ledger but without an outcome here (held)"]
 
 
 def test_a_failed_one_that_moved_to_another_day_was_not_attempted_there(sqlite_world: World) -> None:
@@ -75,15 +75,15 @@ def test_books_of_days_without_calls(sqlite_world: World) -> None:
             lambda rows: rows[1:],
             [
                 "1 accepted without an outcome (a)",
-                "1 sent by the ledger's account without an outcome here (a)",
+                "1 sent according to the ledger but without an outcome here (a)",
             ],
         ),
         (lambda rows: [*rows, rows[-1]], ["1 with several outcomes (z)"]),
         (
             lambda rows: [*rows, rows[0] | {"submission_id": "zz"}],
             [
-                "1 with an outcome that were not accepted (zz)",
-                "1 with an outcome of which the ledger knows nothing (zz)",
+                "1 with an outcome but not accepted (zz)",
+                "1 with an outcome but not in the ledger (zz)",
             ],
         ),
         (
@@ -95,7 +95,7 @@ def test_books_of_days_without_calls(sqlite_world: World) -> None:
             [
                 "1 accepted without an outcome (a)",
                 "1 with several outcomes (held)",
-                "1 sent by the ledger's account without an outcome here (a)",
+                "1 sent according to the ledger but without an outcome here (a)",
                 "1 with another outcome in the ledger (held)",
             ],
         ),
