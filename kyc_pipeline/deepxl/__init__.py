@@ -1,1 +1,1 @@
-"""All that is known of the DeepXL API: `contract` (what an answer is), `client`, `errors`, `simulator`."""
+"""Everything about the DeepXL API: `contract` (the shape of an answer), `client`, `errors`, `simulator`."""

@@ -1,10 +1,10 @@
 """The one place that makes HTTP calls to DeepXL.
 
-One call is one request. Nothing here retries, since only the caller knows what a second call costs. The
-client must say truthfully what a failure means (see :mod:`kyc_pipeline.deepxl.errors`): until the end of
-the multipart body is handed to the transport, the server cannot have a whole request; from then on it may
-have processed it. The transport's own exceptions cannot tell: it reports a refused connection and a server
-that hangs up after the request both as `ConnectTimeout`.
+One call is one request. Nothing here retries, since only the caller knows what a second call costs. Errors
+say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.errors`). Until the end
+of the multipart body is handed to the transport, the server cannot have a whole request; from then on it may
+have processed it. The transport's exceptions cannot tell: it reports both a refused connection and a server
+that hangs up after the request as `ConnectTimeout`.
 """
 
 import os
@@ -46,7 +46,7 @@ _MAX_PAGES: Final = 10
 
 @dataclass(slots=True)
 class VerificationRequest:
-    """One submission to verify. Its `repr` shows nothing personal."""
+    """One submission to verify. Its `repr` shows no personal data."""
 
     submission_id: str
     id_path: str | os.PathLike[str] = field(repr=False)
@@ -58,7 +58,7 @@ class VerificationRequest:
 
 @dataclass(slots=True)
 class Answer:
-    """A 2xx answer that fits the hard requirements. `text` is its JSON with geometry removed: personal."""
+    """A 2xx answer that meets the hard contract. `text` is its JSON without geometry: personal data."""
 
     http_status: int
     text: str = field(repr=False)
@@ -70,7 +70,7 @@ class Answer:
 
 
 class _Call:
-    """The clock of one call; it puts its times on the answer, or on the :class:`DeepXLError` that ends it."""
+    """Times one call, for its answer or for the :class:`DeepXLError` that ends it."""
 
     def __enter__(self) -> Self:
         self._requested_at = datetime.now(UTC)
@@ -88,7 +88,7 @@ class _Call:
             error.latency_ms = self._latency_ms()
 
     def answer(self, status: int, body: bytes) -> Answer:
-        """The answer in `body`. Raises :class:`ContractBroken`."""
+        """Parses the answer in `body`. Raises :class:`ContractBroken`."""
         received = receive(body)
         return Answer(
             http_status=status,
@@ -105,7 +105,7 @@ class _Call:
 
 
 class _Page(msgspec.Struct, rename="camel"):
-    """A page of the history; the records stay as they came."""
+    """A page of the history, with undecoded records."""
 
     total_count: int
     data: list[msgspec.Raw]
@@ -124,9 +124,9 @@ class _Tagged(msgspec.Struct):
 
 
 class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
-    """An asynchronous client of one DeepXL account; use it with `async with`, in one event loop.
+    """An asynchronous client for one DeepXL account. Use it with `async with` in one event loop.
 
-    `timeout_seconds` limits the upload, and then the wait for the whole answer. Every error raised is a
+    `timeout_seconds` limits first the upload, then the wait for the whole answer. Every error is a
     :class:`DeepXLError` with `requested_at` and `latency_ms` set.
     """
 
@@ -156,9 +156,9 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         await self._transport.__aexit__()
 
     async def verify(self, request: VerificationRequest) -> Answer:
-        """Send one submission: the paid call.
+        """Sends one submission: the paid call.
 
-        Raises a subclass of :class:`DeepXLError` that says what the failure means.
+        The subclass of :class:`DeepXLError` says what a failure means.
         """
         subject = f"submission {request.submission_id}"
         documents = (
@@ -170,10 +170,10 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             try:
                 with body:
                     response, content = await self._transport.post(self._verifications, self._headers(), body)
-            # Whatever the transport raises (it lets several of aiohttp's errors through), the one question
-            # is whether the server can have the whole request.
+            # The transport also raises several of aiohttp's errors. For all of them the only question is
+            # whether the server can have the whole request.
             except Exception as error:
-                raise _lost(subject, body, error) from None
+                raise _no_answer_error(subject, body, error) from None
             if not response.is_success:
                 raise _answer_error(subject, response, content)
             try:
@@ -184,12 +184,12 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 ) from None
 
     def _headers(self) -> dict[str, str]:
-        """With the credential. Only requests below the base URL get them: no other host ever does."""
+        """Headers with the credential, for requests below the base URL only."""
         secret = self._token.get_secret_value().strip()
         return {
             "User-Agent": f"kyc-pipeline/{__version__}",
             "Accept": "application/json",
-            "Accept-Encoding": "gzip, deflate",  # what httpx can always decode; aiohttp would name more
+            "Accept-Encoding": "gzip, deflate",  # all that httpx always decodes; aiohttp would add more
             **(
                 {"Authorization": f"Bearer {secret}"}
                 if self._auth_scheme == "bearer"
@@ -198,11 +198,10 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         }
 
     async def find(self, submission_id: str) -> list[Answer]:
-        """The records that carry this submission's tag, by the history; empty if there is surely none.
+        """The history's records with this submission's tag; empty if there is certainly none.
 
-        A history that ignores `tagFilter` is read through (up to 1,000 records), and only records with
-        exactly this tag count. Raises :class:`LookupFailed` where the history cannot tell, and
-        :class:`AccessDenied` for 401 and 402.
+        If the history ignores `tagFilter`, reads up to 1,000 records and selects those with exactly this
+        tag. Raises :class:`LookupFailed` if the history cannot tell, :class:`AccessDenied` for 401 and 402.
         """
         subject = f"look-up of submission {submission_id}"
         found: list[Answer] = []
@@ -229,7 +228,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                     ]
                 except (msgspec.MsgspecError, UnicodeDecodeError, ContractBroken):
                     raise LookupFailed(
-                        f"{subject}: the history answered in another shape",
+                        f"{subject}: the history's answer has an unexpected shape",
                         http_status=status,
                         body=redact(body[:MAX_ERROR_BYTES]),
                     ) from None
@@ -240,16 +239,16 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                     break
             if not found and not (is_complete and have_owners):
                 raise LookupFailed(
-                    f"{subject}: the history does not tell whose its records are, or has too many"
+                    f"{subject}: the history has too many records, or some without a submissionId"
                 )
         return found
 
     async def check_access(self) -> None:
-        """Ask the history for one record, to find a wrong address or credential before anything is paid.
+        """Requests one record, to detect a wrong address or credential before anything is paid.
 
         Raises :class:`AccessDenied` (401, 402, 403), :class:`UnexpectedRedirect` (3xx),
-        :class:`NotProcessed` (cannot connect), :class:`DeepXLError` (a web page answers: another server).
-        Other failures of the history say nothing about verifications, and pass.
+        :class:`NotProcessed` (cannot connect), :class:`DeepXLError` (the answer is a web page: another
+        server). Ignores other failures of the history: they say nothing about verifications.
         """
         subject = "access check"
         with _Call():
@@ -257,7 +256,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 response, body = await self._get(self._verifications.copy_with(params={"limit": 1}))
             except (httpx.ReadTimeout, TimeoutError):
                 return
-            # As in `verify`: the transport lets several kinds through, and all mean "not reachable".
+            # As in `verify`, of any class; here they all mean "not reachable".
             except Exception as error:
                 raise NotProcessed(
                     f"cannot reach DeepXL at {self._base} ({_cause(error)}): check DEEPXL_BASE_URL "
@@ -274,23 +273,23 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 )
 
     async def _look_up(self, subject: str, url: httpx.URL) -> tuple[int, bytes]:
-        """Status and body of a 2xx answer to a GET; everything else is raised."""
+        """Status and body of a 2xx answer to a GET; raises for everything else."""
         try:
             response, body = await self._get(url)
-        # As in `verify`; a look-up costs nothing, so it does not matter how its answer was lost.
+        # As in `verify`; a look-up is free, so it does not matter how its answer was lost.
         except Exception as error:
             raise LookupFailed(f"{subject}: no answer ({_cause(error)})") from None
         status = response.status_code
         if response.is_success:
             return status, body
-        answered = _answer_error(subject, response, body)
-        if status in (401, 402) or isinstance(answered, UnexpectedRedirect):
-            raise answered
+        failure = _answer_error(subject, response, body)
+        if status in (401, 402) or isinstance(failure, UnexpectedRedirect):
+            raise failure
         raise LookupFailed(
-            describe(subject, status, answered.body or ""),
+            describe(subject, status, failure.body or ""),
             http_status=status,
-            body=answered.body,
-            retry_after=answered.retry_after,
+            body=failure.body,
+            retry_after=failure.retry_after,
         )
 
     async def _get(self, url: httpx.URL) -> tuple[httpx.Response, bytes]:
@@ -302,8 +301,8 @@ def _answer_error(subject: str, response: httpx.Response, body: bytes) -> DeepXL
     return answer_error(subject, response.status_code, redact(body), retry_after)
 
 
-def _lost(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:
-    """What it means that no whole answer came."""
+def _no_answer_error(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:
+    """The error for a request without a whole answer."""
     if body.handed_over:
         return MaybeProcessed(f"{subject}: sent, but the answer was lost ({_cause(error)})")
     if body.unreadable:
@@ -315,9 +314,9 @@ def _lost(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:
 
 
 def _cause(error: BaseException) -> str:
-    """The kind of a transport failure, by its class: texts may carry addresses or the vendor's words."""
-    kept = error.__cause__ if isinstance(error, httpx.HTTPError) else None
-    return type(kept or error).__name__
+    """The class of a transport failure; its text may hold addresses or the vendor's words."""
+    cause = error.__cause__ if isinstance(error, httpx.HTTPError) else None
+    return type(cause or error).__name__
 
 
 def _is_html(response: httpx.Response, body: bytes) -> bool:

@@ -1,9 +1,9 @@
 """The contract with DeepXL: what an answer must have, what it should have, and what is never stored.
 
-`receive` checks a body against the hard contract: a `result` object, an integer `verificationId`, a strictly
-boolean `verified`. The rest is the soft contract: the shape of an answer (`Result`), its fields and known
-variations (`FIELDS`), and the table of statuses. Differences from it are kept and counted, never refused.
-`redact` cuts biometric geometry out of a body before anything stores it.
+`receive` checks a body against the hard contract: a `result` object, an integer `verificationId`, a boolean
+`verified`. The rest is the soft contract: the shape of an answer (`Result`), its fields and known variations
+(`FIELDS`), and the table of statuses. Deviations from it are kept and counted, never refused. `redact` cuts
+biometric geometry out of a body before it is stored.
 """
 
 import functools
@@ -34,7 +34,7 @@ from kyc_pipeline.deepxl.jsontext import (
 from kyc_pipeline.vocabulary import TECHNICAL_CHECKS, CheckStatus, DriftKind
 
 VERSION: Final = "1"
-"""Version of the soft contract, in the footers of flattened tables; raise it with every change below."""
+"""Version of the soft contract, in the footers of flattened tables; increment it with every change below."""
 
 CHECK_TYPES: Final = frozenset({"FACE_MATCH", "LIVENESS", "ID_QUALITY"})
 
@@ -51,16 +51,16 @@ _STATUS_WORDS: Final = {
 STATUSES: Final = MappingProxyType(
     {word: status for status, words in _STATUS_WORDS.items() for word in words.split()}
 )
-"""Normalised status by status as received, trimmed and in upper case; any other is UNKNOWN."""
+"""Normalised status by received status, trimmed and in upper case; any other is UNKNOWN."""
 
 
 def normalize_status(status: str | None) -> CheckStatus:
-    """The normalised status; UNKNOWN for None and for a status that is not in the table."""
+    """The normalised status; UNKNOWN for None and for a status not in the table."""
     return STATUSES.get((status or "").strip().upper(), CheckStatus.UNKNOWN)
 
 
 class Kind(StrEnum):
-    """JSON types; an integer (of 64 bits) is a number whose literal has neither fraction nor exponent."""
+    """JSON types. An integer has 64 bits, and its literal has neither a fraction nor an exponent."""
 
     OBJECT = "object"
     LIST = "list"
@@ -72,11 +72,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One known place of an answer. In an annotation of `Result` it says what the type does not.
+    """A known field of an answer. In an annotation of `Result` it adds what the type cannot say.
 
     `path`: keys joined by dots; `[]` is any position of a list, `*` any other key of an object.
-    `aliases`: other names of the same field. `unless`: a sibling whose presence excuses absence.
-    `odd`: a test of a value of the right kind that says whether it is `drift`.
+    `aliases`: other names of the field. `unless`: siblings that may stand in for it.
+    `odd`: whether a value of the right kind counts as `drift`.
     """
 
     path: str = ""
@@ -89,7 +89,7 @@ class Field:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The key, and its other names."""
+        """The key and its aliases."""
         return (self.path.rpartition(".")[2], *self.aliases)
 
 
@@ -99,7 +99,7 @@ def is_unit_interval(value: Json) -> bool:
 
 
 def integer(value: Json) -> int | None:
-    """The value of an integer literal of 64 bits; None for anything else."""
+    """The value of a 64-bit integer literal; None for anything else."""
     return _identifier(value.literal) if isinstance(value, Number) else None
 
 
@@ -129,7 +129,7 @@ class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Numeric | UnsetType,
         Field(odd=lambda value: not is_unit_interval(value), drift=DriftKind.CONFIDENCE_OUT_OF_RANGE),
     ] = UNSET
-    """Missing in some of the simulator's answers, as in life; its absence is drift."""
+    """Some of the simulator's answers lack it, as real ones do; that is drift."""
     details: str
 
 
@@ -140,7 +140,7 @@ class ModelResults(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class Tag(msgspec.Struct, forbid_unknown_fields=True):
-    """A tag. Requests carry tags as one object, answers as a list of these."""
+    """A tag. Requests carry tags as one object, answers as a list."""
 
     name: str
     value: str
@@ -159,9 +159,9 @@ class File(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    """A verification, in the order of the vendor's example: the one description of an answer's shape.
+    """A verification, in the order of the vendor's example: the only definition of an answer's shape.
 
-    The soft contract (`FIELDS`), flatten's Arrow schema and the simulator's records come from it.
+    The soft contract (`FIELDS`), flatten's Arrow schema and the simulator's records are derived from it.
     `timestamp`: seconds since 1970.
     """
 
@@ -201,7 +201,7 @@ _KINDS: Final[dict[object, Kind]] = {
 
 
 def kind_of(annotation: Any) -> tuple[Kind, Any]:
-    """The JSON type of an annotation of `Result`, with a list's items or an object's class."""
+    """The JSON type of an annotation of `Result`, and a list's item type or an object's class."""
     bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if UnsetType in get_args(bare):
         bare = functools.reduce(operator.or_, (part for part in get_args(bare) if part is not UnsetType))
@@ -211,7 +211,7 @@ def kind_of(annotation: Any) -> tuple[Kind, Any]:
 
 
 def _fields(path: str, annotation: Any, **changes: Any) -> Iterator[Field]:
-    """The field at `path` and all below it."""
+    """The field at `path` and all fields below it."""
     known = next((note for note in get_args(annotation) if isinstance(note, Field)), Field())
     kind, inner = kind_of(annotation)
     yield replace(known, path=path, kind=kind, **changes)
@@ -224,14 +224,14 @@ def _fields(path: str, annotation: Any, **changes: Any) -> Iterator[Field]:
 
 FIELDS: Final = (
     *_fields("result", Result),
-    # Variations: more groups of checks, and the checks in another place.
+    # Known variations: more groups of checks, and checks directly under `result`.
     *_fields("result.modelResults.*", list[Check], required=False),
     *_fields(f"result.{TECHNICAL_CHECKS}", list[Check], required=False),
 )
-"""The soft contract: the vendor's answer and its known variations. Differences are kept and counted."""
+"""The soft contract: the vendor's answer and its known variations."""
 
 GEOMETRY: Final = frozenset({"landmarks", "boundingbox", "idfaces", "selfiefaces"})
-"""Keys of biometric geometry: lower case, `_` and `-` left out."""
+"""Keys of biometric geometry, in lower case without `_` and `-`."""
 _GEOMETRY_NAME: Final = re.compile(r"land[_-]?marks|bounding[_-]?box|(?:id|selfie)[_-]?faces", re.IGNORECASE)
 _MARKER: Final = re.compile(r"\[geometry removed: ([0-9]+)\]")
 _REST_MARKER: Final = "[geometry removed: rest of an unreadable body]"
@@ -243,13 +243,13 @@ _INT64: Final = range(-(2**63), 2**63)
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A body that fits the hard contract. `text` is what to store: the JSON without geometry."""
+    """A body that meets the hard contract. `text` is the JSON to store, without geometry."""
 
     text: str
     verification_id: int
     verified: bool
     answer: Json
-    """What `text` holds."""
+    """The parsed `text`."""
 
     def __repr__(self) -> str:
         return f"Received(verification_id={self.verification_id}, verified={self.verified})"
@@ -258,14 +258,14 @@ class Received:
 def receive(body: bytes) -> Received:
     """Checks the body of a 2xx answer against the hard contract.
 
-    `verificationId` may be an integer or a string of its digits and must fit int64; `verified` must be
-    `true` or `false`. Raises :class:`ContractBroken`, whose `text` is what to quarantine.
+    `verificationId` is an int64, or a string of its digits; `verified` is `true` or `false`. Raises
+    :class:`ContractBroken`, whose `text` is the body to quarantine.
     """
     return reread(redact(body))
 
 
 def reread(text: str) -> Received:
-    """`receive` for an answer that was stored."""
+    """Does the same for a stored answer."""
     try:
         envelope = read_json(text)
     except NotJson:
@@ -285,7 +285,7 @@ def reread(text: str) -> Received:
 
 
 def _only(value: Json, key: str) -> Json:
-    """What `key` holds, None where it is absent or where its repetitions contradict each other."""
+    """The value of `key`; None if it is absent or repeated with different values."""
     if not isinstance(value, Object):
         return None
     found = value.values(key)
@@ -300,12 +300,12 @@ def _identifier(literal: str) -> int | None:
 
 
 def redact(body: bytes) -> str:
-    """The body as text that may be stored: biometric geometry is cut, all else stays as received.
+    """The body as text to store: without biometric geometry, otherwise as received.
 
     The value of a geometry key (any depth, any case) becomes `"[geometry removed: N]"`, where N is the
-    number of its elements; null and empty values stay. A body that is not JSON is cut at the first name
-    of geometry, since where the geometry ends cannot be known. The text is valid UTF-8 without NUL: a
-    byte that is not UTF-8 is kept as the JSON escape `\\udcNN`, a lone surrogate as its own escape.
+    number of its elements; null and empty values stay. A body that is not JSON is cut at the first geometry
+    key, since the end of the geometry is unknown. The text is valid UTF-8 without NUL: a byte that is not
+    UTF-8 becomes the JSON escape `\\udcNN`, and a lone surrogate its own escape.
     """
     text = _storable(body)
     if not _may_name_geometry(text) and "\\u" not in text:
@@ -319,7 +319,7 @@ def redact(body: bytes) -> str:
 
 
 def _may_name_geometry(text: str) -> bool:
-    # Twenty times as fast as the expression, on ASCII, where `lower` and IGNORECASE agree.
+    # Twenty times as fast as the regular expression; on ASCII, `lower` and IGNORECASE agree.
     if text.isascii():
         lower = text.lower()
         if "marks" not in lower and "box" not in lower and "faces" not in lower:
@@ -328,12 +328,12 @@ def _may_name_geometry(text: str) -> bool:
 
 
 def is_geometry(key: str) -> bool:
-    """Whether the value of `key` is biometric geometry."""
+    """Whether `key` holds biometric geometry."""
     return key.lower().replace("_", "").replace("-", "") in GEOMETRY
 
 
 def removed_geometry(value: object) -> int | None:
-    """How many elements of geometry the marker `value` stands for; None for anything else."""
+    """The number of elements that the marker `value` replaced; None if it is no marker."""
     match = _MARKER.fullmatch(value) if isinstance(value, str) else None
     return None if match is None else int(match[1])
 
@@ -347,7 +347,7 @@ def _storable(body: bytes) -> str:
 
 
 def _cut(text: str) -> str:
-    """`text`, which is JSON, with the values of geometry keys replaced by markers."""
+    """The JSON `text` with the values of geometry keys replaced by markers."""
     pieces: list[str] = []
     kept = position = 0
     while (match := _KEY.search(text, position)) is not None:
@@ -363,7 +363,7 @@ def _cut(text: str) -> str:
 
 
 def _measure(text: str, start: int) -> tuple[int, int]:
-    """Where the value that begins at `start` ends, and its elements (1 for a scalar, 0 for null)."""
+    """The end of the value at `start` and its number of elements (1 for a scalar, 0 for null)."""
     depth = commas = 0
     filled = False
     for token in _VALUE_TOKEN.finditer(text, start):

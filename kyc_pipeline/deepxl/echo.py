@@ -1,6 +1,6 @@
-"""Whether an answer repeats what was sent: the sizes of both documents and the tags.
+"""Compares an answer with the request: the sizes of both documents and the tags.
 
-A mismatch does not undo a paid call. Verify names it on the record (`error`), flatten as an anomaly of the
+A mismatch does not undo a paid call. Verify notes it in the record's `error`, flatten as an anomaly of the
 verification; neither shows a value.
 """
 
@@ -16,7 +16,7 @@ from kyc_pipeline.vocabulary import Anomaly
 class Echo(NamedTuple):
     """What an answer repeats of its request: sizes in bytes, names and values of tags.
 
-    None contradicts nothing.
+    None if absent; that is no mismatch.
     """
 
     id_size: int | None
@@ -36,7 +36,7 @@ _SIZES: Final = [
 
 
 def read_echo(text: str) -> Echo:
-    """The echo in an answer that fits the hard contract; values of another type count as absent."""
+    """The echo in an answer that meets the hard contract; values of the wrong type count as absent."""
     try:
         result = _DECODER.decode(text).result
     except (msgspec.MsgspecError, RecursionError):
@@ -58,9 +58,9 @@ def read_echo(text: str) -> Echo:
 def echo_mismatches(
     echo: Echo, *, id_size: int, selfie_size: int, tags: Mapping[str, str]
 ) -> Iterator[tuple[Anomaly, str | None]]:
-    """What contradicts the sizes and `tags` that were sent: the anomaly, and the field or tag that has it.
+    """The differences from the sizes and `tags` sent: the anomaly and its field or tag.
 
-    The latter is None for a tag that was not sent, since even its name may be data.
+    The latter is None for a tag that was not sent, since even its name may be personal data.
     """
     for field, echoed, sent in (
         ("idFileSize", echo.id_size, id_size),

@@ -1,18 +1,18 @@
-"""What can go wrong with a call to DeepXL, sorted by what it says about the money.
+"""Errors of calls to DeepXL, by what they imply about the charge.
 
 * KycError
   * DeepXLError                 `http_status`, `body`, `retry_after`, `requested_at`, `latency_ms`
-    * NotProcessed              surely not processed: safe to send again
-      * DocumentUnavailable     a file could not be read at send time
-    * MaybeProcessed            sent, and the answer is lost: look it up, never just send again
-    * Refused                   the API said no for good: 4xx
+    * NotProcessed              certainly not processed: safe to send again
+      * DocumentUnavailable     a file could not be read while sending
+    * MaybeProcessed            sent, but the answer is lost: look it up before anything else
+    * Refused                   final refusal: 4xx
     * AccessDenied              401, 402, 403: stops the run
-    * ContractBroken            2xx, but no `result`, `verificationId` or boolean `verified`; `text`
-    * UnexpectedRedirect        3xx, never followed: stops the run; whether it was processed is not known
-    * LookupFailed              the history could not settle whether a record exists
+    * ContractBroken            2xx without `result`, `verificationId` or boolean `verified`; has `text`
+    * UnexpectedRedirect        3xx, never followed: stops the run; may have been processed
+    * LookupFailed              the history could not tell whether a record exists
 
-Messages are one line of our own words with the status, a reason phrase and the names of form fields.
-The vendor's free text may echo personal data: it is only in `body`, meant for the restricted ledger.
+A message is one line of our own words with the status, its reason phrase and the names of form fields.
+The vendor's text may echo personal data, so it is only in `body`, for the restricted ledger.
 """
 
 import json
@@ -25,19 +25,19 @@ from typing import ClassVar, Final
 from kyc_pipeline.errors import KycError
 
 RETRY_AFTER_CAP_SECONDS: Final = 3600.0
-"""No server makes us wait longer than this."""
+"""The longest wait that a server can impose."""
 
 
 class DeepXLError(KycError):
     """A call to DeepXL failed.
 
-    `http_status` is None where no answer came. `body` is the answer's text without geometry: personal,
-    for the restricted ledger only. `retry_after` is in seconds. The client sets `requested_at` (UTC) and
-    `latency_ms` before it raises.
+    `http_status` is None without an answer. `body` is the answer's text without geometry: personal data, for
+    the restricted ledger only. `retry_after` is in seconds. The client sets `requested_at` (UTC) and
+    `latency_ms`.
     """
 
     stops_run: ClassVar[bool] = False
-    """Whether every further call would fail alike, so that the run should stop."""
+    """Whether every further call would fail too, so that the run must stop."""
 
     def __init__(
         self,
@@ -56,42 +56,45 @@ class DeepXLError(KycError):
 
 
 class NotProcessed(DeepXLError):
-    """Surely not processed: no connection, request not fully sent, 408, 425, 429, 503."""
+    """Certainly not processed: no connection, request not fully sent, 408, 425, 429, 503."""
 
 
 class DocumentUnavailable(NotProcessed):
-    """A document could not be read, or changed its size, while it was sent."""
+    """A document could not be read, or its size changed, while it was being sent."""
 
 
 class MaybeProcessed(DeepXLError):
-    """The request was sent and its answer is lost: time-out, lost connection, truncated body, other 5xx."""
+    """The request was sent but its answer is lost: timeout, lost connection, truncated body, other 5xx."""
 
 
 class Refused(DeepXLError):
-    """The API said no for good: 400, 404, 413, 415, 422 and every 4xx not named elsewhere."""
+    """A final refusal: 400, 404, 413, 415, 422 and every 4xx not named elsewhere."""
 
 
 class AccessDenied(DeepXLError):
-    """401, 402 or 403: the credential or the account, so no other call would fare better."""
+    """401, 402 or 403: a fault of the credential or the account, so every further call would fail too."""
 
     stops_run = True
 
 
 class UnexpectedRedirect(DeepXLError):
-    """3xx: the base URL is wrong, or a proxy answers. Never followed, since the credential and the
-    documents are for one host only. Whether something was processed before is not known."""
+    """3xx: the base URL is wrong, or a proxy answers.
+
+    Never followed: the credential and the documents are for one host only. The request may have been
+    processed.
+    """
 
     stops_run = True
 
 
 class LookupFailed(DeepXLError):
-    """The history could not say whether a record exists: it is no proof that there is none."""
+    """The history could not tell whether a record exists; that does not prove that there is none."""
 
 
 class ContractBroken(DeepXLError):
-    """A 2xx body without the hard requirements. `text` is the body with geometry removed.
+    """A 2xx body that does not meet the hard contract. `text` is the body without geometry.
 
-    The record has probably been created and billed: never send it again.
+    The record was probably created and billed: never send the submission again.
     """
 
     def __init__(self, message: str, *, text: str, http_status: int | None = None) -> None:
@@ -103,7 +106,7 @@ _BY_STATUS: Final[dict[int, type[DeepXLError]]] = {
     401: AccessDenied,
     402: AccessDenied,
     403: AccessDenied,
-    408: NotProcessed,  # the server did not get the whole request in time
+    408: NotProcessed,  # the server did not receive the whole request in time
     425: NotProcessed,  # "too early": the server was unwilling to process it
     429: NotProcessed,
     503: NotProcessed,
@@ -122,12 +125,12 @@ _ADVICE: Final[dict[int, str]] = {
 
 
 def error_class(status: int) -> type[DeepXLError]:
-    """What an answer with this status (not 2xx) means for a verification."""
+    """The error class for a verification answered with this status (not 2xx)."""
     return _BY_STATUS.get(status) or _BY_HUNDRED.get(status // 100, MaybeProcessed)
 
 
 def answer_error(subject: str, status: int, body: str, retry_after: float | None) -> DeepXLError:
-    """The error for an answer with `status` (not 2xx) and `body`, its text without geometry."""
+    """The error for an answer with `status` (not 2xx) and `body` (text without geometry)."""
     kind = error_class(status)
     advice = "check DEEPXL_BASE_URL: a redirect is never followed" if kind is UnexpectedRedirect else None
     return kind(
@@ -140,16 +143,16 @@ def answer_error(subject: str, status: int, body: str, retry_after: float | None
 
 def describe(subject: str, status: int, body: str, advice: str | None = None) -> str:
     """One line such as `s-1: DeepXL answered 422 Unprocessable Entity at body.idFile`."""
-    words = machine_words(body)
+    locations = error_locations(body)
     return (
         f"{subject}: DeepXL answered {status} {reason_phrase(status)}".rstrip()
-        + (f" at {', '.join(words)}" if words else "")
+        + (f" at {', '.join(locations)}" if locations else "")
         + (f" ({advice})" if advice else "")
     )
 
 
 def reason_phrase(status: int) -> str:
-    """The standard's phrase for `status`; empty for one that it does not know."""
+    """The standard phrase for `status`; empty if there is none."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -162,11 +165,10 @@ _KNOWN_LOCATIONS: Final = frozenset(
 )
 
 
-def machine_words(body: str) -> list[str]:
-    """The places that an error body complains about (`body.idFile`), at most five.
+def error_locations(body: str) -> list[str]:
+    """The locations that an error body names (such as `body.idFile`), at most five.
 
-    Only words of the API's own vocabulary are taken, each other one becomes `?`: whatever else is in an
-    error body, a person's name included, does not get into a message.
+    Any word outside the API's own vocabulary becomes `?`, so that no personal data gets into a message.
     """
     try:
         document = json.loads(body)
@@ -189,9 +191,9 @@ _SECONDS: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds to wait by a `Retry-After` header: both of its forms, from 0 to the cap; None if unreadable.
+    """The seconds of a `Retry-After` header in either form, from 0 to the cap; None if unreadable.
 
-    `now` (with a zone) is what an HTTP date is compared with.
+    An HTTP date is compared with `now`, which must have a time zone.
     """
     text = (value or "").strip()
     if _SECONDS.fullmatch(text):

@@ -1,7 +1,7 @@
-"""Reads JSON text exactly: it keeps what usual parsers silently change.
+"""Reads JSON text exactly: it keeps what other parsers silently change.
 
-A number keeps its literal, and an object its repeated keys; nesting may have any depth; `NaN` and a raw line
-break in a string are accepted. It is slower than msgspec, so only answers that need it are read with it.
+Numbers keep their literals, objects their repeated keys. Nesting may have any depth; `NaN` and raw line
+breaks in strings are accepted. Slower than msgspec, so use it only for answers that need it.
 """
 
 import json
@@ -12,22 +12,22 @@ import msgspec
 
 
 class NotJson(ValueError):
-    """The text is not JSON, even leniently."""
+    """The text is not JSON, even by lenient rules."""
 
 
 class Number(msgspec.Struct, frozen=True):
-    """A number by its literal: `0.970` and `0.97` differ, and so do 2^64 and its nearest double."""
+    """A number's literal: `0.970` differs from `0.97`, and 2^64 from its nearest double."""
 
     literal: str
 
 
 class Object(msgspec.Struct, frozen=True):
-    """An object: its members in order, repeated keys included."""
+    """An object's members in order, including repeated keys."""
 
     members: "list[tuple[str, Json]]"
 
     def values(self, key: str) -> "list[Json]":
-        """Every value that `key` has here."""
+        """All values of `key`."""
         return [value for name, value in self.members if name == key]
 
 
@@ -45,7 +45,7 @@ _CLOSE: Final = re.compile(rf"{_BLANK}([}}\]])")
 _NEXT: Final = re.compile(rf"{_BLANK}([,}}\]])")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _REST: Final = re.compile(_BLANK)
-# Every number goes through `Number`, so that no literal is lost and none is too long for `int`.
+# `Number` keeps every literal and never meets the length limit of `int`.
 _EXACT: Final = json.JSONDecoder(
     object_pairs_hook=Object, parse_float=Number, parse_int=Number, parse_constant=Number, strict=False
 )
@@ -53,7 +53,7 @@ _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": N
 
 
 def read_json(text: str) -> Json:
-    """The value that `text` holds. Raises :class:`NotJson`; never RecursionError."""
+    """Parses `text`. Raises :class:`NotJson`, never RecursionError."""
     try:
         return _EXACT.decode(text)  # type: ignore[no-any-return]
     except RecursionError:
@@ -63,12 +63,12 @@ def read_json(text: str) -> Json:
 
 
 def _read_deep(text: str) -> Json:
-    """`read_json` with a stack of its own: any depth, but seven times slower.
+    """`read_json` with its own stack: any depth, but seven times slower.
 
-    It is there so that no paid answer is lost and geometry is cut at any depth.
+    It ensures that no paid answer is lost and that geometry is cut at any depth.
     """
     value, position, opened = _value(text, 0)
-    # The open containers; each is already in its parent.
+    # The open containers, each already in its parent.
     stack: list[Object | list[Json]] = []
     root = value
     while True:
@@ -94,7 +94,7 @@ def _read_deep(text: str) -> Json:
 
 
 def write_json(value: Json) -> str:
-    """Compact JSON text of `value`, number literals as they were; valid UTF-8."""
+    """Compact JSON text of `value` with its original number literals; valid UTF-8."""
     pieces: list[str] = []
     stack: list[tuple[Json, str]] = [(value, "")]
     while stack:
@@ -126,12 +126,12 @@ def quote(text: str) -> str:
 
 
 def escape_surrogates(text: str) -> str:
-    """`text` with lone surrogates, which UTF-8 cannot carry, as JSON escapes."""
+    """`text` with lone surrogates, which UTF-8 cannot encode, as JSON escapes."""
     return text if text.isascii() else SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def unquote(literal: str) -> str:
-    """The string that a JSON string literal (with its quotes) stands for; may hold lone surrogates."""
+    """The string of a JSON string literal (with quotes); may hold lone surrogates."""
     if "\\" not in literal:
         return literal[1:-1]
     try:
@@ -141,7 +141,7 @@ def unquote(literal: str) -> str:
 
 
 def _member(text: str, position: int, parent: Object | list[Json]) -> tuple[Json, int, bool]:
-    """Reads the next member of `parent` (of an object: key and value) and puts it there."""
+    """Reads the next member of `parent` and appends it."""
     if isinstance(parent, list):
         value, position, opened = _value(text, position)
         parent.append(value)
@@ -155,7 +155,7 @@ def _member(text: str, position: int, parent: Object | list[Json]) -> tuple[Json
 
 
 def _value(text: str, position: int) -> tuple[Json, int, bool]:
-    """A scalar, or a container that has just been opened (and is yet empty)."""
+    """Reads a scalar or the start of a container: the value, the next position, whether it is a container."""
     match = _VALUE.match(text, position)
     if match is None:
         raise NotJson("expected a value")

@@ -1,7 +1,7 @@
-"""The multipart body of a verification: streamed from its files, and it knows when its end was sent.
+"""The multipart body of a verification, streamed from its files. It knows when its end was sent.
 
-httpx can build such a body (`files=`), but it does not say when the last byte goes out, and it does not
-notice a file that changes its size meanwhile. ADR 0009 has what this one saves.
+httpx can build such a body (`files=`), but does not say when it sends the last byte, and does not notice a
+file whose size changes in the meantime. ADR 0009 says what this one saves.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import Final, NamedTuple, Self
 
 import httpx
 
-# Just below the size from which malloc maps pages for each buffer anew, which takes longer than to fill it.
+# Just below the size from which malloc maps new pages for each buffer, which takes longer than filling it.
 _CHUNK_BYTES: Final = 120 * 1024
-# Random, so that nobody who sends documents in can put it into one.
+# Random, so that nobody can put it into a document.
 _BOUNDARY: Final = secrets.token_hex(16)
 _PART: Final = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name="
 _END: Final = f"\r\n--{_BOUNDARY}--\r\n".encode()
@@ -34,7 +34,7 @@ _EXTENSIONS: Final = {
 
 
 class Document(NamedTuple):
-    """A file to send as form field `field`, under a neutral name: the vendor puts it into its own URLs."""
+    """A file for the form field `field`, sent under a neutral name since the vendor puts it into URLs."""
 
     field: str
     stem: str
@@ -50,11 +50,11 @@ class Document(NamedTuple):
 class MultipartBody(httpx.AsyncByteStream):
     """The form field `tags` (JSON) and the documents; use it with `with`, which opens and closes them.
 
-    It is read from the files while it is sent, in few large chunks, since each costs a system call. The
-    last chunk holds the closing boundary. It is yielded only if every file had exactly the announced size:
-    if one shrank or grew meanwhile, the server never has a whole request.
+    Iterating reads the files in a few large chunks, since each costs a system call. The last chunk, with the
+    closing boundary, follows only if every file had exactly the announced size: if one shrank or grew, the
+    server never has a whole request.
 
-    Entering and iterating raise OSError; then `unreadable` is set where a document was the reason.
+    Entering and iterating raise OSError, with `unreadable` set if a document was the cause.
     """
 
     def __init__(self, tags: Mapping[str, str], documents: tuple[Document, ...]) -> None:
@@ -64,7 +64,7 @@ class MultipartBody(httpx.AsyncByteStream):
         self.length = 0
         self.on_end: Callable[[], None] = lambda: None
         self.handed_over = False
-        """Whether the last chunk was handed to the transport: from then on the call may be processed."""
+        """Whether the transport has the last chunk: from then on the call may be processed."""
         self.unreadable = False
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class MultipartBody(httpx.AsyncByteStream):
         chunk = b""
         for head, file, size in self._parts:
             chunk += head
-            left = size + 1  # the byte too many shows that a file grew
+            left = size + 1  # the extra byte reveals a file that grew
             while left:
                 if len(chunk) >= _CHUNK_BYTES:
                     yield chunk
@@ -100,7 +100,7 @@ class MultipartBody(httpx.AsyncByteStream):
                     break  # the file's end
             if left != 1:
                 self.unreadable = True
-                raise OSError("a document changed its size while it was sent")
+                raise OSError("a document's size changed while it was being sent")
         self.handed_over = True
         self.on_end()
         yield chunk + _END

@@ -1,7 +1,7 @@
-"""httpx's requests and answers, sent straight through its aiohttp transport.
+"""Sends httpx requests directly through the aiohttp transport.
 
-`httpx.AsyncClient` is left out: what it adds (redirects, authentication that follows them, logs with the
-URL) is not wanted here. ADR 0009 has what that saves, and why aiohttp carries httpx's requests.
+`httpx.AsyncClient` would add redirects, authentication that follows them, and logs with the URL, all unwanted
+here. ADR 0009 says what going without it saves, and why aiohttp carries httpx's requests.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
 
 MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
-# Shorter than what common servers keep (5 s is uvicorn's): a request on a connection that the server is
-# just closing would count as "may have been processed".
+# Shorter than common servers' own (uvicorn: 5 s): a request on a connection that the server is just closing
+# would count as "may have been processed".
 _KEEPALIVE_SECONDS: Final = 3.0
 
 
 class Transport:
-    """Sends one request and reads its whole answer; never repeats a POST. Use it with `async with`.
+    """Sends one request and reads the whole answer; never repeats a POST. Use it with `async with`.
 
-    `timeout_seconds` limits the upload, and then again the wait for the whole answer.
+    `timeout_seconds` limits first the upload, then the wait for the whole answer.
     """
 
     def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
@@ -51,7 +51,7 @@ class Transport:
     async def post(
         self, url: httpx.URL, headers: dict[str, str], body: MultipartBody
     ) -> tuple[httpx.Response, bytes]:
-        """The answer and its body. Whether a failure left a whole request at the server, `body` knows."""
+        """The answer and its body. After a failure, `body` says whether the server can have all of it."""
         headers |= {"Content-Type": CONTENT_TYPE, "Content-Length": str(body.length)}
         request = httpx.Request("POST", url, headers=headers, stream=body, extensions=self._extensions)
         return await self._send(request, body)
@@ -68,7 +68,7 @@ class Transport:
                 body = await _read(response)
         finally:
             if response is not None:
-                # Whatever closing meets, an answer that has been read must not be lost by it.
+                # An error while closing must not lose an answer that has been read.
                 with suppress(Exception):
                     await response.aclose()
         return response, body
@@ -79,14 +79,14 @@ class Transport:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """httpx's own choice of certificates and versions, loaded once: it takes a tenth of a second."""
+    """httpx's default certificates and TLS versions. Loading takes 0.1 s, so it is done once."""
     return httpx.create_ssl_context(trust_env=False)
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """The body, up to a limit: a cut one is not valid JSON, so the contract rejects it.
+    """The body up to a limit; a truncated one is not valid JSON, so the contract rejects it.
 
-    An error's status says all that counts: one whose body is lost counts as an error without a body.
+    For an error, the status is enough: if its body is lost, it counts as empty.
     """
     limit = _MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BYTES
     body = bytearray()

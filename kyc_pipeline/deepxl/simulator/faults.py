@@ -1,8 +1,8 @@
-"""Disturbances that tests let the simulator play. Not for the demo.
+"""Faults that tests inject into the simulator. Not for the demo.
 
-`Simulator(faults={"s-1": [Answers(503), Resets(record=True)]})` disturbs the first two POSTs of
-submission `s-1`, in this order; `lookup=` disturbs every look at the history. `record` says whether the
-verification is processed before the disturbance: the record then exists, and would be billed.
+`Simulator(faults={"s-1": [Answers(503), Resets(record=True)]})` injects faults into the first two POSTs of
+submission `s-1`, in this order; `lookup=` into every look-up. With `record` the verification is processed
+first: the record exists and would be billed.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from aiohttp import web
 
 
 class Fault(Protocol):
-    """One disturbed answer. `record`: process the request first. `early`: do not read the documents."""
+    """A fault of one answer. `record`: process the request first. `early`: do not read the documents."""
 
     @property
     def record(self) -> bool: ...
@@ -57,7 +57,7 @@ class Hangs:
 
 @dataclass(frozen=True, slots=True)
 class Resets:
-    """Reset the connection (TCP RST) instead of an answer."""
+    """Reset the connection (TCP RST) instead of answering."""
 
     record: bool = False
     early: bool = False
@@ -68,7 +68,7 @@ class Resets:
 
 @dataclass(frozen=True, slots=True)
 class HalfBody:
-    """Announce the whole answer, send half of it, and close the connection."""
+    """Announce the whole answer, send half of it, then close the connection."""
 
     record: bool = True
     early: bool = False
@@ -84,7 +84,7 @@ class HalfBody:
 
 
 HTML_200: Final = Answers(200, {"Content-Type": "text/html"}, b"<!doctype html><p>Welcome", record=True)
-"""A gateway's page instead of the answer, although the verification was processed."""
+"""A gateway's page in place of the answer, although the verification was processed."""
 
 EMPTY_OBJECT_200: Final = Answers(200, {"Content-Type": "application/json"}, b"{}", record=True)
 """JSON without a result."""

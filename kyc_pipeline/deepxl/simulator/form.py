@@ -1,7 +1,7 @@
-"""Reads a verification's multipart form as it comes in: files are counted and discarded.
+"""Reads a verification's multipart form as a stream: counts the files' bytes and discards them.
 
-Memory does not grow with the documents: of each part only the head is kept, which is enough to tell its
-type by content and to hold the whole of `tags`.
+Memory does not grow with the documents. It keeps only the head of each part: enough to detect a file's type
+by content, and all of `tags`.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator
@@ -14,12 +14,12 @@ HEAD_BYTES: Final = 64 * 1024
 
 
 class BadForm(ValueError):
-    """The body is not a whole multipart form."""
+    """The body is not a complete multipart form."""
 
 
 @dataclass(slots=True)
 class Part:
-    """One part: `size` bytes in all, of which `head` holds the first."""
+    """One part: its `size` in bytes, and its first bytes in `head`."""
 
     name: str = ""
     file_name: str | None = None
@@ -28,7 +28,7 @@ class Part:
 
 
 class FormReader:
-    """A push parser over python-multipart. `parts` holds the parts that are complete, by name."""
+    """A push parser over python-multipart. `parts` holds the complete parts by name."""
 
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
@@ -54,9 +54,9 @@ class FormReader:
         )
 
     async def read(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[None]:
-        """Parse `chunks`, yielding after each, so that the caller may look at the parts so far.
+        """Parses `chunks` and yields after each, so that the caller can inspect the parts so far.
 
-        Raises :class:`BadForm` for a form that is malformed or not whole.
+        Raises :class:`BadForm` for a malformed or incomplete form.
         """
         async for chunk in chunks:
             try:

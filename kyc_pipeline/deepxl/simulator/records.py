@@ -1,4 +1,4 @@
-"""The simulator's records: in memory, and in a file of one JSON document a line if one is wanted."""
+"""The simulator's records, in memory and optionally in a JSON Lines file."""
 
 import hashlib
 from collections import defaultdict
@@ -11,7 +11,7 @@ from kyc_pipeline.deepxl.contract import File, Result
 
 
 class Records:
-    """All records, in the order of their arrival. Not for several processes at once."""
+    """All records in order of arrival. For one process at a time."""
 
     def __init__(self, store: Path | None = None) -> None:
         self._by_id: dict[int, Result] = {}
@@ -25,14 +25,14 @@ class Records:
             self._store = store.open("ab")
 
     def add(self, record: Result) -> None:
-        """Keep a record, and write it before it counts as kept."""
+        """Writes the record to the file, then keeps it in memory."""
         if self._store is not None:
             self._store.write(msgspec.json.encode(record) + b"\n")
             self._store.flush()
         self._index(record)
 
     def new_id(self, seed: int, submission_id: str) -> int:
-        """An id that is free, the same for the same seed and submission at any time and in any order."""
+        """A free id that depends only on the seed and the submission (except for collisions)."""
         digest = hashlib.blake2b(f"{seed}/{submission_id}".encode(), digest_size=5).digest()
         candidate = int.from_bytes(digest)
         while candidate in self._by_id:
@@ -40,7 +40,7 @@ class Records:
         return candidate
 
     def get(self, verification_id: int) -> Result | None:
-        """The record with that id."""
+        """The record with this id."""
         return self._by_id.get(verification_id)
 
     def file(self, name: str) -> File | None:
@@ -48,15 +48,15 @@ class Records:
         return self._files.get(name)
 
     def all(self) -> list[Result]:
-        """Every record."""
+        """All records."""
         return list(self._by_id.values())
 
     def tagged(self, name: str, value: str) -> list[Result]:
-        """The records that carry that tag."""
+        """The records with this tag."""
         return list(self._by_tag.get((name, value), ()))
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         if self._store is not None:
             self._store.close()
 
@@ -65,7 +65,7 @@ class Records:
             whole = 0
             for line in lines:
                 if not line.endswith(b"\n"):
-                    break  # cut by a kill in the middle of a write: it was never answered
+                    break  # cut off by a kill during the write: never answered
                 self._index(msgspec.json.decode(line, type=Result))
                 whole += len(line)
             lines.truncate(whole)

@@ -1,10 +1,9 @@
-"""Invents results that look like life, each derived from a seed and the request alone.
+"""Generates realistic results, derived only from a seed and the request.
 
-The same seed, submission and company give the same answer at any time and in any order. A submission id
-that starts with a date (`2024-09-03-0012`) is of that day; any other is of today. What differs as in
-life: the kinds of check fail at different rates, companies send photos of different quality, scores drift
-slowly over the days, one bad photo spoils several checks of a person, a few verdicts do not follow from
-their checks, and a few checks lack a confidence or want a human's review.
+The same seed, submission and company always give the same answer. A submission id that starts with a date
+(`2024-09-03-0012`) belongs to that day, any other to today. As in real data, checks fail at different rates,
+companies send photos of different quality, scores drift slowly from day to day, one bad photo spoils several
+checks, a few verdicts contradict their checks, and a few checks lack a confidence or need a review.
 """
 
 import math
@@ -19,7 +18,7 @@ from msgspec import UNSET
 from kyc_pipeline.deepxl.contract import Check
 
 THRESHOLD: Final = 0.8
-"""Confidence at which a check passes."""
+"""The confidence from which a check passes."""
 _OVERRIDES: Final = 0.04
 _UNEXPLAINED_DECLINES: Final = 0.005
 _LEADING_DATE: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?![0-9])")
@@ -27,7 +26,7 @@ _LEADING_DATE: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?![0-9])")
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How a type of check behaves: rate of failure, spread between companies, drift, and its words."""
+    """A type of check: failure rate, spread between companies, drift and texts."""
 
     type: str
     fails: float
@@ -75,7 +74,7 @@ _KINDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the simulator found: the checks, `verified`, and when (UTC)."""
+    """A result: the checks, `verified` and the time (UTC)."""
 
     checks: list[Check]
     verified: bool
@@ -95,14 +94,14 @@ def invent_verdict(seed: int, submission_id: str, company: str, odd_share: float
         verified = chance.random() >= _UNEXPLAINED_DECLINES
     else:
         verified = chance.random() < _OVERRIDES
-    # The vendor's samples disagree on the zone of their ISO text; a few of ours are an hour ahead too.
+    # The vendor's samples disagree on the time zone of the ISO text, so a few of ours are an hour ahead.
     ahead = timedelta(hours=1 if chance.random() < odd_share else 0)
     iso_text = (at + ahead).replace(tzinfo=None).isoformat(timespec="microseconds")
     return Verdict(checks, verified, at, iso_text)
 
 
 def latency_seconds(seed: int, submission_id: str, median_ms: float) -> float:
-    """How long the answer takes: lognormal around `median_ms`, the slowest few several times as long."""
+    """The latency of an answer: lognormal around `median_ms`."""
     if median_ms <= 0:
         return 0.0
     return median_ms / 1000 * random.Random(f"{seed}/latency/{submission_id}").lognormvariate(0, 0.35)
@@ -132,7 +131,7 @@ def _check(
 
 
 def _moment(submission_id: str, chance: random.Random) -> datetime:
-    """When it happened, in whole seconds: in the office hours of the day that the id names, else now."""
+    """The time in whole seconds: in office hours of the day that the id names, else now."""
     second = chance.randrange(8 * 3600, 20 * 3600)
     named = _LEADING_DATE.match(submission_id)
     try:

@@ -1,4 +1,4 @@
-"""The simulator's HTTP side, on aiohttp's server, bound to loopback only."""
+"""The simulator's HTTP server (aiohttp), on loopback only."""
 
 import asyncio
 import hmac
@@ -34,7 +34,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Options(TypedDict, total=False):
-    """What :class:`Simulator` takes, where :func:`running_simulator` passes it on."""
+    """The arguments of :class:`Simulator`, for :func:`running_simulator`."""
 
     token: str | None
     seed: int
@@ -50,7 +50,7 @@ class Options(TypedDict, total=False):
 
 
 class _Refusal(Exception):
-    """An answer that is not 2xx: `status` and the JSON `body`."""
+    """A non-2xx answer: its `status` and JSON `body`."""
 
     def __init__(self, status: int, body: object) -> None:
         super().__init__(status)
@@ -61,11 +61,10 @@ class _Refusal(Exception):
 class Simulator:
     """A DeepXL-compatible server.
 
-    `token` None accepts every credential. `latency_ms` is the median of the answers. `store` keeps the
-    records for the next start. `odd_share` of the checks lack a confidence or want a review. For tests:
-    `faults` by submission id, `lookup` disturbs the history, whose new records show up after so many
-    looks or seconds (`lookup_lag_looks`, `lookup_lag_seconds`), and which may ignore `tagFilter`.
-    `keepalive_seconds` is how long it keeps an idle connection.
+    `token=None` accepts every credential. `latency_ms` is the median latency. `store` keeps the records for
+    the next start. `odd_share` of the checks lack a confidence or need a review. `keepalive_seconds` limits
+    idle connections. For tests: `faults` by submission id; `lookup` is a fault of the history, which shows
+    new records only after `lookup_lag_looks` look-ups and `lookup_lag_seconds`, and may ignore `tagFilter`.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Simulator:
     ) -> None:
         self.url = ""
         self.received: Counter[str] = Counter()
-        """How many POSTs came for each submission id, disturbed ones included."""
+        """POSTs received by submission id, including those with faults."""
         self.lookup = lookup
         self._token = token
         self._seed = seed
@@ -105,11 +104,11 @@ class Simulator:
 
     @property
     def records(self) -> list[Result]:
-        """Every record, in the order of arrival."""
+        """All records in order of arrival."""
         return self._records.all()
 
     async def start(self, port: int = 0) -> str:
-        """Listen on 127.0.0.1 (0: any free port); gives the base URL. OSError where the port is taken."""
+        """Listens on 127.0.0.1 (port 0: any free one); returns the base URL. OSError if the port is taken."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post("/v1/verification", self._answering(self._post))
         app.router.add_get("/v1/verification", self._answering(self._list))
@@ -130,7 +129,7 @@ class Simulator:
         return self.url
 
     async def stop(self) -> None:
-        """Close the connections and the store."""
+        """Closes the connections and the store."""
         self._stopping.set()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -183,7 +182,7 @@ class Simulator:
         return web.Response(body=body, content_type="application/json")
 
     async def _read_until_tags(self, reader: FormReader, progress: AsyncIterator[None]) -> str:
-        """The submission's id as soon as its tags have come; empty without one."""
+        """The submission's id as soon as its tags have arrived; empty without one."""
         async for _ in progress:
             if "tags" in reader.parts:
                 break
@@ -246,7 +245,7 @@ class Simulator:
         return _json({"totalCount": len(records), "count": len(page), "data": page})
 
     def _visible(self, record: Result, asked_by_tag: bool) -> bool:
-        """Whether the history shows the record yet; each look by a tag brings it nearer."""
+        """Whether the history shows the record yet. Counts look-ups by tag."""
         identifier = record.verification_id
         looks = self._looks[identifier]
         if asked_by_tag:
@@ -271,7 +270,7 @@ class Simulator:
 
 
 class _Document(msgspec.Struct):
-    """An uploaded document, its type told by content."""
+    """An uploaded document; its type is detected by content."""
 
     name: str
     size: int
@@ -338,7 +337,7 @@ def _json(body: object, status: int = 200) -> web.Response:
 
 @contextmanager
 def running_simulator(port: int = 0, **options: Unpack[Options]) -> Iterator[Simulator]:
-    """A simulator in a thread of its own, with its event loop; its `url` is set. Stops at the end."""
+    """Runs a simulator in its own thread and event loop until the block ends; its `url` is set."""
     server = Simulator(**options)
     started = threading.Event()
     ended: list[BaseException] = []
@@ -355,7 +354,7 @@ def running_simulator(port: int = 0, **options: Unpack[Options]) -> Iterator[Sim
         try:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
                 runner.run(serve())
-        except BaseException as error:  # handed to the caller's thread
+        except BaseException as error:  # raised in the caller's thread
             ended.append(error)
         finally:
             started.set()
