@@ -1,8 +1,8 @@
 """KYC verification with DeepXL: manifests in, one paid call a submission, analytics out.
 
-The folders read as the way data takes: `ingest`, `verify`, `flatten`, `analyze`. They meet only in the
-`lake`. `deepxl` is all that is known of the API, `privacy` of pseudonyms. Only
-`orchestration/`, `definitions.py` and `cli/` know Dagster.
+Data flows through `ingest`, `verify`, `flatten` and `analyze`, which share only the `lake`. `deepxl` has
+everything about the API, `privacy` everything about pseudonyms. Only `orchestration/`, `definitions.py` and
+`cli/` import Dagster.
 """
 
 from kyc_pipeline import arrow_allocator as arrow_allocator

@@ -1,7 +1,7 @@
-"""Has Arrow allocate by jemalloc; must run before pyarrow is imported, so `kyc_pipeline` imports it first.
+"""Makes Arrow allocate with jemalloc. This must run before pyarrow is imported, so `kyc_pipeline` imports it.
 
-Arrow's default, mimalloc, keeps what each thread has freed: flatten takes 100 MB more for the same CPU time
-(`docs/decisions/0007-the-fast-path-of-flatten.md`).
+Arrow's default, mimalloc, keeps the memory that each thread frees: flatten would take 100 MB more for the
+same CPU time (`docs/decisions/0007-the-fast-path-of-flatten.md`).
 """
 
 import os

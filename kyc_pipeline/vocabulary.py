@@ -1,4 +1,4 @@
-"""The project's names, each defined once: tags, reasons, outcomes, statuses, drift, anomalies.
+"""The project's vocabulary: tags, reasons, outcomes, statuses, drift, anomalies.
 
 The fields of an answer are in `deepxl/contract.py`.
 """
@@ -7,10 +7,9 @@ from enum import StrEnum
 from typing import Final
 
 SUBMISSION_TAG: Final = "submissionId"
-"""The pipeline adds this tag to every request, and finds the verification again by it. Manifests may not
-use it."""
+"""The pipeline adds this tag to every request and looks verifications up by it. Manifests must not use it."""
 TECHNICAL_CHECKS: Final = "technicalChecks"
-"""The group of checks that every answer has."""
+"""The group of checks in every answer."""
 
 
 class Reason(StrEnum):
@@ -34,24 +33,24 @@ class Reason(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of an accepted submission; each has exactly one."""
+    """The result of an accepted submission; each has exactly one."""
 
     COMPLETED = "completed"
-    """The API answered, and the answer fits the contract's hard requirements."""
+    """The API answered, and the answer meets the hard contract."""
     REFUSED = "refused"
-    """The API said no for good (400, 404, 413, 415, 422)."""
+    """The API refused it finally (400, 404, 413, 415, 422)."""
     QUARANTINED = "quarantined"
-    """A 2xx body without the hard requirements; never sent again."""
+    """A 2xx body that breaks the hard contract; never sent again."""
     UNCERTAIN = "uncertain"
-    """Sent, the answer lost, and look-up did not settle it; held for a decision."""
+    """Sent, but the answer was lost and a look-up did not settle it; held for a decision."""
     FAILED = "failed"
-    """Surely not processed, attempts used up; a later run tries again."""
+    """Certainly not processed, attempts used up; a later run tries again."""
     NOT_ATTEMPTED = "not_attempted"
-    """The run stopped or its budget was reached before this submission."""
+    """The run stopped or its budget ran out before this submission."""
 
 
 class CheckStatus(StrEnum):
-    """The normalised status of a check; the status as received is kept beside it."""
+    """The normalised status of a check; the received status is kept too."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -78,11 +77,10 @@ class DriftKind(StrEnum):
 
 
 class Anomaly(StrEnum):
-    """What can be odd about one answer: the codes in `verifications.anomalies`.
+    """An anomaly of one answer: the codes in `verifications.anomalies`.
 
-    `description` says in a sentence what a code means for the data. A code never carries a value of the
-    answer, so it can be shown, logged and counted. Every kind of contract drift is also an anomaly of the
-    answers where it occurs.
+    `description` says what a code means for the data. A code never contains a value of the answer, so it can
+    be shown, logged and counted. Every kind of contract drift is also an anomaly of the answer that has it.
     """
 
     description: str
@@ -95,7 +93,7 @@ class Anomaly(StrEnum):
 
     UNKNOWN_FIELD = (
         DriftKind.UNKNOWN_FIELD,
-        "A field that the contract does not know; only the raw answer has it.",
+        "A field that is not in the contract; only the raw answer keeps it.",
     )
     MISSING_FIELD = DriftKind.MISSING_FIELD, "A field of the contract is absent; its column is NULL."
     NULL_FIELD = DriftKind.NULL_FIELD, "A field of the contract is null; its column is NULL."
@@ -103,20 +101,20 @@ class Anomaly(StrEnum):
     DUPLICATE_FIELD = DriftKind.DUPLICATE_FIELD, "A key occurs twice in one object; the last one counts."
     TYPE_MISMATCH = (
         DriftKind.TYPE_MISMATCH,
-        "A field has another type than the contract says; its column is NULL.",
+        "A field's type differs from the contract; its column is NULL.",
     )
-    UNKNOWN_TYPE = DriftKind.UNKNOWN_TYPE, "A check of a type that the contract does not know."
+    UNKNOWN_TYPE = DriftKind.UNKNOWN_TYPE, "A check whose type is not in the contract."
     UNKNOWN_STATUS = (
         DriftKind.UNKNOWN_STATUS,
         "A check's status is not in the status table: UNKNOWN, never PASS.",
     )
     CONFIDENCE_OUT_OF_RANGE = (
         DriftKind.CONFIDENCE_OUT_OF_RANGE,
-        "A confidence is not within 0 and 1; `confidence` is NULL, `confidence_raw` keeps it.",
+        "A confidence is outside 0 to 1; `confidence` is NULL, `confidence_raw` keeps it.",
     )
     GEOMETRY_REMOVED = (
         DriftKind.GEOMETRY_REMOVED,
-        "The answer held biometric geometry, which was cut before storing.",
+        "The answer held biometric geometry, which was removed before storing.",
     )
 
     CONFIDENCE_NOT_A_NUMBER = (
@@ -129,11 +127,11 @@ class Anomaly(StrEnum):
     )
     TIMESTAMP_OUT_OF_RANGE = (
         "timestamp_out_of_range",
-        "A time stamp is no time in seconds or milliseconds: NULL.",
+        "A time stamp is valid neither in seconds nor in milliseconds; its column is NULL.",
     )
     TIMESTAMP_ISO_UNREADABLE = (
         "timestamp_iso_unreadable",
-        "The ISO text is no date and time; no offset was computed.",
+        "The ISO text is not a date and time, so there is no offset.",
     )
     FIELD_CONFLICT = (
         "field_conflict",
@@ -141,11 +139,14 @@ class Anomaly(StrEnum):
     )
     TAG_REPEATED = "tag_repeated", "A tag's name occurs more than once; every occurrence has a row."
     TAG_WITHOUT_NAME = "tag_without_name", "A tag has no name, so no row; the raw answer keeps it."
-    INVALID_UNICODE = "invalid_unicode", "A text is not valid Unicode; what is invalid shows as U+FFFD."
-    ECHO_SIZE_MISMATCH = "echo_size_mismatch", "The answer gives another file size than was sent."
-    ECHO_TAGS_MISMATCH = "echo_tags_mismatch", "The answer has a tag that was not sent, or another value."
-    ECHO_TAGS_MISSING = "echo_tags_missing", "A tag that was sent is not in the answer."
+    INVALID_UNICODE = "invalid_unicode", "A text is not valid Unicode; U+FFFD replaces the invalid parts."
+    ECHO_SIZE_MISMATCH = "echo_size_mismatch", "A file size in the answer differs from the one sent."
+    ECHO_TAGS_MISMATCH = (
+        "echo_tags_mismatch",
+        "A tag in the answer was not sent, or its value differs.",
+    )
+    ECHO_TAGS_MISSING = "echo_tags_missing", "A tag that was sent is missing in the answer."
     SUBMISSION_MISSING = (
         "submission_missing",
-        "No accepted submission has this id, so nothing sent could be compared.",
+        "No accepted submission has this id, so the echo could not be compared.",
     )

@@ -1,1 +1,1 @@
-"""Flatten: from the answers of a day to the five curated tables."""
+"""Flatten: turns a day's answers into the five curated tables."""

@@ -1,9 +1,9 @@
-"""The fast path: many answers at a time, those without anything to report.
+"""The fast path: many answers at a time, if they have no anomaly and no drift.
 
-msgspec holds each answer against the contract's types, then Arrow reads the whole block into columns. The
-fast path takes an answer only if it fits the soft contract in every field and echoes what was sent, so that
-it has no anomaly and no drift. In doubt it leaves the answer to the exact path (`records.py`), which decides
-what to report. `docs/decisions/0007-the-fast-path-of-flatten.md` has the figures.
+msgspec checks each answer's types against the contract, then Arrow reads the whole block into columns. The
+fast path takes an answer only if it meets the soft contract in every field and echoes what was sent. The
+others take the exact path (`records.py`), which decides what to report. For figures see
+`docs/decisions/0007-the-fast-path-of-flatten.md`.
 """
 
 import re
@@ -30,11 +30,11 @@ from kyc_pipeline.lake.tables import (
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, TECHNICAL_CHECKS, CheckStatus
 
-# The stubs of Arrow know neither nested columns nor kernels between a column and a scalar.
+# Arrow's type stubs lack nested columns and kernels between a column and a scalar.
 Column: TypeAlias = Any
 """An Arrow array or chunked array."""
 Block: TypeAlias = Any
-"""An Arrow table: one row an answer, a column for each field of the contract and for what was sent."""
+"""An Arrow table: one row per answer, with columns for the contract's fields and for what was sent."""
 Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Whole: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -48,7 +48,7 @@ _ARROW_TYPES: Final[dict[Kind, pa.DataType]] = {
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:
-    """The Arrow type for an annotation of the contract's `Result`."""
+    """The Arrow type of an annotation of the contract's `Result`."""
     kind, inner = kind_of(annotation)
     if kind is Kind.LIST:
         return pa.list_(_arrow_type(inner))
@@ -64,23 +64,23 @@ _ENVELOPE: Final = msgspec.json.Decoder(Envelope)
 _SENT_TAGS: Final = pa.list_(pa.struct([("key", _TEXT), ("value", _TEXT)]))
 _OPTIONAL: Final = "modelVersion"
 _SCALARS: Final = [f.name for f in _RESULT if not pa.types.is_nested(f.type) and f.name != _OPTIONAL]
-# With the first quote looked for last, the search is by a third faster: quotes are everywhere.
+# Quotes are everywhere, so matching the first quote last makes the search a third faster.
 _CONFIDENCE: Final = re.compile(rb'confidence(?<="confidence)"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
 _LONGEST: Final = 1 << 16
-"""Bytes of an answer (the usual has 1,500). Longer ones take the exact path, so that a block stays small."""
+"""Maximum bytes of an answer (usual: 1,500). Longer ones take the exact path, to keep blocks small."""
 _SMALLEST: Final = 64
-"""Answers of a block that Arrow refuses and that is not halved again."""
+"""A block that Arrow refuses is not halved below this many answers."""
 _LATEST: Final = 4_000_000_000
-"""Seconds below this (the year 2096) are exact as a double of microseconds."""
+"""Seconds below this (the year 2096) are exact as microseconds in a double."""
 _EXACT_OFFSET: Final = 2**53
-"""Microseconds below this are exact as a double."""
+"""Microseconds below this are exact in a double."""
 
 
 def select(ids: Column, texts: Column, sent: Block) -> Block:
-    """The answers of a batch that need no exact reading; their place in the batch is `position`.
+    """The answers of a batch that the fast path takes; `position` is their place in the batch.
 
-    `sent` has one row for each answer: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL where no
-    submission has its id.
+    `sent` has one row per answer: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL if no submission
+    has its id.
     """
     block = _read(ids, texts, sent)
     block = _where(block, _fits(block))
@@ -91,19 +91,19 @@ def select(ids: Column, texts: Column, sent: Block) -> Block:
 
 
 def _where(rows: Block, mask: Mask) -> Block:
-    """`rows.filter(mask)`, which copies them all, only where it changes something: it rarely does."""
+    """`rows.filter(mask)`, which copies all rows, only if the mask drops any; it rarely does."""
     return rows if mask.all() else rows.filter(pa.array(mask))
 
 
 class BlockFlattener:
-    """Makes rows of blocks of selected answers."""
+    """Turns blocks of selected answers into rows."""
 
     def __init__(self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]) -> None:
         self._pseudonymizer = pseudonymizer
         self._clear_tags = frozenset(clear_tags)
 
     def flatten(self, block: Block) -> dict[Table, pa.Table]:
-        """The rows of the fact tables, in the order of the answers of `block`, which `select` made."""
+        """The rows of the fact tables, in the order of the answers in `block` (from `select`)."""
         return {
             VERIFICATIONS: self._verifications(block),
             MODEL_CHECKS: _model_checks(block),
@@ -136,7 +136,7 @@ class BlockFlattener:
 
 
 def _read(ids: Column, texts: Column, sent: Block) -> Block:
-    """The answers that have the contract's types, a column for each field, beside what was sent."""
+    """The answers with the contract's types: a column per field, beside what was sent."""
     lines = [text.strip() if text else b"" for text in texts.cast(pa.binary()).to_pylist()]
     places = [place for place, line in enumerate(lines) if _has_shape(line)]
     position = pa.array(places, pa.int64())
@@ -156,7 +156,7 @@ def _read(ids: Column, texts: Column, sent: Block) -> Block:
 
 
 def _has_shape(line: bytes) -> bool:
-    """Whether it is one answer on one line with all fields, none unknown, each of its type."""
+    """Whether `line` is one answer with all fields, each of its type, and no unknown ones."""
     if len(line) > _LONGEST or b"\n" in line:
         return False
     try:
@@ -167,11 +167,10 @@ def _has_shape(line: bytes) -> bool:
 
 
 def _parsed(sent: Block, lines: list[bytes]) -> Block:
-    """`sent` with a column for each field of the answers `lines`, and `literals`: each check's confidence as
-    it was written.
+    """`sent` with a column per field of the answers `lines`, and `literals`: each check's confidence literal.
 
-    A block that Arrow refuses, since a key is repeated, is read by halves, so that only a few answers around
-    the repeated key are left to the exact path.
+    Arrow refuses a block with a repeated key. Reading such a block by halves leaves only a few answers around
+    the repeated key to the exact path.
     """
     columns = _columns(lines)
     if columns is None and len(lines) > _SMALLEST:
@@ -185,7 +184,7 @@ def _parsed(sent: Block, lines: list[bytes]) -> Block:
 
 
 def _columns(lines: list[bytes]) -> dict[str, Column] | None:
-    """The fields of the answers, and `literals`; None if Arrow cannot read one of them."""
+    """The fields of the answers, and `literals`; None if Arrow refuses an answer."""
     text = b"\n".join(lines)
     try:
         results = _parse(text)
@@ -196,7 +195,7 @@ def _columns(lines: list[bytes]) -> dict[str, Column] | None:
     literals = _CONFIDENCE.findall(text)
     if len(results) != len(lines) or len(literals) != len(checks.flatten()):
         return None
-    # A list beside the checks, so that a filter keeps each literal with its check.
+    # A list column parallel to the checks, so that a filter keeps each literal with its check.
     offsets: Column = pa.array(np.append(0, np.cumsum(_lengths(checks))), pa.int32())
     columns["literals"] = pa.ListArray.from_arrays(offsets, pa.array(literals, _TEXT))
     return columns | {TECHNICAL_CHECKS: checks}
@@ -216,7 +215,7 @@ def _parse(text: bytes) -> Column:
 
 
 def _fits(block: Block) -> Mask:
-    """Which answers fit the soft contract in every field and echo the sizes and the number of tags sent."""
+    """Which answers meet the soft contract in every field and echo the sizes and number of tags sent."""
     fits = np.ones(block.num_rows, dtype=np.bool_)
     for name in _SCALARS:
         fits &= _is_filled(block[name])
@@ -242,7 +241,7 @@ def _fits(block: Block) -> Mask:
 
 
 def _iso_offsets(block: Block) -> Column:
-    """Microseconds from the epoch to the ISO text read as UTC; NULL where that is no date and time."""
+    """Microseconds from the epoch time stamp to the ISO text, read as UTC; NULL if unreadable."""
     moments = pa.array([iso_microseconds(text) for text in block["timestampISO"].to_pylist()], pa.int64())
     return pc.subtract(moments, pa.array(_microseconds(block["timestamp"])))
 
@@ -262,14 +261,14 @@ def _is_known_check(checks: Column, literals: Column) -> Mask:
 
 
 def _echoes(block: Block) -> Mask:
-    """Which answers have exactly the tags that were sent, with `submissionId`, in any order.
+    """Which answers have exactly the tags sent plus `submissionId`, in any order.
 
-    Every answer must have one tag more than was sent, as `_fits` makes sure.
+    Every answer must have one tag more than was sent, as `_fits` ensures.
     """
     parents, tags = _items(block, "tags")
     sent = block["sent_tags"].combine_chunks().flatten()
     lengths = _lengths(block["sent_tags"])
-    # The usual order: the tags as sent, then `submissionId`. `sources` says where each tag should come from.
+    # The usual order is the tags as sent, then `submissionId`. `sources` are the indices of these tags.
     ends = np.cumsum(lengths + 1) - 1
     sources = np.full(len(parents), -1)
     sources[ends] = len(sent) + np.arange(block.num_rows)
@@ -320,7 +319,7 @@ def _verification_files(block: Block) -> pa.Table:
 
 
 def _direct(table: Table, parent: str, column: Callable[[str], Column]) -> dict[str, Column]:
-    """The direct columns of `table`, each from the field that `column` gives by its name."""
+    """The direct columns of `table`; `column` returns a field by its name."""
     fields = {name: column(field.names[0]) for name, field in direct_columns(table, parent).items()}
     return {
         name: pa.array(_microseconds(field)) if table.column(name).type == TIMESTAMP else field
@@ -335,12 +334,12 @@ def _table(table: Table, **columns: Column) -> pa.Table:
 
 
 def _items(block: Block, name: str) -> tuple[Whole, Column]:
-    """The elements of the list column `name`: the row of each, and themselves."""
+    """The elements of the list column `name`, after the row of each."""
     return np.repeat(np.arange(block.num_rows), _lengths(block[name])), block[name].combine_chunks().flatten()
 
 
 def _keys(block: Block, rows: Whole) -> dict[str, Column]:
-    """The key columns of the elements that belong to `rows`."""
+    """The key columns for elements of `rows`."""
     places = pa.array(rows)
     return {
         "verification_id": block["verificationId"].take(places),
@@ -354,7 +353,7 @@ def _lengths(lists: Column) -> Whole:
 
 
 def _is_filled(array: Column) -> Mask:
-    """Which values are there, and no empty text."""
+    """Which values are neither NULL nor an empty text."""
     if array.type == _TEXT:
         return _true(pc.greater(array, pa.scalar("")))
     return _true(pc.is_valid(array))
@@ -365,7 +364,7 @@ def _true(condition: Column, *, absent: bool = False) -> Mask:
 
 
 def _in_range(numbers: Column, end: int, *, closed: bool = False) -> Mask:
-    """From 0 up to `end`; NULL and NaN are not."""
+    """Which numbers are from 0 to `end`; NULL and NaN are not."""
     limit = pa.scalar(float(end))
     is_below = pc.less_equal(numbers, limit) if closed else pc.less(numbers, limit)
     return _true(pc.and_(pc.greater_equal(numbers, pa.scalar(0.0)), is_below))

@@ -1,8 +1,8 @@
-"""Contract drift: where an answer differs from the contract, by path and kind.
+"""Contract drift: an answer's differences from the contract, by path and kind.
 
-The walk over an answer follows the contract's fields and misses nothing: each leaf is a known field of the
-right kind, or it is reported. Paths hold names, never values: a key that does not look like a field's name
-shows as `?`, since it may be data.
+The walk over an answer follows the contract's fields: each leaf is a known field of the right kind, or it is
+reported. Paths hold names, never values: a key that does not look like a field name may be data, so it shows
+as `?`.
 """
 
 import re
@@ -16,16 +16,16 @@ from kyc_pipeline.deepxl.jsontext import Json, Number, Object
 from kyc_pipeline.vocabulary import DriftKind
 
 MAX_DEPTH: Final = 16
-"""Below this depth an unknown place is reported by the path of its ancestor."""
+"""An unknown place below this depth is reported under its ancestor's path."""
 MAX_PATHS: Final = 2_000
-"""Distinct entries of one partition; what comes after is counted under `OTHER_PATHS`."""
+"""Maximum distinct entries of one partition; later ones are counted under `OTHER_PATHS`."""
 OTHER_PATHS: Final = "(other paths)"
 _FIELD_NAME: Final = re.compile(r"(?!.*[0-9]{4})[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(slots=True)
 class _Place:
-    """A known place: its field, and what may be below it."""
+    """A field of the contract and its known members."""
 
     known: Field
     members: "dict[str, _Place]" = field(default_factory=dict)
@@ -33,9 +33,9 @@ class _Place:
     item: "_Place | None" = None
     required: list[tuple[str, ...]] = field(default_factory=list)
     usual: frozenset[str] = frozenset()
-    """The first name of each required member: an object that has them all lacks none."""
+    """The first name of each required member; an object with all of them lacks none."""
     takes: Callable[[Json], bool] = lambda value: False
-    """Whether a value is a scalar with nothing to report. Most are, so this is asked first."""
+    """Whether a value is a scalar with nothing to report. Most are, so check this first."""
 
 
 def _places() -> _Place:
@@ -78,9 +78,9 @@ _ROOT: Final = _places()
 
 
 def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:
-    """Every difference between `answer` and the contract, as (path, kind), repetitions included.
+    """Every difference between `answer` and the contract, as (path, kind), with repetitions.
 
-    `personal` holds lower-case words that no path may show, such as the values of the tags sent.
+    `personal`: lower-case words that no path may show, such as the values of the tags sent.
     """
     todo: list[tuple[Json, str, int, _Place | None]] = [(answer, "", 0, _ROOT)]
     while todo:
@@ -96,7 +96,7 @@ def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, D
             place = None
         if isinstance(value, Object):
             yield from ((_join(path, name), DriftKind.MISSING_FIELD) for name in _missing(value, place))
-            for key, member, known, repeated in _to_report(value, place):
+            for key, member, known, repeated in _members_to_examine(value, place):
                 name = key if place is not None and key in place.members else shown(key, personal)
                 below = _join(path, name) if depth < MAX_DEPTH else path
                 kind = _geometry(key, member) or (DriftKind.DUPLICATE_FIELD if repeated else None)
@@ -109,12 +109,12 @@ def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, D
             todo += [(item, below, depth + 1, place and place.item) for item in value]
 
 
-def _to_report(value: Object, place: _Place | None) -> list[tuple[str, Json, _Place | None, bool]]:
-    """Members that need a look: key, value, known place, and whether a later member has the same key."""
+def _members_to_examine(value: Object, place: _Place | None) -> list[tuple[str, Json, _Place | None, bool]]:
+    """Members to examine: key, value, known place, and whether a later member has the same key."""
     places, other = ({}, None) if place is None else (place.members, place.any_member)
     found = []
     seen: set[str] = set()
-    # From the last: it is the one that counts.
+    # In reverse: the last member with a key counts.
     for key, member in reversed(value.members):
         known = places.get(key, other)
         if known is None or key in seen or not known.takes(member):
@@ -124,7 +124,7 @@ def _to_report(value: Object, place: _Place | None) -> list[tuple[str, Json, _Pl
 
 
 def shown(key: str, personal: Container[str] = ()) -> str:
-    """`key` as a path shows it: a name as programmers write them, without long numbers; else `?`."""
+    """`key` as a path shows it: an identifier without long numbers; else `?`."""
     return key if _FIELD_NAME.fullmatch(key) and key.lower() not in personal else "?"
 
 
@@ -149,7 +149,7 @@ def _difference(value: Json, place: _Place) -> DriftKind | None:
 
 
 def _geometry(key: str, value: Json) -> DriftKind | None:
-    """What is to say of geometry; None where `key` is none, or its value was not cut."""
+    """The drift of a geometry key; None if `key` is no geometry or its value was not cut."""
     if not is_geometry(key):
         return None
     if removed_geometry(value) is not None:
@@ -169,13 +169,13 @@ def _missing(value: Object, place: _Place | None) -> Sequence[str]:
 
 
 class DriftCounter:
-    """Counts one partition's drift; memory is bounded by `MAX_PATHS`."""
+    """Counts one partition's drift, in memory bounded by `MAX_PATHS`."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, DriftKind], tuple[int, str]] = {}
 
     def add(self, path: str, kind: DriftKind, submission_id: str) -> None:
-        """Counts one occurrence. Submissions must come in order, so that the example is the first."""
+        """Counts one occurrence. Submissions must come in order: the first is the example."""
         key = (path, kind)
         if key not in self._found and len(self._found) >= MAX_PATHS:
             key = (OTHER_PATHS, kind)

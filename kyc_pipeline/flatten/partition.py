@@ -1,8 +1,8 @@
-"""One day's answers into the five curated tables, with memory that does not grow with the day.
+"""Turns one day's answers into the five curated tables, in memory that does not grow with the day.
 
-Answers and submissions are both sorted by id, so they are read side by side in batches. All five files
-carry the same footer (`source`: the identity of the answers and submissions read), so that a reader can
-see that they belong together. The same input gives the same bytes.
+Answers and submissions are both sorted by id, so they are read side by side in batches. All five files have
+the same footer: `source`, the identity of the answers and submissions read, shows that they belong together.
+The same input gives the same bytes.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 WORKERS: Final = 2
 BATCH_ROWS: Final = 4096
-"""Answers at a time, at most: half as many take 50 MB less and a tenth more time."""
+"""Maximum answers of a batch. Half as many take 50 MB less and a tenth more time."""
 BATCH_BYTES: Final = 1 << 24
-"""Bytes of a batch's answers, on the average of the day: more than twice the usual."""
+"""Maximum bytes of a batch, on the day's average: more than twice the usual."""
 _INPUTS: Final = (VERIFICATION_RESPONSES, SUBMISSIONS)
 _RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
 _SENT_COLUMNS: Final = ["submission_id", "id_sha256", "id_size", "selfie_size", "tags"]
@@ -44,7 +44,7 @@ _SENT_SCHEMA: Final = pa.schema([pa.field(name, SUBMISSIONS.column(name).type) f
 
 @dataclass(slots=True)
 class FlattenSummary:
-    """What one partition came to. Counts are rows, except `anomalies`: answers by code."""
+    """The result for one partition. Counts are rows, except `anomalies`: answers by code."""
 
     responses: int = 0
     completed: int = 0
@@ -56,11 +56,11 @@ class FlattenSummary:
     files: int = 0
     drift: int = 0
     unreadable: int = 0
-    """Completed answers without the hard requirements: they have no row, so the partition has an error."""
+    """Completed answers that break the hard contract: they have no row, so the partition has an error."""
     without_submission: int = 0
     anomalies: Counter[str] = field(default_factory=Counter)
     source: str = ""
-    """The identity of what was read, as in the footers."""
+    """The identity of the input, as in the footers."""
 
 
 def flatten_partition(
@@ -68,7 +68,7 @@ def flatten_partition(
 ) -> FlattenSummary:
     """Writes the five tables of `date` from its answers and submissions.
 
-    Raises :class:`KycError` where either is missing, unreadable, not sorted by id, or replaced meanwhile.
+    Raises :class:`KycError` if either is missing, unreadable, not sorted by id, or replaced while being read.
     """
     versions = [lake.version(table, date) for table in _INPUTS]
     source = source_of(lake, date)
@@ -85,21 +85,21 @@ def flatten_partition(
             table: stack.enter_context(lake.writer(table, date, metadata))
             for table in (*FACTS, CONTRACT_DRIFT)
         }
-        # Much of the work is Arrow's own, beside Python's.
+        # Threads pay: Arrow does much of the work without the GIL.
         batches = stack.enter_context(closing(_batches(lake, date)))
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
         facts = {table: _RowGroups(writers[table], pool) for table in FACTS}
-        for flattened in _in_turn(pool, flattener.blocks, batches):
-            for table, rows in flattener.whole(flattened, summary).items():
+        for flattened in _map_in_order(pool, flattener.fast_rows, batches):
+            for table, rows in flattener.all_rows(flattened, summary).items():
                 facts[table].write(rows)
-        for groups in facts.values():  # most days end here with all that they have
+        for groups in facts.values():  # most days have less than one row group
             groups.flush()
         for groups in facts.values():
             groups.wait()
         writers[CONTRACT_DRIFT].write(flattener.drift.rows())
         if [lake.version(table, date) for table in _INPUTS] != versions:
             raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
-    # What Arrow keeps of what was freed would grow with each day of a run.
+    # Otherwise the freed memory that Arrow keeps would grow with each day of a run.
     pa.default_memory_pool().release_unused()
     summary.verifications, summary.checks, summary.tags, summary.files, summary.drift = (
         writer.rows for writer in writers.values()
@@ -108,35 +108,35 @@ def flatten_partition(
 
 
 class _Flattener:
-    """Flattens batches: what it can as a block, the rest exactly."""
+    """Flattens batches: most answers by the fast path, the rest by the exact one."""
 
     def __init__(self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]) -> None:
         self.drift = DriftCounter()
         self._blocks = BlockFlattener(pseudonymizer, clear_tags)
         self._records = RecordFlattener(pseudonymizer, clear_tags, self.drift)
 
-    def blocks(self, batch: "_Batch") -> "_Flattened":
-        """The rows of those answers of the batch that need no exact reading; several threads may call it."""
+    def fast_rows(self, batch: "_Batch") -> "_Flattened":
+        """The rows of the answers that the fast path takes. Thread-safe."""
         block = select(batch.ids, batch.texts, batch.sent)
         is_left = np.ones(len(batch.texts), dtype=np.bool_)
         is_left[block["position"].to_numpy()] = False
         return _Flattened(batch, np.flatnonzero(is_left), self._blocks.flatten(block))
 
-    def whole(self, flattened: "_Flattened", summary: FlattenSummary) -> dict[Table, pa.Table]:
-        """The rows of the whole batch in the order of the submissions. Batches must come in their order."""
+    def all_rows(self, flattened: "_Flattened", summary: FlattenSummary) -> dict[Table, pa.Table]:
+        """The rows of the whole batch, in the order of its submissions. Call it with the batches in order."""
         batch, left, tables = flattened.batch, flattened.left, flattened.tables
         summary.responses += batch.responses
         summary.completed += len(batch.texts)
         summary.exact += len(left)
         if len(left):
-            rows = self._exactly(left, batch, summary)
+            rows = self._exact_rows(left, batch, summary)
             tables = {
                 table: _in_order(pa.concat_tables([fast, rows.table(table)]), batch.ids)
                 for table, fast in tables.items()
             }
         return tables
 
-    def _exactly(self, left: Whole, batch: "_Batch", summary: FlattenSummary) -> Rows:
+    def _exact_rows(self, left: Whole, batch: "_Batch", summary: FlattenSummary) -> Rows:
         rows = Rows()
         for index, submission in zip(left, batch.sent.take(left).to_pylist(), strict=True):
             submission_id = batch.ids[index].as_py()
@@ -156,7 +156,7 @@ class _Flattener:
 
 
 def _in_order(rows: pa.Table, ids: Column) -> pa.Table:
-    """`rows` in the order of their submissions in `ids`; those of one answer keep theirs."""
+    """`rows` in the order of `ids`; the rows of one answer keep their order."""
     places: Column = pc.index_in(rows["submission_id"], value_set=ids)
     order: Column = pa.array(np.argsort(np.asarray(places), kind="stable"))
     return rows.take(order)
@@ -164,7 +164,7 @@ def _in_order(rows: pa.Table, ids: Column) -> pa.Table:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Completed answers with what was sent for each."""
+    """Completed answers, with what was sent for each."""
 
     responses: int
     ids: Column
@@ -174,7 +174,7 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Flattened:
-    """The rows of a batch but for the answers at the places `left`."""
+    """The rows of a batch, without the answers at the positions `left`."""
 
     batch: _Batch
     left: Whole
@@ -193,20 +193,22 @@ def _batches(lake: Lake, date: str) -> Generator[_Batch, None, None]:
         completed = responses if all_are else responses.filter(is_completed)
         ids = completed["submission_id"]
         yield _Batch(responses.num_rows, ids, completed["response"], submissions.of(ids))
-    submissions.read_out()
+    submissions.read_rest()
 
 
 def _batch_rows(rows: int, size: int) -> int:
-    """Rows of a batch of a day of `rows`, whose answers have `size` bytes: batches alike, and as many for
-    each worker, so that none is left to do the last one alone."""
+    """Rows of each batch of a day with `rows` rows and `size` bytes of answers.
+
+    Batches are of equal size, and each worker gets the same number: none does the last one alone.
+    """
     rounds = math.ceil(max(1, rows / BATCH_ROWS, size / BATCH_BYTES) / WORKERS)
     return math.ceil(max(1, rows) / (WORKERS * rounds))
 
 
-def _in_turn(
+def _map_in_order(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Iterator[_Result]:
-    """`work` of each item, done beside each other, in the order of the items."""
+    """The results of `work` in the order of `items`, computed in parallel."""
     under_way: deque[Future[_Result]] = deque()
     for item in items:
         under_way.append(pool.submit(work, item))
@@ -217,21 +219,21 @@ def _in_turn(
 
 
 class _Submissions:
-    """The day's submissions, read forward as the answers come."""
+    """The day's submissions, read forward along with the answers."""
 
     def __init__(self, lake: Lake, date: str, size: int) -> None:
         self._batches = _sorted_batches(lake, SUBMISSIONS, date, _SENT_COLUMNS, size)
         self._ahead: pa.RecordBatch | None = None
 
     def of(self, ids: Column) -> pa.Table:
-        """What was sent for `ids`, which rise beyond those asked before; NULL for an unknown one."""
+        """What was sent for `ids`, which must be greater than all earlier ones; NULL for an unknown id."""
         found: list[pa.RecordBatch] = []
         while len(ids):
             batch = self._ahead or next(self._batches, None)
             self._ahead = None
             if batch is None:
                 break
-            if not found and batch["submission_id"].equals(ids):  # the usual day: an answer for each
+            if not found and batch["submission_id"].equals(ids):  # usual: every submission has an answer
                 return pa.Table.from_batches([batch]).drop_columns("submission_id")
             found.append(batch.filter(pc.is_in(batch["submission_id"], value_set=ids)))
             if pc.greater(batch["submission_id"][-1], ids[-1]).as_py():
@@ -241,14 +243,14 @@ class _Submissions:
         rows: Column = pc.index_in(ids, value_set=sent["submission_id"])
         return sent.drop_columns("submission_id").take(rows)
 
-    def read_out(self) -> None:
-        """Reads the rest, which tells whether an id that was not found stands where it should not."""
+    def read_rest(self) -> None:
+        """Reads the rest, which checks that the whole table is sorted."""
         for _ in self._batches:
             pass
 
 
 class _RowGroups:
-    """Collects rows into row groups of the size that suits DuckDB, and writes each beside the next."""
+    """Collects rows into row groups of DuckDB's size, and writes each in the background."""
 
     def __init__(self, writer: PartitionWriter, pool: ThreadPoolExecutor) -> None:
         self._writer = writer
@@ -258,14 +260,14 @@ class _RowGroups:
         self._writing: Future[None] | None = None
 
     def write(self, rows: pa.Table) -> None:
-        """Takes rows; writes what fills a row group."""
+        """Adds rows; starts writing each full row group."""
         self._pending.append(rows)
         self._count += rows.num_rows
         while self._count >= ROW_GROUP_ROWS:
             self.flush(ROW_GROUP_ROWS)
 
     def flush(self, count: int | None = None) -> None:
-        """Begins to write `count` rows, or all that are left, once those before are written."""
+        """Starts writing `count` rows, or all, once the previous write has ended."""
         self.wait()
         count = self._count if count is None else count
         if count:
@@ -275,7 +277,7 @@ class _RowGroups:
             self._writing = self._pool.submit(self._writer.write, rows.slice(0, count))
 
     def wait(self) -> None:
-        """Returns when what was begun is written; raises what went wrong with it."""
+        """Waits for the current write; raises its error."""
         if self._writing:
             self._writing.result()
             self._writing = None
@@ -284,7 +286,7 @@ class _RowGroups:
 def _sorted_batches(
     lake: Lake, table: Table, date: str, columns: list[str], size: int
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of at most `size` rows, none empty, by strictly rising `submission_id`."""
+    """Non-empty batches of at most `size` rows, in strictly increasing order of `submission_id`."""
     last: pa.Array[pa.StringScalar] = pa.array([], pa.string())
     for batch in lake.batches(table, date, columns, size):
         if batch.num_rows == 0:
@@ -299,6 +301,6 @@ def _sorted_batches(
 
 
 def source_of(lake: Lake, date: str) -> str:
-    """Identity (SHA-256, hex) of the partition's answers and submissions, as in the footers' `source`."""
+    """SHA-256 (hex) of the partition's answers and submissions: the footers' `source`."""
     parts = (lake.sha256(table, date) for table in _INPUTS)
     return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""The exact path: one answer at a time, any answer that fits the hard contract becomes rows.
+"""The exact path: one answer at a time, for every answer that meets the hard contract.
 
-It reads JSON literally (number literals, repeated keys, any depth) and defines what the tables hold. The
+It reads JSON exactly (number literals, repeated keys, any depth) and defines the content of the tables. The
 fast path (`blocks.py`) must give the same rows for the answers that it takes.
 """
 
@@ -36,14 +36,14 @@ from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, TECHNICAL_CHECKS, Anomaly
 
 FACTS: Final = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES)
-"""The tables with rows for each answer; `contract_drift` sums over the partition."""
+"""The tables with rows per answer; `contract_drift` has rows per partition."""
 SECOND_TECHNICAL_CHECKS: Final = "result.technicalChecks"
-"""The group of checks at `result.technicalChecks` that differ from those under `modelResults`."""
+"""The group of checks directly under `result` if they differ from those under `modelResults`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What was sent for one submission, to compare with the echo in its answer."""
+    """What was sent for one submission, to compare with its answer's echo."""
 
     id_sha256: str
     id_size: int
@@ -54,28 +54,28 @@ class Sent:
 
 @dataclass(slots=True)
 class Rows:
-    """Rows of the fact tables, one list a column."""
+    """Rows of the fact tables, one list per column."""
 
     columns: dict[str, dict[str, list[Any]]] = field(
         default_factory=lambda: {table.name: {c.name: [] for c in table.columns} for table in FACTS}
     )
 
     def append(self, table: Table, values: dict[str, Any]) -> None:
-        """One row; every column must be given."""
+        """Appends one row with all its columns."""
         columns = self.columns[table.name]
         for name, value in values.items():
             columns[name].append(value)
 
     def table(self, table: Table) -> pa.Table:
-        """The rows of `table` as Arrow data with its schema."""
+        """The rows of `table` as Arrow data."""
         return pa.table(self.columns[table.name], schema=table.schema)
 
 
 class _Members:
-    """The known fields of one object. What is odd about a value goes into `odd`."""
+    """The fields of one object. Reading adds anomalies to `odd`."""
 
     def __init__(self, value: Json, odd: set[Anomaly]) -> None:
-        # Of a repeated key the last value counts, as for every usual parser; the drift counts the others.
+        # The last value of a repeated key counts, as in other parsers; the others count as drift.
         self._values = dict(value.members) if isinstance(value, Object) else {}
         self._odd = odd
 
@@ -83,7 +83,7 @@ class _Members:
         return name in self._values
 
     def get(self, name: str, *aliases: str) -> Json:
-        """The first value that is not null among `name` and `aliases`; else None."""
+        """The first non-null value among `name` and `aliases`; else None."""
         if not aliases:
             return self._values.get(name)
         found = [value for key in (name, *aliases) if (value := self._values.get(key)) is not None]
@@ -99,14 +99,14 @@ class _Members:
         return value if value.isascii() else self.clean(value)
 
     def clean(self, text: str) -> str:
-        """`text` as a column can hold it."""
+        """`text` as valid Unicode."""
         valid = valid_unicode(text)
         if valid != text:
             self._odd.add(Anomaly.INVALID_UNICODE)
         return valid
 
     def integer(self, name: str, *aliases: str) -> int | None:
-        """An integer of 64 bits; None for anything else."""
+        """A 64-bit integer; None for anything else."""
         return integer(self.get(name, *aliases))
 
     def epoch(self, name: str, *aliases: str) -> int | None:
@@ -131,7 +131,7 @@ _READERS: Final[dict[pa.DataType, _Read]] = {
 
 
 def _readers(table: Table, parent: str) -> list[tuple[str, _Read, tuple[str, ...]]]:
-    """How to read each direct column of `table`: its name, the method, and the names of the field."""
+    """How to read each direct column of `table`: its name, the reader, and the field's names."""
     return [
         (name, _READERS[table.column(name).type], field.names)
         for name, field in direct_columns(table, parent).items()
@@ -140,13 +140,13 @@ def _readers(table: Table, parent: str) -> list[tuple[str, _Read, tuple[str, ...
 
 
 _HARD_COLUMNS: Final = {"verification_id", "verified"}
-"""The hard contract reads them, in more forms than the soft one: an id may be a string."""
+"""Read by the hard contract, which accepts more forms than the soft one: an id may be a string."""
 _OF_RESULT: Final = _readers(VERIFICATIONS, "result")
 _OF_FILE: Final = _readers(VERIFICATION_FILES, "result.files[]")
 
 
 class RecordFlattener:
-    """Turns answers into rows, one after the other, in the order of their submissions."""
+    """Turns answers into rows, one by one in the order of their submissions."""
 
     def __init__(
         self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str], drift: DriftCounter
@@ -156,7 +156,7 @@ class RecordFlattener:
         self._drift = drift
 
     def add(self, rows: Rows, submission_id: str, received: Received, sent: Sent | None) -> None:
-        """Appends the rows of one answer; `sent` is None where no accepted submission has its id."""
+        """Appends the rows of one answer; `sent` is None if no accepted submission has its id."""
         odd = set(self._survey(received.answer, submission_id, sent))
         result = _Members(_Members(received.answer, odd).get("result"), odd)
         key = {"verification_id": received.verification_id, "submission_id": submission_id}
@@ -208,7 +208,7 @@ class RecordFlattener:
         return {
             "name": valid_unicode(name),
             "value": valid_unicode(value) if value is not None and name in self._clear_tags else None,
-            # A blank value tells nobody from anybody else.
+            # A blank value identifies nobody.
             "pseudonym": self._pseudonymizer.tag(name, value) if value and value.strip() else None,
         }
 
@@ -218,7 +218,7 @@ def _read(members: _Members, readers: list[tuple[str, _Read, tuple[str, ...]]]) 
 
 
 def _iso_offset_seconds(verification: dict[str, Any], odd: set[Anomaly]) -> float | None:
-    """The ISO text, read as UTC, less the epoch time stamp."""
+    """The ISO text, read as UTC, minus the epoch time stamp."""
     text, verified_at = verification["timestamp_iso"], verification["verified_at"]
     iso_moment = iso_microseconds(text) if text else None
     if text and iso_moment is None:
@@ -227,7 +227,7 @@ def _iso_offset_seconds(verification: dict[str, Any], odd: set[Anomaly]) -> floa
 
 
 def _checks(result: _Members, odd: set[Anomaly]) -> Iterator[tuple[str, int, _Members]]:
-    """Every check with its group and its position there."""
+    """Every check with its group and its index in the group."""
     model_results = result.get("modelResults")
     groups = dict(model_results.members) if isinstance(model_results, Object) else {}
     found = [(shown(key), value) for key, value in groups.items()]
@@ -259,9 +259,9 @@ def _check(check: _Members, odd: set[Anomaly]) -> dict[str, Any]:
 
 
 def _tags(tags: Json, odd: set[Anomaly]) -> Iterator[tuple[str, str | None]]:
-    """Every tag's name and value; a value that is not a text as its JSON text, None for null or none.
+    """Every tag's name and value: a non-text value as JSON text, None for null or an absent value.
 
-    The API's form is a list of `{name, value}`; the form in which tags are sent, an object, is read too.
+    Answers have a list of `{name, value}`; an object, the form of requests, is read too.
     """
     pairs: list[tuple[Json, Json]] = []
     if isinstance(tags, Object):

@@ -1,7 +1,7 @@
-"""Values of an answer as columns hold them: of the column's type where they have it, else NULL.
+"""An answer's values as columns hold them: NULL unless they have the column's type.
 
-Values are not converted: a text never becomes a number, nor 97 a confidence of 0.97. The one exception is
-time stamps in milliseconds (`epoch_microseconds`).
+Nothing is converted: a text never becomes a number, nor 97 a confidence of 0.97. The only exception is a time
+stamp in milliseconds (`epoch_microseconds`).
 """
 
 import math
@@ -16,8 +16,8 @@ from kyc_pipeline.vocabulary import Anomaly
 
 MICROSECONDS: Final = 1_000_000
 SECONDS_BELOW: Final = 10**11
-"""A time stamp is in seconds below this (the year 5138), and in milliseconds from here up to 1000 times it:
-read as milliseconds it lies between 1973 and 5138, read as seconds it would lie beyond."""
+"""Time stamps below this (the year 5138) are in seconds; up to 1000 times this, in milliseconds (from 1973 to
+5138)."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ISO: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?"
@@ -25,7 +25,7 @@ _ISO: Final = re.compile(
 
 
 def direct_columns(table: Table, parent: str) -> dict[str, Field]:
-    """Columns of `table` that hold one scalar of the object at the path `parent`, by the data dictionary."""
+    """The columns of `table` that hold one scalar of the object at `parent`, by the data dictionary."""
     fields = {
         field.path: field
         for field in FIELDS
@@ -39,12 +39,12 @@ def direct_columns(table: Table, parent: str) -> dict[str, Field]:
 
 
 def valid_unicode(text: str) -> str:
-    """`text` with U+FFFD for each lone surrogate, which no UTF-8 column can hold."""
+    """`text` with each lone surrogate, which no UTF-8 column can hold, replaced by U+FFFD."""
     return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
 def confidence(value: Json) -> tuple[float | None, Anomaly | None]:
-    """A JSON number from 0 to 1; else None and why. Neither for null."""
+    """A JSON number from 0 to 1; otherwise None and the anomaly. null has no anomaly."""
     if value is None:
         return None, None
     if not isinstance(value, Number):
@@ -55,10 +55,10 @@ def confidence(value: Json) -> tuple[float | None, Anomaly | None]:
 
 
 def epoch_microseconds(value: Json) -> tuple[int | None, Anomaly | None]:
-    """Microseconds since 1970 of an epoch time stamp, rounded to the nearest; None if it is no number.
+    """Microseconds since 1970 of an epoch time stamp, rounded; None if it is no number.
 
-    Seconds below `SECONDS_BELOW` in magnitude; milliseconds up to 1000 times that, with an anomaly;
-    beyond, None with an anomaly.
+    Below `SECONDS_BELOW` in magnitude it is in seconds; up to 1000 times that, in milliseconds, with an
+    anomaly; beyond, None with an anomaly.
     """
     if not isinstance(value, Number):
         return None, None
@@ -72,7 +72,7 @@ def epoch_microseconds(value: Json) -> tuple[int | None, Anomaly | None]:
 
 
 def iso_microseconds(text: str) -> int | None:
-    """Microseconds since 1970 of an ISO 8601 date and time, read as UTC where it names no zone."""
+    """Microseconds since 1970 of an ISO 8601 date and time, read as UTC if it has no time zone."""
     if _ISO.fullmatch(text) is None:
         return None
     try:

@@ -67,7 +67,7 @@ def submission_row(submission_id: str, tags: Mapping[str, str] = SEED_TAGS) -> d
 
 
 def echo(submission_id: str, **changes: Any) -> dict[str, Any]:
-    """The seed's result as the API answers a submission of ours, with changes to it."""
+    """The seed's result as the answer to one of our submissions, with changes."""
     tags = [*SEED["tags"], {"name": "submissionId", "value": submission_id}]
     return {**SEED, "tags": tags, **changes}
 
@@ -95,7 +95,7 @@ class Day:
         return flatten_partition(self.lake, DAY, PSEUDONYMS, CLEAR)
 
     def flatten_each(self, texts: Sequence[str]) -> FlattenSummary:
-        """Flattens `texts`, which are all written as answers to s-0, as those of s-0000, s-0001, ..."""
+        """Flattens `texts`, all written as answers to s-0, as the answers to s-0000, s-0001, ..."""
         ids = [f"s-{index:04}" for index in range(len(texts))]
         own = '{"name": "submissionId", "value": "%s"}'
         self.write(

@@ -1,4 +1,4 @@
-"""What the checks of a day's curated tables find, and how severe it is."""
+"""The checks of a day's curated tables, and their severities."""
 
 from typing import Any
 

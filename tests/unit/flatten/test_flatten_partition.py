@@ -1,4 +1,4 @@
-"""A day of answers into the five curated tables."""
+"""Flattening a day of answers into the five curated tables."""
 
 import json
 import math
@@ -150,7 +150,7 @@ def test_the_same_answers_give_the_same_bytes_in_any_process(day: Day) -> None:
     day.flatten(*(text_of(echo(f"s-{i}", verificationId=i, **(odd if i % 2 else {}))) for i in range(9)))
     paths = [Path(day.lake.path(table, DAY)) for table in CURATED]
     before = [(path.read_bytes(), path.stat().st_ino) for path in paths]
-    # Another order of sets, which depends on the seed of a process, must not show.
+    # The order of sets, which depends on the hash seed of a process, must not matter.
     subprocess.run(
         [sys.executable, "-c", AGAIN, day.lake.root], check=True, env=os.environ | {"PYTHONHASHSEED": "1"}
     )
@@ -271,7 +271,7 @@ def test_batches_are_alike_and_as_many_for_each_worker(rows: int, size: int) -> 
     count = math.ceil(rows / batch)
     assert 1 <= batch <= partition.BATCH_ROWS
     assert batch == 1 or size / max(1, rows) * (batch - 1) <= partition.BATCH_BYTES
-    # Where the rows do not divide, the last batches of a round may be smaller, or none be left for them.
+    # If the rows do not divide evenly, the last batches of a round may be smaller or missing.
     assert count % partition.WORKERS == 0 or rows - (count - 1) * batch <= batch <= max(1, count)
 
 
@@ -308,7 +308,7 @@ def test_the_schema_of_what_is_written_is_the_dictionary(day: Day) -> None:
 
 
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Small batches and row groups, and the texts of a mixed day of many of both."""
+    """Sets small batches and row groups; returns the texts of a day that has many of both."""
     monkeypatch.setattr(partition, "BATCH_ROWS", 50)
     for module in (partition, storage):
         monkeypatch.setattr(module, "ROW_GROUP_ROWS", 200)

@@ -81,7 +81,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 @st.composite
 def answers(draw: st.DrawFn) -> str:
-    """The answer to s-0 as it should be, or with one or two changes anywhere."""
+    """The answer to s-0, correct or with one or two changes anywhere."""
     result = json.loads(json.dumps(echo("s-0")))
     if draw(st.booleans()):
         result["modelVersion"] = draw(st.sampled_from(["1.0.0", "", None]))
@@ -124,7 +124,7 @@ def is_readable(text: str) -> bool:
 
 
 def sent_rows(ids: list[str]) -> pa.Table:
-    """What was sent, as the lake has it."""
+    """What was sent, as stored in the lake."""
     return pa.Table.from_pylist([submission_row(id_) for id_ in ids], SUBMISSIONS.schema).select(SENT_COLUMNS)
 
 
@@ -139,7 +139,7 @@ def test_both_paths_give_the_same_rows(texts: list[str]) -> None:
 
 
 def select_of(texts: list[str]) -> Any:
-    """What the fast path takes of `texts`, all answers to s-0."""
+    """The answers of `texts`, all to s-0, that the fast path takes."""
     ids = ["s-0"] * len(texts)
     return select(pa.array(ids, pa.string()), pa.array(texts, pa.string()), sent_rows(ids))
 
@@ -150,7 +150,7 @@ def taken(texts: list[str]) -> list[int]:
 
 
 def flatten_both(texts: list[str]) -> None:
-    """All are answers to s-0, since the fast path looks at each answer for itself."""
+    """All are answers to s-0, since the fast path checks each answer independently."""
     block = select_of(texts)
     tables = BlockFlattener(PSEUDONYMS, CLEAR).flatten(block)
     chosen = [texts[position] for position in block["position"].to_pylist()]

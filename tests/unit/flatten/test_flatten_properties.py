@@ -52,7 +52,7 @@ RESULTS = (members([*TOP_KEYS, *TIME_KEYS]) | st.dictionaries(st.sampled_from(KE
 
 
 def numbered(shape: Any, numbers: Iterator[int]) -> Any:
-    """`shape` with a value for each leaf that occurs nowhere else, where its type allows."""
+    """`shape` with a unique value for each leaf, if its type allows."""
     if isinstance(shape, dict):
         return {key: numbered(value, numbers) for key, value in shape.items()}
     if isinstance(shape, list):
@@ -75,7 +75,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 RESTRICTED = {"idFileName", "idName", "fileName", "url"}
-"""Known fields that only the restricted answer holds."""
+"""Known fields that only the restricted answer keeps."""
 NOT_IN_A_TABLE = {"unknown_field", "type_mismatch", "null_field", "empty_field"}
 EXPLAINS = {
     "field_conflict": {"idFileName", "idName", "idFileSize", "idSize", "type", "checkType"},
@@ -91,7 +91,7 @@ def unaccounted(day: Day, answer: Any) -> list[tuple[str, Any]]:
     ]
     cells = {str(cell) for rows in tables for row in rows for cell in row.values()}
     tag_names = {row["name"] for row in tables[2]}
-    # The other kinds say that a value is odd, not that it is in no table.
+    # The other kinds describe a value that is in a table.
     drift = {path for path, kind in day.drift() if kind in NOT_IN_A_TABLE}
     explained = set().union(*(EXPLAINS.get(code, set()) for code in day.anomalies()))
 
@@ -130,7 +130,7 @@ VARIED = ("model", "idFileSize", "tags", "files", "timestampISO", "modelResults"
 
 
 def as_it_should_be(chance: random.Random, submission_id: str) -> dict[str, Any]:
-    """An answer with nothing to report, so that the vectorised path takes it."""
+    """An answer with nothing to report, so that the fast path takes it."""
     checks = [
         {
             "type": type_,
@@ -150,7 +150,7 @@ def as_it_should_be(chance: random.Random, submission_id: str) -> dict[str, Any]
 
 
 def generated_day(seed: int, count: int) -> dict[str, dict[str, Any]]:
-    """Answers as the API might give them, by submission: each second one may have variations."""
+    """Answers as the API might give them, by submission; every second one may have variations."""
     chance = random.Random(seed)
     results: dict[str, dict[str, Any]] = {}
     for index in range(count):
@@ -214,7 +214,7 @@ def test_the_tables_agree_with_an_independent_reading(day: Day) -> None:
     )
     assert day.flatten().exact < 5_001
 
-    # Only what is flat: pandas copies nested values, slowly, and here nobody reads them.
+    # Only flat fields: pandas is slow at copying nested values, and this test does not read them.
     scalars = [
         {key: None if isinstance(value, dict | list) else value for key, value in result.items()}
         for result in results.values()

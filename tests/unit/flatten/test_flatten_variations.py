@@ -1,4 +1,4 @@
-"""Every variation of the answer that is known or feared: where each value goes, and what is counted."""
+"""Known and conceivable variations of the answer: where each value goes, and what is counted."""
 
 import json
 from collections import Counter
@@ -631,12 +631,12 @@ def test_geometry_is_cut_on_receipt_and_its_presence_counted(day: Day) -> None:
 
 
 NOT_TRIED = {"result.verificationId", "result.verified"}
-"""Hard requirements: what lacks one is no answer."""
+"""Answers that break the hard contract."""
 EMPTY: dict[type, Any] = {str: "", list: [], dict: {}}
 
 
 def places(value: Any, path: str, *keys: Any) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
-    """Every place of the answer below `value`: its path, the keys that lead there, and what it holds."""
+    """Every place below `value`: its path, the keys that lead there, and its value."""
     for key, member in value.items() if isinstance(value, dict) else enumerate(value):
         below = f"{path}.{key}" if isinstance(value, dict) else f"{path}[]"
         yield below, (*keys, key), member
@@ -666,7 +666,7 @@ def test_null_missing_empty_and_another_type_are_told_apart_at_every_place(day: 
         variations = {"null_field": None, "type_mismatch": 7 if isinstance(found, str) else "seven"}
         if type(found) in EMPTY:
             variations["empty_field"] = EMPTY[type(found)]
-        # Of a list's items none is required; and `modelResults` without its only group is empty.
+        # No item of a list is required, and `modelResults` without its only group is empty.
         if isinstance(keys[-1], str) and path != TECHNICAL:
             variations["missing_field"] = GONE
         texts += [changed(keys, value) for value in variations.values()]
