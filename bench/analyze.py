@@ -1,12 +1,13 @@
-"""The warehouse's build as data grow, beside DuckDB's own time for the same queries on the same Parquet.
+"""The warehouse build at several sizes, compared with plain DuckDB for the same queries and files.
 
-For each size (verifications over three years, three checks each) a lake is made; then, each in a process of
-its own, the build writes a complete warehouse, and plain DuckDB runs the same models over views of the same
-files into temporary tables: without facts as tables, comments, or a file on disk that is safe. What is asked
-for: at most three times DuckDB's own time, no faster growth than the data, and memory within the setting.
+For each size (verifications over three years, three checks each) it makes a lake. Then, each in its own
+process, the build writes a complete warehouse, and plain DuckDB runs the same models over views of the same
+files into temporary tables: without materialised facts, comments or a durable file. Targets: at most three
+times DuckDB's own time, no faster growth than the data, and memory within the setting.
 Run: `python bench/analyze.py [--large] [--millions N ...] [--memory 2GB] [--max-fact-rows N] [--folder F]`.
-It prints a table, and what was missed, for which the exit code is 1. `--large` adds 30 million, which needs
-about 15 GB of disk; memory and the rows beyond which facts are views are as in the settings.
+It prints a table and the missed targets (exit code 1). `--large` adds 30 million verifications, which need
+about 15 GB of disk. The defaults for memory and for the rows beyond which facts are views come from the
+settings.
 """
 
 import argparse
@@ -37,10 +38,10 @@ from kyc_pipeline.settings import Settings
 
 MAX_RATIO = 3.0
 MAX_GROWTH = 1.0
-"""Exponent of the build's time over the number of verifications: 1 is in step with the data."""
+"""Exponent of the build time over the number of verifications; 1 is linear."""
 BESIDE_DUCKDB_MB = 600
-"""What the process has beside DuckDB's limit: Python, Arrow and the libraries (235 MB before the first
-query), and what DuckDB does not count, such as the footers of 8,760 files."""
+"""Memory beyond DuckDB's limit: Python, Arrow and the libraries (235 MB before the first query), and what
+DuckDB does not count, such as the footers of 8,760 files."""
 UNLIMITED = "80%"
 DAYS = 1095
 START = date(2022, 1, 1)
@@ -48,7 +49,7 @@ PRICE = Decimal("0.35")
 
 
 def make_lake(root: Path, verifications: int) -> None:
-    """Writes every partition with DuckDB, which is quicker than going through the pipeline."""
+    """Writes every partition with DuckDB, which is faster than running the pipeline."""
     per_day = verifications // DAYS
     with duckdb.connect() as connection:
         connection.execute("SELECT setseed(0.5)")
@@ -121,7 +122,7 @@ def make_lake(root: Path, verifications: int) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a build may use."""
+    """The resources of a build."""
 
     memory: str
     threads: int
@@ -129,7 +130,7 @@ class Limits:
 
 
 def run_build(root: Path, limits: Limits) -> dict[str, Any]:
-    """A full build, and its checks."""
+    """A full build and its checks."""
     with tempfile.TemporaryDirectory(dir=root.parent) as folder:
         draft = Path(folder) / "kyc.duckdb"
         started = time.perf_counter()
@@ -161,7 +162,7 @@ def run_build(root: Path, limits: Limits) -> dict[str, Any]:
 
 
 def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
-    """The models' queries over views of the same Parquet, each into a temporary table."""
+    """The models' queries over views of the same Parquet files, each into a temporary table."""
     models = load_steps()
     facts = {model.name for model in models} & {table.name for table in TABLES}
     spill = tempfile.TemporaryDirectory(dir=root.parent)
@@ -190,7 +191,7 @@ def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
             name = f"result_of_{model.name}" if model.name in facts else model.name
             connection.execute(f"CREATE TEMP TABLE {name} AS {model.sql}")
             seconds[model.name] = time.perf_counter() - started
-            if model.name in facts:  # the other models read the Parquet again, not the copy
+            if model.name in facts:  # the other models read the Parquet files, not the copy
                 connection.execute(f"DROP TABLE {name}")
                 connection.execute(f"CREATE TEMP VIEW {model.name} AS {model.sql}")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -198,7 +199,7 @@ def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
 
 
 def in_process(way: str, root: Path, limits: Limits) -> dict[str, Any]:
-    """Runs one way in a process of its own, so that peaks are its own."""
+    """Runs one variant in its own process, to measure its own peak memory."""
     command = [sys.executable, __file__, "--way", way, "--folder", str(root), "--memory", limits.memory]
     command += ["--threads", str(limits.threads), "--max-fact-rows", str(limits.max_fact_rows)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
@@ -206,16 +207,19 @@ def in_process(way: str, root: Path, limits: Limits) -> dict[str, Any]:
 
 
 def alone_in_process(root: Path, limits: Limits) -> dict[str, Any]:
-    """Plain DuckDB, with all the memory it wants where the limit is too little for it."""
+    """Plain DuckDB; with unlimited memory if the limit is too low for it."""
     try:
         return in_process("plain", root, limits)
     except subprocess.CalledProcessError:
-        print(f"{root.name}: plain DuckDB needs more than {limits.memory}: it gets what it wants", flush=True)
+        print(
+            f"{root.name}: plain DuckDB needs more than {limits.memory}: no limit for it",
+            flush=True,
+        )
         return in_process("plain", root, replace(limits, memory=UNLIMITED))
 
 
 def missed(ours: dict[float, dict[str, Any]], plain: dict[float, dict[str, Any]], memory: str) -> list[str]:
-    """What of the targets these runs did not reach, by million verifications."""
+    """The targets that these runs missed, by million verifications."""
     found = [
         f"{size:g} M: the build's own checks fail: {run['errors']}"
         for size, run in ours.items()
@@ -228,19 +232,19 @@ def missed(ours: dict[float, dict[str, Any]], plain: dict[float, dict[str, Any]]
             found.append(f"{size:g} M: a peak of {run['peak_mb']:.0f} MB with a limit of {memory}")
     for smaller, larger in itertools.pairwise(sorted(ours)):
         exponent = growth(ours, smaller, larger)
-        print(f"\nFrom {smaller:g} M to {larger:g} M the time grows by the data's growth to {exponent:.2f}.")
+        print(f"\nFrom {smaller:g} M to {larger:g} M the time grows with exponent {exponent:.2f}.")
         if exponent > MAX_GROWTH:
             found.append(f"{smaller:g} M to {larger:g} M: grows faster than the data")
     return found
 
 
 def growth(runs: dict[float, dict[str, Any]], smaller: float, larger: float) -> float:
-    """The exponent by which the time follows the number of verifications."""
+    """The exponent of the time over the number of verifications."""
     return math.log(runs[larger]["seconds"] / runs[smaller]["seconds"]) / math.log(larger / smaller)
 
 
 def megabytes(memory: str) -> float:
-    """DuckDB's limit in MB (2^20 bytes), as the kernel counts the peak."""
+    """DuckDB's limit in MB of 2^20 bytes, the unit of the measured peak."""
     with duckdb.connect(config={"memory_limit": memory}) as connection:
         ((text,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
     value, unit = str(text).split()
@@ -248,7 +252,7 @@ def megabytes(memory: str) -> float:
 
 
 def main() -> int:
-    """Prints the table; 1 where a target was missed."""
+    """Prints the table; returns 1 if a target was missed."""
     defaults = Settings(_env_file=None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--millions", type=float, nargs="+", default=[1.0, 10.0])
@@ -256,8 +260,8 @@ def main() -> int:
     parser.add_argument("--memory", default=defaults.kyc_warehouse_memory)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--max-fact-rows", type=int, default=defaults.kyc_warehouse_max_fact_rows)
-    parser.add_argument("--folder", type=Path, help="where lakes are made, and kept for the next run")
-    parser.add_argument("--models", action="store_true", help="also the seconds of each model")
+    parser.add_argument("--folder", type=Path, help="where to make the lakes and keep them for the next run")
+    parser.add_argument("--models", action="store_true", help="also print the seconds of each model")
     parser.add_argument("--way", choices=["build", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     limits = Limits(options.memory, options.threads, options.max_fact_rows)

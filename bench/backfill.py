@@ -1,11 +1,11 @@
-"""Days per run of a backfill, measured with days that are already paid for, so that no call is made.
+"""The cost of a backfill by days per run, with days already paid, so that it makes no call.
 
 In one process: wall and CPU seconds of `kyc-pipeline backfill`, publication included.
-Through the daemon: a backfill beside one run of the same range. Both go through the webserver, queue and
-daemon of a real instance with this project's `dagster.yaml`. The figures are the seconds from the request to
-the end, and those of the work alone, from the creation of the first run to the end of the last: the daemon
-looks for backfills every 30 s, which Dagster fixes.
-Last: what loading the code location costs beyond `import dagster`.
+Through the daemon: a backfill and one run of the same range. Both use the webserver, queue and daemon of a
+real instance with this project's `dagster.yaml`. The figures are the seconds from the request to the end,
+and those from the creation of the first run to the end of the last; the difference includes Dagster's fixed
+30 s interval between looking for backfills.
+Finally: the time to load the code location beyond `import dagster`.
 Run: `python bench/backfill.py [--days N] [--sizes N ...] [--no-daemon]`. A size is `max_partitions_per_run`.
 """
 
@@ -47,7 +47,7 @@ RUNS = """query ($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { resu
 def location() -> dg.Definitions:
     """The project's definitions with the benchmark's days per run."""
     if size := os.environ.get(SIZE):
-        # The assets read it when their modules are imported, below.
+        # The assets read it when their modules are imported by `definitions`.
         partitions.BACKFILL_POLICY = dg.BackfillPolicy.multi_run(int(size))
     from kyc_pipeline.definitions import build_defs
 
@@ -55,7 +55,7 @@ def location() -> dg.Definitions:
 
 
 def load_seconds(rounds: int = 5) -> tuple[float, float]:
-    """Median seconds of `import dagster` and of what loading the code location adds, in fresh processes."""
+    """Median seconds of `import dagster`, and of loading the code location after it, in fresh processes."""
     code = (
         "import time; a = time.perf_counter(); import dagster; b = time.perf_counter()\n"
         "from kyc_pipeline.definitions import build_defs; build_defs().get_repository_def()\n"
@@ -80,7 +80,7 @@ def in_process(days: Sequence[str], size: int, folder: Path, env: Mapping[str, s
 
 
 def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]) -> dict[str, float]:
-    """Seconds of one run of all days, and of a backfill with `size` days a run."""
+    """Seconds of one run of all days, and of a backfill with `size` days per run."""
     from tests.e2e.servers import CODE_LOCATION, free_port, poll, script, webserver
 
     workspace = folder / f"workspace-{size}.yaml"
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=60)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 30])
     parser.add_argument("--submissions", type=int, default=20, help="per day")
-    parser.add_argument("--no-daemon", action="store_true", help="only measure in one process")
+    parser.add_argument("--no-daemon", action="store_true", help="measure in one process only")
     options = parser.parse_args()
     days = [(FIRST + timedelta(days=n)).isoformat() for n in range(options.days)]
     with (
@@ -200,12 +200,12 @@ def main() -> None:
         found = {size: measure(days, size, folder, env) for size in sizes}
         assert simulator.received.total() == calls, "a paid day was paid again"
     print(f"{options.days} paid days of {options.submissions} submissions, no call made; seconds\n")
-    print("| days a run | runs | in one process | CPU |\n|---|---|---|---|")
+    print("| days per run | runs | in one process | CPU |\n|---|---|---|---|")
     for size, (wall, cpu) in local.items():
         print(f"| {size} | {-(-options.days // size)} | {wall:.1f} | {cpu:.1f} |")
     print()
     if found:
-        print("| days a run | runs | one run of all | backfill | ratio | its work alone | ratio |")
+        print("| days per run | runs | one run of all | backfill | ratio | its runs alone | ratio |")
         print("|---|---|---|---|---|---|---|")
     for size, seconds in found.items():
         one, backfill = seconds["one run"], seconds["backfill"]

@@ -1,13 +1,14 @@
-"""Answers into tables: our flatten beside the usual ways to read nested JSON.
+"""Our flatten compared with other ways to turn nested JSON into tables.
 
-Every way reads the same lake (days of answers and submissions), and writes the same four Parquet tables with
-zstd, with the same pseudonyms by the same function. Ours also keeps what the others lose: number literals,
-unknown fields, wrong types, what was echoed against what was sent, and `contract_drift`. Of the answers,
-`--odd` is the share with something to report: an unknown field, a missing one, a null, an unknown status (a
-wrong type would fail the day of the strict ways). Each run is a process of its own; the ways take turns. The
-slow ways run once, and the slowest on a tenth of the days; no time is scaled but in the column per answer.
-The target for dlt is that of one process, its default; beside it is dlt with two.
-Run: `python bench/flatten.py [--rows N] [--days N] [--rounds N] [--odd SHARE]`: 15 minutes as it stands.
+Every variant reads the same lake (days of answers and submissions) and writes the same four Parquet tables
+with zstd and the same pseudonyms. Ours also keeps what the others lose: number literals, unknown fields,
+wrong types, the comparison of the echo with what was sent, and `contract_drift`. `--odd` is the share of
+answers with something to report: an unknown field, a missing field, a null, an unknown status (a wrong type
+would fail the day for the strict variants). Each run has its own process; the variants take turns. Slow
+variants run once, the slowest on a tenth of the days; only the column per answer is scaled. The target for
+dlt refers to one process, its default; dlt with two processes is shown too.
+Run: `python bench/flatten.py [--rows N] [--days N] [--rounds N] [--odd SHARE]`; the defaults take 15
+minutes.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def days_of(count: int) -> list[str]:
 
 
 def answer(chance: random.Random, number: int, tags: dict[str, str], odd: float) -> dict[str, Any]:
-    """An answer with the fields of the API's documented example."""
+    """An answer with the fields of the API's example."""
     seconds = 1725148800 + number
     iso = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:26]
     checks = []
@@ -162,7 +163,7 @@ def texts_of(lake: Lake, day: str) -> pa.Table:
 
 
 def with_pseudonyms(tags: pa.Table) -> pa.Table:
-    """The tag table with our pseudonyms, and values only where they are clear."""
+    """The tag table with our pseudonyms, and only clear values."""
     names, values = (tags[column].combine_chunks().cast(pa.string()) for column in ("name", "value"))
     is_clear = pc.is_in(names, value_set=pa.array(sorted(CLEAR)))
     shown = pc.if_else(is_clear, values, pa.scalar(None, pa.string()))
@@ -293,7 +294,7 @@ def duckdb_from_json(lake: Lake, out: Path, days: list[str]) -> None:
 
 
 def plain_python(lake: Lake, out: Path, days: list[str]) -> None:
-    """msgspec reads each answer into dicts, and rows are collected in Python: what many projects do."""
+    """msgspec decodes each answer into dicts, and Python collects rows, as many projects do."""
     import msgspec
 
     decoder = msgspec.json.Decoder()
@@ -377,13 +378,13 @@ def polars_struct(lake: Lake, out: Path, days: list[str]) -> None:
 
 
 def dlt_parquet(lake: Lake, out: Path, days: list[str], workers: int = 1) -> None:
-    """dlt's own normaliser makes the tables, and hands the keys down to those of the lists."""
+    """dlt's own normaliser makes the tables and propagates the keys to the child tables."""
     import dlt
     from dlt.common.json import json as fast_json
     from dlt.common.normalizers.json.relational import DataItemNormalizer
 
     settings = {"DATA_WRITER__COMPRESSION": "zstd", "RUNTIME__DLTHUB_TELEMETRY": "false"}
-    if workers > 1:  # each works on a file of what was extracted
+    if workers > 1:  # each normalises one extracted file
         settings |= {"NORMALIZE__WORKERS": str(workers), "DATA_WRITER__FILE_MAX_ITEMS": "10000"}
     os.environ |= settings
     keys = ("verification_id", "submission_id")
@@ -442,11 +443,11 @@ WAYS: dict[str, tuple[Way, str | None, int, int]] = {
     "dlt": (dlt_parquet, "dlt", 10, 1),
     "dlt, two processes": (functools.partial(dlt_parquet, workers=2), "dlt", 10, 1),
 }
-"""The function, the package that it needs, of how many days it gets one, and its rounds at most."""
+"""The function, its package, one day in how many it gets, and its maximum of rounds."""
 
 
 def measure(way: str, lake: Path, out: Path, days: int) -> dict[str, float]:
-    """One run in a process of its own: wall seconds, CPU seconds, peak MB."""
+    """One run in its own process: wall seconds, CPU seconds, peak MB."""
     command = [
         sys.executable,
         __file__,
@@ -459,8 +460,7 @@ def measure(way: str, lake: Path, out: Path, days: int) -> dict[str, float]:
         "--days",
         str(days),
     ]
-    # The package asks Arrow for jemalloc, which here, where Arrow is loaded first, comes too late for ours;
-    # the peers have what Arrow chooses.
+    # Here Arrow is imported first, so the package selects jemalloc too late: set it for our variant only.
     environment = {name: value for name, value in os.environ.items() if name != ALLOCATOR}
     if way == OURS:
         environment |= {ALLOCATOR: os.environ[ALLOCATOR]}
@@ -513,9 +513,9 @@ def main() -> None:
             growth[size] = measure(OURS, one_day, Path(folder) / f"out-of-{size}", 1)["mb"]
     print(
         f"{options.rows:,} answers over {options.days} days, {options.odd:.1%} with something to report, "
-        f"medians of the rounds, in turns\n"
+        f"medians of interleaved rounds\n"
     )
-    print("| way | answers | rounds | wall s | CPU s | peak MB | µs an answer |")
+    print("| variant | answers | rounds | wall s | CPU s | peak MB | µs per answer |")
     print("|---|---|---|---|---|---|---|")
     cost: dict[str, float] = {}
     for way, results in found.items():
@@ -555,7 +555,7 @@ def verdict(
             line("at least 20 × dlt", f"{gain:.1f} ×", gain >= 20)
         peak = max(result["mb"] for result in found[OURS])
         line("peak memory at most 500 MB", f"{peak:.0f} MB", peak <= 500)
-    # The first day's tables are smaller than a row group, so it has less of them in memory.
+    # The smallest day does not fill a row group, so it needs less memory: leave it out.
     _, before, after = growth.values()
     line(
         "flat as a day grows tenfold, and at most 500 MB",

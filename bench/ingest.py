@@ -1,9 +1,9 @@
-"""A day of 1,000,000 manifest rows: our ingest beside pandas.read_csv with the same checks vectorised.
+"""A day of 1,000,000 manifest rows: our ingest compared with vectorised checks after pandas.read_csv.
 
-Documents are left aside: all rows share a few small images, each of which both ways examine once. Both read
-the same CSV file (200 MB), apply the same rules, find duplicates and conflicts, and write two Parquet files.
-Each run is a process of its own; the ways take turns. Ours also runs once on a tenth of the rows, to show how
-little its memory grows with them. Run: `python bench/ingest.py [--rows N] [--rounds N]`.
+All rows share a few small images, which both variants examine once, so documents hardly count. Both read the
+same CSV file (200 MB), apply the same rules, find duplicates and conflicts, and write two Parquet files.
+Each run has its own process; the variants take turns. Ours also runs once on a tenth of the rows, to show
+how little its memory grows. Run: `python bench/ingest.py [--rows N] [--rounds N]`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ IMAGES = 50
 
 
 def make_landing(landing: Path, rows: int) -> None:
-    """A CSV of `rows` rows: one in 50 breaks a rule, one in 100 comes twice."""
+    """A CSV of `rows` rows: one in 50 breaks a rule, one in 100 is a duplicate."""
     from PIL import Image
 
     documents = landing / "documents" / "2024" / "09" / "01"
@@ -54,7 +54,7 @@ def ours(landing: Path, out: Path) -> tuple[int, int]:
 
 
 def pandas_whole(landing: Path, out: Path) -> tuple[int, int]:
-    """The same, by pandas with the whole file in memory."""
+    """The same with pandas, the whole file in memory."""
     import hashlib
 
     import numpy as np
@@ -111,7 +111,7 @@ WAYS = {OURS: ours, PEER: pandas_whole}
 
 
 def measure(way: str, landing: Path, out: Path) -> dict[str, float]:
-    """One run in a process of its own: wall seconds, CPU seconds, peak MB and what came out."""
+    """One run in its own process: wall seconds, CPU seconds, peak MB and row counts."""
     command = [sys.executable, __file__, "--run", way, "--landing", str(landing), "--out", str(out)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(answer.stdout))
@@ -152,7 +152,7 @@ def main() -> None:
         make_landing(Path(folder) / "tenth", options.rows // 10)
         tenth = measure(OURS, Path(folder) / "tenth", Path(folder) / "tenth-out")
     print(f"{options.rows:,} manifest rows in one CSV of {size:.0f} MB, medians of {options.rounds} runs\n")
-    print("| way | wall s | CPU s | peak MB | accepted | rejected |")
+    print("| variant | wall s | CPU s | peak MB | accepted | rejected |")
     print("|---|---|---|---|---|---|")
     for way, results in found.items():
         wall, cpu, mb = (statistics.median(r[key] for r in results) for key in ("wall", "cpu", "mb"))
@@ -167,9 +167,9 @@ def main() -> None:
     print("|---|---|---|")
     for target, measured, is_met in (
         ("at most 2 × pandas", f"{ratio:.2f} ×", ratio <= 2),
-        ("the same rows accepted and rejected", "the same" if same else "others", same),
+        ("the same rows accepted and rejected", "identical" if same else "different", same),
         (
-            "memory bounded: ten times the rows in at most a half more",
+            "bounded memory: at most 1.5 × for ten times the rows",
             f"{tenth['mb']:.0f} MB for {options.rows // 10:,} rows, {peak:.0f} MB for {options.rows:,}",
             peak <= 1.5 * tenth["mb"],
         ),

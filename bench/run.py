@@ -1,7 +1,7 @@
 """Runs every benchmark and writes `bench/results.md`: `python bench/run.py [--quick] [NAME ...]`.
 
-Each benchmark compares ways side by side in one run; a figure of one machine is no promise for another, the
-ratios are what to look at.
+Each benchmark compares variants side by side in one run. Look at the ratios: absolute figures hold for one
+machine only.
 """
 
 import argparse
@@ -23,10 +23,10 @@ QUICK = {
 
 
 def main() -> int:
-    """Runs what was asked for; the exit code is 1 where a benchmark failed."""
+    """Runs the selected benchmarks; exit code 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(QUICK)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="small inputs, one round: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="small inputs and one round, as a smoke test")
     arguments = parser.parse_args()
     scale = ", small inputs (--quick)" if arguments.quick else ""
     where = f"{os.cpu_count()} cores, Python {platform.python_version()}{scale}"

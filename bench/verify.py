@@ -1,11 +1,11 @@
-"""How fast the engine verifies, and how much memory it takes, against a bare loop without a ledger.
+"""Speed and memory of the engine, compared with a bare loop without a ledger.
 
-`python bench/verify.py [--rounds 3] [--quick]` prints Markdown; about eight minutes on a quiet machine. One
-server, in a process of its own, serves all ways of a setting. The ways are run in turn, `--rounds` times,
-every other time backwards, and send the same documents, read from disk at each call. The ratios are those
-of one round, and the median counts: figures depend on what else the machine does. The CPU time is that of
-the client's process, all its threads, the ledger and the lake included. A second table has what each trick
-for speed brings (ADR 0009): the engine without it, against the engine as it is.
+`python bench/verify.py [--rounds 3] [--quick]` prints Markdown; it takes about eight minutes on an idle
+machine. One server process serves all variants of a setting. The variants run in turn, `--rounds` times,
+every other round in reverse order. They send the same documents, read from disk for each call. Ratios
+compare variants of the same round, and the median is reported, since the machine's load varies. CPU time is
+that of the client process with all its threads, ledger and lake included. A second table shows what each
+optimisation of ADR 0009 gains: the engine without it, relative to the engine.
 """
 
 import argparse
@@ -44,14 +44,14 @@ from kyc_pipeline.verify.signals import StopFlag
 
 
 class Cost(NamedTuple):
-    """What some calls took."""
+    """Wall and CPU time of some calls."""
 
     seconds: float
     cpu_seconds: float
 
 
 Way = Callable[[str, Path, int, int], Cost]
-"""Given the server's URL, the folder of documents, how many calls, and how many in flight."""
+"""Takes the server's URL, the folder of documents, the number of calls, and the number in flight."""
 
 DATE = "2024-09-01"
 ID_BYTES, SELFIE_BYTES = 250_000, 110_000
@@ -64,8 +64,8 @@ ANSWER = (
 )
 
 
-def serve(latency: float, tell: Connection) -> None:
-    """A server that reads a whole request, waits, and answers always the same."""
+def serve(latency: float, parent: Connection) -> None:
+    """A server that reads the whole request, waits, and always gives the same answer."""
 
     async def verify(request: web.Request) -> web.Response:
         async for _ in request.content.iter_any():
@@ -84,7 +84,7 @@ def serve(latency: float, tell: Connection) -> None:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        tell.send(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        parent.send(f"http://127.0.0.1:{runner.addresses[0][1]}")
         await asyncio.Event().wait()
 
     asyncio.run(run())
@@ -92,7 +92,7 @@ def serve(latency: float, tell: Connection) -> None:
 
 @contextmanager
 def measured() -> Iterator[Callable[[], Cost]]:
-    """Measures a block; what it yields tells the cost once the block has ended."""
+    """Measures a block; the yielded function returns the cost once the block has ended."""
 
     def now() -> Cost:
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -115,7 +115,7 @@ async def in_flight(calls: int, concurrency: int, call: Callable[[], Awaitable[o
 
 
 def bare_aiohttp(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
-    """Calls a second of a plain loop: open the files, post, read the answer."""
+    """A plain loop: open the files, post, read the answer."""
 
     async def run() -> Cost:
         connector = aiohttp.TCPConnector(limit=concurrency)
@@ -141,7 +141,7 @@ def bare_aiohttp(url: str, documents: Path, calls: int, concurrency: int) -> Cos
 
 
 def aiohttp_with_our_body(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
-    """The same with a body that is made as the engine's client makes it, not by aiohttp's FormData."""
+    """The same loop, with the body built as the engine's client does, not by aiohttp's FormData."""
     boundary = "0" * 32
     part = f"--{boundary}\r\nContent-Disposition: form-data; name="
     image = "\r\nContent-Type: image/jpeg\r\n\r\n"
@@ -184,7 +184,7 @@ def aiohttp_with_our_body(url: str, documents: Path, calls: int, concurrency: in
 
 
 def bare_client(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
-    """Calls a second of the engine's own client, without engine and ledger."""
+    """The engine's client, without engine and ledger."""
 
     async def run() -> Cost:
         async with DeepXLClient(url, SecretStr("t"), max_connections=concurrency) as client:
@@ -212,7 +212,7 @@ def settings_for(url: str, root: Path, documents: Path, concurrency: int) -> Set
 
 
 def submit(lake: Lake, submissions: int, documents: Path) -> None:
-    """The partition of accepted submissions, written in slices."""
+    """Writes the partition of accepted submissions in slices."""
     id_size, selfie_size = ((documents / name).stat().st_size for name in ("id.jpg", "selfie.jpg"))
     with lake.writer(SUBMISSIONS, DATE) as writer:
         for start in range(0, submissions, 10_000):
@@ -238,7 +238,7 @@ def submit(lake: Lake, submissions: int, documents: Path) -> None:
 
 
 def engine(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
-    """Calls a second of the engine, from reading the lake to writing it, with a ledger that exists."""
+    """The engine, from reading the lake to writing it, with an existing ledger."""
     with tempfile.TemporaryDirectory(dir=documents.parent) as folder:
         settings = settings_for(url, Path(folder), documents, concurrency)
         lake = Lake(settings.kyc_lake)
@@ -255,7 +255,7 @@ def engine(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
 
 
 class HttpxBody(MultipartBody):
-    """The body that httpx makes of `files=`: what our own one replaces."""
+    """The body that httpx builds from `files=`, in place of our own."""
 
     def __enter__(self) -> "HttpxBody":
         self._opened = ExitStack()
@@ -284,7 +284,7 @@ class HttpxBody(MultipartBody):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self.request.stream, httpx.AsyncByteStream)
         last = b""
-        async for chunk in self.request.stream:  # one behind, to know the last one
+        async for chunk in self.request.stream:  # one chunk behind, to recognise the last one
             if last:
                 yield last
             last = chunk
@@ -313,7 +313,7 @@ def engine_with_httpx_body(url: str, documents: Path, calls: int, concurrency: i
 
 
 def engine_with_httpx_client(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
-    """Without `deepxl/transport.py` going straight to the transport."""
+    """With `httpx.AsyncClient` between `deepxl/transport.py` and the transport."""
     with patch("kyc_pipeline.deepxl.transport.AiohttpTransport", ThroughClient):
         return engine(url, documents, calls, concurrency)
 
@@ -328,16 +328,16 @@ TRICKS = (engine, engine_with_httpx_body, engine_with_httpx_client, engine_with_
 
 
 def tricks(documents: Path, rounds: int, calls: int) -> None:
-    """CPU time of a whole paid call without each trick, in turns, at no latency."""
+    """CPU time of a whole paid call without each optimisation, interleaved, at no latency."""
     url, server = in_process(serve, 0.0)
-    engine(str(url), documents, 50, 64)  # what is imported at the first call counts for none of them
+    engine(str(url), documents, 50, 64)  # imports of the first call must not count
     costs: dict[Way, list[Cost]] = {way: [] for way in TRICKS}
     for number in range(rounds):
         for way in TRICKS if number % 2 == 0 else reversed(TRICKS):
             costs[way].append(way(str(url), documents, calls, 64))
     server.terminate()
     server.join()
-    print("\n| way | CPU ms a call | of the engine as it is | lowest and highest round |")
+    print("\n| variant | CPU ms per call | relative to the engine | lowest and highest round |")
     print("|---|---|---|---|")
     for way in TRICKS:
         cpu = statistics.median(cost.cpu_seconds / calls * 1000 for cost in costs[way])
@@ -351,8 +351,8 @@ def tricks(documents: Path, rounds: int, calls: int) -> None:
         )
 
 
-def peak_memory(url: str, root: Path, documents: Path, submissions: int, tell: Connection) -> None:
-    """Runs a whole partition, then once more; tells peak megabytes and the seconds of both runs."""
+def peak_memory(url: str, root: Path, documents: Path, submissions: int, parent: Connection) -> None:
+    """Runs a whole partition twice; sends the peak megabytes and the seconds of both runs."""
     settings = settings_for(url, root, documents, 64)
     lake = Lake(settings.kyc_lake)
     with Ledger(settings.kyc_ledger_url) as ledger:
@@ -364,11 +364,11 @@ def peak_memory(url: str, root: Path, documents: Path, submissions: int, tell: C
             )
             seconds.append(time.perf_counter() - started)
             assert summary.is_complete
-    tell.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *seconds))
+    parent.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *seconds))
 
 
 def in_process(target: Callable[..., None], *arguments: object) -> tuple[object, BaseProcess]:
-    """Starts `target` in a new process; its first message and the process."""
+    """Starts `target` in a new process; returns its first message and the process."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(*arguments, send), daemon=True)
@@ -379,14 +379,14 @@ def in_process(target: Callable[..., None], *arguments: object) -> tuple[object,
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared: the first of `ways` is the base, and the engine comes last."""
+    """A comparison: the first of `ways` is the base, the engine comes last."""
 
     latency: float
     concurrency: int
     calls: int
     ways: tuple[Way, ...]
     target: float
-    """Share of the base's pace that the engine is to reach."""
+    """Share of the base's rate that the engine must reach."""
 
 
 SETTINGS = (
@@ -399,7 +399,7 @@ PAID_TARGET_SECONDS = 3
 
 
 def compare(documents: Path, rounds: int, quick: bool) -> None:
-    print("| latency | in flight | way | calls/s | CPU ms a call | of the first way | target |")
+    print("| latency | in flight | variant | calls/s | CPU ms per call | relative to the first | target |")
     print("|---|---|---|---|---|---|---|")
     for setting in SETTINGS:
         url, server = in_process(serve, setting.latency)
@@ -411,18 +411,18 @@ def compare(documents: Path, rounds: int, quick: bool) -> None:
         server.terminate()
         server.join()
         for way in setting.ways:
-            # Round by round, since the machine's load differs from round to round.
+            # Ratios within a round, since the machine's load varies between rounds.
             ratio = statistics.median(
                 base.seconds / mine.seconds
                 for mine, base in zip(costs[way], costs[setting.ways[0]], strict=True)
             )
             target = verdict(f"{setting.target:.0%}", ratio >= setting.target) if way is engine else ""
-            pace = statistics.median(calls / cost.seconds for cost in costs[way])
+            rate = statistics.median(calls / cost.seconds for cost in costs[way])
             cpu = statistics.median(cost.cpu_seconds / calls * 1000 for cost in costs[way])
             name = way.__name__.replace("_", " ")
             print(
                 f"| {setting.latency * 1000:.0f} ms | {setting.concurrency} | {name} "
-                f"| {pace:.0f} | {cpu:.2f} | {ratio:.0%} "
+                f"| {rate:.0f} | {cpu:.2f} | {ratio:.0%} "
                 f"| {target} |",
                 flush=True,
             )
@@ -433,7 +433,7 @@ def verdict(target: str, met: bool) -> str:
 
 
 def memory(folder: Path, quick: bool) -> None:
-    print("\n| submissions | peak MB | first run s | already paid s |")
+    print("\n| submissions | peak MB | first run s | run when already paid s |")
     print("|---|---|---|---|")
     documents = folder / "small" / "documents"
     documents.mkdir(parents=True)
@@ -446,10 +446,10 @@ def memory(folder: Path, quick: bool) -> None:
         root = folder / f"memory-{submissions}"
         root.mkdir()
         submit(Lake(str(root / "lake")), submissions, documents)
-        told, process = in_process(peak_memory, str(url), root, documents, submissions)
+        figures, process = in_process(peak_memory, str(url), root, documents, submissions)
         process.join()
-        assert isinstance(told, tuple)
-        peak, first, again = told
+        assert isinstance(figures, tuple)
+        peak, first, again = figures
         peaks.append(peak)
         print(f"| {submissions:,} | {peak:.0f} | {first:.1f} | {again:.2f} |", flush=True)
     server.terminate()
@@ -458,7 +458,7 @@ def memory(folder: Path, quick: bool) -> None:
     memory_verdict = verdict(f"{MEMORY_TARGET_MB} MB", growth <= MEMORY_TARGET_MB)
     paid_verdict = verdict(f"{PAID_TARGET_SECONDS} s", again < PAID_TARGET_SECONDS)
     print(f"\nPeak memory grows by {growth:.0f} MB (target {memory_verdict}).")
-    print(f"The partition that is already paid passes in {again:.2f} s (target {paid_verdict}).")
+    print(f"An already paid partition takes {again:.2f} s (target {paid_verdict}).")
 
 
 def main() -> None:
@@ -467,7 +467,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a quarter of the calls, a tenth of the memory test"
     )
-    parser.add_argument("--tricks", action="store_true", help="only what each trick brings")
+    parser.add_argument("--tricks", action="store_true", help="only the gain of each optimisation")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kyc-bench-") as folder:
         documents = Path(folder) / "landing" / "documents"

@@ -1,4 +1,4 @@
-"""Documents to send, and clients with a credential that must not show anywhere."""
+"""Documents to send, and clients with a credential that must never show."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def token() -> str:
 
 @pytest.fixture
 def make_request(tmp_path: Path) -> Callable[..., VerificationRequest]:
-    """A function that makes a request for a submission, with documents of the wanted size."""
+    """Makes a request for a submission, with documents of a given size."""
 
     def make(submission_id: str = "2024-09-03-0001", *, size: int = 20_000) -> VerificationRequest:
         paths = [tmp_path / f"{submission_id}-{kind}" for kind in ("passport Jane Doe", "selfie Jane Doe")]
@@ -46,7 +46,7 @@ def make_request(tmp_path: Path) -> Callable[..., VerificationRequest]:
 
 @pytest.fixture
 def connect(token: str) -> Callable[..., DeepXLClient]:
-    """A function that makes a client for a URL."""
+    """Makes a client for a URL."""
 
     def make(
         url: str,

@@ -1,4 +1,4 @@
-"""The client against real servers: what it sends, what it takes, what each status and look-up means."""
+"""The client against real servers: requests, answers, statuses and look-ups."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ View = Callable[[web.Request], web.StreamResponse]
 
 @asynccontextmanager
 async def answering(view: View) -> AsyncIterator[tuple[str, list[tuple[web.Request, bytes]]]]:
-    """A server that answers every request by `view`; its URL, and the requests with their bodies."""
+    """Runs a server that answers with `view`; yields its URL and the requests with their bodies."""
     seen: list[tuple[web.Request, bytes]] = []
 
     async def handle(request: web.Request) -> web.StreamResponse:

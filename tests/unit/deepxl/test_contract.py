@@ -148,7 +148,7 @@ VALUES = st.recursive(
 
 
 def plain(value: object) -> object:
-    """What `json` reads, from what `read_json` reads."""
+    """The result of `json`, from the result of `read_json`."""
     if isinstance(value, Object):
         return {key: plain(member) for key, member in value.members}
     if isinstance(value, list):
@@ -168,7 +168,7 @@ def test_reading_exactly_agrees_with_the_standard_library(
 
 
 def read_deep(text: str) -> Json:
-    """What `read_json` makes of `text` where it lies too deep for Python's own stack."""
+    """The result of `read_json` for `text` nested too deep for Python's stack."""
     value = read_json("[" * 2000 + "[0," + text + "]" + "]" * 2000)
     for length in [1] * 2000 + [2]:
         if not isinstance(value, list) or len(value) != length:

@@ -1,4 +1,4 @@
-"""What an answer means, and that a message never tells what the vendor wrote."""
+"""What an answer means; a message never repeats the vendor's text."""
 
 import json
 from datetime import UTC, datetime, timedelta

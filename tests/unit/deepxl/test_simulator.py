@@ -1,4 +1,4 @@
-"""The simulator over HTTP: the vendor's shapes, refusals, history, store, and scores that look like life."""
+"""The simulator over HTTP: the vendor's shapes, refusals, history, store and realistic scores."""
 
 import json
 import os
@@ -249,7 +249,7 @@ def test_the_store_keeps_the_records(tmp_path: Path) -> None:
     with running_simulator(store=store) as server:
         identifier = post(server, "s-1").json()["result"]["verificationId"]
     with store.open("ab") as file:
-        file.write(b'{"verificationId": 9, "cut')  # as a kill in the middle of a write leaves it
+        file.write(b'{"verificationId": 9, "cut')  # as left by a kill during a write
     with running_simulator(store=store) as server:
         found = get(server, "/v1/verification", tagFilter="submissionId=s-1").json()
         assert [record["verificationId"] for record in found["data"]] == [identifier]

@@ -1,4 +1,4 @@
-"""What a fault of the network means, against real sockets with the very transport that is used.
+"""What a network fault means, against real sockets with the real transport.
 
 The raw servers count the requests that reach them: a POST must never be sent a second time by itself.
 """
@@ -31,7 +31,7 @@ Connect = Callable[..., DeepXLClient]
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[str]:
-    """A TCP server on loopback that gives every connection to `handler`; its URL."""
+    """Runs a TCP server on loopback with `handler` for every connection; yields its URL."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def connected(reader: Reader, writer: Writer) -> None:
@@ -244,7 +244,7 @@ async def test_a_connection_that_the_server_closed_while_idle(
     async with serving(handler) as url, connect(url) as client:
         await client.verify(make_request())
         await closed.wait()
-        for _ in range(20):  # turns of the loop, in which the client's side sees the end
+        for _ in range(20):  # iterations of the loop, for the client to see the end
             await asyncio.sleep(0)
         await client.verify(make_request())
     assert requests == 2
@@ -253,7 +253,7 @@ async def test_a_connection_that_the_server_closed_while_idle(
 async def test_a_post_is_never_sent_again_on_a_new_connection(
     connect: Connect, make_request: MakeRequest
 ) -> None:
-    """aiohttp sends idempotent requests again when a kept connection turns out closed; a POST it must not."""
+    """aiohttp repeats idempotent requests on a kept connection that was closed; it must not repeat a POST."""
     requests: list[bytes] = []
 
     async def handler(reader: Reader, writer: Writer) -> None:
@@ -272,7 +272,7 @@ async def test_a_post_is_never_sent_again_on_a_new_connection(
         with pytest.raises(MaybeProcessed):
             await client.verify(make_request())
         assert requests == [b"POST", b"POST"]
-        # The same with a GET, to show that this server does provoke the transport's own repetition.
+        # The same with a GET shows that this server provokes the transport's own repetition.
         await client.check_access()
         await client.check_access()
         assert requests[2:] == [b"GET", b"GET", b"GET"]

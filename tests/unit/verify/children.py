@@ -1,4 +1,4 @@
-"""What tests run in processes of their own, so that these can be killed or starved."""
+"""Functions that tests run in separate processes, to kill or starve them."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ def verify(root: str, server: str, ledger_url: str, options: dict[str, Any], dat
 
 
 def verify_or_busy(*arguments: Any) -> None:
-    """Runs the engine over one partition; ends with `BUSY` where another run has it."""
+    """Runs the engine over one partition; exits with `BUSY` if another run holds it."""
     try:
         verify(*arguments)
     except PartitionBusy:
@@ -34,7 +34,7 @@ def verify_or_busy(*arguments: Any) -> None:
 
 
 def verify_until_signalled(root: str, server: str, options: dict[str, Any], tell: Connection) -> None:
-    """Runs the engine as the command line does; tells of each stage of a stop, and how the run stopped."""
+    """Runs the engine as the command line does; sends each stop stage, then why the run stopped."""
     stop = StopFlag()
     world = World(Path(root), server, options=options)
     with stop_on_signals(stop), stop.watched(lambda: tell.send("now" if stop.immediate else "drain")):
@@ -43,7 +43,7 @@ def verify_until_signalled(root: str, server: str, options: dict[str, Any], tell
 
 
 def verify_with_small_files(limit: int, root: str, server: str, ledger_url: str, tell: Connection) -> None:
-    """Runs the engine where no file may grow beyond `limit` bytes; tells the error's one line, or "done"."""
+    """Runs the engine with files limited to `limit` bytes; sends the error's line, or "done"."""
     world = World(Path(root), server, ledger_url)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -57,7 +57,7 @@ def verify_with_small_files(limit: int, root: str, server: str, ledger_url: str,
 
 
 def lock_ledger(url: str, pipe: Connection) -> None:
-    """Keeps everybody else from writing the ledger, until it is told that this is enough."""
+    """Locks the ledger against other writers until a message arrives."""
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":

@@ -23,7 +23,7 @@ def world(tmp_path: Path, ledger_url: str) -> Iterator[World]:
 
 @pytest.fixture
 def sqlite_world(tmp_path: Path) -> Iterator[World]:
-    """A world on SQLite only, for what does not depend on the database."""
+    """A world on SQLite only, for tests that do not depend on the database."""
     made = World(tmp_path)
     yield made
     made.ledger.close()
@@ -31,9 +31,9 @@ def sqlite_world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
-    """Starts processes quickly: they fork from a server that has imported already what takes time."""
+    """Starts processes quickly: they fork from a server that has already done the slow imports."""
     context = multiprocessing.get_context("forkserver")
-    # pyarrow imports pandas by itself, when it first makes rows of Python's values.
+    # pyarrow imports pandas when it first converts Python values.
     context.set_forkserver_preload(
         ["kyc_pipeline.verify.engine", "alembic.command", "pandas", "pyarrow.compute", "psycopg"]
     )
@@ -42,7 +42,7 @@ def processes() -> ForkServerContext:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
-    """Waits until a condition holds; an error after half a minute."""
+    """Waits until a condition holds; fails after half a minute."""
     import threading
 
     def wait(condition: Callable[[], bool]) -> None:

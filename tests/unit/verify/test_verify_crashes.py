@@ -73,7 +73,7 @@ def test_killed_at_random_moments(world: World, processes: ForkServerContext, un
         assert_nothing_paid_twice_or_lost(world, simulator, ids)
         outcomes = Counter(world.outcomes().values())
         assert set(outcomes) <= {"completed", "uncertain"}
-        # What was claimed and never sent cannot be told from what was sent and lost: it is held.
+        # A claim that was never sent looks like one that was sent and lost, so it is held.
         assert outcomes["uncertain"] == summary.held == len(list_held(world.ledger))
         assert outcomes["completed"] == len(simulator.records)
         assert max(simulator.received.values()) == 1
@@ -96,7 +96,7 @@ def test_a_partition_says_that_calls_may_be_under_way(
         child.join()
     assert world.lake.metadata(VERIFICATION_RESPONSES, DATE)["state"] == "dispatching"
     assert set(world.outcomes().values()) == {"not_attempted"}
-    # The next run settles what it can without a call of its own: these two may have been sent.
+    # These two may have been sent, so the next run makes no call for them.
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
         world.verify(run_id="run-2")
@@ -105,7 +105,7 @@ def test_a_partition_says_that_calls_may_be_under_way(
 
 
 def verify_with_small_files(world: World, processes: ForkServerContext, limit: int) -> str:
-    """What a run says in a process that may write no file of more than `limit` bytes."""
+    """The message of a run in a process whose files are limited to `limit` bytes."""
     receive, send = processes.Pipe(duplex=False)
     child = processes.Process(
         target=children.verify_with_small_files,
@@ -113,10 +113,10 @@ def verify_with_small_files(world: World, processes: ForkServerContext, limit: i
     )
     child.start()
     send.close()
-    told: str = receive.recv()
+    message: str = receive.recv()
     child.join()
-    assert "\n" not in told
-    return told
+    assert "\n" not in message
+    return message
 
 
 def test_a_disk_that_is_full_for_the_ledger(sqlite_world: World, processes: ForkServerContext) -> None:
@@ -126,10 +126,10 @@ def test_a_disk_that_is_full_for_the_ledger(sqlite_world: World, processes: Fork
     received = []
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
-        # From a ledger that cannot be made to one that is full in the middle of the calls.
+        # From a ledger that cannot be created to one that fills up between calls.
         for kilobytes in (0, 64, 160, 256, 512):
-            told = verify_with_small_files(world, processes, kilobytes * 1024)
-            assert "the ledger" in told or told == "done"
+            message = verify_with_small_files(world, processes, kilobytes * 1024)
+            assert "the ledger" in message or message == "done"
             received.append(simulator.received.total())
         assert received[0] == 0
         assert any(0 < count < len(ids) for count in received)
@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_for_the_ledger(sqlite_world: World, processes: Fork
 def test_a_disk_that_is_full_for_the_lake(
     tmp_path: Path, postgres_url: str, processes: ForkServerContext
 ) -> None:
-    """The ledger is a server's, so that only the lake's writes fail."""
+    """The ledger is on a server, so only the lake's writes fail."""
     world = World(tmp_path, ledger_url=postgres_url)
     ids = [f"s-{number:02}" for number in range(40)]
     world.submit(*ids)
@@ -152,10 +152,10 @@ def test_a_disk_that_is_full_for_the_lake(
         assert no_room in verify_with_small_files(world, processes, 0)
         assert not simulator.received
         assert not table.exists()
-        # There is room for the table before the calls, and none for the one with the answers.
-        told = verify_with_small_files(world, processes, 8_000)
-        assert no_room in told
-        assert "every answer is in the ledger" in told
+        # There is room for the table before the calls, but not for the one with the answers.
+        message = verify_with_small_files(world, processes, 8_000)
+        assert no_room in message
+        assert "every answer is in the ledger" in message
         assert set(world.outcomes().values()) == {"not_attempted"}
         assert dict(simulator.received) == dict.fromkeys(ids, 1)
         assert [path.name for path in table.parent.iterdir()] == [table.name]
@@ -166,7 +166,7 @@ def test_a_disk_that_is_full_for_the_lake(
 
 @contextlib.contextmanager
 def locked_by_another_process(world: World, processes: ForkServerContext) -> Iterator[None]:
-    """Another process has the ledger locked while the block runs."""
+    """Another process locks the ledger until the block ends."""
     here, there = processes.Pipe()
     other = processes.Process(target=children.lock_ledger, args=(world.settings.kyc_ledger_url, there))
     other.start()
@@ -278,7 +278,7 @@ def test_processes_that_start_one_partition_at_once(world: World, processes: For
             run.start()
         for run in runs:
             run.join()
-        # Who came while another had the partition was told so; who came later found nothing to do.
+        # A run during another run was refused; a later one found nothing to do.
         assert 0 in {run.exitcode for run in runs}
         assert {run.exitcode for run in runs} <= {0, children.BUSY}
         assert dict(simulator.received) == dict.fromkeys(ids, 1)
@@ -293,7 +293,7 @@ def expiry(ledger: Ledger) -> int:
 def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
     world: World, until: Until
 ) -> None:
-    """As after a sleep of the machine: another host took the partition over, with calls in flight here."""
+    """Another host took over the partition while this one, with calls in flight, was suspended."""
     ids = [f"s-{number:02}" for number in range(80)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 3}
@@ -333,7 +333,7 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
         )
         sent = simulator.received.total()
         assert sent < len(ids)
-        # The answers of the calls that were in flight were taken, though they came after the loss.
+        # The answers of the calls in flight were recorded, though they came after the loss.
         stored = read_entries(world.ledger, ids).values()
         assert Counter(entry.state for entry in stored) == {State.COMPLETED: sent}
         release_lease(world.ledger, taker[0])

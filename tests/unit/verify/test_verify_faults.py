@@ -1,4 +1,4 @@
-"""Every way an answer can go wrong, against a real server that counts what it received."""
+"""Every way an answer can go wrong, against a real server that counts its requests."""
 
 import pytest
 from world import DATE, TOKEN, World
@@ -34,8 +34,7 @@ def records_of(simulator: Simulator, submission_id: str) -> list[int]:
     ]
 
 
-# What one fault makes of a submission: its outcome, how often it was sent, and how often it is sent in
-# the end, when two more runs have passed over the partition.
+# The faults of a submission, its outcome, and how often it was sent, also after two more runs.
 FAULTS: list[tuple[str, list[Fault], str, int]] = [
     *[(f"{status}", [Answers(status)], "refused", 1) for status in (400, 404, 405, 413, 415, 422)],
     *[(f"{status} then well", [Answers(status)], "completed", 2) for status in (408, 425, 429, 503)],

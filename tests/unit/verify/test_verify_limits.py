@@ -51,14 +51,14 @@ def test_two_hosts_share_a_rate_on_postgres_evenly(
         assert [run.exitcode for run in runs] == [0, 0]
         assert simulator.received.total() == 300
         times = [call_times(ledger, date) for date in dates]
-    # Only while both are at work do they share; and the first ones may come at once, after the rest before.
+    # They share the rate only while both run; the first calls may come in a burst.
     begin, end = max(both[10] for both in times), min(both[-1] for both in times)
     shared = [[moment for moment in both if begin <= moment <= end] for both in times]
     rate = sum(map(len, shared)) / (end - begin)
     assert 50 * 0.95 <= rate <= 50 * 1.05
     # They take turns.
     assert abs(len(shared[0]) - len(shared[1])) <= 0.1 * len(shared[0])
-    # No bursts: in no half second many more than the 25 that belong there.
+    # No bursts: never many more than 25 calls in half a second.
     merged = sorted(shared[0] + shared[1])
     assert all(merged[i + 40] - merged[i] > 0.5 for i in range(len(merged) - 40))
 
@@ -103,7 +103,7 @@ def test_a_slow_rate_is_kept_too(ledger_url: str) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_slows_every_worker(sqlite_world: World, form: str) -> None:
-    """One answer asks for a pause; nobody else's next call comes before its end."""
+    """One answer asks for a pause; no worker sends its next call before the end of it."""
     world = sqlite_world
     ids = [f"s-{number:02}" for number in range(12)]
     world.submit(*ids)

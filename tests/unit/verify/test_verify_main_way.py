@@ -1,4 +1,4 @@
-"""The main way of the engine: sent once, recorded, written; a second run makes no call."""
+"""The usual run: each submission is sent once, recorded and written; a second run makes no call."""
 
 from collections.abc import Callable
 from pathlib import Path

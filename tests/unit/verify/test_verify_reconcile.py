@@ -1,4 +1,4 @@
-"""The day's books side by side: the comparison finds what is taken out, doubled, invented or changed."""
+"""Reconciliation of a day: it finds outcomes that were removed, duplicated, invented or changed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def differences(world: World) -> list[str]:
     return [str(found) for found in reconcile(world.lake, world.ledger, DATE).differences]
 
 
-def test_books_that_agree(world: World) -> None:
+def test_stores_that_agree(world: World) -> None:
     accounts = reconcile(verified(world).lake, world.ledger, DATE)
     assert (accounts.submissions, accounts.outcomes, accounts.in_ledger) == (4, 4, 4)
     assert accounts.differences == ()
@@ -56,7 +56,7 @@ def test_a_failed_one_that_moved_to_another_day_was_not_attempted_there(sqlite_w
     assert reconcile(world.lake, world.ledger, "2024-09-02").differences == ()
 
 
-def test_books_of_days_without_calls(sqlite_world: World) -> None:
+def test_days_without_calls(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit()
     world.verify()

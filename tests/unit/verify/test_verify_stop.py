@@ -1,4 +1,4 @@
-"""Stopping a run: what is in flight ends and is recorded, and nothing new begins."""
+"""Stopping a run: calls in flight finish and are recorded, and no new call starts."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ FOUR = {"deepxl_max_concurrency": 4}
 
 
 def sent_or_not(world: World) -> Counter[str]:
-    """Submissions by outcome; one that was claimed and one that was not yet are both not sent."""
+    """Submissions by outcome; `failed` and `not_attempted` both count as not sent."""
     unsent = {"failed": "not sent", "not_attempted": "not sent"}
     return Counter(unsent.get(outcome, outcome) for outcome in world.outcomes().values())
 
@@ -128,7 +128,7 @@ def test_ctrl_c_in_the_calling_thread_drains_and_is_raised_again(sqlite_world: W
         sent = simulator.received.total()
         assert sent < 40
         assert sent_or_not(world) == {"completed": sent, "not sent": 40 - sent}
-        # The flag is the caller's, and another partition may still be its to verify.
+        # The flag belongs to the caller, who may go on to another partition.
         assert not stop.draining
 
 
@@ -190,7 +190,7 @@ def test_a_process_that_is_signalled_with_calls_in_flight(
         ended = "completed" if times == 1 else "uncertain"
         assert sent_or_not(world) == {ended: sent, "not sent": 40 - sent}
         assert len(simulator.records) == sent < 40
-        # The server has processed what was given up: that is found, and nothing is sent twice.
+        # The server has processed the abandoned calls: the next run finds them and sends nothing twice.
         world.options = FOUR | {"deepxl_timeout_seconds": 1}
         assert world.verify(run_id="run-2").is_complete
         assert dict(simulator.received) == dict.fromkeys(IDS, 1)
