@@ -45,11 +45,11 @@ def commit(
     not be sent, or may have been sent with another date or content.
     """
     with ledger.write() as connection:
+        # Lock the lease before any submission, as a takeover does: the reverse can deadlock on PostgreSQL.
+        may_claim = is_held(connection, lease)
         _record(connection, [result for result in results if isinstance(result, Result)])
         _adopt(connection, [result for result in results if isinstance(result, Adoption)])
-        if not claims or not is_held(connection, lease):
-            return frozenset()
-        return _claim(connection, lease, claims)
+        return _claim(connection, lease, claims) if claims and may_claim else frozenset()
 
 
 def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> frozenset[str]:

@@ -5,7 +5,9 @@ import dataclasses
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,11 @@ import kyc_pipeline.ledger
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import Ledger, LedgerError
-from kyc_pipeline.ledger.leases import PartitionBusy, acquire_lease, release_lease, renew_lease
+from kyc_pipeline.ledger.leases import PartitionBusy, acquire_lease, is_held, release_lease, renew_lease
 from kyc_pipeline.ledger.models import AttemptResult, Claim, Lease, Result, State
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
-from kyc_pipeline.ledger.schema import HEAD_REVISION, leases, metadata
+from kyc_pipeline.ledger.schema import HEAD_REVISION, leases, metadata, submissions
 
 DATE = "2024-09-01"
 
@@ -222,6 +224,20 @@ def test_two_days_claim_the_same_failed_submissions_at_once(ledger_url: str) -> 
             thread.join()
         assert len(won) == 2
         assert sorted(map(len, won)) == [0, 30]
+
+
+def test_a_commit_and_a_takeover_do_not_deadlock(ledger_url: str) -> None:
+    with Ledger(ledger_url) as one, Ledger(ledger_url) as two:
+        lease = acquire_lease(one, DATE, "run")
+        first, second = Claim("a", "c"), Claim("b", "c")
+        commit(one, lease, [first], [])
+        with ThreadPoolExecutor(1) as pool, two.write() as connection:
+            # As a takeover does: lock the lease, then mark the open claims.
+            assert is_held(connection, lease)
+            committing = pool.submit(commit, one, lease, [second], [answered(first)])
+            time.sleep(0.5)  # until the commit waits for a lock
+            connection.execute(sa.update(submissions).values(updated_at=1))
+        assert committing.result() == {second.token}
 
 
 def test_an_expired_lease_is_taken_and_its_claims_become_uncertain(ledger_url: str) -> None:
