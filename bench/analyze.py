@@ -30,7 +30,7 @@ from typing import Any
 import duckdb
 
 from kyc_pipeline.analyze.build import build, open_draft
-from kyc_pipeline.analyze.models import LAKE, load_steps, macros
+from kyc_pipeline.analyze.models import LAKE, load_steps, macros_sql
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
 from kyc_pipeline.lake.tables import TABLES
@@ -173,7 +173,7 @@ def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
     }
     with spill, duckdb.connect(config=config) as connection:
         connection.execute(f"ATTACH ':memory:' AS {LAKE}")
-        connection.execute(macros())
+        connection.execute(macros_sql())
         connection.execute("SET VARIABLE price_per_call = $1::DECIMAL(18, 6)", [PRICE])
         for table in TABLES:
             files = root / table.zone / table.name / "date=*" / FILE_NAME

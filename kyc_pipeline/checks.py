@@ -1,7 +1,4 @@
-"""What a check is, for every stage: its definition, its severity and its result.
-
-`orchestration.checks` translates them to Dagster.
-"""
+"""Checks, for every stage: definition, severity and result. `orchestration.checks` maps them to Dagster."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CheckDefinition:
-    """A check on one table or file (`asset`): what must hold, and what happens if it does not."""
+    """A check of one table or file (`asset`); `description` says what must hold."""
 
     asset: str
     name: str
@@ -32,14 +29,14 @@ class CheckDefinition:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of one check: `description` says what to do if it failed, `metadata` has its figures."""
+    """The result of one check. `description` says what to do about a failure, `metadata` has the figures."""
 
     definition: CheckDefinition
     passed: bool
     description: str
     metadata: Mapping[str, Any]
     sample: Sequence[Mapping[str, str]] = ()
-    """The first rows that are wrong: ids and counts only."""
+    """The first violations: ids and counts only."""
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
-"""Analyze: from the lake to the published DuckDB warehouse and the report.
+"""Analyze: builds the DuckDB warehouse and the report from the lake.
 
-`models` reads the SQL of `sql/`, `build` runs it, `quality` checks the result, `publish` puts it where
-analysts open it, `report` and `charts` draw it, `dictionary` writes the data dictionary.
+`models` loads the SQL of `sql/`, `build` runs it, `quality` checks the result, `publish` replaces the file
+that analysts open. `lineage` and `figures` describe the tables for Dagster, `dictionary` writes the data
+dictionary, `report` makes the page.
 """

@@ -1,4 +1,4 @@
-"""The build: turns the lake's Parquet into a complete, documented DuckDB file, ready to be published.
+"""Builds the warehouse: a complete, documented DuckDB file from the lake's Parquet, ready for publication.
 
 One connection reads one consistent set of partitions, runs every model and comments every table and column.
 It writes a new file, so a failed build leaves the published file untouched.
@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from kyc_pipeline import __version__
-from kyc_pipeline.analyze.models import LAKE, Model, load_macros, load_models, load_steps, macros
+from kyc_pipeline.analyze.models import LAKE, Model, load_macros, load_models, load_steps, macros_sql
 from kyc_pipeline.analyze.publish import remove_draft
 from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
@@ -25,18 +25,18 @@ from kyc_pipeline.lake.storage import FILE_NAME, Lake
 from kyc_pipeline.lake.tables import TABLES, Table
 
 STORAGE_VERSION: Final = "v1.5.0"
-"""DuckDB 1.5 tools can open the file."""
+"""Format of the file: DuckDB 1.5 and newer can open it."""
 _READ_ATTEMPTS: Final = 3
 _FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags", "verification_files")
 """Facts that become views over the lake when they exceed `max_fact_rows`; all are curated."""
 
 _IDENTITY: Final = ("size", "mtime", "ino", "ETag", "LastModified", "created")
-"""Fields of a file's metadata that change when it is replaced; each file system has some of them."""
+"""File metadata that changes when a file is replaced; each file system has some of these fields."""
 
 Partitions = dict[str, dict[str, tuple[str, ...]]]
-"""Table name → day → (path, what identifies the content …)."""
+"""Table name → day → (path, identity of the content …)."""
 
-OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
+BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "build_info": (
         "One row that describes this build.",
         (
@@ -48,7 +48,7 @@ OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("duckdb_version", "Version of DuckDB that wrote the file."),
             ("first_date", "First day with a partition."),
             ("last_date", "Last day with a partition."),
-            ("price_per_call", "`DEEPXL_PRICE_PER_CALL` at the time; NULL without it."),
+            ("price_per_call", "`DEEPXL_PRICE_PER_CALL` at the time; NULL if it was not set."),
         ),
     ),
     "build_partitions": (
@@ -64,15 +64,15 @@ OWN_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         "The checks that ran on this build before it was published.",
         (
             ("check_name", "Name of the check: a file in `sql/checks/`."),
-            ("severity", "error, which would have stopped publication, or warning."),
-            ("passed", "Whether nothing was found."),
-            ("count", "How much is wrong."),
-            ("unit", "What is counted."),
+            ("severity", "warning, or error: an error that is not passed stops publication."),
+            ("passed", "Whether the check found no violation."),
+            ("count", "Number of violations."),
+            ("unit", "What `count` counts."),
             ("description", "What must hold."),
         ),
     ),
 }
-"""The tables that describe the build itself: description and columns, as a model has them."""
+"""Tables about the build itself: name → (description, columns), as in a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +83,16 @@ class BuildSummary:
     partitions: tuple[str, ...]
     seconds: Mapping[str, float]
     views_read: Partitions
-    """The partitions read, if facts are views over the lake: the views are valid while they are unchanged."""
+    """The partitions read, if facts are views over the lake: the views are valid until one changes."""
 
     @property
     def rows(self) -> int:
         """Total rows of all tables."""
         return sum(self.tables.values())
 
-    def stands(self, lake: Lake) -> bool:
+    def is_current(self, lake: Lake) -> bool:
         """Whether the views still show what the build read."""
-        return _still_there(lake, self.views_read)
+        return _unchanged(lake, self.views_read)
 
 
 def build(
@@ -106,12 +106,12 @@ def build(
     max_fact_rows: int | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> BuildSummary:
-    """Builds the warehouse in `destination`, which must not exist; publish it once its checks pass.
+    """Builds the warehouse as a new file, `destination`. The lake may be empty, and a day may lack tables.
 
-    `memory_limit` is DuckDB's, such as `2GB`; what does not fit is spilled beside the destination. A fact
-    with more rows than `max_fact_rows` becomes a view over the lake instead of a copy, unless the lake is in
-    an object store, where each reader would need its credentials. `progress` gets each model's name and
-    seconds. An empty lake, and days with only some of the tables, are valid.
+    `memory_limit` is DuckDB's, such as `2GB`; DuckDB spills the rest to disk beside the destination. A fact
+    with more rows than `max_fact_rows` becomes a view over the lake instead of a table, unless the lake is in
+    an object store, where each reader would need credentials. `progress` receives each model's name and
+    seconds.
 
     Raises :class:`KycError` if a partition cannot be read or has the wrong columns, or if the lake keeps
     changing.
@@ -125,28 +125,26 @@ def build(
             ) as connection:
                 run = _Build(connection, lake, files, max_fact_rows, progress)
                 run.read(price_per_call)
-                # Models that read a view read the lake again, so with views only the check at the end counts.
-                if run.views or _still_there(lake, files):
+                # Models over a view read the lake again, so with views only the check after them counts.
+                if run.views or _unchanged(lake, files):
                     run.derive()
-                    if not run.views or _still_there(lake, files):
+                    if not run.views or _unchanged(lake, files):
                         return run.finish(run_id, price_per_call)
         except duckdb.Error as error:
             remove_draft(destination)
-            if _still_there(lake, files):
-                raise _explained(lake, files, error) from error
+            if _unchanged(lake, files):
+                raise _user_error(lake, files, error) from error
         remove_draft(destination)
-    raise KycError(
-        "the lake kept changing while the warehouse was built: run it again when no run is writing"
-    )
+    raise KycError("the lake kept changing during the build: build again when no run is writing")
 
 
 def open_draft(draft: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
-    """A finished build, opened read-only to be checked before publication, with a build's memory limit."""
+    """Opens a finished build read-only, for its checks, with a build's memory limit."""
     return duckdb.connect(str(draft), read_only=True, config=_config(draft, memory_limit, None))
 
 
 def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
-    """Writes the results of a finished build's checks into it, as `build_checks`."""
+    """Writes the results of a build's checks into its table `build_checks`."""
     with duckdb.connect(str(draft), config=_config(draft, None, None)) as connection:
         connection.execute(
             "CREATE TABLE build_checks (check_name VARCHAR, severity VARCHAR, passed BOOLEAN, count BIGINT,"
@@ -159,12 +157,12 @@ def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
                 for r in results
             ],
         )
-        _comment(connection, "TABLE", "build_checks", *OWN_TABLES["build_checks"])
+        _comment(connection, "TABLE", "build_checks", *BUILD_TABLES["build_checks"])
         connection.execute("CHECKPOINT")
 
 
 def list_partitions(lake: Lake) -> Partitions:
-    """The lake's current partitions, by table and day, each with its path and the identity of its content."""
+    """The lake's current partitions by table and day, each with its path and the identity of its content."""
     lake.fs.invalidate_cache()
     found: Partitions = {}
     for table in TABLES:
@@ -179,8 +177,8 @@ def list_partitions(lake: Lake) -> Partitions:
     return found
 
 
-def _still_there(lake: Lake, files: Partitions) -> bool:
-    """Whether every listed partition is unchanged; new ones were not read, so they do not matter."""
+def _unchanged(lake: Lake, files: Partitions) -> bool:
+    """Whether every listed partition is unchanged. The build did not read new ones, so they do not matter."""
     now = list_partitions(lake)
     return all(partitions.items() <= now[name].items() for name, partitions in files.items())
 
@@ -199,8 +197,8 @@ def _config(
     return config
 
 
-def _explained(lake: Lake, files: Partitions, error: duckdb.Error) -> KycError:
-    """The error for the user: names the unreadable partition, if there is one."""
+def _user_error(lake: Lake, files: Partitions, error: duckdb.Error) -> KycError:
+    """The error for the user; it names the unreadable partition, if there is one."""
     for table in TABLES:
         for date in files[table.name]:
             try:
@@ -242,17 +240,17 @@ class _Build:
         for table in TABLES:
             self._scans[table.name] = scan = self._scan(table)
             self._connection.execute(f"CREATE VIEW {LAKE}.{table.name} AS {scan}")
-        self._list_partitions_read()
+        self._record_partitions()
         self._connection.execute("SET VARIABLE price_per_call = $1::DECIMAL(18, 6)", [price_per_call])
-        self._connection.execute(macros())
+        self._connection.execute(macros_sql())
         self._run_each([model for model in load_steps() if model.reads_lake])
 
     def derive(self) -> None:
-        """Runs the models that read only other models."""
+        """Runs the other models."""
         self._run_each([model for model in load_steps() if not model.reads_lake])
 
     def finish(self, run_id: str, price_per_call: Decimal | None) -> BuildSummary:
-        """Writes the tables about the build and all comments: the last step of a build."""
+        """Writes the tables about the build, and all comments."""
         execute = self._connection.execute
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
         days = sorted({date for partitions in self._files.values() for date in partitions})
@@ -281,9 +279,9 @@ class _Build:
             kind = "VIEW" if model.name in self.views else "TABLE"
             _comment(self._connection, kind, model.name, model.description, model.columns)
         for name in ("build_info", "build_partitions"):
-            _comment(self._connection, "TABLE", name, *OWN_TABLES[name])
+            _comment(self._connection, "TABLE", name, *BUILD_TABLES[name])
         for macro in load_macros():
-            execute(f"COMMENT ON MACRO {macro.name} IS {_quoted(macro.description)}")
+            execute(f"COMMENT ON MACRO {macro.name} IS {_literal(macro.description)}")
         execute("COMMIT")
         execute(f"DETACH {LAKE}")
         execute("CHECKPOINT")
@@ -292,7 +290,7 @@ class _Build:
     def _run_each(self, models: Sequence[Model]) -> None:
         for model in models:
             self._run(model)
-            # Drop an intermediate model after its last reader, since it occupies memory or spill space.
+            # Drop an intermediate model after its last reader, because it takes memory or spill space.
             later = (step for step in load_steps() if step.name not in self._seconds)
             still_read = {name for step in later for name in step.depends_on}
             published = {step.name for step in load_models()}
@@ -301,23 +299,25 @@ class _Build:
 
     def _run(self, model: Model) -> None:
         started = time.perf_counter()
-        may_be_view = model.name in _FACTS_OVER_LAKE and self._lake.is_local
-        limit = self._max_fact_rows if may_be_view else None
-        rows = sum(self._partition_rows(model.name))
-        if limit is not None and rows > limit:
-            self._connection.execute(f"CREATE VIEW {model.name} AS {self._over_lake(model)}")
-            self._rows[model.name] = rows
+        if self._is_too_large(model):
+            self._connection.execute(f"CREATE VIEW {model.name} AS {self._view_sql(model)}")
             self.views.add(model.name)
-        elif not model.published:
-            self._connection.execute(f"CREATE TEMP TABLE {model.name} AS {model.sql}")
         else:
-            self._connection.execute(f"CREATE TABLE {model.name} AS {model.sql}")
+            kind = "TABLE" if model.published else "TEMP TABLE"
+            self._connection.execute(f"CREATE {kind} {model.name} AS {model.sql}")
+        if model.published:
             self._rows[model.name] = self._count(model.name)
         self._seconds[model.name] = time.perf_counter() - started
         if self._progress:
             self._progress(model.name, self._seconds[model.name])
 
-    def _over_lake(self, model: Model) -> str:
+    def _is_too_large(self, model: Model) -> bool:
+        """Whether the model is a fact with more rows than a table may have."""
+        if self._max_fact_rows is None or not self._lake.is_local or model.name not in _FACTS_OVER_LAKE:
+            return False
+        return self._count(f"{LAKE}.{model.name}") > self._max_fact_rows
+
+    def _view_sql(self, model: Model) -> str:
         """The model's SQL over this build's files, without the schema `lake`, which ends with the build."""
         sql = model.sql
         for name in model.sources:
@@ -325,9 +325,9 @@ class _Build:
         return sql
 
     def _scan(self, table: Table) -> str:
-        """A SELECT of `date` and the table's columns that are not personal, each cast to its type.
+        """A SELECT of `date` and the table's columns without personal data, each cast to its type.
 
-        A column that an older file lacks is NULL. Without files, the result has no rows.
+        A column that older files lack is NULL there. Without files, the result has no rows.
         """
         paths = [path for path, *_ in self._files[table.name].values()]
         if self._lake.is_local:
@@ -339,7 +339,7 @@ class _Build:
             nulls = ", ".join(f"NULL::{types[column.name]} AS {column.name}" for column in columns)
             return f"SELECT NULL::DATE AS date, {nulls} WHERE false"
         source = (
-            f"read_parquet([{', '.join(map(_quoted, paths))}], union_by_name = true,"
+            f"read_parquet([{', '.join(map(_literal, paths))}], union_by_name = true,"
             " hive_partitioning = true, hive_types = {'date': DATE})"
         )
         present = {str(row[0]) for row in self._connection.execute(f"DESCRIBE FROM {source}").fetchall()}
@@ -349,7 +349,7 @@ class _Build:
         )
         return f"SELECT date, {values} FROM {source}"
 
-    def _list_partitions_read(self) -> None:
+    def _record_partitions(self) -> None:
         """Creates `lake.partitions`: the partitions read, with rows and source from the files' footers."""
         self._connection.execute(
             f"CREATE TABLE {LAKE}.partitions (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR)"
@@ -357,7 +357,7 @@ class _Build:
         for name, partitions in self._files.items():
             if not partitions:
                 continue
-            paths = ", ".join(_quoted(path) for path, *_ in partitions.values())
+            paths = ", ".join(_literal(path) for path, *_ in partitions.values())
             self._connection.execute(
                 f"""
                 INSERT INTO {LAKE}.partitions
@@ -373,12 +373,6 @@ class _Build:
                 [name],
             )
 
-    def _partition_rows(self, name: str) -> list[int]:
-        found = self._connection.execute(
-            f"SELECT rows FROM {LAKE}.partitions WHERE table_name = $1", [name]
-        ).fetchall()
-        return [int(row[0]) for row in found]
-
     def _count(self, name: str) -> int:
         return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
 
@@ -390,11 +384,11 @@ def _comment(
     description: str,
     columns: Sequence[tuple[str, str]],
 ) -> None:
-    connection.execute(f"COMMENT ON {kind} {name} IS {_quoted(description)}")
+    connection.execute(f"COMMENT ON {kind} {name} IS {_literal(description)}")
     for column, meaning in columns:
-        connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_quoted(meaning)}')
+        connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_literal(meaning)}')
 
 
-def _quoted(text: str) -> str:
+def _literal(text: str) -> str:
     escaped = text.replace("'", "''")
     return f"'{escaped}'"

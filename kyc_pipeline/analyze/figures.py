@@ -1,7 +1,7 @@
-"""The figures of each table that Dagster plots per materialization, and one small histogram.
+"""Figures that Dagster plots for each materialization of a table, and a small histogram.
 
-Figures are counts, rates and costs of the newest day in the table, unless the name says otherwise; never a
-single person's row.
+They are counts, rates and costs of the table's newest day, unless the name says otherwise. None shows a
+single person.
 """
 
 import base64
@@ -11,7 +11,7 @@ from typing import Final
 
 import duckdb
 
-_NEWEST: Final = {
+_NEWEST_DAY: Final = {
     "pass_rates": "check_type, sum(passed) / nullif(sum(passed + failed), 0) AS pass_rate",
     "verified_rates": "any_value(verified_rate) AS verified_rate, sum(verifications) AS verifications",
     "verified_rates_by_company": "count(*) AS companies,"
@@ -32,8 +32,8 @@ _NEWEST: Final = {
     "rejected_by_reason": "sum(rejected) AS rejected",
     "contract_drift": "sum(occurrences) AS occurrences",
 }
-"""Table → figures of its newest day, per check type if they begin with `check_type`."""
-_OVER_ALL: Final = {
+"""Table → figures of its newest day, by check type if they begin with `check_type`."""
+_ALL_DAYS: Final = {
     "submission_funnel": "sum(uncertain) AS held_all_days",
     "api_performance": "sum(estimated_cost) AS estimated_cost_all_days",
     "threshold_sensitivity": "check_type, any_value(auc) AS auc_all_days",
@@ -41,12 +41,12 @@ _OVER_ALL: Final = {
     " AS significant_changes_this_week",
 }
 """Table → figures of all its days."""
-_OF_WAREHOUSE: Final = {
+_WAREHOUSE: Final = {
     "verified_rates": ("verified_rate", "verifications"),
     "submission_funnel": ("held_all_days", "rejected"),
     "api_performance": ("calls", "estimated_cost"),
 }
-"""Figures of tables that are also shown for the published file."""
+"""Figures that are also shown for the published file."""
 
 _TYPES_SHOWN: Final = 12
 _PICTURE_TYPES: Final = 4
@@ -54,9 +54,9 @@ _BINS, _BIN_WIDTH, _BAR_HEIGHT, _ROW_HEIGHT = 20, 10, 24, 36
 
 
 def read_figures(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]]:
-    """Table → name → figure of the build that `connection` has open, without NULLs."""
+    """Table → name → figure, without NULLs, of the build that is open in `connection`."""
     found: dict[str, dict[str, float]] = {}
-    for queries, where in ((_NEWEST, "WHERE date = (SELECT max(date) FROM {table})"), (_OVER_ALL, "")):
+    for queries, where in ((_NEWEST_DAY, "WHERE date = (SELECT max(date) FROM {table})"), (_ALL_DAYS, "")):
         for table, figures in queries.items():
             grouped = "GROUP BY check_type ORDER BY count(*) DESC, check_type LIMIT $1"
             by_type = figures.startswith("check_type")
@@ -74,11 +74,11 @@ def read_figures(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, f
     return found
 
 
-def of_warehouse(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The summary figures for the published file."""
+def warehouse_figures(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures of the published file."""
     return {
         name: figures[table][name]
-        for table, names in _OF_WAREHOUSE.items()
+        for table, names in _WAREHOUSE.items()
         for name in names
         if name in figures.get(table, {})
     }
@@ -91,7 +91,7 @@ def newest_day(connection: duckdb.DuckDBPyConnection) -> str | None:
 
 
 def column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
-    """Table → column → DuckDB's type."""
+    """Table → column → DuckDB type."""
     found: dict[str, dict[str, str]] = {}
     for table, column, kind in connection.execute(
         "SELECT table_name, column_name, data_type FROM duckdb_columns()"
@@ -102,9 +102,9 @@ def column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, s
 
 
 def confidence_picture(connection: duckdb.DuckDBPyConnection) -> str | None:
-    """Markdown with a histogram of all confidences by check type; None if there are none.
+    """Markdown with a histogram of all confidences by check type; None without confidences.
 
-    It is small enough (below 1000 characters for three types) for Dagster to show it inline.
+    It is small enough for Dagster to show it inline: below 1000 characters for three types.
     """
     rows = connection.execute(
         f"""
@@ -133,7 +133,7 @@ def confidence_picture(connection: duckdb.DuckDBPyConnection) -> str | None:
 
 
 def _bars(row: int, check_type: str, counts: list[int]) -> str:
-    """The bars of one check type below its name; the tallest has full height."""
+    """The name of a check type and its bars; the tallest bar has full height."""
     bottom = (row + 1) * _ROW_HEIGHT - 2
     # Round up, so that a bin with few checks is still visible.
     tops = (bottom - -(-count * _BAR_HEIGHT // max(counts)) for count in counts)

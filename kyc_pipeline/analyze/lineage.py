@@ -1,8 +1,8 @@
-"""Column lineage: the columns that each column of the warehouse is derived from, from the models' SQL.
+"""Column lineage: derives the sources of each column of the warehouse from the models' SQL.
 
-The sources of a column are the columns in its expression, followed through every CTE down to tables of the
-lake and other models. The sources of `count(*)` are the columns that select the rows (FILTER and WHERE), or
-without these, the columns that group them. Columns used only in a join are left out.
+The sources of a column are the columns in its expression, traced through every CTE to tables of the lake and
+other models. The sources of `count(*)` are the columns that filter the rows (FILTER and WHERE) or, without a
+filter, the columns that group them. Columns used only in a join are left out.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +25,7 @@ _LAKE_TABLES: Final = {table.name: table for table in TABLES}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Source:
-    """A column that another one is derived from: of the lake if `in_lake`, else of another model."""
+    """A column from which another one is derived: of the lake if `in_lake`, else of another model."""
 
     in_lake: bool
     table: str
@@ -34,10 +34,7 @@ class Source:
 
 @lru_cache(maxsize=1)
 def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
-    """Model → column → its direct sources in the lake and other models.
-
-    A column of constants, such as a bin's edge, has none.
-    """
+    """Model → column → its direct sources; a constant, such as a bin's edge, has none."""
     lake = {table.name: ["date", *(column.name for column in table.columns)] for table in TABLES}
     warehouse = {model.name: [name for name, _ in model.columns] for model in load_steps()}
     schema = MappingSchema(
@@ -49,27 +46,25 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
     )
     intermediate: dict[Source, tuple[Source, ...]] = {}
     found: dict[str, dict[str, tuple[Source, ...]]] = {}
-    for model in load_steps():  # each comes after those that it reads
+    for model in load_steps():
         columns = {
             column: tuple(
-                sorted({made for source in sources for made in intermediate.get(source, (source,))})
+                sorted({origin for source in sources for origin in intermediate.get(source, (source,))})
             )
-            for column, sources in _of_model(model, schema).items()
+            for column, sources in _model_sources(model, schema).items()
         }
         if model.published:
             found[model.name] = columns
         else:
-            intermediate.update(
-                (Source(False, model.name, column), sources) for column, sources in columns.items()
-            )
+            intermediate |= {Source(False, model.name, column): columns[column] for column in columns}
     return found
 
 
 @lru_cache(maxsize=1)
 def answer_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-    """Model → column → the fields of DeepXL's answer that it is derived from, through all models."""
+    """Model → column → the fields of DeepXL's answer from which it is derived, through all models."""
     found: dict[str, dict[str, tuple[str, ...]]] = {}
-    for model in load_models():  # each comes after those that it reads
+    for model in load_models():
         columns: dict[str, tuple[str, ...]] = {}
         for column, sources in column_sources()[model.name].items():
             fields: set[str] = set()
@@ -85,43 +80,43 @@ def answer_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
 
 
 def lake_answer_fields(table: str, column: str) -> tuple[str, ...]:
-    """The fields of DeepXL's answer that a column of the lake is derived from; `date` is the manifest's."""
+    """The fields of DeepXL's answer from which a column of the lake is derived; `date` has none."""
     if column == "date":
         return ()
     return tuple(path for path in _LAKE_TABLES[table].column(column).made_from if is_answer_field(path))
 
 
 def is_answer_field(path: str) -> bool:
-    """Whether `path` names a field of the answer, and not a column of the lake."""
+    """Whether `path` is a field of the answer, not a column of the lake."""
     return path.partition(".")[0] not in _LAKE_TABLES
 
 
-def _of_model(model: Model, schema: MappingSchema) -> dict[str, set[Source]]:
+def _model_sources(model: Model, schema: MappingSchema) -> dict[str, set[Source]]:
     tree = parsed(model.sql).copy()
     for window in tree.find_all(exp.Window):
-        window.set("partition_by", None)  # like GROUP BY, it only groups rows
+        window.set("partition_by", None)  # it only groups rows, as GROUP BY does
     tree = qualify(
         tree,
         dialect="duckdb",
         schema=schema,
         db=_WAREHOUSE,
-        validate_qualify_columns=False,  # what DuckDB accepts is tested by building it
+        validate_qualify_columns=False,  # DuckDB validates them in a build
     )
     scope = build_scope(tree)
     if scope is None:
         raise KycError(f"{model.path}: not one SELECT")
-    return {name: set(_column(scope, name)) for name, _ in model.columns}
+    return {name: set(_column_sources(scope, name)) for name, _ in model.columns}
 
 
-def _column(scope: Scope, name: str) -> Iterator[Source]:
+def _column_sources(scope: Scope, name: str) -> Iterator[Source]:
     """The sources of the column `name` of a query."""
     position = _query(scope).named_selects.index(name)
     for select in _selects(scope):
-        yield from _expression(select, _query(select).selects[position])
+        yield from _expression_sources(select, _query(select).selects[position])
 
 
 def _selects(scope: Scope) -> Iterator[Scope]:
-    """The SELECTs of a UNION, or the one that `scope` is."""
+    """The SELECTs of a UNION, or `scope` itself."""
     if not scope.set_operation_scopes:
         yield scope
     for part in scope.set_operation_scopes:
@@ -133,39 +128,39 @@ def _query(scope: Scope) -> exp.Query:
     return scope.expression
 
 
-def _expression(scope: Scope, expression: exp.Expr) -> Iterator[Source]:
+def _expression_sources(scope: Scope, expression: exp.Expr) -> Iterator[Source]:
     for count in expression.find_all(exp.Count):
         if isinstance(count.this, exp.Star):
-            yield from _rows(scope, filtered=isinstance(count.parent, exp.Filter))
+            yield from _count_sources(scope, has_filter=isinstance(count.parent, exp.Filter))
     for column in expression.find_all(exp.Column):
         source = scope.sources.get(column.table)
         if isinstance(source, Scope):
-            yield from _column(source, column.name)
+            yield from _column_sources(source, column.name)
         elif isinstance(source, exp.Table) and source.name in _tables_of(source.db):
             yield Source(source.db == LAKE, source.name, column.name)
 
 
 def _tables_of(schema: str) -> Collection[str]:
-    """The tables with lineage: no functions such as `range`, and not `lake.partitions`."""
+    """The tables with lineage: neither functions such as `range` nor `lake.partitions`."""
     return _LAKE_TABLES if schema == LAKE else {model.name for model in load_steps()}
 
 
-def _rows(scope: Scope, *, filtered: bool) -> Iterator[Source]:
-    """The columns that select the rows that a query counts, or else group them; a FILTER alone selects."""
-    chosen = list(_choice(scope))
+def _count_sources(scope: Scope, *, has_filter: bool) -> Iterator[Source]:
+    """The sources of `count(*)`: the columns in WHERE or, if nothing filters the rows, those in GROUP BY."""
+    filters = list(_where_sources(scope))
     group = scope.expression.args.get("group")
-    if chosen or filtered or not group:
-        yield from chosen
+    if filters or has_filter or not group:
+        yield from filters
         return
     for key in group.expressions or [s for s in _query(scope).selects if not s.find(exp.AggFunc)]:
-        yield from _expression(scope, key)
+        yield from _expression_sources(scope, key)
 
 
-def _choice(scope: Scope) -> Iterator[Source]:
+def _where_sources(scope: Scope) -> Iterator[Source]:
     if where := scope.expression.args.get("where"):
-        yield from _expression(scope, where)
-    # An outer join adds columns to rows; it selects none.
+        yield from _expression_sources(scope, where)
+    # An outer join filters no rows.
     outer = {join.alias_or_name for join in scope.expression.args.get("joins") or () if join.side}
     for name, (_, source) in scope.selected_sources.items():
         if isinstance(source, Scope) and name not in outer:
-            yield from _choice(source)
+            yield from _where_sources(source)

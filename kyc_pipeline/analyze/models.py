@@ -1,11 +1,10 @@
-"""The warehouse's models: one SQL file per table, whose header is the only description of the table.
+"""Loads the warehouse's models: one SQL file per table, with a header that is its only description.
 
 The folder is the model's kind: `sql/facts/`, `sql/marts/`, or `sql/intermediate/` for temporary tables that
-several marts read. A file begins with a comment: the description, an empty comment line, then one
-`name: meaning` per column, in order (an indented line continues the one above). DuckDB's comments, Dagster's
-descriptions and the data dictionary are generated from it. Dependencies are derived from the SQL:
-`lake.<table>` is a table of the lake, any other name is another model. A parameter such as `{low_n}` stands
-for a value of :mod:`kyc_pipeline.rules`.
+several marts read. The header is a comment: the description, an empty comment line, then one `name: meaning`
+per column, in order (an indented line continues the one above). DuckDB's comments, Dagster's descriptions and
+the data dictionary come from it. Dependencies come from the SQL: `lake.<table>` is a table of the lake, any
+other name is another model. A parameter such as `{low_n}` stands for a value of :mod:`kyc_pipeline.rules`.
 """
 
 import re
@@ -30,7 +29,7 @@ _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULT
 
 
 class Kind(StrEnum):
-    """What a model is; the value is its folder under `sql/`."""
+    """The kind of a model, named like its folder under `sql/`."""
 
     FACT = "facts"
     MART = "marts"
@@ -39,7 +38,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One table of the warehouse: `columns` are (name, meaning) in order, `sql` one SELECT."""
+    """One table of the warehouse: `columns` are (name, meaning) in order, `sql` is one SELECT."""
 
     name: str
     kind: Kind
@@ -51,7 +50,7 @@ class Model:
     sources: tuple[str, ...]
     """The tables of the lake that it reads."""
     reads_lake: bool
-    """Whether the model, or one that depends on it, reads the lake: these run first, on unchanged files."""
+    """Whether the model, or one that depends on it, reads the lake. These run first, on unchanged files."""
 
     @property
     def path(self) -> str:
@@ -60,7 +59,7 @@ class Model:
 
     @property
     def published(self) -> bool:
-        """Whether it is a table of the published warehouse."""
+        """Whether it is in the published warehouse."""
         return self.kind is not Kind.INTERMEDIATE
 
 
@@ -78,7 +77,7 @@ def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...]
 
     Raises :class:`KycError` if the header is malformed.
     """
-    lines = fill_in(name, text).splitlines()
+    lines = _fill_in(name, text).splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
     comments = [line[2:].removeprefix(" ").rstrip() for line in lines[:end]]
     gap = comments.index("") if "" in comments else len(comments)
@@ -90,15 +89,12 @@ def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...]
             column, meaning = columns[-1]
             columns[-1] = (column, f"{meaning} {line.strip()}")
         else:
-            raise KycError(f"sql/{name}.sql: not a line of the form `-- column: meaning`: {line!r}")
+            raise KycError(f"sql/{name}.sql: the header needs lines like `-- column: meaning`, not {line!r}")
     return " ".join(comments[:gap]).strip(), tuple(columns), "\n".join(lines[end:]).strip()
 
 
-def fill_in(name: str, text: str) -> str:
-    """`text` of the file `sql/<name>.sql` with the values of its parameters, such as `{low_n}`.
-
-    Raises :class:`KycError` for an unknown one.
-    """
+def _fill_in(name: str, text: str) -> str:
+    """The file's text with the values of its parameters. Raises :class:`KycError` for an unknown one."""
     if unknown := set(_PARAMETER.findall(text)) - SQL_PARAMETERS.keys():
         raise KycError(f"sql/{name}.sql: unknown parameter {', '.join(sorted(unknown))}")
     return _PARAMETER.sub(lambda match: SQL_PARAMETERS[match[1]], text)
@@ -106,7 +102,7 @@ def fill_in(name: str, text: str) -> str:
 
 @lru_cache(maxsize=64)
 def parsed(sql: str) -> exp.Expr:
-    """The cached syntax tree of a model's SQL, since parsing is slow; copy it before changing it."""
+    """The syntax tree of a model's SQL, cached because parsing is slow. Copy it before you change it."""
     return sqlglot.parse_one(sql, read="duckdb")
 
 
@@ -116,13 +112,13 @@ def _read_model(kind: Kind, path: Path) -> Model:
     if not description or not columns:
         raise KycError(f"sql/{name}.sql: the header must describe the table and each column")
     tree = parsed(sql)
-    own_names = {cte.alias for cte in tree.find_all(exp.CTE)}
+    ctes = {cte.alias for cte in tree.find_all(exp.CTE)}
     models: set[str] = set()
     sources: set[str] = set()
     for table in tree.find_all(exp.Table):
         if table.db == LAKE:
             sources.add(table.name)
-        elif isinstance(table.this, exp.Identifier) and table.name not in own_names:
+        elif isinstance(table.this, exp.Identifier) and table.name not in ctes:
             models.add(table.name)
     return Model(
         name=path.stem,
@@ -171,16 +167,16 @@ def load_steps() -> tuple[Model, ...]:
 def load_models() -> tuple[Model, ...]:
     """The warehouse's tables in the order of :func:`load_steps`.
 
-    An intermediate model among the dependencies is replaced by what it reads.
+    Their dependencies skip intermediate models: they name what those read.
     """
     seen: dict[str, Model] = {}
     for model in load_steps():
-        through = [seen[name] for name in model.depends_on if not seen[name].published]
-        direct = [name for name in model.depends_on if seen[name].published]
+        depends_on, sources = set(model.depends_on), set(model.sources)
+        for read in (seen[name] for name in model.depends_on if not seen[name].published):
+            depends_on = depends_on - {read.name} | set(read.depends_on)
+            sources |= set(read.sources)
         seen[model.name] = replace(
-            model,
-            depends_on=tuple(sorted({*direct, *(name for each in through for name in each.depends_on)})),
-            sources=tuple(sorted({*model.sources, *(name for each in through for name in each.sources)})),
+            model, depends_on=tuple(sorted(depends_on)), sources=tuple(sorted(sources))
         )
     return tuple(model for model in seen.values() if model.published)
 
@@ -194,18 +190,18 @@ class Macro:
     description: str
 
 
-def macros() -> str:
-    """The SQL that creates the macros; the temporary ones are not in the published file."""
+def macros_sql() -> str:
+    """The SQL that creates the macros. The temporary ones are not in the published file."""
     return "\n".join(
-        fill_in(f"macros/{path.stem}", path.read_text(encoding="utf-8"))
+        _fill_in(f"macros/{path.stem}", path.read_text(encoding="utf-8"))
         for path in sorted((sql_folder() / "macros").glob("*.sql"))
     )
 
 
 @lru_cache(maxsize=1)
 def load_macros() -> tuple[Macro, ...]:
-    """Every published macro by name, described by the comment above it; :class:`KycError` for one without."""
-    sql = macros()
+    """Every published macro by name. Raises :class:`KycError` for one without a comment above it."""
+    sql = macros_sql()
     found = [
         Macro(name, parameters, " ".join(line.removeprefix("--").strip() for line in comment.splitlines()))
         for comment, name, parameters in _MACRO.findall(sql)

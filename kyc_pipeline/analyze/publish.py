@@ -1,8 +1,8 @@
-"""Publication: the one place that puts a warehouse where analysts open it, and opens it for reading.
+"""Publication: the only code that replaces the published warehouse, and opens it for reading.
 
-A new file is built beside the published one and replaces it by one rename. Who has the old file open keeps
-it; who opens the path gets the old build or the new one, whole, and never waits. DuckDB itself cannot do
-this: while one process writes a file, no other can open it at all.
+A new file is built beside the published one and replaces it with one rename. Open connections keep the old
+build; new ones get the old or the new build, complete, without waiting. DuckDB itself cannot do this: while
+one process has a file open for writing, no other process can open it.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _CATALOG: Final = "kyc"
 
 @contextlib.contextmanager
 def new_draft(warehouse: Path) -> Iterator[Path]:
-    """A fresh path on the file system of `warehouse`, for a build. What is left there is removed at the end.
+    """A new path for a build, on the file system of `warehouse`; a file left there is removed at the end.
 
-    Stale drafts of crashed builds are removed first.
+    Removes the drafts of crashed builds first.
     """
     warehouse.parent.mkdir(parents=True, exist_ok=True)
     atomic.remove_drafts(atomic.drafts_of(warehouse))
@@ -36,34 +36,33 @@ def new_draft(warehouse: Path) -> Iterator[Path]:
 
 
 def remove_draft(draft: Path) -> None:
-    """Removes a database and what DuckDB keeps beside it."""
+    """Removes a database file with its WAL and its spill folder."""
     shutil.rmtree(f"{draft}.tmp", ignore_errors=True)
     for path in (draft, draft.with_name(f"{draft.name}.wal")):
         path.unlink(missing_ok=True)
 
 
 def publish(draft: Path, warehouse: Path) -> None:
-    """Replaces `warehouse` by `draft` (closed, on the same disk) in one step that survives a power cut.
+    """Replaces `warehouse` with `draft`, which is closed and on the same file system: atomic and durable.
 
-    Raises :class:`KycError` if the draft is missing or still has unwritten changes; the published file is
-    then as it was.
+    Raises :class:`KycError` if the draft is missing or was not closed. The published file is then unchanged.
     """
     if not draft.is_file():
         raise KycError(f"there is no draft to publish as {warehouse.name}: build it first")
     if draft.with_name(f"{draft.name}.wal").exists():
         raise KycError(f"the draft of {warehouse.name} was not closed: build it again")
     os.chmod(draft, _FILE_MODE)
-    # A log that someone's writable connection left belongs to the file that is replaced, not to this one.
+    # A WAL that somebody's writable connection left belongs to the old file.
     warehouse.with_name(f"{warehouse.name}.wal").unlink(missing_ok=True)
     atomic.move_into_place(draft, warehouse)
 
 
 @contextlib.contextmanager
 def open_warehouse(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A read-only connection to the build that is published now; later publications do not change it.
+    """A read-only connection to the published build, which later publications do not change.
 
-    It is a connection of its own with the file attached: `duckdb.connect(path)` would hand out the old
-    build as long as any part of this process still has it open. Raises :class:`KycError` if there is none.
+    It attaches the file to a new in-memory database: `duckdb.connect(path)` would return an old build if this
+    process still has that open. Raises :class:`KycError` without a warehouse.
     """
     if not path.is_file():
         raise KycError(f"there is no warehouse at {path}: run a partition, or set KYC_WAREHOUSE")

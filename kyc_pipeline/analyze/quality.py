@@ -1,7 +1,7 @@
-"""The warehouse's checks: one query per file in `sql/checks/`, each returns the rows that are wrong.
+"""The warehouse's checks: each file in `sql/checks/` is a query that returns the violations.
 
-The file's header gives the severity and what the check `counts`: the rows of its query (`counts: days`), or
-the sum of a column where the query groups (`counts: sum of verifications`).
+The header has the severity, and what the check counts: the rows of the query (`counts: days`) or, if the
+query groups, the sum of a column (`counts: sum of verifications`).
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _SUM: Final = "sum of "
 
 @dataclass(frozen=True, slots=True)
 class SqlCheck:
-    """A check in SQL: the query returns the wrong rows; `unit` is what they are, or the column to sum."""
+    """A check in SQL: `unit` is what a row of the query is, or the column to sum."""
 
     definition: CheckDefinition
     unit: str
@@ -42,18 +42,18 @@ def load_checks() -> tuple[SqlCheck, ...]:
 
 
 def check_build(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
-    """Runs every check on the build that `connection` has open.
+    """Runs every check on the build that is open in `connection`.
 
-    A result's metadata are `count` and `unit` of what is wrong.
+    A result's metadata are the `count` of the violations and its `unit`.
     """
     results: list[CheckResult] = []
     for check in load_checks():
-        wrong = connection.sql(check.sql)
+        violations = connection.sql(check.sql)
         counted = f"sum({check.unit})::BIGINT" if check.is_summed else "count(*)"
-        (count,) = wrong.aggregate(f"coalesce({counted}, 0)").fetchall()[0]
+        (count,) = violations.aggregate(f"coalesce({counted}, 0)").fetchall()[0]
         sample = tuple(
-            dict(zip(wrong.columns, map(str, row), strict=True))
-            for row in (wrong.order("ALL").limit(SAMPLE_ROWS).fetchall() if count else [])
+            dict(zip(violations.columns, map(str, row), strict=True))
+            for row in (violations.order("ALL").limit(SAMPLE_ROWS).fetchall() if count else [])
         )
         metadata = {"count": int(count), "unit": check.unit}
         definition = check.definition

@@ -15,8 +15,8 @@ from kyc_pipeline.analyze.figures import (
     column_types,
     confidence_picture,
     newest_day,
-    of_warehouse,
     read_figures,
+    warehouse_figures,
 )
 from kyc_pipeline.analyze.lineage import column_sources
 from kyc_pipeline.analyze.models import Model, load_models
@@ -115,7 +115,7 @@ def build_warehouse(
                 metadata = _metadata(connection, summary)
             errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
             # If a day was rewritten during the build, views and tables disagree: build again.
-            if not errors or summary.stands(pipeline.lake):
+            if not errors or summary.is_current(pipeline.lake):
                 break
             remove_draft(draft)
         yield from (check_result(result) for result in results)
@@ -180,6 +180,6 @@ def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> d
         "dagster/row_count": summary.rows,
         "partitions": len(summary.partitions),
         "newest_day": newest or "none",
-        **of_warehouse(figures),
+        **warehouse_figures(figures),
     }
     return metadata

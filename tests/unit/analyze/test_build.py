@@ -228,11 +228,11 @@ def test_views_stand_until_a_day_is_written_again(lake: Lake, tmp_path: Path) ->
     write_day(lake, DAY, one_day())
     tables = build(lake, tmp_path / "tables", run_id="run")
     views = build(lake, tmp_path / "views", run_id="run", max_fact_rows=2)
-    assert tables.stands(lake)
-    assert views.stands(lake)
+    assert tables.is_current(lake)
+    assert views.is_current(lake)
     write_day(lake, DAY, one_day())
-    assert tables.stands(lake)
-    assert not views.stands(lake)
+    assert tables.is_current(lake)
+    assert not views.is_current(lake)
 
 
 def test_nothing_intermediate_is_left_when_a_build_ends(

@@ -12,8 +12,8 @@ from kyc_pipeline.analyze.figures import (
     column_types,
     confidence_picture,
     newest_day,
-    of_warehouse,
     read_figures,
+    warehouse_figures,
 )
 from kyc_pipeline.analyze.models import load_models
 from kyc_pipeline.lake.storage import Lake
@@ -51,7 +51,7 @@ def test_figures_are_of_the_newest_day(lake: Lake, built: Built) -> None:
     assert figures["api_performance"]["estimated_cost_all_days"] == 3
     assert figures["confidence_summary"]["LIVENESS median_confidence"] == 0.95
     assert figures["failure_attribution"]["not_verified"] == 1
-    assert of_warehouse(figures) == {
+    assert warehouse_figures(figures) == {
         "verified_rate": 0.75,
         "verifications": 4,
         "held_all_days": 1,

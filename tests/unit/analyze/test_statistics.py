@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from kyc_pipeline.analyze.models import macros
+from kyc_pipeline.analyze.models import macros_sql
 
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as connection:
-        connection.execute(macros())
+        connection.execute(macros_sql())
         yield connection
 
 
