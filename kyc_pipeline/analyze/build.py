@@ -64,7 +64,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         "The checks that ran on this build before it was published.",
         (
             ("check_name", "Name of the check: a file in `sql/checks/`."),
-            ("severity", "warning, or error: an error that is not passed stops publication."),
+            ("severity", "warning or error: a failed check of severity error stops publication."),
             ("passed", "Whether the check found no violation."),
             ("count", "Number of violations."),
             ("unit", "What `count` counts."),

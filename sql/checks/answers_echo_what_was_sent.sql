@@ -1,5 +1,5 @@
--- In the answers of the last {recent_days} days, sizes and tags are those that were sent, and there is no
--- other anomaly.
+-- The answers of the last {recent_days} days echo the sizes and tags that were sent, and have no other
+-- anomaly.
 --
 -- severity: warning
 -- counts: sum of anomalies

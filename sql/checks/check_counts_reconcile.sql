@@ -1,5 +1,4 @@
--- A verification has as many rows in `model_checks` as its check_count says; no check is without its
--- verification.
+-- Every verification has `check_count` rows in `model_checks`, and every check has its verification.
 --
 -- severity: error
 -- counts: rows

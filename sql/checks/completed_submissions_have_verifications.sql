@@ -1,5 +1,5 @@
--- On each day that has been flattened, each completed submission has its verification and each verification
--- its completed submission. If not: materialize the flatten assets of that day.
+-- On every flattened day, each completed submission has a verification, and each verification has a completed
+-- submission. If not: materialize the flatten assets of that day.
 --
 -- severity: error
 -- counts: rows

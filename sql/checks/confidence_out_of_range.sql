@@ -1,4 +1,4 @@
--- Every confidence of the last {recent_days} days that was received is a number from 0 to 1.
+-- Every confidence received in the last {recent_days} days is a number from 0 to 1.
 --
 -- severity: warning
 -- counts: sum of checks

@@ -1,5 +1,5 @@
--- Every day that has been verified has been flattened too. If not, its verifications are in no figure yet:
--- materialize the flatten assets of that day.
+-- Every verified day is flattened too. If not, the figures lack its verifications: materialize the flatten
+-- assets of that day.
 --
 -- severity: warning
 -- counts: days

@@ -1,5 +1,5 @@
--- Every accepted submission has exactly one of the documented outcomes. If not: run `verification_responses`
--- of that day again (it makes no call that is already paid).
+-- Every accepted submission has exactly one of the documented outcomes. If not: materialize
+-- `verification_responses` of that day again (it repeats no paid call).
 --
 -- severity: error
 -- counts: submissions

@@ -1,4 +1,4 @@
--- received = rejected + accepted, and accepted = the sum of the outcomes, on every day.
+-- On every day, received = rejected + accepted, and accepted = the sum of the outcomes.
 --
 -- severity: error
 -- counts: days

@@ -1,4 +1,4 @@
--- The bins of `confidence_histogram` add up to the checks that have a confidence.
+-- The bins of `confidence_histogram` add up to the number of checks with a confidence.
 --
 -- severity: error
 -- counts: days and check types

@@ -1,5 +1,5 @@
--- On none of the last {recent_days} days did confidences drift far from those of the {baseline_days} days
--- before.
+-- No day of the last {recent_days} days has large drift of the confidences from those of the {baseline_days}
+-- days before it.
 --
 -- severity: warning
 -- counts: days and check types

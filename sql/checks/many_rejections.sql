@@ -1,5 +1,5 @@
--- On none of the last {recent_days} days were at least {rejected_percent} of the received rows, and at least
--- {rejected_rows} of them, rejected.
+-- On each of the last {recent_days} days, fewer than {rejected_rows} rows, or less than {rejected_percent} of
+-- the received rows, were rejected.
 --
 -- severity: warning
 -- counts: days

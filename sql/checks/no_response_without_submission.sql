@@ -1,4 +1,4 @@
--- Where a day has been verified, it has as many responses as submissions.
+-- Every verified day has as many responses as submissions.
 --
 -- severity: error
 -- counts: days

@@ -1,4 +1,4 @@
--- No submission id occurs twice, over all days.
+-- No submission id occurs twice over all days.
 --
 -- severity: error
 -- counts: repeated ids

@@ -1,4 +1,4 @@
--- No answer is quarantined for lacking the contract's hard requirements.
+-- No answer is quarantined for breaking the hard requirements of the contract.
 --
 -- severity: warning
 -- counts: submissions

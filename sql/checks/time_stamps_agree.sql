@@ -1,4 +1,4 @@
--- The ISO text of the last {recent_days} days' answers, read as UTC, is the same time as their epoch.
+-- In the answers of the last {recent_days} days, the ISO text, read as UTC, is the same time as the epoch.
 --
 -- severity: warning
 -- counts: sum of verifications

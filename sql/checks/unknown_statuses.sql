@@ -1,4 +1,4 @@
--- Every status of the last {recent_days} days is one that the pipeline knows.
+-- The pipeline knows every status of the last {recent_days} days.
 --
 -- severity: warning
 -- counts: sum of checks

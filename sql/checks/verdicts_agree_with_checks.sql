@@ -1,4 +1,4 @@
--- In the last {recent_days} days nobody was verified with a failed check, or not verified though none failed.
+-- In the last {recent_days} days, nobody was verified with a failed check, or declined without one.
 --
 -- severity: warning
 -- counts: sum of verifications

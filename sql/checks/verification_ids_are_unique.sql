@@ -1,4 +1,4 @@
--- No verification id occurs twice, over all days: twice would be one call counted, or paid, two times.
+-- No verification id occurs twice over all days: that would be one call counted, or paid, twice.
 --
 -- severity: error
 -- counts: repeated ids

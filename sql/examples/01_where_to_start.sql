@@ -1,4 +1,4 @@
--- Where to start: what this build is of, and what every table is for.
+-- Where to start: every table with its number of rows and its meaning.
 SELECT table_name, estimated_size AS rows, comment AS meaning
 FROM duckdb_tables()
 WHERE NOT internal AND database_name = current_database()

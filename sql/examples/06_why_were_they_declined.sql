@@ -1,4 +1,4 @@
--- Why verifications were declined: share of declines in which each check failed, and in which it alone did.
+-- Why verifications were declined: share of declines in which a check failed, and in which only it failed.
 -- UNEXPLAINED_DECLINE: no check failed (one may be in review or not evaluated).
 SELECT
     check_type,

@@ -1,5 +1,5 @@
--- Lift of each pair of failed checks: above 1 they fail together more often than by chance. Pairs of few
--- verifications (`together`) say little.
+-- Lift of each pair of failed checks: above 1, they fail together more often than by chance. A pair with
+-- few verifications (`together`) says little.
 WITH failed AS (
     SELECT DISTINCT date, verification_id, check_type
     FROM model_checks

@@ -1,4 +1,4 @@
--- Confidences of passed and failed checks side by side, in tenths.
+-- Confidences of passed and failed checks side by side, in bins of 0.1.
 SELECT
     check_type,
     floor(bin / 10) / 10 AS from_confidence,

@@ -1,4 +1,4 @@
--- Companies whose verified rate over all days is surely below that of all others together.
+-- Companies whose verified rate over all days is significantly below that of all others together.
 WITH totals AS (
     SELECT company_id, sum(verified) AS verified, sum(verifications) AS verifications
     FROM verified_rates_by_company

@@ -1,5 +1,5 @@
--- Days whose confidences drifted beyond noise. No rows if no day has enough checks of a type, on the day and
--- in its baseline: the level is then `insufficient`.
+-- Days whose confidences drifted beyond noise. Empty if no type has enough checks on a day and in its
+-- baseline: the level is then `insufficient`.
 SELECT date, check_type, checks, psi, psi_noise_floor, ks, level
 FROM confidence_drift
 WHERE level IN ('moderate', 'large') AND psi > 2 * psi_noise_floor

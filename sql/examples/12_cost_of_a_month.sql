@@ -1,4 +1,4 @@
--- Calls and cost by month; the cost of one verified submission includes those that were not.
+-- Calls and cost by month; the cost per verified submission includes the calls for all others.
 SELECT
     date_trunc('month', a.date)::DATE AS month,
     sum(a.calls) AS calls,

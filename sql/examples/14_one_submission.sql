@@ -1,5 +1,5 @@
--- Everything about one submission: its outcome and each of its checks. Replace the subquery by the id of your
--- submission.
+-- Everything about one submission: its outcome and each of its checks. Replace the subquery with the id of
+-- your submission.
 SELECT s.date, s.submission_id, s.outcome, v.verified, c.check_type, c.normalized_status, c.confidence
 FROM submissions AS s
 LEFT JOIN verifications AS v USING (date, submission_id)

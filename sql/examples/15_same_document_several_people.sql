@@ -1,5 +1,5 @@
--- ID documents that several people presented. Pseudonyms only: who is behind them is known to the source
--- system.
+-- ID documents that several people presented. Pseudonyms stand for the people: only the
+-- source system knows who they are.
 SELECT
     v.id_document_pseudonym,
     count(DISTINCT t.pseudonym) AS people,

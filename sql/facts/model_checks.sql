@@ -6,8 +6,8 @@
 -- submission_id: The submission's id, unique for ever.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
 -- check_index: Position in its group, from 0.
--- type: Which check, as received; NULL where the answer names none.
--- check_type: `type`, or UNKNOWN where the answer names none: what the other tables group by.
+-- type: Check type as received; NULL if the answer has none.
+-- check_type: `type`, or UNKNOWN if the answer has none: the other tables group by it.
 -- status: Status as received.
 -- normalized_status: PASS, FAIL, REVIEW, NOT_EVALUATED, ERROR, PENDING or UNKNOWN.
 -- confidence: Confidence in [0, 1]; NULL when absent or outside.

@@ -1,11 +1,11 @@
--- Fact: one row per submission accepted from the manifests, with what became of it.
+-- Fact: one row per submission accepted from the manifests, with its outcome.
 --
 -- date: Day of the manifest, the daily partition.
 -- submission_id: The submission's id, unique for ever.
--- submitted_at: When the person submitted, from the manifest (UTC); NULL where it did not say.
--- outcome: completed, refused, quarantined, uncertain, failed or not_attempted (also on a day whose
+-- submitted_at: When the person submitted, from the manifest (UTC); NULL if the manifest does not say.
+-- outcome: completed, refused, quarantined, uncertain, failed or not_attempted (also if the day's
 --   verification has not run yet); NULL only if the submission is unaccounted for, which stops publication.
--- attempts: POST calls started for it, over all runs.
+-- attempts: POST calls started for the submission, over all runs.
 -- http_status: Status of the last answer; NULL if none was received.
 -- latency_ms: Milliseconds from the start of the last call to its complete answer.
 SELECT

@@ -5,17 +5,17 @@
 -- submission_id: The submission's id, unique for ever.
 -- verified: DeepXL's decision.
 -- model: Model as named in the answer.
--- model_version: Model version, where the answer has one.
+-- model_version: Model version, if the answer has one.
 -- verified_at: The answer's epoch time stamp (UTC).
--- timestamp_iso: ISO text as received; its zone is not known.
--- iso_offset_seconds: Seconds of the ISO text read as UTC less the epoch: a data-quality figure.
+-- timestamp_iso: ISO time stamp as received; its time zone is unknown.
+-- iso_offset_seconds: ISO time stamp, read as UTC, minus the epoch, in seconds: a data-quality figure.
 -- id_file_type: Type of the ID document, from the answer.
 -- id_file_size: Bytes of the ID document, from the answer.
 -- selfie_file_type: Type of the selfie, from the answer.
 -- selfie_file_size: Bytes of the selfie, from the answer.
 -- check_count: Checks in the answer, over all groups.
--- id_document_pseudonym: HMAC of the ID document's content: equal for the same file, under one key.
--- anomalies: What in this answer differs from the contract or from what was sent.
+-- id_document_pseudonym: HMAC of the ID document's content: equal for equal files under the same key.
+-- anomalies: Codes of what differs from the contract or from what was sent.
 SELECT
     date,
     verification_id,

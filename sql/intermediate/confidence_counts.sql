@@ -1,10 +1,10 @@
--- How many checks have each confidence, by check type and day. Not published.
+-- Number of checks by day, check type and confidence. Not published.
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Which check; UNKNOWN where the answer names none.
+-- check_type: Type of the check; UNKNOWN if the answer has none.
 -- confidence: A confidence in [0, 1].
--- checks: Checks that have it.
+-- checks: Checks with this confidence.
 SELECT date, check_group, check_type, confidence, count(*) AS checks
 FROM model_checks
 WHERE confidence IS NOT NULL

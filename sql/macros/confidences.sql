@@ -1,8 +1,8 @@
 -- noqa: disable=capitalisation.types, layout.indent
 -- Macros that only the models need: temporary, so that the published warehouse does not have them.
 
--- The quantile p of n values, interpolated as `quantile_cont` does, from the distinct values and the count of
--- values up to each: an aggregate, for use in a GROUP BY. p is a DECIMAL, so that p * (n - 1) is exact.
+-- Aggregate: the quantile p of n values, interpolated as in `quantile_cont`, from the distinct values and
+-- their cumulative counts. p is a DECIMAL, so that p * (n - 1) is exact.
 CREATE TEMP MACRO quantile_of_counts(value, up_to, n, p) AS
     min(value) FILTER (WHERE up_to > floor(p * (n - 1)))
     + (max(p * (n - 1)) - floor(max(p * (n - 1))))::DOUBLE * (
@@ -10,16 +10,16 @@ CREATE TEMP MACRO quantile_of_counts(value, up_to, n, p) AS
         - min(value) FILTER (WHERE up_to > floor(p * (n - 1)))
     );
 
--- Whether a bucket of `checks` values, with `up_to` values up to its end, holds one of the two values between
--- which the quantile p of n is interpolated.
+-- Whether a bucket of `checks` values, with the cumulative count `up_to`, holds one of the two values between
+-- which the quantile p of n values is interpolated.
 CREATE TEMP MACRO has_quantile(checks, up_to, n, p) AS
     up_to > floor(p * (n - 1)) AND up_to - checks <= ceil(p * (n - 1));
 
--- The nearest thousandth of x in [0, 1], 0 to 1000: buckets in the order of the values.
+-- x in [0, 1] rounded to thousandths, 0 to 1000: buckets that keep the order of the values.
 CREATE TEMP MACRO thousandths(x) AS (x * 1000)::INTEGER;
 
--- The hundredth that x in [0, 1] has reached: the largest i with i/100 <= x, so 100 at x = 1.
--- floor(x * 100) alone is wrong at edges (0.29 * 100 is 28.999…), so it is corrected by the edges.
+-- The largest i with i/100 <= x, for x in [0, 1]. floor(x * 100) is wrong at some edges (0.29 * 100 is
+-- 28.999…), so it is compared with the edges and corrected.
 CREATE TEMP MACRO hundredths(x) AS
     (
         floor(x * 100)
@@ -27,7 +27,7 @@ CREATE TEMP MACRO hundredths(x) AS
         - (x < floor(x * 100) / 100)::INTEGER
     )::INTEGER;
 
--- One bin's term of the population stability index; a share of zero is floored at 0.0001.
+-- One bin's term of the population stability index; shares are floored at 0.0001.
 CREATE TEMP MACRO psi_term(baseline_share, share) AS
     (greatest(share, 0.0001::DOUBLE) - greatest(baseline_share, 0.0001::DOUBLE))
     * ln(greatest(share, 0.0001::DOUBLE) / greatest(baseline_share, 0.0001::DOUBLE));

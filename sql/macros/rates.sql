@@ -1,11 +1,11 @@
 -- noqa: disable=capitalisation.types, layout.indent
--- Macros of rates, published in the warehouse for the analysts' own figures. (sqlfluff takes the parameters
--- of a macro for types, and would not indent its body.)
+-- Macros for rates, published in the warehouse for analysts' own queries. (sqlfluff parses macro parameters
+-- as types, and would not indent the body.)
 
 -- k / n as DOUBLE; NULL at n = 0.
 CREATE MACRO ratio(k, n) AS k::DOUBLE / nullif(n, 0)::DOUBLE;
 
--- Lower bound of the 95 % Wilson score interval of k successes in n trials, clamped to [0, 1]; NULL at n = 0.
+-- Lower bound of the 95% Wilson score interval of k successes in n trials, clamped to [0, 1]; NULL at n = 0.
 -- At k = 0 it is exactly 0, without rounding noise.
 CREATE MACRO wilson_low(k, n) AS
     CASE
@@ -32,7 +32,7 @@ CREATE MACRO wilson_high(k, n) AS
         ) / (1 + {z_95}::DOUBLE ** 2 / n))
     END;
 
--- Lower bound of the 95 % Newcombe interval of k1 / n1 - k2 / n2, from the Wilson intervals of both; NULL
+-- Lower bound of the 95% Newcombe interval of k1 / n1 - k2 / n2, from the Wilson intervals of both; NULL
 -- without trials on either side.
 CREATE MACRO newcombe_low(k1, n1, k2, n2) AS
     ratio(k1, n1) - ratio(k2, n2) - sqrt(
@@ -45,8 +45,8 @@ CREATE MACRO newcombe_high(k1, n1, k2, n2) AS
         (wilson_high(k1, n1) - ratio(k1, n1)) ** 2 + (ratio(k2, n2) - wilson_low(k2, n2)) ** 2
     );
 
--- Whether a sample of n is too small to decide by: below {low_n}.
+-- Whether a sample of size n is too small to base decisions on: below {low_n}.
 CREATE MACRO is_low_n(n) AS n < {low_n};
 
--- Whether a day is one of the {recent_days} days up to `last_day`.
+-- Whether `day` is one of the {recent_days} days that end with `last_day`.
 CREATE MACRO is_recent(day, last_day) AS day > last_day - {recent_days};

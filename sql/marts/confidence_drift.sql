@@ -1,26 +1,26 @@
--- How far a day's confidences are from those of the {baseline_days} days before, by check type. Act on the
--- distances (psi, ks, js_distance), not on the p-value: with volume it goes to zero for differences that mean
--- nothing.
--- PSI and the Jensen-Shannon distance use the ten fixed bins [0, 0.1), … [0.9, 1]. KS is exact while days
--- times different confidences of a type stay within two million; beyond that it is of the confidences rounded
--- to 0.001, which is off by at most the share of the checks within such a step.
+-- Distance of a day's confidences from those of the {baseline_days} days before it, by check type. Act on the
+-- distances (psi, ks, js_distance), not on the p-value: in large samples it is near zero even for negligible
+-- differences.
+-- PSI and the Jensen-Shannon distance use the ten fixed bins [0, 0.1), … [0.9, 1]. KS is exact for a type
+-- with up to two million combinations of a day and a distinct confidence. Beyond that, confidences are
+-- rounded to 0.001, with an error of at most the share of checks within such a step.
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Which check; UNKNOWN where the answer names none.
+-- check_type: Type of the check; UNKNOWN if the answer has none.
 -- checks: Checks of the day that have a confidence.
--- baseline_checks: Checks of the {baseline_days} days before that have one.
--- psi: Population stability index, shares of zero floored at 0.0001; NULL where a side is empty.
--- psi_noise_floor: PSI to expect without any drift: 9 * (1/checks + 1/baseline_checks).
--- ks: Kolmogorov-Smirnov statistic, the largest distance of the two distribution functions.
--- ks_p_value: Its two-sided asymptotic p-value (Kolmogorov's series): within 0.01 of the exact one from 200
---   checks on both sides, within 0.06 at five.
+-- baseline_checks: Checks of the {baseline_days} days before that have a confidence.
+-- psi: Population stability index, with shares floored at 0.0001; NULL if a side is empty.
+-- psi_noise_floor: Expected PSI without drift: 9 * (1/checks + 1/baseline_checks).
+-- ks: Kolmogorov-Smirnov statistic: the largest distance between the two distribution functions.
+-- ks_p_value: Two-sided asymptotic p-value of ks (Kolmogorov's series): within 0.01 of the exact p-value for
+--   200 checks or more on each side, within 0.06 for five.
 -- js_distance: Jensen-Shannon distance: square root of the divergence in bits, 0 to 1.
--- ks_rounding: To what confidences are rounded for ks: 0 where it is exact, else 0.001.
--- level: none (psi < {psi_moderate}), moderate (< {psi_large}) or large; insufficient below
---   {drift_min_checks} checks on a side.
+-- ks_rounding: Rounding of the confidences for ks: 0 (none, exact) or 0.001.
+-- level: none (psi < {psi_moderate}), moderate (< {psi_large}) or large; insufficient if a side has fewer
+--   than {drift_min_checks} checks.
 WITH resolution AS (
-    -- Exact as long as days times different confidences stay a size that a sliding window does in seconds.
+    -- Exact up to a size that the sliding window handles in seconds.
     SELECT
         check_group,
         check_type,
@@ -44,7 +44,7 @@ days AS (
     SELECT DISTINCT date, check_group, check_type FROM confidence_counts
 ),
 grid AS (
-    -- Every day of a type with every point of it, so that one sliding window gives the baseline of each.
+    -- Every day of a type with every point of the type, so that one sliding window gives all baselines.
     SELECT d.date, p.check_group, p.check_type, p.point, coalesce(n.checks, 0) AS checks
     FROM (SELECT DISTINCT check_group, check_type, point FROM points) AS p
     JOIN days AS d USING (check_group, check_type)
@@ -142,7 +142,7 @@ divergences AS (
         check_group,
         check_type,
         sum(psi_term(baseline_share, share)) AS psi,
-        -- Rounding may take the divergence of equal shares a hair below zero.
+        -- Rounding may make the divergence of equal shares slightly negative.
         sqrt(greatest(sum(js_term(baseline_share, share)), 0)) AS js_distance
     FROM shares
     WHERE baseline_share IS NOT NULL

@@ -1,11 +1,11 @@
--- Confidences by check type and status in 100 bins of width 0.01, with bins of zero. Bins are left-closed
--- (bin_low <= confidence < bin_high), the last is closed at 1. The sum over bins is the number of checks
--- that have a confidence.
+-- Confidences by check type and status in 100 bins of width 0.01, empty bins included. Bins are left-closed
+-- (bin_low <= confidence < bin_high); the last one is also closed at 1. The sum over bins is the number of
+-- checks that have a confidence.
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Which check; UNKNOWN where the answer names none.
--- normalized_status: Status of these checks; all its 100 bins are here if it occurs on that day.
+-- check_type: Type of the check; UNKNOWN if the answer has none.
+-- normalized_status: Status of these checks; a status that occurs on a day has all 100 bins.
 -- bin: Number of the bin, 0 to 99.
 -- bin_low: Lower edge, included.
 -- bin_high: Upper edge, excluded except for the last bin.

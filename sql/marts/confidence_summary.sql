@@ -1,9 +1,9 @@
--- Confidences by check type and day: how many, mean, spread and quantiles (linear interpolation, as DuckDB's
--- `quantile_cont`). All figures but the counts are NULL where no check has a confidence.
+-- Summary statistics of the confidences by check type and day. Quantiles are interpolated linearly, as in
+-- `quantile_cont`. All figures but the counts are NULL if no check has a confidence.
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Which check; UNKNOWN where the answer names none.
+-- check_type: Type of the check; UNKNOWN if the answer has none.
 -- checks: All checks of this type.
 -- with_confidence: Those with a confidence in [0, 1].
 -- mean: Mean confidence.
@@ -17,7 +17,7 @@
 -- p95: 95th percentile.
 -- p99: 99th percentile.
 -- max: Largest confidence.
--- distinct_values: Different values of the confidence.
+-- distinct_values: Number of distinct confidences.
 -- saturated: Checks with a confidence of exactly 0 or 1.
 WITH figures AS (
     SELECT
@@ -52,7 +52,7 @@ running AS (
     FROM buckets
 ),
 points AS (
-    -- Value by value only where a quantile is: `quantile_cont` itself holds every value in memory.
+    -- Only the values of buckets that a quantile needs, because `quantile_cont` holds every value in memory.
     SELECT
         c.date,
         c.check_group,

@@ -1,16 +1,16 @@
--- Why verifications were not verified: for each check type, in how many of them it failed and in how many it
--- was the only one that failed. Each day also has two rows of check_group `verdict`: UNEXPLAINED_DECLINE (not
--- verified, though no check failed; one may be in review or not evaluated) and OVERRIDE (verified, though a
--- check failed).
+-- Why verifications were declined (not verified): for each check type, in how many of them it failed, and in
+-- how many it was the only failed check. Each day also has two rows with check_group `verdict`:
+-- UNEXPLAINED_DECLINE (declined without a failed check; one may be in review or not evaluated) and OVERRIDE
+-- (verified despite a failed check).
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the two special rows.
--- check_type: Which check; UNKNOWN where the answer names none; UNEXPLAINED_DECLINE or OVERRIDE.
--- failing: Verifications that were not verified and in which this check failed (in the special rows: that are
---   such a decline or override). A verification with two failed checks counts in both.
+-- check_type: Type of the check; UNKNOWN if the answer has none; UNEXPLAINED_DECLINE or OVERRIDE.
+-- failing: Declined verifications in which this check failed; in the special rows, such declines or
+--   overrides. A verification with two failed checks counts for both.
 -- sole_blocker: Those in which no other check failed; 0 in the special rows.
--- not_verified: All verifications of the day that were not verified.
--- failing_verified: Verifications that were verified although this check failed.
+-- not_verified: All declined verifications of the day.
+-- failing_verified: Verifications that were verified despite a failure of this check.
 WITH failures AS (
     SELECT DISTINCT date, verification_id, check_group, check_type
     FROM model_checks

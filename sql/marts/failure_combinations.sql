@@ -1,9 +1,9 @@
 -- Which checks fail together: verifications by day and set of failed check types.
 --
 -- date: Day of the manifest, the daily partition.
--- failed_checks: The different failed check types in alphabetical order, joined with +; none without one.
+-- failed_checks: Distinct failed check types in alphabetical order, joined with +; `none` if no check failed.
 -- verifications: Verifications with exactly this set of failed checks.
--- verified: Those decided as verified nonetheless.
+-- verified: Those that were verified nonetheless.
 WITH failures AS (
     SELECT
         date,

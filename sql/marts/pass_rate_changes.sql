@@ -1,22 +1,21 @@
--- Pass rates of each week against the week before, with the 95 % Newcombe interval of the difference. A
--- change counts as significant when the interval excludes 0 and both weeks have at least {low_n} decided
--- checks.
+-- Pass rates of each week compared with the week before, with the 95% Newcombe interval of the difference. A
+-- change is significant if the interval excludes 0 and both weeks have at least {low_n} decided checks.
 --
 -- week: Monday of the week.
 -- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the decision itself.
--- check_type: Which check; VERIFIED for the share of verifications decided as verified.
+-- check_type: Type of the check; VERIFIED for the share of verifications decided as verified.
 -- decided: Checks that passed or failed in the week.
 -- passed: Those that passed.
--- pass_rate: passed / decided; NULL where nothing was decided.
--- days: On how many days of the week a check was decided; with fewer than 7 the week may not be over.
--- previous_decided: The same count for the week before; NULL if it has no data.
--- previous_days: The same number of days for the week before.
--- previous_passed: Those of them that passed.
--- previous_pass_rate: The same rate for the week before.
+-- pass_rate: passed / decided; NULL if no check was decided.
+-- days: Days of the week with a decided check; with fewer than 7, the week may not be over.
+-- previous_decided: `decided` of the week before; NULL if that week has no data.
+-- previous_days: `days` of the week before.
+-- previous_passed: `passed` of the week before.
+-- previous_pass_rate: `pass_rate` of the week before.
 -- change: pass_rate - previous_pass_rate.
--- change_low: Lower bound of the 95 % Newcombe interval of the change.
+-- change_low: Lower bound of the 95% Newcombe interval of the change.
 -- change_high: Upper bound of the same interval.
--- significant: Whether the interval excludes 0, with enough checks on both sides.
+-- significant: Whether the interval excludes 0, with enough decided checks in both weeks.
 -- low_n: Fewer than {low_n} decided checks in either week.
 WITH daily AS (
     SELECT date, check_group, check_type, passed, passed + failed AS decided FROM pass_rates

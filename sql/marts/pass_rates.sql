@@ -1,17 +1,17 @@
--- Pass rate of each check type and day, with its 95 % Wilson interval. Decided checks only: REVIEW,
--- NOT_EVALUATED, ERROR, PENDING and UNKNOWN are counted in `other` and are outside the rate.
+-- Pass rate of each check type and day, with its 95% Wilson interval. The rate is of decided checks only:
+-- `other` counts REVIEW, NOT_EVALUATED, ERROR, PENDING and UNKNOWN.
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Which check; UNKNOWN where the answer names none.
+-- check_type: Type of the check; UNKNOWN if the answer has none.
 -- checks: All checks of this type.
 -- passed: Checks with normalized status PASS.
 -- failed: Checks with normalized status FAIL.
 -- other: Checks that are neither: checks - passed - failed.
--- pass_rate: passed / (passed + failed); NULL where nothing was decided.
--- pass_rate_low: Lower bound of the 95 % Wilson interval (z = {z_95}).
+-- pass_rate: passed / (passed + failed); NULL if no check was decided.
+-- pass_rate_low: Lower bound of the 95% Wilson interval (z = {z_95}).
 -- pass_rate_high: Upper bound of the same interval.
--- low_n: Fewer than {low_n} decided checks: do not decide by this row alone.
+-- low_n: Fewer than {low_n} decided checks: do not base decisions on this row alone.
 WITH counts AS (
     SELECT
         date,

@@ -1,4 +1,4 @@
--- Manifest rows that could not be submitted, counted by reason.
+-- Number of manifest rows that could not be submitted, by reason.
 --
 -- date: Day of the manifest, the daily partition.
 -- reason: One of the documented reasons, such as file_not_found.

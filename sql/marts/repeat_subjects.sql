@@ -1,18 +1,18 @@
--- People who come again, by the day on which they were first seen. A subject is a pseudonym of the tag
--- `customerId`; its submissions are its completed verifications in order of day, submitted_at and
--- verification id. Recent cohorts have had less time to come again: compare only those that are mature.
+-- People who return, by cohort: the day on which they were first seen. A subject is a pseudonym of the tag
+-- `customerId`. Its submissions are its completed verifications in the order of day, submitted_at and
+-- verification id. Compare only mature cohorts: recent ones have had less time to return.
 --
--- date: Day on which these subjects were first seen (cohort).
+-- date: Day on which these subjects were first seen.
 -- subjects: Subjects first seen on that day.
--- repeat_subjects: Those with two submissions or more, up to the last day of the data.
+-- repeat_subjects: Those with two or more submissions, up to the last day of the data.
 -- first_attempt_passed: Those whose first submission was verified.
--- passed_within_3: Those of whom one of the first three submissions was verified, up to the last day.
--- shared_documents: ID documents (same content) that were presented on this day by a second subject for the
---   first time.
--- passed_within_7_days: Those with a verified submission among the first three within 7 days of the first.
--- mature: Whether the data reach 7 days beyond the cohort's day, so that the 7 days are complete.
+-- passed_within_3: Those with a verified submission among their first three, up to the last day.
+-- shared_documents: ID documents (same content) that a second subject presented for the first time on this
+--   day.
+-- passed_within_7_days: Those with a verified submission among their first three, within 7 days of the first.
+-- mature: Whether the data extend 7 days beyond the cohort's day, so that passed_within_7_days is final.
 WITH subjects AS (
-    -- 128 bits stand for the pseudonym's 64 digits: what sorts and groups them takes far less memory.
+    -- 128 bits instead of the pseudonym's 64 digits: sorting and grouping them takes far less memory.
     SELECT date, verification_id, min(md5_number(pseudonym)) AS subject
     FROM verification_tags
     WHERE name = 'customerId' AND pseudonym IS NOT NULL

@@ -1,19 +1,19 @@
--- What became of the submissions of each day. received = rejected + accepted; accepted = the sum of the
--- outcomes. Submissions of a day whose verification has not run yet are not_attempted.
+-- Outcomes of each day's submissions. received = rejected + accepted; accepted = the sum of the outcomes.
+-- Submissions of a day whose verification has not run yet are not_attempted.
 --
 -- date: Day of the manifest, the daily partition.
--- received: Rows that the day's manifests delivered, each once. A row that may have been sent already counts
---   on after its manifest is gone.
+-- received: Rows of the day's manifests, each counted once. A row that may have been sent still counts after
+--   its manifest is gone.
 -- rejected: Rows that could not be submitted; see rejected_by_reason.
--- accepted: Rows that became a submission, those included whose manifest is gone.
+-- accepted: Rows that became a submission, including those whose manifest is gone.
 -- completed: Submissions with a usable answer.
--- refused: The API said no for good.
--- quarantined: Answered 2xx without the contract's hard requirements; never sent again.
--- uncertain: Sent, and the answer lost; held for a decision.
--- failed: Surely not processed; a later run tries again.
--- not_attempted: Not sent yet: the run stopped, its budget was reached, or it has not begun.
--- verified: Completed and decided as verified; 0 while the day is not flattened, so for rates use
---   verified_rates, which leaves such days out.
+-- refused: The API rejected the submission for good.
+-- quarantined: Answered with 2xx, but the answer breaks the contract's hard requirements; never sent again.
+-- uncertain: Sent, but the answer was lost; held for a decision.
+-- failed: Certainly not processed; a later run tries again.
+-- not_attempted: Not sent yet: the run has not begun, was stopped, or used up its budget.
+-- verified: Completed and verified; 0 until the day is flattened. For rates use verified_rates, which leaves
+--   out such days.
 WITH accepted AS (
     SELECT
         date,

@@ -1,9 +1,9 @@
--- What the pass rate of each check type would be if a confidence at or above a threshold were the rule, over
--- all days. A simulation of the verdict's rule, not the vendor's behaviour; trust flips_to_pass only where
+-- Simulated pass rate of each check type over all days, if a check passed exactly when its confidence is at
+-- or above a threshold. It does not predict the vendor's decisions. Trust flips_to_pass only if
 -- orientation_verified is true.
 --
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Which check; UNKNOWN where the answer names none.
+-- check_type: Type of the check; UNKNOWN if the answer has none.
 -- threshold: 0.00 to 1.00 by 0.01; the rule is confidence >= threshold.
 -- scored: Checks with a confidence.
 -- at_or_above: Those with a confidence at or above the threshold.
@@ -11,9 +11,9 @@
 -- rate_null_as_fail: at_or_above / all checks of the type: a check without a confidence counts as failed.
 -- flips_to_fail: Checks with status PASS and a confidence below the threshold.
 -- flips_to_pass: Checks with status FAIL and a confidence at or above it.
--- orientation_verified: Whether auc is above 0.5, so that a higher confidence means a better check; false
---   where no check passed or none failed.
--- auc: Probability that a passed check has a higher confidence than a failed one, ties counted half.
+-- orientation_verified: Whether auc is above 0.5, so that a higher confidence means a better check; false if
+--   no check passed or none failed.
+-- auc: Probability that a passed check has a higher confidence than a failed one; ties count half.
 WITH scores AS (
     SELECT
         check_group,

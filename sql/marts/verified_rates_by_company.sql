@@ -1,13 +1,13 @@
--- Share of verifications decided as verified, by day and company, with its 95 % Wilson interval.
+-- Share of verifications decided as verified, by day and company, with its 95% Wilson interval.
 --
 -- date: Day of the manifest, the daily partition.
 -- company_id: Value of the tag `companyId` (the smallest one if it is repeated); UNKNOWN without it.
 -- verifications: Completed verifications.
 -- verified: Those decided as verified.
 -- verified_rate: verified / verifications.
--- verified_rate_low: Lower bound of the 95 % Wilson interval (z = {z_95}).
+-- verified_rate_low: Lower bound of the 95% Wilson interval (z = {z_95}).
 -- verified_rate_high: Upper bound of the same interval.
--- low_n: Fewer than {low_n} verifications: do not decide by this row alone.
+-- low_n: Fewer than {low_n} verifications: do not base decisions on this row alone.
 WITH companies AS (
     SELECT date, verification_id, min(value) AS company_id
     FROM verification_tags

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page made from the published warehouse.
 
 The page needs no network: style, scripts and the plotting library are inside it, and its policy allows no
-other script. What it shows is in :mod:`contents`, how it looks and behaves in the templates.
+other script. :mod:`contents` decides what it shows, the templates how it looks and behaves.
 """
 
 import base64
@@ -22,11 +22,11 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
 def write_report(warehouse: Path, destination: Path) -> None:
-    """Writes the page from the build that is published now; `destination` is replaced in one step.
+    """Writes the page from the published build and replaces `destination` atomically.
 
     Raises :class:`KycError` if there is no warehouse.
     """
-    # Altair takes over a second to import, which whoever only loads the definitions should not pay.
+    # Not at load: Altair takes over a second to import.
     from kyc_pipeline.analyze.report.contents import read_page
 
     with open_warehouse(warehouse) as connection:
@@ -68,7 +68,7 @@ def _as_number(value: object) -> float:
 
 
 def _own(name: str) -> Markup:
-    """A style or script of the package, safe to stand in the page as it is."""
+    """A style or script of the package; it needs no escaping."""
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - it is the package's own
 
 
@@ -78,7 +78,7 @@ def _bundle() -> Markup:
     import vl_convert
 
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    # Browsers read line ends as \n, and the policy's hash is of what they read.
+    # Browsers normalize line ends to \n before they compute the hash for the policy.
     script = script.replace("\r\n", "\n").replace("\r", "\n")
     return Markup(script.replace("</script", "<\\/script"))  # noqa: S704 - it is the library's own
 

@@ -1,7 +1,7 @@
-"""The report's charts as Altair specifications. Data come in as rows, nothing here reads the warehouse.
+"""The report's charts as Altair specifications, made from rows. Nothing here reads the warehouse.
 
-Every chart takes the width of its container. Colours are names of the page's own palette, which the page's
-script puts in for light, dark and print. What a chart shows follows the parameter `shown`
+Every chart takes the width of its container. Colours are names of the page's palette; the page's script
+replaces them for light, dark and print. What a chart shows follows the parameter `shown`
 (:attr:`Period.shown`), which the page's period filter sets: rows over time have a `unit` and a `date` (epoch
 milliseconds), all others a `period`.
 """
@@ -19,7 +19,7 @@ Spec = dict[str, Any]
 PASS, FAIL, OTHER, ACCENT, SECOND, CARD, INK = (
     f"palette-{name}" for name in ("pass", "fail", "other", "accent", "second", "card", "ink")
 )
-"""Placeholders that the page's script replaces by colours of the current theme."""
+"""Placeholders; the page's script replaces them with the colours of the current theme."""
 
 FAILURE_KINDS: Final = ("only this check", "with other checks", "verdict disagrees")
 OUTCOMES: Final = ("verified", "not verified", "rejected", "no answer yet")
@@ -27,7 +27,7 @@ QUANTILES: Final = ("p50", "p95", "p99")
 PSI_LIMITS: Final = (("moderate", PSI_MODERATE), ("large", PSI_LARGE))
 
 _BAR: Final = 0.86
-"""Share of its day or week that a bar takes."""
+"""Width of a bar, as a share of its day or week."""
 _COUNT_LABEL: Final = "datum.value >= 10000 ? format(datum.value, '~s') : format(datum.value, ',')"
 _LABEL_LIMIT: Final = alt.expr("containerSize()[0] < 500 ? 130 : 260")
 _AXIS_TIME: Final = alt.Axis(
@@ -44,9 +44,9 @@ _WHEN: Final = alt.Tooltip("when:N", title="day or week from")
 
 
 def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int, **rows: Sequence[Row]) -> Spec:
-    """The finished chart with its data sets by name."""
+    """The finished chart with its named data sets."""
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    # Its shape does not depend on the data: browser tests show that it is valid, and validation is slow.
+    # Validation is slow. Browser tests cover it, because the specification does not depend on the data.
     spec = dict(chart.properties(width="container", height=height, autosize=fit).to_dict(validate=False))
     return spec | {"datasets": {name: list(values) for name, values in rows.items()}}
 
@@ -70,7 +70,7 @@ def _over_time(shown: Row) -> alt.Chart:
 
 
 def _height(rows: Sequence[Row], step: int) -> int:
-    """Pixels for the most places that a period has: rows of `rank`, from 0."""
+    """Pixels for the period with the most bars; `rank` starts at 0."""
     return step * (1 + max(int(row["rank"]) for row in rows))
 
 
@@ -79,12 +79,12 @@ def _of_period(shown: Row) -> alt.Chart:
 
 
 def _bars_apart(chart: alt.Chart) -> alt.Chart:
-    """The rows whose interval is drawn as a bar of its own: few points, or one without a neighbour."""
+    """The rows whose interval is a separate bar: those of charts with few points, or without a neighbour."""
     return chart.transform_filter("!shown.dense || datum.alone")
 
 
 def _points(chart: alt.Chart) -> alt.Chart:
-    """Points, hollow for small samples; left out where there are so many that the line is enough."""
+    """Points, hollow for small samples. Charts with many points show only the line."""
     points: alt.Chart = chart.mark_point(color=ACCENT, filled=False, strokeWidth=1.6).encode(
         fill=alt.condition("datum.few", alt.value(CARD), alt.value(ACCENT)),
         size=alt.condition("shown.dense", alt.value(16), alt.value(38)),
@@ -148,10 +148,9 @@ def attribution(rows: Sequence[Row], shown: Row) -> Spec:
 
 
 def histogram(rows: Sequence[Row], shown: Row) -> Spec:
-    """Confidences of passed checks pointing up, of failed ones pointing down, each as a share of its own.
+    """Confidences of passed checks point up, of failed checks down, each as a share of its status.
 
-    Rows of side (PASS or FAIL), bin_low, bin_high, checks, share, and `signed`: the share, negative
-    where it goes down.
+    Rows of side (PASS or FAIL), bin_low, bin_high, checks, share, and `signed`: the share, negative for FAIL.
     """
     bars = (
         _of_period(shown)
@@ -265,7 +264,7 @@ _THRESHOLD: Final = alt.X(
 def threshold_rate() -> Spec:
     """Simulated pass rate over the threshold. The page's script fills the data sets.
 
-    `curve`: threshold, rate, low, high; `chosen`: one such row and `recorded`, the rate as it was.
+    `curve`: threshold, rate, low, high; `chosen`: one such row and `recorded`, the recorded rate.
     """
     axis = alt.Axis(format=".0%", title=None, tickCount=5)
     scale = alt.Scale(domain=[0, 1])
@@ -360,7 +359,7 @@ def funnel(rows: Sequence[Row], shown: Row) -> Spec:
 
 
 def _stacked(rows: Sequence[Row], shown: Row, y: str, kinds: Mapping[str, str], axis: alt.Axis) -> Spec:
-    """Bars of real width for each day or week: rows of `y` and kind."""
+    """Stacked bars for each day or week: rows of `y` and kind."""
     bars = (
         _over_time(shown)
         .mark_bar(width=alt.expr(f"max(1, {_BAR} * width / shown.points)"))

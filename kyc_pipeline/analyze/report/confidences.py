@@ -21,7 +21,7 @@ from kyc_pipeline.analyze.report.page import (
 )
 from kyc_pipeline.analyze.report.periods import Period
 from kyc_pipeline.analyze.report.reader import NO_ANSWER, Check, Reader, Rows, grouped, rounded
-from kyc_pipeline.rules import LOW_N
+from kyc_pipeline.rules import BASELINE_DAYS, DRIFT_MIN_CHECKS, LOW_N, PSI_MODERATE
 
 _STEPS: Final = 100
 """Bins of a confidence, and thresholds of the explorer: 0.00 to 0.99."""
@@ -103,7 +103,6 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
                     )
                 ),
                 Table(("Check", "Threshold", "Of those with a confidence", "Of all"), rates),
-                explorer="rate",
             ),
             Figure(
                 "threshold-flips",
@@ -116,7 +115,6 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
                     )
                 ),
                 Table(("Check", "Threshold", "Passed, would fail", "Failed, would pass"), flips),
-                explorer="flips",
             ),
         ]
     section = Section(
@@ -140,7 +138,7 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
 
 
 def _confidences(reader: Reader) -> Mapping[tuple[str, str], Rows]:
-    """For each check: rows of period, side, bin and checks, bins without checks left out."""
+    """By check: rows of period, side, bin and checks, without empty bins."""
     return reader.by_check(
         reader.rows(
             """
@@ -256,10 +254,10 @@ def _histogram(
 
 
 def drift(reader: Reader) -> Section:
-    """How the confidences move: their quantiles and their drift over time."""
+    """Quantiles and drift of the confidences over time."""
     quantiles, drifts = reader.by_check(_quantiles(reader)), reader.by_check(_drifts(reader))
     moves = [row for rows in quantiles.values() for row in rows]
-    # Below every median, and below the tails of days with a large enough sample.
+    # Below every median, and below the tails of large samples.
     lowest = min((row["p05"] if row["n"] >= LOW_N else row["p50"] for row in moves), default=0.0)
     figures = []
     for index, check in enumerate(reader.checks):
@@ -276,14 +274,16 @@ def drift(reader: Reader) -> Section:
         intro += " Weekly quantiles are accurate to 0.01."
     if drifts:
         intro += (
-            " The population stability index (PSI) compares each day with the 28 days before. Values in the"
-            " grey area are noise; the dashed lines mark moderate and large drift."
+            " The population stability index (PSI) compares each day with the"
+            f" {BASELINE_DAYS} days before. Values in the grey area are noise; the dashed"
+            " lines mark moderate and large drift."
         )
         if weekly:
             intro += " Weekly charts show the largest day of each week."
     elif quantiles:
         intro += (
-            " Drift needs 200 checks of one type in a day and 200 in the 28 days before; no day has them yet."
+            f" Drift needs {DRIFT_MIN_CHECKS} checks of one type on a day and {DRIFT_MIN_CHECKS} in the"
+            f" {BASELINE_DAYS} days before; no day has them yet."
         )
     return Section(
         "drift",
@@ -302,7 +302,7 @@ def drift(reader: Reader) -> Section:
 
 
 def _quantiles(reader: Reader) -> Rows:
-    """Quantiles by day as the warehouse has them; by week from the bins, to the hundredth."""
+    """Quantiles: daily ones from the warehouse, weekly ones from the bins, accurate to 0.01."""
     return reader.rows(
         """
         WITH daily AS (
@@ -394,7 +394,8 @@ def _drift_figure(reader: Reader, name: str, check: Check, rows: Rows) -> Figure
             f"largest PSI {decimals(worst['psi'])}, {day(worst['date'])}",
             f"Line chart of the drift of {check.label} by {period.unit}: largest PSI"
             f" {decimals(worst['psi'])} on {day(worst['date'])} ({worst['level']}, noise floor"
-            f" {decimals(worst['floor'])}); {marked} of {some(len(own), period.unit)} at or above 0.1.",
+            f" {decimals(worst['floor'])}); {marked} of {some(len(own), period.unit)} at or"
+            f" above {PSI_MODERATE}.",
         )
 
     return Figure(

@@ -1,4 +1,4 @@
-"""What is on the page, in its order. Aggregates only, so no person is on it."""
+"""The contents of the page, in order: aggregates only, no personal data."""
 
 import duckdb
 
@@ -9,7 +9,7 @@ from kyc_pipeline.errors import KycError
 
 
 def read_page(connection: duckdb.DuckDBPyConnection) -> Page:
-    """Everything on the page, from an open warehouse; makes temporary tables in `connection`."""
+    """Reads everything on the page from an open warehouse. Creates temporary tables in `connection`."""
     reader = Reader(connection)
     threshold_explorer, explorer = confidences.thresholds(reader)
     return Page(
@@ -43,4 +43,6 @@ def _findings(reader: Reader) -> Rows:
             "SELECT * FROM build_checks WHERE NOT passed ORDER BY severity = 'error' DESC, check_name"
         )
     except duckdb.CatalogException as error:
-        raise KycError("the warehouse is of an older version: materialize the group `analyze`") from error
+        raise KycError(
+            "the warehouse was built by an older version: materialize the group `analyze`"
+        ) from error

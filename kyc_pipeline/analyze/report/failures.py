@@ -1,4 +1,4 @@
-"""Section of failures: which checks stop verifications, alone and together."""
+"""Section of failures: the checks that fail in declined verifications, alone and together."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -43,7 +43,7 @@ def failures(reader: Reader) -> Section:
         return View(
             f"{some(n, 'declined verification')}",
             f"Bar chart of declined verifications by failed check: of {number(n)} declined,"
-            f" {_reason(worst)} failed in {number(worst['failing'])} and was the only failure in"
+            f" {_reason(worst)} failed in {number(worst['failing'])} and was the only failed check in"
             f" {number(worst['alone'])}.",
         )
 
@@ -73,7 +73,7 @@ def failures(reader: Reader) -> Section:
         figures.append(
             Figure(
                 "attribution",
-                "What failed where a verification was declined",
+                "Failed checks of declined verifications",
                 charts.attribution(bars, reader.shown),
                 reader.views(view),
                 Table(

@@ -1,4 +1,4 @@
-"""Sections of operations: what became of the submissions, people who come again, the API and its cost."""
+"""Sections of operations: outcomes of the submissions, returning people, the API and its cost."""
 
 import datetime
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _STAGES: Final = (
     ("declined", "– not verified", "lost"),
     ("verified", "verified", "kept"),
 )
-"""Column of the funnel, its label, and whether it goes on from there."""
+"""Column of the funnel, its label, and whether its submissions go on (`kept`) or not (`lost`)."""
 
 
 def funnel(reader: Reader) -> Section:
@@ -74,7 +74,7 @@ def funnel(reader: Reader) -> Section:
         return View(
             f"{number(most['received'])} at most, {day(most['start'])}",
             f"Stacked bars of the submissions received by {period.unit}, {day(rows[0]['start'])} to"
-            f" {day(rows[-1]['start'])}, by what became of them; at most {number(most['received'])}"
+            f" {day(rows[-1]['start'])}, by outcome; at most {number(most['received'])}"
             f" ({day(most['start'])}).",
         )
 
@@ -100,7 +100,7 @@ def funnel(reader: Reader) -> Section:
             ),
             Figure(
                 "volume",
-                "What was received, over time",
+                "Submissions received over time",
                 charts.volume(_volume_bars(reader, series), reader.shown),
                 reader.views(over_time),
                 Table(
@@ -149,7 +149,7 @@ def funnel(reader: Reader) -> Section:
         "No submission was received yet.",
         figures,
         Table(
-            ("Rejected because", "Rows", "Last seen"),
+            ("Reason", "Rows", "Last seen"),
             [
                 Row((row["reason"].replace("_", " "), number(row["n"]), day(row["last"])), [row["period"]])
                 for row in reasons
@@ -194,7 +194,7 @@ def _volume_bars(reader: Reader, series: Rows) -> Rows:
 
 
 def subjects(reader: Reader) -> Section:
-    """People who come again."""
+    """Returning people."""
     table: list[Row] = []
     for row in reader.rows(
         """
@@ -231,11 +231,11 @@ def subjects(reader: Reader) -> Section:
                 ),
                 keys,
             ),
-            Row(("Documents shown by a second person", number(row["shared"]), ""), keys),
+            Row(("Documents presented by a second person", number(row["shared"]), ""), keys),
         ]
     return Section(
         "subjects",
-        "People who come again",
+        "Returning people",
         "People are identified by the pseudonym of customerId. Counted: those first seen in the period.",
         "No response has the tag customerId." if reader.completed else NO_ANSWER,
         table=Table(("What", "Count", "Share"), table) if table else None,
@@ -347,10 +347,9 @@ def _calls_figure(reader: Reader, rows: Rows) -> Figure:
             return View("", "", "No call was made in this period.")
         total, retries, lost = (sum(row[name] for row in own) for name in ("calls", "retries", "timeouts"))
         return View(
-            f"{number(total)}, of which {some(retries, 'retry', 'retries')}",
-            f"Stacked bars of the calls by {period.unit}: {number(total)} calls, of which"
-            f" {number(retries)} were retries; {some(lost, 'submission was', 'submissions were')} sent"
-            " without an answer.",
+            f"{number(total)}, including {some(retries, 'retry', 'retries')}",
+            f"Stacked bars of the calls by {period.unit}: {number(total)} calls, including"
+            f" {some(retries, 'retry', 'retries')}; {some(lost, 'submission')} sent without an answer.",
         )
 
     return Figure(

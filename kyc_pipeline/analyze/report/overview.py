@@ -1,4 +1,4 @@
-"""The top of the report: its source, the key figures of each period, and what stands out."""
+"""The top of the report: its build, the key figures of each period, and notable findings."""
 
 import datetime
 from typing import Final
@@ -26,7 +26,7 @@ _REMARKS: Final = 3
 
 
 def build(reader: Reader) -> dict[str, str]:
-    """When, from what and by what the warehouse was built."""
+    """Facts about the build of the warehouse."""
     row = reader.rows(
         "SELECT strftime(built_at AT TIME ZONE 'UTC', '%-d %b %Y, %H:%M UTC') AS built_at, run_id,"
         " code_version, duckdb_version, partitions, rows, first_date, last_date, price_per_call"
@@ -120,7 +120,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
 
 
 def remarks(reader: Reader) -> list[Remark]:
-    """What stands out, the most pressing first."""
+    """Notable findings, the most urgent first."""
     if not reader.completed:
         return []
     few = f"Only {some(reader.completed, 'verification')} completed: no rate on this page is reliable yet."
@@ -200,9 +200,9 @@ def _main_obstacle(reader: Reader) -> list[Remark]:
     )
     return [
         Remark(
-            f"{row['check_type']} stops most: it failed in"
-            f" {percent(share(row['failing'], row['declined']))} of the {number(row['declined'])}"
-            f" declined, and was the only failure in {number(row['alone'])}.",
+            f"{row['check_type']} is the most frequent reason for declines: it failed in"
+            f" {percent(share(row['failing'], row['declined']))} of {number(row['declined'])} declined"
+            f" verifications, and was the only failed check in {number(row['alone'])}.",
             "failures",
         )
         for row in rows

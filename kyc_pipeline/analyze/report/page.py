@@ -1,6 +1,6 @@
-"""What a page of the report is made of, and how figures are written on it.
+"""The parts of the report's page, and the format of its figures.
 
-How charts look is in :mod:`charts`, what they show in the modules of the sections, the page in the templates.
+:mod:`charts` defines how charts look, the modules of the sections what they show, the templates the page.
 """
 
 import datetime
@@ -19,9 +19,9 @@ FEW: Final = "*"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is said of a chart in one period: beside its title, and instead of seeing it.
+    """The texts of a chart in one period: a note beside the title, and the text alternative.
 
-    `empty` says why nothing is drawn, where nothing is.
+    If there is no chart, `empty` says why.
     """
 
     note: str
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table; columns from `numeric_from` on are aligned as numbers. `empty` stands in for no rows."""
+    """A table; columns from `numeric_from` on are aligned as numbers. `empty` replaces an empty table."""
 
     headings: Sequence[str]
     rows: Sequence[Row]
@@ -58,13 +58,11 @@ class Figure:
     table: Table
     check: str = ""
     wide: bool = False
-    explorer: str = ""
-    """The part that it has in the threshold explorer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A word of the section in the warehouse's own words: `name` is `table` or `table.column`."""
+    """A table or column (`table.column`) of the section, with the warehouse's description."""
 
     name: str
     meaning: str
@@ -72,7 +70,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page with its heading. `empty` says why there is nothing, where there is nothing."""
+    """A part of the page with its heading. If it has no content, `empty` says why."""
 
     id: str
     title: str
@@ -83,7 +81,7 @@ class Section:
     table_title: str = ""
     definitions: Sequence[Definition] = ()
     key: Sequence[tuple[str, str]] = ()
-    """Colours: the palette's name and what it stands for."""
+    """The key of colours: name in the palette, meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """One thing that stands out, and the section that shows it."""
+    """One notable finding, and the section that shows it."""
 
     text: str
     section: str
@@ -106,7 +104,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All that the template shows."""
+    """Everything that the template shows."""
 
     build: Mapping[str, str]
     periods: Sequence[Period]
@@ -160,7 +158,7 @@ def day(value: datetime.date) -> str:
 
 
 def share(part: float, whole: float | None) -> float | None:
-    """part / whole; None where there is no whole."""
+    """part / whole; None without a whole."""
     return part / whole if whole else None
 
 

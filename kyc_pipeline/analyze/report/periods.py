@@ -1,6 +1,6 @@
-"""The periods that the report's filter offers, and the days or weeks that its time charts are drawn by.
+"""The periods of the report's filter, and the days or weeks of its time charts.
 
-Nothing here reads the warehouse or knows charts.
+Knows neither the warehouse nor the charts.
 """
 
 import datetime
@@ -12,7 +12,7 @@ from typing import Final
 DAILY_UP_TO: Final = 120
 """Longer periods are drawn by week."""
 _DENSE_FROM: Final = 32
-"""From so many points on intervals are drawn as one band instead of a bar each."""
+"""From this number of points, intervals are drawn as one band instead of a bar each."""
 _TICKS: Final = 7
 _LENGTHS: Final = (7, 28, 90)
 _WEEKS: Final = 52
@@ -22,14 +22,14 @@ _MS: Final = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """One choice of the filter. It ends with the last day of the data, `until`; both days are included."""
+    """One choice of the filter: the days from `since` to `until`, the last day of the data, both included."""
 
     key: str
     label: str
     since: datetime.date
     until: datetime.date
     unit: str
-    """`day` or `week`: what one point of a time chart is."""
+    """`day` or `week`: what one point of a time chart covers."""
 
     @property
     def days(self) -> int:
@@ -60,7 +60,7 @@ class Period:
             "from": epoch_ms(starts[0]) - half,
             "to": epoch_ms(starts[-1]) + half,
             "points": len(starts),
-            # Counted from the last, which people look for.
+            # Counted back from the last point, which readers look for.
             "ticks": [epoch_ms(start) for start in starts[:: -max(1, math.ceil(len(starts) / _TICKS))]],
             "dense": len(starts) >= _DENSE_FROM,
             "long": self.days > DAILY_UP_TO + DAILY_UP_TO // 2,
@@ -68,7 +68,7 @@ class Period:
 
 
 def choose_periods(first: datetime.date, last: datetime.date) -> list[Period]:
-    """The periods that days from `first` to `last` can be looked at by, the whole first."""
+    """The periods for data from `first` to `last`, all days first."""
     days = (last - first).days + 1
     periods = [Period("all", "All days", first, last, "day" if days <= DAILY_UP_TO else "week")]
     weeks_from = _monday(last) - 7 * _DAY * (_WEEKS - 1)

@@ -1,4 +1,4 @@
-"""Sections of rates: verified, passed by check, changes from week to week, companies."""
+"""Sections of rates: verified, pass rates by check, week-to-week changes, companies."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -210,8 +210,8 @@ def changes(reader: Reader) -> Section:
         "changes",
         "Changes from week to week",
         "Rates that differ significantly from the week before: the 95% interval of the difference excludes 0,"
-        f" and both weeks have {LOW_N} or more. Shown: the latest {_CHANGES} over all days. By chance alone,"
-        " one in twenty such intervals excludes 0.",
+        f" and both weeks have {LOW_N} or more decided checks. Shown: the latest {_CHANGES} over all days. By"
+        " chance alone, one in twenty such intervals excludes 0.",
         "No week differs significantly from the one before."
         if weeks
         else f"No two consecutive weeks have {LOW_N} decided checks each yet.",
@@ -343,14 +343,14 @@ def companies(reader: Reader) -> Section:
 
 
 def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
-    """`id · name` for each id whose answers carry a companyName in the clear, the latest day's."""
+    """Id → `id · name`, for ids whose answers have a clear companyName; the latest day's name counts."""
     if not ids:
         return {}
     kind = reader.rows(
         "SELECT count(*) AS n FROM duckdb_tables()"
         " WHERE database_name = current_database() AND table_name = 'verification_tags'"
     )[0]["n"]
-    if not kind:  # a view over the lake, which may not be in reach from here
+    if not kind:  # a view over the lake, which may be out of reach here
         return {}
     rows = reader.rows(
         """
@@ -368,6 +368,6 @@ def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
 
 
 def _lowest(rows: Rows) -> float:
-    """Where a rate's axis may begin: below every point, and below the intervals that are worth something."""
+    """Where a rate's axis may begin: below every point, and below the intervals of large samples."""
     lows = [row["low"] for row in rows if row["n"] >= LOW_N] or [row["low"] for row in rows]
     return float(min(*lows, *(row["rate"] for row in rows)))

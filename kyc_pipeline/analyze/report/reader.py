@@ -1,7 +1,6 @@
-"""Reads the published warehouse for the report: rows, periods, checks, and the warehouse's own words.
+"""Reads the published warehouse for all sections of the report: rows, periods, checks, descriptions.
 
-What the sections share, and nothing of any one of them. What is shown of a period is counted over its days by
-DuckDB, never averaged from rates.
+DuckDB computes the figures of a period from counts over its days, never from averages of rates.
 """
 
 import datetime
@@ -24,7 +23,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check that has charts; `label` is its type, with the group where two groups have the type."""
+    """A check that has charts; `label` is its type, with the group if several groups have that type."""
 
     group: str
     type: str
@@ -32,7 +31,7 @@ class Check:
 
 
 class Reader:
-    """An open warehouse. Makes temporary tables in its connection: `report_days`, `report_units`.
+    """An open warehouse. Creates temporary tables in its connection: `report_days`, `report_units`.
 
     Rows over time have a `unit` (day or week) and its first day `start`; all others have a `period`.
     """
@@ -75,15 +74,15 @@ class Reader:
         return found
 
     def define(self, *names: str) -> list[Definition]:
-        """The warehouse's own words for tables and columns."""
+        """The warehouse's descriptions of tables and columns."""
         return [Definition(name, self._comments[name]) for name in names]
 
     def views(self, view: Callable[[Period], View]) -> dict[str, View]:
-        """What is said of a chart in every period."""
+        """The texts of a chart by period."""
         return {period.key: view(period) for period in self.periods}
 
     def shown_in(self, row: Mapping[str, Any]) -> list[str]:
-        """The periods that show a row over time."""
+        """The keys of the periods that show a row over time."""
         return [
             period.key
             for period in self.periods
@@ -98,7 +97,7 @@ class Reader:
     def filled(self, rows: Rows, columns: Sequence[str]) -> Rows:
         """The rows for a chart, with a row of NULLs for each day or week without data, which breaks lines.
 
-        A row without neighbours is marked `alone`: it is on no line.
+        A row without neighbours is marked `alone`, because no line reaches it.
         """
         filled: Rows = []
         for unit in ("day", "week"):
@@ -122,7 +121,7 @@ class Reader:
         return filled
 
     def _calendar(self) -> None:
-        """Two temporary tables: `report_days` has the days of each period, `report_units` the bars' days."""
+        """Creates `report_days`, the days of each period, and `report_units`, the point of each date."""
         choices = [{"period": p.key, "since": p.since.isoformat()} for p in self.periods]
         self._connection.execute(
             """
@@ -174,5 +173,5 @@ def grouped(rows: Rows, name: str) -> dict[str, Rows]:
 
 
 def rounded(value: Any) -> Any:
-    """A float with the digits that a chart can show."""
+    """Rounds a float to what a chart can show."""
     return round(value, 5) if isinstance(value, float) else value

@@ -180,7 +180,8 @@ def test_it_says_when_and_from_what_it_was_built(page: str) -> None:
 def test_it_says_what_stands_out(page: str) -> None:
     text = text_of(page)
     assert (
-        "LIVENESS stops most: it failed in 100.0% of the 14 declined, and was the only failure in 14." in text
+        "LIVENESS is the most frequent reason for declines: it failed in 100.0% of 14 declined verifications,"
+        " and was the only failed check in 14." in text
     )
     assert "The pass rate of" not in text  # both weeks are too small to compare
 

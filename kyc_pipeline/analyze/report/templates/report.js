@@ -1,10 +1,10 @@
 "use strict";
-// The report's behaviour: draws the charts, and follows the filters, the threshold explorer and the printer.
-// Data are in the element `data`: specs and texts by figure, periods by key, and the explorer's bins.
+// The report's behaviour: draws the charts, applies the filters and the threshold explorer, prepares printing.
+// The element `data` holds specs and texts by figure, periods by key, and the explorer's bins.
 (() => {
   const element = (id) => document.getElementById(id);
   const all = (selector) => [...document.querySelectorAll(selector)];
-  // Colours are the page's CSS variables, so theme and print need no new drawing.
+  // Colours are CSS variables, so that a change of theme needs no redraw.
   const data = JSON.parse(element("data").textContent.replace(/palette-(\w+)/g, "var(--$1)"));
   const soft = "var(--soft)", grid = "var(--grid)";
   const font = getComputedStyle(document.body).fontFamily.replaceAll('"', "'");
@@ -22,7 +22,7 @@
 
   // --- Filters -----------------------------------------------------------------------------------------
 
-  /** What is said of a figure in the chosen period, and whether it has anything to draw. */
+  /** Shows a figure's texts for the chosen period, and hides its chart if there is nothing to draw. */
   const describe = (figure) => {
     const [note, alt, empty] = data.views[figure.id.slice("figure-".length)][period.value];
     const chart = figure.querySelector(".chart"), nothing = figure.querySelector(".nothing");
@@ -45,7 +45,7 @@
     fit();
   };
 
-  /** A table without a row in the chosen period says so instead. */
+  /** Replaces a table that has no row in the chosen period with a sentence. */
   const showTables = () => {
     for (const table of all(".table")) {
       const some = table.querySelector("tbody tr:not([hidden])") !== null;
@@ -67,7 +67,7 @@
     return explore();
   };
 
-  /** Charts take the width of their container, which hidden ones do not have. */
+  /** Fits the charts to their containers; hidden containers have no width. */
   const fit = () => window.dispatchEvent(new Event("resize"));
 
   // --- Threshold explorer --------------------------------------------------------------------------------
@@ -77,7 +77,7 @@
   const percent = (share) => (share === null ? "–" : (share * 100).toFixed(1) + "%");
   const count = (n) => n.toLocaleString("en");
 
-  /** The 95 % Wilson interval of k in n, as the warehouse has it. */
+  /** The 95% Wilson interval of k in n, as in the warehouse. */
   const wilson = (k, n) => {
     if (n === 0) return [null, null];
     const z = 1.959964, rate = k / n, centre = rate + z * z / (2 * n);
@@ -103,7 +103,7 @@
     });
   };
 
-  /** The data sets of the explorer's charts, empty where the check has no confidence in the period. */
+  /** The data sets of the explorer's charts, empty if the check has no confidence in the period. */
   const simulated = () => {
     const choice = data.explorer.find((one) => one.check === explored.value);
     const bins = choice.periods[period.value], curve = bins ? simulate(bins) : [];
@@ -158,14 +158,14 @@
 
   const draw = async () => {
     for (const [id, spec] of Object.entries(data.specs)) {
-      if (isEmpty(id, period.value)) continue; // the whole, of which every other period is a part
+      if (isEmpty(id, period.value)) continue; // all days: no other period has anything either
       if (spec.datasets.curve) {
         const { curve, chosen } = simulated();
         spec.datasets = { curve, chosen: [chosen] };
       }
       const options = { renderer: "svg", actions: false, ast: true, config, tooltip: { theme: "custom" } };
       views.set(id, (await vegaEmbed("#chart-" + id, spec, options)).view);
-      // The chart's own text alternative says more than the labels of its parts.
+      // The chart's text alternative says more than the labels inside the SVG.
       element("chart-" + id).querySelector("svg").setAttribute("aria-hidden", "true");
     }
     await explore();
