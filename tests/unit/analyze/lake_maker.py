@@ -34,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission and what became of it."""
+    """One submission and its outcome."""
 
     verified: bool = True
     checks: Sequence[Check] = ()

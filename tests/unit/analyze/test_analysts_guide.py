@@ -1,4 +1,4 @@
-"""What `docs/analysts.md` tells people to type works as it stands."""
+"""Everything that `docs/analysts.md` tells readers to type works."""
 
 import re
 import shlex

@@ -196,7 +196,7 @@ def test_an_object_store_is_read_through_its_file_system(tmp_path: Path) -> None
     assert not lake.is_local
     summary = build(lake, tmp_path / "draft", run_id="run", max_fact_rows=0)
     assert summary.tables["verifications"] == 2
-    # Whoever opens the file has no access to the store, so that facts are tables whatever their size.
+    # Readers of the file may have no access to the store, so facts are tables, whatever their size.
     with open_draft(tmp_path / "draft") as connection:
         assert connection.execute("SELECT count(*) FROM duckdb_views() WHERE NOT internal").fetchall() == [
             (0,)

@@ -1,4 +1,4 @@
-"""The analysts' examples run as they are on an empty and on a filled warehouse."""
+"""The analysts' examples run unchanged on an empty and on a filled warehouse."""
 
 from collections.abc import Callable
 

@@ -167,8 +167,8 @@ class Audience:
     results: "multiprocessing.Queue[tuple[int, str]]"
 
 
-def read_until_told(audience: Audience) -> None:
-    """Opens, queries and closes the file in a loop; reports the last version seen and what went wrong."""
+def read_until_stopped(audience: Audience) -> None:
+    """Opens, queries and closes the file in a loop; reports the last version seen, and any problem."""
     os.nice(10)  # fifty busy readers leave the publisher its share of a small machine
     last, problem, ending = 0, "", False
     audience.started.wait()
@@ -194,7 +194,7 @@ def test_fifty_readers_in_a_loop_during_a_hundred_publications(warehouse: Path, 
     audience = Audience(
         warehouse, tmp_path / "stop", context.Barrier(READERS + 1), context.Semaphore(0), context.Queue()
     )
-    readers = [context.Process(target=read_until_told, args=(audience,)) for _ in range(READERS)]
+    readers = [context.Process(target=read_until_stopped, args=(audience,)) for _ in range(READERS)]
     for reader in readers:
         reader.start()
     audience.started.wait()

@@ -1,4 +1,4 @@
-"""The checks: silent on a sound lake, and each of them finds what it is for."""
+"""The checks: a sound lake passes all of them, and each one finds its kind of damage."""
 
 from collections.abc import Callable
 from dataclasses import replace
