@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -95,7 +96,7 @@ def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]
         graph = server.ask("{ assetNodes { assetKey { path } isPartitioned } }")["assetNodes"]
         daily = [{"path": node["assetKey"]["path"]} for node in graph if node["isPartitioned"]]
 
-        def ended(tags: Mapping[str, str]) -> list[dict[str, float]]:
+        def ended(tags: Mapping[str, str]) -> list[dict[str, Any]]:
             wanted = [{"key": key, "value": value} for key, value in tags.items()]
             return list(server.ask(RUNS, f={"tags": wanted})["runsOrError"]["results"])
 
@@ -127,7 +128,7 @@ def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]
             "{ ... on PartitionBackfill { status endTimestamp } } }"
         )
 
-        def finished() -> dict[str, float] | None:
+        def finished() -> dict[str, Any] | None:
             found = server.ask(query, id=backfill)["partitionBackfillOrError"]
             return found if found["status"] in FINISHED else None
 
@@ -142,7 +143,7 @@ def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]
         return figures
 
 
-def _all_ended(runs: list[dict[str, float]]) -> list[dict[str, float]] | None:
+def _all_ended(runs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     if not runs or any(run["status"] not in FINISHED for run in runs):
         return None
     assert all(run["status"] == "SUCCESS" for run in runs), runs

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -175,7 +175,7 @@ def with_pseudonyms(tags: pa.Table) -> pa.Table:
     )
 
 
-def document_pseudonyms(lake: Lake, day: str) -> pa.Array:
+def document_pseudonyms(lake: Lake, day: str) -> Any:
     return PSEUDONYMS.documents(lake.read(SUBMISSIONS, day, ["id_sha256"])["id_sha256"].combine_chunks())
 
 
@@ -195,7 +195,7 @@ def save(out: Path, day: str, **tables: pa.Table) -> None:
 S, W, F = pa.string(), pa.int64(), pa.float64()
 CHECK = pa.struct([("type", S), ("status", S), ("confidence", F), ("details", S)])
 FILE = pa.struct([("category", S), ("contentType", S), ("fileSize", W), ("timestamp", W)])
-SCALARS = [
+SCALARS: list[tuple[str, Any]] = [
     ("verificationId", W),
     ("verified", pa.bool_()),
     ("model", S),
@@ -222,19 +222,19 @@ RESULT = pa.struct(
 def pyarrow_json(lake: Lake, out: Path, days: list[str]) -> None:
     """Lossy: unknown fields vanish, one wrong type fails the day."""
     for day in days:
-        answers = texts_of(lake, day)
-        lines = pc.binary_join_element_wise(answers["response"], "", "\n").combine_chunks()
+        answers: Any = texts_of(lake, day)
+        lines: Any = pc.binary_join_element_wise(answers["response"], "", "\n").combine_chunks()
         table = pj.read_json(
-            pa.BufferReader(lines.buffers()[2]),
+            cast(Any, pa.BufferReader(lines.buffers()[2])),
             parse_options=pj.ParseOptions(
                 explicit_schema=pa.schema([("result", RESULT)]), unexpected_field_behavior="ignore"
             ),
         )
         del lines
-        result = table["result"].combine_chunks()
+        result: Any = table["result"].combine_chunks()
         keys = {"verification_id": result.field("verificationId"), "submission_id": answers["submission_id"]}
 
-        def exploded(lists: pa.Array, keys: dict[str, Any] = keys) -> pa.Table:
+        def exploded(lists: Any, keys: dict[str, Any] = keys) -> pa.Table:
             parents = pc.list_parent_indices(lists)
             items = lists.flatten()
             columns = {name: column.take(parents) for name, column in keys.items()}
@@ -277,7 +277,8 @@ def duckdb_from_json(lake: Lake, out: Path, days: list[str]) -> None:
 
             def rows(path: str, connection: Any = connection, key: str = key) -> pa.Table:
                 query = f"SELECT {key}, unnest({path}, recursive := true) FROM parsed"
-                return connection.sql(query).to_arrow_table()
+                table: pa.Table = connection.sql(query).to_arrow_table()
+                return table
 
             scalars = ", ".join(f"result.{name}" for name, _ in SCALARS[1:])
             verifications = connection.sql(f"SELECT {key}, {scalars} FROM parsed").to_arrow_table()
@@ -330,7 +331,7 @@ def json_normalize(lake: Lake, out: Path, days: list[str]) -> None:
     for day in days:
         answers = texts_of(lake, day).to_pylist()
         results = [json.loads(row["response"])["result"] | {"id": row["submission_id"]} for row in answers]
-        meta = ["verificationId", "id"]
+        meta: list[str | list[str]] = ["verificationId", "id"]
         nested = ["modelResults.technicalChecks", "tags", "files"]
         verifications = pd.json_normalize(results).drop(columns=nested)
         tags = pa.Table.from_pandas(pd.json_normalize(results, "tags", meta), preserve_index=False)
@@ -363,7 +364,8 @@ def polars_struct(lake: Lake, out: Path, days: list[str]) -> None:
 
         def rows(column: Any, wide: Any = wide) -> pa.Table:
             long = wide.select("verification_id", "submission_id", column.alias("item")).explode("item")
-            return long.unnest("item").to_arrow(compat_level=pl.CompatLevel.oldest())
+            table: pa.Table = long.unnest("item").to_arrow(compat_level=pl.CompatLevel.oldest())
+            return table
 
         flat = wide.drop("modelResults", "tags", "files").to_arrow(compat_level=pl.CompatLevel.oldest())
         tags = rows(pl.col("tags"))
@@ -409,7 +411,7 @@ def dlt_parquet(lake: Lake, out: Path, days: list[str], workers: int = 1) -> Non
         }
 
     def records(day: str) -> Iterator[dict[str, Any]]:
-        documents = lake.read(SUBMISSIONS, day, ["id_sha256"])["id_sha256"].to_pylist()
+        documents: list[Any] = lake.read(SUBMISSIONS, day, ["id_sha256"])["id_sha256"].to_pylist()
         for row, document in zip(texts_of(lake, day).to_pylist(), documents, strict=True):
             result = fast_json.loads(row["response"])["result"]
             yield (

@@ -218,7 +218,7 @@ def submit(lake: Lake, submissions: int, documents: Path) -> None:
         for start in range(0, submissions, 10_000):
             rows = range(start, min(start + 10_000, submissions))
             n = len(rows)
-            columns = {
+            columns: dict[str, Any] = {
                 "submission_id": [f"submission-{row:08}" for row in rows],
                 "submitted_at": pa.nulls(n, pa.timestamp("us", tz="UTC")),
                 "id_file": ["id.jpg"] * n,

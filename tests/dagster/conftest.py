@@ -35,21 +35,18 @@ class WaitsForTest:
 
 
 def make_settings(folder: Path, url: str, **changes: Any) -> Settings:
-    return Settings(
-        _env_file=None,
-        **{
-            "deepxl_base_url": url,
-            "deepxl_api_token": TOKEN,
-            "deepxl_requests_per_second": 0,
-            "kyc_landing": folder / "landing",
-            "kyc_lake": str(folder / "lake"),
-            "kyc_ledger_url": f"sqlite:///{folder / 'ledger.sqlite'}",
-            "kyc_warehouse": folder / "warehouse" / "kyc.duckdb",
-            "kyc_report": folder / "report" / "index.html",
-            "kyc_pseudonym_key": "p" * 32,
-        }
-        | changes,
-    )
+    values: dict[str, Any] = {
+        "deepxl_base_url": url,
+        "deepxl_api_token": TOKEN,
+        "deepxl_requests_per_second": 0,
+        "kyc_landing": folder / "landing",
+        "kyc_lake": str(folder / "lake"),
+        "kyc_ledger_url": f"sqlite:///{folder / 'ledger.sqlite'}",
+        "kyc_warehouse": folder / "warehouse" / "kyc.duckdb",
+        "kyc_report": folder / "report" / "index.html",
+        "kyc_pseudonym_key": "p" * 32,
+    }
+    return Settings(_env_file=None, **values | changes)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from kyc_pipeline.orchestration.alerts import ATTEMPTS, partition_range, post
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
+from tests.conftest import Landing
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 SECRET_PATH = "/hooks/very-secret-key"
@@ -55,7 +56,7 @@ def hook() -> Iterator[Hook]:
 
 
 def failed_run(
-    landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> dg.ExecuteInProcessResult:
     landing.day(DAY, 1)
     bad = landing.root / "manifests" / NEXT_DAY / "jane-roe.csv"
@@ -81,7 +82,7 @@ def evaluate(
 
 
 def test_a_failed_run_is_posted_once_without_its_error_message(
-    landing, settings: Settings, instance: dg.DagsterInstance, hook: Hook
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance, hook: Hook
 ) -> None:
     webhook = settings.model_copy(update={"kyc_alert_webhook": SecretStr(hook.url)})
     definitions = build_defs(Pipeline(webhook))
@@ -101,7 +102,7 @@ def test_a_failed_run_is_posted_once_without_its_error_message(
 
 
 def test_without_a_webhook_nothing_is_posted(
-    landing, pipeline: Pipeline, instance: dg.DagsterInstance, hook: Hook
+    landing: Landing, pipeline: Pipeline, instance: dg.DagsterInstance, hook: Hook
 ) -> None:
     definitions = build_defs(pipeline)
     result = evaluate(definitions, instance, failed_run(landing, definitions, instance))

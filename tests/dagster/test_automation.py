@@ -3,13 +3,14 @@
 import json
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import dagster as dg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
@@ -22,6 +23,7 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.partition import write_responses
+from tests.conftest import Landing
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 DAILY = [dg.AssetKey(table.name) for table in TABLES]
@@ -33,7 +35,7 @@ def definitions(pipeline: Pipeline) -> dg.Definitions:
     return build_defs(pipeline)
 
 
-def tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None):
+def tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
     sensor = definitions.resolve_sensor_def("new_manifests")
     context = dg.build_sensor_context(
         instance=instance,
@@ -44,23 +46,30 @@ def tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str 
     return sensor.evaluate_tick(context)
 
 
-def test_a_manifest_starts_one_run_when_it_is_stable(landing, definitions, instance) -> None:
+def test_a_manifest_starts_one_run_when_it_is_stable(
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
     landing.day(DAY, 1)
     first = tick(definitions, instance)
     assert not first.run_requests
     second = tick(definitions, instance, first.cursor)
-    assert [request.partition_key for request in second.run_requests] == [DAY]
+    assert [request.partition_key for request in second.run_requests or []] == [DAY]
     assert not tick(definitions, instance, second.cursor).run_requests
 
 
-def tick_twice(definitions, instance, cursor: str | None = None) -> tuple[list[str], str]:
+def tick_twice(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None
+) -> tuple[list[str], str]:
     """Two ticks: the requested run keys, and the cursor."""
     first = tick(definitions, instance, cursor)
     second = tick(definitions, instance, first.cursor)
-    return [request.run_key for request in [*first.run_requests, *second.run_requests]], second.cursor
+    requests = [*(first.run_requests or []), *(second.run_requests or [])]
+    return [str(request.run_key) for request in requests], str(second.cursor)
 
 
-def test_a_changed_manifest_starts_a_run_with_another_key(landing, definitions, instance) -> None:
+def test_a_changed_manifest_starts_a_run_with_another_key(
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
     landing.day(DAY, 1)
     [before], cursor = tick_twice(definitions, instance)
     landing.day(DAY, 2)
@@ -69,7 +78,9 @@ def test_a_changed_manifest_starts_a_run_with_another_key(landing, definitions, 
     assert after.startswith(DAY)
 
 
-def test_an_identical_redelivery_has_the_run_key_of_the_first(landing, definitions, instance) -> None:
+def test_an_identical_redelivery_has_the_run_key_of_the_first(
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
     landing.day(DAY, 1)
     [before], cursor = tick_twice(definitions, instance)
     manifest = landing.root / "manifests" / DAY / "m.jsonl"
@@ -80,7 +91,9 @@ def test_an_identical_redelivery_has_the_run_key_of_the_first(landing, definitio
     assert set(tick_twice(definitions, instance, cursor)[0]) <= {before}
 
 
-def test_a_future_day_waits_and_blocks_no_other(landing, definitions, instance) -> None:
+def test_a_future_day_waits_and_blocks_no_other(
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
     landing.day(DAY, 1)
     landing.day("2999-01-01", 1)
     [key], cursor = tick_twice(definitions, instance)
@@ -88,7 +101,7 @@ def test_a_future_day_waits_and_blocks_no_other(landing, definitions, instance) 
     assert set(json.loads(cursor)) == {DAY}
 
 
-def unreadable_manifest(landing, day: str, name: str = "m.jsonl") -> Path:
+def unreadable_manifest(landing: Landing, day: str, name: str = "m.jsonl") -> Path:
     """A manifest that exists but fails every read with an I/O error."""
     manifest = landing.root / "manifests" / day / name
     manifest.parent.mkdir(exist_ok=True)
@@ -96,7 +109,9 @@ def unreadable_manifest(landing, day: str, name: str = "m.jsonl") -> Path:
     return manifest
 
 
-def test_an_unreadable_manifest_fails_its_run_and_blocks_no_other(landing, definitions, instance) -> None:
+def test_an_unreadable_manifest_fails_its_run_and_blocks_no_other(
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
     landing.day(NEXT_DAY, 1)
     manifest = unreadable_manifest(landing, DAY)
     keys, cursor = tick_twice(definitions, instance)
@@ -113,13 +128,15 @@ def test_an_unreadable_manifest_fails_its_run_and_blocks_no_other(landing, defin
     assert broken not in tick_twice(definitions, instance, cursor)[0]
 
 
-def test_the_skip_message_names_folders_that_are_no_days(landing, definitions, instance) -> None:
+def test_the_skip_message_names_folders_that_are_no_days(
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
     (landing.root / "manifests" / "2024-9-8").mkdir()
     assert "2024-9-8" in (tick(definitions, instance).skip_message or "")
 
 
 def test_a_missing_landing_zone_requests_nothing_and_keeps_the_cursor(
-    landing, definitions, pipeline: Pipeline, instance
+    landing: Landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 1)
     _, cursor = tick_twice(definitions, instance)
@@ -133,14 +150,18 @@ def test_a_missing_landing_zone_requests_nothing_and_keeps_the_cursor(
     assert not tick_twice(definitions, instance, missing.cursor)[0]
 
 
-def test_runs_for_new_manifests_have_priority_over_a_backfill(landing, definitions, instance) -> None:
+def test_runs_for_new_manifests_have_priority_over_a_backfill(
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
     landing.day(DAY, 1)
     cursor = tick(definitions, instance).cursor
-    [request] = tick(definitions, instance, cursor).run_requests
+    [request] = tick(definitions, instance, cursor).run_requests or []
     assert int(request.tags["dagster/priority"]) > 0
 
 
-def test_the_cursor_is_short_and_contains_no_file_names(landing, definitions, instance) -> None:
+def test_the_cursor_is_short_and_contains_no_file_names(
+    landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
     landing.day(DAY, 1)
     _, cursor = tick_twice(definitions, instance)
     assert set(json.loads(cursor)) == {DAY}
@@ -156,12 +177,12 @@ def test_the_daily_schedule_requests_yesterday(
         scheduled_execution_time=datetime(2024, 9, 9, 1, 15, tzinfo=UTC),
         repository_def=definitions.get_repository_def(),
     )
-    [request] = schedule.evaluate_tick(context).run_requests
+    [request] = schedule.evaluate_tick(context).run_requests or []
     assert request.partition_key == DAY
 
 
 def test_missing_changed_and_incomplete_days_are_due(
-    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+    landing: Landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 4)
     landing.day(NEXT_DAY, 1)
@@ -187,7 +208,7 @@ def test_missing_changed_and_incomplete_days_are_due(
 
 
 def test_days_whose_files_were_missing_are_due(
-    landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
+    landing: Landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     row = landing.submission("late", 1)
     selfie = landing.root / "documents" / str(row["selfie_file"])
@@ -203,7 +224,7 @@ def test_days_whose_files_were_missing_are_due(
 
 
 def test_days_that_an_operator_decided_to_retry_are_due(
-    landing, settings: Settings, instance: dg.DagsterInstance
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance
 ) -> None:
     [lost] = landing.day(DAY, 1)
     with running_simulator(token="test-token", faults={lost: [HTML_502]}) as simulator:
@@ -220,7 +241,7 @@ def test_days_that_an_operator_decided_to_retry_are_due(
 
 
 def test_days_with_a_corrupt_table_are_due(
-    landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
+    landing: Landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 1)
     job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
@@ -228,7 +249,9 @@ def test_days_with_a_corrupt_table_are_due(
     assert due_days(pipeline, until=date(2024, 9, 9)).days == [DAY]
 
 
-def catch_up_requests(definitions, pipeline: Pipeline, instance) -> list[dg.RunRequest]:
+def catch_up_requests(
+    definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+) -> list[dg.RunRequest]:
     schedule = definitions.resolve_schedule_def("catch_up")
     context = dg.build_schedule_context(
         instance=instance,
@@ -240,7 +263,7 @@ def catch_up_requests(definitions, pipeline: Pipeline, instance) -> list[dg.RunR
 
 
 def test_catch_up_requests_a_run_of_its_own_for_an_unreadable_day_once(
-    landing, definitions, pipeline: Pipeline, instance
+    landing: Landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day("2024-09-07", 1)
     unreadable_manifest(landing, DAY)
@@ -252,7 +275,7 @@ def test_catch_up_requests_a_run_of_its_own_for_an_unreadable_day_once(
 
 
 def test_catch_up_requests_a_run_per_range(
-    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+    landing: Landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     for day in ("2024-09-05", "2024-09-07", DAY):
         landing.day(day, 1)
@@ -264,7 +287,7 @@ def test_catch_up_requests_a_run_per_range(
 
 
 @given(st.sets(st.dates(min_value=datetime(2024, 1, 1).date(), max_value=datetime(2024, 3, 1).date())))
-def test_ranges_cover_exactly_the_days(days) -> None:
+def test_ranges_cover_exactly_the_days(days: set[date]) -> None:
     ordered = sorted(day.isoformat() for day in days)
     covered = [
         day.isoformat()
@@ -280,7 +303,11 @@ def test_ranges_cover_exactly_the_days(days) -> None:
 
 
 def test_a_day_with_a_bad_manifest_does_not_block_the_others_of_its_run(
-    landing, definitions, instance, simulator, pipeline: Pipeline
+    landing: Landing,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    simulator: Simulator,
+    pipeline: Pipeline,
 ) -> None:
     landing.day(DAY, 2)
     landing.manifest("2024-09-10", [landing.submission("third", 90)])
@@ -303,7 +330,7 @@ def test_a_day_with_a_bad_manifest_does_not_block_the_others_of_its_run(
             resources={"pipeline": pipeline},
         ).for_run_failure()
         sensor = definitions.resolve_sensor_def("run_left_behind")
-        return [request for request in sensor(context) if isinstance(request, dg.RunRequest)]
+        return [request for request in cast(Any, sensor(context)) if isinstance(request, dg.RunRequest)]
 
     requested = requests(failed)
     assert [(request.tags[RANGE_START], request.tags[RANGE_END]) for request in requested] == [
@@ -317,7 +344,7 @@ def test_a_day_with_a_bad_manifest_does_not_block_the_others_of_its_run(
 
 
 def test_days_that_a_killed_run_left_between_two_stages_are_due(
-    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+    landing: Landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 2)
     job = definitions.resolve_job_def("verify_and_publish")
@@ -346,7 +373,7 @@ def test_days_that_a_killed_run_left_between_two_stages_are_due(
 
 
 def test_a_run_that_ingested_nothing_leaves_no_days_behind(
-    landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
+    landing: Landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 1)
     landing.day(NEXT_DAY, 1)

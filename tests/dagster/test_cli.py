@@ -9,15 +9,20 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from kyc_pipeline.cli import local_run
 from kyc_pipeline.cli.backfill import run_interruptibly
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
+from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
+from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.verify.signals import StopFlag
+from tests.conftest import Landing
 
 DAY = "2024-09-08"
 RANGE = ("--from", DAY, "--to", DAY)
@@ -37,7 +42,7 @@ def one_line(err: str) -> str:
     return lines[0]
 
 
-def test_backfill_then_plan_then_backfill_again(landing, run: Run, simulator: Simulator) -> None:
+def test_backfill_then_plan_then_backfill_again(landing: Landing, run: Run, simulator: Simulator) -> None:
     landing.day(DAY, 4)
     code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
     assert code == 0
@@ -58,7 +63,7 @@ def test_backfill_then_plan_then_backfill_again(landing, run: Run, simulator: Si
     assert simulator.received.total() == 4
 
 
-def test_plan_reports_days_without_manifests_and_stray_folders(landing, run: Run) -> None:
+def test_plan_reports_days_without_manifests_and_stray_folders(landing: Landing, run: Run) -> None:
     landing.day(DAY, 1)
     (landing.root / "manifests" / "2024-9-7").mkdir()
     code, out, err = run("plan", "--from", "2024-09-09", "--to", "2024-09-10")
@@ -67,7 +72,7 @@ def test_plan_reports_days_without_manifests_and_stray_folders(landing, run: Run
 
 
 @pytest.mark.parametrize("command", ["plan", "backfill"])
-def test_an_ignored_file_is_reported_without_its_name(landing, run: Run, command: str) -> None:
+def test_an_ignored_file_is_reported_without_its_name(landing: Landing, run: Run, command: str) -> None:
     landing.day(DAY, 1)
     (landing.root / "manifests" / DAY / "Maria.xlsx").write_text("not read")
     code, _, err = run(command, *RANGE)
@@ -77,7 +82,7 @@ def test_an_ignored_file_is_reported_without_its_name(landing, run: Run, command
 
 
 def test_a_default_dagster_home_is_created(
-    landing, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    landing: Landing, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     landing.day(DAY, 1)
     shutil.rmtree(tmp_path / "dagster_home")
@@ -89,14 +94,14 @@ def test_a_default_dagster_home_is_created(
     assert (tmp_path / "dagster_home" / "dagster.yaml").exists()
 
 
-def test_plan_changes_nothing(landing, run: Run, tmp_path: Path) -> None:
+def test_plan_changes_nothing(landing: Landing, run: Run, tmp_path: Path) -> None:
     landing.day(DAY, 2)
     before = files(tmp_path)
     assert run("plan", *RANGE)[0] == 0
     assert files(tmp_path) == before
 
 
-def test_plan_counts_rejected_rows_and_reads_a_changed_manifest(landing, run: Run) -> None:
+def test_plan_counts_rejected_rows_and_reads_a_changed_manifest(landing: Landing, run: Run) -> None:
     landing.day(DAY, 2)
     run("backfill", *RANGE)
     landing.manifest(DAY, [landing.submission("new", 50), {"submission_id": "bad"}], name="more.jsonl")
@@ -104,7 +109,7 @@ def test_plan_counts_rejected_rows_and_reads_a_changed_manifest(landing, run: Ru
     assert out.splitlines()[1].split() == [DAY, "3", "1", "2", "0", "1", "–"]
 
 
-def test_plan_matches_the_next_run(landing, run: Run, simulator: Simulator) -> None:
+def test_plan_matches_the_next_run(landing: Landing, run: Run, simulator: Simulator) -> None:
     row = landing.submission("late-file", 1)
     selfie = landing.root / "documents" / str(row["selfie_file"])
     away = selfie.rename(selfie.with_suffix(".away"))
@@ -122,7 +127,9 @@ def test_plan_matches_the_next_run(landing, run: Run, simulator: Simulator) -> N
     assert set(simulator.received) == {"late-file", "twice"}
 
 
-def test_a_budget_exits_with_3_and_lists_what_is_left(landing, run: Run, simulator: Simulator) -> None:
+def test_a_budget_exits_with_3_and_lists_what_is_left(
+    landing: Landing, run: Run, simulator: Simulator
+) -> None:
     ids = landing.day(DAY, 5)
     code, out, _ = run("backfill", *RANGE, "--max-calls", "2")
     assert code == 3
@@ -133,7 +140,7 @@ def test_a_budget_exits_with_3_and_lists_what_is_left(landing, run: Run, simulat
     assert "stopped: the budget" in out
 
 
-def test_a_budget_covers_all_runs_of_a_backfill(landing, run: Run, simulator: Simulator) -> None:
+def test_a_budget_covers_all_runs_of_a_backfill(landing: Landing, run: Run, simulator: Simulator) -> None:
     days = [f"2024-09-{n:02d}" for n in range(1, 13)]
     for day in days:
         landing.manifest(
@@ -157,7 +164,13 @@ def test_a_budget_covers_all_runs_of_a_backfill(landing, run: Run, simulator: Si
     ],
 )
 def test_invalid_settings_fail_early_and_change_nothing(
-    landing, run: Run, tmp_path: Path, simulator: Simulator, settings: dict[str, str], code: int, message: str
+    landing: Landing,
+    run: Run,
+    tmp_path: Path,
+    simulator: Simulator,
+    settings: dict[str, str],
+    code: int,
+    message: str,
 ) -> None:
     landing.day(DAY, 2)
     before = files(tmp_path)
@@ -168,7 +181,9 @@ def test_invalid_settings_fail_early_and_change_nothing(
     assert not simulator.received
 
 
-def test_an_unreachable_api_fails_early_and_changes_nothing(landing, run: Run, tmp_path: Path) -> None:
+def test_an_unreachable_api_fails_early_and_changes_nothing(
+    landing: Landing, run: Run, tmp_path: Path
+) -> None:
     landing.day(DAY, 2)
     before = files(tmp_path)
     with socket.socket() as free:
@@ -180,7 +195,7 @@ def test_an_unreachable_api_fails_early_and_changes_nothing(landing, run: Run, t
     assert files(tmp_path) == before
 
 
-def test_a_wrong_base_url_fails_early(landing, run: Run, tmp_path: Path, html_url: str) -> None:
+def test_a_wrong_base_url_fails_early(landing: Landing, run: Run, tmp_path: Path, html_url: str) -> None:
     landing.day(DAY, 1)
     before = files(tmp_path)
     code, _, err = run("backfill", *RANGE, DEEPXL_BASE_URL=html_url)
@@ -217,7 +232,7 @@ def test_a_missing_landing_zone_exits_with_2(run: Run, tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_an_empty_landing_zone_exits_with_2(landing, run: Run, tmp_path: Path) -> None:
+def test_an_empty_landing_zone_exits_with_2(landing: Landing, run: Run, tmp_path: Path) -> None:
     before = files(tmp_path)
     code, _, err = run("backfill", *RANGE)
     assert code == 2
@@ -226,7 +241,7 @@ def test_an_empty_landing_zone_exits_with_2(landing, run: Run, tmp_path: Path) -
 
 
 def test_a_manifest_with_wrong_columns_fails_its_day_only(
-    landing, run: Run, simulator: Simulator, tmp_path: Path
+    landing: Landing, run: Run, simulator: Simulator, tmp_path: Path
 ) -> None:
     landing.day(DAY, 2)
     bad = landing.root / "manifests" / "2024-09-09" / "bad.csv"
@@ -270,14 +285,14 @@ def test_a_signal_stops_the_work_and_keeps_its_result() -> None:
 
 
 def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
-    landing, run: Run, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    landing: Landing, run: Run, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days = [f"2024-09-{day:02}" for day in range(1, BACKFILL_DAYS_PER_RUN + 2)]
     for day in days:
         landing.day(day, 1)
-    build = local_run.build_defs
+    build = build_defs
 
-    def build_and_interrupt(pipeline, controls):
+    def build_and_interrupt(pipeline: Pipeline, controls: CallControls) -> dg.Definitions:
         os.kill(os.getpid(), signal.SIGINT)
         with controls.stop.watched(asked.set):
             assert asked.wait(10)
@@ -306,7 +321,7 @@ def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
         ("held", "resolve", "--submission", "unknown", "--as", "retry"),
     ],
 )
-def test_wrong_usage_exits_with_2(landing, run: Run, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_with_2(landing: Landing, run: Run, arguments: tuple[str, ...]) -> None:
     landing.day(DAY, 1)
     code, _, err = run(*arguments)
     assert code == 2
@@ -317,20 +332,20 @@ def test_nothing_is_held(run: Run) -> None:
     assert run("held", "list")[:2] == (0, "nothing is held\n")
 
 
-def test_a_paid_range_needs_no_credential(landing, run: Run) -> None:
+def test_a_paid_range_needs_no_credential(landing: Landing, run: Run) -> None:
     landing.day(DAY, 2)
     assert run("backfill", *RANGE)[0] == 0
     assert run("backfill", *RANGE, DEEPXL_API_TOKEN="", DEEPXL_BASE_URL="http://127.0.0.1:9")[0] == 0
 
 
-def test_query_reads_the_published_warehouse(landing, run: Run) -> None:
+def test_query_reads_the_published_warehouse(landing: Landing, run: Run) -> None:
     landing.day(DAY, 3)
     run("backfill", *RANGE)
     code, out, _ = run("query", "SELECT date, received, completed FROM submission_funnel", "--format", "csv")
     assert (code, out.splitlines()[-1]) == (0, f"{DAY},3,3")
 
 
-def test_every_response_is_stored_with_its_submission(landing, run: Run, tmp_path: Path) -> None:
+def test_every_response_is_stored_with_its_submission(landing: Landing, run: Run, tmp_path: Path) -> None:
     with running_simulator(token=TOKEN) as other:
         ids = landing.day(DAY, 3)
         assert run("backfill", *RANGE, DEEPXL_BASE_URL=other.url)[0] == 0

@@ -1,8 +1,9 @@
 """Ingest and verify of a day exclude each other, so that no row changes while it is sent."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -18,6 +19,7 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
+from tests.conftest import Landing
 from tests.dagster.conftest import WaitsForTest
 
 DAY = "2024-09-08"
@@ -31,10 +33,8 @@ def contents(lake: Lake) -> dict[str, str]:
 
 
 def failures(result: dg.ExecuteInProcessResult) -> list[str]:
-    return [
-        event.step_failure_data.user_failure_data.description
-        for event in result.filter_events(lambda event: event.is_step_failure)
-    ]
+    events: Sequence[Any] = result.filter_events(lambda event: event.is_step_failure)
+    return [event.step_failure_data.user_failure_data.description for event in events]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def ingest(instance: dg.DagsterInstance) -> Callable[[Pipeline], list[str]]:
 
 
 def test_a_changed_manifest_waits_while_its_day_is_verified(
-    landing, settings: Settings, ingest: Callable[[Pipeline], list[str]]
+    landing: Landing, settings: Settings, ingest: Callable[[Pipeline], list[str]]
 ) -> None:
     ids = landing.day(DAY, 3)
     waits = WaitsForTest()
@@ -96,7 +96,7 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
         assert simulator.received.total() == 3
 
 
-def test_a_day_is_not_verified_while_it_is_ingested(landing, pipeline: Pipeline) -> None:
+def test_a_day_is_not_verified_while_it_is_ingested(landing: Landing, pipeline: Pipeline) -> None:
     landing.day(DAY, 2)
     with pipeline.day_lease(DAY, "an-ingest") as confirm:
         ingest_partition(landing=pipeline.settings.kyc_landing, lake=pipeline.lake, date=DAY, confirm=confirm)
@@ -112,9 +112,9 @@ def test_a_day_is_not_verified_while_it_is_ingested(landing, pipeline: Pipeline)
     assert not pipeline.lake.exists(VERIFICATION_RESPONSES, DAY)
 
 
-def test_an_ingest_whose_lease_expired_changes_nothing(landing, pipeline: Pipeline) -> None:
+def test_an_ingest_whose_lease_expired_changes_nothing(landing: Landing, pipeline: Pipeline) -> None:
     ids = landing.day(DAY, 2)
-    arguments = {"landing": pipeline.settings.kyc_landing, "lake": pipeline.lake, "date": DAY}
+    arguments: dict[str, Any] = {"landing": pipeline.settings.kyc_landing, "lake": pipeline.lake, "date": DAY}
     ingest_partition(**arguments)
     before = contents(pipeline.lake)
     landing.manifest(DAY, [landing.submission(id_, 1000 + n) for n, id_ in enumerate(ids)])

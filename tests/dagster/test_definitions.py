@@ -6,6 +6,7 @@ After an intended change: `pytest tests/dagster/test_definitions.py --snapshot-u
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -111,7 +112,7 @@ def test_every_asset_has_a_description(definitions: dg.Definitions) -> None:
     assert not [spec.key for spec in definitions.resolve_all_asset_specs() if not spec.description]
 
 
-def code_references(definitions: dg.Definitions, asset: str) -> list[dg.UrlCodeReference]:
+def code_references(definitions: dg.Definitions, asset: str) -> list[Any]:
     [spec] = [spec for spec in definitions.resolve_all_asset_specs() if spec.key.to_user_string() == asset]
     return list(spec.metadata["dagster/code_references"].code_references)
 
@@ -149,7 +150,8 @@ def test_code_references_are_links_if_a_source_url_is_set(tmp_path: Path) -> Non
 def test_every_field_of_the_launchpad_has_a_description(
     definitions: dg.Definitions, job: str, step: str, fields: set[str]
 ) -> None:
-    steps = definitions.resolve_job_def(job).run_config_schema.config_type.fields["ops"].config_type.fields
+    schema: Any = definitions.resolve_job_def(job).run_config_schema
+    steps = schema.config_type.fields["ops"].config_type.fields
     config = steps[step].config_type.fields["config"].config_type.fields
     assert set(config) >= fields
     assert not [name for name, field in config.items() if not field.description]

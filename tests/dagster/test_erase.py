@@ -10,6 +10,7 @@ import dagster as dg
 import duckdb
 import pytest
 
+from kyc_pipeline.analyze import build as build_module
 from kyc_pipeline.analyze.build import BuildSummary
 from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.deepxl.simulator import Simulator
@@ -64,8 +65,8 @@ def places_with(root: Path, *marks: str) -> set[str]:
         for date in lake.dates(table):
             rows = str(lake.read(table, date).to_pylist())
             found |= {f"{table.name} {date}" for mark in marks if mark in rows}
-    for name, rows in warehouse_rows(root).items():
-        found |= {f"warehouse {name}" for mark in marks if mark in str(rows)}
+    for name, table_rows in warehouse_rows(root).items():
+        found |= {f"warehouse {name}" for mark in marks if mark in str(table_rows)}
     return found
 
 
@@ -192,7 +193,7 @@ def test_wrong_usage_exits_with_2_and_shows_no_value(landing: Any, run: Run, tag
 def test_a_build_that_read_the_lake_before_an_erasure_is_not_published(
     pipeline: Pipeline, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = assets.build
+    build = build_module.build
 
     def build_slowly(*arguments: Any, **options: Any) -> BuildSummary:
         summary = build(*arguments, **options)

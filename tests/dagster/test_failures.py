@@ -5,8 +5,9 @@ import getpass
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -29,6 +30,7 @@ from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.vocabulary import Outcome
+from tests.conftest import Landing
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 SECRET = "Jane-Roe-4711"
@@ -53,7 +55,7 @@ def fail_in_function() -> None:
 
 
 @safe_errors
-def fail_in_generator() -> Iterator[dg.MaterializeResult]:
+def fail_in_generator() -> Iterator[Any]:
     yield dg.MaterializeResult(metadata={"made": 1})
     raise_with_causes()
 
@@ -79,7 +81,9 @@ def test_every_step_and_tick_has_safe_errors() -> None:
 
 
 @pytest.mark.parametrize("step", [fail_in_function, fail_in_generator])
-def test_only_the_class_of_a_foreign_error_is_stored(step, instance: dg.DagsterInstance) -> None:
+def test_only_the_class_of_a_foreign_error_is_stored(
+    step: Callable[..., Any], instance: dg.DagsterInstance
+) -> None:
     asset = dg.asset(name="careless")(step)
     result = dg.materialize([asset], instance=instance, raise_on_error=False)
     (failure,) = result.filter_events(lambda event: event.is_step_failure)
@@ -97,7 +101,7 @@ def test_a_foreign_error_skips_the_remaining_days_and_names_its_day(
     started: list[str] = []
 
     @dg.asset(partitions_def=daily_partitions(Settings(_env_file=None).kyc_start_date))
-    def careless(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    def careless(context: dg.AssetExecutionContext) -> Iterator[Any]:
         def work(day: str) -> DayResult:
             started.append(day)
             raise error
@@ -147,7 +151,7 @@ def test_a_plain_line_names_the_line_of_our_code() -> None:
 
 
 def test_the_operators_name_is_in_the_ledger_and_not_in_the_run(
-    landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", SECRET)
     assert getpass.getuser() == SECRET
@@ -171,7 +175,7 @@ def test_the_operators_name_is_in_the_ledger_and_not_in_the_run(
 
 
 def test_a_rejected_credential_leaves_no_day_without_outcomes(
-    landing, settings: Settings, simulator: Simulator, instance: dg.DagsterInstance
+    landing: Landing, settings: Settings, simulator: Simulator, instance: dg.DagsterInstance
 ) -> None:
     for day in (DAY, NEXT_DAY):
         landing.day(day, 2)

@@ -1,6 +1,7 @@
 """Decisions about held submissions, on the command line and in the launchpad."""
 
 from collections import Counter
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -19,6 +20,7 @@ from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
+from tests.conftest import Landing
 
 DAY = "2024-09-08"
 TOKEN = "test-token"
@@ -30,7 +32,8 @@ def config(submission_id: str, decision: str) -> dict[str, object]:
 
 
 def outcomes(settings: Settings) -> Counter[str]:
-    return Counter(Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist())
+    outcomes: list[Any] = Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist()
+    return Counter(outcomes)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,7 @@ def outcomes(settings: Settings) -> Counter[str]:
     [("retry", 2, Counter(completed=2)), ("abandon", 1, Counter(completed=1, uncertain=1))],
 )
 def test_a_decision_in_the_launchpad(
-    landing,
+    landing: Landing,
     settings: Settings,
     instance: dg.DagsterInstance,
     decision: str,
@@ -70,12 +73,12 @@ def test_a_decision_about_a_submission_that_is_not_held_fails_with_one_line(
     result = job.execute_in_process(
         instance=instance, run_config=config("unknown", "retry"), raise_on_error=False
     )
-    failure = next(event for event in result.all_events if event.is_step_failure).step_failure_data
+    failure: Any = next(event for event in result.all_events if event.is_step_failure).step_failure_data
     assert "unknown" in failure.user_failure_data.description
 
 
 def test_a_decision_on_the_command_line(
-    landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url)
     kept, lost = landing.day(DAY, 2)

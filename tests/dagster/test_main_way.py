@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -28,6 +29,7 @@ from kyc_pipeline.lake.tables import (
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
+from tests.conftest import Landing
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
@@ -39,7 +41,11 @@ def materialized(instance: dg.DagsterInstance, asset: str) -> set[str]:
 
 
 def test_a_day_becomes_a_warehouse(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+    landing: Landing,
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    simulator: Simulator,
 ) -> None:
     ids = landing.day(DAY, 12, lambda n: TAGS | {"customerId": str(n)})
     result = job.execute_in_process(instance=instance, partition_key=DAY)
@@ -71,7 +77,11 @@ def test_a_day_becomes_a_warehouse(
 
 
 def test_a_second_run_makes_no_call(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+    landing: Landing,
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    simulator: Simulator,
 ) -> None:
     landing.day(DAY, 5)
     job.execute_in_process(instance=instance, partition_key=DAY)
@@ -82,7 +92,7 @@ def test_a_second_run_makes_no_call(
 
 
 def test_a_range_is_one_run_that_reports_every_day(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator: Simulator
+    landing: Landing, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator: Simulator
 ) -> None:
     landing.day(DAY, 3)
     landing.day(NEXT_DAY, 2)
@@ -99,7 +109,7 @@ def test_a_range_is_one_run_that_reports_every_day(
     assert completed == {DAY: 3, NEXT_DAY: 2}
 
 
-def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, object]:
+def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, Any]:
     """The day's latest metadata, which Dagster plots."""
     records = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[day])
     [event] = instance.fetch_materializations(records, limit=1).records
@@ -108,7 +118,7 @@ def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, obj
 
 
 def test_a_rerun_without_calls_keeps_the_days_figures(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance
+    landing: Landing, job: dg.JobDefinition, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 10)
     config = {"ops": {"verify": {"config": {"price_per_call": "0.25"}}}}
@@ -128,7 +138,7 @@ def test_a_rerun_without_calls_keeps_the_days_figures(
 
 
 def test_a_failed_day_leaves_the_good_one_green_and_gives_the_reason(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings
+    landing: Landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings
 ) -> None:
     landing.day(DAY, 3)
     bad = landing.root / "manifests" / NEXT_DAY / "bad.csv"
@@ -137,13 +147,17 @@ def test_a_failed_day_leaves_the_good_one_green_and_gives_the_reason(
     result = job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), raise_on_error=False)
     assert not result.success
     assert materialized(instance, "submissions") == {DAY}
-    failure = next(event for event in result.all_events if event.is_step_failure).step_failure_data
+    failure: Any = next(event for event in result.all_events if event.is_step_failure).step_failure_data
     assert "bad.csv" in failure.user_failure_data.description
     assert NEXT_DAY in failure.user_failure_data.description
 
 
 def test_rejected_rows_do_not_stop_the_others(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+    landing: Landing,
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    simulator: Simulator,
 ) -> None:
     good = landing.submission("good", 1)
     landing.manifest(DAY, [good, {"submission_id": "no-files"}, good | {"submission_id": "a b"}])
@@ -154,7 +168,11 @@ def test_rejected_rows_do_not_stop_the_others(
 
 
 def test_a_day_without_manifests_is_empty_and_green(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+    landing: Landing,
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    simulator: Simulator,
 ) -> None:
     assert job.execute_in_process(instance=instance, partition_key=DAY).success
     lake = Lake(settings.kyc_lake)
@@ -163,7 +181,11 @@ def test_a_day_without_manifests_is_empty_and_green(
 
 
 def test_a_dry_run_makes_no_call_and_writes_nothing(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+    landing: Landing,
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    simulator: Simulator,
 ) -> None:
     landing.day(DAY, 3)
     config = {"ops": {"verify": {"config": {"dry_run": True}}}}
@@ -174,7 +196,11 @@ def test_a_dry_run_makes_no_call_and_writes_nothing(
 
 
 def test_a_budget_stops_the_run_cleanly_and_the_next_run_continues(
-    landing, job: dg.JobDefinition, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+    landing: Landing,
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    simulator: Simulator,
 ) -> None:
     ids = landing.day(DAY, 9)
     config = {"ops": {"verify": {"config": {"max_calls": 4}}}}
@@ -216,7 +242,7 @@ def seed_url() -> Iterator[str]:
 
 
 def test_the_documented_example_passes_through_the_whole_pipeline(
-    landing, settings: Settings, instance: dg.DagsterInstance, seed_url: str
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance, seed_url: str
 ) -> None:
     landing.day(DAY, 1)
     settings = settings.model_copy(update={"deepxl_base_url": seed_url})
@@ -245,6 +271,7 @@ def test_the_documented_example_passes_through_the_whole_pipeline(
         "companyId": "COMP-001",
     }
     assert [row["category"] for row in lake.read(VERIFICATION_FILES, DAY).to_pylist()] == ["id", "face"]
+    response: Any
     [response] = lake.read(VERIFICATION_RESPONSES, DAY)["response"].to_pylist()
     seed = (FIXTURES / "seed_response.json").read_text(encoding="utf-8")
     assert json.loads(response) == json.loads(seed)

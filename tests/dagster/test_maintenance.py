@@ -13,6 +13,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
 from kyc_pipeline.ledger.leases import acquire_lease, renew_lease
@@ -20,6 +21,7 @@ from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.maintenance import delete_runs, remove_stale
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
+from tests.conftest import Landing
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 LATER = timedelta(days=1)
@@ -38,7 +40,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dagst
 
 
 def test_runs_are_deleted_but_every_day_stays_materialized(
-    landing, pipeline: Pipeline, stored: dg.DagsterInstance
+    landing: Landing, pipeline: Pipeline, stored: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 1)
     landing.day(NEXT_DAY, 1)
@@ -81,7 +83,11 @@ def free_pages(pipeline: Pipeline) -> int:
 
 
 def test_the_ledgers_free_pages_are_returned_to_the_disk(
-    landing, pipeline: Pipeline, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator
+    landing: Landing,
+    pipeline: Pipeline,
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    simulator: Simulator,
 ) -> None:
     landing.day(DAY, 3)
     job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)

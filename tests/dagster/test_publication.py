@@ -8,6 +8,7 @@ import pytest
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
+from tests.conftest import Landing
 
 WAREHOUSE = dg.AssetKey("warehouse")
 ALL = dg.AssetSelection.groups("analyze")
@@ -72,7 +73,7 @@ class Daemon:
 
 
 @pytest.fixture
-def daemon(landing, pipeline: Pipeline, instance: dg.DagsterInstance) -> Daemon:
+def daemon(landing: Landing, pipeline: Pipeline, instance: dg.DagsterInstance) -> Daemon:
     landing.day(FIRST.isoformat(), 3)
     daemon = Daemon(build_defs(pipeline), instance)
     daemon.tick()
@@ -98,7 +99,7 @@ def test_a_backfill_publishes_at_most_once_per_run(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("was_published", [False, True])
 def test_data_from_before_the_sensor_was_switched_on_is_published(
-    landing, pipeline: Pipeline, instance: dg.DagsterInstance, was_published: bool
+    landing: Landing, pipeline: Pipeline, instance: dg.DagsterInstance, was_published: bool
 ) -> None:
     landing.day(FIRST.isoformat(), 3)
     daemon = Daemon(build_defs(pipeline), instance)
@@ -129,7 +130,7 @@ def test_days_that_arrive_during_a_publication_are_published(
     assert daemon.published == 2
 
 
-def test_a_later_run_that_fails_before_its_checks_blocks_nothing(landing, daemon: Daemon) -> None:
+def test_a_later_run_that_fails_before_its_checks_blocks_nothing(landing: Landing, daemon: Daemon) -> None:
     daemon.backfill_run(FIRST, FIRST)
     bad = FIRST + timedelta(days=1)
     (landing.root / "manifests" / bad.isoformat()).mkdir(parents=True)

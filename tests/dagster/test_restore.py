@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -91,6 +92,7 @@ def test_the_guide_covers_every_sensor_schedule_and_job(tmp_path: Path) -> None:
     repository = build_defs(
         Pipeline(Settings(_env_file=None, kyc_landing=tmp_path / "landing"))
     ).get_repository_def()
-    names = [one.name for one in (*repository.sensor_defs, *repository.schedule_defs)]
+    automations: list[Any] = [*repository.sensor_defs, *repository.schedule_defs]
+    names = [one.name for one in automations]
     names += [job.name for job in repository.get_all_jobs() if not job.name.startswith("__")]
     assert not [name for name in names if f"`{name}`" not in GUIDE and name != "verify_and_publish"]

@@ -4,9 +4,11 @@ import io
 import logging
 from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 
 import dagster as dg
 import pytest
+from rich.console import Console
 
 import kyc_pipeline.cli.progress
 import kyc_pipeline.orchestration.paid_calls
@@ -18,6 +20,7 @@ from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.summary import Progress
+from tests.conftest import Landing
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 PRICE = {"ops": {"verify": {"config": {"price_per_call": "0.50", "max_calls": 9}}}}
@@ -33,11 +36,12 @@ def logged(instance: dg.DagsterInstance) -> Callable[[dg.ExecuteInProcessResult]
         lines = [
             entry.user_message
             for entry in entries
-            if entry.dagster_event is None and entry.level >= logging.INFO
+            if entry.dagster_event is None and int(entry.level) >= logging.INFO
         ]
+        events: list[Any] = [entry.dagster_event for entry in entries]
         observations = [
             event.event_specific_data.asset_observation
-            for event in (entry.dagster_event for entry in entries)
+            for event in events
             if event is not None and event.event_type is dg.DagsterEventType.ASSET_OBSERVATION
         ]
         return lines, [
@@ -51,7 +55,7 @@ def logged(instance: dg.DagsterInstance) -> Callable[[dg.ExecuteInProcessResult]
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_run_first_logs_what_it_is_about_to_spend(
-    landing,
+    landing: Landing,
     job: dg.JobDefinition,
     instance: dg.DagsterInstance,
     logged: Callable[[dg.ExecuteInProcessResult], Logged],
@@ -75,7 +79,7 @@ def test_a_run_first_logs_what_it_is_about_to_spend(
 
 
 def test_a_long_partition_logs_its_progress_by_time(
-    landing,
+    landing: Landing,
     settings: Settings,
     instance: dg.DagsterInstance,
     logged: Callable[[dg.ExecuteInProcessResult], Logged],
@@ -104,10 +108,9 @@ def test_a_terminal_shows_a_bar_with_rate_retries_spending_and_time_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     screen = io.StringIO()
-    console = kyc_pipeline.cli.progress.Console
 
-    def terminal(**_: object):
-        return console(file=screen, force_terminal=True, width=150, color_system=None)
+    def terminal(**_: object) -> Console:
+        return Console(file=screen, force_terminal=True, width=150, color_system=None)
 
     monkeypatch.setattr(kyc_pipeline.cli.progress, "Console", terminal)
     with progress_bar(2) as update:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import duckdb
 import pytest
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Hangs
+from kyc_pipeline.deepxl.simulator.faults import Fault, Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from tests.conftest import Landing
@@ -181,7 +181,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     terminated = landing.day(TERMINATED, 3 * IN_FLIGHT)
     [first, *_] = [landing.day(day, 3) for day in BACKFILLED]
     answers = WaitsForTest()
-    faults = {
+    faults: dict[str, Sequence[Fault]] = {
         **{id_: [Hangs(record=True)] for id_ in first[:2]},
         **{id_: [answers] for id_ in terminated},
     }

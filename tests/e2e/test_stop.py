@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -17,6 +18,7 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
+from tests.conftest import Landing
 from tests.e2e.servers import clean_environment, poll, script
 
 DAY = "2024-09-08"
@@ -61,7 +63,8 @@ def backfill(folder: Path, simulator: Simulator) -> Iterator[subprocess.Popen[by
 
 
 def outcomes(folder: Path) -> Counter[str]:
-    return Counter(Lake(str(folder / "lake")).read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist())
+    outcomes: list[Any] = Lake(str(folder / "lake")).read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist()
+    return Counter(outcomes)
 
 
 def resume(folder: Path, simulator: Simulator, ids: list[str]) -> None:
@@ -88,7 +91,7 @@ def resume(folder: Path, simulator: Simulator, ids: list[str]) -> None:
     assert len(simulator.records) == len(ids)
 
 
-def test_two_signals_give_up_the_calls_in_flight(landing, tmp_path: Path) -> None:
+def test_two_signals_give_up_the_calls_in_flight(landing: Landing, tmp_path: Path) -> None:
     ids = landing.day(DAY, 12)
     # One more than can be in flight, because the engine chooses which go first.
     faults = {id_: [Hangs(record=True)] for id_ in ids[: IN_FLIGHT + 1]}

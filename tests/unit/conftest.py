@@ -1,15 +1,12 @@
 """An object store and a PostgreSQL server on this machine, for the tests of several packages."""
 
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from postgres import PostgresServer, running_postgres
+from tests.unit.postgres import PostgresServer, running_postgres
 
 BUCKETS = itertools.count(1)
 SCHEMAS = itertools.count()

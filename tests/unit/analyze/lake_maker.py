@@ -21,6 +21,10 @@ from kyc_pipeline.lake.tables import (
 _ids = itertools.count(1)
 
 
+# Each tag: its clear value, its pseudonym.
+Tags = dict[str, tuple[str | None, str | None]]
+
+
 @dataclass(frozen=True)
 class Check:
     """One check of an answer."""
@@ -39,7 +43,7 @@ class Submission:
     verified: bool = True
     checks: Sequence[Check] = ()
     outcome: str | None = "completed"
-    tags: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    tags: Tags = field(default_factory=dict)
     document: str | None = None
     attempts: int = 1
     latency_ms: float | None = 100.0

@@ -65,7 +65,7 @@ def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
         for event in result.get_asset_materialization_events()
         if event.asset_key
     }
-    rates = metadata["pass_rates"]
+    rates: Any = metadata["pass_rates"]
     assert rates["dagster/row_count"].value == 1
     assert rates["LIVENESS pass_rate"].value == 1
     columns = rates["dagster/column_schema"].value.columns
@@ -89,7 +89,7 @@ def test_a_day_that_is_written_again_while_a_build_is_checked_is_built_again(
 ) -> None:
     lake, day = Lake(settings.kyc_lake), [Submission(True, [Check()]), Submission(True, [Check()])]
     write_day(lake, DAY, day[:1])
-    builds = []
+    builds: list[int] = []
 
     def checked(connection: duckdb.DuckDBPyConnection) -> Any:
         if not builds:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from kyc_pipeline.lake.storage import Lake
-from tests.unit.analyze.lake_maker import Check, Submission, write_day, write_submissions
+from tests.unit.analyze.lake_maker import Check, Submission, Tags, write_day, write_submissions
 
 Built = Callable[..., duckdb.DuckDBPyConnection]
 MONDAY = datetime.date(2024, 9, 2)
@@ -232,7 +232,7 @@ def test_drift_needs_two_hundred_checks_on_both_sides_and_looks_28_days_back(
 
 @pytest.mark.parametrize(("gap", "within", "mature"), [(6, 1, False), (7, 0, True)])
 def test_a_cohort_has_seven_days(lake: Lake, built: Built, gap: int, within: int, mature: bool) -> None:
-    person = {"customerId": (None, "p")}
+    person: Tags = {"customerId": (None, "p")}
     write_day(lake, day(0), [Submission(False, tags=person)])
     write_day(lake, day(gap), [Submission(True, tags=person)])
     [cohort] = rows(built(), "FROM repeat_subjects")

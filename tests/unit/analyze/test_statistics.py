@@ -21,7 +21,8 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def value(connection: duckdb.DuckDBPyConnection, sql: str, *parameters: float | None) -> float | None:
-    return connection.execute(f"SELECT {sql}", list(parameters)).fetchall()[0][0]
+    value: float | None = connection.execute(f"SELECT {sql}", list(parameters)).fetchall()[0][0]
+    return value
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from kyc_pipeline.analyze.build import build
 from kyc_pipeline.lake.storage import Lake
-from tests.unit.analyze.lake_maker import Check, Submission, rejected, write_day, write_submissions
+from tests.unit.analyze.lake_maker import Check, Submission, Tags, rejected, write_day, write_submissions
 
 Built = Callable[..., duckdb.DuckDBPyConnection]
 START = datetime.date(2024, 9, 2)  # a Monday
@@ -290,7 +290,9 @@ def test_thresholds_against_pandas_and_a_rank_test(world: World) -> None:
         assert row["rate_null_as_fail"] == pytest.approx(reached.sum() / len(group))
         assert row["flips_to_fail"] == (missed & passed).sum()
         assert row["flips_to_pass"] == (reached & failed).sum()
-    aucs = {(r["check_group"], r["check_type"]): (r["auc"], r["orientation_verified"]) for r in found}
+    aucs: dict[Any, tuple[Any, Any]] = {
+        (r["check_group"], r["check_type"]): (r["auc"], r["orientation_verified"]) for r in found
+    }
     for key, group in groups.items():
         scored_checks = group.dropna(subset="confidence")
         above = scored_checks[scored_checks.status == "PASS"].confidence
@@ -375,6 +377,7 @@ def test_failures_against_pandas(world: World) -> None:
     connection = world.connection
     combinations = Counter[tuple[str, str]]()
     verified = Counter[tuple[str, str]]()
+    row: Any
     for row in world.verifications.itertuples():
         key = (row.date, "+".join(sorted({check_type for _, check_type in row.failed})) or "none")
         combinations[key] += 1
@@ -384,6 +387,7 @@ def test_failures_against_pandas(world: World) -> None:
         for r in records(connection, "FROM failure_combinations")
     } == {key: (count, verified[key]) for key, count in combinations.items()}
 
+    expected: tuple[Any, ...]
     for row in records(connection, "FROM failure_attribution"):
         that_day = world.verifications[world.verifications.date == row["date"]]
         declined = that_day[~that_day.verified]
@@ -413,6 +417,7 @@ def test_funnel_and_api_performance_against_pandas(world: World) -> None:
     funnel = {row["date"]: row for row in records(connection, "FROM submission_funnel")}
     api = {row["date"]: row for row in records(connection, "FROM api_performance")}
     assert set(funnel) == set(api) == set(world.days)
+    date: Any
     for date, group in world.submissions.groupby("date"):
         row = funnel[date]
         outcomes = Counter(group.outcome)
@@ -452,6 +457,7 @@ def test_nobody_verified_has_no_cost_for_each(lake: Lake, built: Built) -> None:
 def test_repeat_subjects_against_plain_python(world: World) -> None:
     attempts: dict[str, list[tuple[str, int, bool]]] = {}
     presented: dict[str, dict[str, str]] = {}
+    row: Any
     for row in world.verifications.dropna(subset="subject").itertuples():
         attempts.setdefault(row.subject, []).append((row.date, row.id, row.verified))
         if isinstance(row.document, str):
@@ -493,7 +499,7 @@ def test_repeat_subjects_against_plain_python(world: World) -> None:
 
 def test_submissions_of_one_day_are_ordered_by_their_time(lake: Lake, built: Built) -> None:
     noon = datetime.datetime(2024, 9, 2, 12, tzinfo=datetime.UTC)
-    person = {"customerId": (None, "p")}
+    person: Tags = {"customerId": (None, "p")}
     write_day(
         lake,
         day(0),
@@ -508,7 +514,7 @@ def test_submissions_of_one_day_are_ordered_by_their_time(lake: Lake, built: Bui
 
 
 def test_a_fourth_submission_is_outside_the_first_three(lake: Lake, built: Built) -> None:
-    person = {"customerId": (None, "p")}
+    person: Tags = {"customerId": (None, "p")}
     for number in range(4):
         write_day(lake, day(number), [Submission(number == 3, tags=person)])
     assert built().execute(

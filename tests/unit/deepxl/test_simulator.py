@@ -288,7 +288,8 @@ def test_scores_look_like_life() -> None:
 
 
 def fail_rate(verdicts: list[Any]) -> float:
-    return sum(verdict.checks[2].status == "FAIL" for verdict in verdicts) / len(verdicts)
+    failed: int = sum(verdict.checks[2].status == "FAIL" for verdict in verdicts)
+    return failed / len(verdicts)
 
 
 def test_scores_differ_between_companies_and_drift_over_the_days() -> None:

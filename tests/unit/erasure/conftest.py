@@ -1,7 +1,6 @@
 """Fixtures for erasure: a pipeline with data of several people, on SQLite and on a real PostgreSQL server."""
 
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -9,11 +8,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from house import House
-
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from tests.unit.erasure.house import House
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import pytest
-from house import House, erase_and_die
 
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.errors import UsageError
@@ -31,6 +30,7 @@ from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.verify.reconcile import reconcile
+from tests.unit.erasure.house import House, erase_and_die
 
 DAY, NEXT_DAY, LATER = "2024-09-08", "2024-09-09", "2024-09-10"
 MARK = "Zq7mark"

@@ -117,4 +117,5 @@ class Day:
 
     def anomalies(self) -> list[str]:
         (row,) = self.rows(VERIFICATIONS)
-        return row["anomalies"]
+        anomalies: list[str] = row["anomalies"]
+        return anomalies

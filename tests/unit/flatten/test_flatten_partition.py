@@ -146,7 +146,7 @@ flatten_partition(Lake(sys.argv[1]), DAY, PSEUDONYMS, CLEAR)
 
 
 def test_the_same_answers_give_the_same_bytes_in_any_process(day: Day) -> None:
-    odd = {"extra": {"b": 1, "a": 2}, "model": None, "timestampISO": "x", "tags": []}
+    odd: dict[str, Any] = {"extra": {"b": 1, "a": 2}, "model": None, "timestampISO": "x", "tags": []}
     day.flatten(*(text_of(echo(f"s-{i}", verificationId=i, **(odd if i % 2 else {}))) for i in range(9)))
     paths = [Path(day.lake.path(table, DAY)) for table in CURATED]
     before = [(path.read_bytes(), path.stat().st_ino) for path in paths]

@@ -663,7 +663,10 @@ def test_null_missing_empty_and_another_type_are_told_apart_at_every_place(day: 
     for path, keys, found in places(echo("s-0"), "result"):
         if path in NOT_TRIED:
             continue
-        variations = {"null_field": None, "type_mismatch": 7 if isinstance(found, str) else "seven"}
+        variations: dict[str, object] = {
+            "null_field": None,
+            "type_mismatch": 7 if isinstance(found, str) else "seven",
+        }
         if type(found) in EMPTY:
             variations["empty_field"] = EMPTY[type(found)]
         # No item of a list is required, and `modelResults` without its only group is empty.

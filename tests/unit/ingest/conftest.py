@@ -12,6 +12,7 @@ from PIL import Image
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.privacy.erased import ErasedSubjects
 
 DAY = "2024-09-01"
 
@@ -56,9 +57,7 @@ class Zone:
             name, csv_text(header, [[{**GOOD, **row}.get(k, "") for k in header] for row in rows]), day
         )
 
-    def ingest(
-        self, day: str = DAY, erased: Callable[[Mapping[str, str]], bool] | None = None
-    ) -> IngestSummary:
+    def ingest(self, day: str = DAY, erased: ErasedSubjects | None = None) -> IngestSummary:
         summary = ingest_partition(landing=self.landing, lake=self.lake, date=day, erased=erased)
         # In every test: no row is ever lost.
         assert summary.received == summary.accepted_rows + sum(summary.rejected.values())

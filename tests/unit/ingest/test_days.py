@@ -141,7 +141,7 @@ def test_a_manifest_that_cannot_be_opened_is_named_and_fails_only_its_own_day(zo
 
 def test_a_manifest_that_grows_while_it_is_read_is_read_again(zone: Any) -> None:
     path = zone.rows({})
-    grown = []
+    grown: list[bool] = []
 
     def grow_once(tags: Mapping[str, str]) -> bool:
         if not grown:

@@ -3,6 +3,7 @@
 import secrets
 import subprocess
 import sys
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -19,7 +20,8 @@ def drift(path: str, occurrences: int = 1) -> dict[str, object]:
 
 
 def paths(lake: Lake) -> list[str]:
-    return lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist()
+    paths: list[Any] = lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist()
+    return paths
 
 
 def another_instance(root: str) -> Lake:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -148,9 +149,10 @@ def test_readers_see_whole_partitions_only_though_the_writer_is_killed_at_any_mo
         # As the pipeline reads, and as any reader of a folder of Parquet files does.
         seen = [lake.read(CONTRACT_DRIFT, DAY)["occurrences"], pq.read_table(folder)["occurrences"]]
         assert [len(rows) for rows in seen] == [5000, 5000]
-        (first,), (second,) = (rows.unique().to_pylist() for rows in seen)
+        values: list[list[Any]] = [rows.unique().to_pylist() for rows in seen]
+        (first,), (second,) = values
         assert first <= second
-        return second
+        return int(second)
 
     last = 0
     for _ in range(3):
@@ -173,7 +175,7 @@ def test_readers_see_whole_partitions_only_though_the_writer_is_killed_at_any_mo
 def test_row_groups_have_statistics_so_that_readers_can_skip_them(lake: Lake) -> None:
     rows = 2 * ROW_GROUP_ROWS + 7
     ids = pa.array(np.arange(rows)).cast(pa.string())
-    columns = {
+    columns: dict[str, Any] = {
         "path": ids,
         "kind": ids,
         "occurrences": pa.array(np.arange(rows)),
@@ -187,9 +189,12 @@ def test_row_groups_have_statistics_so_that_readers_can_skip_them(lake: Lake) ->
         for index in range(group.num_columns):
             assert group.column(index).compression == "ZSTD"
             statistics = group.column(index).statistics
+            assert statistics
             assert statistics.has_min_max
             assert statistics.null_count == 0
-    assert groups[1].column(2).statistics.min == ROW_GROUP_ROWS
+    second = groups[1].column(2).statistics
+    assert second
+    assert second.min == ROW_GROUP_ROWS
 
 
 def test_a_missing_partition_says_what_to_do(lake: Lake) -> None:

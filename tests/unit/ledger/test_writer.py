@@ -91,5 +91,6 @@ def test_long_answers_are_recorded_in_several_transactions(
     assert sum(recorded) == len(responses)
     assert max(recorded) == 2
     with ledger.read() as connection:
-        kept = dict(connection.execute(sa.text("SELECT submission_id, response FROM submissions")).all())
+        found = connection.execute(sa.text("SELECT submission_id, response FROM submissions"))
+        kept = {row.submission_id: row.response for row in found}
     assert kept == responses

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from world import QUICK, World
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.leases import PartitionBusy
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
+from tests.unit.verify.world import QUICK, World
 
 BUSY = 75
 IMPATIENT = dataclasses.replace(QUICK, ledger_patience=0.0)

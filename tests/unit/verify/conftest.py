@@ -1,16 +1,13 @@
 """Fixtures of the verify tests: a world whose ledger is on SQLite, then on PostgreSQL."""
 
 import multiprocessing
-import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from world import World
+from tests.unit.verify.world import World
 
 
 @pytest.fixture

@@ -9,12 +9,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-import children
 import msgspec
 import pytest
 import sqlalchemy as sa
-from postgres import PostgresServer
-from world import DATE, QUICK, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
@@ -25,6 +22,9 @@ from kyc_pipeline.ledger.models import Lease, State
 from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.ledger.schema import leases
 from kyc_pipeline.verify.engine import Stopped, Timing
+from tests.unit.postgres import PostgresServer
+from tests.unit.verify import children
+from tests.unit.verify.world import DATE, QUICK, TOKEN, World
 
 Until = Callable[[Callable[[], bool]], None]
 KILLS = 20
@@ -187,7 +187,7 @@ def test_a_ledger_that_stays_locked_ends_the_run_before_any_call(
         world.server = simulator.url
         with Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient:
             acquire_lease(impatient, "2000-01-01", "make the ledger")
-            world.ledger = impatient  # type: ignore[misc] # a cached property may be set
+            world.ledger = impatient  # a cached property may be set
             with locked_by_another_process(world, processes), pytest.raises(LedgerError, match=r"(?i)lock"):
                 world.verify()
             assert not simulator.received
@@ -206,7 +206,7 @@ def test_a_ledger_locked_in_mid_run_is_waited_for(
         Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient,
     ):
         world.server = simulator.url
-        world.ledger = impatient  # type: ignore[misc] # a cached property may be set
+        world.ledger = impatient  # a cached property may be set
 
         def lock_for_a_while() -> None:
             until(lambda: simulator.received.total() >= 3)
@@ -301,7 +301,7 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
     with running_simulator(token=TOKEN, latency_ms=100) as simulator, Ledger(url, lease_seconds=0.3) as short:
         world.server = simulator.url
         sleeper = World(world.root, simulator.url, world.ledger_url, world.options)
-        sleeper.ledger = short  # type: ignore[misc] # a cached property may be set
+        sleeper.ledger = short  # a cached property may be set
 
         def run() -> None:
             try:

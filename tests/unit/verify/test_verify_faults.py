@@ -1,7 +1,8 @@
 """Every way an answer can go wrong, against a real server that counts its requests."""
 
+from collections.abc import Sequence
+
 import pytest
-from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.errors import AccessDenied, UnexpectedRedirect
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
@@ -21,6 +22,7 @@ from kyc_pipeline.ledger.decisions import list_held, resolve_held
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
 from kyc_pipeline.verify.planning import plan_partitions
+from tests.unit.verify.world import DATE, TOKEN, World
 
 PAST = "Mon, 01 Jan 2024 00:00:00 GMT"
 QUICKLY = {"deepxl_timeout_seconds": 0.4, "deepxl_max_attempts": 3}
@@ -35,7 +37,7 @@ def records_of(simulator: Simulator, submission_id: str) -> list[int]:
 
 
 # The faults of a submission, its outcome, and how often it was sent, also after two more runs.
-FAULTS: list[tuple[str, list[Fault], str, int]] = [
+FAULTS: list[tuple[str, Sequence[Fault], str, int]] = [
     *[(f"{status}", [Answers(status)], "refused", 1) for status in (400, 404, 405, 413, 415, 422)],
     *[(f"{status} then well", [Answers(status)], "completed", 2) for status in (408, 425, 429, 503)],
     ("429 with seconds", [Answers(429, {"Retry-After": "0"})], "completed", 2),

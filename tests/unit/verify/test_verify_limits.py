@@ -6,10 +6,8 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-import children
 import pytest
 import sqlalchemy as sa
-from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
@@ -17,6 +15,8 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.schema import attempts, submissions
 from kyc_pipeline.verify.gate import AdaptiveConcurrency, CircuitBreaker, Gate, Health, NoLimit
 from kyc_pipeline.verify.rate_limit import SharedRateLimiter
+from tests.unit.verify import children
+from tests.unit.verify.world import DATE, TOKEN, World
 
 Until = Callable[[Callable[[], bool]], None]
 

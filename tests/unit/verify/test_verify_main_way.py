@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.errors import AccessDenied, NotProcessed
 from kyc_pipeline.deepxl.simulator import running_simulator
@@ -16,6 +15,7 @@ from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
 from kyc_pipeline.verify.reconcile import reconcile
 from kyc_pipeline.vocabulary import Outcome
+from tests.unit.verify.world import DATE, TOKEN, World
 
 
 def test_each_submission_is_sent_once_and_has_one_row(world: World) -> None:

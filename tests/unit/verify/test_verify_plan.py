@@ -4,7 +4,6 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
@@ -13,6 +12,7 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.decisions import list_held, resolve_held
 from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.vocabulary import Outcome
+from tests.unit.verify.world import DATE, TOKEN, World
 
 
 def test_a_plan_of_a_new_partition_makes_nothing(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_plan_of_a_new_partition_makes_nothing(tmp_path: Path) -> None:
     plan, missing = plan_partitions(world.lake, world.ledger, [DATE, "2024-09-09"], world.settings)
     assert (plan.submissions, plan.calls_to_make, plan.already_paid, plan.held) == (3, 3, 0, 0)
     assert plan.estimated_cost == Decimal("0.30")
-    assert (missing.submissions, missing.calls_to_make, missing.estimated_cost) == (0, 0, 0)
+    assert (missing.submissions, missing.calls_to_make, missing.estimated_cost) == (0, 0, Decimal(0))
     assert not (tmp_path / "ledger.sqlite").exists()
 
 

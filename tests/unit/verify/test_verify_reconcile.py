@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.reconcile import reconcile
+from tests.unit.verify.world import DATE, TOKEN, World
 
 Rows = list[dict[str, Any]]
 IDS = ("a", "failed", "held", "z")

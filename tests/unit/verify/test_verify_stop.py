@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 
-import children
 import pytest
-from world import TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs
@@ -17,6 +15,8 @@ from kyc_pipeline.ledger.models import Claim
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.verify.engine import Progress, Stopped
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
+from tests.unit.verify import children
+from tests.unit.verify.world import TOKEN, World
 
 Until = Callable[[Callable[[], bool]], None]
 IDS = [f"s-{number:02}" for number in range(40)]
