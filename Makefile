@@ -6,21 +6,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := python -m pip install --quiet --disable-pip-version-check --require-hashes
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	--no-emit-find-links --generate-hashes --no-strip-extras --all-extras pyproject.toml requirements/build.in
 DEV_PORT ?= 3000
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 
-.PHONY: help setup demo demo-ui dev test check format dictionary constraints bench clean
+.PHONY: help setup demo demo-ui dev test check format dictionary install lock audit bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## create the virtual environment .venv with pinned versions
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml requirements/development.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is required: make PYTHON=/path/to/python3.11 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[postgres,s3]' --group dev
+	$(BIN)/$(PIP) --requirement requirements/development.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: setup ## run 14 days of synthetic submissions against the simulator; publish warehouse and report
@@ -54,12 +57,21 @@ format: setup ## format Python and SQL
 dictionary: setup ## generate docs/data-dictionary.md from lake/tables.py and sql/
 	$(BIN)/python -m kyc_pipeline.analyze.dictionary docs/data-dictionary.md
 
-constraints: ## upgrade the pinned versions in constraints.txt (requires uv)
-	uv pip compile --universal --python-version 3.11 --all-extras --group dev --group bench --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml constraints.in --output-file constraints.txt
+install: ## install what production needs, without development tools, into .venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/$(PIP) --requirement requirements/production.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
+
+lock: ## upgrade the versions and hashes in requirements/ (requires uv)
+	$(LOCK) --group dev --group bench --upgrade --output-file requirements/bench.txt
+	$(LOCK) --group dev --constraint requirements/bench.txt --output-file requirements/development.txt
+	$(LOCK) --constraint requirements/bench.txt --output-file requirements/production.txt
+
+audit: setup ## look up known vulnerabilities of the production packages (requires network)
+	$(BIN)/pip-audit --requirement requirements/production.txt --require-hashes --disable-pip
 
 bench: setup ## run the benchmarks against other libraries; writes bench/results.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group bench
+	$(BIN)/$(PIP) --requirement requirements/bench.txt
 	$(BIN)/python bench/run.py
 
 clean: ## remove the virtual environment, builds and the demo's data
