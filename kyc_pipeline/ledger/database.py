@@ -142,6 +142,8 @@ class Ledger:
     def _configure_postgres(self, connection: Any, _record: Any) -> None:
         # As on SQLite. Without it, a row that another session keeps locked would block a run forever.
         connection.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
+        # A process that is suspended in a transaction must not keep its locks.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {int(LEASE_SECONDS * 1000)}")
         connection.commit()
 
     @contextlib.contextmanager

@@ -46,6 +46,8 @@ class HeldLease:
     lease: Lease
     _sure_until: tuple[int, int] = field(repr=False)
     """By this machine's wall clock and boot clock, from before the lease was last renewed."""
+    on_loss: Callable[[], None] = lambda: None
+    """Called as soon as it is known that another run has taken the lease; perhaps more than once."""
 
     @classmethod
     def acquire(cls, ledger: Ledger, partition_date: str, run_id: str) -> "HeldLease":
@@ -56,9 +58,11 @@ class HeldLease:
     def renew(self) -> bool:
         """Extends the lease; False if another run has taken it."""
         sure_until = _sure_until(self.ledger)
-        if renewed := renew_lease(self.ledger, self.lease):
-            self._sure_until = sure_until
-        return renewed
+        if not renew_lease(self.ledger, self.lease):
+            self.on_loss()
+            return False
+        self._sure_until = sure_until
+        return True
 
     def check(self) -> None:
         """Renews the lease now. Raises :class:`LeaseLost` if another run has taken it."""
@@ -103,10 +107,11 @@ def hold(
 ) -> Iterator[HeldLease]:
     """Holds the partition's lease while the block runs. Raises :class:`PartitionBusy` with the holder's name.
 
-    A thread renews the lease, and calls `on_loss` once if another run takes it. Call `check` before a change
-    that cannot be undone.
+    A thread renews the lease, and calls `on_loss` if another run takes it. Call `check` before a change that
+    cannot be undone.
     """
     held = HeldLease.acquire(ledger, partition_date, run_id)
+    held.on_loss = on_loss
     done = threading.Event()
 
     def renew() -> None:
@@ -114,7 +119,6 @@ def hold(
             # If the ledger fails, the block sees it too and decides how long to wait.
             with contextlib.suppress(LedgerError):
                 if not held.renew():
-                    on_loss()
                     return
 
     renewer = threading.Thread(target=renew, name="lease-renewer", daemon=True)
