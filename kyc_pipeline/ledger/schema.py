@@ -88,7 +88,7 @@ attempts = Table(
     Column("latency_ms", Float),
     Column("billable", Integer, nullable=False),  # 1 unless the call was surely not processed
     Column("error", StorableText),
-    Column("body", StorableText),  # of a failed call; an accepted response is in `submissions.response`
+    Column("body", StorableText),  # of a failed call, or a second response; see `submissions.response`
 )
 
 leases = Table(
