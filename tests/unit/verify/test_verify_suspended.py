@@ -1,9 +1,13 @@
 """A run that was suspended: it sends nothing that is another run's by now, and loses no answer."""
 
+import asyncio
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 import children
 import pytest
 import sqlalchemy as sa
+from aiohttp import web
 from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
@@ -72,6 +77,54 @@ def test_a_suspended_run_does_not_send_what_another_run_has_taken(
     assert rows[0][:2] == ("not_processed", 0)
     assert rows[0][2].startswith("submission a: not sent: partition")
     assert rows[1][:2] == ("answered", 1)
+
+
+@dataclass
+class AnswersWhenTold:
+    """Processes the call, says so, and answers when it is told to, with more than one read takes."""
+
+    arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    go: threading.Event = field(default_factory=threading.Event)
+    record = True
+    early = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        self.arrived.release()
+        await asyncio.to_thread(self.go.wait)
+        return web.Response(body=body + b" " * 2_000_000, content_type="application/json")
+
+
+def test_answers_that_arrived_while_the_run_was_stopped_are_read_before_time_is_up(
+    sqlite_world: World, processes: ForkServerContext, until: Until
+) -> None:
+    world = sqlite_world
+    ids = [f"s-{number}" for number in range(4)]
+    world.submit(*ids)
+    seconds = 1.0
+    waits = AnswersWhenTold()
+    with running_simulator(token=TOKEN, faults={key: [waits] for key in ids}) as simulator:
+        options = {"deepxl_timeout_seconds": seconds}
+        child = processes.Process(
+            target=children.verify, args=(str(world.root), simulator.url, "", options, DATE, "run")
+        )
+        child.start()
+        assert child.pid is not None
+        pid = child.pid
+        for _ in ids:
+            assert waits.arrived.acquire(timeout=30)
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: is_stopped(pid))
+        waits.go.set()
+        time_is_up = time.monotonic() + 2 * seconds
+        until(lambda: time.monotonic() > time_is_up)
+        os.kill(pid, signal.SIGCONT)
+        child.join()
+        assert child.exitcode == 0
+        assert dict(simulator.received) == dict.fromkeys(ids, 1)
+    assert set(world.outcomes().values()) == {"completed"}
+    with world.ledger.read() as connection:
+        results = connection.execute(sa.select(attempts.c.result)).scalars().all()
+    assert results == ["answered"] * len(ids)  # and not found by a look-up
 
 
 def test_a_stopped_run_keeps_its_day_and_goes_on(
