@@ -36,7 +36,7 @@ from kyc_pipeline.deepxl.errors import (
     error_class,
     parse_retry_after,
 )
-from kyc_pipeline.deepxl.multipart import Document, MultipartBody
+from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, no_objection
 from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Transport
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
@@ -155,8 +155,8 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
     async def __aexit__(self, *_: object) -> None:
         await self._transport.__aexit__()
 
-    async def verify(self, request: VerificationRequest) -> Answer:
-        """Sends one submission: the paid call.
+    async def verify(self, request: VerificationRequest, confirm: Confirm = no_objection) -> Answer:
+        """Sends one submission: the paid call. `confirm` may still stop it just before its last byte.
 
         The subclass of :class:`DeepXLError` says what a failure means.
         """
@@ -165,7 +165,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             Document("idFile", "id", request.id_path, request.id_content_type),
             Document("selfieFile", "selfie", request.selfie_path, request.selfie_content_type),
         )
-        body = MultipartBody({**request.tags, SUBMISSION_TAG: request.submission_id}, documents)
+        body = MultipartBody({**request.tags, SUBMISSION_TAG: request.submission_id}, documents, confirm)
         with _Call() as call:
             try:
                 with body:
@@ -305,6 +305,8 @@ def _no_answer_error(subject: str, body: MultipartBody, error: Exception) -> Dee
     """The error for a request without a whole answer."""
     if body.handed_over:
         return MaybeProcessed(f"{subject}: sent, but the answer was lost ({_cause(error)})")
+    if body.objection:
+        return NotProcessed(f"{subject}: not sent: {body.objection}")
     if body.unreadable:
         return DocumentUnavailable(
             f"{subject}: a document cannot be read or has changed since it was accepted; "

@@ -7,11 +7,16 @@ file whose size changes in the meantime. ADR 0009 says what this one saves.
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple, Self
 
 import httpx
+
+from kyc_pipeline.errors import KycError
+
+Confirm = Callable[[], Awaitable[None]]
+"""Raises :class:`KycError` if the request must not be completed."""
 
 # Just below the size from which malloc maps new pages for each buffer, which takes longer than filling it.
 _CHUNK_BYTES: Final = 120 * 1024
@@ -31,6 +36,10 @@ _EXTENSIONS: Final = {
     "video/quicktime": "mov",
     "video/webm": "webm",
 }
+
+
+async def no_objection() -> None:
+    """Lets every request be completed."""
 
 
 class Document(NamedTuple):
@@ -54,10 +63,16 @@ class MultipartBody(httpx.AsyncByteStream):
     closing boundary, follows only if every file had exactly the announced size: if one shrank or grew, the
     server never has a whole request.
 
-    Entering and iterating raise OSError, with `unreadable` set if a document was the cause.
+    The last chunk follows only if `confirm` does not object: the upload may have taken long, or the process
+    may have been suspended meanwhile.
+
+    Entering and iterating raise OSError, with `unreadable` set if a document was the cause, and what
+    `confirm` raises, which is then in `objection`.
     """
 
-    def __init__(self, tags: Mapping[str, str], documents: tuple[Document, ...]) -> None:
+    def __init__(
+        self, tags: Mapping[str, str], documents: tuple[Document, ...], confirm: Confirm = no_objection
+    ) -> None:
         self._tags = f'{_PART}"tags"\r\n\r\n{json.dumps(tags)}\r\n'
         self._documents = documents
         self._parts: list[tuple[bytes, int, int]] = []  # header, descriptor, size
@@ -66,6 +81,8 @@ class MultipartBody(httpx.AsyncByteStream):
         self.handed_over = False
         """Whether the transport has the last chunk: from then on the call may be processed."""
         self.unreadable = False
+        self.objection: KycError | None = None
+        self._confirm = confirm
 
     def __enter__(self) -> Self:
         head = self._tags
@@ -101,6 +118,11 @@ class MultipartBody(httpx.AsyncByteStream):
             if left != 1:
                 self.unreadable = True
                 raise OSError("a document's size changed while it was being sent")
+        try:
+            await self._confirm()
+        except KycError as error:
+            self.objection = error
+            raise
         self.handed_over = True
         self.on_end()
         yield chunk + _END

@@ -4,7 +4,6 @@
 here. ADR 0009 says what going without it saves, and why aiohttp carries httpx's requests.
 """
 
-import asyncio
 import ssl
 from contextlib import suppress
 from functools import cache
@@ -14,6 +13,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
+from kyc_pipeline.deepxl.patience import Patience
 
 MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
@@ -30,7 +30,7 @@ class Transport:
 
     def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
         self._timeout_seconds = timeout_seconds
-        timeout = httpx.Timeout(timeout_seconds, connect=min(10.0, timeout_seconds / 2), pool=None)
+        timeout = httpx.Timeout(None, connect=min(10.0, timeout_seconds / 2))  # `Patience` limits the rest
         self._extensions = {"timeout": timeout.as_dict()}
         self._transport = AiohttpTransport(
             verify=_tls(),
@@ -61,9 +61,9 @@ class Transport:
     ) -> tuple[httpx.Response, bytes]:
         response: httpx.Response | None = None
         try:
-            async with asyncio.timeout(self._timeout_seconds) as deadline:
+            async with Patience(self._timeout_seconds) as patience:
                 if upload is not None:
-                    upload.on_end = lambda: self._restart(deadline)
+                    upload.on_end = patience.restart
                 response = await self._transport.handle_async_request(request)
                 body = await _read(response)
         finally:
@@ -72,9 +72,6 @@ class Transport:
                 with suppress(Exception):
                     await response.aclose()
         return response, body
-
-    def _restart(self, deadline: asyncio.Timeout) -> None:
-        deadline.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
 
 
 @cache

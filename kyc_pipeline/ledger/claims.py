@@ -5,7 +5,9 @@
 * `completed` is final. `refused` and `quarantined` are never claimed again. `uncertain` is claimed again
   only if an operator or the policy allows it. `failed` (surely not processed) may be claimed again, with
   the submission's current date and content; a submission that may have been sent keeps its own.
-* The result of a call is always recorded, even if the lease was lost: the call was made.
+* The result of a call is always recorded, even if the lease was lost: the call was made. A submission shows
+  one response. If there is another (a second call, or a call whose record a look-up had already adopted), the
+  history of attempts keeps it.
 * `commit` is idempotent, since a lost connection leaves it open whether the last commit took place.
 """
 
@@ -33,6 +35,7 @@ from kyc_pipeline.ledger.schema import attempts, submissions
 from kyc_pipeline.ledger.times import now, to_microseconds
 
 _SETTLING: Final = frozenset({State.COMPLETED, State.QUARANTINED})
+_SECOND: Final = "a second response: the submission already had one"
 _KEEPS_DECISION: Final = frozenset({AttemptResult.NOT_PROCESSED, AttemptResult.ACCESS_DENIED})
 
 
@@ -156,6 +159,7 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
     if not results:
         return
     time = now()
+    completed = _completed(connection, results)
     connection.execute(
         _END_ATTEMPT,
         [
@@ -167,8 +171,7 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
                 "http_status": result.http_status,
                 "latency_ms": result.latency_ms,
                 "billable": int(result.billable),
-                "error": result.error,
-                "body": result.body,
+                **_history(result, completed),
             }
             for result in results
         ],
@@ -187,6 +190,34 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
                 for result in others
             ],
         )
+
+
+def _completed(connection: Connection, results: Sequence[Result]) -> set[str]:
+    """The submissions that have a response already, so that another one is a second. Locks their rows."""
+    ids = [result.claim.submission_id for result in results if result.state in _SETTLING]
+    query = (
+        select(submissions.c.submission_id)
+        .where(submissions.c.submission_id.in_(ids), submissions.c.state == State.COMPLETED)
+        .order_by(submissions.c.submission_id)
+        .with_for_update()
+    )
+    return set(connection.execute(query).scalars()) if ids else set()
+
+
+def _history(result: Result, completed: set[str]) -> dict[str, str | None]:
+    """What an attempt keeps of its result: texts that the submission does not show, or not for ever.
+
+    Adds the submission to `completed` if the result completes it.
+    """
+    is_second = result.claim.submission_id in completed
+    if result.state is State.COMPLETED:
+        completed.add(result.claim.submission_id)
+    if is_second and result.state in _SETTLING:
+        error = f"{_SECOND}; {result.error}" if result.error else _SECOND
+        return {"error": error, "body": result.response}
+    # A sound response of another call replaces a quarantined one.
+    body = result.response if result.state is State.QUARANTINED else result.body
+    return {"error": result.error, "body": body}
 
 
 def _new_state(result: Result, time: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ledger.schema import HEAD_REVISION
-from kyc_pipeline.ledger.times import now
+from kyc_pipeline.ledger.times import SYSTEM_CLOCK, Clock
 
 LEASE_SECONDS: Final = 60.0
 """Time after which a lease expires unless it is renewed."""
@@ -55,9 +55,15 @@ class Ledger:
     """
 
     def __init__(
-        self, url: str, *, lease_seconds: float = LEASE_SECONDS, busy_timeout: float = BUSY_TIMEOUT_SECONDS
+        self,
+        url: str,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        busy_timeout: float = BUSY_TIMEOUT_SECONDS,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.lease_seconds = lease_seconds
+        self.clock = clock
         self._url = _checked_url(url)
         self._busy_timeout = busy_timeout
         self._engine: Engine | None = None
@@ -117,8 +123,8 @@ class Ledger:
 
     def now(self, connection: Connection) -> int:
         """Microseconds since the epoch; on PostgreSQL by the server's clock, since hosts' clocks differ."""
-        if self._is_sqlite:
-            return now()
+        if self._is_sqlite or self.clock is not SYSTEM_CLOCK:
+            return self.clock.now()
         return int(
             connection.execute(
                 text("SELECT (extract(epoch FROM clock_timestamp())*1e6)::bigint")
@@ -136,6 +142,8 @@ class Ledger:
     def _configure_postgres(self, connection: Any, _record: Any) -> None:
         # As on SQLite. Without it, a row that another session keeps locked would block a run forever.
         connection.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
+        # A process that is suspended in a transaction must not keep its locks.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {int(LEASE_SECONDS * 1000)}")
         connection.commit()
 
     @contextlib.contextmanager

@@ -1,22 +1,32 @@
-"""Leases: the exclusive right to verify, ingest or erase a partition."""
+"""Leases: the exclusive right to verify, ingest or erase a partition.
+
+A lease is taken over only if its holder has certainly ended, or if it has expired and nothing shows that the
+holder still exists. A process that is stopped (SIGSTOP) exists: it keeps its lease. Whoever shares a boot
+clock with the holder goes by that clock, so a wall clock that was wrong or was set does not matter. Others go
+by the wall clock, but never wait longer than a lease lasts.
+
+A holder that was suspended learns of a takeover before it sends: see :meth:`HeldLease.confirm`.
+"""
 
 import contextlib
 import dataclasses
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.database import Ledger, LedgerError, insert_if_absent
 from kyc_pipeline.ledger.models import Lease, State
-from kyc_pipeline.ledger.process import ProcessIdentity
+from kyc_pipeline.ledger.process import Life, ProcessIdentity
 from kyc_pipeline.ledger.schema import leases, submissions
 from kyc_pipeline.ledger.times import now
 
+_MARGIN: Final = 0.1
+"""The last part of a lease, which counts as expired: sending takes a moment too."""
 _INTERRUPTED: Final = "the run that sent it ended before the answer was recorded"
 
 
@@ -28,20 +38,67 @@ class LeaseLost(KycError):
     """Another run took the partition over while this one could not reach the ledger."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeldLease:
     """A lease that is renewed while the block of :func:`hold` runs."""
 
     ledger: Ledger
     lease: Lease
+    _sure_until: tuple[int, int] = field(repr=False)
+    """By this machine's wall clock and boot clock, from before the lease was last renewed."""
+    on_loss: Callable[[], None] = lambda: None
+    """Called as soon as it is known that another run has taken the lease; perhaps more than once."""
+
+    @classmethod
+    def acquire(cls, ledger: Ledger, partition_date: str, run_id: str) -> "HeldLease":
+        """Takes the lease, as :func:`acquire_lease` does."""
+        sure_until = _sure_until(ledger)
+        return cls(ledger, acquire_lease(ledger, partition_date, run_id), sure_until)
+
+    def renew(self) -> bool:
+        """Extends the lease; False if another run has taken it."""
+        sure_until = _sure_until(self.ledger)
+        if not renew_lease(self.ledger, self.lease):
+            self.on_loss()
+            return False
+        self._sure_until = sure_until
+        return True
 
     def check(self) -> None:
         """Renews the lease now. Raises :class:`LeaseLost` if another run has taken it."""
-        if not renew_lease(self.ledger, self.lease):
+        if not self.renew():
             raise LeaseLost(
                 f"partition {self.lease.partition_date} was taken over by another run: "
                 "every answer is in the ledger; run the partition again when that run has ended"
             )
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody can have taken the lease, by this machine's clocks alone.
+
+        They decide for SQLite, whose users are all on this machine. They cannot for PostgreSQL: the clocks of
+        a paused virtual machine may not count the pause.
+        """
+        clock = self.ledger.clock
+        wall, boot = self._sure_until
+        return self.ledger.file is not None and clock.now() < wall and clock.since_boot() < boot
+
+    def confirm(self) -> None:
+        """As `check`, but cheaper: renews only if the lease is about to expire.
+
+        Call it just before something irreversible.
+        """
+        if not self.is_sure and not self._is_in_force():
+            self.check()
+
+    def _is_in_force(self) -> bool:
+        columns = leases.c.token, leases.c.expires_at
+        query = select(*columns).where(leases.c.partition_date == self.lease.partition_date)
+        with self.ledger.read() as connection:
+            row = connection.execute(query).one_or_none()
+            if row is None or row.token != self.lease.token:
+                return False
+            return bool(row.expires_at - self.ledger.now(connection) > _lifetime(self.ledger) * _MARGIN)
 
 
 @contextlib.contextmanager
@@ -50,49 +107,51 @@ def hold(
 ) -> Iterator[HeldLease]:
     """Holds the partition's lease while the block runs. Raises :class:`PartitionBusy` with the holder's name.
 
-    A thread renews the lease, and calls `on_loss` once if another run takes it. Call `check` before a change
-    that cannot be undone.
+    A thread renews the lease, and calls `on_loss` if another run takes it. Call `check` before a change that
+    cannot be undone.
     """
-    lease = acquire_lease(ledger, partition_date, run_id)
+    held = HeldLease.acquire(ledger, partition_date, run_id)
+    held.on_loss = on_loss
     done = threading.Event()
 
     def renew() -> None:
         while not done.wait(ledger.lease_seconds / 3):
             # If the ledger fails, the block sees it too and decides how long to wait.
             with contextlib.suppress(LedgerError):
-                if not renew_lease(ledger, lease):
-                    on_loss()
+                if not held.renew():
                     return
 
     renewer = threading.Thread(target=renew, name="lease-renewer", daemon=True)
     try:
         renewer.start()
         try:
-            yield HeldLease(ledger, lease)
+            yield held
         finally:
             done.set()
             renewer.join()
     finally:
         # If the ledger fails, the block has already raised an error, and the lease will expire.
         with contextlib.suppress(LedgerError):
-            release_lease(ledger, lease)
+            release_lease(ledger, held.lease)
 
 
 def acquire_lease(ledger: Ledger, partition_date: str, run_id: str) -> Lease:
     """Takes the partition's lease; open claims of an earlier holder become uncertain.
 
-    Raises :class:`PartitionBusy` with the holder's name if another run has it. A holder that is certainly
-    dead (same machine, no such process) loses it at once.
+    Raises :class:`PartitionBusy` with the holder's name and what to do if another run has it. A holder that
+    is certainly dead loses it at once.
     """
     lease = Lease(partition_date, secrets.token_hex(16), run_id)
     with ledger.write() as connection:
-        _take(ledger, connection, lease)
-        return dataclasses.replace(lease, recovered=_mark_open_claims(connection, partition_date))
+        refusal = _take(ledger, connection, lease)
+        if refusal is None:
+            return dataclasses.replace(lease, recovered=_mark_open_claims(connection, partition_date))
+    raise PartitionBusy(refusal)
 
 
-def _take(ledger: Ledger, connection: Connection, lease: Lease) -> None:
+def _take(ledger: Ledger, connection: Connection, lease: Lease) -> str | None:
+    """Takes the lease; returns why not if another run has it."""
     me = ProcessIdentity.current()
-    acquired_at = ledger.now(connection)
     values: dict[str, Any] = {
         "token": lease.token,
         "machine": me.machine,
@@ -100,25 +159,61 @@ def _take(ledger: Ledger, connection: Connection, lease: Lease) -> None:
         "pid": me.pid,
         "pid_started": me.started,
         "run_id": lease.run_id,
-        "acquired_at": acquired_at,
-        "expires_at": acquired_at + _lifetime(ledger),
+        "acquired_at": ledger.now(connection),
+        **_expiry(ledger, connection),
     }
     # Of two concurrent INSERTs one succeeds; the other waits and then sees the row.
     if insert_if_absent(connection, leases, partition_date=lease.partition_date, **values):
-        return
+        return None
     of_partition = leases.c.partition_date == lease.partition_date
     row = connection.execute(select(leases).where(of_partition).with_for_update()).one_or_none()
     if row is None:  # released after the INSERT failed
-        if not insert_if_absent(connection, leases, partition_date=lease.partition_date, **values):
-            raise PartitionBusy(f"partition {lease.partition_date} was just taken by another run: try again")
-        return
+        if insert_if_absent(connection, leases, partition_date=lease.partition_date, **values):
+            return None
+        return f"partition {lease.partition_date} was just taken by another run: try again"
     holder = ProcessIdentity(row.machine, row.host, row.pid, row.pid_started)
-    if row.expires_at > ledger.now(connection) and not holder.is_surely_dead():
-        raise PartitionBusy(
-            f"partition {lease.partition_date} is being worked on by run {row.run_id} "
-            f"(process {row.pid} on {row.host}): wait for it to end"
+    life = holder.life()
+    left = _left(ledger, connection, row, holder, me)
+    # This process is not stopped: a lease that it did not renew is of a block that has ended.
+    is_visible = life in (Life.RUNNING, Life.STOPPED) and holder != me
+    if life is Life.DEAD or (left <= 0 and not is_visible):
+        connection.execute(update(leases).where(of_partition).values(**values))
+        return None
+    if left > _lifetime(ledger):  # a clock was ahead: if the holder lives, it renews its lease in time
+        left = _lifetime(ledger)
+        clamped = values["acquired_at"] + left
+        connection.execute(update(leases).where(of_partition).values(expires_at=clamped))
+    return (
+        f"partition {lease.partition_date} is being worked on by run {row.run_id} "
+        f"(process {row.pid} on {row.host}): {_advice(life, row.pid, left / 1_000_000)}"
+    )
+
+
+def _left(
+    ledger: Ledger, connection: Connection, row: Row[Any], holder: ProcessIdentity, me: ProcessIdentity
+) -> int:
+    """How long the lease is still valid, in microseconds; not positive if it has expired."""
+    if row.boot_expires_at is not None and holder.shares_boot_clock(me):
+        return int(row.boot_expires_at) - ledger.clock.since_boot()
+    # Only one machine uses a SQLite file, so a holder of another boot ended when that machine restarted.
+    if ledger.file is not None and holder.boot and me.boot and holder.boot != me.boot:
+        return 0
+    return int(row.expires_at) - ledger.now(connection)
+
+
+def _advice(life: Life, pid: int, seconds_left: float) -> str:
+    if life is Life.STOPPED:
+        return (
+            f"the process is stopped; continue it with `kill -CONT {pid}`, or end it with `kill -KILL {pid}`"
         )
-    connection.execute(update(leases).where(of_partition).values(**values))
+    if life is Life.UNKNOWN:
+        return f"wait for it to end; if it has already ended, its lease expires in {seconds_left:.0f} s"
+    if seconds_left <= 0:
+        return (
+            f"it should have renewed its lease {-seconds_left:.0f} s ago; "
+            f"wait, or end it with `kill -KILL {pid}`"
+        )
+    return "wait for it to end"
 
 
 def renew_lease(ledger: Ledger, lease: Lease) -> bool:
@@ -127,7 +222,7 @@ def renew_lease(ledger: Ledger, lease: Lease) -> bool:
         changed = connection.execute(
             update(leases)
             .where(leases.c.partition_date == lease.partition_date, leases.c.token == lease.token)
-            .values(expires_at=ledger.now(connection) + _lifetime(ledger))
+            .values(**_expiry(ledger, connection))
         )
         return bool(changed.rowcount)
 
@@ -160,6 +255,21 @@ def _mark_open_claims(connection: Connection, partition_date: str) -> int:
         .where(submissions.c.partition_date == partition_date, submissions.c.state == State.CLAIMED)
         .values(state=State.UNCERTAIN, decision=None, error=_INTERRUPTED, updated_at=now())
     ).rowcount
+
+
+def _expiry(ledger: Ledger, connection: Connection) -> dict[str, int]:
+    """When a lease expires that is renewed now."""
+    lifetime = _lifetime(ledger)
+    return {
+        "expires_at": ledger.now(connection) + lifetime,
+        "boot_expires_at": ledger.clock.since_boot() + lifetime,
+    }
+
+
+def _sure_until(ledger: Ledger) -> tuple[int, int]:
+    """Until when a lease is surely valid that is renewed after this call, by both clocks."""
+    sure = int(_lifetime(ledger) * (1 - _MARGIN))
+    return ledger.clock.now() + sure, ledger.clock.since_boot() + sure
 
 
 def _lifetime(ledger: Ledger) -> int:

@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from kyc_pipeline.ledger.models import Decision, State
 
-HEAD_REVISION: Final = "0002"
+HEAD_REVISION: Final = "0003_clocks"
 """The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
@@ -88,7 +88,7 @@ attempts = Table(
     Column("latency_ms", Float),
     Column("billable", Integer, nullable=False),  # 1 unless the call was surely not processed
     Column("error", StorableText),
-    Column("body", StorableText),  # of a failed call; an accepted response is in `submissions.response`
+    Column("body", StorableText),  # of a failed call, or a second response; see `submissions.response`
 )
 
 leases = Table(
@@ -102,7 +102,8 @@ leases = Table(
     Column("pid_started", String(32), nullable=False),
     Column("run_id", String(64), nullable=False),
     Column("acquired_at", BigInteger, nullable=False),
-    Column("expires_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),  # by the ledger's clock
+    Column("boot_expires_at", BigInteger),  # by the boot clock of the holder's machine
 )
 
 decisions = Table(
@@ -120,6 +121,7 @@ rate_limits = Table(
     metadata,
     Column("name", String(255), primary_key=True),
     Column("arrival", BigInteger, nullable=False),  # GCRA's theoretical arrival time
+    Column("paused_until", BigInteger, nullable=False, server_default="0"),
 )
 
 erasures = Table(

@@ -141,7 +141,7 @@ class GroupWriter:
     def _commit(self, changes: list[Claim | Result | Adoption]) -> frozenset[str]:
         claims = [change for change in changes if isinstance(change, Claim)]
         results = [change for change in changes if not isinstance(change, Claim)]
-        deadline = time.monotonic() + self._patience_seconds
+        deadline: float | None = None
         was_refused = len(changes) > 1
         while True:
             try:
@@ -152,6 +152,8 @@ class GroupWriter:
                     raise
                 was_refused = True
             except LedgerError:
+                # From the first failure on: this process may have been suspended during the commit.
+                deadline = deadline or time.monotonic() + self._patience_seconds
                 if time.monotonic() >= deadline:
                     raise
             time.sleep(_RETRY_SECONDS)

@@ -7,6 +7,7 @@
 3. A submission is sent again only if the previous call was *certainly not processed* (the client's
    `NotProcessed`), or if it is uncertain, no look-up found it, and an operator or the policy allowed it.
 4. A submission leaves `uncertain` only by such a decision, or because a look-up found its record.
+5. A run that lost its lease completes no request: `fence.py`.
 
 So a submission can have two paid records only if the policy or an operator allowed the second call.
 """
@@ -37,6 +38,7 @@ from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
+from kyc_pipeline.verify.fence import Fence
 from kyc_pipeline.verify.gate import BREAKER_WAITS, Gate, Health
 from kyc_pipeline.verify.partition import Action, Work
 from kyc_pipeline.verify.summary import Stopped, Tally
@@ -79,6 +81,7 @@ class Dispatcher:
         *,
         client: DeepXLClient,
         writer: GroupWriter,
+        fence: Fence,
         gate: Gate,
         control: RunControl,
         budget: CallBudget,
@@ -89,6 +92,7 @@ class Dispatcher:
     ) -> None:
         self._client = client
         self._writer = writer
+        self._fence = fence
         self._gate = gate
         self._control = control
         self._budget = budget
@@ -158,7 +162,7 @@ class Dispatcher:
                 self._check_not_halted()
                 self._tally.calls += 1
                 self._tally.retries += is_retry
-                answer = await self._client.verify(self._request(item))
+                answer = await self._client.verify(self._request(item), self._fence.confirm)
                 result = self._completed(item, claim, answer)
             except DeepXLError as failure:
                 error = failure

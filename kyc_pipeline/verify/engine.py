@@ -30,6 +30,7 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
+from kyc_pipeline.verify.fence import Fence
 from kyc_pipeline.verify.gate import Gate
 from kyc_pipeline.verify.gc_threshold import raised_gc_threshold
 from kyc_pipeline.verify.partition import Action, Scan, is_current, scan, work, write_responses
@@ -254,6 +255,7 @@ class _Run:
                 await Dispatcher(
                     client=client,
                     writer=writer,
+                    fence=Fence(held),
                     gate=gate,
                     control=control,
                     budget=self.budget,

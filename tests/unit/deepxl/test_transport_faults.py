@@ -15,6 +15,7 @@ import pytest
 
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.deepxl.errors import DeepXLError, DocumentUnavailable, MaybeProcessed, NotProcessed
+from kyc_pipeline.errors import KycError
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +117,29 @@ async def test_reset_before_the_body_is_sent(connect: Connect, make_request: Mak
     async with serving(handler) as url:
         error = await failure(connect(url), make_request(size=LARGE))
     assert type(error) is NotProcessed
+
+
+async def test_an_objection_before_the_last_byte(connect: Connect, make_request: MakeRequest) -> None:
+    """The upload is under way, then it must not be completed: the server gets no whole request."""
+    received: list[int] = []
+    ended = asyncio.Event()
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        _, length = await read_head(reader)
+        body = await reader.read(-1)
+        received[:] = [length, len(body)]
+        ended.set()
+
+    async def object_to_it() -> None:
+        raise KycError("the run lost its lease")
+
+    async with serving(handler) as url, connect(url) as client:
+        with pytest.raises(NotProcessed, match="0001: not sent: the run lost its lease") as caught:
+            await client.verify(make_request(size=500_000), object_to_it)
+        assert type(caught.value) is NotProcessed
+        await asyncio.wait_for(ended.wait(), 10)
+    length, sent = received
+    assert 500_000 < sent < length
 
 
 async def test_an_upload_that_stalls(connect: Connect, make_request: MakeRequest) -> None:

@@ -16,6 +16,7 @@ from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease
 from kyc_pipeline.ledger.schema import leases
+from kyc_pipeline.ledger.times import Clock
 
 
 def expiry(ledger: Ledger) -> int:
@@ -83,13 +84,15 @@ def test_the_lock_of_a_dead_process_is_free_at_once(ledger_url: str) -> None:
 
 
 def test_the_lock_of_a_dead_host_is_taken_after_its_lease(ledger_url: str) -> None:
-    with Ledger(ledger_url) as ledger, Ledger(ledger_url, lease_seconds=0.5) as far:
-        acquire_lease(far, LOCK_KEY, "of-another-host")
+    time = 1_000_000
+    with Ledger(ledger_url, clock=Clock(lambda: time, lambda: time)) as ledger:
+        acquire_lease(ledger, LOCK_KEY, "of-another-host")
         with ledger.write() as connection:
             connection.execute(sa.update(leases).values(machine="another", host="far"))
         with pytest.raises(PartitionBusy, match="on far"), ingest_lock(ledger, "run", wait_seconds=0):
             raise AssertionError("two have the lock")
-        with ingest_lock(ledger, "run", wait_seconds=60) as check:
+        time += int(ledger.lease_seconds * 1_000_000)
+        with ingest_lock(ledger, "run", wait_seconds=0) as check:
             check()
 
 

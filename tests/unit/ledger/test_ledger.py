@@ -21,11 +21,18 @@ import kyc_pipeline.ledger
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import Ledger, LedgerError
-from kyc_pipeline.ledger.leases import PartitionBusy, acquire_lease, is_held, release_lease, renew_lease
+from kyc_pipeline.ledger.leases import (
+    PartitionBusy,
+    acquire_lease,
+    is_held,
+    mark_open_claims_uncertain,
+    release_lease,
+    renew_lease,
+)
 from kyc_pipeline.ledger.models import AttemptResult, Claim, Lease, Result, State
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
-from kyc_pipeline.ledger.schema import HEAD_REVISION, leases, metadata, submissions
+from kyc_pipeline.ledger.schema import HEAD_REVISION, attempts, leases, metadata, submissions
 
 DATE = "2024-09-01"
 
@@ -314,6 +321,47 @@ def test_one_commit_may_hold_two_calls_of_a_submission(ledger: Ledger) -> None:
     assert (known["a"][1]["response"], known["a"][1]["attempts"]) == (text, 2)
     assert known["b"][0].state is State.UNCERTAIN
     assert "c" not in known
+
+
+def bodies(ledger: Ledger, submission_id: str) -> list[tuple[str | None, str | None]]:
+    """Text and error that the history keeps, by attempt."""
+    columns = attempts.c.body, attempts.c.error
+    query = sa.select(*columns).where(attempts.c.submission_id == submission_id).order_by(attempts.c.number)
+    with ledger.read() as connection:
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def test_a_second_response_is_kept_in_the_history(ledger: Ledger) -> None:
+    """A run was taken over, and its call was answered after all."""
+    old = acquire_lease(ledger, DATE, "old")
+    first, second, third = (Claim("a", "c", resend=True) for _ in range(3))
+    for claim in (first, second, third):
+        commit(ledger, old, [claim], [])
+        assert mark_open_claims_uncertain(ledger, old) == 1
+    for _ in range(2):  # a commit whose reply was lost is repeated
+        commit(ledger, old, [], [answered(second, "of the second"), answered(first, "of the first")])
+    broken = Result(
+        third, State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True, response="of the third", error="odd"
+    )
+    commit(ledger, old, [], [broken])
+    entry, response = read_responses(ledger, ["a"])["a"]
+    assert (entry.state, response["response"]) == (State.COMPLETED, "of the second")
+    told = "a second response: the submission already had one"
+    assert bodies(ledger, "a") == [("of the first", told), (None, None), ("of the third", f"{told}; odd")]
+
+
+def test_a_quarantined_response_is_kept_when_a_sound_one_replaces_it(ledger: Ledger) -> None:
+    lease = acquire_lease(ledger, DATE, "run")
+    first, second = (Claim("a", "c", resend=True) for _ in range(2))
+    commit(ledger, lease, [first], [])
+    assert mark_open_claims_uncertain(ledger, lease) == 1
+    commit(ledger, lease, [second], [])
+    broken = Result(second, State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True, response="<html>")
+    commit(ledger, lease, [], [broken])
+    commit(ledger, lease, [], [answered(first, "sound")])
+    _, response = read_responses(ledger, ["a"])["a"]
+    assert response["response"] == "sound"
+    assert bodies(ledger, "a")[1][0] == "<html>"
 
 
 def test_text_that_a_database_cannot_store_is_stored_as_its_escape(ledger: Ledger) -> None:

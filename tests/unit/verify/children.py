@@ -5,18 +5,24 @@ import os
 import resource
 import signal
 import sys
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from kyc_pipeline.deepxl.multipart import MultipartBody
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import PartitionBusy
+from kyc_pipeline.ledger.times import Clock, now, since_boot
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 from tests.unit.verify.world import QUICK, World
 
 BUSY = 75
+DAY = 86_400_000_000
+"""In microseconds."""
 IMPATIENT = dataclasses.replace(QUICK, ledger_patience=0.0)
 
 
@@ -40,6 +46,34 @@ def verify_until_signalled(root: str, server: str, options: dict[str, Any], tell
     with stop_on_signals(stop), stop.watched(lambda: tell.send("now" if stop.immediate else "drain")):
         summary = world.verify(stop=stop)
     tell.send(summary.stopped.value)
+
+
+def verify_and_stop_before_the_upload(root: str, server: str, ledger_url: str, tell: Connection) -> None:
+    """Runs the engine, and stops this process (SIGSTOP) between the first claim and its upload.
+
+    When it goes on, its clocks say that it was away for a day. Sends the error's line, or "done".
+    """
+    begin = MultipartBody.__enter__
+    away = 0
+
+    def stop_then_begin(body: MultipartBody) -> MultipartBody:
+        nonlocal away
+        MultipartBody.__enter__ = begin  # type: ignore[method-assign]
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # at once, whatever other threads do
+        away = DAY
+        return begin(body)
+
+    MultipartBody.__enter__ = stop_then_begin  # type: ignore[method-assign]
+    world = World(Path(root), server, ledger_url)
+    clock = Clock(lambda: now() + away, lambda: since_boot() + away)
+    world.ledger = Ledger(world.settings.kyc_ledger_url, clock=clock)  # type: ignore[misc]
+    tell.send(os.getpid())
+    try:
+        world.verify(run_id="sleeper")
+    except KycError as error:
+        tell.send(str(error))
+    else:
+        tell.send("done")
 
 
 def verify_with_small_files(limit: int, root: str, server: str, ledger_url: str, tell: Connection) -> None:

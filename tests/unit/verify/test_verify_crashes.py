@@ -317,7 +317,7 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
 
         def taken_over() -> bool:
             with world.ledger.write() as connection:
-                connection.execute(sa.update(leases).values(expires_at=0))
+                connection.execute(sa.update(leases).values(machine="another", expires_at=0))
             try:
                 taker.append(acquire_lease(world.ledger, DATE, "taker"))
             except PartitionBusy:  # it was renewed in between
