@@ -1,7 +1,8 @@
 """The project's settings, read from environment variables and validated once.
 
 A field's name is its variable's in lower case. Variables in `.env` in the working directory count too; the
-environment takes precedence. A test checks that the README lists every setting.
+environment takes precedence. All paths are absolute: relative ones begin at `KYC_HOME`. A test checks that
+the README lists every setting.
 """
 
 import ipaddress
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kyc_pipeline.errors import UsageError
@@ -72,19 +73,21 @@ class Settings(BaseSettings):
     """Price of one call, for cost figures."""
     deepxl_uncertain: Literal["hold", "retry"] = "hold"
     """What to do with an uncertain outcome that a look-up cannot settle."""
-    kyc_landing: Path = Path("data/landing")
+    kyc_home: Path = Field(default=Path(), validate_default=True)
+    """Relative paths of the other settings begin here."""
+    kyc_landing: Path = Field(default=Path("data/landing"), validate_default=True)
     """Manifests and documents."""
-    kyc_lake: str = "data/lake"
+    kyc_lake: str = Field(default="data/lake", validate_default=True)
     """Parquet; a folder or `s3://bucket/prefix`."""
-    kyc_ledger_url: str = "sqlite:///data/ledger.sqlite"
+    kyc_ledger_url: str = Field(default="sqlite:///data/ledger.sqlite", validate_default=True)
     """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts."""
-    kyc_warehouse: Path = Path("data/warehouse/kyc.duckdb")
+    kyc_warehouse: Path = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
     """The DuckDB file that analysts open."""
     kyc_warehouse_memory: str = Field(default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$")
     """DuckDB's memory limit during a build; it spills to disk beside the file."""
     kyc_warehouse_max_fact_rows: int = Field(default=5_000_000, ge=0)
     """A fact with more rows is a view over the lake instead of a table."""
-    kyc_report: Path = Path("data/report/index.html")
+    kyc_report: Path = Field(default=Path("data/report/index.html"), validate_default=True)
     """The report."""
     kyc_pseudonym_key: SecretStr | None = None
     """HMAC key of the pseudonyms. By default, a key file is created on first use: `pseudonym_key_file`."""
@@ -100,6 +103,32 @@ class Settings(BaseSettings):
     """An https URL that receives a JSON POST for each failed run. Secret, because it contains a key."""
     kyc_source_url: str | None = None
     """Base URL of this repository, including the branch; the UI links to its code and docs."""
+
+    @field_validator("kyc_home")
+    @classmethod
+    def _make_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("kyc_landing", "kyc_warehouse", "kyc_report")
+    @classmethod
+    def _below_home(cls, value: Path, info: ValidationInfo) -> Path:
+        # Absolute, so that a process that changes its folder keeps its ledger. `kyc_home` is there unless it
+        # is invalid itself, which is the error that the user sees.
+        home: Path = info.data.get("kyc_home", Path())
+        return home / value
+
+    @field_validator("kyc_lake")
+    @classmethod
+    def _lake_below_home(cls, value: str, info: ValidationInfo) -> str:
+        return value if "://" in value else str(cls._below_home(Path(value), info))
+
+    @field_validator("kyc_ledger_url")
+    @classmethod
+    def _ledger_below_home(cls, value: str, info: ValidationInfo) -> str:
+        scheme, separator, path = value.partition(":///")
+        if not (separator and scheme.startswith("sqlite") and path) or path.startswith((":memory:", "file:")):
+            return value
+        return f"{scheme}:///{cls._below_home(Path(path), info)}"
 
     @field_validator("kyc_clear_tags", mode="before")
     @classmethod

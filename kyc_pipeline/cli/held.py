@@ -3,8 +3,10 @@
 import click
 
 from kyc_pipeline.cli.options import format_table
+from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.decisions import list_held, operator, resolve_held
+from kyc_pipeline.ledger.identity import check_bond
 from kyc_pipeline.settings import load_settings
 
 
@@ -13,10 +15,17 @@ def held() -> None:
     """Submissions that were sent but whose answer was lost, and which look-up did not find."""
 
 
+def _open_ledger() -> Ledger:
+    settings = load_settings()
+    ledger = Ledger(settings.kyc_ledger_url)
+    check_bond(Lake(settings.kyc_lake), ledger)
+    return ledger
+
+
 @held.command("list")
 def list_command() -> None:
     """List the held submissions, oldest first."""
-    with Ledger(load_settings().kyc_ledger_url) as ledger:
+    with _open_ledger() as ledger:
         rows = list_held(ledger)
     if not rows:
         click.echo("nothing is held")
@@ -49,6 +58,6 @@ def list_command() -> None:
 )
 def resolve_command(submission_id: str, decision: str) -> None:
     """Decide about one held submission. The next run of its day applies the decision."""
-    with Ledger(load_settings().kyc_ledger_url) as ledger:
+    with _open_ledger() as ledger:
         resolve_held(ledger, submission_id, decision, operator())
     click.echo(f"{submission_id}: {decision}")

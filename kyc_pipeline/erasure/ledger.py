@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Connection, func, insert, literal, select, text, update
 
 from kyc_pipeline.ingest.lock import ingest_lock
-from kyc_pipeline.ledger.database import Ledger, LedgerError
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.ledger.models import Decision, State
 from kyc_pipeline.ledger.schema import ERASED_CONTENT, attempts, decisions, erasures, submissions
@@ -109,7 +109,7 @@ class LedgerErasure:
     def purge(self) -> None:
         """Removes the bytes of deleted rows from the database.
 
-        SQLite: rewrites the file and truncates its WAL; raises :class:`LedgerError` if another process
+        SQLite: rewrites the file and truncates its journal; raises :class:`LedgerError` if another process
         prevents that. PostgreSQL: runs `VACUUM`.
         """
         ledger = self._ledger
@@ -125,12 +125,6 @@ class LedgerErasure:
             connection.execute("PRAGMA secure_delete=ON")
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("VACUUM")
-            (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
-            raise LedgerError(
-                f"another process is reading the ledger {ledger.name}, so its log still holds erased data: "
-                "erase again when that process has ended"
-            )
 
     def swept(self, tombstones: Iterable[Tombstone]) -> None:
         """Records that the stores were swept, so that anything read before counts as out of date."""

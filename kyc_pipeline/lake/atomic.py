@@ -37,6 +37,7 @@ def replacing(
             os.fsync(draft.fileno())
             with contextlib.suppress(FileExistsError):
                 os.link(draft.name, target)
+            sync(os.path.dirname(target) or ".")
         elif durable:
             move_into_place(draft.name, target)
         else:
@@ -71,6 +72,18 @@ def move_into_place(path: StrPath, target: StrPath) -> None:
     sync(path)
     os.replace(path, target)
     sync(os.path.dirname(target) or ".")
+
+
+def make_folder(path: StrPath) -> None:
+    """Makes a folder and its parents where they are missing; a power cut does not undo it."""
+    missing = []
+    folder = os.path.abspath(path)
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    os.makedirs(path, exist_ok=True)
+    for made in missing:
+        sync(os.path.dirname(made))
 
 
 def sync(path: StrPath) -> None:

@@ -9,8 +9,12 @@
   one response. If there is another (a second call, or a call whose record a look-up had already adopted), the
   history of attempts keeps it.
 * `commit` is idempotent, since a lost connection leaves it open whether the last commit took place.
+* Each commit checks itself, in production too: a result needs a claim, a claim needs a submission that may be
+  sent, every change finds its row, and the ledger is not older than the last commit. The writer commits what
+  is sound and ends the run.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -28,9 +32,19 @@ from sqlalchemy import (
     update,
 )
 
-from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.database import InvariantBroken, Ledger
+from kyc_pipeline.ledger.identity import advance
 from kyc_pipeline.ledger.leases import is_held
-from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Decision, Lease, Result, State
+from kyc_pipeline.ledger.models import (
+    Adoption,
+    AttemptResult,
+    Claim,
+    Decision,
+    Discovery,
+    Lease,
+    Result,
+    State,
+)
 from kyc_pipeline.ledger.schema import attempts, submissions
 from kyc_pipeline.ledger.times import now, to_microseconds
 
@@ -40,7 +54,7 @@ _KEEPS_DECISION: Final = frozenset({AttemptResult.NOT_PROCESSED, AttemptResult.A
 
 
 def commit(
-    ledger: Ledger, lease: Lease, claims: Sequence[Claim], results: Sequence[Result | Adoption]
+    ledger: Ledger, lease: Lease, claims: Sequence[Claim], results: Sequence[Result | Adoption | Discovery]
 ) -> frozenset[str]:
     """Records results, then makes claims, in one transaction. Returns the tokens of the claims won.
 
@@ -52,7 +66,11 @@ def commit(
         may_claim = is_held(connection, lease)
         _record(connection, [result for result in results if isinstance(result, Result)])
         _adopt(connection, [result for result in results if isinstance(result, Adoption)])
-        return _claim(connection, lease, claims) if claims and may_claim else frozenset()
+        _discover(connection, lease, [result for result in results if isinstance(result, Discovery)])
+        won = _claim(connection, lease, claims) if claims and may_claim else frozenset()
+        generation = advance(ledger, connection)
+    ledger.generation = max(ledger.generation, generation)
+    return won
 
 
 def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> frozenset[str]:
@@ -95,15 +113,23 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
             }
         )
     if new:
-        connection.execute(_INSERT_CLAIM, list(new.values()))
+        _expect(connection.execute(_INSERT_CLAIM, list(new.values())).rowcount, len(new), "claims")
     if again:
-        connection.execute(_CLAIM_AGAIN, list(again.values()))
+        _expect(connection.execute(_CLAIM_AGAIN, list(again.values())).rowcount, len(again), "claims")
     if started:
-        connection.execute(insert(attempts), started)
+        _expect(connection.execute(insert(attempts), started).rowcount, len(started), "attempts")
     return frozenset(won)
 
 
-def _known(connection: Connection, claims: Sequence[Claim]) -> dict[str, Row[Any]]:
+def _expect(changed: int, expected: int, what: str) -> None:
+    if changed != expected:
+        raise InvariantBroken(
+            f"the ledger took {changed} of {expected} {what}: nothing more is sent; run "
+            "`kyc-pipeline ledger check`, and report this"
+        )
+
+
+def _known(connection: Connection, claims: Sequence[Claim | Discovery]) -> dict[str, Row[Any]]:
     """Locks the submissions that are already in the ledger; returns their rows by id."""
     query = (
         select(
@@ -150,7 +176,10 @@ _INSERT_CLAIM: Final = insert(submissions).values(submission_id=bindparam("key")
 # Clears the last attempt's figures. A decision stays until a result settles it.
 _CLAIM_AGAIN: Final = (
     update(submissions)
-    .where(submissions.c.submission_id == bindparam("key"))
+    .where(
+        submissions.c.submission_id == bindparam("key"),
+        or_(submissions.c.state == State.FAILED, submissions.c.state == State.UNCERTAIN),
+    )
     .values(http_status=None, responded_at=None, latency_ms=None, error=None, **_CLAIMED)
 )
 
@@ -160,7 +189,7 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
         return
     time = now()
     completed = _completed(connection, results)
-    connection.execute(
+    ended = connection.execute(
         _END_ATTEMPT,
         [
             {
@@ -176,6 +205,8 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
             for result in results
         ],
     )
+    if ended.rowcount != len(results):
+        _check_claimed(connection, results)
     # A response settles the submission even for an old claim; other results count only for the newest claim.
     settling = [result for result in results if result.state in _SETTLING]
     if settling:
@@ -218,6 +249,15 @@ def _history(result: Result, completed: set[str]) -> dict[str, str | None]:
     # A sound response of another call replaces a quarantined one.
     body = result.response if result.state is State.QUARANTINED else result.body
     return {"error": result.error, "body": body}
+
+
+def _check_claimed(connection: Connection, results: Sequence[Result]) -> None:
+    """Some attempts had ended before, as in a repeated commit; but each must have begun."""
+    query = select(attempts.c.token).where(
+        attempts.c.submission_id.in_([result.claim.submission_id for result in results])
+    )
+    known = set(connection.execute(query).scalars())
+    _expect(sum(result.claim.token in known for result in results), len(results), "results")
 
 
 def _new_state(result: Result, time: int) -> dict[str, Any]:
@@ -286,3 +326,49 @@ _ADOPT: Final = (
     .where(submissions.c.submission_id == bindparam("key"), submissions.c.state == State.UNCERTAIN)
     .values(state=State.COMPLETED, decision=None, latency_ms=None)
 )
+
+
+def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) -> None:
+    """Records calls that the ledger does not know, with an attempt each, so that costs add up."""
+    known = _known(connection, found)
+    numbers = _attempts_so_far(connection, known)
+    time = now()
+    # A state other than failed is the result of a call that the ledger knows: it stays.
+    news = [
+        each
+        for each in found
+        if each.submission_id not in known or known[each.submission_id].state is State.FAILED
+    ]
+    for each in news:
+        row = {
+            "partition_date": lease.partition_date,
+            "content_sha256": each.content_sha256,
+            "state": State.UNCERTAIN if each.response is None else State.COMPLETED,
+            "decision": None,
+            "claim_token": secrets.token_hex(16),
+            "http_status": each.http_status,
+            "responded_at": to_microseconds(each.responded_at),
+            "latency_ms": None,
+            "response": each.response,
+            "error": each.error,
+            "updated_at": time,
+        }
+        key = each.submission_id
+        if key in known:
+            connection.execute(update(submissions).where(submissions.c.submission_id == key).values(row))
+        else:
+            connection.execute(insert(submissions).values(submission_id=key, **row))
+        connection.execute(
+            insert(attempts).values(
+                submission_id=key,
+                number=numbers.get(key, 0) + 1,
+                token=row["claim_token"],
+                run_id=lease.run_id,
+                started_at=time,
+                ended_at=time,
+                result=AttemptResult.ANSWERED if each.response else AttemptResult.MAYBE_PROCESSED,
+                http_status=each.http_status,
+                billable=1,
+                error=each.error,
+            )
+        )

@@ -1,12 +1,12 @@
 """The ledger's database: connections, creation and migrations.
 
-SQLite runs in WAL mode with `synchronous=FULL`: if a power cut could undo a claim, a call could be paid
-twice. A write transaction begins with `BEGIN IMMEDIATE`: it waits for the lock at its start and never fails
-half-way. On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores).
+If a power cut could undo a claim, a call could be paid twice: `sqlite.py` says how SQLite is made durable; a
+session on PostgreSQL sets `synchronous_commit`. On SQLite a write transaction begins with `BEGIN IMMEDIATE`:
+it waits for the lock at its start and never fails half-way. On PostgreSQL the same code takes row locks
+(`FOR UPDATE`, which SQLite ignores).
 """
 
 import contextlib
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.ledger import sqlite
 from kyc_pipeline.ledger.schema import HEAD_REVISION
 from kyc_pipeline.ledger.times import SYSTEM_CLOCK, Clock
 
@@ -37,7 +38,11 @@ _LIBPQ_OPTIONS: Final = {
 }
 """Close a dead connection within a minute. The URL can override them."""
 _READ_ONLY: Final = "kyc_read_only"
-_WAL: Final = "wal"
+_DURABLE: Final = (
+    "SELECT set_config('synchronous_commit', 'on', false) "
+    "WHERE current_setting('synchronous_commit') <> 'remote_apply'"
+)
+"""Whatever the server, the database or the role defaults to."""
 
 
 class LedgerError(KycError):
@@ -46,6 +51,14 @@ class LedgerError(KycError):
 
 class ChangeRefused(LedgerError):
     """The database works but rejects this change."""
+
+
+class InvariantBroken(ChangeRefused):
+    """A change that must not be possible: the ledger or this code is wrong. The run ends."""
+
+
+class WrongLedger(LedgerError):
+    """This is not the ledger that it has to be: nothing may be sent, and trying again does not help."""
 
 
 class Ledger:
@@ -64,12 +77,15 @@ class Ledger:
     ) -> None:
         self.lease_seconds = lease_seconds
         self.clock = clock
+        self.generation = 0
+        """The highest generation that this object has committed; see `identity.py`."""
         self._url = _checked_url(url)
         self._busy_timeout = busy_timeout
         self._engine: Engine | None = None
         self._is_ready = False
         self._opening = threading.Lock()
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._file_id: sqlite.FileId | None = None
 
     def __repr__(self) -> str:
         return f"Ledger({self.name!r})"
@@ -99,13 +115,17 @@ class Ledger:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """A write transaction, durable when the block ends. Raises :class:`LedgerError`."""
+        """A write transaction, durable when the block ends.
+
+        Raises :class:`LedgerError`; :class:`WrongLedger` if the file is no longer the one that was opened.
+        """
         with self._translated(), self._ready().begin() as connection:
             yield connection
+            self._check_file()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A read-only transaction on one snapshot. It does not block writers."""
+        """A read-only transaction on one snapshot. On SQLite, commits wait until it ends."""
         with self._translated(), self._ready().connect() as connection:
             yield connection.execution_options(**{_READ_ONLY: True})
 
@@ -115,10 +135,9 @@ class Ledger:
         self.close()
         with (
             self._translated(),
-            contextlib.closing(
-                sqlite3.connect(file, timeout=self._busy_timeout, isolation_level=None)
-            ) as connection,
+            contextlib.closing(sqlite3.connect(file, timeout=self._busy_timeout)) as connection,
         ):
+            sqlite.configure(connection)
             yield connection
 
     def now(self, connection: Connection) -> int:
@@ -138,19 +157,41 @@ class Ledger:
                 self._engine.dispose()
             self._engine = None
             self._is_ready = False
+            self._file_id = None
+
+    def _configure_sqlite(self, connection: sqlite3.Connection, _record: Any) -> None:
+        sqlite.configure(connection)
+        if self._file_id is None:
+            self._file_id = sqlite.file_id(Path(str(self._url.database)))
+        self._check_file()
 
     def _configure_postgres(self, connection: Any, _record: Any) -> None:
         # As on SQLite. Without it, a row that another session keeps locked would block a run forever.
         connection.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
         # A process that is suspended in a transaction must not keep its locks.
         connection.execute(f"SET idle_in_transaction_session_timeout = {int(LEASE_SECONDS * 1000)}")
+        connection.execute(_DURABLE)
         connection.commit()
+
+    @property
+    def is_open_but_gone(self) -> bool:
+        """Whether the path no longer leads to the SQLite file that is open."""
+        return self.file is not None and sqlite.file_id(self.file) != self._file_id
+
+    def _check_file(self) -> None:
+        if self.is_open_but_gone:
+            raise WrongLedger(
+                f"the file of the ledger {self.name} was removed or replaced while a run had it open: "
+                "nothing more is sent; put it back, or run `kyc-pipeline ledger restore`"
+            )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
+            if self._file_id is not None:
+                self._check_file()  # SQLite calls a file that was moved away "readonly"
             kind = ChangeRefused if isinstance(error, (DataError, IntegrityError)) else LedgerError
             # `from None`: a driver's message can quote the row that failed.
             raise kind(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
@@ -174,12 +215,23 @@ class Ledger:
         if self.file is None:
             _migrate(engine)
             return
-        _prepare_file(self.file)
+        self._prepare_file(self.file)
         with engine.connect() as connection:
             current = _revision(connection)
         if current != HEAD_REVISION:
             with FileLock(f"{self.file}.lock", mode=0o600):
                 _migrate(engine)
+
+    def _prepare_file(self, file: Path) -> None:
+        try:
+            sqlite.prepare(file, self._busy_timeout)
+        except sqlite.ForeignLog as error:
+            raise WrongLedger(
+                f"beside the ledger {file} lies {error}, the log of another database: move the log away, "
+                "then run `kyc-pipeline ledger restore` with the backup"
+            ) from None
+        except sqlite.Damaged as error:
+            raise damaged(self, error) from None
 
     def _create_engine(self) -> Engine:
         if not self._is_sqlite:
@@ -192,7 +244,7 @@ class Ledger:
         engine = create_engine(
             self._url, hide_parameters=True, connect_args={"timeout": self._busy_timeout}, pool_size=4
         )
-        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "connect", self._configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
 
@@ -205,6 +257,14 @@ def insert_if_absent(connection: Connection, table: Table, **values: Any) -> boo
     except IntegrityError:
         return False
     return True
+
+
+def damaged(ledger: Ledger, error: Exception) -> WrongLedger:
+    """The error for a ledger whose file is broken."""
+    return WrongLedger(
+        f"the ledger {ledger.name} is damaged ({error}): nothing is sent; run `kyc-pipeline ledger restore` "
+        "with the newest backup"
+    )
 
 
 def _checked_url(url: str) -> URL:
@@ -234,38 +294,9 @@ def _cause(error: Exception) -> str:
     return type(origin).__name__
 
 
-def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # Disables the driver's implicit BEGIN: `_begin_sqlite` chooses the transaction type.
-    connection.isolation_level = None
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
 def _begin_sqlite(connection: Connection) -> None:
     read_only = connection.get_execution_options().get(_READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _prepare_file(path: Path) -> None:
-    """Creates the SQLite file (mode 0600) if it is missing, and sets WAL mode; one process at a time.
-
-    The file stores the journal mode, but a restored backup may have lost it.
-    """
-    if path.exists() and path.stat().st_size and _journal_mode(path) == _WAL:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", mode=0o600):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # `upkeep.py` returns free pages
-            connection.execute("PRAGMA journal_mode=WAL")
-    if _journal_mode(path) != _WAL:
-        raise LedgerError(f"the ledger {path} cannot be put into WAL mode: is it on a network folder?")
-
-
-def _journal_mode(path: Path) -> str:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
 
 def _revision(connection: Connection) -> str | None:

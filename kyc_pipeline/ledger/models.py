@@ -96,6 +96,21 @@ class Adoption:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """A record that a look-up found for a submission that the ledger does not know, or knows as failed.
+
+    With a `response` it counts as the answer; without one the submission is held, and `error` says why.
+    """
+
+    submission_id: str
+    content_sha256: str
+    http_status: int
+    responded_at: datetime
+    response: str | None = field(repr=False)
+    error: str | None = None
+
+
 class Entry(NamedTuple):
     """A submission's row without its response. A tuple to save memory: there may be 100,000."""
 

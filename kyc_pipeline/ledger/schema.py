@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from kyc_pipeline.ledger.models import Decision, State
 
-HEAD_REVISION: Final = "0003_clocks"
+HEAD_REVISION: Final = "0004"
 """The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
@@ -132,4 +132,14 @@ erasures = Table(
     Column("key_id", String(8), nullable=False),  # of the pseudonym's key
     Column("erased_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),  # NULL: unfinished, repeat the erasure
+)
+
+identity = Table(  # one row
+    "identity",
+    metadata,
+    Column("ledger_id", String(32), primary_key=True),  # made with the ledger; moves with its content
+    Column("lake_id", String(32)),  # NULL until the first call
+    Column("generation", BigInteger, nullable=False),  # counted up by every commit of claims and results
+    Column("restored_at", BigInteger),  # it may lack calls made before
+    Column("moved_to", Text),  # URL without the password: this copy is out of use
 )

@@ -41,5 +41,4 @@ def _free_pages(ledger: Ledger, file: Path) -> tuple[int, int]:
             connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})")
             time.sleep(_PAUSE_SECONDS)
         connection.execute("PRAGMA optimize")
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     return pages, free

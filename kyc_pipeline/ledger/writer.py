@@ -11,14 +11,14 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 from kyc_pipeline.ledger.claims import commit
-from kyc_pipeline.ledger.database import ChangeRefused, Ledger, LedgerError
-from kyc_pipeline.ledger.models import Adoption, Claim, Lease, Result
+from kyc_pipeline.ledger.database import ChangeRefused, InvariantBroken, Ledger, LedgerError, WrongLedger
+from kyc_pipeline.ledger.models import Adoption, Claim, Discovery, Lease, Result
 
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000
@@ -31,7 +31,7 @@ _RETRY_SECONDS: Final = 0.5
 
 @dataclass(slots=True)
 class _Pending:
-    change: Claim | Result | Adoption
+    change: Claim | Result | Adoption | Discovery
     done: "asyncio.Future[bool]"
 
     @property
@@ -39,14 +39,22 @@ class _Pending:
         change = self.change
         if isinstance(change, Result):
             return len(change.response or "") + len(change.body or "")
-        return len(change.response) if isinstance(change, Adoption) else 0
+        return len(change.response or "") if isinstance(change, (Adoption, Discovery)) else 0
 
 
 class GroupWriter:
     """Writes the claims and results of one run. Use it with `async with`, in one event loop."""
 
-    def __init__(self, ledger: Ledger, lease: Lease, *, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        lease: Lease,
+        *,
+        patience_seconds: float,
+        after_commit: Callable[[], None] = lambda: None,
+    ) -> None:
         self._ledger = ledger
+        self._after_commit = after_commit
         self._lease = lease
         self._patience_seconds = patience_seconds
         self._arrived: list[_Pending] = []
@@ -83,11 +91,11 @@ class GroupWriter:
         """Makes a claim durable; False if it was lost. Raises :class:`LedgerError`."""
         return await self._submit(claim)
 
-    async def record(self, result: Result | Adoption) -> None:
+    async def record(self, result: Result | Adoption | Discovery) -> None:
         """Makes a result durable. Raises :class:`LedgerError`."""
         await self._submit(result)
 
-    async def _submit(self, change: Claim | Result | Adoption) -> bool:
+    async def _submit(self, change: Claim | Result | Adoption | Discovery) -> bool:
         done: asyncio.Future[bool] = self._loop.create_future()
         if not self._arrived:
             self._loop.call_soon(self._hand_over)
@@ -138,14 +146,16 @@ class GroupWriter:
         self._next_commit = time.monotonic() + _PACE_SECONDS
         return group
 
-    def _commit(self, changes: list[Claim | Result | Adoption]) -> frozenset[str]:
+    def _commit(self, changes: list[Claim | Result | Adoption | Discovery]) -> frozenset[str]:
         claims = [change for change in changes if isinstance(change, Claim)]
         results = [change for change in changes if not isinstance(change, Claim)]
         deadline: float | None = None
         was_refused = len(changes) > 1
         while True:
             try:
-                return commit(self._ledger, self._lease, claims, results)
+                won = commit(self._ledger, self._lease, claims, results)
+            except (WrongLedger, InvariantBroken):
+                raise  # trying again does not help
             except ChangeRefused:
                 # Try a single change once more: another host may just have written the same row.
                 if was_refused:
@@ -156,6 +166,9 @@ class GroupWriter:
                 deadline = deadline or time.monotonic() + self._patience_seconds
                 if time.monotonic() >= deadline:
                     raise
+            else:
+                self._after_commit()
+                return won
             time.sleep(_RETRY_SECONDS)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.lake.atomic import replacing
+from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.settings import MIN_PSEUDONYM_KEY_LENGTH, Settings
 
 # `Any`, since Arrow's stubs reject kernels that combine a column and a scalar.
@@ -98,7 +98,7 @@ def load_pseudonymizer(settings: Settings) -> Pseudonymizer:
     path = settings.pseudonym_key_file
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with replacing(path, mode=0o600, keep_existing=True) as file:
                 file.write(secrets.token_hex(32).encode())
         return Pseudonymizer(path.read_text(encoding="ascii").strip())

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,7 +23,15 @@ from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError
 from kyc_pipeline.errors import KycError, UsageError, plain_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState
-from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.database import Ledger, WrongLedger
+from kyc_pipeline.ledger.identity import (
+    LakeNote,
+    bind,
+    check_bond,
+    check_outcomes,
+    check_same,
+    may_lack_calls,
+)
 from kyc_pipeline.ledger.leases import HeldLease, hold, mark_open_claims_uncertain
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
@@ -33,10 +41,12 @@ from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
 from kyc_pipeline.verify.fence import Fence
 from kyc_pipeline.verify.gate import Gate
 from kyc_pipeline.verify.gc_threshold import raised_gc_threshold
-from kyc_pipeline.verify.partition import Action, Scan, is_current, scan, work, write_responses
+from kyc_pipeline.verify.look_up_first import look_up_first
+from kyc_pipeline.verify.partition import Action, Scan, Work, is_current, scan, work, write_responses
 from kyc_pipeline.verify.rate_limit import shared_limiter
 from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
+from kyc_pipeline.vocabulary import Outcome
 
 __all__ = [
     "CallBudget",
@@ -70,6 +80,7 @@ def verify_partition(
     dry_run: bool = False,
     timing: Timing | None = None,
     planned: Scan | None = None,
+    look_up_first: bool = False,
 ) -> VerifySummary:
     """Verifies the rest of partition `date` and replaces its table `verification_responses`.
 
@@ -78,11 +89,13 @@ def verify_partition(
     everything is written; a second one abandons the calls in flight.
 
     With no call to make, or no budget left, it needs no credential and sends no request. `planned` is a scan
-    made just before; without it the run makes its own.
+    made just before; without it the run makes its own. `look_up_first` looks every submission up that the run
+    would send, before it sends the first; so does a run over a day that a restored ledger may not know.
 
     Raises :class:`UsageError` if it needs a credential and has none, :class:`PartitionBusy`,
-    :class:`LedgerConflict`, :class:`LedgerError`, :class:`PartitionMissing`, and the
-    :class:`DeepXLError` that denied access. With `dry_run` it calls and writes nothing.
+    :class:`LedgerConflict`, :class:`LedgerError` (:class:`WrongLedger` if this is not the lake's ledger),
+    :class:`PartitionMissing`, and the :class:`DeepXLError` that denied access.
+    With `dry_run` it calls and writes nothing.
     """
     run = _Run(
         settings=settings,
@@ -94,6 +107,7 @@ def verify_partition(
         dry_run=dry_run,
         timing=timing or Timing(),
         planned=planned,
+        look_up_first=look_up_first,
     )
     with stop.watched(lambda: run.stop.now() if stop.immediate else run.stop.drain()):
         return run.in_thread(progress)
@@ -112,6 +126,7 @@ class _Run:
     dry_run: bool
     timing: Timing
     planned: Scan | None
+    look_up_first: bool
     stop: StopFlag = field(default_factory=StopFlag)
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
@@ -163,7 +178,7 @@ class _Run:
             done=tally.settled,
             calls=tally.calls,
             retries=tally.retries,
-            uncertain=tally.uncertain - tally.adopted,
+            uncertain=max(tally.uncertain - tally.adopted, 0),
             billable_calls=tally.billable_calls,
             estimated_cost=estimated_cost(self.settings, tally.billable_calls),
             seconds=time.monotonic() - self.started,
@@ -172,14 +187,21 @@ class _Run:
     # --- in the run's own thread ----------------------------------------------------------------------
 
     def run(self) -> VerifySummary:
+        check_bond(self.lake, self.ledger)
         known = self.ledger if self.ledger.exists() else None
         before = self.planned or scan(self.lake, known, self.date, self.settings.deepxl_uncertain)
+        if known is not None:
+            # Before the table is replaced: its outcomes may be known nowhere else.
+            if before.outcomes[Outcome.NOT_ATTEMPTED]:
+                check_outcomes(self.lake, known, [self.date])
+            self.look_up_first |= may_lack_calls(known, self.date)
         self.calls_to_make = before.to_send
         self.tally.to_settle = before.to_settle if self.has_token else before.to_send
         if self.dry_run:
             return self.summary(before)
         to_send = 0 if self.budget.is_used_up else before.to_send
-        to_look_up = before.actions[Action.LOOK_UP] if self.has_token else 0
+        to_look_up = before.actions[Action.LOOK_UP] + (before.to_send if self.look_up_first else 0)
+        to_look_up *= self.has_token
         if not to_send and not to_look_up:
             if before.to_send:
                 self.stopped = Stopped.BUDGET
@@ -220,6 +242,7 @@ class _Run:
         )
         async with client:
             await self.check_access(client)
+            bind(self.lake, self.ledger)
             with hold(self.ledger, self.date, self.run_id, self.stop.drain) as held:
                 after, error = await self.dispatch_under(held, client)
         if error is not None:
@@ -249,9 +272,24 @@ class _Run:
                 sleep=control.sleep,
                 breaker_waits=self.timing.breaker_waits,
             )
+            note = LakeNote(self.lake, self.ledger)
             async with GroupWriter(
-                self.ledger, held.lease, patience_seconds=self.timing.ledger_patience
+                self.ledger,
+                held.lease,
+                patience_seconds=self.timing.ledger_patience,
+                after_commit=note,
             ) as writer:
+                if self.look_up_first:
+                    await look_up_first(
+                        self.work(),
+                        client=client,
+                        writer=writer,
+                        gate=gate,
+                        control=control,
+                        tally=self.tally,
+                        concurrency=self.settings.deepxl_max_concurrency,
+                        waits=self.timing.look_ups,
+                    )
                 await Dispatcher(
                     client=client,
                     writer=writer,
@@ -263,12 +301,28 @@ class _Run:
                     documents=self.settings.kyc_landing / "documents",
                     settings=self.settings,
                     timing=self.timing,
-                ).run(work(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain))
-            held.check()
+                ).run(self.work())
+            self.check_ledger(held)
+            note.write()
             self.stopped = control.reason
             # All calls of this run have ended: a claim still open was abandoned.
             mark_open_claims_uncertain(self.ledger, held.lease)
             return self.write_table(ResponsesState.COMPLETE), control.error
+
+    def work(self) -> Iterator[list[Work]]:
+        return work(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)
+
+    def check_ledger(self, held: HeldLease) -> None:
+        """Raises if the lease was lost, or if another ledger took the place of the one that was opened."""
+        try:
+            held.check()
+            check_same(self.ledger)
+        except WrongLedger:
+            if self.ledger.is_open_but_gone:
+                # The file that is still open knows what nothing else does: the lake keeps it for a restore.
+                with contextlib.suppress(KycError):
+                    self.write_table(ResponsesState.DISPATCHING)
+            raise
 
     def write_table(self, state: ResponsesState) -> Scan:
         """Replaces the lake's partition with the ledger's present state."""

@@ -59,6 +59,7 @@ class PostgresServer:
     def __init__(self, binaries: Path, folder: Path) -> None:
         self._binaries = binaries
         self._folder = folder
+        self.socket = folder
         self._data = folder / "data"
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -77,8 +78,8 @@ class PostgresServer:
             "initdb", "-D", str(self._data), "-U", "kyc", "--auth=trust", "--encoding=UTF8", "--no-sync"
         )
 
-    def start(self) -> None:
-        options = f"-h '' -k {self._folder} -F"
+    def start(self, more: str = "") -> None:
+        options = f"-h '' -k {self._folder} {more}"
         log = str(self._folder / "log")
         self._run("pg_ctl", "-D", str(self._data), "-w", "-s", "-l", log, "-o", options, "start")
 
@@ -96,8 +97,8 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres() -> Iterator[PostgresServer]:
-    """A server that lives as long as the block."""
+def running_postgres(options: str = "") -> Iterator[PostgresServer]:
+    """A server that lives as long as the block, started with `options`."""
     # A short path: a socket's name has at most some hundred characters.
     folder = Path(tempfile.mkdtemp(prefix="kyc-pg-"))
     identity = _identity()
@@ -106,7 +107,7 @@ def running_postgres() -> Iterator[PostgresServer]:
     try:
         server = PostgresServer(find_binaries(folder), folder)
         server.create()
-        server.start()
+        server.start(options)
         try:
             yield server
         finally:

@@ -1,8 +1,6 @@
 """The ledger on both databases: who may claim, what becomes of a claim, and what may be repeated."""
 
-import contextlib
 import dataclasses
-import sqlite3
 import stat
 import threading
 import time
@@ -101,22 +99,6 @@ def test_a_sqlite_ledger_is_private(tmp_path: Path) -> None:
         commit(ledger, lease, [Claim("a", "c")], [])
         modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "deep").iterdir()}
     assert modes == {0o600}
-
-
-def test_a_restored_backup_is_in_wal_mode_again(tmp_path: Path) -> None:
-    """Without WAL, a power cut could undo a commit, and readers would block claims."""
-    original, restored = tmp_path / "ledger.sqlite", tmp_path / "restored.sqlite"
-    with Ledger(f"sqlite:///{original}") as ledger:
-        lease = acquire_lease(ledger, DATE, "run")
-        commit(ledger, lease, [Claim("a", "sha")], [])
-    with contextlib.closing(sqlite3.connect(original)) as connection:
-        connection.execute(f"VACUUM INTO '{restored}'")
-    with contextlib.closing(sqlite3.connect(restored)) as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-    with Ledger(f"sqlite:///{restored}") as ledger:
-        assert set(read_entries(ledger, ["a"])) == {"a"}
-    with contextlib.closing(sqlite3.connect(restored)) as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_exists_creates_nothing(tmp_path: Path) -> None:

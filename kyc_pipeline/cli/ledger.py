@@ -1,0 +1,102 @@
+"""`kyc-pipeline ledger`: is this the lake's ledger, and is it sound; move it; restore it."""
+
+from pathlib import Path
+
+import click
+
+from kyc_pipeline.cli.options import format_table
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger import transfer
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.identity import check_bond, check_outcomes, read_identity
+from kyc_pipeline.ledger.times import to_datetime
+from kyc_pipeline.settings import load_settings
+
+
+@click.group()
+def ledger() -> None:
+    """Check, move or restore the ledger of paid calls (KYC_LEDGER_URL)."""
+
+
+@ledger.command("check")
+@click.option(
+    "--bind",
+    is_flag=True,
+    help="Make it the ledger of a lake that was rebuilt or lost its id, if it knows all the lake's outcomes.",
+)
+def check_command(bind: bool) -> None:
+    """Check that the ledger is sound, durable and this lake's, and that it knows every outcome there."""
+    lake, mine = _open()
+    with mine:
+        check_bond(lake, mine)
+        if not mine.exists():
+            click.echo("there is no ledger yet: the first run creates it")
+            return
+        if bind:
+            transfer.bind_again(lake, mine)
+        transfer.check_file(mine)
+        check_outcomes(lake, mine, lake.dates(VERIFICATION_RESPONSES))
+        known = read_identity(mine)
+        restored = to_datetime(known.restored_at)
+        lines = [
+            ("ledger", mine.name),
+            ("id", known.ledger_id),
+            ("lake", f"{lake.root} ({known.lake_id or 'not bound before the first call'})"),
+            ("restored", f"{restored:%Y-%m-%d %H:%M} UTC" if restored else "never"),
+            *((state.value, count) for state, count in transfer.count_states(mine).items()),
+        ]
+    click.echo("\n".join(f"{name:<12}{value}" for name, value in lines))
+    click.echo("the ledger is sound, and knows every outcome in the lake")
+
+
+@ledger.command("move")
+@click.argument("url")
+def move_command(url: str) -> None:
+    """Copy the ledger to URL, such as postgresql+psycopg://user@host/kyc, and put this one out of use.
+
+    The other one must be empty. Stop the daemon first. Set KYC_LEDGER_URL to URL afterwards.
+    """
+    lake, mine = _open()
+    with mine, Ledger(url) as target:
+        if not mine.exists():
+            raise UsageError(f"there is no ledger at {mine.name} to move")
+        rows = transfer.move(lake, mine, target)
+        _show(rows)
+        click.echo(f"moved: set KYC_LEDGER_URL to {target.name}; {mine.name} is out of use")
+
+
+@ledger.command("restore")
+@click.argument("backup", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--replace", is_flag=True, help="First rename the ledger file that is there.")
+def restore_command(backup: Path | None, replace: bool) -> None:
+    """Restore the ledger from BACKUP, a SQLite file, and complete it with the outcomes in the lake.
+
+    Without BACKUP it takes the ledger at KYC_LEDGER_URL as you restored it there (with pg_restore, say), or
+    creates one from the lake alone if there is none. Runs then look up, before they send, what it may lack.
+    """
+    lake, mine = _open()
+    with mine:
+        if replace and (aside := transfer.set_aside(mine)):
+            click.echo(f"the former ledger is {aside} now")
+        if backup is not None:
+            if mine.file is not None and mine.file.exists():
+                raise UsageError(f"there is a ledger at {mine.name}: add --replace to rename its file first")
+            with transfer.opened_backup(backup) as source:
+                _show(transfer.copy_backup(lake, source, mine))
+        added = transfer.complete_from_lake(lake, mine)
+        transfer.declare_restored(lake, mine)
+    click.echo(f"completed with {added} outcomes from the lake")
+    click.echo(
+        "restored: runs look up at DeepXL whatever it may lack before they send; repeat later erasures"
+    )
+
+
+def _open() -> tuple[Lake, Ledger]:
+    settings = load_settings()
+    return Lake(settings.kyc_lake), Ledger(settings.kyc_ledger_url)
+
+
+def _show(rows: dict[str, int]) -> None:
+    click.echo(format_table(("copied", "rows"), list(rows.items())))

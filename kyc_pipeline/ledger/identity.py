@@ -1,0 +1,216 @@
+"""Whether a ledger and a lake belong together. A ledger that is not the one it was would pay for all again.
+
+Each has an id and knows the other's. The ledger's `generation` counts its commits and never runs backwards: a
+process remembers the last one that it wrote, and the lake one that is a few seconds old. So an older copy of
+a ledger is recognised, in the middle of a run too, whichever way it took the ledger's place.
+"""
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow.compute as pc
+from sqlalchemy import Connection, select, text, update
+
+from kyc_pipeline.lake.identity import (
+    LakeIdentity,
+    note_generation,
+    read_lake_identity,
+    write_lake_identity,
+)
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger import sqlite
+from kyc_pipeline.ledger.database import Ledger, WrongLedger, damaged
+from kyc_pipeline.ledger.queries import read_entries
+from kyc_pipeline.ledger.schema import identity
+from kyc_pipeline.ledger.times import to_datetime
+from kyc_pipeline.vocabulary import Outcome
+
+_NOTE_SECONDS: Final = 5.0
+"""The lake is told of a run's commits this often."""
+_RESTORE: Final = "restore it with `kyc-pipeline ledger restore`"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which ledger this is."""
+
+    ledger_id: str
+    lake_id: str | None
+    """The lake that it belongs to; None until the first call."""
+    generation: int
+    restored_at: int | None
+    """When it was last restored (microseconds since the epoch): it may lack calls made before."""
+    moved_to: str | None
+    """The URL of the ledger that took its place."""
+
+
+def read_identity(ledger: Ledger) -> Identity:
+    """The ledger's identity."""
+    with ledger.read() as connection:
+        return Identity(*connection.execute(select(identity)).one())
+
+
+def check_bond(lake: Lake, ledger: Ledger) -> None:
+    """Raises :class:`WrongLedger` if the two are known not to belong together. Creates nothing."""
+    known = read_lake_identity(lake)
+    if not ledger.exists():
+        if known is not None or any(_outcomes(lake, date) for date in lake.dates(VERIFICATION_RESPONSES)):
+            raise WrongLedger(
+                f"there is no ledger at {ledger.name}, but the lake {lake.root} has had one, and a new one "
+                f"would pay again: mount its volume, correct KYC_LEDGER_URL or KYC_HOME, or {_RESTORE}"
+            )
+        return
+    mine = read_identity(ledger)
+    if mine.moved_to is not None:
+        raise WrongLedger(f"the ledger {ledger.name} was moved: set KYC_LEDGER_URL to {mine.moved_to}")
+    if known is None:
+        return
+    if known.ledger_id != mine.ledger_id or mine.lake_id not in (None, known.lake_id):
+        raise WrongLedger(
+            f"the ledger {ledger.name} is not the ledger of the lake {lake.root}: correct KYC_LEDGER_URL or "
+            "KYC_LAKE (each lake needs a ledger of its own), or make it so with `kyc-pipeline ledger restore`"
+        )
+    if mine.generation < known.generation:
+        raise WrongLedger(
+            f"the ledger {ledger.name} is older than the lake {lake.root} has seen it, so it does not know "
+            f"all calls: use the newest one, or {_RESTORE}, which looks up what it may lack"
+        )
+
+
+def check_outcomes(lake: Lake, ledger: Ledger, dates: Iterable[str]) -> None:
+    """Raises :class:`WrongLedger` if the lake shows outcomes that the ledger does not know."""
+    for date in dates:
+        if unknown := unknown_outcomes(lake, ledger, date):
+            raise WrongLedger(
+                f"the lake {lake.root} shows {len(unknown)} outcomes of {date} (such as {unknown[0]}'s) that "
+                f"the ledger {ledger.name} does not know: use the ledger that made these calls, or {_RESTORE}"
+            )
+
+
+def unknown_outcomes(lake: Lake, ledger: Ledger, date: str) -> list[str]:
+    """Ids of submissions with an outcome in the lake that are not in the ledger."""
+    ids = _outcomes(lake, date) if lake.exists(VERIFICATION_RESPONSES, date) else []
+    entries = read_entries(ledger, ids)
+    return [submission_id for submission_id in ids if submission_id not in entries]
+
+
+def bind(lake: Lake, ledger: Ledger) -> Identity:
+    """Before a run's first claim: checks the ledger's health and that it is this lake's ledger.
+
+    At their first use it makes them known to each other. Raises :class:`WrongLedger`.
+    """
+    check_bond(lake, ledger)
+    check_health(ledger)
+    with ledger.read() as connection:
+        is_new = connection.execute(select(identity.c.lake_id)).scalar_one() is None
+    if is_new and read_lake_identity(lake) is None:
+        check_outcomes(lake, ledger, lake.dates(VERIFICATION_RESPONSES))
+    # The row's lock makes this the only process that binds.
+    with ledger.write() as connection:
+        mine = Identity(*connection.execute(select(identity).with_for_update()).one())
+        known = read_lake_identity(lake)
+        if known is None:
+            if mine.lake_id is not None:
+                raise WrongLedger(
+                    f"the ledger {ledger.name} belongs to another lake than {lake.root}: correct KYC_LAKE "
+                    "or KYC_LEDGER_URL; if this lake was rebuilt, run `kyc-pipeline ledger check --bind`"
+                )
+            known = LakeIdentity(secrets.token_hex(16), mine.ledger_id)
+            write_lake_identity(lake, known)
+        connection.execute(update(identity).values(lake_id=known.lake_id))
+        generation = advance(ledger, connection)
+    ledger.generation = max(ledger.generation, generation)
+    note_generation(lake, generation)
+    return dataclasses.replace(mine, lake_id=known.lake_id, generation=generation)
+
+
+def advance(ledger: Ledger, connection: Connection) -> int:
+    """Counts the generation up and returns it. The last statement of a commit, since it locks the only row.
+
+    Raises :class:`WrongLedger` if the ledger was moved away, or an older copy took its place.
+    """
+    generation = connection.execute(_ADVANCE).scalar_one_or_none()
+    if generation is None:
+        raise WrongLedger(f"the ledger {ledger.name} was moved while a run used it: run the partition again")
+    if generation <= ledger.generation:
+        raise WrongLedger(_overtaken(ledger))
+    return int(generation)
+
+
+def _overtaken(ledger: Ledger) -> str:
+    return (
+        f"an older copy took the place of the ledger {ledger.name} while a run used it: nothing more is "
+        f"sent; use the newest one, or {_RESTORE}"
+    )
+
+
+_ADVANCE: Final = (
+    update(identity)
+    .where(identity.c.moved_to.is_(None))
+    .values(generation=identity.c.generation + 1)
+    .returning(identity.c.generation)
+)
+
+
+def check_same(ledger: Ledger) -> None:
+    """Raises :class:`WrongLedger` if the ledger is older than what this process has committed."""
+    if read_identity(ledger).generation < ledger.generation:
+        raise WrongLedger(_overtaken(ledger))
+
+
+def may_lack_calls(ledger: Ledger, date: str) -> bool:
+    """Whether the ledger was restored on this partition's date or later, so that it may lack its calls."""
+    restored_at = to_datetime(read_identity(ledger).restored_at)
+    return restored_at is not None and date <= restored_at.date().isoformat()
+
+
+def check_health(ledger: Ledger) -> None:
+    """Raises :class:`WrongLedger` if the database is damaged or does not keep what it commits."""
+    with ledger.read() as connection:
+        if ledger.file is None:
+            if connection.execute(text("SHOW fsync")).scalar_one() == "off":
+                raise WrongLedger(
+                    f"the PostgreSQL server of the ledger {ledger.name} has fsync=off, so a power cut may "
+                    "lose what was paid: set fsync=on"
+                )
+            return
+        driver_connection = connection.connection.driver_connection
+        assert driver_connection is not None
+        try:
+            sqlite.check_structure(driver_connection)
+        except sqlite.Damaged as error:
+            raise damaged(ledger, error) from None
+
+
+class LakeNote:
+    """Tells the lake of a run's commits, every few seconds. Call it after each commit."""
+
+    def __init__(self, lake: Lake, ledger: Ledger) -> None:
+        self._lake = lake
+        self._ledger = ledger
+        self._due = time.monotonic() + _NOTE_SECONDS
+
+    def __call__(self) -> None:
+        """Writes the ledger's generation into the lake if it is due."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _NOTE_SECONDS
+            self.write()
+
+    def write(self) -> None:
+        """Writes it now. A failure makes the next check weaker, never wrong."""
+        try:
+            note_generation(self._lake, self._ledger.generation)
+        except OSError:
+            return
+
+
+def _outcomes(lake: Lake, date: str) -> list[str]:
+    """Ids of the submissions that the lake shows as attempted."""
+    rows = lake.read(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"])
+    attempted = rows.filter(pc.field("outcome") != Outcome.NOT_ATTEMPTED.value)
+    return [str(submission_id) for submission_id in attempted["submission_id"].to_pylist()]

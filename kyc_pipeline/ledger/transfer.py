@@ -1,0 +1,297 @@
+"""A ledger's content in another place: moved to another URL, or restored from a backup and the lake."""
+
+import contextlib
+import hashlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+from sqlalchemy import Connection, Table, delete, func, insert, select, text, update
+
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.lake.identity import LakeIdentity, note_generation, read_lake_identity, write_lake_identity
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger import sqlite
+from kyc_pipeline.ledger.database import Ledger, WrongLedger
+from kyc_pipeline.ledger.identity import Identity, check_bond, check_health, check_outcomes, read_identity
+from kyc_pipeline.ledger.models import State
+from kyc_pipeline.ledger.process import ProcessIdentity
+from kyc_pipeline.ledger.queries import read_entries
+from kyc_pipeline.ledger.schema import attempts, identity, leases, metadata, submissions
+from kyc_pipeline.ledger.times import now
+from kyc_pipeline.vocabulary import Outcome
+
+_ROWS: Final = 500
+_COPIED: Final = [table for table in metadata.sorted_tables if table is not leases]
+"""All but the leases: they belong to processes, and none is held while a ledger is copied."""
+_SETTLED: Final = frozenset({State.COMPLETED, State.REFUSED, State.QUARANTINED})
+
+
+def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
+    """Copies everything to `target`, which must be empty, and puts `source` out of use.
+
+    Returns the rows of each table, after counts and digests agreed. Raises :class:`KycError` if a run is
+    active, and if anything differs; the source then stays in use.
+    """
+    check_bond(lake, source)
+    check_health(source)
+    check_health(target)
+    with source.write() as connection:
+        _check_idle(source, connection)
+        # From here on no run can claim. A change by another command makes the digests differ.
+        connection.execute(update(identity).values(moved_to=target.name))
+    try:
+        rows = _copy(source, target)
+        with target.write() as connection:
+            connection.execute(update(identity).values(moved_to=None, generation=identity.c.generation + 1))
+    except BaseException:
+        with source.write() as connection:
+            connection.execute(update(identity).values(moved_to=None))
+        raise
+    note_generation(lake, read_identity(target).generation)
+    return rows
+
+
+@contextlib.contextmanager
+def opened_backup(backup: Path) -> Iterator[Ledger]:
+    """The ledger in a backup file. It opens a copy, so the backup itself stays as it is."""
+    if not backup.is_file():
+        raise UsageError(f"there is no backup {backup}")
+    with tempfile.TemporaryDirectory(prefix="kyc-restore-") as folder:
+        copy = Path(folder) / "ledger.sqlite"
+        try:
+            shutil.copyfile(backup, copy)
+            log = backup.with_name(f"{backup.name}-wal")  # an older version was copied with its log
+            if log.exists() and sqlite.uses_wal(backup):
+                shutil.copyfile(log, copy.with_name(f"{copy.name}-wal"))
+        except OSError as error:
+            raise KycError(f"cannot copy the backup {backup}: {error.strerror}") from error
+        with Ledger(f"sqlite:///{copy}") as ledger:
+            if not ledger.exists():
+                raise UsageError(f"the backup {backup} is not a ledger")
+            yield ledger
+
+
+def set_aside(ledger: Ledger) -> Path | None:
+    """Renames the SQLite file and its side files. Returns the file's new name; None if there is none."""
+    if ledger.file is None:
+        return None
+    ledger.close()
+    mark = f"replaced-{secrets.token_hex(4)}"
+    for side in ("-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            ledger.file.with_name(ledger.file.name + side).rename(f"{ledger.file}.{mark}{side}")
+    if not ledger.file.exists():
+        return None
+    return ledger.file.rename(f"{ledger.file}.{mark}")
+
+
+def copy_backup(lake: Lake, backup: Ledger, ledger: Ledger) -> dict[str, int]:
+    """Copies a backup into the ledger, which must be empty. Returns the rows of each table."""
+    check_health(backup)
+    known, theirs = read_lake_identity(lake), read_identity(backup)
+    if known is not None and theirs.lake_id not in (None, known.lake_id):
+        raise WrongLedger(f"the backup belongs to another lake than {lake.root}: use this lake's backup")
+    return _copy(backup, ledger)
+
+
+def complete_from_lake(lake: Lake, ledger: Ledger) -> int:
+    """Adds what the lake shows and the ledger does not know; returns how many submissions."""
+    return sum(
+        _complete(ledger, date, batch)
+        for date in lake.dates(VERIFICATION_RESPONSES)
+        for batch in lake.batches(VERIFICATION_RESPONSES, date, batch_size=_ROWS)
+    )
+
+
+def declare_restored(lake: Lake, ledger: Ledger) -> None:
+    """Makes the ledger the lake's. Runs look up what they would send on any day up to now.
+
+    It gets a new id, so that the ledger in whose place it comes is not used again by mistake.
+    """
+    check_health(ledger)
+    check_outcomes(lake, ledger, lake.dates(VERIFICATION_RESPONSES))
+    with ledger.write() as connection:
+        mine = Identity(*connection.execute(select(identity).with_for_update()).one())
+        known = read_lake_identity(lake)
+        lake_id = known.lake_id if known else mine.lake_id or secrets.token_hex(16)
+        new = LakeIdentity(
+            lake_id, secrets.token_hex(16), max(mine.generation, known.generation if known else 0) + 1
+        )
+        connection.execute(
+            update(identity).values(
+                ledger_id=new.ledger_id,
+                lake_id=new.lake_id,
+                generation=new.generation,
+                restored_at=ledger.now(connection),
+                moved_to=None,
+            )
+        )
+        # Before the commit: if this fails, the ledger is not declared restored.
+        write_lake_identity(lake, new)
+    ledger.generation = new.generation
+
+
+def bind_again(lake: Lake, ledger: Ledger) -> None:
+    """Binds a lake that lost its id, or was rebuilt, to a ledger that knows all its outcomes."""
+    check_health(ledger)
+    check_outcomes(lake, ledger, lake.dates(VERIFICATION_RESPONSES))
+    with ledger.write() as connection:
+        mine = Identity(*connection.execute(select(identity).with_for_update()).one())
+        if read_lake_identity(lake) is not None:
+            return
+        new = LakeIdentity(secrets.token_hex(16), mine.ledger_id, mine.generation)
+        write_lake_identity(lake, new)
+        connection.execute(update(identity).values(lake_id=new.lake_id))
+
+
+def count_states(ledger: Ledger) -> dict[State, int]:
+    """Submissions by state."""
+    query = select(submissions.c.state, func.count()).group_by(submissions.c.state)
+    with ledger.read() as connection:
+        return dict(connection.execute(query.order_by(submissions.c.state)).tuples().all())
+
+
+def check_file(ledger: Ledger) -> None:
+    """Checks a SQLite file thoroughly, indexes included. Raises :class:`WrongLedger`."""
+    check_health(ledger)
+    if ledger.file is None:
+        return
+    with ledger.upkeep(ledger.file) as connection:
+        try:
+            sqlite.check_structure(connection, "integrity_check")
+        except sqlite.Damaged as error:
+            raise WrongLedger(
+                f"the ledger {ledger.name} is damaged ({error}): restore the newest backup"
+            ) from None
+
+
+def _check_idle(ledger: Ledger, connection: Connection) -> None:
+    time = ledger.now(connection)
+    for row in connection.execute(select(leases).where(leases.c.expires_at > time)):
+        holder = ProcessIdentity(row.machine, row.host, row.pid, row.pid_started)
+        if not holder.is_surely_dead():
+            raise KycError(
+                f"run {row.run_id} (process {row.pid} on {row.host}) uses the ledger: stop the daemon, let "
+                "the run end, and try again"
+            )
+
+
+def _copy(source: Ledger, target: Ledger) -> dict[str, int]:
+    with source.read() as reading, target.write() as writing:
+        if writing.execute(select(submissions.c.submission_id).limit(1)).first() is not None:
+            raise UsageError(f"the ledger {target.name} is not empty: nothing was copied")
+        for table in reversed(_COPIED):
+            writing.execute(delete(table))
+        for table in _COPIED:
+            rows = reading.execution_options(yield_per=_ROWS).execute(select(table))
+            for part in rows.partitions():
+                writing.execute(insert(table), [dict(row._mapping) for row in part])
+        if target.file is None:  # its sequence knows nothing of ids that were copied
+            writing.execute(
+                text(
+                    "SELECT setval(pg_get_serial_sequence('decisions', 'id'), "
+                    "(SELECT coalesce(max(id), 0) + 1 FROM decisions), false)"
+                )
+            )
+        before, after = _digests(reading), _digests(writing)
+        if before != after:
+            wrong = ", ".join(name for name in before if before[name] != after[name])
+            raise KycError(f"the copy differs in {wrong}: nothing was copied")
+    # What another command changed while it was copied.
+    with source.read() as reading:
+        if _digests(reading) != before:
+            _clear(target)
+            raise KycError("the ledger changed while it was copied: stop what uses it, and try again")
+    return {name: rows for name, (rows, _) in after.items()}
+
+
+def _clear(target: Ledger) -> None:
+    with target.write() as writing:
+        for table in reversed(_COPIED):
+            if table is not identity:
+                writing.execute(delete(table))
+
+
+def _digests(connection: Connection) -> dict[str, tuple[int, int]]:
+    """The number of rows of each table, and a digest that does not depend on their order."""
+    return {table.name: _digest(connection, table) for table in _COPIED}
+
+
+def _digest(connection: Connection, table: Table) -> tuple[int, int]:
+    count = total = 0
+    for row in connection.execution_options(yield_per=_ROWS).execute(select(table)):
+        count += 1
+        digest = hashlib.blake2b(repr(tuple(row)).encode(errors="surrogatepass"), digest_size=16).digest()
+        total = (total + int.from_bytes(digest, "big")) % (1 << 128)
+    return count, total
+
+
+def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch) -> int:
+    rows = [
+        row for row in _plain(batch).to_pylist() if row["outcome"] not in (None, Outcome.NOT_ATTEMPTED.value)
+    ]
+    entries = read_entries(ledger, [row["submission_id"] for row in rows])
+    added = 0
+    with ledger.write() as connection:
+        for row in rows:
+            entry = entries.get(row["submission_id"])
+            state = State(row["outcome"]) if row["outcome"] in set(State) else State.UNCERTAIN
+            if entry is None:
+                connection.execute(insert(submissions).values(_columns(row, date, state)))
+                connection.execute(insert(attempts), _attempts(row))
+            elif entry.state not in _SETTLED and state in _SETTLED and entry.partition_date == date:
+                values = _columns(row, date, state)
+                connection.execute(
+                    update(submissions)
+                    .where(submissions.c.submission_id == entry.submission_id)
+                    .values(values | {"decision": None})
+                )
+            else:
+                continue
+            added += 1
+    return added
+
+
+def _plain(batch: pa.RecordBatch) -> pa.Table:
+    """The rows with times as microseconds, as the ledger stores them."""
+    table = pa.table(batch)
+    for name in ("requested_at", "responded_at"):
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, name, table[name].cast(pa.timestamp("us", "UTC")).cast(pa.int64()))
+    return table
+
+
+_KEPT: Final = ("http_status", "requested_at", "responded_at", "latency_ms", "response", "error")
+
+
+def _columns(row: dict[str, Any], date: str, state: State) -> dict[str, Any]:
+    return {
+        "submission_id": row["submission_id"],
+        "partition_date": date,
+        "content_sha256": row["content_sha256"],
+        "state": state,
+        "updated_at": now(),
+    } | {name: row[name] for name in _KEPT}
+
+
+def _attempts(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """The calls as the lake counts them; at least one."""
+    time = row["requested_at"] or now()
+    return [
+        {
+            "submission_id": row["submission_id"],
+            "number": number,
+            "token": secrets.token_hex(16),
+            "run_id": "restored",
+            "started_at": time,
+            "ended_at": time,
+            "billable": int(number <= row["billable_calls"]),
+        }
+        for number in range(1, max(row["attempts"], row["billable_calls"], 1) + 1)
+    ]

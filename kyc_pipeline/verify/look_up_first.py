@@ -1,0 +1,92 @@
+"""Looks up what a run would send, before it sends anything: a restored ledger may not know of earlier calls.
+
+What DeepXL's history has is adopted, as if the ledger had known the call. A record that differs from what
+would be sent is no answer to it: the submission is held. A look-up that fails ends the run before it sends.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from kyc_pipeline.deepxl.client import Answer, DeepXLClient
+from kyc_pipeline.deepxl.echo import echo_mismatches, read_echo
+from kyc_pipeline.deepxl.errors import AccessDenied, LookupFailed, UnexpectedRedirect
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.ledger.models import Discovery
+from kyc_pipeline.ledger.writer import GroupWriter
+from kyc_pipeline.verify.control import RunControl
+from kyc_pipeline.verify.gate import Gate
+from kyc_pipeline.verify.partition import Action, Work
+from kyc_pipeline.verify.summary import Stopped, Tally
+
+
+async def look_up_first(
+    batches: Iterator[list[Work]],
+    *,
+    client: DeepXLClient,
+    writer: GroupWriter,
+    gate: Gate,
+    control: RunControl,
+    tally: Tally,
+    concurrency: int,
+    waits: Sequence[float],
+) -> None:
+    """Adopts, or holds, the submissions that the history knows and the ledger does not.
+
+    `waits` are the seconds before each further attempt of a look-up that fails. If one keeps failing, the
+    control has the error.
+    """
+    free = asyncio.Semaphore(concurrency)
+
+    async def settle(item: Work) -> None:
+        async with free:
+            if control.ending:
+                return
+            try:
+                found = await find(item.submission_id)
+            except KycError as error:
+                denied = isinstance(error, (AccessDenied, UnexpectedRedirect))
+                control.end(Stopped.ACCESS_DENIED if denied else Stopped.ERROR, error)
+                return
+            if found:
+                await writer.record(discovery(item, found))
+                tally.adopted += 1
+                tally.settled += 1
+
+    async def find(submission_id: str) -> list[Answer]:
+        for wait in (*waits, None):
+            await gate.permit()
+            tally.lookups += 1
+            try:
+                return await client.find(submission_id)
+            except LookupFailed as error:
+                if wait is None or control.ending:
+                    raise KycError(f"nothing was sent, since what DeepXL has is unknown: {error}") from error
+                await control.sleep(wait)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    while batch := await asyncio.to_thread(next, batches, None):
+        # A failed submission may have been sent after the backup; others are looked up anyway.
+        await asyncio.gather(*(settle(item) for item in batch if item.action is Action.SEND))
+
+
+def discovery(item: Work, found: Sequence[Answer]) -> Discovery:
+    """What the history's records of a submission mean for the ledger."""
+    matching = [answer for answer in found if not _differs(item, answer)]
+    best = min(matching or found, key=lambda answer: answer.verification_id)
+    notes = [] if matching else ["DeepXL has a record of this submission with other documents or tags"]
+    if len(found) > 1:
+        notes.append(f"the history has {len(found)} records of this submission")
+    return Discovery(
+        item.submission_id,
+        item.row["content_sha256"],
+        best.http_status,
+        best.responded_at,
+        best.text if matching else None,
+        "; ".join(notes) or None,
+    )
+
+
+def _differs(item: Work, answer: Answer) -> bool:
+    row = item.row
+    sent = {"id_size": row["id_size"], "selfie_size": row["selfie_size"], "tags": dict(row["tags"])}
+    return any(name is not None for _, name in echo_mismatches(read_echo(answer.text), **sent))

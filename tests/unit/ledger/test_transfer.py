@@ -1,0 +1,255 @@
+"""Moving, restoring and checking a ledger: what arrives, what is refused, what cannot be sent any more."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.lake.identity import read_lake_identity
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import STATE_KEY, VERIFICATION_RESPONSES, ResponsesState
+from kyc_pipeline.ledger import transfer
+from kyc_pipeline.ledger.claims import commit
+from kyc_pipeline.ledger.database import InvariantBroken, Ledger, WrongLedger
+from kyc_pipeline.ledger.decisions import resolve_held
+from kyc_pipeline.ledger.identity import bind, check_bond, read_identity
+from kyc_pipeline.ledger.leases import acquire_lease, release_lease
+from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
+from kyc_pipeline.vocabulary import Outcome
+
+DATE = "2024-09-01"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake"))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, lake: Lake) -> Iterator[Ledger]:
+    """A ledger in use: an answer, a decision, a failed call; bound to the lake."""
+    with Ledger(f"sqlite:///{tmp_path / 'old' / 'ledger.sqlite'}") as opened:
+        bind(lake, opened)
+        fill(opened)
+        yield opened
+
+
+def fill(ledger: Ledger) -> None:
+    lease = acquire_lease(ledger, DATE, "run")
+    claims = [Claim(key, f"c-{key}") for key in "abc"]
+    commit(ledger, lease, claims, [])
+    answered, lost, refused = claims
+    commit(
+        ledger,
+        lease,
+        [],
+        [
+            Result(
+                answered,
+                State.COMPLETED,
+                AttemptResult.ANSWERED,
+                billable=True,
+                latency_ms=0.1 + 0.2,
+                response='{"result": "é"}',
+            ),
+            Result(lost, State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, billable=True, error="lost"),
+            Result(refused, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False),
+        ],
+    )
+    release_lease(ledger, lease)
+    resolve_held(ledger, "b", "retry", "somebody")
+
+
+def test_a_move_takes_everything_and_leaves_nothing_to_use(
+    lake: Lake, ledger: Ledger, postgres_url: str, tmp_path: Path
+) -> None:
+    before = read_responses(ledger, ["a", "b", "c"])
+    with Ledger(postgres_url) as target, Ledger(f"sqlite:///{tmp_path / 'back.sqlite'}") as back:
+        rows = transfer.move(lake, ledger, target)
+        assert (rows["submissions"], rows["attempts"], rows["decisions"]) == (3, 3, 1)
+        assert read_responses(target, ["a", "b", "c"]) == before
+        bind(lake, target)
+        resolve_held(target, "b", "abandon", "somebody else")  # takes the next id
+        with pytest.raises(WrongLedger, match="was moved: set KYC_LEDGER_URL"):
+            bind(lake, ledger)
+        lease = acquire_lease(ledger, DATE, "run")
+        with pytest.raises(WrongLedger, match="was moved"):
+            commit(ledger, lease, [Claim("z", "c")], [])
+        transfer.move(lake, target, back)
+        bind(lake, back)
+        assert read_responses(back, ["a", "c"]) == {key: before[key] for key in "ac"}
+
+
+def test_a_move_into_a_ledger_with_content_changes_nothing(
+    lake: Lake, ledger: Ledger, tmp_path: Path
+) -> None:
+    with Ledger(f"sqlite:///{tmp_path / 'other.sqlite'}") as other:
+        fill(other)
+        with pytest.raises(UsageError, match="is not empty"):
+            transfer.move(lake, ledger, other)
+        assert len(read_entries(other, ["a", "b", "c"])) == 3
+    bind(lake, ledger)
+
+
+def test_a_move_waits_for_no_run(lake: Lake, ledger: Ledger, tmp_path: Path) -> None:
+    acquire_lease(ledger, DATE, "run-7")
+    with Ledger(f"sqlite:///{tmp_path / 'new.sqlite'}") as target, pytest.raises(KycError, match="run-7"):
+        transfer.move(lake, ledger, target)
+    bind(lake, ledger)
+
+
+def test_a_killed_move_leaves_one_ledger_in_use(lake: Lake, ledger: Ledger, tmp_path: Path) -> None:
+    """Killed at each of its transactions in turn: nothing is lost, and never two ledgers accept claims."""
+    source, folder = Path(str(ledger.file)), tmp_path / "moves"
+    ledger.close()
+    code = (
+        "import os, signal, sys\n"
+        "from kyc_pipeline.lake.storage import Lake\n"
+        "from kyc_pipeline.ledger import transfer\n"
+        "from kyc_pipeline.ledger.database import Ledger\n"
+        "left = int(sys.argv[4])\n"
+        "check = Ledger._check_file\n"
+        "def count(self):\n"
+        "    global left\n"
+        "    left -= 1\n"
+        "    if not left: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    check(self)\n"
+        "Ledger._check_file = count\n"
+        "transfer.move(Lake(sys.argv[1]), Ledger(sys.argv[2]), Ledger(sys.argv[3]))\n"
+    )
+    for step in (2, 4, 6, 8):
+        shutil.copytree(source.parent, folder / str(step))
+        shutil.copytree(lake.root, folder / str(step) / "lake")
+        here = Lake(str(folder / str(step) / "lake"))
+        urls = [f"sqlite:///{folder / str(step) / name}" for name in ("ledger.sqlite", "new.sqlite")]
+        arguments = [sys.executable, "-c", code, here.root, *urls, str(step)]
+        done = subprocess.run(arguments, env={**os.environ}, check=False)
+        usable = 0
+        for url in urls:
+            with Ledger(url) as either:
+                try:
+                    bind(here, either)
+                    usable += len(read_entries(either, ["a", "b", "c"])) == 3
+                except WrongLedger:
+                    continue
+        assert usable <= 1
+        assert done.returncode in (0, -signal.SIGKILL)
+
+
+def responses(lake: Lake, **outcomes: str) -> None:
+    rows = [
+        {
+            "submission_id": key,
+            "outcome": outcome,
+            "attempts": 2,
+            "billable_calls": 1,
+            "content_sha256": f"c-{key}",
+            "response": f'{{"of": "{key}"}}' if outcome == Outcome.COMPLETED else None,
+        }
+        for key, outcome in sorted(outcomes.items())
+    ]
+    lake.write(VERIFICATION_RESPONSES, DATE, rows, {STATE_KEY: ResponsesState.COMPLETE})
+
+
+def test_a_restore_takes_the_backup_and_what_the_lake_knows_besides(
+    lake: Lake, ledger: Ledger, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup.sqlite"
+    shutil.copy(str(ledger.file), backup)
+    content = backup.read_bytes()
+    responses(lake, a="completed", b="completed", c="failed", d="completed", e="not_attempted")
+    Path(str(ledger.file)).unlink()
+    ledger.close()
+    with transfer.opened_backup(backup) as source:
+        transfer.copy_backup(lake, source, ledger)
+    assert transfer.complete_from_lake(lake, ledger) == 2  # b was settled, d was unknown
+    transfer.declare_restored(lake, ledger)
+    assert backup.read_bytes() == content
+    states = {key: entry.state for key, entry in read_entries(ledger, list("abcde")).items()}
+    assert states == {
+        "a": State.COMPLETED,
+        "b": State.COMPLETED,
+        "c": State.FAILED,
+        "d": State.COMPLETED,
+    }
+    assert read_responses(ledger, ["d"])["d"][1]["response"] == '{"of": "d"}'
+    assert read_spend(ledger, DATE).calls == 5
+    bind(lake, ledger)
+    assert read_identity(ledger).restored_at is not None
+    with Ledger(f"sqlite:///{backup}") as old, pytest.raises(WrongLedger, match="not the ledger of the lake"):
+        check_bond(lake, old)
+
+
+def test_the_backup_of_another_lake_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    other = Lake(str(tmp_path / "other"))
+    with Ledger(f"sqlite:///{tmp_path / 'other.sqlite'}") as theirs:
+        bind(other, theirs)
+        with pytest.raises(WrongLedger, match="belongs to another lake"):
+            transfer.copy_backup(other, ledger, theirs)
+
+
+def test_a_damaged_backup_is_not_restored(lake: Lake, ledger: Ledger, tmp_path: Path) -> None:
+    content = bytearray(Path(str(ledger.file)).read_bytes())
+    content[8192:] = bytes(len(content) - 8192)
+    backup = tmp_path / "backup.sqlite"
+    backup.write_bytes(content)
+    with Ledger(f"sqlite:///{tmp_path / 'new.sqlite'}") as target:
+        with pytest.raises(KycError), transfer.opened_backup(backup) as source:
+            transfer.copy_backup(lake, source, target)
+        assert not target.exists()
+
+
+def test_a_rebuilt_lake_is_bound_again(lake: Lake, ledger: Ledger) -> None:
+    shutil.rmtree(lake.root)
+    with pytest.raises(WrongLedger, match="belongs to another lake"):
+        bind(lake, ledger)
+    responses(lake, z="completed")
+    with pytest.raises(WrongLedger, match="shows 1 outcomes"):
+        transfer.bind_again(lake, ledger)
+    responses(lake, a="completed")
+    transfer.bind_again(lake, ledger)
+    assert bind(lake, ledger).lake_id == read_lake_identity(lake).lake_id  # type: ignore[union-attr]
+
+
+def test_a_result_without_its_claim_is_no_result(ledger_url: str) -> None:
+    with Ledger(ledger_url) as ledger:
+        lease = acquire_lease(ledger, DATE, "run")
+        known, unknown = Claim("a", "c"), Claim("b", "c")
+        commit(ledger, lease, [known], [])
+        results = [
+            Result(claim, State.COMPLETED, AttemptResult.ANSWERED, billable=True, response="{}")
+            for claim in (known, unknown)
+        ]
+        with pytest.raises(InvariantBroken, match="took 1 of 2 results"):
+            commit(ledger, lease, [], results)
+        assert read_entries(ledger, ["a"])["a"].state is State.CLAIMED
+        commit(ledger, lease, [], results[:1])
+        commit(ledger, lease, [], results[:1])  # again, as after a lost connection
+        assert read_entries(ledger, ["a"])["a"].state is State.COMPLETED
+
+
+def test_a_claim_finds_its_row_or_is_none(tmp_path: Path) -> None:
+    """A trigger stands for whatever changes a row between the question and the claim."""
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}") as ledger:
+        lease = acquire_lease(ledger, DATE, "run")
+        claim = Claim("a", "c")
+        commit(ledger, lease, [claim], [])
+        commit(ledger, lease, [], [Result(claim, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False)])
+        with ledger.write() as connection:
+            connection.execute(
+                text(
+                    "CREATE TRIGGER t BEFORE UPDATE OF claim_token ON submissions "
+                    "BEGIN SELECT RAISE(IGNORE); END"
+                )
+            )
+        with pytest.raises(InvariantBroken, match="took 0 of 1 claims"):
+            commit(ledger, lease, [Claim("a", "c")], [])
+        assert read_spend(ledger, DATE).calls == 1
