@@ -13,9 +13,11 @@ from typing import Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.state import LEFT_TO_OWNER, Digest, Records
 from kyc_pipeline.lake.storage import DAY_OF_PATH, ROW_GROUP_ROWS, Lake, PartitionUnreadable, duckdb_path
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.privacy.erased import ErasedSubjects
@@ -171,6 +173,23 @@ class Ownership:
             """
         ).fetchall()
         return int(rows)
+
+    def owners(self) -> dict[str, tuple[str, str]]:
+        """The other days that own ids of rejected rows, as in :class:`~kyc_pipeline.ingest.state.Record`."""
+        owned = self._connection.sql(
+            """
+            SELECT DISTINCT e.date, e.submission_id, e.content_sha256
+            FROM verdict v JOIN elsewhere e USING (submission_id)
+            WHERE v.reason IN (SELECT unnest($reasons))
+            ORDER BY ALL
+            """,
+            params={"reasons": list(LEFT_TO_OWNER)},
+        ).to_arrow_table()
+        records = Records(self._lake, self._planned)
+        return {
+            date: (records.of(date).accepted, str(Digest().add(owned.filter(pc.field("date") == date))))
+            for date in sorted(set(owned["date"].to_pylist()))
+        }
 
     def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
         yield from self._connection.sql(query).to_arrow_reader(ROW_GROUP_ROWS)

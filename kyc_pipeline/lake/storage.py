@@ -106,6 +106,12 @@ class Lake:
         self.root = str(path).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lake) and (self.fs, self.root) == (other.fs, other.root)
+
+    def __hash__(self) -> int:
+        return hash((self.fs, self.root))
+
     def path(self, table: Table, date: str) -> str:
         """The file of one partition. `date` is an ISO date; anything else is a ValueError."""
         if datetime.date.fromisoformat(date).isoformat() != date:
