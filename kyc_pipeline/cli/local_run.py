@@ -45,7 +45,7 @@ def open_instance() -> dg.DagsterInstance:
     else:
         make_home(DEFAULT_HOME)
     os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
-    with _usable_home():
+    with usable_home():
         return dg.DagsterInstance.get()
 
 
@@ -54,7 +54,7 @@ class HomeUnusable(KycError):
 
 
 @contextlib.contextmanager
-def _usable_home() -> Iterator[None]:
+def usable_home() -> Iterator[None]:
     """Turns Dagster's errors about its files into one line, and gives standard output and error back.
 
     While a step runs, Dagster sends both to files in its home; if the disk is full, it leaves them there.
@@ -143,7 +143,7 @@ class _Runs:
         """Runs `keys`. Returns the run's id if ingest failed."""
         run_id = str(uuid.uuid4())
         self._controls.run_ids.append(run_id)
-        with _usable_home():
+        with usable_home():
             result = self._job.execute_in_process(
                 run_id=run_id,
                 instance=self._instance,

@@ -1,6 +1,7 @@
 """What the command line says after a run that went wrong."""
 
 import asyncio
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from kyc_pipeline.cli.local_run import HomeUnusable, usable_home
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.lake.storage import Lake
@@ -32,6 +34,44 @@ class BreaksTheLake:
         self.table.rename(self.table.with_suffix(".kept"))
         (self.table / "in-the-way").mkdir(parents=True)
         return web.Response(body=body, content_type="application/json")
+
+
+@dataclass(frozen=True)
+class BreaksDagster:
+    """The call is answered, but from then on Dagster cannot write to its home."""
+
+    home: Path
+    record: bool = True
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        self.home.rename(self.home.with_name("away"))
+        self.home.touch()
+        return web.Response(body=body, content_type="application/json")
+
+
+def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_told(
+    landing, run, tmp_path: Path
+) -> None:
+    *_, last = landing.day(DAY, 3)
+    home = tmp_path / "dagster_home"
+    with running_simulator(token=TOKEN, faults={last: [BreaksDagster(home)]}) as simulator:
+        settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
+        code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
+    assert code == 1
+    assert err.splitlines()[-1].startswith(f"kyc-pipeline: DAGSTER_HOME: {home} cannot be used (")
+    assert "this run   3 calls, 0 retries" in out
+    assert "outcomes   3 completed" in out
+
+
+def test_output_comes_back_from_a_full_disk(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(HomeUnusable, match="make room there"), usable_home():  # noqa: PT012 - as Dagster does
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, 1)
+        os.close(full)
+        os.write(1, b"lost")
+    os.write(1, b"shown")
+    assert capfd.readouterr().out == "shown"
 
 
 def test_a_failed_run_tells_the_calls_that_it_made(landing, run) -> None:
