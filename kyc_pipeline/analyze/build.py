@@ -5,7 +5,6 @@ It writes a new file, so a failed build leaves the published file untouched.
 """
 
 import datetime
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from kyc_pipeline.analyze.models import LAKE, Model, load_macros, load_models, l
 from kyc_pipeline.analyze.publish import remove_draft
 from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import FILE_NAME, Lake
+from kyc_pipeline.lake.storage import DAY_OF_PATH, Lake, Partition, duckdb_path
 from kyc_pipeline.lake.tables import TABLES, Table
 
 STORAGE_VERSION: Final = "v1.5.0"
@@ -30,11 +29,8 @@ _READ_ATTEMPTS: Final = 3
 _FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags", "verification_files")
 """Facts that become views over the lake when they exceed `max_fact_rows`; all are curated."""
 
-_IDENTITY: Final = ("size", "mtime", "ino", "ETag", "LastModified", "created")
-"""File metadata that changes when a file is replaced; each file system has some of these fields."""
-
-Partitions = dict[str, dict[str, tuple[str, ...]]]
-"""Table name → day → (path, identity of the content …)."""
+Partitions = dict[str, dict[str, Partition]]
+"""Table name → day → partition."""
 
 BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "build_info": (
@@ -162,19 +158,9 @@ def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
 
 
 def list_partitions(lake: Lake) -> Partitions:
-    """The lake's current partitions by table and day, each with its path and the identity of its content."""
+    """The lake's current partitions by table and day."""
     lake.fs.invalidate_cache()
-    found: Partitions = {}
-    for table in TABLES:
-        files = lake.fs.glob(f"{lake.folder(table)}/date=*/{FILE_NAME}", detail=True)
-        found[table.name] = {
-            str(path).split("/")[-2].removeprefix("date="): (
-                lake.fs.unstrip_protocol(path) if not lake.is_local else str(path),
-                *(str(info.get(field)) for field in _IDENTITY),
-            )
-            for path, info in sorted(files.items())
-        }
-    return found
+    return {table.name: lake.partitions(table) for table in TABLES}
 
 
 def _unchanged(lake: Lake, files: Partitions) -> bool:
@@ -329,25 +315,20 @@ class _Build:
 
         A column that older files lack is NULL there. Without files, the result has no rows.
         """
-        paths = [path for path, *_ in self._files[table.name].values()]
-        if self._lake.is_local:
-            paths = [os.path.abspath(path) for path in paths]
+        paths = _paths(self._files[table.name])
         columns = [column for column in table.columns if not column.personal]
         empty = self._connection.from_arrow(pa.schema([(c.name, c.type) for c in columns]).empty_table())
         types = dict(zip(empty.columns, map(str, empty.types), strict=True))
         if not paths:
             nulls = ", ".join(f"NULL::{types[column.name]} AS {column.name}" for column in columns)
             return f"SELECT NULL::DATE AS date, {nulls} WHERE false"
-        source = (
-            f"read_parquet([{', '.join(map(_literal, paths))}], union_by_name = true,"
-            " hive_partitioning = true, hive_types = {'date': DATE})"
-        )
+        source = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false, filename = true)"
         present = {str(row[0]) for row in self._connection.execute(f"DESCRIBE FROM {source}").fetchall()}
         values = ", ".join(
             f"{column.name if column.name in present else 'NULL'}::{types[column.name]} AS {column.name}"
             for column in columns
         )
-        return f"SELECT date, {values} FROM {source}"
+        return f"SELECT {_day_of('filename')} AS date, {values} FROM {source}"
 
     def _record_partitions(self) -> None:
         """Creates `lake.partitions`: the partitions read, with rows and source from the files' footers."""
@@ -357,11 +338,11 @@ class _Build:
         for name, partitions in self._files.items():
             if not partitions:
                 continue
-            paths = ", ".join(_literal(path) for path, *_ in partitions.values())
+            paths = _paths(partitions)
             self._connection.execute(
                 f"""
                 INSERT INTO {LAKE}.partitions
-                SELECT regexp_extract(f.file_name, 'date=([0-9-]+)/[^/]*$', 1)::DATE, $1, f.num_rows, k.source
+                SELECT {_day_of("f.file_name")}, $1, f.num_rows, k.source
                 FROM parquet_file_metadata([{paths}]) AS f
                 LEFT JOIN (
                     SELECT file_name, any_value(decode(value)) AS source
@@ -387,6 +368,16 @@ def _comment(
     connection.execute(f"COMMENT ON {kind} {name} IS {_literal(description)}")
     for column, meaning in columns:
         connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_literal(meaning)}')
+
+
+def _paths(partitions: Mapping[str, Partition]) -> str:
+    """The elements of a SQL list of the partitions' paths."""
+    return ", ".join(_literal(duckdb_path(partition.path)) for partition in partitions.values())
+
+
+def _day_of(path: str) -> str:
+    """The SQL expression for the day of the partition at `path`, itself an expression."""
+    return f"regexp_extract({path}, {_literal(DAY_OF_PATH)}, 1)::DATE"
 
 
 def _literal(text: str) -> str:

@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
-from decimal import Decimal
 from typing import TypeVar
 
 import click
-import pyarrow.compute as pc
 
 from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.local_run import open_instance, run_partitions
@@ -27,13 +25,15 @@ from kyc_pipeline.cli.preflight import check_api_when_needed
 from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.decisions import list_held
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS
+from kyc_pipeline.ledger.models import Decision
+from kyc_pipeline.ledger.queries import read_spend_of_runs
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings, load_settings
+from kyc_pipeline.verify.partition import present_outcomes
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
-from kyc_pipeline.verify.summary import Progress
+from kyc_pipeline.verify.summary import estimated_cost
 from kyc_pipeline.vocabulary import Outcome
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
@@ -63,47 +63,29 @@ def backfill(context: click.Context, first: date, last: date, max_calls: int | N
     context.exit(run_backfill(settings, days, verbose=is_verbose(context)))
 
 
-@dataclass
-class Spending:
-    """The calls of a backfill, by day."""
-
-    days: dict[str, Progress] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        days = self.days.values()
-        costs = [day.estimated_cost for day in days if day.estimated_cost is not None]
-        calls = f"{sum(day.calls for day in days)} calls, {sum(day.retries for day in days)} retries"
-        return calls + (f", estimated cost {format_money(sum(costs, Decimal(0)))}" if costs else "")
-
-
 def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:
     """Runs `days`, prints the results and what is left, and returns the exit code."""
     check_landing(settings, days)
     pipeline = Pipeline(settings)
     check_api_when_needed(pipeline, days)
     instance = open_instance()
-    spending, controls = Spending(), CallControls()
-    with progress_bar(len(days)) as update_bar:
-
-        def show(progress: Progress) -> None:
-            spending.days[progress.date] = progress
-            update_bar(progress)
-
-        controls.progress = show
+    controls = CallControls()
+    with progress_bar(len(days)) as controls.progress:
         failures = run_interruptibly(
             controls.stop, lambda: run_partitions(pipeline, days, instance, controls, verbose=verbose)
         )
-    left = unfinished(pipeline, days)
+    results = read_results(pipeline, days)
+    left = results.left
     for day, submission_id, outcome in left[:LISTED]:
         click.echo(f"{day}  {submission_id}  {outcome}")
     if len(left) > LISTED:
         click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
-    click.echo(row_counts(pipeline.lake, days))
-    click.echo(f"this run   {spending}")
+    click.echo(row_counts(pipeline.lake, days, results.outcomes))
+    click.echo(spending(pipeline, controls.run_ids))
     if settings.kyc_warehouse.exists():
         click.echo(output_paths(settings))
     if failures:
-        raise KycError("; ".join(failures))
+        raise KycError("; ".join(dict.fromkeys(failures)))  # a day that was run again may fail again
     if controls.stop.draining:
         click.echo("stopped on request: run the same days again to continue")
     elif left and controls.budget and controls.budget.is_used_up:
@@ -117,19 +99,44 @@ def output_paths(settings: Settings) -> str:
     return f"warehouse  {warehouse}\nreport     {report}"
 
 
-def row_counts(lake: Lake, days: Sequence[str]) -> str:
+def spending(pipeline: Pipeline, run_ids: Sequence[str]) -> str:
+    """The calls of these runs in one line. The ledger knows them however the runs ended."""
+    with pipeline.open_ledger() as ledger:
+        spend = read_spend_of_runs(ledger, run_ids)
+    cost = estimated_cost(pipeline.settings, spend.billable_calls)
+    return f"this run   {spend.calls} calls, {spend.retries} retries" + (
+        "" if cost is None else f", estimated cost {format_money(cost)}"
+    )
+
+
+@dataclass
+class Results:
+    """The accepted submissions of some days."""
+
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    left: list[tuple[str, str, Outcome]] = field(default_factory=list)
+    """Date, id and outcome of those that are held, failed or not attempted."""
+
+
+def read_results(pipeline: Pipeline, days: Sequence[str]) -> Results:
+    """The present outcomes, from the ledger: a run that failed may not have written the lake's table."""
+    results = Results()
+    with pipeline.open_ledger() as ledger:
+        for day, submission_id, outcome, entry in present_outcomes(pipeline.lake, ledger, days):
+            results.outcomes[outcome] += 1
+            # An abandoned submission stays uncertain, but is no longer held.
+            if outcome in UNFINISHED and not (entry and entry.decision is Decision.ABANDON):
+                results.left.append((day, submission_id, outcome))
+    return results
+
+
+def row_counts(lake: Lake, days: Sequence[str], outcomes: Counter[Outcome]) -> str:
     """The manifest rows of `days` and their outcomes, counted, in two lines."""
-    count: Counter[str] = Counter()
-    for day in days:
-        for table in (SUBMISSIONS, REJECTED_SUBMISSIONS):
-            if lake.exists(table, day):
-                count[table.name] += lake.row_count(table, day)
-        if lake.exists(VERIFICATION_RESPONSES, day):
-            outcomes = lake.read(VERIFICATION_RESPONSES, day, ["outcome"])["outcome"]
-            count.update(str(outcome) for outcome in outcomes.to_pylist())
-    found = ", ".join(f"{count[outcome]} {outcome}" for outcome in Outcome if count[outcome])
-    accepted, rejected = count[SUBMISSIONS.name], count[REJECTED_SUBMISSIONS.name]
-    return f"rows       {accepted} accepted, {rejected} rejected\noutcomes   {found or 'none'}"
+    rejected = sum(
+        lake.row_count(REJECTED_SUBMISSIONS, day) for day in days if lake.exists(REJECTED_SUBMISSIONS, day)
+    )
+    found = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in Outcome if outcomes[outcome])
+    return f"rows       {outcomes.total()} accepted, {rejected} rejected\noutcomes   {found or 'none'}"
 
 
 def run_interruptibly(stop: StopFlag, work: Callable[[], Result]) -> Result:
@@ -147,25 +154,3 @@ def _announce(stop: StopFlag) -> None:
     """Prints what the signal did. Unbuffered, because the signal may have interrupted a print."""
     text = GIVING_UP if stop.immediate else STOPPING
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())
-
-
-def unfinished(pipeline: Pipeline, days: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(date, submission id, outcome) of the submissions that are held, failed or not attempted.
-
-    Leaves out abandoned submissions, which are `uncertain` but not held.
-    """
-    lake = pipeline.lake
-    with pipeline.open_ledger() as ledger:
-        held = {row.submission_id for row in list_held(ledger)}
-    found: list[tuple[str, str, str]] = []
-    for day in days:
-        if not lake.exists(VERIFICATION_RESPONSES, day):
-            continue
-        rows = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
-        rows = rows.filter(pc.field("outcome").isin([outcome.value for outcome in UNFINISHED]))
-        found += [
-            (day, row["submission_id"], row["outcome"])
-            for row in rows.to_pylist()
-            if row["outcome"] != Outcome.UNCERTAIN or row["submission_id"] in held
-        ]
-    return found

@@ -2,18 +2,21 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
 
 from kyc_pipeline.definitions import build_defs
-from kyc_pipeline.errors import UsageError
-from kyc_pipeline.orchestration.catch_up import days_left_behind
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.ingest.state import Records
+from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
-from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
+from kyc_pipeline.orchestration.partitions import batches
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.sensors import INGEST_STEP
 from kyc_pipeline.verify.budget import CallBudget
@@ -42,7 +45,32 @@ def open_instance() -> dg.DagsterInstance:
     else:
         make_home(DEFAULT_HOME)
     os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
-    return dg.DagsterInstance.get()
+    with usable_home():
+        return dg.DagsterInstance.get()
+
+
+class HomeUnusable(KycError):
+    """Dagster cannot read or write its home, perhaps because the disk is full."""
+
+
+@contextlib.contextmanager
+def usable_home() -> Iterator[None]:
+    """Turns Dagster's errors about its files into one line, and gives standard output and error back.
+
+    While a step runs, Dagster sends both to files in its home; if the disk is full, it leaves them there.
+    """
+    saved = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        yield
+    except (OSError, SQLAlchemyError) as error:
+        raise HomeUnusable(
+            f"DAGSTER_HOME: {os.environ.get('DAGSTER_HOME')} cannot be used ({type(error).__name__}): "
+            "make room there and run the same days again; every paid call is in the ledger"
+        ) from error
+    finally:
+        for number, copy in saved:
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def run_partitions(
@@ -57,41 +85,97 @@ def run_partitions(
 
     Returns one line per failed step. A failed day does not stop the others. After an error that would fail
     every call, and when the budget is used up, the remaining days record their outcomes without a call. A
-    stop request skips the remaining runs. The warehouse is published in any case, from what the lake has.
+    stop request skips the remaining runs. The warehouse is published in any case, from what the lake has,
+    unless Dagster cannot record its runs any more.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
-    definitions = build_defs(pipeline, controls)
-    job = definitions.resolve_job_def(VERIFY_AND_PUBLISH)
-    daily: list[dg.AssetKey] = []
-    published: list[dg.AssetKey] = []
-    for spec in definitions.resolve_all_asset_specs():
-        (daily if spec.partitions_def else published).append(spec.key)
-    failures: list[str] = []
+    runs = _Runs(pipeline, instance, controls, verbose)
+    try:
+        runs.run_days(days)
+        runs.publish()
+    except HomeUnusable as error:
+        runs.failures.append(str(error))
+    return runs.failures
 
-    def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> str | None:
+
+class _Runs:
+    """The runs of one command."""
+
+    def __init__(
+        self, pipeline: Pipeline, instance: dg.DagsterInstance, controls: CallControls, verbose: bool
+    ) -> None:
+        definitions = build_defs(pipeline, controls)
+        self._pipeline = pipeline
+        self._instance = instance
+        self._controls = controls
+        self._log_level = "INFO" if verbose else "CRITICAL"
+        self._job = definitions.resolve_job_def(VERIFY_AND_PUBLISH)
+        self._daily: list[dg.AssetKey] = []
+        self._published: list[dg.AssetKey] = []
+        for spec in definitions.resolve_all_asset_specs():
+            (self._daily if spec.partitions_def else self._published).append(spec.key)
+        self._ingested: set[str] = set()
+        self.failures: list[str] = []
+
+    def run_days(self, days: Sequence[str]) -> None:
+        """Runs the daily assets of `days`; then again of days that another day has outdated."""
+        for batch in batches(days):
+            if failed_run := self._run(self._daily, range_tags(batch[0], batch[-1])):
+                self._run_ranges(days_left_behind(self._pipeline, self._instance, failed_run))
+            if self._controls.stop.draining:
+                return
+        # A day of a later run may have given up an id that a day of an earlier run wants.
+        records = Records(self._pipeline.lake)
+        outdated = [day for day in sorted(self._ingested) if not records.holds(day)]
+        self._run_ranges(contiguous_ranges(outdated))
+
+    def publish(self) -> None:
+        """Runs the assets that are not partitioned."""
+        self._run(self._published, {})
+
+    def _run_ranges(self, ranges: Iterable[tuple[str, str]]) -> None:
+        for first, last in ranges:
+            if not self._controls.stop.draining:
+                self._run(self._daily, range_tags(first, last))
+
+    def _run(self, keys: list[dg.AssetKey], tags: dict[str, str]) -> str | None:
         """Runs `keys`. Returns the run's id if ingest failed."""
-        result = job.execute_in_process(
-            instance=instance,
-            asset_selection=keys,
-            tags={**tags, "kyc/trigger": "command line"},
-            run_config={"loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}}},
-            raise_on_error=False,
-        )
+        run_id = str(uuid.uuid4())
+        self._controls.run_ids.append(run_id)
+        with usable_home():
+            result = self._job.execute_in_process(
+                run_id=run_id,
+                instance=self._instance,
+                asset_selection=keys,
+                tags={**tags, "kyc/trigger": "command line"},
+                run_config={"loggers": {"console": {"config": {"log_level": self._log_level}}}},
+                raise_on_error=False,
+            )
+            self._ingested.update(ingested_by(self._instance, run_id))
         failed = result.filter_events(lambda event: event.is_step_failure)
-        failures.extend(failure_line(event) for event in failed)
-        return result.run_id if INGEST_STEP in {event.step_key for event in failed} else None
+        for event in failed:
+            self.failures.extend(failed_checks(result, event) or [failure_line(event)])
+        return run_id if INGEST_STEP in {event.step_key for event in failed} else None
 
-    for start in range(0, len(days), BACKFILL_DAYS_PER_RUN):
-        batch = days[start : start + BACKFILL_DAYS_PER_RUN]
-        if failed_run := run(daily, range_tags(batch[0], batch[-1])):
-            for first, last in days_left_behind(pipeline, instance, failed_run):
-                if not controls.stop.draining:
-                    run(daily, range_tags(first, last))
-        if controls.stop.draining:
-            break
-    run(published, {})
-    return failures
+
+def failed_checks(result: dg.ExecuteInProcessResult, failure: dg.DagsterEvent) -> list[str]:
+    """The checks that failed the step, one line each; none if it failed for another reason.
+
+    Dagster's own error names neither the day nor what is wrong.
+    """
+    error = failure.step_failure_data.error
+    if error is None or error.cls_name != "DagsterAssetCheckFailedError":
+        return []
+    found = [
+        (check.partition or check.metadata["date"].value, check)
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR
+    ]
+    # The result of a run over several days repeats the check of one of them.
+    return list(
+        dict.fromkeys(f"{day}: check {check.check_name}: {check.description}" for day, check in found)
+    )
 
 
 def failure_line(event: dg.DagsterEvent) -> str:

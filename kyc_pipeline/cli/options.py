@@ -11,6 +11,7 @@ import click
 
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ingest.manifests import ignored_count, require_landing, stray_folders
+from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,7 +60,7 @@ def check_landing(settings: Settings, days: Sequence[str]) -> None:
     It ignores folders whose name is not a day and, in the folders of `days`, files without the suffix of a
     manifest. The warning only counts files, because their names may be personal.
     """
-    require_landing(settings.kyc_landing)
+    require_landing(settings.kyc_landing, Lake(settings.kyc_lake))
     warnings = [
         f"manifests/{name} is not read: a day's folder is named like 2024-09-01"
         for name in stray_folders(settings.kyc_landing)

@@ -9,11 +9,24 @@ import click
 from kyc_pipeline.cli.options import check_landing, date_range, days_between, format_money, format_table
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.manifests import awaits_files, ingest_partition, is_ingested
+from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.orchestration.partitions import batches
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.verify.planning import PartitionPlan, plan_partitions, total
+from kyc_pipeline.vocabulary import Reason
 
+OF_DOCUMENTS = (
+    Reason.FILE_NOT_FOUND,
+    Reason.FILE_EMPTY,
+    Reason.FILE_TOO_LARGE,
+    Reason.UNSUPPORTED_FILE_TYPE,
+    Reason.UNREADABLE_IMAGE,
+    Reason.PATH_OUTSIDE_DOCUMENTS,
+)
+"""Reasons that another file under the same name may remove."""
 HEADINGS = ("date", "submissions", "rejected", "already paid", "held", "calls to make", "estimated cost")
 
 
@@ -54,22 +67,33 @@ def _row(entry: PartitionPlan) -> list[object]:
 def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPlan], dict[str, KycError]]:
     """The plans of the days, and the error of each day whose manifests cannot be read.
 
-    If ingest would change a day, it is ingested into a temporary lake first, so the plan is the next run's.
+    Days that the run's ingest may change are ingested into a temporary lake, in the order of the run, so the
+    plan is what the run does: a day may get an id that another one gives up.
     """
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
-    plans: list[PartitionPlan] = []
     unreadable: dict[str, KycError] = {}
     with tempfile.TemporaryDirectory(prefix="kyc-plan-") as folder, pipeline.open_ledger() as ledger:
         scratch = Lake(folder)
         erased = pipeline.erased_subjects(ledger)
-        for day in days:
-            source = lake
-            if not is_ingested(landing, lake, day) or awaits_files(lake, day):
-                source = scratch
-                try:
-                    ingest_partition(landing=landing, lake=lake, date=day, erased=erased, destination=scratch)
-                except KycError as error:
-                    unreadable[day] = error
-                    continue
-            plans += plan_partitions(source, ledger, [day], pipeline.settings)
-    return plans, unreadable
+
+        def plan_of(day: str) -> PartitionPlan:
+            source = scratch if scratch.exists(SUBMISSIONS, day) else lake
+            return plan_partitions(source, ledger, [day], pipeline.settings)[0]
+
+        def is_outdated(day: str) -> bool:
+            return day not in unreadable and not is_ingested(landing, lake, day, scratch)
+
+        def ingest(day: str) -> None:
+            try:
+                ingest_partition(landing=landing, lake=lake, date=day, erased=erased, destination=scratch)
+            except KycError as error:
+                unreadable[day] = error
+
+        for batch in batches(days):
+            for day in turns(batch, is_outdated):
+                # What was sent stays. Other rows may change with their documents, though no manifest does.
+                if is_outdated(day) or awaits_files(lake, day, OF_DOCUMENTS) or plan_of(day).calls_to_make:
+                    ingest(day)
+        for day in filter(is_outdated, days):
+            ingest(day)
+        return [plan_of(day) for day in days if day not in unreadable], unreadable

@@ -8,6 +8,7 @@ from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.planning import plan_partitions
 
 
 def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
@@ -28,6 +29,9 @@ def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
     wanted = sorted(set(days).intersection(manifest_dates(landing)))
     if not all(is_ingested(landing, lake, day) for day in wanted):
         return True  # very likely, and faster than reading all manifests
+    with pipeline.open_ledger() as ledger:
+        if any(plan.calls_to_make for plan in plan_partitions(lake, ledger, wanted, pipeline.settings)):
+            return True
     plans, unreadable = plan_days(pipeline, wanted)
     return bool(unreadable) or any(plan.calls_to_make for plan in plans)
 

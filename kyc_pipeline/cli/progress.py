@@ -3,9 +3,9 @@
 Without a terminal, it prints one line per day instead.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +14,7 @@ from kyc_pipeline.cli.options import format_money
 from kyc_pipeline.verify.summary import Progress as CallProgress
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
     """Shows a bar over `days` days, and yields the function that updates it."""
     console = Console(stderr=True)
@@ -34,6 +34,10 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
         calls = bar.add_task("verifications", total=None, detail="")
 
         def update(progress: CallProgress) -> None:
+            with contextlib.suppress(OSError):  # output that cannot be written must not stop paid calls
+                show(progress)
+
+        def show(progress: CallProgress) -> None:
             detail = f"{progress.per_second:.0f}/s, {progress.retries} retries"
             if progress.estimated_cost is not None:
                 detail += f", {format_money(progress.estimated_cost)} spent"

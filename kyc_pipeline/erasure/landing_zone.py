@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kyc_pipeline.ingest.formats import ROW, ManifestUnreadable, read_manifest
-from kyc_pipeline.ingest.manifests import is_ingested, list_manifests, manifest_dates
+from kyc_pipeline.ingest.manifests import is_made_from, list_manifests, manifest_dates
 from kyc_pipeline.ingest.rows import identities
 from kyc_pipeline.lake.storage import Lake
 
@@ -52,7 +52,7 @@ class LandingZone:
 
     def is_ingested(self, lake: Lake, date: str) -> bool:
         """Whether the day's partitions were made from its current manifests."""
-        return is_ingested(self._landing, lake, date)
+        return is_made_from(self._landing, lake, date)
 
     def existing(self, files: Iterable[str]) -> list[str]:
         """Those of `files` that exist inside the documents folder."""

@@ -3,10 +3,11 @@
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date as calendar_date
@@ -21,6 +22,15 @@ from kyc_pipeline.ingest.documents import Documents
 from kyc_pipeline.ingest.formats import ManifestUnreadable, printable, read_manifest, reader_of, shown_path
 from kyc_pipeline.ingest.ownership import CANDIDATES_FILE, REJECTED_FILE, Ownership
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows
+from kyc_pipeline.ingest.state import (
+    ACCEPTED_KEY,
+    MANIFESTS_KEY,
+    OWNERS_KEY,
+    RECEIVED_KEY,
+    Digest,
+    Records,
+    has_received_rows,
+)
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import ErasedSubjects
@@ -73,9 +83,9 @@ class DayFolder:
         return _digest((manifest.path.name, manifest.sha256) for manifest in self.manifests)
 
 
-def require_landing(landing: Path) -> None:
+def require_landing(landing: Path, lake: Lake) -> None:
     """Raises :class:`UsageError` unless the landing zone has a manifest folder for at least one day."""
-    _require_folder(landing)
+    require_mounted(landing, lake)
     if not manifest_dates(landing):
         raise UsageError(
             f"KYC_LANDING: {landing} has no manifests: put them into manifests/<YYYY-MM-DD>/ below it"
@@ -109,28 +119,38 @@ def manifest_identity(landing: Path, date: str) -> str:
     return list_manifests(landing, date, hash_file=_cached_sha256).identity
 
 
-def is_ingested(landing: Path, lake: Lake, date: str) -> bool:
-    """Whether the day's `submissions` were made from its current manifests.
+def is_ingested(landing: Path, lake: Lake, date: str, planned: Lake | None = None) -> bool:
+    """Whether the day's `submissions` were made from its current manifests and hold, as :mod:`state` says.
 
-    False if the manifests cannot be read: the day's ingest reports why.
+    Days in `planned` take precedence over those in `lake`. False if the manifests cannot be read: the day's
+    ingest reports why.
     """
-    if not lake.exists(SUBMISSIONS, date):
-        return False
     try:
-        return lake.metadata(SUBMISSIONS, date).get("manifests") == manifest_identity(landing, date)
+        return Records(lake, planned).is_current(date, manifest_identity(landing, date))
     except KycError:
         return False
 
 
-def awaits_files(lake: Lake, date: str) -> bool:
-    """Whether the day has a row that was rejected for a missing document, which may have arrived since."""
+def is_made_from(landing: Path, lake: Lake, date: str) -> bool:
+    """Whether the day's partitions were made from its current manifests; another day may outdate them."""
+    try:
+        return Records(lake).of(date).manifests == manifest_identity(landing, date)
+    except KycError:
+        return False
+
+
+def awaits_files(lake: Lake, date: str, reasons: Collection[Reason] = (Reason.FILE_NOT_FOUND,)) -> bool:
+    """Whether the day has a row that was rejected for a missing document, which may have arrived since.
+
+    Or, with other `reasons`, for one of these.
+    """
     if not lake.exists(REJECTED_SUBMISSIONS, date):
         return False
     try:
-        reasons = lake.read(REJECTED_SUBMISSIONS, date, ["reason"])["reason"]
+        found = lake.read(REJECTED_SUBMISSIONS, date, ["reason"])["reason"]
     except KycError:
         return True
-    return Reason.FILE_NOT_FOUND.value in pc.unique(reasons).to_pylist()
+    return not set(reasons).isdisjoint(pc.unique(found).to_pylist())
 
 
 def list_manifests(
@@ -149,10 +169,20 @@ def list_manifests(
     return DayFolder(tuple(manifests.values()), tuple(redelivered), tuple(ignored))
 
 
-def _require_folder(landing: Path) -> None:
-    # Probably a volume that is not mounted, which must not look like a day without manifests.
+def require_mounted(landing: Path, lake: Lake) -> None:
+    """Raises :class:`UsageError` if the landing zone is missing, or empty though the lake was made from it.
+
+    Probably its volume is not mounted, which must not look like days without manifests.
+    """
     if not landing.is_dir():
-        raise UsageError(f"KYC_LANDING: {landing} is not a folder: create it or set KYC_LANDING")
+        raise UsageError(
+            f"KYC_LANDING: {landing} is not a folder: mount its volume, create it, or set KYC_LANDING"
+        )
+    if not manifest_dates(landing) and has_received_rows(lake):
+        raise UsageError(
+            f"KYC_LANDING: {landing} has no manifests, but the lake has days that were made from manifests: "
+            "mount its volume, or keep one empty folder manifests/<YYYY-MM-DD>/ if they were all removed"
+        )
 
 
 def _folders(landing: Path) -> list[str]:
@@ -272,18 +302,22 @@ def ingest_partition(
     called before anything is replaced and raises if that is no longer so.
     Raises :class:`KycError` if a manifest cannot be read. Errors before publication leave the lake unchanged.
     """
-    _require_folder(landing)
     target = destination or lake
     with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as name:
         folder = Path(name)
-        day, received, ignored = _stage_stable(landing, date, folder, erased)
+        day, received, ignored = _stage_stable(landing, lake, date, folder, erased)
         with (
             lock as check_lock,
             Ownership(lake, date, folder, erased, destination) as ownership,
         ):
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
             kept = ownership.kept()
-            footer = {"manifests": day.identity, "received": str(received)}
+            footer = {
+                MANIFESTS_KEY: day.identity,
+                RECEIVED_KEY: str(received),
+                OWNERS_KEY: json.dumps(ownership.owners()),
+            }
+            ids = Digest()
             # The inner partition is published first. The footer of the outer one marks the day as ingested.
             with (
                 target.writer(SUBMISSIONS, date, footer) as submissions,
@@ -293,6 +327,8 @@ def ingest_partition(
                     rejected_rows.write(batch)
                 for batch in ownership.submissions():
                     submissions.write(batch)
+                    ids.add(batch)
+                submissions.add_metadata({ACCEPTED_KEY: str(ids)})
                 check_lock()
                 confirm()
             # If this process was suspended after the last check, another day may have accepted the same ids.
@@ -312,12 +348,14 @@ def ingest_partition(
 
 
 def _stage_stable(
-    landing: Path, date: str, folder: Path, erased: ErasedSubjects | None
+    landing: Path, lake: Lake, date: str, folder: Path, erased: ErasedSubjects | None
 ) -> tuple[DayFolder, int, Counter[str]]:
     """Writes the day's rows to `folder`. Starts again if a manifest changed while it was read."""
     changed = ""
     for _ in range(READ_ATTEMPTS):
         day = list_manifests(landing, date)
+        if not day.manifests:
+            require_mounted(landing, lake)
         ignored: Counter[str] = Counter()
         try:
             received = _stage(landing, day, folder, erased, ignored)

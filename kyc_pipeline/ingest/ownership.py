@@ -13,10 +13,12 @@ from typing import Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionUnreadable
+from kyc_pipeline.ingest.state import LEFT_TO_OWNER, Digest, Records
+from kyc_pipeline.lake.storage import DAY_OF_PATH, ROW_GROUP_ROWS, Lake, PartitionUnreadable, duckdb_path
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Outcome
@@ -132,10 +134,10 @@ class Ownership:
         self._connection.execute("SET TimeZone = 'UTC'")
         if not lake.is_local:
             self._connection.register_filesystem(lake.fs)
-        self._connection.read_parquet(str(folder / CANDIDATES_FILE), file_row_number=True).project(
+        self._connection.read_parquet(duckdb_path(folder / CANDIDATES_FILE), file_row_number=True).project(
             "* EXCLUDE (file_row_number), file_row_number AS seq"
         ).create_view("candidate")
-        self._connection.read_parquet(str(folder / REJECTED_FILE)).create_view("rejected")
+        self._connection.read_parquet(duckdb_path(folder / REJECTED_FILE)).create_view("rejected")
         self._load_sent(folder / "sent.parquet", erased)
         self._load_elsewhere()
         self._connection.execute(_DECIDE)
@@ -172,6 +174,23 @@ class Ownership:
         ).fetchall()
         return int(rows)
 
+    def owners(self) -> dict[str, tuple[str, str]]:
+        """The other days that own ids of rejected rows, as in :class:`~kyc_pipeline.ingest.state.Record`."""
+        owned = self._connection.sql(
+            """
+            SELECT DISTINCT e.date, e.submission_id, e.content_sha256
+            FROM verdict v JOIN elsewhere e USING (submission_id)
+            WHERE v.reason IN (SELECT unnest($reasons))
+            ORDER BY ALL
+            """,
+            params={"reasons": list(LEFT_TO_OWNER)},
+        ).to_arrow_table()
+        records = Records(self._lake, self._planned)
+        return {
+            date: (records.of(date).accepted, str(Digest().add(owned.filter(pc.field("date") == date))))
+            for date in sorted(set(owned["date"].to_pylist()))
+        }
+
     def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
         yield from self._connection.sql(query).to_arrow_reader(ROW_GROUP_ROWS)
 
@@ -205,7 +224,7 @@ class Ownership:
                     ]
                     batch = batch.filter(pa.array(keep, pa.bool_()))
                 writer.write_batch(batch.cast(SUBMISSIONS.schema))
-        self._connection.read_parquet(str(path)).create_view("sent")
+        self._connection.read_parquet(duckdb_path(path)).create_view("sent")
 
     def _sent_batches(self) -> Iterator[pa.RecordBatch]:
         lake, date = self._lake, self._date
@@ -232,10 +251,10 @@ class Ownership:
     def _load_elsewhere(self) -> None:
         """Creates `elsewhere`: the day's ids that another day owns, with that day."""
         others = {
-            date: lake
+            date: (lake, partition)
             for lake in (self._lake, self._planned)
             if lake is not None
-            for date in lake.dates(SUBMISSIONS)
+            for date, partition in lake.partitions(SUBMISSIONS).items()
             if date != self._date
         }
         self._connection.execute(
@@ -248,18 +267,19 @@ class Ownership:
                 """
                 INSERT INTO elsewhere
                 SELECT submission_id, arg_min(content_sha256, date), min(date)
-                FROM read_parquet($paths, hive_partitioning = true, hive_types = {date: VARCHAR})
+                FROM (
+                    SELECT submission_id, content_sha256, regexp_extract(filename, $day, 1) AS date
+                    FROM read_parquet($paths, filename = true, hive_partitioning = false)
+                )
                 WHERE submission_id IN (SELECT submission_id FROM candidate)
                 GROUP BY submission_id
                 """,
-                {"paths": [_duckdb_path(lake, date) for date, lake in others.items()]},
+                {
+                    "day": DAY_OF_PATH,
+                    "paths": [duckdb_path(partition.path) for _, partition in others.values()],
+                },
             )
         except duckdb.Error as error:
-            for date, lake in others.items():
+            for date, (lake, _) in others.items():
                 lake.row_count(SUBMISSIONS, date)  # names the partition that cannot be read
             raise KycError(f"submissions of other days cannot be read ({type(error).__name__})") from error
-
-
-def _duckdb_path(lake: Lake, date: str) -> str:
-    path = lake.path(SUBMISSIONS, date)
-    return path if lake.is_local else str(lake.fs.unstrip_protocol(path))

@@ -5,6 +5,10 @@ rename in a folder and one PUT in an object store: a reader sees the old rows or
 or neither, and a crash leaves the old ones. The next writer of the partition removes the drafts of crashed
 writers. An object can be replaced while a reader has it open, so in an object store readers work on a
 local copy of one version.
+
+The root may have any name. Folders are listed, never matched with a pattern; a path for DuckDB, which takes
+every path for a pattern, is escaped (:func:`duckdb_path`); and the day is read from the end of a path
+(:data:`DAY_OF_PATH`), since DuckDB would read each `key=value` folder of the root as a column.
 """
 
 import contextlib
@@ -13,10 +17,11 @@ import glob
 import hashlib
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import IO, Any, Final
 
 import fsspec
@@ -24,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import DRAFT_PREFIX, remove_drafts, replacing
 from kyc_pipeline.lake.tables import Table, Zone
 
@@ -36,7 +41,24 @@ DICTIONARY_BYTES: Final = 1 << 16
 ids and pseudonyms fill useless dictionaries: writing takes a sixth longer, and files are a fifth larger."""
 COPY_ATTEMPTS: Final = 10
 """Attempts to copy an object that keeps being replaced."""
+DAY_OF_PATH: Final = f"date=([0-9-]+)/{re.escape(FILE_NAME)}$"
+"""Regular expression, for Python and DuckDB, whose first group is the day of a partition's file."""
 _COPY_BYTES: Final = 1 << 22
+_IDENTITY: Final = ("size", "mtime", "ino", "ETag", "LastModified", "created")
+"""File metadata that changes when a file is replaced; each file system has some of these fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition in a listing: its path for other readers, and a version that changes with its file."""
+
+    path: str
+    version: tuple[str, ...]
+
+
+def duckdb_path(path: str | os.PathLike[str]) -> str:
+    """`path` for a table function of DuckDB, which matches this one file only."""
+    return glob.escape(os.fspath(path))
 
 
 class PartitionMissing(KycError):
@@ -74,10 +96,21 @@ class Lake:
     """The tables under one root: a folder or `s3://bucket/prefix`."""
 
     def __init__(self, root: str) -> None:
-        # A listings cache would hide partitions that other processes write.
-        self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
+        if "://" in root:
+            # A listings cache would hide partitions that other processes write.
+            self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
+        else:  # without fsspec, which gives `::` in a path a meaning
+            self.fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
+            if "\\" in path:  # DuckDB takes it for a separator, and there is no way to escape it
+                raise UsageError(f"KYC_LAKE: {path} has a backslash in its path: choose another folder")
         self.root = str(path).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lake) and (self.fs, self.root) == (other.fs, other.root)
+
+    def __hash__(self) -> int:
+        return hash((self.fs, self.root))
 
     def path(self, table: Table, date: str) -> str:
         """The file of one partition. `date` is an ISO date; anything else is a ValueError."""
@@ -140,8 +173,19 @@ class Lake:
 
     def dates(self, table: Table) -> list[str]:
         """The partitions that have been written, in order."""
-        found = self.fs.glob(f"{self.folder(table)}/date=*/{FILE_NAME}")
-        return sorted(PurePosixPath(str(path)).parent.name.removeprefix("date=") for path in found)
+        return list(self.partitions(table))
+
+    def partitions(self, table: Table) -> dict[str, Partition]:
+        """The partitions that have been written, by day in order, from one listing."""
+        folder = re.compile(re.escape(f"{self.folder(table)}/") + DAY_OF_PATH)
+        return {
+            found[1]: Partition(
+                path if self.is_local else str(self.fs.unstrip_protocol(path)),
+                tuple(str(info.get(name)) for name in _IDENTITY),
+            )
+            for path, info in sorted(self.fs.find(self.folder(table), detail=True).items())
+            if (found := folder.fullmatch(path))
+        }
 
     def read(self, table: Table, date: str, columns: list[str] | None = None) -> pa.Table:
         """The partition's rows. Raises :class:`PartitionMissing` or :class:`PartitionUnreadable`."""

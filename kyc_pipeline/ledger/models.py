@@ -146,7 +146,9 @@ class HeldSubmission:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """The calls of a partition, over all runs."""
+    """Calls: of a partition over all runs, or of some runs over all partitions."""
 
     calls: int
     billable_calls: int
+    retries: int = 0
+    """Calls after the first one of each submission."""

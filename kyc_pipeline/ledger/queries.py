@@ -14,6 +14,7 @@ _ROWS_PER_QUERY: Final = 5000
 _ENTRY: Final = [submissions.c[name] for name in Entry._fields]
 _CALLS: Final = func.count(attempts.c.number)
 _BILLABLE_CALLS: Final = func.coalesce(func.sum(attempts.c.billable), 0)
+_RETRIES: Final = _CALLS - func.count(func.distinct(attempts.c.submission_id))
 
 
 def read_entries(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, Entry]:
@@ -58,10 +59,19 @@ def read_outcomes(ledger: Ledger, partition_date: str) -> Iterator[Sequence[tupl
 def read_spend(ledger: Ledger, partition_date: str) -> Spend:
     """The partition's calls over all runs."""
     query = (
-        select(_CALLS, _BILLABLE_CALLS)
+        select(_CALLS, _BILLABLE_CALLS, _RETRIES)
         .select_from(attempts.join(submissions))
         .where(submissions.c.partition_date == partition_date)
     )
+    with ledger.read() as connection:
+        return Spend(*connection.execute(query).one())
+
+
+def read_spend_of_runs(ledger: Ledger, run_ids: Sequence[str]) -> Spend:
+    """The calls of these runs, over all partitions. Does not create a ledger."""
+    if not run_ids or not ledger.exists():
+        return Spend(0, 0)
+    query = select(_CALLS, _BILLABLE_CALLS, _RETRIES).where(attempts.c.run_id.in_(run_ids))
     with ledger.read() as connection:
         return Spend(*connection.execute(query).one())
 

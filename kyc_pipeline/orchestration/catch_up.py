@@ -2,7 +2,7 @@
 
 A partition needs one if
 
-- it is missing, or its manifests changed,
+- it is missing, its manifests changed, or another day gave up an id that it wants,
 - a killed run left it unfinished,
 - it has submissions that failed, were not attempted, or that an operator decided to send again,
 - it has rows whose files were missing.
@@ -17,7 +17,7 @@ from pathlib import Path
 import dagster as dg
 import pyarrow.compute as pc
 
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten.partition import source_of
 from kyc_pipeline.ingest.manifests import (
     awaits_files,
@@ -25,6 +25,7 @@ from kyc_pipeline.ingest.manifests import (
     manifest_dates,
     manifest_identity,
     manifest_signature,
+    require_mounted,
 )
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
@@ -52,32 +53,31 @@ class Due:
     """Days with unreadable manifests, and the reason. Each gets a run of its own, which fails with it."""
 
 
-def require_mounted(settings: Settings) -> None:
-    """Raises :class:`UsageError` if there is no landing zone; an empty one is fine."""
-    if not settings.kyc_landing.is_dir():
-        raise UsageError(f"KYC_LANDING: {settings.kyc_landing} is not a folder: is the volume mounted?")
-
-
 def due_days(pipeline: Pipeline, *, until: date) -> Due:
-    """The days with manifests that need a run, of the `KYC_CATCH_UP_DAYS` days up to `until`.
+    """The days up to `until` that need a run.
 
-    Raises :class:`UsageError` if there is no landing zone.
+    A day that an operator's decision concerns is due whatever its age, and even if its manifests were
+    archived. Of the others, only days with manifests within `KYC_CATCH_UP_DAYS`.
+
+    Raises :class:`UsageError` if the landing zone is missing, or empty though the lake was made from it.
     """
     settings, lake = pipeline.settings, pipeline.lake
-    require_mounted(settings)
+    landing = settings.kyc_landing
+    require_mounted(landing, lake)
     first = max(settings.kyc_start_date, until - timedelta(days=settings.kyc_catch_up_days - 1))
     with pipeline.open_ledger() as ledger:
+        decided = set(dates_to_send_again(ledger, "hold"))
         again = set(dates_to_send_again(ledger, settings.deepxl_uncertain))
+    within = {day for day in manifest_dates(landing) if first.isoformat() <= day <= until.isoformat()}
+    decided = {day for day in decided if settings.kyc_start_date.isoformat() <= day <= until.isoformat()}
     due = Due()
-    for day in manifest_dates(settings.kyc_landing):
-        if not first.isoformat() <= day <= until.isoformat():
-            continue
+    for day in sorted(within | decided):
         try:
-            manifest_identity(settings.kyc_landing, day)
+            manifest_identity(landing, day)
         except KycError as error:
             due.unreadable[day] = str(error)
             continue
-        if day in again or _needs_run(settings.kyc_landing, lake, day) or awaits_files(lake, day):
+        if day in decided | again or _needs_run(landing, lake, day) or awaits_files(lake, day):
             due.days.append(day)
     return due
 

@@ -35,6 +35,8 @@ class CallControls:
     """The budget that all runs share; by default, each run has its own."""
     timing: "Timing | None" = None
     """The engine's waiting times; tests shorten them."""
+    run_ids: list[str] = field(default_factory=list)
+    """The runs that the command line has started."""
 
 
 def log_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], settings: Settings) -> None:

@@ -13,6 +13,7 @@ import dagster as dg
 
 from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.orchestration.checks import check_evaluation, check_result
 from kyc_pipeline.orchestration.safe_errors import safe_message
 
@@ -28,6 +29,13 @@ def daily_partitions(start: date) -> dg.DailyPartitionsDefinition:
     return dg.DailyPartitionsDefinition(start_date=start.isoformat(), timezone="UTC", end_offset=1)
 
 
+def batches(days: Sequence[str]) -> list[Sequence[str]]:
+    """The days of each run of a backfill, in order."""
+    return [
+        days[start : start + BACKFILL_DAYS_PER_RUN] for start in range(0, len(days), BACKFILL_DAYS_PER_RUN)
+    ]
+
+
 @dataclass(frozen=True)
 class DayResult:
     """The result of one day: metadata by asset name, and checks."""
@@ -37,10 +45,13 @@ class DayResult:
 
 
 def work_through(
-    context: dg.AssetExecutionContext, work: Callable[[str], DayResult]
+    context: dg.AssetExecutionContext,
+    work: Callable[[str], DayResult],
+    is_outdated: Callable[[str], bool] = lambda day: False,
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """Calls `work` with each day of the run, and yields the step's results.
+    """Calls `work` with each day of the run, and once more with those that `is_outdated` by then.
 
+    Yields the step's results.
     A :class:`KycError` fails its day only; any other error also skips the remaining days. If a day failed, so
     does the step, with one line per failed day.
     """
@@ -49,14 +60,16 @@ def work_through(
     failures: list[str] = []
     complete = False
     try:
-        for day in days:
+        for day in turns(days, lambda day: day in done and is_outdated(day)):
             try:
                 done[day] = result = work(day)
             except KycError as error:
+                done.pop(day, None)
                 failures.append(f"{day}: {error}")
                 continue
             # Unexpected error: skip the remaining days.
             except Exception as error:
+                done.pop(day, None)
                 failures.append(f"{day}: {safe_message(error)}")
                 break
             _log_checks(context, day, result, ranged=len(days) > 1)

@@ -1,21 +1,15 @@
 """The sensors: one for new and changed manifests, one for days that a failed ingest left behind."""
 
-import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import dagster as dg
 
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ingest.formats import printable
-from kyc_pipeline.ingest.manifests import (
-    manifest_dates,
-    manifest_identity,
-    manifest_signature,
-    stray_folders,
-)
-from kyc_pipeline.orchestration.catch_up import days_left_behind, require_mounted, unreadable_key
+from kyc_pipeline.ingest.manifests import manifest_dates, require_mounted, stray_folders
+from kyc_pipeline.orchestration.catch_up import days_left_behind
 from kyc_pipeline.orchestration.jobs import (
     RANGE_END,
     RANGE_START,
@@ -24,13 +18,12 @@ from kyc_pipeline.orchestration.jobs import (
     range_tags,
     verify_and_publish,
 )
+from kyc_pipeline.orchestration.new_manifests import Tick
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 INGEST_STEP = "ingest"
 """The step that fails if a manifest cannot be read."""
-DIGITS = 16
-"""Hex digits of a SHA-256 in the cursor: enough to detect a change."""
 STRAY = "folders below manifests/ that are not named YYYY-MM-DD are not read"
 TICK_BUDGET_SECONDS = 30.0
 """Dagster ends a tick after 60 s; the next tick does the rest."""
@@ -45,25 +38,22 @@ TICK_BUDGET_SECONDS = 30.0
 def new_manifests(
     context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Requests a run for each day whose manifests have new content.
+    """Requests a run for each day that is not ingested, until it is; see :mod:`new_manifests`.
 
-    The run key contains a hash of the content, so a change starts a run and an identical redelivery does not.
-    A day waits until two consecutive ticks see the same files, so that no manifest is read while it is being
-    written. The cursor maps each day to the first digits of [signature of the files, hash of the content]. It
-    is short, because Dagster stores it with every tick.
+    So a run is requested whenever what the lake records of a day's manifests differs from the files, also
+    when a former version of a manifest comes back, and when another day gives up an id that this day has.
 
     A day with unreadable manifests gets a run too, which fails with the reason. Its run key changes only when
     the files change, so Dagster starts it once. It does not block the other days.
     """
     settings = pipeline.settings
     try:
-        require_mounted(settings)
+        require_mounted(settings.kyc_landing, pipeline.lake)
     except UsageError as error:
         yield dg.SkipReason(str(error))  # and keep the cursor
         return
-    seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
-    cursor: dict[str, list[str]] = {}
     started = time.monotonic()
+    tick = Tick(pipeline, context.instance, context.cursor or "")
     requested = 0
     tags = {**TODAY, "kyc/trigger": "new_manifests"}
     first, last = settings.kyc_start_date.isoformat(), datetime.now(UTC).date().isoformat()
@@ -71,23 +61,14 @@ def new_manifests(
         # A request for a partition that does not exist would fail the tick for all days.
         if not first <= day <= last:
             continue
-        before, known = seen.get(day, ["", ""])
         if time.monotonic() - started > TICK_BUDGET_SECONDS:
-            cursor[day] = [before, known]
-            continue
-        try:
-            signature = manifest_signature(settings.kyc_landing, day)[:DIGITS]
-            if signature == before and not known:
-                identity = manifest_identity(settings.kyc_landing, day)
-                requested += 1
-                yield dg.RunRequest(run_key=f"{day}:{identity}", partition_key=day, tags=tags)
-                known = identity[:DIGITS]
-            cursor[day] = [signature, known if signature == before else ""]
-        except KycError as error:
-            context.log.warning(f"{day}: {error}")
+            tick.skip(day)
+        elif key := tick.run_key(day):
             requested += 1
-            yield dg.RunRequest(run_key=unreadable_key(settings, day), partition_key=day, tags=tags)
-    context.update_cursor(json.dumps(cursor))
+            yield dg.RunRequest(run_key=key, partition_key=day, tags=tags)
+    context.update_cursor(tick.new_cursor())
+    for day, reason in tick.unreadable.items():
+        context.log.warning(f"{day}: {reason}")
     stray = [printable(name) for name in stray_folders(settings.kyc_landing)]
     if stray:
         context.log.warning(f"{STRAY}: {', '.join(stray)}")

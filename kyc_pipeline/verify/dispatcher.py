@@ -145,7 +145,11 @@ class Dispatcher:
             if _meaning(error) is not _MAYBE_PROCESSED:
                 return
             self._tally.uncertain += 1
-            if await self._look_up(item, self._timing.look_ups) or not self._policy_resends:
+            found = await self._look_up(item, self._timing.look_ups)
+            if not found and not self._policy_resends:
+                return
+            self._tally.uncertain -= 1  # settled, or about to be sent again
+            if found:
                 return
             resend = True
 

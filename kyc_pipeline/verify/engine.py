@@ -160,14 +160,14 @@ class _Run:
                 interruption = interruption or error
         thread.join()
         result = outcome[0]
+        if progress is not None and interruption is None:
+            progress(self.progress())  # also of a run that failed: its calls are paid for
         if interruption is not None:
             if isinstance(result, BaseException):
                 _logger.error("error while the interrupted run ended: %s", plain_line(result))
             raise interruption
         if isinstance(result, BaseException):
             raise result
-        if progress is not None:
-            progress(self.progress())
         return result
 
     def progress(self) -> Progress:
@@ -178,7 +178,7 @@ class _Run:
             done=tally.settled,
             calls=tally.calls,
             retries=tally.retries,
-            uncertain=max(tally.uncertain - tally.adopted, 0),
+            uncertain=tally.uncertain,
             billable_calls=tally.billable_calls,
             estimated_cost=estimated_cost(self.settings, tally.billable_calls),
             seconds=time.monotonic() - self.started,

@@ -171,6 +171,25 @@ def _submissions(lake: Lake, date: str) -> Iterator[tuple[list[str], list[str]]]
         yield _strings(batch["submission_id"]), _strings(batch["content_sha256"])
 
 
+def present_outcomes(
+    lake: Lake, ledger: Ledger, dates: Sequence[str]
+) -> Iterator[tuple[str, str, Outcome, Entry | None]]:
+    """The accepted submissions of `dates`: date, id, the outcome according to the ledger, and its entry.
+
+    Unlike the lake's table, the ledger knows the calls of a run that was killed or could not write.
+    """
+    known = ledger if ledger.exists() else None
+    for date in dates:
+        if not lake.exists(SUBMISSIONS, date):
+            continue
+        for ids, contents in _submissions(lake, date):
+            entries = read_entries(known, ids) if known is not None else {}
+            for submission_id, content in zip(ids, contents, strict=True):
+                entry = entries.get(submission_id)
+                what = action(entry, date, content, "hold")
+                yield date, submission_id, _outcome(entry, what, date), entry
+
+
 @dataclass(slots=True)
 class Work:
     """A submission for the run to settle, with its row of the lake."""

@@ -34,6 +34,7 @@ class Tally:
     adopted: int = 0
     billable_calls: int = 0
     uncertain: int = 0
+    """Submissions that a call of this run left uncertain and that are still so."""
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
 
 

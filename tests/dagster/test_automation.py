@@ -1,6 +1,7 @@
 """Schedules and sensors: which runs they request, and when they request none."""
 
 import json
+import shutil
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -237,6 +238,38 @@ def test_days_that_an_operator_decided_to_retry_are_due(
             resolve_held(ledger, lost, "retry", "an engineer")
         assert due_days(pipeline, until=date(2024, 9, 9)).days == [DAY]
         job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
+        assert due_days(pipeline, until=date(2024, 9, 9)).days == []
+
+
+def test_a_decision_makes_its_day_due_whatever_its_age_and_without_its_manifests(
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    days = {"2024-09-01": "old", DAY: "archived"}
+    for day, key in days.items():
+        landing.manifest(day, [landing.submission(key, 1)])
+    landing.day(NEXT_DAY, 1)
+    faults = {key: [HTML_502] for key in days.values()}
+    with running_simulator(token="test-token", faults=faults) as simulator:
+        changed = settings.model_copy(update={"deepxl_base_url": simulator.url, "kyc_catch_up_days": 2})
+        pipeline, controls = Pipeline(changed), CallControls(timing=Timing(look_ups=(0.0,)))
+        job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
+
+        def run() -> None:
+            for day in (*days, NEXT_DAY):
+                job.execute_in_process(instance=instance, partition_key=day, asset_selection=DAILY)
+
+        run()
+        shutil.rmtree(landing.root / "manifests" / DAY)
+        with pipeline.open_ledger() as ledger:
+            for key in days.values():
+                resolve_held(ledger, key, "retry", "an engineer")
+        # The policy concerns days of the window only.
+        for policy in ("hold", "retry"):
+            pipeline.settings = changed.model_copy(update={"deepxl_uncertain": policy})
+            assert due_days(pipeline, until=date(2024, 9, 9)).days == list(days)
+        assert due_days(pipeline, until=date(2024, 9, 7)).days == ["2024-09-01"]
+        run()
+        assert simulator.received["archived"] == 2
         assert due_days(pipeline, until=date(2024, 9, 9)).days == []
 
 

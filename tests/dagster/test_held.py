@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner
 
-from kyc_pipeline.cli.backfill import unfinished
+from kyc_pipeline.cli.backfill import read_results
 from kyc_pipeline.cli.held import held
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502
@@ -57,12 +57,12 @@ def test_a_decision_in_the_launchpad(
         assert outcomes(settings) == Counter(completed=1, uncertain=1)
         with Ledger(settings.kyc_ledger_url) as ledger:
             assert [found.submission_id for found in list_held(ledger, None)] == [lost]
-        assert unfinished(pipeline, [DAY]) == [(DAY, lost, "uncertain")]
+        assert read_results(pipeline, [DAY]).left == [(DAY, lost, "uncertain")]
         resolve = definitions.resolve_job_def("resolve_held_submission")
         assert resolve.execute_in_process(instance=instance, run_config=config(lost, decision)).success
         assert job.execute_in_process(instance=instance, partition_key=DAY).success
         assert simulator.received == Counter({first: 1, lost: received})
-        assert unfinished(pipeline, [DAY]) == []
+        assert read_results(pipeline, [DAY]).left == []
     assert outcomes(settings) == after
 
 

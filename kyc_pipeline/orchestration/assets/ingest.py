@@ -7,7 +7,7 @@ import dagster as dg
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.lock import ingest_lock
-from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
@@ -80,6 +80,8 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                 checks=check_partition(summary),
             )
 
-        yield from work_through(context, work)
+        # A day may have given up an id that an earlier day of this run wants.
+        landing = pipeline.settings.kyc_landing
+        yield from work_through(context, work, lambda day: not is_ingested(landing, lake, day))
 
     return ingest

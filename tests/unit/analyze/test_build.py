@@ -205,6 +205,24 @@ def test_an_object_store_is_read_through_its_file_system(tmp_path: Path) -> None
     assert all(partition for partition in list_partitions(lake)["verifications"].values())
 
 
+@pytest.mark.parametrize("max_fact_rows", [None, 0], ids=["tables", "views"])
+def test_a_lake_below_an_odd_folder_has_rows_under_its_own_days(
+    tmp_path: Path, max_fact_rows: int | None
+) -> None:
+    lake = Lake(str(tmp_path / "a[1]/date=2020-01-01/verified=x/lake"))
+    for day in (DAY, "2024-09-09"):
+        write_day(lake, day, one_day())
+    build(lake, tmp_path / "draft", run_id="run", max_fact_rows=max_fact_rows)
+    with open_draft(tmp_path / "draft") as connection:
+        sql = f"SELECT DISTINCT date::VARCHAR, verified FROM verifications WHERE date = '{DAY}' ORDER BY ALL"
+        assert connection.sql(sql).fetchall() == [(DAY, False), (DAY, True)]
+        if max_fact_rows == 0:  # DuckDB opens the file of that day only
+            plan = connection.sql(f"EXPLAIN ANALYZE {sql}").fetchall()[0][1]
+            assert "Total Files Read: 1" in " ".join(plan.split())
+        sql = "SELECT date::VARCHAR, rows FROM build_partitions WHERE table_name = 'verifications' ORDER BY 1"
+        assert connection.sql(sql).fetchall() == [(DAY, 2), ("2024-09-09", 2)]
+
+
 def test_facts_beyond_the_size_setting_are_views_over_the_lake(lake: Lake, tmp_path: Path) -> None:
     write_day(lake, DAY, one_day())
     build(lake, tmp_path / "tables", run_id="run")

@@ -52,16 +52,52 @@ def test_a_missing_landing_zone_is_not_an_empty_day(zone: Any) -> None:
     assert zone.files() == before
 
 
+@pytest.mark.parametrize("emptied", ["landing", "manifests"])
+@pytest.mark.parametrize("when", ["before", "while it is read"])
+def test_a_landing_zone_that_became_empty_is_not_an_empty_day(zone: Any, emptied: str, when: str) -> None:
+    zone.rows({})
+    zone.ingest()
+    before = zone.files()
+    zone.rows({}, {"submission_id": "A2"})
+
+    def unmount(tags: Mapping[str, str] | None = None) -> bool:
+        folder = zone.landing if emptied == "landing" else zone.landing / "manifests"
+        if not (away := zone.landing.with_name("unmounted")).exists():
+            folder.rename(away)
+            folder.mkdir()
+        return False
+
+    if when == "before":
+        unmount()
+    erased = None if when == "before" else unmount
+    with pytest.raises(UsageError, match="has no manifests, but the lake has days that were made from"):
+        zone.ingest(erased=erased)
+    assert zone.files() == before
+    with pytest.raises(UsageError, match="mount its volume"):
+        require_landing(zone.landing, zone.lake)
+
+
+def test_days_without_rows_are_no_sign_of_an_unmounted_landing_zone(zone: Any) -> None:
+    zone.ingest()
+    assert zone.ingest().manifests == 0
+    # Nor is a landing zone whose manifests were removed on purpose.
+    path = zone.rows({})
+    zone.ingest()
+    path.unlink()
+    assert zone.ingest().received == 0
+    assert zone.ids() == []
+
+
 def test_require_landing(zone: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
-        require_landing(tmp_path / "nowhere")
+        require_landing(tmp_path / "nowhere", zone.lake)
     with pytest.raises(UsageError, match="has no manifests"):
-        require_landing(zone.landing)
+        require_landing(zone.landing, zone.lake)
     (zone.landing / "manifests/notes").mkdir(parents=True)
     with pytest.raises(UsageError, match="has no manifests"):
-        require_landing(zone.landing)
+        require_landing(zone.landing, zone.lake)
     zone.rows({})
-    require_landing(zone.landing)
+    require_landing(zone.landing, zone.lake)
 
 
 def test_folders_whose_names_are_not_dates_are_reported(zone: Any) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from postgres import PostgresServer
 from psycopg import sql
 
 from kyc_pipeline.ledger.claims import commit
@@ -17,6 +16,7 @@ from kyc_pipeline.ledger.models import Claim
 from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.privacy.pseudonyms import load_pseudonymizer
 from kyc_pipeline.settings import Settings
+from tests.unit.postgres import PostgresServer
 
 DATE = "2024-09-01"
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from postgres import running_postgres
-from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.client import Answer
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
@@ -30,6 +28,8 @@ from kyc_pipeline.ledger.times import now
 from kyc_pipeline.verify.engine import CallBudget, Stopped
 from kyc_pipeline.verify.look_up_first import discovery
 from kyc_pipeline.verify.partition import work
+from tests.unit.postgres import running_postgres
+from tests.unit.verify.world import DATE, TOKEN, World
 
 LATER = "2024-09-02"
 

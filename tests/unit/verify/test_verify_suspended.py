@@ -12,11 +12,9 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-import children
 import pytest
 import sqlalchemy as sa
 from aiohttp import web
-from world import DATE, TOKEN, World
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.ledger.database import Ledger
@@ -24,6 +22,8 @@ from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.ledger.leases import PartitionBusy
 from kyc_pipeline.ledger.schema import attempts, leases
 from kyc_pipeline.ledger.times import Clock, now, since_boot
+from tests.unit.verify import children
+from tests.unit.verify.world import DATE, TOKEN, World
 
 Until = Callable[[Callable[[], bool]], None]
 

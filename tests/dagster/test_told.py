@@ -1,0 +1,125 @@
+"""What the command line says after a run that went wrong."""
+
+import asyncio
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from kyc_pipeline.cli.local_run import HomeUnusable, usable_home
+from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration.assets import ingest as ingest_assets
+from kyc_pipeline.orchestration.checks.ingest import RECONCILES
+from tests.conftest import Landing
+from tests.dagster.conftest import TOKEN
+
+DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
+RANGE = ("--from", DAY, "--to", NEXT_DAY)
+
+
+@dataclass(frozen=True)
+class BreaksTheLake:
+    """The call is answered, but from then on the run cannot replace the day's table of answers."""
+
+    table: Path
+    record: bool = True
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        self.table.rename(self.table.with_suffix(".kept"))
+        (self.table / "in-the-way").mkdir(parents=True)
+        return web.Response(body=body, content_type="application/json")
+
+
+@dataclass(frozen=True)
+class BreaksDagster:
+    """The call is answered, but from then on Dagster cannot write to its home."""
+
+    home: Path
+    record: bool = True
+    early: bool = False
+
+    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        self.home.rename(self.home.with_name("away"))
+        self.home.touch()
+        return web.Response(body=body, content_type="application/json")
+
+
+def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_told(
+    landing: Landing, run, tmp_path: Path
+) -> None:
+    *_, last = landing.day(DAY, 3)
+    home = tmp_path / "dagster_home"
+    with running_simulator(token=TOKEN, faults={last: [BreaksDagster(home)]}) as simulator:
+        settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
+        code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
+    assert code == 1
+    assert err.splitlines()[-1].startswith(f"kyc-pipeline: DAGSTER_HOME: {home} cannot be used (")
+    assert "this run   3 calls, 0 retries" in out
+    assert "outcomes   3 completed" in out
+
+
+def test_output_comes_back_from_a_full_disk(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(HomeUnusable, match="make room there"), usable_home():  # noqa: PT012 - as Dagster does
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, 1)
+        os.close(full)
+        os.write(1, b"lost")
+    os.write(1, b"shown")
+    assert capfd.readouterr().out == "shown"
+
+
+def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run) -> None:
+    first, second, *_ = landing.day(DAY, 6)
+    landing.day(NEXT_DAY, 1)
+    with running_simulator(token=TOKEN, faults={second: [Answers(401)]}) as simulator:
+        settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
+        code, out, err = run("backfill", *RANGE, DEEPXL_PRICE_PER_CALL="0.50", **settings)
+        assert simulator.received == {first: 1, second: 1}
+    assert code == 1
+    assert "401" in err
+    assert "this run   2 calls, 0 retries, estimated cost 0.50" in out
+    assert "outcomes   1 completed, 1 failed, 5 not_attempted" in out
+
+
+def test_a_run_that_could_not_write_the_lake_tells_the_outcomes_of_the_ledger(
+    landing: Landing, run, tmp_path: Path
+) -> None:
+    *_, last = landing.day(DAY, 3)
+    table = Path(Lake(str(tmp_path / "lake")).path(VERIFICATION_RESPONSES, DAY))
+    with running_simulator(token=TOKEN, faults={last: [BreaksTheLake(table)]}) as simulator:
+        settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
+        code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
+        assert code == 1
+        assert "every answer is in the ledger" in err
+        assert "this run   3 calls, 0 retries" in out
+        assert "outcomes   3 completed" in out
+        assert "not_attempted" not in out
+        shutil.rmtree(table)
+        code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
+        assert (code, simulator.received.total()) == (0, 3), err
+        assert "this run   0 calls, 0 retries" in out
+
+
+def test_a_failed_check_says_what_is_wrong(landing: Landing, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in (DAY, NEXT_DAY):
+        landing.day(day, 1)
+    real = ingest_assets.check_partition
+    monkeypatch.setattr(
+        ingest_assets,
+        "check_partition",
+        lambda summary: [
+            RECONCILES.result(summary.date == DAY, "3 rows are unaccounted for: ingest again"),
+            *real(summary)[1:],
+        ],
+    )
+    code, _, err = run("backfill", *RANGE)
+    assert code == 1
+    line = f"kyc-pipeline: {NEXT_DAY}: check received_reconciles: 3 rows are unaccounted for: ingest again"
+    assert err.splitlines()[-1] == line
