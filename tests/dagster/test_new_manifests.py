@@ -1,5 +1,8 @@
 """The sensor `new_manifests` requests a day until it is ingested, and then no more."""
 
+import time
+from typing import Any
+
 import dagster as dg
 import pytest
 
@@ -45,7 +48,8 @@ class House:
         ).success
 
     def ids(self, day: str) -> list[str]:
-        return self.pipeline.lake.read(SUBMISSIONS, day)["submission_id"].to_pylist()
+        found: list[Any] = self.pipeline.lake.read(SUBMISSIONS, day)["submission_id"].to_pylist()
+        return found
 
 
 @pytest.fixture
@@ -112,9 +116,9 @@ def test_a_day_whose_run_failed_is_requested_again_later(
 
 def test_the_waits_between_requests_grow_up_to_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000_000
-    monkeypatch.setattr(new_manifests.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     seen = new_manifests.Seen("s", "i").in_state("v1")
-    waits = []
+    waits: list[int] = []
     while len(waits) < 20:
         seen, before = seen.requested(), now
         while not seen.is_due:

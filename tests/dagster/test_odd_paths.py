@@ -8,13 +8,14 @@ import pytest
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATIONS
 from tests.conftest import Landing
+from tests.dagster.conftest import Run
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 ROOT = "a[1]/b=2/date=2020-01-01/submission_id=x"
 
 
 def test_a_backfill_and_an_erasure_below_an_odd_folder(
-    landing: Landing, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    landing: Landing, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tmp[x]").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp[x]"))
@@ -30,7 +31,8 @@ def test_a_backfill_and_an_erasure_below_an_odd_folder(
     landing.manifest(NEXT_DAY, [landing.submission("b", 3), landing.submission("c", 5)])
 
     def query(sql: str) -> list[str]:
-        return run("query", sql, "--format", "csv", **odd)[1].splitlines()[1:]
+        _, out, _ = run("query", sql, "--format", "csv", **odd)
+        return out.splitlines()[1:]
 
     code, out, err = run("backfill", "--from", DAY, "--to", NEXT_DAY, **odd)
     assert (code, "3 accepted, 1 rejected" in out) == (0, True), err

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -22,12 +23,14 @@ from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.orchestration import partitions
 from kyc_pipeline.orchestration.catch_up import due_days
 from kyc_pipeline.orchestration.partitions import batches
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.partition import Action, ResponsesState, action, read_entries, write_responses
+from kyc_pipeline.verify.partition import Action, action, write_responses
+from kyc_pipeline.lake.tables import ResponsesState
 from tests.conftest import Landing, image_bytes
 
 DAYS = ["2024-09-01", "2024-09-02", "2024-09-03"]
@@ -151,7 +154,8 @@ class World:
     def accepted(self) -> dict[str, list[str]]:
         lake = self.pipeline.lake
         days = lake.dates(SUBMISSIONS)
-        return {day: lake.read(SUBMISSIONS, day)["submission_id"].to_pylist() for day in days}
+        rows: Any = {day: lake.read(SUBMISSIONS, day)["submission_id"].to_pylist() for day in days}
+        return dict(rows)
 
 
 @pytest.fixture
@@ -189,7 +193,7 @@ def settings_of(folder: Path) -> Settings:
 )
 @given(steps=st.lists(STEPS, min_size=3, max_size=6))
 def test_the_plan_is_what_the_run_does_and_no_row_is_lost(
-    make_world, monkeypatch: pytest.MonkeyPatch, steps: list[Deliver | Document | Run]
+    make_world: Callable[[], World], monkeypatch: pytest.MonkeyPatch, steps: list[Deliver | Document | Run]
 ) -> None:
     monkeypatch.setattr(partitions, "BACKFILL_DAYS_PER_RUN", 2)
     world = make_world()
@@ -235,7 +239,7 @@ NOTHING_SENT = Run(DAYS, frozenset(), frozenset(IDS))
 @pytest.mark.parametrize("content", [0, 1], ids=["as it was", "corrected"])
 @pytest.mark.parametrize(("here", "there"), [(0, 1), (1, 0)], ids=["later", "earlier"])
 def test_a_day_is_due_when_the_id_that_it_left_to_another_is_free(
-    make_world, here: int, there: int, content: int
+    make_world: Callable[[], World], here: int, there: int, content: int
 ) -> None:
     world = make_world()
     old, new, other = DAYS[here], DAYS[there], DAYS[2]

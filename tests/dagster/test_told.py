@@ -17,7 +17,7 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.assets import ingest as ingest_assets
 from kyc_pipeline.orchestration.checks.ingest import RECONCILES
 from tests.conftest import Landing
-from tests.dagster.conftest import TOKEN
+from tests.dagster.conftest import TOKEN, Run
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 RANGE = ("--from", DAY, "--to", NEXT_DAY)
@@ -52,7 +52,7 @@ class BreaksDagster:
 
 
 def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_told(
-    landing: Landing, run, tmp_path: Path
+    landing: Landing, run: Run, tmp_path: Path
 ) -> None:
     *_, last = landing.day(DAY, 3)
     home = tmp_path / "dagster_home"
@@ -89,7 +89,7 @@ def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run) -> Non
 
 
 def test_a_run_that_could_not_write_the_lake_tells_the_outcomes_of_the_ledger(
-    landing: Landing, run, tmp_path: Path
+    landing: Landing, run: Run, tmp_path: Path
 ) -> None:
     *_, last = landing.day(DAY, 3)
     table = Path(Lake(str(tmp_path / "lake")).path(VERIFICATION_RESPONSES, DAY))
@@ -107,7 +107,9 @@ def test_a_run_that_could_not_write_the_lake_tells_the_outcomes_of_the_ledger(
         assert "this run   0 calls, 0 retries" in out
 
 
-def test_a_failed_check_says_what_is_wrong(landing: Landing, run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_says_what_is_wrong(
+    landing: Landing, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for day in (DAY, NEXT_DAY):
         landing.day(day, 1)
     real = ingest_assets.check_partition

@@ -30,6 +30,7 @@ from kyc_pipeline.verify.look_up_first import discovery
 from kyc_pipeline.verify.partition import work
 from tests.unit.postgres import running_postgres
 from tests.unit.verify.world import DATE, TOKEN, World
+from typing import Any
 
 LATER = "2024-09-02"
 
@@ -54,7 +55,7 @@ def ledger_file(world: World) -> Path:
     return world.root / "ledger.sqlite"
 
 
-def another(world: World, **changes: object) -> World:
+def another(world: World, **changes: Any) -> World:
     """The same world in a process of its own."""
     return dataclasses.replace(world, **changes)
 

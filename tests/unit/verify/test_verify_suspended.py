@@ -136,7 +136,7 @@ def test_a_stopped_run_keeps_its_day_and_goes_on(
         world.server = simulator.url
         with stopped_before_its_upload(world, processes, until) as (pid, messages):
             clock = Clock(lambda: now() + children.DAY, lambda: since_boot() + children.DAY)
-            world.ledger = Ledger(world.settings.kyc_ledger_url, clock=clock)  # type: ignore[misc]
+            world.ledger = Ledger(world.settings.kyc_ledger_url, clock=clock)
             with pytest.raises(PartitionBusy, match=rf"process is stopped.*`kill -CONT {pid}`"):
                 world.verify(run_id="another")
             assert not simulator.received
