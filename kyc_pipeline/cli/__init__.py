@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "Run synthetic submissions through the whole pipeline.",
     "erase": "Remove one person from all stored data.",
     "held": "List submissions with an uncertain outcome and decide about them.",
+    "limits": "Show the rate limits that all runs share, or reset them.",
     "plan": "Show what a backfill would do and cost.",
     "query": "Query the published warehouse.",
     "simulator": "Run the bundled DeepXL-compatible server.",
