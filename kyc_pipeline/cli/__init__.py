@@ -20,6 +20,7 @@ COMMANDS = {
     "erase": "Remove one person from all stored data.",
     "held": "List submissions with an uncertain outcome and decide about them.",
     "ledger": "Check, move or restore the ledger of paid calls.",
+    "limits": "Show the rate limits that all runs share, or reset them.",
     "plan": "Show what a backfill would do and cost.",
     "query": "Query the published warehouse.",
     "simulator": "Run the bundled DeepXL-compatible server.",

@@ -14,7 +14,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Row, delete, select, update
 
@@ -50,7 +50,7 @@ class HeldLease:
     """Called as soon as it is known that another run has taken the lease; perhaps more than once."""
 
     @classmethod
-    def acquire(cls, ledger: Ledger, partition_date: str, run_id: str) -> "HeldLease":
+    def acquire(cls, ledger: Ledger, partition_date: str, run_id: str) -> Self:
         """Takes the lease, as :func:`acquire_lease` does."""
         sure_until = _sure_until(ledger)
         return cls(ledger, acquire_lease(ledger, partition_date, run_id), sure_until)

@@ -1,5 +1,6 @@
 """The command line: its results, and one clear line with the documented exit code for each invalid input."""
 
+import asyncio
 import http.server
 import os
 import shutil
@@ -18,9 +19,13 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.rate_limits import list_rate_limits, reset_rate_limits
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify import rate_limit
 from kyc_pipeline.verify.signals import StopFlag
 from tests.conftest import Landing
 
@@ -330,6 +335,44 @@ def test_wrong_usage_exits_with_2(landing: Landing, run: Run, arguments: tuple[s
 
 def test_nothing_is_held(run: Run) -> None:
     assert run("held", "list")[:2] == (0, "nothing is held\n")
+
+
+def test_a_long_wait_for_the_rate_limit_is_announced_and_can_be_ended(
+    landing: Landing,
+    run: Run,
+    simulator: Simulator,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(rate_limit, "_LONG_WAIT_SECONDS", 0.05)
+    assert run("limits", "list")[:2] == (0, "no run has used a rate limit yet\n")
+    assert run("limits", "reset")[:2] == (0, "0 rate limits reset\n")
+    landing.day(DAY, 1)
+    with Ledger(settings.kyc_ledger_url) as ledger:
+        pause = rate_limit.SharedRateLimiter(ledger, simulator.url, 10).pause
+        asyncio.run(pause(3000))
+        code, out, _ = run("limits", "list")
+        assert code == 0
+        name, booked, _, paused, _ = out.splitlines()[1].split()
+        assert (name, booked) == (simulator.url, "0.0")
+        assert 2900 < float(paused.replace(",", "")) <= 3000
+        assert run("limits", "reset")[:2] == (0, "1 rate limits reset\n")
+        asyncio.run(pause(3000))
+
+        def reset_when_a_call_waits() -> None:
+            while not list_rate_limits(ledger)[simulator.url].arrival:  # until it has booked a permit
+                pass
+            reset_rate_limits(ledger)
+
+        resetting = threading.Thread(target=reset_when_a_call_waits)
+        resetting.start()
+        assert run("backfill", *RANGE, DEEPXL_REQUESTS_PER_SECOND="10")[0] == 0
+        resetting.join()
+    # Without a logging configuration, as in the command line, a warning goes to standard error.
+    told = "for the rate limit in the ledger (DeepXL asked for a pause); `kyc-pipeline limits reset` ends"
+    assert told in caplog.text
+    assert simulator.received.total() == 1
 
 
 def test_a_paid_range_needs_no_credential(landing: Landing, run: Run) -> None:

@@ -19,7 +19,7 @@ from kyc_pipeline.cli.plan import plan_days
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
 from kyc_pipeline.ingest.state import Records, turns
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, ResponsesState
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
@@ -30,7 +30,6 @@ from kyc_pipeline.orchestration.partitions import batches
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.partition import Action, action, write_responses
-from kyc_pipeline.lake.tables import ResponsesState
 from tests.conftest import Landing, image_bytes
 
 DAYS = ["2024-09-01", "2024-09-02", "2024-09-03"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from kyc_pipeline.ingest import lock
 from kyc_pipeline.ingest.lock import LOCK_KEY, ingest_lock
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.ledger.database import Ledger
@@ -63,6 +64,23 @@ def test_a_lock_is_renewed_while_it_is_held(ledger_url: str) -> None:
             ingest_lock(other, "run", wait_seconds=0),
         ):
             raise AssertionError("two have the lock")
+
+
+def test_a_long_wait_for_the_lock_is_announced_once(
+    ledger_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lock, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(lock, "_POLL_SECONDS", 0.0)
+    with (
+        Ledger(ledger_url) as ledger,
+        ingest_lock(ledger, "the-holder", wait_seconds=0),
+        pytest.raises(PartitionBusy),
+        ingest_lock(ledger, "run", wait_seconds=0.2),
+    ):
+        raise AssertionError("two have the lock")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("waiting up to 0 s for the ingest lock: partition ingest is being")
+    assert "run the-holder" in record.getMessage()
 
 
 KILLED_HOLDER = """

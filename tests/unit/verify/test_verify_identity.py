@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -30,7 +31,6 @@ from kyc_pipeline.verify.look_up_first import discovery
 from kyc_pipeline.verify.partition import work
 from tests.unit.postgres import running_postgres
 from tests.unit.verify.world import DATE, TOKEN, World
-from typing import Any
 
 LATER = "2024-09-02"
 

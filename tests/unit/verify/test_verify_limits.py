@@ -1,6 +1,7 @@
 """Rate, concurrency, pauses and the circuit breaker."""
 
 import asyncio
+import heapq
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -12,7 +13,10 @@ import sqlalchemy as sa
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.schema import attempts, submissions
+from kyc_pipeline.ledger.rate_limits import list_rate_limits, reset_rate_limits
+from kyc_pipeline.ledger.schema import attempts, rate_limits
+from kyc_pipeline.ledger.times import Clock, now
+from kyc_pipeline.verify import rate_limit
 from kyc_pipeline.verify.gate import AdaptiveConcurrency, CircuitBreaker, Gate, Health, NoLimit
 from kyc_pipeline.verify.rate_limit import SharedRateLimiter
 from tests.unit.verify import children
@@ -21,20 +25,89 @@ from tests.unit.verify.world import DATE, TOKEN, World
 Until = Callable[[Callable[[], bool]], None]
 
 
-def call_times(ledger: Ledger, date: str) -> list[float]:
-    """When the partition's calls were started, in seconds since the epoch."""
-    query = sa.select(submissions.c.requested_at).where(submissions.c.partition_date == date)
-    with ledger.read() as connection:
-        return sorted(moment / 1_000_000 for moment in connection.execute(query).scalars())
+class Simulated:
+    """Simulated time for several hosts: it passes when all of them sleep."""
+
+    def __init__(self, hosts: int) -> None:
+        self._now = 1_700_000_000_000_000
+        self._awake = hosts
+        self._sleeping: list[tuple[int, int, asyncio.Event]] = []
+        self.clock = Clock(lambda: self._now, lambda: self._now)
+
+    @property
+    def seconds(self) -> float:
+        return self._now / 1_000_000
+
+    async def sleep(self, seconds: float) -> None:
+        woken = asyncio.Event()
+        # Hosts wake one after another, the longest asleep first.
+        entry = (self._now + round(seconds * 1_000_000), len(self._sleeping), woken)
+        heapq.heappush(self._sleeping, entry)
+        self._rest()
+        await woken.wait()
+
+    def leave(self) -> None:
+        """A host has nothing more to do."""
+        self._rest()
+
+    def _rest(self) -> None:
+        self._awake -= 1
+        if not self._awake and self._sleeping:
+            self._now, _, woken = heapq.heappop(self._sleeping)
+            self._awake = 1
+            woken.set()
 
 
-def test_two_hosts_share_a_rate_on_postgres_evenly(
+def permits_of_two_hosts(url: str, *, per_second: float, calls: int) -> tuple[list[float], list[float]]:
+    """When each of two hosts got its permits, in seconds. Each has many calls waiting at any time."""
+
+    async def run() -> tuple[list[float], list[float]]:
+        time = Simulated(hosts=2)
+        granted: tuple[list[float], list[float]] = ([], [])
+
+        async def host(ledger: Ledger, times: list[float]) -> None:
+            limiter = SharedRateLimiter(ledger, "api", per_second)
+
+            async def worker(share: int) -> None:
+                for _ in range(share):
+                    await limiter.acquire(time.sleep)
+                    times.append(time.seconds)
+
+            await asyncio.gather(*(worker(calls // 10) for _ in range(10)))
+            time.leave()
+
+        with Ledger(url, clock=time.clock) as first, Ledger(url, clock=time.clock) as second:
+            await asyncio.gather(*map(host, (first, second), granted))
+        return granted
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("per_second", [5, 50, 200])
+def test_two_hosts_share_a_rate_evenly(ledger_url: str, per_second: int) -> None:
+    calls = max(150, 3 * per_second)
+    times = permits_of_two_hosts(ledger_url, per_second=per_second, calls=calls)
+    assert [len(each) for each in times] == [calls, calls]
+    # They share the rate while both have work; the first permits may come in a burst.
+    begin, end = max(each[10] for each in times), min(each[-1] for each in times)
+    shared = [[moment for moment in each if begin <= moment <= end] for each in times]
+    rate = (sum(map(len, shared)) - 1) / (end - begin)
+    assert rate == pytest.approx(per_second, rel=0.05)
+    # They take turns.
+    assert abs(len(shared[0]) - len(shared[1])) <= 0.1 * len(shared[0])
+    # No bursts: in no half second many more permits than its share.
+    merged = sorted(times[0] + times[1])
+    most = int(per_second * 0.5 + max(15, per_second * 0.2))
+    assert all(merged[i + most] - merged[i] > 0.5 for i in range(len(merged) - most))
+
+
+def test_processes_on_postgres_keep_the_rate_together(
     tmp_path: Path, postgres_url: str, processes: ForkServerContext
 ) -> None:
     dates = ("2024-09-01", "2024-09-02")
     world = World(tmp_path, ledger_url=postgres_url)
     for date in dates:
-        world.submit(*(f"{date}-{number:03}" for number in range(150)), date=date)
+        world.submit(*(f"{date}-{number:03}" for number in range(40)), date=date)
     world.options = {"deepxl_requests_per_second": 50, "deepxl_max_concurrency": 32}
     with running_simulator(token=TOKEN) as simulator, world.ledger as ledger:
         runs = [
@@ -44,23 +117,87 @@ def test_two_hosts_share_a_rate_on_postgres_evenly(
             )
             for date in dates
         ]
+        before = now()
         for run in runs:
             run.start()
         for run in runs:
             run.join()
         assert [run.exitcode for run in runs] == [0, 0]
-        assert simulator.received.total() == 300
-        times = [call_times(ledger, date) for date in dates]
-    # They share the rate only while both run; the first calls may come in a burst.
-    begin, end = max(both[10] for both in times), min(both[-1] for both in times)
-    shared = [[moment for moment in both if begin <= moment <= end] for both in times]
-    rate = sum(map(len, shared)) / (end - begin)
-    assert 50 * 0.95 <= rate <= 50 * 1.05
-    # They take turns.
-    assert abs(len(shared[0]) - len(shared[1])) <= 0.1 * len(shared[0])
-    # No bursts: never many more than 25 calls in half a second.
-    merged = sorted(shared[0] + shared[1])
-    assert all(merged[i + 40] - merged[i] > 0.5 for i in range(len(merged) - 40))
+        assert simulator.received.total() == 80
+        (limit,) = list_rate_limits(ledger).values()
+    # However slow this machine is, they cannot have been faster: every permit moved the same arrival.
+    assert limit.arrival - before >= 80 / 50 * 1_000_000
+
+
+def waits_of(ledger: Ledger, *, calls: int = 1, per_second: float = 10) -> list[float]:
+    """The waits of some calls, in seconds. No time passes."""
+
+    async def run() -> list[float]:
+        waits: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+
+        for _ in range(calls):
+            await SharedRateLimiter(ledger, "api", per_second).acquire(sleep)
+        return waits
+
+    return asyncio.run(run())
+
+
+def set_limit(ledger: Ledger, **values: int) -> None:
+    with ledger.write() as connection:
+        connection.execute(sa.update(rate_limits).values(**values))
+
+
+@pytest.mark.parametrize("hours", [0.5, 72])
+def test_an_arrival_of_a_wrong_clock_delays_calls_only_for_seconds(ledger_url: str, hours: float) -> None:
+    with Ledger(ledger_url) as ledger:
+        waits_of(ledger)
+        set_limit(ledger, arrival=now() + int(hours * 3_600_000_000))
+        assert all(wait <= 10 for wait in waits_of(ledger, calls=3))
+
+
+def test_a_pause_of_a_wrong_clock_lasts_at_most_an_hour_and_is_announced(
+    ledger_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Ledger(ledger_url) as ledger:
+        waits_of(ledger)
+        set_limit(ledger, paused_until=now() + 72 * 3_600_000_000)
+        (wait,) = waits_of(ledger)
+    assert 3590 < wait <= 3601
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"the next call waits {wait:.0f} s for the rate limit in the ledger (DeepXL asked for a pause); "
+        "`kyc-pipeline limits reset` ends the wait"
+    )
+
+
+def test_a_run_that_waits_goes_on_when_the_limit_is_reset(
+    ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limit, "_LONG_WAIT_SECONDS", 0.05)
+
+    async def run() -> list[float]:
+        waits: list[float] = []
+        asleep = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            asleep.set()
+            await asyncio.Event().wait()
+
+        with Ledger(ledger_url) as ledger:
+            limiter = SharedRateLimiter(ledger, "api", 10)
+            await limiter.pause(3000)
+            waiting = asyncio.create_task(limiter.acquire(sleep))
+            await asleep.wait()
+            assert await asyncio.to_thread(reset_rate_limits, ledger) == 1
+            await asyncio.wait_for(waiting, 30)
+        return waits
+
+    (wait,) = asyncio.run(run())
+    assert 2990 < wait <= 3000.2
 
 
 def test_a_pause_holds_back_everybody_who_shares_the_limit(ledger_url: str) -> None:
@@ -108,10 +245,8 @@ def test_retry_after_slows_every_worker(sqlite_world: World, form: str) -> None:
     ids = [f"s-{number:02}" for number in range(12)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 2}
-    seconds = 1 if form == "seconds" else 2  # a date is in whole seconds
-    value = (
-        "1" if form == "seconds" else time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3))
-    )
+    date = int(time.time()) + 3
+    value = "1" if form == "seconds" else time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(date))
     faults = {ids[0]: [Answers(429, {"Retry-After": value})]}
     with running_simulator(token=TOKEN, latency_ms=5, faults=faults) as simulator:
         world.server = simulator.url
@@ -120,10 +255,11 @@ def test_retry_after_slows_every_worker(sqlite_world: World, form: str) -> None:
         asked = connection.execute(
             sa.select(attempts.c.ended_at).where(attempts.c.http_status == 429)
         ).scalar_one()
+        end = asked + 1_000_000 if form == "seconds" else date * 1_000_000
         later = connection.execute(
             sa.select(sa.func.count()).where(
                 attempts.c.started_at > asked + 100_000,
-                attempts.c.started_at < asked + (seconds - 0.5) * 1_000_000,
+                attempts.c.started_at < end - 500_000,
             )
         ).scalar_one()
     assert later == 0

@@ -1,0 +1,44 @@
+"""`kyc-pipeline limits`: the rate limits that all runs share through the ledger."""
+
+import click
+
+from kyc_pipeline.cli.options import format_table
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.rate_limits import list_rate_limits, reset_rate_limits
+from kyc_pipeline.settings import load_settings
+
+
+@click.group()
+def limits() -> None:
+    """The rate limits that all runs share through the ledger."""
+
+
+@limits.command("list")
+def list_command() -> None:
+    """Show for how long permits are booked, and calls paused."""
+    with Ledger(load_settings().kyc_ledger_url) as ledger:
+        found = list_rate_limits(ledger)
+    if not found:
+        click.echo("no run has used a rate limit yet")
+        return
+    click.echo(
+        format_table(
+            ("API", "booked for", "paused for"),
+            [
+                (name, _seconds(limit.arrival - limit.now), _seconds(limit.paused_until - limit.now))
+                for name, limit in found.items()
+            ],
+        )
+    )
+
+
+@limits.command("reset")
+def reset_command() -> None:
+    """Forget bookings and pauses, for example after the clock was wrong. Runs that wait go on."""
+    with Ledger(load_settings().kyc_ledger_url) as ledger:
+        count = reset_rate_limits(ledger)
+    click.echo(f"{count} rate limits reset")
+
+
+def _seconds(microseconds: int) -> str:
+    return f"{max(microseconds, 0) / 1_000_000:,.1f} s"
