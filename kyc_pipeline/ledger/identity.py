@@ -5,6 +5,7 @@ process remembers the last one that it wrote, and the lake one that is a few sec
 a ledger is recognised, in the middle of a run too, whichever way it took the ledger's place.
 """
 
+import contextlib
 import dataclasses
 import secrets
 import time
@@ -202,11 +203,10 @@ class LakeNote:
             self.write()
 
     def write(self) -> None:
-        """Writes it now. A failure makes the next check weaker, never wrong."""
-        try:
+        """Writes it now."""
+        # Whatever fails in whichever store makes the next check weaker, never wrong; the calls go on.
+        with contextlib.suppress(Exception):
             note_generation(self._lake, self._ledger.generation)
-        except OSError:
-            return
 
 
 def _outcomes(lake: Lake, date: str) -> list[str]:
