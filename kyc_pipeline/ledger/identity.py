@@ -106,7 +106,8 @@ def bind(lake: Lake, ledger: Ledger) -> Identity:
     At their first use it makes them known to each other. Raises :class:`WrongLedger`.
     """
     check_bond(lake, ledger)
-    check_health(ledger)
+    if not ledger.generation:  # once for each object: it reads the whole file
+        check_health(ledger)
     with ledger.read() as connection:
         is_new = connection.execute(select(identity.c.lake_id)).scalar_one() is None
     if is_new and read_lake_identity(lake) is None:
