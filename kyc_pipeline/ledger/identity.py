@@ -16,6 +16,7 @@ from typing import Final
 import pyarrow.compute as pc
 from sqlalchemy import Connection, select, text, update
 
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.identity import (
     LakeIdentity,
     note_generation,
@@ -54,6 +55,17 @@ def read_identity(ledger: Ledger) -> Identity:
     """The ledger's identity."""
     with ledger.read() as connection:
         return Identity(*connection.execute(select(identity)).one())
+
+
+def open_ledger(lake: Lake, url: str) -> Ledger:
+    """The ledger at `url`. Raises :class:`WrongLedger` if it is known not to be the lake's."""
+    ledger = Ledger(url)
+    try:
+        check_bond(lake, ledger)
+    except KycError:
+        ledger.close()
+        raise
+    return ledger
 
 
 def check_bond(lake: Lake, ledger: Ledger) -> None:
