@@ -50,8 +50,15 @@ Result = TypeVar("Result")
     type=click.IntRange(min=0),
     help="Maximum calls; by default DEEPXL_MAX_CALLS_PER_RUN.",
 )
+@click.option(
+    "--look-up-first",
+    is_flag=True,
+    help="Before anything is sent, look every submission up and adopt what DeepXL's history has.",
+)
 @click.pass_context
-def backfill(context: click.Context, first: date, last: date, max_calls: int | None) -> None:
+def backfill(
+    context: click.Context, first: date, last: date, max_calls: int | None, look_up_first: bool
+) -> None:
     """Ingest, verify (one paid call per submission), flatten and publish every day of the range.
 
     A submission that is already paid for is not sent again.
@@ -60,16 +67,19 @@ def backfill(context: click.Context, first: date, last: date, max_calls: int | N
     if max_calls is not None:
         settings = settings.model_copy(update={"deepxl_max_calls_per_run": max_calls})
     days = days_between(first, last, settings)
-    context.exit(run_backfill(settings, days, verbose=is_verbose(context)))
+    verbose = is_verbose(context)
+    context.exit(run_backfill(settings, days, look_up_first=look_up_first, verbose=verbose))
 
 
-def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:
+def run_backfill(
+    settings: Settings, days: Sequence[str], *, look_up_first: bool = False, verbose: bool = False
+) -> int:
     """Runs `days`, prints the results and what is left, and returns the exit code."""
     check_landing(settings, days)
     pipeline = Pipeline(settings)
     check_api_when_needed(pipeline, days)
     instance = open_instance()
-    controls = CallControls()
+    controls = CallControls(look_up_first=look_up_first)
     with progress_bar(len(days)) as controls.progress:
         failures = run_interruptibly(
             controls.stop, lambda: run_partitions(pipeline, days, instance, controls, verbose=verbose)

@@ -6,7 +6,7 @@ from kyc_pipeline.cli.options import format_table
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.decisions import list_held, operator, resolve_held
-from kyc_pipeline.ledger.identity import check_bond
+from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
 
 
@@ -17,9 +17,7 @@ def held() -> None:
 
 def _open_ledger() -> Ledger:
     settings = load_settings()
-    ledger = Ledger(settings.kyc_ledger_url)
-    check_bond(Lake(settings.kyc_lake), ledger)
-    return ledger
+    return open_ledger(Lake(settings.kyc_lake), settings.kyc_ledger_url)
 
 
 @held.command("list")

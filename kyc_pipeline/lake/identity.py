@@ -42,15 +42,18 @@ def read_lake_identity(lake: Lake) -> LakeIdentity | None:
 
 
 def write_lake_identity(lake: Lake, identity: LakeIdentity) -> None:
-    """Replaces what the lake says; durable when it returns. Raises :class:`OSError`."""
+    """Replaces what the lake says; durable when it returns. Raises :class:`KycError` if that fails."""
     path = f"{lake.root}/{FILE_NAME}"
     content = msgspec.json.encode(identity)
-    if not lake.is_local:
-        lake.fs.pipe_file(path, content)
-        return
-    make_folder(lake.root)
-    with replacing(path) as file:
-        file.write(content)
+    try:
+        if not lake.is_local:
+            lake.fs.pipe_file(path, content)
+            return
+        make_folder(lake.root)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise KycError(f"cannot write {path} ({error.strerror}): nothing is sent without it") from error
 
 
 def note_generation(lake: Lake, generation: int) -> None:

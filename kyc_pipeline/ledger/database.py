@@ -108,8 +108,11 @@ class Ledger:
 
     def exists(self) -> bool:
         """Whether the ledger exists. Does not create it."""
-        if self.file is not None and not (self.file.exists() and self.file.stat().st_size):
-            return False
+        if self.file is not None:
+            if not (self.file.exists() and self.file.stat().st_size):
+                return False
+            with self._translated_file_errors(self.file):
+                sqlite.has_log(self.file)
         with self._translated(), self._connected().connect() as connection:
             return _revision(connection) is not None
 
@@ -215,16 +218,18 @@ class Ledger:
         if self.file is None:
             _migrate(engine)
             return
-        self._prepare_file(self.file)
+        with self._translated_file_errors(self.file):
+            sqlite.prepare(self.file, self._busy_timeout)
         with engine.connect() as connection:
             current = _revision(connection)
         if current != HEAD_REVISION:
             with FileLock(f"{self.file}.lock", mode=0o600):
                 _migrate(engine)
 
-    def _prepare_file(self, file: Path) -> None:
+    @contextlib.contextmanager
+    def _translated_file_errors(self, file: Path) -> Iterator[None]:
         try:
-            sqlite.prepare(file, self._busy_timeout)
+            yield
         except sqlite.ForeignLog as error:
             raise WrongLedger(
                 f"beside the ledger {file} lies {error}, the log of another database: move the log away, "

@@ -5,6 +5,7 @@ process remembers the last one that it wrote, and the lake one that is a few sec
 a ledger is recognised, in the middle of a run too, whichever way it took the ledger's place.
 """
 
+import contextlib
 import dataclasses
 import secrets
 import time
@@ -15,6 +16,7 @@ from typing import Final
 import pyarrow.compute as pc
 from sqlalchemy import Connection, select, text, update
 
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.identity import (
     LakeIdentity,
     note_generation,
@@ -53,6 +55,17 @@ def read_identity(ledger: Ledger) -> Identity:
     """The ledger's identity."""
     with ledger.read() as connection:
         return Identity(*connection.execute(select(identity)).one())
+
+
+def open_ledger(lake: Lake, url: str) -> Ledger:
+    """The ledger at `url`. Raises :class:`WrongLedger` if it is known not to be the lake's."""
+    ledger = Ledger(url)
+    try:
+        check_bond(lake, ledger)
+    except KycError:
+        ledger.close()
+        raise
+    return ledger
 
 
 def check_bond(lake: Lake, ledger: Ledger) -> None:
@@ -105,7 +118,8 @@ def bind(lake: Lake, ledger: Ledger) -> Identity:
     At their first use it makes them known to each other. Raises :class:`WrongLedger`.
     """
     check_bond(lake, ledger)
-    check_health(ledger)
+    if not ledger.generation:  # once for each object: it reads the whole file
+        check_health(ledger)
     with ledger.read() as connection:
         is_new = connection.execute(select(identity.c.lake_id)).scalar_one() is None
     if is_new and read_lake_identity(lake) is None:
@@ -202,11 +216,10 @@ class LakeNote:
             self.write()
 
     def write(self) -> None:
-        """Writes it now. A failure makes the next check weaker, never wrong."""
-        try:
+        """Writes it now."""
+        # Whatever fails in whichever store makes the next check weaker, never wrong; the calls go on.
+        with contextlib.suppress(Exception):
             note_generation(self._lake, self._ledger.generation)
-        except OSError:
-            return
 
 
 def _outcomes(lake: Lake, date: str) -> list[str]:

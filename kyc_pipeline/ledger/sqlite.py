@@ -55,19 +55,27 @@ def configure(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode=TRUNCATE")
 
 
+def has_log(path: Path) -> bool:
+    """Whether a `-wal` with content lies beside the file, which an older version may have left.
+
+    Raises :class:`ForeignLog` if it is not the file's own: SQLite would apply it on the first read.
+    """
+    log = Path(f"{path}-wal")
+    if not (log.exists() and log.stat().st_size):
+        return False
+    # Reading the header drops this process's locks on the file, but with a log there it has none.
+    if not uses_wal(path):
+        raise ForeignLog(log.name)
+    return True
+
+
 def prepare(path: Path, busy_timeout: float) -> None:
     """Creates the file (mode 0600) if it is missing, and ends WAL mode, in which older versions left it.
 
     Raises :class:`ForeignLog`, :class:`Damaged`, or :class:`sqlite3.Error` if an older version has it open.
     """
-    log = Path(f"{path}-wal")
-    has_log = log.exists() and log.stat().st_size > 0
-    # SQLite would apply the log, whatever the file's header says. (With a log there, nobody has locks on the
-    # file that reading its header would drop: this version keeps no log.)
-    if has_log and not uses_wal(path):
-        raise ForeignLog(log.name)
-    is_new = not (path.exists() and path.stat().st_size)
-    if not is_new:
+    was_in_use = has_log(path)
+    if path.exists() and path.stat().st_size:
         with contextlib.closing(sqlite3.connect(path, timeout=busy_timeout)) as connection:
             if _journal_mode(connection) != _WAL:
                 return
@@ -77,7 +85,7 @@ def prepare(path: Path, busy_timeout: float) -> None:
         contextlib.closing(_open(path, busy_timeout)) as connection,
     ):
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # `upkeep.py` returns free pages
-        if has_log:
+        if was_in_use:
             check_structure(connection, "integrity_check")
         connection.execute("PRAGMA journal_mode=TRUNCATE")
 

@@ -32,7 +32,7 @@ def commands(name: str) -> str:
 def run_commands(folder: Path, name: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = ["bash", "-euo", "pipefail", "-c", commands(name)]
-    subprocess.run(script, cwd=folder, env={**os.environ, "PATH": path}, check=True, timeout=60)
+    subprocess.run(script, cwd=folder, env={**os.environ, "PATH": path}, check=True, timeout=300)
 
 
 def settings_of(folder: Path, simulator: Simulator) -> Settings:

@@ -32,6 +32,23 @@ def test_environment_wins_over_env_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert settings.kyc_clear_tags == {"a", "b"}
 
 
+def test_relative_paths_begin_at_home_and_are_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = load_settings(None)
+    assert here.kyc_ledger_url == f"sqlite:///{tmp_path}/data/ledger.sqlite"
+    assert (here.kyc_lake, here.kyc_landing) == (f"{tmp_path}/data/lake", tmp_path / "data" / "landing")
+    monkeypatch.setenv("KYC_HOME", "home")
+    monkeypatch.setenv("KYC_LAKE", "s3://bucket/prefix")
+    monkeypatch.setenv("KYC_REPORT", "/srv/report.html")
+    monkeypatch.setenv("KYC_LEDGER_URL", "postgresql+psycopg://kyc@host/kyc")
+    there = load_settings(None)
+    assert there.kyc_warehouse == tmp_path / "home" / "data" / "warehouse" / "kyc.duckdb"
+    assert (there.kyc_lake, there.kyc_report) == ("s3://bucket/prefix", Path("/srv/report.html"))
+    assert there.kyc_ledger_url == "postgresql+psycopg://kyc@host/kyc"
+
+
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPXL_MAX_CALLS_PER_RUN", "")
     assert load_settings(None).deepxl_max_calls_per_run is None

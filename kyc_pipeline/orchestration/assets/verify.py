@@ -43,6 +43,11 @@ class VerifyConfig(dg.Config):
     price_per_call: str | None = Field(
         default=None, description="Price of one call as a decimal; by default DEEPXL_PRICE_PER_CALL."
     )
+    look_up_first: bool = Field(
+        default=False,
+        description="Before anything is sent, look every submission up and adopt what DeepXL's history has. "
+        "A restored ledger does so anyway, for the days up to its restore.",
+    )
     dry_run: bool = Field(
         default=False, description="Log what the run would do and cost; make no call and write nothing."
     )
@@ -118,6 +123,7 @@ def verify_assets(
                         progress=run.progress or log_progress(context),
                         budget=budget,
                         timing=run.timing,
+                        look_up_first=config.look_up_first or run.look_up_first,
                         # The plan has just read the first day; the others may change before their turn.
                         planned=plans[0].scan if day == plans[0].date else None,
                     )

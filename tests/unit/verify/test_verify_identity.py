@@ -1,9 +1,11 @@
 """A ledger that is not the one it was: nothing is sent, the line says why, and nothing is forgotten."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -85,9 +87,20 @@ def damaged(world: World) -> None:
     ledger_file(world).write_bytes(content)
 
 
+def old_log(world: World) -> None:
+    """A killed process of an older version left its log, and the file was restored from a backup."""
+    old = world.root / "old.sqlite"
+    shutil.copy(ledger_file(world), old)
+    with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("DELETE FROM attempts")
+        shutil.copy(f"{old}-wal", f"{ledger_file(world)}-wal")
+
+
 @pytest.mark.parametrize(
     ("loss", "line"),
     [
+        (old_log, "the log of another database"),
         (gone, "there is no ledger"),
         (empty, "there is no ledger"),
         (fresh, "is not the ledger of the lake"),
