@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kyc_pipeline.ingest.formats import ROW, ManifestUnreadable, read_manifest
+from kyc_pipeline.ingest.formats import ROW, ManifestUnreadable, fails_alone, read_manifest
 from kyc_pipeline.ingest.manifests import is_made_from, list_manifests, manifest_dates
 from kyc_pipeline.ingest.rows import identities
 from kyc_pipeline.lake.storage import Lake
@@ -80,7 +80,9 @@ class LandingZone:
 
 def _rows(date: str, name: str, path: Path) -> Iterator[LandingRow]:
     for chunk in read_manifest(path, Counter()):
-        pairs = zip(chunk["id_file"].to_pylist(), chunk["selfie_file"].to_pylist(), strict=True)
         numbers = chunk[ROW].to_numpy()
-        for number, readings, pair in zip(numbers, identities(chunk), pairs, strict=True):
+        with fails_alone(path):
+            pairs = zip(chunk["id_file"].to_pylist(), chunk["selfie_file"].to_pylist(), strict=True)
+            people = list(identities(chunk))
+        for number, readings, pair in zip(numbers, people, pairs, strict=True):
             yield LandingRow(date, name, int(number), readings, tuple(file for file in pair if file))

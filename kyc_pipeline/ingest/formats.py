@@ -6,6 +6,7 @@ marked as *malformed* and does not stop the others.
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -79,14 +80,34 @@ def read_manifest(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     reader = reader_of(path)
     if reader is None:
         raise ManifestUnreadable(path, "is neither .csv, .tsv, .jsonl nor .parquet")
-    try:
+    with fails_alone(path), _explained(path):
         yield from reader(path, ignored)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ManifestUnreadable(path, f"is a damaged .gz file ({error})") from error
     except UnicodeDecodeError as error:
         raise ManifestUnreadable(path, f"is not {error.encoding} text: save it as UTF-8") from error
     except OSError as error:
         raise ManifestUnreadable(path, f"cannot be read ({type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def fails_alone(path: Path) -> Iterator[None]:
+    """Names the manifest in any error that its content causes, so that it fails its own day only.
+
+    Libraries raise errors of many kinds about odd values. Errors of the machine pass.
+    """
+    try:
+        yield
+    except (KycError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ManifestUnreadable(path, f"has a value that cannot be read ({type(error).__name__})") from error
 
 
 def reader_of(path: Path) -> Reader | None:

@@ -19,7 +19,14 @@ import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.documents import Documents
-from kyc_pipeline.ingest.formats import ManifestUnreadable, printable, read_manifest, reader_of, shown_path
+from kyc_pipeline.ingest.formats import (
+    ManifestUnreadable,
+    fails_alone,
+    printable,
+    read_manifest,
+    reader_of,
+    shown_path,
+)
 from kyc_pipeline.ingest.ownership import CANDIDATES_FILE, REJECTED_FILE, Ownership
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows
 from kyc_pipeline.ingest.state import (
@@ -379,7 +386,8 @@ def _stage(
     ):
         for manifest in day.manifests:
             for chunk in read_manifest(manifest.path, ignored):
-                accepted_rows, rejected_rows = validate_rows(chunk, manifest.name, documents, erased)
+                with fails_alone(manifest.path):
+                    accepted_rows, rejected_rows = validate_rows(chunk, manifest.name, documents, erased)
                 candidates.write_table(accepted_rows)
                 rejected.write_table(rejected_rows)
                 received += chunk.num_rows

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.errors import KycError
 
+DAY = "2024-09-01"
 HEADER = "submission_id,id_file,selfie_file,tags\n"
 ROWS = 'A1,id.jpg,selfie.png,"{""k"":""ü, \n;""}"\nA2,id.jpg,selfie.png,\n'
 CSV = HEADER + ROWS.replace(", \n;", ", ;")
@@ -298,3 +300,34 @@ def test_memory_does_not_grow_with_a_manifest(tmp_path: Path) -> None:
     )
     assert large - small > 60_000_000
     assert large_peak - small_peak < (large - small) / 2
+
+
+BAD_UTF8 = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("submitted_at", pa.array([253_402_300_800_000_000], pa.timestamp("us", "UTC"))),  # the year 10000
+        ("submitted_at", pa.array([2**31 - 1], pa.date32())),
+        ("submission_id", BAD_UTF8),
+        ("id_file", BAD_UTF8),
+        ("tag.companyId", BAD_UTF8),
+    ],
+    ids=["year 10000", "far date", "bad id", "bad path", "bad tag"],
+)
+@pytest.mark.parametrize("erases", [False, True])
+def test_a_value_that_a_library_cannot_read_fails_its_own_day_and_is_named(
+    zone: Any, column: str, values: Any, erases: bool
+) -> None:
+    columns = {"submission_id": ["A1"], "id_file": ["id.jpg"], "selfie_file": ["id.jpg"], column: values}
+    target = io.BytesIO()
+    pq.write_table(pa.table(columns), target)
+    zone.manifest("odd.parquet", target.getvalue())
+    with pytest.raises(KycError, match=r"^manifests/2024-09-01/odd\.parquet: "):
+        zone.ingest(erased=(lambda tags: False) if erases else None)
+    landing = LandingZone(zone.landing)
+    zone.rows({"submission_id": "A2"}, day="2024-09-02")
+    assert [row.date for row in landing.rows()] in ([DAY, "2024-09-02"], ["2024-09-02"])
