@@ -205,7 +205,7 @@ class Lake:
         source: Any
         try:
             if self.is_local:
-                source = pa.OSFile(path)
+                source = pa.OSFile(path, "rb")
             else:
                 source = self._copy(path) if copy else self.fs.open(path, "rb")
         except FileNotFoundError:
@@ -227,7 +227,7 @@ class Lake:
                         raise
                 else:
                     copy.flush()
-                    return pa.OSFile(f"/dev/fd/{copy.fileno()}")
+                    return pa.OSFile(f"/dev/fd/{copy.fileno()}", "rb")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def remove_drafts(self, table: Table, date: str = "*", *, older_than: float = math.inf) -> int:
