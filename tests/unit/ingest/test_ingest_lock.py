@@ -83,12 +83,15 @@ def test_the_lock_of_a_dead_process_is_free_at_once(ledger_url: str) -> None:
 
 
 def test_the_lock_of_a_dead_host_is_taken_after_its_lease(ledger_url: str) -> None:
-    with Ledger(ledger_url) as ledger, Ledger(ledger_url, lease_seconds=0.5) as far:
+    with Ledger(ledger_url) as ledger, Ledger(ledger_url, lease_seconds=600) as far:
         acquire_lease(far, LOCK_KEY, "of-another-host")
         with ledger.write() as connection:
             connection.execute(sa.update(leases).values(machine="another", host="far"))
         with pytest.raises(PartitionBusy, match="on far"), ingest_lock(ledger, "run", wait_seconds=0):
             raise AssertionError("two have the lock")
+        with ledger.write() as connection:  # the lease has half a second left
+            left = ledger.now(connection) + 500_000
+            connection.execute(sa.update(leases).values(expires_at=left))
         with ingest_lock(ledger, "run", wait_seconds=60) as check:
             check()
 
