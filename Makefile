@@ -12,7 +12,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-header --n
 DEV_PORT ?= 3000
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 
-.PHONY: help setup demo demo-ui dev test check format dictionary install lock audit bench clean
+.PHONY: help setup demo demo-ui dev test test-unit check format dictionary install lock audit bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ dev: setup ## start Dagster's webserver and daemon on 127.0.0.1:3000
 test: setup ## run all tests; installs a browser if there is none
 	$(BIN)/python -m tests.e2e.browser
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test-unit: setup ## run the tests that need no servers and no browser
+	$(BIN)/python -m pytest tests/unit -m "not e2e" --numprocesses 2 --dist loadfile
 
 check: setup ## check style, types, imports, dependencies, SQL, data dictionary and definitions
 	$(BIN)/ruff check .

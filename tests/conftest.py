@@ -6,8 +6,18 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
 from PIL import Image
+
+# On a busy machine an example may take any time; `pytest-timeout` finds what hangs.
+hypothesis.settings.register_profile("kyc_pipeline", deadline=None)
+hypothesis.settings.load_profile("kyc_pipeline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "e2e")
 
 
 @pytest.fixture(scope="session", autouse=True)

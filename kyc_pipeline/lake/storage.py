@@ -9,6 +9,8 @@ local copy of one version.
 The root may have any name. Folders are listed, never matched with a pattern; a path for DuckDB, which takes
 every path for a pattern, is escaped (:func:`duckdb_path`); and the day is read from the end of a path
 (:data:`DAY_OF_PATH`), since DuckDB would read each `key=value` folder of the root as a column.
+Arrow reads through files of its own. Its threads may still hold what they read when a read returns; if that
+were Python's memory, a process that ends now would abort when they release it.
 """
 
 import contextlib
@@ -240,32 +242,35 @@ class Lake:
             yield pq.ParquetFile(source, pre_buffer=False)
 
     @contextlib.contextmanager
-    def _open(self, table: Table, date: str, *, copy: bool = True) -> Iterator[IO[bytes]]:
+    def _open(self, table: Table, date: str, *, copy: bool = True) -> Iterator[Any]:
         """Opens the partition's file; in an object store, a local copy of it unless `copy` is False."""
         path = self.path(table, date)
+        source: Any
         try:
-            source = self.fs.open(path, "rb") if self.is_local or not copy else self._copy(path)
+            if self.is_local:
+                source = pa.OSFile(path, "rb")
+            else:
+                source = self._copy(path) if copy else self.fs.open(path, "rb")
         except FileNotFoundError:
             raise _missing(table, date) from None
         with source:
             yield source
 
-    def _copy(self, path: str) -> IO[bytes]:
+    def _copy(self, path: str) -> pa.NativeFile:
         """Copies one version of an object to an anonymous temporary file."""
         for attempt in range(1, COPY_ATTEMPTS + 1):
             version = self.fs.ukey(path)
-            copy = tempfile.TemporaryFile()  # noqa: SIM115 - it is given back open
-            try:
-                with self.fs.open(path, "rb", cache_type="none") as source:
-                    shutil.copyfileobj(source, copy, _COPY_BYTES)
-            except OSError:
-                copy.close()
-                # Reading fails if the object is replaced during the copy: then try again.
-                if attempt == COPY_ATTEMPTS or self.fs.ukey(path) == version:
-                    raise
-            else:
-                copy.seek(0)
-                return copy
+            with tempfile.TemporaryFile() as copy:
+                try:
+                    with self.fs.open(path, "rb", cache_type="none") as source:
+                        shutil.copyfileobj(source, copy, _COPY_BYTES)
+                except OSError:
+                    # Reading fails if the object is replaced during the copy: then try again.
+                    if attempt == COPY_ATTEMPTS or self.fs.ukey(path) == version:
+                        raise
+                else:
+                    copy.flush()
+                    return pa.OSFile(f"/dev/fd/{copy.fileno()}", "rb")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def remove_drafts(self, table: Table, date: str = "*", *, older_than: float = math.inf) -> int:

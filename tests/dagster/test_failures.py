@@ -31,6 +31,7 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.vocabulary import Outcome
 from tests.conftest import Landing
+from tests.dagster.conftest import DAILY
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 SECRET = "Jane-Roe-4711"
@@ -160,7 +161,7 @@ def test_the_operators_name_is_in_the_ledger_and_not_in_the_run(
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         definitions = build_defs(pipeline, CallControls(timing=Timing(look_ups=(0.0,))))
         definitions.resolve_job_def("verify_and_publish").execute_in_process(
-            instance=instance, partition_key=DAY
+            instance=instance, partition_key=DAY, asset_selection=DAILY
         )
         result = definitions.resolve_job_def("resolve_held_submission").execute_in_process(
             instance=instance,

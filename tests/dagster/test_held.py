@@ -21,6 +21,7 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from tests.conftest import Landing
+from tests.dagster.conftest import DAILY
 
 DAY = "2024-09-08"
 TOKEN = "test-token"
@@ -53,14 +54,14 @@ def test_a_decision_in_the_launchpad(
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         definitions = build_defs(pipeline, CallControls(timing=Timing(look_ups=(0.0, 0.05))))
         job = definitions.resolve_job_def("verify_and_publish")
-        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
         assert outcomes(settings) == Counter(completed=1, uncertain=1)
         with Ledger(settings.kyc_ledger_url) as ledger:
             assert [found.submission_id for found in list_held(ledger, None)] == [lost]
         assert read_results(pipeline, [DAY]).left == [(DAY, lost, "uncertain")]
         resolve = definitions.resolve_job_def("resolve_held_submission")
         assert resolve.execute_in_process(instance=instance, run_config=config(lost, decision)).success
-        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
         assert simulator.received == Counter({first: 1, lost: received})
         assert read_results(pipeline, [DAY]).left == []
     assert outcomes(settings) == after
@@ -86,7 +87,7 @@ def test_a_decision_on_the_command_line(
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         controls = CallControls(timing=Timing(look_ups=(0.0,)))
         job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
-        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
         listed = CliRunner().invoke(held, ["list"])
         assert listed.exit_code == 0
         assert lost in listed.output
@@ -95,6 +96,6 @@ def test_a_decision_on_the_command_line(
         resolved = CliRunner().invoke(held, ["resolve", "--submission", lost, "--as", "retry"])
         assert resolved.exit_code == 0, resolved.output
         assert "nothing is held" in CliRunner().invoke(held, ["list"]).output
-        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
         assert simulator.received == Counter({kept: 1, lost: 2})
     assert outcomes(settings) == Counter(completed=2)

@@ -30,6 +30,7 @@ from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from tests.conftest import Landing
+from tests.dagster.conftest import DAILY
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
@@ -84,9 +85,9 @@ def test_a_second_run_makes_no_call(
     simulator: Simulator,
 ) -> None:
     landing.day(DAY, 5)
-    job.execute_in_process(instance=instance, partition_key=DAY)
+    job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
     before = Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)
-    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
     assert simulator.received.total() == 5
     assert Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY).equals(before)
 
@@ -96,7 +97,7 @@ def test_a_range_is_one_run_that_reports_every_day(
 ) -> None:
     landing.day(DAY, 3)
     landing.day(NEXT_DAY, 2)
-    result = job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY))
+    result = job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), asset_selection=DAILY)
     assert result.success
     assert simulator.received.total() == 5
     assert materialized(instance, "verification_responses") == {DAY, NEXT_DAY}
@@ -123,7 +124,9 @@ def test_a_rerun_without_calls_keeps_the_days_figures(
     landing.day(DAY, 10)
     config = {"ops": {"verify": {"config": {"price_per_call": "0.25"}}}}
     for _ in range(2):
-        assert job.execute_in_process(instance=instance, partition_key=DAY, run_config=config).success
+        assert job.execute_in_process(
+            instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
+        ).success
         figures = plotted(instance, "verification_responses", DAY)
         assert {name: figures[name] for name in ("completed", "held", "calls", "estimated_cost")} == {
             "completed": 10,
@@ -161,7 +164,7 @@ def test_rejected_rows_do_not_stop_the_others(
 ) -> None:
     good = landing.submission("good", 1)
     landing.manifest(DAY, [good, {"submission_id": "no-files"}, good | {"submission_id": "a b"}])
-    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
     assert list(simulator.received) == ["good"]
     rejected = Lake(settings.kyc_lake).read(REJECTED_SUBMISSIONS, DAY).to_pylist()
     assert {row["reason"] for row in rejected} == {"missing_field", "invalid_submission_id"}
@@ -204,10 +207,12 @@ def test_a_budget_stops_the_run_cleanly_and_the_next_run_continues(
 ) -> None:
     ids = landing.day(DAY, 9)
     config = {"ops": {"verify": {"config": {"max_calls": 4}}}}
-    assert job.execute_in_process(instance=instance, partition_key=DAY, run_config=config).success
+    assert job.execute_in_process(
+        instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
+    ).success
     outcomes = Counter(Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist())
     assert outcomes == {"completed": 4, "not_attempted": 5}
-    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
     assert simulator.received == Counter(ids)
 
 

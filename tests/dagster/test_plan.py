@@ -261,7 +261,7 @@ def test_a_day_is_due_when_the_id_that_it_left_to_another_is_free(
     assert not any(map(world.is_outdated, DAYS))
 
 
-def test_a_day_is_due_when_the_owner_of_its_id_was_corrected(make_world) -> None:
+def test_a_day_is_due_when_the_owner_of_its_id_was_corrected(make_world: Callable[[], World]) -> None:
     world = make_world()
     for day in DAYS[:2]:
         world.deliver(day, [("a", 0)])
@@ -274,7 +274,7 @@ def test_a_day_is_due_when_the_owner_of_its_id_was_corrected(make_world) -> None
     assert reasons == ["conflicting_submission_id"]
 
 
-def test_a_row_that_was_sent_stays_with_its_day(make_world) -> None:
+def test_a_row_that_was_sent_stays_with_its_day(make_world: Callable[[], World]) -> None:
     world = make_world()
     world.deliver(DAYS[0], [("a", 0)])
     world.run(Run(DAYS, frozenset(), frozenset()))

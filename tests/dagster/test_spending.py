@@ -21,6 +21,7 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.summary import Progress
 from tests.conftest import Landing
+from tests.dagster.conftest import DAILY
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 PRICE = {"ops": {"verify": {"config": {"price_per_call": "0.50", "max_calls": 9}}}}
@@ -64,7 +65,9 @@ def test_a_run_first_logs_what_it_is_about_to_spend(
     landing.day(DAY, 3)
     landing.day(NEXT_DAY, 2)
     config = {"ops": {"verify": {"config": PRICE["ops"]["verify"]["config"] | {"dry_run": dry_run}}}}
-    result = job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), run_config=config)
+    result = job.execute_in_process(
+        instance=instance, tags=range_tags(DAY, NEXT_DAY), run_config=config, asset_selection=DAILY
+    )
     assert result.success
     lines, observations = logged(result)
     paid = "0 already paid, 0 held"
@@ -90,7 +93,7 @@ def test_a_long_partition_logs_its_progress_by_time(
     with running_simulator(token="test-token", latency_ms=250) as simulator:
         changes = {"deepxl_base_url": simulator.url, "deepxl_max_concurrency": 1}
         job = build_defs(Pipeline(settings.model_copy(update=changes))).resolve_job_def("verify_and_publish")
-        result = job.execute_in_process(instance=instance, partition_key=DAY)
+        result = job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
     lines, observations = logged(result)
     progress = [line for line in lines if " of 8 settled" in line]
     assert len(progress) == len(observations[1:]) >= 2

@@ -18,6 +18,7 @@ from kyc_pipeline.orchestration.assets import ingest as ingest_assets
 from kyc_pipeline.orchestration.checks.ingest import RECONCILES
 from tests.conftest import Landing
 from tests.dagster.conftest import TOKEN, Run
+from kyc_pipeline.orchestration.checks.ingest import check_partition
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 RANGE = ("--from", DAY, "--to", NEXT_DAY)
@@ -75,7 +76,7 @@ def test_output_comes_back_from_a_full_disk(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().out == "shown"
 
 
-def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run) -> None:
+def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run: Run) -> None:
     first, second, *_ = landing.day(DAY, 6)
     landing.day(NEXT_DAY, 1)
     with running_simulator(token=TOKEN, faults={second: [Answers(401)]}) as simulator:
@@ -112,7 +113,7 @@ def test_a_failed_check_says_what_is_wrong(
 ) -> None:
     for day in (DAY, NEXT_DAY):
         landing.day(day, 1)
-    real = ingest_assets.check_partition
+    real = check_partition
     monkeypatch.setattr(
         ingest_assets,
         "check_partition",

@@ -22,9 +22,9 @@ from kyc_pipeline.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 CODE_LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kyc_pipeline"}
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 """Far more than a start takes, because the machine may be busy."""
-STOP_SECONDS = 60.0
+STOP_SECONDS = 180.0
 POLL_SECONDS = 0.2
 Value = TypeVar("Value")
 _PAUSE = threading.Event()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import SecretStr
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
@@ -20,6 +21,8 @@ from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
 from tests.conftest import Landing
 from tests.e2e.servers import clean_environment, poll, script
+
+pytestmark = pytest.mark.e2e
 
 DAY = "2024-09-08"
 TOKEN = "test-token"
@@ -102,7 +105,7 @@ def test_two_signals_give_up_the_calls_in_flight(landing: Landing, tmp_path: Pat
             process.send_signal(signal.SIGINT)
             poll(lambda: "a second signal gives them up" in log.read_text(), "the announcement", log=log)
             process.send_signal(signal.SIGINT)
-            assert process.wait(120) == UNFINISHED, log.read_text()
+            assert process.wait() == UNFINISHED, log.read_text()
         assert simulator.received.total() == IN_FLIGHT
         assert outcomes(tmp_path) == Counter(uncertain=IN_FLIGHT, not_attempted=len(ids) - IN_FLIGHT)
         # The simulator had processed them: the next run finds them by look-up and pays only for the others.

@@ -10,6 +10,16 @@ from tests.unit.postgres import PostgresServer, running_postgres
 
 BUCKETS = itertools.count(1)
 SCHEMAS = itertools.count()
+SERVERS = ("postgres", "s3_root")
+"""A test of these has one of them among its fixtures, or as a parameter that names a fixture."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test-unit` leaves out the tests that start a database or an object store."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if any(name in getattr(item, "fixturenames", ()) or name in parameters.values() for name in SERVERS):
+            item.add_marker(pytest.mark.e2e)
 
 
 @pytest.fixture(scope="session")

@@ -39,12 +39,12 @@ def processes() -> ForkServerContext:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
-    """Waits until a condition holds; fails after half a minute."""
+    """Waits until a condition holds; fails after two minutes, since the machine may be busy."""
     import threading
 
     def wait(condition: Callable[[], bool]) -> None:
         tick = threading.Event()
-        for _ in range(15_000):
+        for _ in range(60_000):
             if condition():
                 return
             tick.wait(0.002)

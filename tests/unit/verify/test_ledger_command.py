@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from world import DATE, TOKEN, World
 
 from kyc_pipeline.cli.held import held
 from kyc_pipeline.cli.ledger import ledger as command
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from tests.unit.verify.world import DATE, TOKEN, World
 
 LATER = "2024-09-02"
 Run = Callable[..., tuple[int, str]]
