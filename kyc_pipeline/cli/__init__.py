@@ -21,6 +21,7 @@ COMMANDS = {
     "held": "List submissions with an uncertain outcome and decide about them.",
     "plan": "Show what a backfill would do and cost.",
     "query": "Query the published warehouse.",
+    "reopen": "Let a refused or quarantined submission be sent again.",
     "simulator": "Run the bundled DeepXL-compatible server.",
 }
 """The help line of each command. Its module, and the function in it, have the command's name."""

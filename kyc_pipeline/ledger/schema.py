@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from kyc_pipeline.ledger.models import Decision, State
 
-HEAD_REVISION: Final = "0002"
+HEAD_REVISION: Final = "0003"
 """The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
@@ -113,6 +113,7 @@ decisions = Table(
     Column("decision", _one_of(Decision), nullable=False),
     Column("decided_by", String(255), nullable=False),
     Column("decided_at", BigInteger, nullable=False),
+    Column("reason", StorableText),
 )
 
 rate_limits = Table(
