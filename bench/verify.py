@@ -10,7 +10,9 @@ optimisation of ADR 0009 gains: the engine without it, relative to the engine.
 
 import argparse
 import asyncio
+import json
 import multiprocessing
+import re
 import resource
 import statistics
 import tempfile
@@ -60,19 +62,23 @@ CHECKS = ",".join(
     for name in ("FACE_MATCH", "LIVENESS", "ID_QUALITY", "DOCUMENT", "TAMPERING")
 )
 ANSWER = (
-    f'{{"result":{{"verificationId":1,"verified":true,"modelResults":{{"technicalChecks":[{CHECKS}]}}}}}}'
+    f'{{"result":{{"verificationId":1,"verified":true,"modelResults":{{"technicalChecks":[{CHECKS}]}},"tags":'
 )
+TAGS = re.compile(rb'name="tags"[^{]*({[^}]*})')
 
 
 def serve(latency: float, parent: Connection) -> None:
-    """A server that reads the whole request, waits, and always gives the same answer."""
+    """A server that reads the whole request, waits, and gives the same answer with the request's tags."""
 
     async def verify(request: web.Request) -> web.Response:
-        async for _ in request.content.iter_any():
-            pass
+        found = None
+        async for chunk in request.content.iter_any():
+            found = found or TAGS.search(chunk)
         if latency:
             await asyncio.sleep(latency)
-        return web.Response(text=ANSWER, content_type="application/json")
+        sent = json.loads(found[1]) if found else {}
+        tags = json.dumps([{"name": name, "value": value} for name, value in sent.items()])
+        return web.Response(text=f"{ANSWER}{tags}}}}}", content_type="application/json")
 
     async def history(_request: web.Request) -> web.Response:
         return web.json_response({"totalCount": 0, "count": 0, "data": []})
@@ -271,7 +277,7 @@ class HttpxBody(MultipartBody):
         self.request = httpx.Request(
             "POST",
             "http://127.0.0.1",
-            data={"tags": "{}"},
+            data={"tags": self._tags.rpartition("\r\n\r\n")[2].strip()},
             files=fields,
             headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
         )

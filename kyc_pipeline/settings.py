@@ -6,6 +6,7 @@ the README lists every setting.
 """
 
 import ipaddress
+import re
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     deepxl_price_per_call: Decimal | None = Field(default=None, ge=0)
     """Price of one call, for cost figures."""
     deepxl_uncertain: Literal["hold", "retry"] = "hold"
-    """What to do with an uncertain outcome that a look-up cannot settle."""
+    """`retry`: send an uncertain submission again, once ever, if a look-up shows no record of it."""
     kyc_home: Path = Field(default=Path(), validate_default=True)
     """Relative paths of the other settings begin here."""
     kyc_landing: Path = Field(default=Path("data/landing"), validate_default=True)
@@ -153,6 +154,12 @@ class Settings(BaseSettings):
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must not carry a user, a query or a fragment")
         return value.rstrip("/")
+
+    @field_validator("deepxl_base_url")
+    @classmethod
+    def _cut_version(cls, value: str) -> str:
+        """The client adds `/v1/verification`, so what was copied with it is cut."""
+        return re.sub(r"/v1(/verification)?$", "", value)
 
     @field_validator("kyc_alert_webhook")
     @classmethod

@@ -23,6 +23,7 @@ COMMANDS = {
     "limits": "Show the rate limits that all runs share, or reset them.",
     "plan": "Show what a backfill would do and cost.",
     "query": "Query the published warehouse.",
+    "reopen": "Let a refused or quarantined submission be sent again.",
     "simulator": "Run the bundled DeepXL-compatible server.",
 }
 """The help line of each command. Its module, and the function in it, have the command's name."""

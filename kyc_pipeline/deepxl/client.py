@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -22,6 +23,7 @@ from pydantic import SecretStr
 
 from kyc_pipeline import __version__
 from kyc_pipeline.deepxl.contract import receive, redact
+from kyc_pipeline.deepxl.echo import CLOCKS_APART, Echo, echo_of
 from kyc_pipeline.deepxl.errors import (
     AccessDenied,
     ContractBroken,
@@ -30,6 +32,7 @@ from kyc_pipeline.deepxl.errors import (
     LookupFailed,
     MaybeProcessed,
     NotProcessed,
+    Refused,
     UnexpectedRedirect,
     answer_error,
     describe,
@@ -37,9 +40,11 @@ from kyc_pipeline.deepxl.errors import (
     parse_retry_after,
 )
 from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, no_objection
-from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Transport
+from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Reply, Transport
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
+_ANSWERED: Final = frozenset({200, 201})
+"""The statuses of an answer; any other 2xx, such as 202 or 204, has no result."""
 _PAGE: Final = 100
 _MAX_PAGES: Final = 10
 
@@ -62,6 +67,7 @@ class Answer:
 
     http_status: int
     text: str = field(repr=False)
+    echo: Echo = field(repr=False)
     verification_id: int
     verified: bool
     requested_at: datetime
@@ -89,10 +95,13 @@ class _Call:
 
     def answer(self, status: int, body: bytes) -> Answer:
         """Parses the answer in `body`. Raises :class:`ContractBroken`."""
+        if status not in _ANSWERED:
+            raise ContractBroken(f"{status} is no answer", text=redact(body))
         received = receive(body)
         return Answer(
             http_status=status,
             text=received.text,
+            echo=echo_of(received.answer),
             verification_id=received.verification_id,
             verified=received.verified,
             requested_at=self._requested_at,
@@ -119,8 +128,10 @@ class _Tag(msgspec.Struct):
 class _Tagged(msgspec.Struct):
     tags: list[_Tag] = []
 
-    def submission_id(self) -> str | None:
-        return next((tag.value for tag in self.tags if tag.name == SUBMISSION_TAG), None)
+    def belongs_to(self, submission_id: str) -> bool | None:
+        """Whether the record has the submission's tag; None if it has no such tag, or several."""
+        owners = {tag.value for tag in self.tags if tag.name == SUBMISSION_TAG}
+        return owners == {submission_id} if len(owners) == 1 else None
 
 
 class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
@@ -155,10 +166,15 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
     async def __aexit__(self, *_: object) -> None:
         await self._transport.__aexit__()
 
-    async def verify(self, request: VerificationRequest, confirm: Confirm = no_objection) -> Answer:
-        """Sends one submission: the paid call. `confirm` may still stop it just before its last byte.
+    async def verify(
+        self, request: VerificationRequest, confirm: Confirm = no_objection, *, fresh: bool = False
+    ) -> Answer:
+        """Sends one submission: the paid call, on a new connection if `fresh`.
 
-        The subclass of :class:`DeepXLError` says what a failure means.
+        `confirm` may still stop it just before its last byte.
+
+        The subclass of :class:`DeepXLError` says what a failure means. An answer need not be about the
+        submission: compare its `echo`.
         """
         subject = f"submission {request.submission_id}"
         documents = (
@@ -169,19 +185,26 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         with _Call() as call:
             try:
                 with body:
-                    response, content = await self._transport.post(self._verifications, self._headers(), body)
+                    reply = await self._transport.post(
+                        self._verifications, self._headers(), body, fresh=fresh
+                    )
             # The transport also raises several of aiohttp's errors. For all of them the only question is
             # whether the server can have the whole request.
             except Exception as error:
                 raise _no_answer_error(subject, body, error) from None
-            if not response.is_success:
-                raise _answer_error(subject, response, content)
+            status = reply.response.status_code
+            if reply.is_early:
+                raise _early_answer_error(subject, body, reply, fresh=fresh)
+            if not reply.response.is_success:
+                raise _answer_error(subject, reply.response, reply.body)
             try:
-                return call.answer(response.status_code, content)
+                return call.answer(status, reply.body)
             except ContractBroken as error:
-                raise ContractBroken(
-                    f"{subject}: {error}", text=error.text, http_status=response.status_code
-                ) from None
+                raise ContractBroken(f"{subject}: {error}", text=error.text, http_status=status) from None
+
+    def distrust_connections(self) -> None:
+        """Uses new connections from now on: an answer was not that of its request."""
+        self._transport.distrust()
 
     def _headers(self) -> dict[str, str]:
         """Headers with the credential, for requests below the base URL only."""
@@ -201,12 +224,12 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         """The history's records with this submission's tag; empty if there is certainly none.
 
         If the history ignores `tagFilter`, reads up to 1,000 records and selects those with exactly this
-        tag. Raises :class:`LookupFailed` if the history cannot tell, :class:`AccessDenied` for 401 and 402.
+        tag. Only a single page proves that there is none: records may move between pages while they are read.
+        Raises :class:`LookupFailed` if the history cannot tell, :class:`AccessDenied` for 401 and 402.
         """
         subject = f"look-up of submission {submission_id}"
         found: list[Answer] = []
-        is_complete = False
-        have_owners = True
+        is_proof = True
         offset = 0
         with _Call() as call:
             for _ in range(_MAX_PAGES):
@@ -218,13 +241,14 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 status, body = await self._look_up(subject, self._verifications.copy_with(params=params))
                 try:
                     page = msgspec.json.decode(body, type=_Page)
-                    owners = [
-                        msgspec.json.decode(record, type=_Tagged).submission_id() for record in page.data
+                    ours = [
+                        msgspec.json.decode(record, type=_Tagged).belongs_to(submission_id)
+                        for record in page.data
                     ]
                     found += [
                         call.answer(status, b'{"result":' + bytes(record) + b"}")
-                        for record, owner in zip(page.data, owners, strict=True)
-                        if owner == submission_id
+                        for record, is_ours in zip(page.data, ours, strict=True)
+                        if is_ours
                     ]
                 except (msgspec.MsgspecError, UnicodeDecodeError, ContractBroken):
                     raise LookupFailed(
@@ -232,30 +256,30 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                         http_status=status,
                         body=redact(body[:MAX_ERROR_BYTES]),
                     ) from None
-                have_owners = have_owners and None not in owners
+                is_proof = is_proof and None not in ours and len(page.data) == page.total_count
                 offset += len(page.data)
-                is_complete = offset >= page.total_count
-                if is_complete or not page.data:
+                if offset >= page.total_count or not page.data:
                     break
-            if not found and not (is_complete and have_owners):
+            if not found and not is_proof:
                 raise LookupFailed(
-                    f"{subject}: the history has too many records, or some without a submissionId"
+                    f"{subject}: the history has more than one page, or records without one submissionId"
                 )
         return found
 
-    async def check_access(self) -> None:
-        """Requests one record, to detect a wrong address or credential before anything is paid.
+    async def check_access(self) -> bool:
+        """Requests one record, to detect a wrong address, credential or clock before anything is paid.
 
-        Raises :class:`AccessDenied` (401, 402, 403), :class:`UnexpectedRedirect` (3xx),
-        :class:`NotProcessed` (cannot connect), :class:`DeepXLError` (the answer is a web page: another
-        server). Ignores other failures of the history: they say nothing about verifications.
+        Returns whether DeepXL's history answered. Raises :class:`AccessDenied` (401, 402, 403),
+        :class:`UnexpectedRedirect` (3xx), :class:`NotProcessed` (cannot connect), :class:`DeepXLError` (the
+        answer is a web page: another server; or the clocks differ). Ignores other failures of the history:
+        they say nothing about verifications.
         """
         subject = "access check"
         with _Call():
             try:
                 response, body = await self._get(self._verifications.copy_with(params={"limit": 1}))
             except (httpx.ReadTimeout, TimeoutError):
-                return
+                return False
             # As in `verify`, of any class; here they all mean "not reachable".
             except Exception as error:
                 raise NotProcessed(
@@ -271,6 +295,13 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                     "check DEEPXL_BASE_URL",
                     http_status=status,
                 )
+            try:
+                msgspec.json.decode(body, type=_Page)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                return False
+            if response.is_success:
+                _check_clock(response)
+            return response.is_success
 
     async def _look_up(self, subject: str, url: httpx.URL) -> tuple[int, bytes]:
         """Status and body of a 2xx answer to a GET; raises for everything else."""
@@ -299,6 +330,48 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
 def _answer_error(subject: str, response: httpx.Response, body: bytes) -> DeepXLError:
     retry_after = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
     return answer_error(subject, response.status_code, redact(body), retry_after)
+
+
+def _early_answer_error(subject: str, body: MultipartBody, reply: Reply, *, fresh: bool) -> DeepXLError:
+    """The error for an answer that began before the last byte of the body had left.
+
+    It may belong to an earlier request on a kept connection, so a refusal counts only on a fresh one. A
+    result never counts.
+    """
+    response = reply.response
+    if response.is_success:
+        return MaybeProcessed(
+            f"{subject}: answered {response.status_code} before the documents were sent",
+            http_status=response.status_code,
+            body=redact(reply.body),
+        )
+    error = _answer_error(subject, response, reply.body)
+    if body.handed_over:  # while the answer was read
+        return error
+    if not error.stops_run and not (fresh and isinstance(error, Refused)):
+        error = NotProcessed(
+            f"{error}, before the documents were sent",
+            http_status=error.http_status,
+            body=error.body,
+            retry_after=error.retry_after,
+        )
+    error.is_whole = False
+    return error
+
+
+def _check_clock(response: httpx.Response) -> None:
+    """Raises :class:`DeepXLError` if the server's `Date` is far from this machine's time."""
+    try:
+        theirs = parsedate_to_datetime(response.headers.get("Date", ""))
+    except (ValueError, TypeError):
+        return
+    ahead = datetime.now(UTC) - (theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC))
+    if abs(ahead) > CLOCKS_APART:
+        minutes = round(ahead.total_seconds() / 60)
+        raise DeepXLError(
+            f"this machine's clock is {abs(minutes)} minutes {'ahead of' if minutes > 0 else 'behind'} "
+            "DeepXL's: set it right, or no answer could be told from an older one"
+        )
 
 
 def _no_answer_error(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:

@@ -1,20 +1,27 @@
-"""Compares an answer with the request: the sizes of both documents and the tags.
+"""Whether an answer is about what was sent: its submission, the sizes of both documents, tags and time.
 
-A mismatch does not undo a paid call. Verify notes it in the record's `error`, flatten as an anomaly of the
-verification; neither shows a value.
+Verify accepts only what can be this call's record. Flatten notes a mismatch as an anomaly of the
+verification. Neither shows a value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 
-import msgspec
+from kyc_pipeline.deepxl.contract import FIELDS, integer
+from kyc_pipeline.deepxl.jsontext import Json, NotJson, Number, Object, read_json
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Anomaly
 
-from kyc_pipeline.deepxl.contract import FIELDS
-from kyc_pipeline.vocabulary import Anomaly
+CLOCKS_APART: Final = timedelta(minutes=5)
+"""How far DeepXL's clock may be from ours."""
+_ZONES_APART: Final = timedelta(hours=26)
+"""How far an ISO time without an offset may be from UTC, to both sides together."""
+_MILLISECONDS: Final = 100_000_000_000
+"""Epoch times from here on are in milliseconds: in seconds it is the year 5138."""
 
 
 class Echo(NamedTuple):
-    """What an answer repeats of its request: sizes in bytes, names and values of tags.
+    """What an answer repeats of its request: sizes in bytes, names and values of tags, and its time.
 
     None if absent; that is no mismatch.
     """
@@ -22,13 +29,11 @@ class Echo(NamedTuple):
     id_size: int | None
     selfie_size: int | None
     tags: Sequence[tuple[str, str | None]] | None
+    at: datetime | None = None
+    is_exact: bool = True
+    """Whether `at` has a time zone."""
 
 
-class _Envelope(msgspec.Struct):
-    result: dict[str, Any]
-
-
-_DECODER: Final = msgspec.json.Decoder(_Envelope)
 _SIZES: Final = [
     next(field.names for field in FIELDS if field.path == path)
     for path in ("result.idFileSize", "result.selfieFileSize")
@@ -36,23 +41,78 @@ _SIZES: Final = [
 
 
 def read_echo(text: str) -> Echo:
-    """The echo in an answer that meets the hard contract; values of the wrong type count as absent."""
+    """The echo in an answer's text; values of the wrong type count as absent."""
     try:
-        result = _DECODER.decode(text).result
-    except (msgspec.MsgspecError, RecursionError):
+        return echo_of(read_json(text))
+    except NotJson:
         return Echo(None, None, None)
+
+
+def echo_of(answer: Json) -> Echo:
+    """The echo in a parsed answer. Of repeated keys the last counts, as in flatten."""
+    result = _members(_members(answer).get("result"))
     id_size, selfie_size = (
-        next((result[name] for name in names if type(result.get(name)) is int), None) for names in _SIZES
+        next((size for name in names if (size := integer(result.get(name))) is not None), None)
+        for names in _SIZES
     )
     tags = result.get("tags")
-    if not isinstance(tags, list):
-        return Echo(id_size, selfie_size, None)
-    pairs = [
-        (tag["name"], tag.get("value"))
-        for tag in tags
-        if isinstance(tag, dict) and isinstance(tag.get("name"), str)
+    pairs: list[tuple[str, str | None]] | None = None
+    if isinstance(tags, list):
+        pairs = []
+        for tag in map(_members, tags):
+            name, value = tag.get("name"), tag.get("value")
+            if isinstance(name, str):
+                pairs.append((name, value if isinstance(value, str) else None))
+    at, is_exact = _time(result)
+    return Echo(id_size, selfie_size, pairs, at, is_exact)
+
+
+def _members(value: Json) -> dict[str, Json]:
+    return dict(value.members) if isinstance(value, Object) else {}
+
+
+def _time(result: Mapping[str, Json]) -> tuple[datetime | None, bool]:
+    stamp, text = result.get("timestamp"), result.get("timestampISO")
+    try:
+        if isinstance(stamp, Number):
+            seconds = float(stamp.literal)
+            return datetime.fromtimestamp(seconds / 1000 if seconds >= _MILLISECONDS else seconds, UTC), True
+        if isinstance(text, str):
+            at = datetime.fromisoformat(text)
+            return (at, True) if at.tzinfo else (at.replace(tzinfo=UTC), False)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None, True
+
+
+def contradictions(
+    echo: Echo,
+    submission_id: str,
+    *,
+    id_size: int,
+    selfie_size: int,
+    tags: Mapping[str, str],
+    since: datetime,
+    until: datetime,
+    exactly: bool = False,
+) -> list[str]:
+    """What shows that an answer is not about this submission: fields and tags, without their values.
+
+    `since` is the first attempt, `until` now. A tag that was not sent counts only with `exactly`, since the
+    API may add some. The submission's own tag must be there.
+    """
+    sent = {**tags, SUBMISSION_TAG: submission_id}
+    found = [
+        name or "a tag that was not sent"
+        for _, name in echo_mismatches(echo, id_size=id_size, selfie_size=selfie_size, tags=sent)
+        if name is not None or exactly
     ]
-    return Echo(id_size, selfie_size, pairs)
+    if echo.tags is None:
+        found.append(f"tag {SUBMISSION_TAG}")
+    margin = CLOCKS_APART if echo.is_exact else _ZONES_APART
+    if echo.at is not None and not since - margin <= echo.at <= until + margin:
+        found.append("timestamp")
+    return found
 
 
 def echo_mismatches(

@@ -2,14 +2,20 @@
 
 * KycError
   * DeepXLError                 `http_status`, `body`, `retry_after`, `requested_at`, `latency_ms`
-    * NotProcessed              certainly not processed: safe to send again
+    * NotProcessed              surely not processed: no connection, or the last byte of the body never left
       * DocumentUnavailable     a file could not be read while sending
-    * MaybeProcessed            sent, but the answer is lost: look it up before anything else
+    * MaybeProcessed            sent, but no sound answer: look it up before anything else
+      * TurnedAway              408, 425, 429, 503: send it again if a look-up shows that there is none
     * Refused                   final refusal: 4xx
-    * AccessDenied              401, 402, 403: stops the run
+    * Denied                    whether the fault is the run's or the submission's, other calls tell
+      * AccessDenied            401, 402, 403
+      * WrongAddress            404, 405
     * ContractBroken            2xx without `result`, `verificationId` or boolean `verified`; has `text`
     * UnexpectedRedirect        3xx, never followed: stops the run; may have been processed
     * LookupFailed              the history could not tell whether a record exists
+
+A status says nothing about whether a request was processed once its whole body is out: gateways answer 429
+and 503 for requests that the server behind them has processed.
 
 A message is one line of our own words with the status, its reason phrase and the names of form fields.
 The vendor's text may echo personal data, so it is only in `body`, for the restricted ledger.
@@ -33,11 +39,11 @@ class DeepXLError(KycError):
 
     `http_status` is None without an answer. `body` is the answer's text without geometry: personal data, for
     the restricted ledger only. `retry_after` is in seconds. The client sets `requested_at` (UTC) and
-    `latency_ms`.
+    `latency_ms`. `is_whole` is False if the last byte of the body never left.
     """
 
     stops_run: ClassVar[bool] = False
-    """Whether every further call would fail too, so that the run must stop."""
+    """Whether every further call may fail too, so that the run must stop."""
 
     def __init__(
         self,
@@ -51,12 +57,13 @@ class DeepXLError(KycError):
         self.http_status = http_status
         self.body = body
         self.retry_after = retry_after
+        self.is_whole = True
         self.requested_at: datetime | None = None
         self.latency_ms: float | None = None
 
 
 class NotProcessed(DeepXLError):
-    """Certainly not processed: no connection, request not fully sent, 408, 425, 429, 503."""
+    """Surely not processed: no connection, or the last byte of the body never left."""
 
 
 class DocumentUnavailable(NotProcessed):
@@ -64,17 +71,32 @@ class DocumentUnavailable(NotProcessed):
 
 
 class MaybeProcessed(DeepXLError):
-    """The request was sent but its answer is lost: timeout, lost connection, truncated body, other 5xx."""
+    """The request was sent, but there is no sound answer to it.
+
+    Timeout, lost connection, 5xx, 409, or an answer that came too early or is not about this submission.
+    """
+
+
+class TurnedAway(MaybeProcessed):
+    """408, 425, 429 or 503 to a whole request: the server asks for it again, but may have processed it."""
 
 
 class Refused(DeepXLError):
-    """A final refusal: 400, 404, 413, 415, 422 and every 4xx not named elsewhere."""
+    """A final refusal: 400, 413, 415, 422 and every 4xx not named elsewhere."""
 
 
-class AccessDenied(DeepXLError):
-    """401, 402 or 403: a fault of the credential or the account, so every further call would fail too."""
+class Denied(DeepXLError):
+    """Every further call may fail too, or only those of this submission (a firewall): nothing final."""
 
     stops_run = True
+
+
+class AccessDenied(Denied):
+    """401, 402 or 403: a fault of the credential or the account."""
+
+
+class WrongAddress(Denied):
+    """404 or 405: the address is not that of the API."""
 
 
 class UnexpectedRedirect(DeepXLError):
@@ -92,9 +114,9 @@ class LookupFailed(DeepXLError):
 
 
 class ContractBroken(DeepXLError):
-    """A 2xx body that does not meet the hard contract. `text` is the body without geometry.
+    """A 2xx answer that does not meet the hard contract. `text` is the body without geometry.
 
-    The record was probably created and billed: never send the submission again.
+    The record was probably created and billed.
     """
 
     def __init__(self, message: str, *, text: str, http_status: int | None = None) -> None:
@@ -106,10 +128,13 @@ _BY_STATUS: Final[dict[int, type[DeepXLError]]] = {
     401: AccessDenied,
     402: AccessDenied,
     403: AccessDenied,
-    408: NotProcessed,  # the server did not receive the whole request in time
-    425: NotProcessed,  # "too early": the server was unwilling to process it
-    429: NotProcessed,
-    503: NotProcessed,
+    404: WrongAddress,
+    405: WrongAddress,
+    408: TurnedAway,
+    409: MaybeProcessed,  # "already processing" is no refusal
+    425: TurnedAway,
+    429: TurnedAway,
+    503: TurnedAway,
 }
 _BY_HUNDRED: Final[dict[int, type[DeepXLError]]] = {3: UnexpectedRedirect, 4: Refused, 5: MaybeProcessed}
 
@@ -118,6 +143,7 @@ _ADVICE: Final[dict[int, str]] = {
     402: "the account's usage limit is reached",
     403: "the credential may not do this",
     404: "check DEEPXL_BASE_URL",
+    405: "check DEEPXL_BASE_URL",
     413: "the documents are too large",
     415: "the documents' file type is not supported",
     429: "too many requests",
@@ -125,7 +151,7 @@ _ADVICE: Final[dict[int, str]] = {
 
 
 def error_class(status: int) -> type[DeepXLError]:
-    """The error class for a verification answered with this status (not 2xx)."""
+    """The error class for a whole request answered with this status (not 2xx)."""
     return _BY_STATUS.get(status) or _BY_HUNDRED.get(status // 100, MaybeProcessed)
 
 

@@ -4,12 +4,17 @@
 here. ADR 0009 says what going without it saves, and why aiohttp carries httpx's requests.
 """
 
+import select
 import ssl
 from contextlib import suppress
 from functools import cache
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
+from weakref import WeakSet
 
+import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
 
 from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
@@ -17,61 +22,135 @@ from kyc_pipeline.deepxl.patience import Patience
 
 MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+_MAX_HEADER_BYTES: Final = 128 * 1024
+_MAX_HEADERS: Final = 1000
 # Shorter than common servers' own (uvicorn: 5 s): a request on a connection that the server is just closing
 # would count as "may have been processed".
 _KEEPALIVE_SECONDS: Final = 3.0
 
 
+class Reply(NamedTuple):
+    """An answer and its body. `is_early`: it began before the last byte of the request's body had left."""
+
+    response: httpx.Response
+    body: bytes
+    is_early: bool
+
+
 class Transport:
     """Sends one request and reads the whole answer; never repeats a POST. Use it with `async with`.
 
-    `timeout_seconds` limits first the upload, then the wait for the whole answer.
+    `timeout_seconds` limits first the upload, then the wait for the whole answer. A kept connection on which
+    anything has arrived since its last answer is not used: that would count as the next request's answer.
     """
 
     def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
         self._timeout_seconds = timeout_seconds
-        timeout = httpx.Timeout(None, connect=min(10.0, timeout_seconds / 2))  # `Patience` limits the rest
+        self._max_connections = max_connections
+        # `Patience` limits the rest.
+        timeout = httpx.Timeout(None, connect=min(10.0, timeout_seconds / 2))
         self._extensions = {"timeout": timeout.as_dict()}
-        self._transport = AiohttpTransport(
-            verify=_tls(),
-            limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=_KEEPALIVE_SECONDS),
-        )
+        self._kept = self._pool()
+        self._fresh = self._pool(keeps=False)
+        self._pools = [self._kept, self._fresh]
 
     async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._transport.__aexit__()
+        for pool in self._pools:
+            await pool.aclose()
+
+    def distrust(self) -> None:
+        """Uses none of the present connections again: one gave an answer that was not its request's."""
+        self._kept = self._pool()
+        self._pools.append(self._kept)
 
     async def get(self, url: httpx.URL, headers: dict[str, str]) -> tuple[httpx.Response, bytes]:
         """The answer and its body."""
-        return await self._send(httpx.Request("GET", url, headers=headers, extensions=self._extensions))
+        request = httpx.Request("GET", url, headers=headers, extensions=self._extensions)
+        reply = await self._send(self._kept, request)
+        return reply.response, reply.body
 
     async def post(
-        self, url: httpx.URL, headers: dict[str, str], body: MultipartBody
-    ) -> tuple[httpx.Response, bytes]:
-        """The answer and its body. After a failure, `body` says whether the server can have all of it."""
+        self, url: httpx.URL, headers: dict[str, str], body: MultipartBody, *, fresh: bool = False
+    ) -> Reply:
+        """The answer to an upload; `fresh`: on a new connection, which has no answer to an earlier request.
+
+        After a failure, `body` says whether the server can have all of it.
+        """
         headers |= {"Content-Type": CONTENT_TYPE, "Content-Length": str(body.length)}
         request = httpx.Request("POST", url, headers=headers, stream=body, extensions=self._extensions)
-        return await self._send(request, body)
+        try:
+            return await self._send(self._fresh if fresh else self._kept, request, body)
+        except httpx.HTTPError as error:
+            if not isinstance(error.__cause__, _UsedUp):
+                raise
+        return await self._send(self._fresh, request, body)  # nothing was sent
 
     async def _send(
-        self, request: httpx.Request, upload: MultipartBody | None = None
-    ) -> tuple[httpx.Response, bytes]:
+        self, pool: AiohttpTransport, request: httpx.Request, upload: MultipartBody | None = None
+    ) -> Reply:
         response: httpx.Response | None = None
+        is_early = False
         try:
             async with Patience(self._timeout_seconds) as patience:
                 if upload is not None:
                     upload.on_end = patience.restart
-                response = await self._transport.handle_async_request(request)
+                response = await pool.handle_async_request(request)
+                is_early = upload is not None and not upload.handed_over
                 body = await _read(response)
         finally:
             if response is not None:
                 # An error while closing must not lose an answer that has been read.
                 with suppress(Exception):
                     await response.aclose()
-        return response, body
+        return Reply(response, body, is_early)
+
+    def _pool(self, *, keeps: bool = True) -> AiohttpTransport:
+        """A pool of connections. Without `keeps`, each connection is for one request."""
+
+        def session() -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=self._max_connections,
+                    ssl=_tls(),
+                    **({"keepalive_timeout": _KEEPALIVE_SECONDS} if keeps else {"force_close": True}),
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                request_class=_Request,
+                max_line_size=_MAX_HEADER_BYTES,
+                max_field_size=_MAX_HEADER_BYTES,
+                max_headers=_MAX_HEADERS,
+            )
+
+        return AiohttpTransport(verify=_tls(), client=session)
+
+
+_used: "WeakSet[ResponseHandler]" = WeakSet()
+"""Connections that have carried a request."""
+
+
+class _UsedUp(aiohttp.ServerDisconnectedError):
+    """A kept connection on which something has arrived since its last answer."""
+
+
+class _Request(aiohttp.ClientRequest):
+    """Checks a kept connection before it sends anything. Then aiohttp closes it, and repeats a GET."""
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Sends the request. Raises :class:`_UsedUp`."""
+        protocol, transport = conn.protocol, conn.transport
+        assert protocol is not None
+        assert transport is not None
+        if protocol in _used:
+            socket = transport.get_extra_info("socket")
+            poll = select.poll()
+            poll.register(socket.fileno(), select.POLLIN)
+            if protocol.should_close or poll.poll(0):
+                raise _UsedUp
+        _used.add(protocol)
+        return await super().send(conn)
 
 
 @cache
@@ -86,6 +165,8 @@ async def _read(response: httpx.Response) -> bytes:
     For an error, the status is enough: if its body is lost, it counts as empty.
     """
     limit = _MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BYTES
+    if "x-gzip" in (encoding := response.headers.get("Content-Encoding", "").lower()):
+        response.headers["Content-Encoding"] = encoding.replace("x-gzip", "gzip")  # the same (RFC 9110)
     body = bytearray()
     try:
         async for chunk in response.aiter_bytes():

@@ -189,7 +189,9 @@ def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
         .values(submission_id=pseudonym, number=attempts.c.number + earlier, error=None, body=None)
     )
     connection.execute(
-        update(decisions).where(decisions.c.submission_id == submission_id).values(submission_id=pseudonym)
+        update(decisions)
+        .where(decisions.c.submission_id == submission_id)
+        .values(submission_id=pseudonym, reason=None)
     )
     connection.execute(submissions.delete().where(theirs))
 

@@ -2,9 +2,12 @@
 
 * A submission is *claimed* before it is sent, and only the holder of its partition's lease can claim.
 * A claim ends with a recorded result or becomes `uncertain`; it never becomes "not sent".
-* `completed` is final. `refused` and `quarantined` are never claimed again. `uncertain` is claimed again
-  only if an operator or the policy allows it. `failed` (surely not processed) may be claimed again, with
-  the submission's current date and content; a submission that may have been sent keeps its own.
+* `completed` is final. `refused` and `quarantined` are never claimed again unless an operator reopens them.
+* `failed` (surely not processed) may be claimed again; `turned_away` after a look-up that found no record.
+  Both take the submission's current date and content; one that may have been processed keeps its own.
+* `uncertain` is claimed again only after such a look-up, and if an operator allows it, or the policy does:
+  the policy counts once for each submission, as long as no more than one of its calls is in doubt.
+* While an earlier call is in doubt, only a sound answer or an adopted record settles a submission.
 * The result of a call is always recorded, even if the lease was lost: the call was made. A submission shows
   one response. If there is another (a second call, or a call whose record a look-up had already adopted), the
   history of attempts keeps it.
@@ -23,8 +26,10 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    and_,
     bindparam,
     case,
+    exists,
     func,
     insert,
     or_,
@@ -41,20 +46,30 @@ from kyc_pipeline.ledger.models import (
     Claim,
     Decision,
     Discovery,
+    Judgement,
     Lease,
     Result,
     State,
 )
-from kyc_pipeline.ledger.schema import attempts, submissions
+from kyc_pipeline.ledger.queries import calls_in_doubt
+from kyc_pipeline.ledger.schema import attempts, decisions, submissions
 from kyc_pipeline.ledger.times import now, to_microseconds
 
-_SETTLING: Final = frozenset({State.COMPLETED, State.QUARANTINED})
+POLICY: Final = "DEEPXL_UNCERTAIN=retry"
+"""Who decided, where it was no operator."""
+_ANSWERS: Final = frozenset({State.COMPLETED, State.QUARANTINED})
+_CLAIMABLE: Final = (State.FAILED, State.TURNED_AWAY, State.UNCERTAIN)
 _SECOND: Final = "a second response: the submission already had one"
-_KEEPS_DECISION: Final = frozenset({AttemptResult.NOT_PROCESSED, AttemptResult.ACCESS_DENIED})
+_KEEPS_DECISION: Final = frozenset(
+    {AttemptResult.NOT_PROCESSED, AttemptResult.TURNED_AWAY, AttemptResult.ACCESS_DENIED}
+)
 
 
 def commit(
-    ledger: Ledger, lease: Lease, claims: Sequence[Claim], results: Sequence[Result | Adoption | Discovery]
+    ledger: Ledger,
+    lease: Lease,
+    claims: Sequence[Claim],
+    results: Sequence[Result | Adoption | Discovery | Judgement],
 ) -> frozenset[str]:
     """Records results, then makes claims, in one transaction. Returns the tokens of the claims won.
 
@@ -67,6 +82,7 @@ def commit(
         _record(connection, [result for result in results if isinstance(result, Result)])
         _adopt(connection, [result for result in results if isinstance(result, Adoption)])
         _discover(connection, lease, [result for result in results if isinstance(result, Discovery)])
+        _judge(connection, [result for result in results if isinstance(result, Judgement)])
         won = _claim(connection, lease, claims) if claims and may_claim else frozenset()
         generation = advance(ledger, connection)
     ledger.generation = max(ledger.generation, generation)
@@ -86,6 +102,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
     new: dict[str, dict[str, Any]] = {}
     again: dict[str, dict[str, Any]] = {}
     started: list[dict[str, Any]] = []
+    decided: list[dict[str, Any]] = []
     for claim in claims:
         key = claim.submission_id
         row = known.get(key)
@@ -102,6 +119,8 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
             "time": time,
         }
         won.add(claim.token)
+        if row is not None and row.state is State.UNCERTAIN and row.decision is None:
+            decided.append({"submission_id": key, "decided_at": time})
         started.append(
             {
                 "submission_id": key,
@@ -118,6 +137,8 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
         _expect(connection.execute(_CLAIM_AGAIN, list(again.values())).rowcount, len(again), "claims")
     if started:
         _expect(connection.execute(insert(attempts), started).rowcount, len(started), "attempts")
+    if decided:
+        connection.execute(_DECIDE, decided)
     return frozenset(won)
 
 
@@ -142,6 +163,7 @@ def _known(connection: Connection, claims: Sequence[Claim | Discovery]) -> dict[
             submissions.c.state,
             submissions.c.decision,
             submissions.c.claim_token,
+            calls_in_doubt.label("calls_in_doubt"),
         )
         .where(submissions.c.submission_id.in_([claim.submission_id for claim in claims]))
         .order_by(submissions.c.submission_id)
@@ -165,9 +187,13 @@ def _attempts_so_far(connection: Connection, known: Mapping[str, Row[Any]]) -> d
 def _may_be_sent(row: Row[Any], lease: Lease, claim: Claim) -> bool:
     if row.state is State.FAILED:
         return True
+    if row.state is State.TURNED_AWAY:
+        return claim.resend
     is_same = row.partition_date == lease.partition_date and row.content_sha256 == claim.content_sha256
-    may_resend = claim.resend and row.decision is not Decision.ABANDON
-    return bool(is_same and row.state is State.UNCERTAIN and may_resend)
+    if not (is_same and row.state is State.UNCERTAIN and claim.resend):
+        return False
+    by_policy = row.decision is None and claim.by_policy and row.calls_in_doubt <= 1
+    return bool(row.decision is Decision.RETRY or by_policy)
 
 
 _CLAIMED: Final = {
@@ -176,15 +202,20 @@ _CLAIMED: Final = {
     "updated_at": bindparam("time"),
 }
 _INSERT_CLAIM: Final = insert(submissions).values(submission_id=bindparam("key"), **_CLAIMED)
-# Clears the last attempt's figures. A decision stays until a result settles it.
+# Clears the last attempt's figures. A decision, the policy's too, stays until a result settles it.
 _CLAIM_AGAIN: Final = (
     update(submissions)
-    .where(
-        submissions.c.submission_id == bindparam("key"),
-        or_(submissions.c.state == State.FAILED, submissions.c.state == State.UNCERTAIN),
+    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state.in_(_CLAIMABLE))
+    .values(
+        http_status=None,
+        responded_at=None,
+        latency_ms=None,
+        error=None,
+        decision=case((submissions.c.state == State.UNCERTAIN, Decision.RETRY), else_=submissions.c.decision),
+        **_CLAIMED,
     )
-    .values(http_status=None, responded_at=None, latency_ms=None, error=None, **_CLAIMED)
 )
+_DECIDE: Final = insert(decisions).values(decision=Decision.RETRY, decided_by=POLICY)
 
 
 def _record(connection: Connection, results: Sequence[Result]) -> None:
@@ -211,16 +242,20 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
     if ended.rowcount != len(results):
         _check_claimed(connection, results)
     # A response settles the submission even for an old claim; other results count only for the newest claim.
-    settling = [result for result in results if result.state in _SETTLING]
+    settling = [result for result in results if result.state is State.COMPLETED]
     if settling:
         connection.execute(_SETTLE, [_new_state(result, time) for result in settling])
-    others = [result for result in results if result.state not in _SETTLING]
+    others = [result for result in results if result.state is not State.COMPLETED]
     if others:
         connection.execute(
             _SET_STATE,
             [
                 _new_state(result, time)
-                | {"of_claim": result.claim.token, "keeps": int(result.result in _KEEPS_DECISION)}
+                | {
+                    "of_claim": result.claim.token,
+                    "to_state": result.state,
+                    "keeps": int(result.result in _KEEPS_DECISION),
+                }
                 for result in others
             ],
         )
@@ -228,7 +263,7 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
 
 def _completed(connection: Connection, results: Sequence[Result]) -> set[str]:
     """The submissions that have a response already, so that another one is a second. Locks their rows."""
-    ids = [result.claim.submission_id for result in results if result.state in _SETTLING]
+    ids = [result.claim.submission_id for result in results if result.state in _ANSWERS]
     query = (
         select(submissions.c.submission_id)
         .where(submissions.c.submission_id.in_(ids), submissions.c.state == State.COMPLETED)
@@ -246,7 +281,7 @@ def _history(result: Result, completed: set[str]) -> dict[str, str | None]:
     is_second = result.claim.submission_id in completed
     if result.state is State.COMPLETED:
         completed.add(result.claim.submission_id)
-    if is_second and result.state in _SETTLING:
+    if is_second and result.state in _ANSWERS:
         error = f"{_SECOND}; {result.error}" if result.error else _SECOND
         return {"error": error, "body": result.response}
     # A sound response of another call replaces a quarantined one.
@@ -266,7 +301,6 @@ def _check_claimed(connection: Connection, results: Sequence[Result]) -> None:
 def _new_state(result: Result, time: int) -> dict[str, Any]:
     return {
         "key": result.claim.submission_id,
-        "state": result.state,
         "http_status": result.http_status,
         "sent_at": to_microseconds(result.requested_at),
         "responded_at": to_microseconds(result.responded_at),
@@ -288,7 +322,13 @@ _SENT_AT: Final[ColumnElement[int]] = func.coalesce(
 _SETTLE: Final = (
     update(submissions)
     .where(submissions.c.submission_id == bindparam("key"), submissions.c.state != State.COMPLETED)
-    .values(decision=None, requested_at=_SENT_AT)
+    .values(state=State.COMPLETED, decision=None, requested_at=_SENT_AT)
+)
+_earlier: Final = attempts.alias("earlier")
+_IN_DOUBT: Final = exists().where(
+    _earlier.c.submission_id == submissions.c.submission_id,
+    _earlier.c.token != bindparam("of_claim"),
+    _earlier.c.billable == 1,
 )
 _SET_STATE: Final = (
     update(submissions)
@@ -298,7 +338,9 @@ _SET_STATE: Final = (
         or_(submissions.c.state == State.CLAIMED, submissions.c.state == State.UNCERTAIN),
     )
     .values(
-        decision=case((bindparam("keeps") == 1, submissions.c.decision), else_=None), requested_at=_SENT_AT
+        state=case((_IN_DOUBT, State.UNCERTAIN), else_=bindparam("to_state", type_=submissions.c.state.type)),
+        decision=case((bindparam("keeps") == 1, submissions.c.decision), else_=None),
+        requested_at=_SENT_AT,
     )
 )
 
@@ -307,11 +349,14 @@ def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
     if not adoptions:
         return
     time = now()
+    connection.execute(_BILL_NEWEST, [{"key": adoption.submission_id} for adoption in adoptions])
     connection.execute(
         _ADOPT,
         [
             {
                 "key": adoption.submission_id,
+                "partition_date": adoption.partition_date,
+                "content_sha256": adoption.content_sha256,
                 "http_status": adoption.http_status,
                 "responded_at": to_microseconds(adoption.responded_at),
                 "response": adoption.response,
@@ -323,10 +368,14 @@ def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
     )
 
 
+_ADOPTABLE: Final = (State.UNCERTAIN, State.TURNED_AWAY, State.QUARANTINED)
+_was_open: Final = exists().where(
+    submissions.c.submission_id == bindparam("key"), submissions.c.state.in_(_ADOPTABLE)
+)
 # Keeps `requested_at`, and clears the latency: that of the look-up is not that of the call.
 _ADOPT: Final = (
     update(submissions)
-    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state == State.UNCERTAIN)
+    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state.in_(_ADOPTABLE))
     .values(state=State.COMPLETED, decision=None, latency_ms=None)
 )
 
@@ -375,3 +424,60 @@ def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) 
                 error=each.error,
             )
         )
+
+
+_newest: Final = attempts.alias("newest")
+_others: Final = attempts.alias("others")
+# What was turned away did cost something after all, unless another call of the submission already counts.
+_BILL_NEWEST: Final = (
+    update(attempts)
+    .where(
+        attempts.c.submission_id == bindparam("key"),
+        attempts.c.number
+        == select(func.max(_newest.c.number))
+        .where(_newest.c.submission_id == bindparam("key"))
+        .scalar_subquery(),
+        ~exists().where(_others.c.submission_id == bindparam("key"), _others.c.billable == 1),
+        _was_open,
+    )
+    .values(billable=1)
+)
+
+
+def _judge(connection: Connection, judgements: Sequence[Judgement]) -> None:
+    if not judgements:
+        return
+    time = now()
+    in_doubt = [{"key": each.submission_id} for each in judgements if each.state is State.UNCERTAIN]
+    if in_doubt:
+        connection.execute(_BILL_NEWEST, in_doubt)
+    connection.execute(
+        _JUDGE,
+        [
+            {
+                "key": judgement.submission_id,
+                "partition_date": judgement.partition_date,
+                "content_sha256": judgement.content_sha256,
+                "to_state": judgement.state,
+                "error": judgement.error,
+                "updated_at": time,
+            }
+            for judgement in judgements
+        ],
+    )
+
+
+_JUDGE: Final = (
+    update(submissions)
+    .where(
+        submissions.c.submission_id == bindparam("key"),
+        or_(
+            submissions.c.state == State.TURNED_AWAY,
+            and_(
+                submissions.c.state == State.UNCERTAIN,
+                bindparam("to_state", type_=submissions.c.state.type) == State.UNCERTAIN,
+            ),
+        ),
+    )
+    .values(state=bindparam("to_state", type_=submissions.c.state.type))
+)

@@ -19,15 +19,20 @@ class State(StrEnum):
     QUARANTINED = "quarantined"
     UNCERTAIN = "uncertain"
     FAILED = "failed"
+    TURNED_AWAY = "turned_away"
+    """Answered, with the whole request out, by a status that asks for it again (429, 503) or denies access
+    (401 to 405): not processed as far as we know, so look it up before it is sent again."""
 
 
 class Decision(StrEnum):
-    """What an operator decided about an uncertain submission."""
+    """What an operator, or `DEEPXL_UNCERTAIN=retry`, decided about a submission."""
 
     RETRY = "retry"
     """Look it up once more, and send it again if it is not found."""
     ABANDON = "abandon"
     """Never send it again. It stays `uncertain` but is no longer held."""
+    REOPEN = "reopen"
+    """A refused or quarantined one is uncertain again, with `retry`. Only in the history of decisions."""
 
 
 class AttemptResult(StrEnum):
@@ -37,13 +42,13 @@ class AttemptResult(StrEnum):
     REFUSED = "refused"
     CONTRACT_BROKEN = "contract_broken"
     NOT_PROCESSED = "not_processed"
+    TURNED_AWAY = "turned_away"
     MAYBE_PROCESSED = "maybe_processed"
     ACCESS_DENIED = "access_denied"
 
 
-OUTCOMES: Final = {
-    state: Outcome.UNCERTAIN if state is State.CLAIMED else Outcome(state.value) for state in State
-}
+_OTHER_OUTCOMES: Final = {State.CLAIMED: Outcome.UNCERTAIN, State.TURNED_AWAY: Outcome.FAILED}
+OUTCOMES: Final = {state: _OTHER_OUTCOMES.get(state) or Outcome(state.value) for state in State}
 """The outcome of each state; a claim without a result counts as uncertain."""
 
 
@@ -60,12 +65,16 @@ class Lease:
 
 @dataclass(slots=True)
 class Claim:
-    """The intent to send one submission once. `resend` allows this even if it is uncertain."""
+    """The intent to send one submission once."""
 
     submission_id: str
     content_sha256: str
     resend: bool = False
+    """A look-up has just shown that there is no record of it: it may be sent even if it was turned away, or
+    is uncertain and a decision allows it."""
     token: str = field(default_factory=lambda: secrets.token_hex(16))
+    by_policy: bool = False
+    """`DEEPXL_UNCERTAIN=retry` decides so, which counts once for each submission."""
 
 
 @dataclass(slots=True)
@@ -87,9 +96,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """A record that a look-up found for an uncertain submission."""
+    """A record that a look-up found for a submission without a sound answer."""
 
     submission_id: str
+    partition_date: str
+    content_sha256: str
     http_status: int
     responded_at: datetime
     response: str = field(repr=False)
@@ -111,6 +122,18 @@ class Discovery:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What became clear after a call was recorded: a turned-away submission is `uncertain` (a look-up could
+    not tell) or `refused` (other submissions were answered), or why an uncertain one is held."""
+
+    submission_id: str
+    partition_date: str
+    content_sha256: str
+    state: State
+    error: str
+
+
 class Entry(NamedTuple):
     """A submission's row without its response. A tuple to save memory: there may be 100,000."""
 
@@ -121,6 +144,8 @@ class Entry(NamedTuple):
     decision: Decision | None
     updated_at: int
     """Microseconds since the epoch."""
+    calls_in_doubt: int = 0
+    """Of an uncertain or claimed one: its calls that may have been billed."""
 
     @property
     def held(self) -> bool:

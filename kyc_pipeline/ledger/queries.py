@@ -3,15 +3,26 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, case, func, select
 
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.models import OUTCOMES, Entry, Spend
+from kyc_pipeline.ledger.models import OUTCOMES, Entry, Spend, State
 from kyc_pipeline.ledger.schema import ERASED_CONTENT, attempts, submissions
 from kyc_pipeline.vocabulary import Outcome
 
 _ROWS_PER_QUERY: Final = 5000
-_ENTRY: Final = [submissions.c[name] for name in Entry._fields]
+calls_in_doubt: Final = (
+    select(func.count())
+    .where(attempts.c.submission_id == submissions.c.submission_id, attempts.c.billable == 1)
+    .correlate(submissions)
+    .scalar_subquery()
+)
+"""How many calls of a submission may have been billed."""
+_ENTRY: Final = [
+    *(submissions.c[name] for name in Entry._fields[:-1]),
+    # Counted only where it matters: a partition may have 100,000 completed submissions.
+    case((submissions.c.state.in_([State.UNCERTAIN, State.CLAIMED]), calls_in_doubt), else_=0),
+]
 _CALLS: Final = func.count(attempts.c.number)
 _BILLABLE_CALLS: Final = func.coalesce(func.sum(attempts.c.billable), 0)
 _RETRIES: Final = _CALLS - func.count(func.distinct(attempts.c.submission_id))
@@ -43,6 +54,20 @@ def read_responses(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, t
         )
         for row in _rows_of(ledger, query, submission_ids)
     }
+
+
+def first_attempts(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, int]:
+    """When each of these submissions was first claimed, in microseconds since the epoch."""
+    query = select(attempts.c.submission_id, func.min(attempts.c.started_at)).group_by(
+        attempts.c.submission_id
+    )
+    found: dict[str, int] = {}
+    with ledger.read() as connection:
+        for start in range(0, len(submission_ids), _ROWS_PER_QUERY):
+            ids = submission_ids[start : start + _ROWS_PER_QUERY]
+            rows = connection.execute(query.where(attempts.c.submission_id.in_(ids)))
+            found.update(rows.tuples().all())
+    return found
 
 
 def read_outcomes(ledger: Ledger, partition_date: str) -> Iterator[Sequence[tuple[str, Outcome]]]:

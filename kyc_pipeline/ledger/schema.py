@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from kyc_pipeline.ledger.models import Decision, State
 
-HEAD_REVISION: Final = "0004"
+HEAD_REVISION: Final = "0005"
 """The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
@@ -114,6 +114,7 @@ decisions = Table(
     Column("decision", _one_of(Decision), nullable=False),
     Column("decided_by", String(255), nullable=False),
     Column("decided_at", BigInteger, nullable=False),
+    Column("reason", StorableText),
 )
 
 rate_limits = Table(

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import ChangeRefused, InvariantBroken, Ledger, LedgerError, WrongLedger
-from kyc_pipeline.ledger.models import Adoption, Claim, Discovery, Lease, Result
+from kyc_pipeline.ledger.models import Adoption, Claim, Discovery, Judgement, Lease, Result
 
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000
@@ -31,7 +31,7 @@ _RETRY_SECONDS: Final = 0.5
 
 @dataclass(slots=True)
 class _Pending:
-    change: Claim | Result | Adoption | Discovery
+    change: Claim | Result | Adoption | Discovery | Judgement
     done: "asyncio.Future[bool]"
 
     @property
@@ -82,20 +82,22 @@ class GroupWriter:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def new_claim(self, submission_id: str, content_sha256: str, *, resend: bool) -> Claim:
+    def new_claim(
+        self, submission_id: str, content_sha256: str, *, resend: bool, by_policy: bool = False
+    ) -> Claim:
         """A claim with a unique token: the lease's random token and a number."""
         token = f"{self._lease.token[:20]}{next(self._claims):012x}"
-        return Claim(submission_id, content_sha256, resend, token)
+        return Claim(submission_id, content_sha256, resend, token, by_policy)
 
     async def claim(self, claim: Claim) -> bool:
         """Makes a claim durable; False if it was lost. Raises :class:`LedgerError`."""
         return await self._submit(claim)
 
-    async def record(self, result: Result | Adoption | Discovery) -> None:
+    async def record(self, result: Result | Adoption | Discovery | Judgement) -> None:
         """Makes a result durable. Raises :class:`LedgerError`."""
         await self._submit(result)
 
-    async def _submit(self, change: Claim | Result | Adoption | Discovery) -> bool:
+    async def _submit(self, change: Claim | Result | Adoption | Discovery | Judgement) -> bool:
         done: asyncio.Future[bool] = self._loop.create_future()
         if not self._arrived:
             self._loop.call_soon(self._hand_over)
@@ -146,7 +148,7 @@ class GroupWriter:
         self._next_commit = time.monotonic() + _PACE_SECONDS
         return group
 
-    def _commit(self, changes: list[Claim | Result | Adoption | Discovery]) -> frozenset[str]:
+    def _commit(self, changes: list[Claim | Result | Adoption | Discovery | Judgement]) -> frozenset[str]:
         claims = [change for change in changes if isinstance(change, Claim)]
         results = [change for change in changes if not isinstance(change, Claim)]
         deadline: float | None = None

@@ -4,10 +4,13 @@
    partition's lease, and the submission was in a state that allows sending.
 2. Every result of a call goes to `record`, and is on disk before the submission counts as settled. A crash in
    between leaves the claim open, and an open claim becomes `uncertain`, never "not sent".
-3. A submission is sent again only if the previous call was *certainly not processed* (the client's
-   `NotProcessed`), or if it is uncertain, no look-up found it, and an operator or the policy allowed it.
-4. A submission leaves `uncertain` only by such a decision, or because a look-up found its record.
-5. A run that lost its lease completes no request: `fence.py`.
+3. An answer counts only if it came after the whole request and is about this submission.
+4. A submission is sent again if the previous call was *surely not processed* (`NotProcessed`). If the server
+   asked for it again (`TurnedAway`, `Denied`), a look-up must first show that there is no record. If the call
+   is in doubt, an operator or the policy must allow it as well.
+5. A submission leaves `uncertain` only by such a decision and a sound answer, or because a look-up found a
+   record that can be this call's.
+6. A run that lost its lease completes no request: `fence.py`.
 
 So a submission can have two paid records only if the policy or an operator allowed the second call.
 """
@@ -18,29 +21,36 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
 from kyc_pipeline.deepxl.client import Answer, DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.echo import echo_mismatches, read_echo
+from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
 from kyc_pipeline.deepxl.errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
+    Denied,
     DocumentUnavailable,
     LookupFailed,
+    MaybeProcessed,
     NotProcessed,
     Refused,
+    TurnedAway,
     UnexpectedRedirect,
+    WrongAddress,
 )
-from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Judgement, Result, State
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.blame import Blame
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.fence import Fence
 from kyc_pipeline.verify.gate import BREAKER_WAITS, Gate, Health
-from kyc_pipeline.verify.partition import Action, Work
+from kyc_pipeline.verify.partition import Action, Standing, Work
 from kyc_pipeline.verify.summary import Stopped, Tally
 
 
@@ -65,12 +75,29 @@ _TOO_MANY_REQUESTS: Final = 429
 _MEANING: Final[dict[type[DeepXLError], tuple[State, AttemptResult, bool]]] = {
     NotProcessed: (State.FAILED, AttemptResult.NOT_PROCESSED, False),
     DocumentUnavailable: (State.FAILED, AttemptResult.NOT_PROCESSED, False),
-    AccessDenied: (State.FAILED, AttemptResult.ACCESS_DENIED, False),
+    TurnedAway: (State.TURNED_AWAY, AttemptResult.TURNED_AWAY, False),
+    AccessDenied: (State.TURNED_AWAY, AttemptResult.ACCESS_DENIED, False),
+    WrongAddress: (State.TURNED_AWAY, AttemptResult.ACCESS_DENIED, False),
     Refused: (State.REFUSED, AttemptResult.REFUSED, False),
     ContractBroken: (State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True),
 }
 _MAYBE_PROCESSED: Final = (State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, True)
 """For every other error: `MaybeProcessed`, `UnexpectedRedirect` and unexpected ones."""
+
+
+class Sought(Enum):
+    """What a look-up says."""
+
+    FOUND = "found"
+    """The submission's record, which is adopted."""
+    NONE = "none"
+    """There is surely no record of it."""
+    STRANGE = "strange"
+    """Only records that carry its tag but cannot be this call's."""
+    UNKNOWN = "unknown"
+    """The history could not tell: that proves nothing."""
+    ENDED = "ended"
+    """The run ended before the record must have been there."""
 
 
 class Dispatcher:
@@ -89,6 +116,8 @@ class Dispatcher:
         documents: Path,
         settings: Settings,
         timing: Timing,
+        is_trusted: bool,
+        date: str,
     ) -> None:
         self._client = client
         self._writer = writer
@@ -102,6 +131,8 @@ class Dispatcher:
         self._max_concurrency = settings.deepxl_max_concurrency
         self._policy_resends = settings.deepxl_uncertain == "retry"
         self._timing = timing
+        self._blame = Blame(gate.concurrency, is_trusted)
+        self._date = date
 
     async def run(self, batches: Iterator[list[Work]]) -> None:
         """Settles everything in `batches`, or ends early; the control then has the reason."""
@@ -118,6 +149,7 @@ class Dispatcher:
         self._control.on_immediate = cancel_workers
         # A cancelled worker leaves its claim open; the claim becomes uncertain when the run ends.
         await asyncio.gather(*workers, return_exceptions=True)
+        await self._judge_denials()
 
     async def _work_through(self, source: "_Source") -> None:
         try:
@@ -129,62 +161,153 @@ class Dispatcher:
             self._control.end(Stopped.ERROR, error)
 
     async def _settle(self, item: Work) -> None:
-        resend = item.action is Action.RESEND
-        if item.action is not Action.SEND and await self._look_up(item, self._waits_for(item)):
-            return
-        if item.action is Action.LOOK_UP:
-            return
+        if item.action is not Action.SEND:
+            sought = await self._look_up(item, self._waits_for(item))
+            if item.action is Action.LOOK_UP or not self._may_be_sent(item, sought):
+                await self._hold(item, sought)
+                return
         for attempt in range(self._max_attempts):
             if attempt:
                 await self._control.sleep(self._back_off(attempt))
-            error = await self._call(item, resend=resend, is_retry=attempt > 0)
-            if error is None or isinstance(error, DocumentUnavailable):
-                return
-            if isinstance(error, NotProcessed):
+            error = await self._call(item, is_retry=attempt > 0)
+            if isinstance(error, NotProcessed) and not isinstance(error, DocumentUnavailable):
                 continue
-            if _meaning(error) is not _MAYBE_PROCESSED:
+            if not isinstance(error, MaybeProcessed | ContractBroken):
                 return
-            self._tally.uncertain += 1
-            found = await self._look_up(item, self._timing.look_ups)
-            if not found and not self._policy_resends:
+            in_doubt = item.standing is Standing.IN_DOUBT
+            self._tally.uncertain += in_doubt
+            sought = await self._look_up(item, self._timing.look_ups)
+            self._tally.uncertain -= in_doubt and sought is Sought.FOUND
+            if _meaning(error)[0] is State.QUARANTINED:
                 return
-            self._tally.uncertain -= 1  # settled, or about to be sent again
-            if found:
+            if not self._may_be_sent(item, sought):
+                await self._hold(item, sought)
                 return
-            resend = True
 
-    async def _call(self, item: Work, *, resend: bool, is_retry: bool) -> DeepXLError | None:
+    def _may_be_sent(self, item: Work, sought: Sought) -> bool:
+        """Whether it may be sent again after this look-up."""
+        allowed = {
+            Standing.CLEAR: (Sought.NONE,),
+            Standing.TURNED_AWAY: (Sought.NONE,),
+            Standing.DECIDED: (Sought.NONE, Sought.STRANGE),
+            Standing.IN_DOUBT: (Sought.NONE,) if self._policy_resends else (),
+        }
+        return sought in allowed[item.standing]
+
+    async def _hold(self, item: Work, sought: Sought) -> None:
+        """Holds what was turned away if a look-up could not tell, and says so of a strange record."""
+        why = {
+            Sought.UNKNOWN: "turned away, and a look-up could not tell whether it was processed",
+            Sought.STRANGE: "the history has a record of this id that cannot be this call's",
+        }.get(sought)
+        is_news = item.standing is Standing.TURNED_AWAY or (
+            sought is Sought.STRANGE and item.action is not Action.LOOK_UP
+        )
+        if why is not None and is_news:
+            await self._writer.record(self._judgement(item, State.UNCERTAIN, why))
+
+    async def _call(self, item: Work, *, is_retry: bool) -> DeepXLError | None:
         """Claims, sends and records once. Returns the error; None also if nothing was sent."""
-        error: DeepXLError | None = None
         async with self._gate.passage() as passage:
             if self._control.ending or not self._take_from_budget():
                 return None
-            claim = self._writer.new_claim(item.submission_id, item.row["content_sha256"], resend=resend)
+            claim = self._writer.new_claim(
+                item.submission_id,
+                item.row["content_sha256"],
+                resend=item.standing is not Standing.CLEAR,
+                by_policy=item.standing is Standing.IN_DOUBT,
+            )
+            item.first_sent = item.first_sent or datetime.now(UTC)
             if not await self._claim(claim):
                 return None
-            try:
-                self._check_not_halted()
-                self._tally.calls += 1
-                self._tally.retries += is_retry
-                answer = await self._client.verify(self._request(item), self._fence.confirm)
-                result = self._completed(item, claim, answer)
-            except DeepXLError as failure:
-                error = failure
-                result = _failed(claim, failure, was_uncertain=resend)
+            if item.standing is Standing.IN_DOUBT:
+                item.standing = Standing.DECIDED  # by the policy, on record now
+            result, error = await self._send(item, claim, is_retry=is_retry)
+            if error is None:
+                self._blame.answered()
             passage.health = _health(error)
-            if isinstance(error, NotProcessed) and error.retry_after:
+            ends = self._ends(item, error, passage.started)
+            if error is not None and error.retry_after and isinstance(error, NotProcessed | TurnedAway):
                 await self._gate.pause(error.retry_after)
         # End the run before the next `await`, so that no other call can start first.
-        if error is not None and error.stops_run:
-            denied = isinstance(error, AccessDenied)
-            self._control.end(Stopped.ACCESS_DENIED if denied else Stopped.ERROR, error)
+        if ends is not None:
+            self._control.end(Stopped.ACCESS_DENIED if isinstance(ends, Denied) else Stopped.ERROR, ends)
         elif self._gate.breaker.given_up:
             self._control.end(Stopped.CIRCUIT_OPEN)
         await self._writer.record(result)
         self._tally.billable_calls += result.billable
         if result.latency_ms is not None and error is None:
             self._tally.latencies.append(result.latency_ms)
+        if item.standing is not Standing.DECIDED or result.result is AttemptResult.MAYBE_PROCESSED:
+            item.standing = _STANDINGS.get(result.state, item.standing)
         return error
+
+    async def _send(self, item: Work, claim: Claim, *, is_retry: bool) -> tuple[Result, DeepXLError | None]:
+        """Sends once. Returns what to record, and the error unless there is a sound answer."""
+        try:
+            self._check_not_halted()
+            self._tally.calls += 1
+            self._tally.retries += is_retry
+            # A retry goes on a new connection, which has no answer to an earlier request.
+            answer = await self._client.verify(self._request(item), self._fence.confirm, fresh=is_retry)
+            wrong = self._contradictions(item, answer.echo)
+            if not wrong:
+                return self._completed(claim, answer), None
+            error: DeepXLError = _in_doubt(answer, f"the answer is not about it: {', '.join(wrong)}", item)
+        except ContractBroken as broken:
+            if not self._contradictions(item, read_echo(broken.text)):
+                return _failed(claim, broken, item.standing), broken
+            error = _in_doubt(broken, f"{broken.http_status}, but no answer of DeepXL's about it", item)
+        except DeepXLError as failure:
+            return _failed(claim, failure, item.standing), failure
+        self._client.distrust_connections()
+        return _failed(claim, error, item.standing), error
+
+    def _ends(self, item: Work, error: DeepXLError | None, started: float) -> DeepXLError | None:
+        """The error that ends the run: this one, or one for too many of its kind."""
+        if isinstance(error, Denied):
+            return error if self._blame.denied(item, error, started, time.monotonic()) else None
+        if isinstance(error, Refused | ContractBroken):
+            return self._blame.final(error)
+        return error if error is not None and error.stops_run else None
+
+    async def _judge_denials(self) -> None:
+        """Denials are their submissions' fault if others were answered, and the run's if none was."""
+        denials = self._blame.denials
+        if not denials or self._control.ending:
+            return
+        if self._blame.has_answers:
+            for start in range(0, len(denials), self._max_concurrency):
+                some = denials[start : start + self._max_concurrency]
+                await asyncio.gather(*(self._judge(item, error) for item, error in some))
+        else:
+            self._control.end(Stopped.ACCESS_DENIED, denials[0][1])
+
+    async def _judge(self, item: Work, error: Denied) -> None:
+        """Refuses a submission, unless the history has a record of it or cannot tell."""
+        sought = await self._look_up(item, self._timing.look_ups)
+        if sought is Sought.NONE:
+            why = f"{error}: others were answered"
+            await self._writer.record(self._judgement(item, State.REFUSED, why))
+        else:
+            await self._hold(item, sought)
+
+    def _judgement(self, item: Work, state: State, why: str) -> Judgement:
+        return Judgement(item.submission_id, self._date, item.row["content_sha256"], state, why)
+
+    def _contradictions(self, item: Work, echo: Echo, *, exactly: bool = False) -> list[str]:
+        """What shows that a record is not about this submission's calls."""
+        now = datetime.now(UTC)
+        return contradictions(
+            echo,
+            item.submission_id,
+            id_size=item.row["id_size"],
+            selfie_size=item.row["selfie_size"],
+            tags=dict(item.row["tags"]),
+            since=item.first_sent or now,
+            until=now,
+            exactly=exactly,
+        )
 
     def _check_not_halted(self) -> None:
         """Raises if the run must stop, or lost its lease, while the claim was being written."""
@@ -207,8 +330,12 @@ class Dispatcher:
                 self._budget.give_back()
         return won
 
-    async def _look_up(self, item: Work, waits: Sequence[float]) -> bool:
-        """Looks for a record of the submission after each of `waits`; adopts the first record found."""
+    async def _look_up(self, item: Work, waits: Sequence[float]) -> Sought:
+        """Looks for a record of the submission after each of `waits`; adopts the first that can be its own.
+
+        The last look decides that there is none.
+        """
+        sought = Sought.UNKNOWN
         for wait in waits:
             await self._control.sleep(wait)
             await self._gate.permit()
@@ -217,16 +344,23 @@ class Dispatcher:
                 found = await self._client.find(item.submission_id)
             except (AccessDenied, UnexpectedRedirect) as error:
                 self._control.end(Stopped.ACCESS_DENIED, error)
-                return False
+                return Sought.ENDED
             except LookupFailed:
-                found = []  # a failed look-up is no proof that there is none: hold
-            if found:
-                await self._writer.record(self._adoption(item, found))
-                self._tally.adopted += 1
-                return True
+                sought = Sought.UNKNOWN
+            else:
+                ours = [
+                    answer
+                    for answer in found
+                    if not item.is_changed and not self._contradictions(item, answer.echo, exactly=True)
+                ]
+                if ours:
+                    await self._writer.record(self._adoption(item, ours))
+                    self._tally.adopted += 1
+                    return Sought.FOUND
+                sought = Sought.STRANGE if found else Sought.NONE
             if self._control.ending:
-                return False
-        return False
+                return Sought.ENDED
+        return sought
 
     def _waits_for(self, item: Work) -> Sequence[float]:
         """One immediate look-up if the history has had time to show a held submission; else all of them."""
@@ -250,7 +384,8 @@ class Dispatcher:
             tags=dict(row["tags"]),
         )
 
-    def _completed(self, item: Work, claim: Claim, answer: Answer) -> Result:
+    @staticmethod
+    def _completed(claim: Claim, answer: Answer) -> Result:
         return Result(
             claim,
             State.COMPLETED,
@@ -261,17 +396,19 @@ class Dispatcher:
             responded_at=answer.responded_at,
             latency_ms=answer.latency_ms,
             response=answer.text,
-            error=_anomalies(item, answer),
         )
 
     def _adoption(self, item: Work, found: Sequence[Answer]) -> Adoption:
         first = min(found, key=lambda answer: answer.verification_id)
-        anomalies = _anomalies(item, first)
-        notes = [anomalies] if anomalies else []
-        if len(found) > 1:
-            notes.append(f"the history has {len(found)} records of this submission: adopted the first")
+        several = f"the history has {len(found)} records of this submission: adopted the first"
         return Adoption(
-            item.submission_id, first.http_status, first.responded_at, first.text, "; ".join(notes) or None
+            item.submission_id,
+            self._date,
+            item.row["content_sha256"],
+            first.http_status,
+            first.responded_at,
+            first.text,
+            several if len(found) > 1 else None,
         )
 
 
@@ -298,11 +435,21 @@ def _meaning(error: DeepXLError) -> tuple[State, AttemptResult, bool]:
     return _MEANING.get(type(error), _MAYBE_PROCESSED)
 
 
-def _failed(claim: Claim, error: DeepXLError, *, was_uncertain: bool) -> Result:
+_STANDINGS: Final = {
+    State.FAILED: Standing.CLEAR,
+    State.TURNED_AWAY: Standing.TURNED_AWAY,
+    State.UNCERTAIN: Standing.IN_DOUBT,
+}
+
+
+def _failed(claim: Claim, error: DeepXLError, standing: Standing) -> Result:
     state, result, billable = _meaning(error)
-    if state is State.FAILED and was_uncertain:
-        state = State.UNCERTAIN  # this call was not processed, but an earlier one may have been
-    broken = isinstance(error, ContractBroken)
+    if state is State.TURNED_AWAY and not error.is_whole:
+        state = State.FAILED
+    if state is State.FAILED and standing is Standing.TURNED_AWAY:
+        state = State.TURNED_AWAY  # this call was not processed, but the one before may have been
+    if state in (State.FAILED, State.TURNED_AWAY) and standing is Standing.DECIDED:
+        state = State.UNCERTAIN
     return Result(
         claim,
         state,
@@ -311,26 +458,24 @@ def _failed(claim: Claim, error: DeepXLError, *, was_uncertain: bool) -> Result:
         http_status=error.http_status,
         requested_at=error.requested_at,
         latency_ms=error.latency_ms if error.http_status is not None else None,
-        response=error.body if broken else None,
-        body=None if broken else error.body,
+        response=error.body if state is State.QUARANTINED else None,
+        body=error.body,
         error=str(error),
     )
+
+
+def _in_doubt(answer: Answer | ContractBroken, why: str, item: Work) -> MaybeProcessed:
+    """The error in place of an answer that does not count."""
+    error = MaybeProcessed(
+        f"submission {item.submission_id}: {why}", http_status=answer.http_status, body=answer.text
+    )
+    error.requested_at, error.latency_ms = answer.requested_at, answer.latency_ms
+    return error
 
 
 def _health(error: DeepXLError | None) -> Health | None:
     if error is None or isinstance(error, (Refused, ContractBroken)):
         return Health.WELL
-    if isinstance(error, (DocumentUnavailable, AccessDenied, UnexpectedRedirect)):
+    if isinstance(error, (DocumentUnavailable, Denied, UnexpectedRedirect)):
         return None
     return Health.THROTTLED if error.http_status == _TOO_MANY_REQUESTS else Health.ILL
-
-
-def _anomalies(item: Work, answer: Answer) -> str | None:
-    mismatches = echo_mismatches(
-        read_echo(answer.text),
-        id_size=item.row["id_size"],
-        selfie_size=item.row["selfie_size"],
-        tags=dict(item.row["tags"]),
-    )
-    wrong = [name for _, name in mismatches if name is not None]
-    return f"the answer differs from what was sent: {', '.join(wrong)}" if wrong else None

@@ -241,28 +241,32 @@ class _Run:
             max_connections=settings.deepxl_max_concurrency,
         )
         async with client:
-            await self.check_access(client)
+            is_trusted = await self.check_access(client)
             bind(self.lake, self.ledger)
             with hold(self.ledger, self.date, self.run_id, self.stop.drain) as held:
-                after, error = await self.dispatch_under(held, client)
+                after, error = await self.dispatch_under(held, client, is_trusted)
         if error is not None:
             raise error
         self.raise_conflict(after)
         return self.summary(after, written=True)
 
     @staticmethod
-    async def check_access(client: DeepXLClient) -> None:
+    async def check_access(client: DeepXLClient) -> bool:
         """Detects a wrong credential or address before anything is claimed.
 
-        An account without access to its history (403) may still verify; the first call will tell.
+        Returns whether DeepXL's history answered. An account without access to it (403) may still verify; the
+        first call will tell.
         """
         try:
-            await client.check_access()
+            return await client.check_access()
         except AccessDenied as error:
             if error.http_status != _FORBIDDEN:
                 raise
+            return False
 
-    async def dispatch_under(self, held: HeldLease, client: DeepXLClient) -> tuple[Scan, Exception | None]:
+    async def dispatch_under(
+        self, held: HeldLease, client: DeepXLClient, is_trusted: bool
+    ) -> tuple[Scan, Exception | None]:
         control = RunControl(self.stop)
         with control.watching(), raised_gc_threshold():
             self.write_table(ResponsesState.DISPATCHING)
@@ -301,6 +305,8 @@ class _Run:
                     documents=self.settings.kyc_landing / "documents",
                     settings=self.settings,
                     timing=self.timing,
+                    is_trusted=is_trusted,
+                    date=self.date,
                 ).run(self.work())
             self.check_ledger(held)
             note.write()

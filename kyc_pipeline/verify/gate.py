@@ -55,6 +55,7 @@ class AdaptiveConcurrency:
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
         self.limit = float(maximum)
+        self._before: float | None = None
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._halved_at = float("-inf")
@@ -79,9 +80,19 @@ class AdaptiveConcurrency:
             if started > self._halved_at:
                 self._halved_at = time.monotonic()
                 self.limit = max(1.0, self.limit / 2)
-        elif health is Health.WELL:
+        elif health is Health.WELL and self._before is None:
             self.limit = min(float(self._maximum), self.limit + 1 / self.limit)
         self._free_slot()
+
+    def narrow(self) -> None:
+        """Allows one call at a time until :meth:`widen`."""
+        if self._before is None:
+            self._before, self.limit = self.limit, 1.0
+
+    def widen(self) -> None:
+        """Restores the limit of before :meth:`narrow`."""
+        if self._before is not None:
+            self.limit, self._before = self._before, None
 
     def _free_slot(self) -> None:
         self._taken -= 1

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 
 from kyc_pipeline.deepxl.client import Answer, DeepXLClient
-from kyc_pipeline.deepxl.echo import echo_mismatches, read_echo
+from kyc_pipeline.deepxl.echo import echo_mismatches
 from kyc_pipeline.deepxl.errors import AccessDenied, LookupFailed, UnexpectedRedirect
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.models import Discovery
@@ -89,4 +89,4 @@ def discovery(item: Work, found: Sequence[Answer]) -> Discovery:
 def _differs(item: Work, answer: Answer) -> bool:
     row = item.row
     sent = {"id_size": row["id_size"], "selfie_size": row["selfie_size"], "tags": dict(row["tags"])}
-    return any(name is not None for _, name in echo_mismatches(read_echo(answer.text), **sent))
+    return any(name is not None for _, name in echo_mismatches(answer.echo, **sent))

@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -18,7 +19,7 @@ from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadabl
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import Decision, Entry, State
-from kyc_pipeline.ledger.queries import read_entries, read_responses
+from kyc_pipeline.ledger.queries import first_attempts, read_entries, read_responses
 from kyc_pipeline.vocabulary import Outcome
 
 DIGEST_KEY: Final = "ledger_digest"
@@ -36,9 +37,9 @@ class Action(Enum):
     """What a run does with a submission."""
 
     SEND = "send"
-    """Never sent, or certainly not processed: send it with its present date and content."""
+    """Never sent, or surely not processed: send it with its present date and content."""
     RESEND = "resend"
-    """Uncertain: send it again unless a look-up finds it."""
+    """Turned away, or uncertain with a decision: send it again if a look-up shows that there is none."""
     LOOK_UP = "look_up"
     """Uncertain and held: DeepXL's history may have it by now."""
     NOTHING = "nothing"
@@ -50,11 +51,15 @@ def action(entry: Entry | None, date: str, content_sha256: str, policy: Policy) 
     """The action for a submission of partition `date` with this ledger entry, if any."""
     if entry is None or entry.state is State.FAILED:
         return Action.SEND
+    if entry.state is State.TURNED_AWAY:
+        return Action.RESEND
     if entry.partition_date != date or entry.content_sha256 != content_sha256:
         return Action.CONFLICT
     if entry.state not in (State.UNCERTAIN, State.CLAIMED) or entry.decision is Decision.ABANDON:
         return Action.NOTHING
-    return Action.RESEND if entry.decision is Decision.RETRY or policy == "retry" else Action.LOOK_UP
+    # The policy counts once: with two calls in doubt, it has been sent again already.
+    by_policy = policy == "retry" and entry.calls_in_doubt <= 1
+    return Action.RESEND if entry.decision is Decision.RETRY or by_policy else Action.LOOK_UP
 
 
 def _outcome(entry: Entry | None, what: Action, date: str) -> Outcome:
@@ -190,14 +195,32 @@ def present_outcomes(
                 yield date, submission_id, _outcome(entry, what, date), entry
 
 
+class Standing(Enum):
+    """What the calls of a submission so far allow."""
+
+    CLEAR = "clear"
+    """None was processed: send it."""
+    TURNED_AWAY = "turned_away"
+    """The last one was turned away: send it if a look-up shows that there is none."""
+    DECIDED = "decided"
+    """One is in doubt, and a decision allows the next: send it if a look-up shows no record of this one."""
+    IN_DOUBT = "in_doubt"
+    """One is in doubt. The policy may allow another, if a look-up shows that there is none."""
+
+
 @dataclass(slots=True)
 class Work:
     """A submission for the run to settle, with its row of the lake."""
 
     row: Mapping[str, Any] = field(repr=False)
     action: Action
-    updated_at: int
+    standing: Standing = Standing.CLEAR
+    updated_at: int = 0
     """When the ledger last changed it (microseconds since the epoch); 0 without an entry."""
+    first_sent: datetime | None = None
+    """The first attempt, by this or an earlier run: a record cannot be older."""
+    is_changed: bool = False
+    """Whether the content is not the one that was sent."""
 
     @property
     def submission_id(self) -> str:
@@ -214,9 +237,24 @@ def work(lake: Lake, ledger: Ledger, date: str, policy: Policy) -> Iterator[list
             entry = entries.get(row["submission_id"])
             what = action(entry, date, row["content_sha256"], policy)
             if what in (Action.SEND, Action.RESEND, Action.LOOK_UP):
-                found.append(Work(row, what, entry.updated_at if entry else 0))
+                found.append(_work(row, what, entry))
+        first = first_attempts(ledger, [item.submission_id for item in found if item.updated_at])
+        for item in found:
+            if (started := first.get(item.submission_id)) is not None:
+                item.first_sent = datetime.fromtimestamp(started / 1_000_000, UTC)
         if found:
             yield found
+
+
+def _work(row: Mapping[str, Any], what: Action, entry: Entry | None) -> Work:
+    if entry is None:
+        return Work(row, what)
+    if entry.state in (State.FAILED, State.TURNED_AWAY):
+        standing = Standing.CLEAR if entry.state is State.FAILED else Standing.TURNED_AWAY
+    else:
+        standing = Standing.DECIDED if entry.decision is Decision.RETRY else Standing.IN_DOUBT
+    is_changed = entry.content_sha256 != row["content_sha256"]
+    return Work(row, what, standing, entry.updated_at, is_changed=is_changed)
 
 
 def is_current(lake: Lake, date: str, now: Scan) -> bool:

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from kyc_pipeline.cli.backfill import read_results
 from kyc_pipeline.cli.held import held
+from kyc_pipeline.cli.reopen import reopen
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import HTML_502
+from kyc_pipeline.deepxl.simulator.faults import HTML_502, Answers
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
@@ -98,4 +99,24 @@ def test_a_decision_on_the_command_line(
         assert "nothing is held" in CliRunner().invoke(held, ["list"]).output
         assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
         assert simulator.received == Counter({kept: 1, lost: 2})
+    assert outcomes(settings) == Counter(completed=2)
+
+
+def test_a_refusal_is_taken_back_on_the_command_line(
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url)
+    kept, refused = landing.day(DAY, 2)
+    with running_simulator(token=TOKEN, faults={refused: [Answers(422)]}) as simulator:
+        pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
+        controls = CallControls(timing=Timing(look_ups=(0.0,)))
+        job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
+        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert outcomes(settings) == Counter(completed=1, refused=1)
+        reopened = CliRunner().invoke(reopen, ["--submission", refused, "--reason", "the proxy refused it"])
+        assert (reopened.exit_code, DAY in reopened.output) == (0, True), reopened.output
+        again = CliRunner().invoke(reopen, ["--submission", kept, "--reason", "why not"])
+        assert "completed" in str(again.exception)
+        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert simulator.received == Counter({kept: 1, refused: 2})
     assert outcomes(settings) == Counter(completed=2)

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -216,17 +218,32 @@ def test_a_budget_stops_the_run_cleanly_and_the_next_run_continues(
     assert simulator.received == Counter(ids)
 
 
+SEED_TIME = int(time.time())
+
+
 @pytest.fixture
 def seed_url() -> Iterator[str]:
-    """A server that answers every POST with the example of the API documentation, byte for byte."""
-    body = (FIXTURES / "seed_response.json").read_bytes()
+    """A server that answers every POST with the example of the API documentation.
+
+    Only what an answer repeats of its request is the request's: sizes, the submission's tag and the time.
+    """
+    example = json.loads((FIXTURES / "seed_response.json").read_bytes())
     loop = asyncio.new_event_loop()
 
     async def answer(http: web.Request) -> web.Response:
-        await http.read()
         if http.method == "GET":
             return web.json_response({"totalCount": 0, "count": 0, "data": []})
-        return web.Response(body=body, content_type="application/json")
+        form = await http.post()
+        (name, value) = next(iter(json.loads(str(form["tags"])).items()))
+        result = example["result"]
+        for field in ("idFile", "selfieFile"):
+            document = form[field]
+            assert isinstance(document, web.FileField)
+            result[f"{field}Size"] = len(document.file.read())
+        result["tags"].append({"name": name, "value": value})
+        result["timestamp"] = SEED_TIME
+        result["timestampISO"] = f"{datetime.fromtimestamp(SEED_TIME - 6000, UTC):%FT%T}.000000"
+        return web.Response(text=json.dumps(example), content_type="application/json")
 
     async def start() -> web.AppRunner:
         app = web.Application(client_max_size=1 << 26)
@@ -257,10 +274,10 @@ def test_the_documented_example_passes_through_the_whole_pipeline(
     [verification] = lake.read(VERIFICATIONS, DAY).to_pylist()
     assert verification["verification_id"] == 457
     assert verification["verified"] is True
-    assert verification["verified_at"].isoformat() == "2024-09-08T11:40:00+00:00"
-    assert verification["timestamp_iso"] == "2024-09-08T10:00:00.000000"
+    assert verification["verified_at"].timestamp() == SEED_TIME
     assert verification["iso_offset_seconds"] == -6000
-    assert (verification["id_file_size"], verification["selfie_file_size"]) == (234567, 112233)
+    [sent] = lake.read(SUBMISSIONS, DAY, ["id_size", "selfie_size"]).to_pylist()
+    assert (verification["id_file_size"], verification["selfie_file_size"]) == tuple(sent.values())
     checks = lake.read(MODEL_CHECKS, DAY, ["check_group", "type", "status", "confidence"]).to_pylist()
     assert [tuple(check.values()) for check in checks] == [
         ("technicalChecks", "FACE_MATCH", "PASS", 0.97),
@@ -274,12 +291,21 @@ def test_the_documented_example_passes_through_the_whole_pipeline(
         "documentId": None,
         "companyName": "DeepXL",
         "companyId": "COMP-001",
+        "submissionId": f"{DAY}-0000",
     }
     assert [row["category"] for row in lake.read(VERIFICATION_FILES, DAY).to_pylist()] == ["id", "face"]
     response: Any
     [response] = lake.read(VERIFICATION_RESPONSES, DAY)["response"].to_pylist()
-    seed = (FIXTURES / "seed_response.json").read_text(encoding="utf-8")
-    assert json.loads(response) == json.loads(seed)
+    seed = json.loads((FIXTURES / "seed_response.json").read_text(encoding="utf-8"))["result"]
+    received = json.loads(response)["result"]
+    assert {name for name in seed if received[name] != seed[name]} == {
+        "idFileSize",
+        "selfieFileSize",
+        "tags",
+        "timestamp",
+        "timestampISO",
+    }
+    assert received["tags"][:-1] == seed["tags"]
     unexpected = {row["kind"] for row in lake.read(CONTRACT_DRIFT, DAY).to_pylist()} - {"missing_field"}
     assert not unexpected
     with duckdb.connect(str(settings.kyc_warehouse), read_only=True) as warehouse:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,9 @@ from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import MODEL_CHECKS, TABLES, VERIFICATION_RESPONSES, Zone
+from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.verify.dispatcher import Timing
 from tests.conftest import Landing
 from tests.dagster.conftest import TOKEN, make_settings
 
@@ -40,8 +43,8 @@ TAGS = CLEAR | {
 }
 
 
-def answer(verification_id: int | None) -> bytes:
-    """An answer with a mark in every text that is not part of the contract."""
+def answer(submission_id: str, verification_id: int | None) -> bytes:
+    """An answer about this submission with a mark in every text that is not part of the contract."""
     check = {
         "type": "FACE_MATCH",
         "status": "FAIL",
@@ -64,16 +67,16 @@ def answer(verification_id: int | None) -> bytes:
     result: dict[str, object] = {
         "idFileType": "jpeg",
         "idFileName": f"{MARK}idfilename.jpg",
-        "idFileSize": 1,
         "selfieFileType": "jpeg",
         "selfieFileName": f"{MARK}selfiefilename.jpg",
-        "selfieFileSize": 1,
         "model": "verification",
         "verified": False,
         "modelResults": {"technicalChecks": [check, {"type": "LIVENESS", "confidence": "0.97"}]},
-        "timestamp": 1725795600,
+        "timestamp": int(time.time()),
         "timestampISO": "2024-09-08T11:40:00",
-        "tags": [{"name": name, "value": value} for name, value in TAGS.items()],
+        "tags": [
+            {"name": name, "value": value} for name, value in (TAGS | {"submissionId": submission_id}).items()
+        ],
         "files": files,
         "holder": {"name": f"{MARK}unknownfield", TAGS["customerName"]: f"{MARK}unknownvalue"},
     }
@@ -83,8 +86,8 @@ def answer(verification_id: int | None) -> bytes:
 
 
 FAULTS = {
-    "s-marked": [Answers(200, JSON, answer(900001))],
-    "s-quarantined": [Answers(200, JSON, answer(None))],
+    "s-marked": [Answers(200, JSON, answer("s-marked", 900001))],
+    "s-quarantined": [Answers(200, JSON, answer("s-quarantined", None))],
     "s-refused": [Answers(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
     "s-page": [Answers(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
     "s-again": [Answers(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
@@ -200,7 +203,8 @@ def test_marks_are_only_in_the_restricted_zone(
         dg.DagsterInstance.local_temp(str(home)) as instance,
     ):
         settings = make_settings(tmp_path, simulator.url)
-        job = build_defs(Pipeline(settings)).resolve_job_def("verify_and_publish")
+        controls = CallControls(timing=Timing(look_ups=(0.0,)))
+        job = build_defs(Pipeline(settings), controls).resolve_job_def("verify_and_publish")
         assert job.execute_in_process(instance=instance, partition_key=DAY).success
         bad_day = job.execute_in_process(
             instance=instance,

@@ -287,7 +287,11 @@ def test_a_row_that_was_sent_stays_with_its_day(make_world: Callable[[], World])
 
 
 def test_the_command_line_sends_what_swapped_days_in_one_run(
-    landing: Landing, pipeline: Pipeline, simulator: Simulator, instance: dg.DagsterInstance, monkeypatch
+    landing: Landing,
+    pipeline: Pipeline,
+    simulator: Simulator,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over days of one run and of two: the first day wants an id that a later day gives up."""
     monkeypatch.setattr(partitions, "BACKFILL_DAYS_PER_RUN", 2)

@@ -15,10 +15,9 @@ from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.assets import ingest as ingest_assets
-from kyc_pipeline.orchestration.checks.ingest import RECONCILES
+from kyc_pipeline.orchestration.checks.ingest import RECONCILES, check_partition
 from tests.conftest import Landing
 from tests.dagster.conftest import TOKEN, Run
-from kyc_pipeline.orchestration.checks.ingest import check_partition
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 RANGE = ("--from", DAY, "--to", NEXT_DAY)

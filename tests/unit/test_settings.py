@@ -90,6 +90,15 @@ def test_http_is_allowed_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings(None).deepxl_base_url == "http://127.0.0.1:8080"
 
 
+@pytest.mark.parametrize("suffix", ["/v1", "/v1/", "/v1/verification", "/v1/verification/"])
+def test_the_version_is_cut_off_the_base_url(monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    for base in ("https://api.deepxl.ai", "https://gateway.example/deepxl"):
+        monkeypatch.setenv("DEEPXL_BASE_URL", base + suffix)
+        assert load_settings(None).deepxl_base_url == base
+    monkeypatch.setenv("KYC_SOURCE_URL", "https://git.example/kyc/tree/v1")
+    assert load_settings(None).kyc_source_url == "https://git.example/kyc/tree/v1"
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [

@@ -1,9 +1,10 @@
 """Generates realistic results, derived only from a seed and the request.
 
-The same seed, submission and company always give the same answer. A submission id that starts with a date
-(`2024-09-03-0012`) belongs to that day, any other to today. As in real data, checks fail at different rates,
-companies send photos of different quality, scores drift slowly from day to day, one bad photo spoils several
-checks, a few verdicts contradict their checks, and a few checks lack a confidence or need a review.
+The same seed, submission and company always give the same scores. A submission id that starts with a date
+(`2024-09-03-0012`) has the scores of that day, any other of today; the time is that of the call. As in real
+data, checks fail at different rates, companies send photos of different quality, scores drift slowly from day
+to day, one bad photo spoils several checks, a few verdicts contradict their checks, and a few checks lack a
+confidence or need a review.
 """
 
 import math
@@ -87,8 +88,8 @@ def invent_verdict(seed: int, submission_id: str, company: str, odd_share: float
     chance = random.Random(f"{seed}/{company}/{submission_id}")
     company_quality = random.Random(f"{seed}/{company}").gauss(0, 1)
     person = chance.gauss(0, 0.6)
-    at = _moment(submission_id, chance)
-    day = at.date().toordinal()
+    at = datetime.now(UTC).replace(microsecond=0)
+    day = _day(submission_id, at)
     checks = [_check(kind, chance, company_quality, person, day, odd_share) for kind in _KINDS]
     if all(check.status == "PASS" for check in checks):
         verified = chance.random() >= _UNEXPLAINED_DECLINES
@@ -130,17 +131,13 @@ def _check(
     )
 
 
-def _moment(submission_id: str, chance: random.Random) -> datetime:
-    """The time in whole seconds: in office hours of the day that the id names, else now."""
-    second = chance.randrange(8 * 3600, 20 * 3600)
+def _day(submission_id: str, at: datetime) -> int:
+    """The day that the id names, else that of the call."""
     named = _LEADING_DATE.match(submission_id)
     try:
-        day = date.fromisoformat(named[1]) if named else None
+        return date.fromisoformat(named[1]).toordinal() if named else at.toordinal()
     except ValueError:
-        day = None
-    if day is None:
-        return datetime.now(UTC).replace(microsecond=0)
-    return datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(seconds=second)
+        return at.toordinal()
 
 
 def _sigmoid(value: float) -> float:

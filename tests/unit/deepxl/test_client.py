@@ -5,7 +5,8 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from kyc_pipeline.deepxl.errors import (
     MaybeProcessed,
     NotProcessed,
     Refused,
+    TurnedAway,
     UnexpectedRedirect,
+    WrongAddress,
 )
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import (
@@ -129,10 +132,11 @@ BODIES = [
 ]
 MEANINGS: dict[int, type[DeepXLError]] = {
     **dict.fromkeys((300, 301, 302, 303, 304, 307, 308), UnexpectedRedirect),
-    **dict.fromkeys((400, 404, 405, 409, 410, 413, 415, 418, 422, 451), Refused),
+    **dict.fromkeys((400, 410, 413, 415, 418, 422, 451), Refused),
     **dict.fromkeys((401, 402, 403), AccessDenied),
-    **dict.fromkeys((408, 425, 429, 503), NotProcessed),
-    **dict.fromkeys((500, 501, 502, 504, 520, 524), MaybeProcessed),
+    **dict.fromkeys((404, 405), WrongAddress),
+    **dict.fromkeys((408, 425, 429, 503), TurnedAway),
+    **dict.fromkeys((409, 500, 501, 502, 504, 520, 524), MaybeProcessed),
 }
 
 
@@ -224,7 +228,8 @@ async def test_a_redirect_is_never_followed(connect: Connect, make_request: Make
 
 
 FAULTS: list[tuple[Fault, type[DeepXLError]]] = [
-    (Answers(503, {"Retry-After": "1"}), NotProcessed),
+    (Answers(503, {"Retry-After": "1"}), TurnedAway),
+    (Answers(429, record=True), TurnedAway),
     (Answers(500, record=True), MaybeProcessed),
     (HTML_502, MaybeProcessed),
     (HTML_200, ContractBroken),
@@ -313,6 +318,11 @@ async def test_find_reads_every_page(connect: Connect) -> None:
         ([{"verificationId": 1, "verified": True}], None),
         ([record(1, tagged("other"))], 5),
         ([record(number, tagged("other")) for number in range(1001)], None),
+        # Between two pages, a record may move to the one that was read already.
+        ([record(number, tagged("other")) for number in range(101)], None),
+        ([record(1, tagged("other") + tagged("s-1"))], None),
+        ([record(1, tagged("s-1") + tagged("other"))], None),
+        ([record(1, tagged("other"))], -1),
         ([record(1, tagged("s-1"), verified="yes")], None),
         ([record(1, {"submissionId": "s-1"})], None),
         ([record(1, None)], None),
@@ -427,3 +437,35 @@ async def test_many_calls_at_once(connect: Connect, make_request: MakeRequest) -
             }
     assert set(server.received.values()) == {1}
     assert len(server.received) == 40
+
+
+def dated(seconds: float, body: bytes = b'{"totalCount":0,"count":0,"data":[]}') -> View:
+    return lambda _: web.Response(
+        body=body, headers={"Date": format_datetime(datetime.now(UTC) + timedelta(seconds=seconds))}
+    )
+
+
+@pytest.mark.parametrize(("seconds", "way"), [(3600, "behind"), (-3600, "ahead of")])
+async def test_a_wrong_clock_is_found_before_anything_is_sent(
+    seconds: float, way: str, connect: Connect
+) -> None:
+    async with answering(dated(seconds)) as (url, _), connect(url) as client:
+        with pytest.raises(DeepXLError, match=f"clock is 60 minutes {way} DeepXL's"):
+            await client.check_access()
+
+
+@pytest.mark.parametrize(
+    ("view", "is_history"),
+    [
+        (dated(60), True),
+        (dated(-60), True),
+        (dated(3600, b"{}"), False),
+        (lambda _: web.json_response({"detail": "Not Found"}, status=404), False),
+        (lambda _: web.json_response({"detail": "?"}, status=500), False),
+    ],
+)
+async def test_an_access_check_tells_whether_the_history_answered(
+    view: View, is_history: bool, connect: Connect
+) -> None:
+    async with answering(view) as (url, _), connect(url) as client:
+        assert await client.check_access() is is_history

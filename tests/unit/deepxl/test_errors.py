@@ -18,7 +18,9 @@ from kyc_pipeline.deepxl.errors import (
     MaybeProcessed,
     NotProcessed,
     Refused,
+    TurnedAway,
     UnexpectedRedirect,
+    WrongAddress,
     answer_error,
     error_class,
     parse_retry_after,
@@ -28,14 +30,20 @@ from kyc_pipeline.errors import KycError
 NOW = datetime(2024, 9, 3, 12, 0, 0, tzinfo=UTC)
 
 ACCESS = {401, 402, 403}
-NOT_PROCESSED = {408, 425, 429, 503}
+ADDRESS = {404, 405}
+TURNED_AWAY = {408, 425, 429, 503}
+CONFLICT = 409
 
 
 def expected(status: int) -> type[DeepXLError]:
     if status in ACCESS:
         return AccessDenied
-    if status in NOT_PROCESSED:
-        return NotProcessed
+    if status in ADDRESS:
+        return WrongAddress
+    if status in TURNED_AWAY:
+        return TurnedAway
+    if status == CONFLICT:
+        return MaybeProcessed
     return {3: UnexpectedRedirect, 4: Refused}.get(status // 100, MaybeProcessed)
 
 
@@ -55,17 +63,20 @@ def test_only_what_fails_every_call_stops_the_run() -> None:
             NotProcessed,
             DocumentUnavailable,
             MaybeProcessed,
+            TurnedAway,
             Refused,
             AccessDenied,
+            WrongAddress,
             ContractBroken,
             UnexpectedRedirect,
             LookupFailed,
         )
         if kind.stops_run
     }
-    assert stopping == {AccessDenied, UnexpectedRedirect}
+    assert stopping == {AccessDenied, WrongAddress, UnexpectedRedirect}
     assert issubclass(DeepXLError, KycError)
     assert issubclass(DocumentUnavailable, NotProcessed)
+    assert not issubclass(TurnedAway, NotProcessed)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The raw servers count the requests that reach them: a POST must never be sent a 
 """
 
 import asyncio
+import gzip
 import socket
 import struct
 import tracemalloc
@@ -14,7 +15,17 @@ from pathlib import Path
 import pytest
 
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.errors import DeepXLError, DocumentUnavailable, MaybeProcessed, NotProcessed
+from kyc_pipeline.deepxl.errors import (
+    AccessDenied,
+    ContractBroken,
+    DeepXLError,
+    DocumentUnavailable,
+    MaybeProcessed,
+    NotProcessed,
+    Refused,
+    UnexpectedRedirect,
+    WrongAddress,
+)
 from kyc_pipeline.errors import KycError
 
 pytestmark = pytest.mark.anyio
@@ -300,6 +311,152 @@ async def test_a_post_is_never_sent_again_on_a_new_connection(
         await client.check_access()
         await client.check_access()
         assert requests[2:] == [b"GET", b"GET", b"GET"]
+
+
+EARLY: list[tuple[int, bool, type[DeepXLError]]] = [
+    (200, False, MaybeProcessed),
+    (200, True, MaybeProcessed),
+    *((status, fresh, NotProcessed) for status in (408, 429, 500, 503) for fresh in (False, True)),
+    # On a kept connection it may be about an earlier request.
+    *((status, False, NotProcessed) for status in (400, 413, 422)),
+    *((status, True, Refused) for status in (400, 413, 422)),
+    *((status, False, AccessDenied) for status in (401, 402, 403)),
+    (404, False, WrongAddress),
+    (307, False, UnexpectedRedirect),
+]
+
+
+@pytest.mark.parametrize(("status", "fresh", "meaning"), EARLY)
+async def test_an_answer_before_the_end_of_the_body(
+    status: int, fresh: bool, meaning: type[DeepXLError], connect: Connect, make_request: MakeRequest
+) -> None:
+    closed = asyncio.Event()
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await read_head(reader)
+        writer.write(answer().replace(b"200 OK", b"%d X\r\nRetry-After: 7" % status))
+        await closed.wait()
+
+    async with serving(handler) as url, connect(url) as client:
+        with pytest.raises(DeepXLError) as caught:
+            await client.verify(make_request(size=LARGE), fresh=fresh)
+        closed.set()
+    error = caught.value
+    assert type(error) is meaning
+    assert error.is_whole is (status == 200)
+    assert (error.http_status, error.retry_after) == (status, None if status == 200 else 7)
+    assert '"verificationId": 457' in (error.body or "")
+
+
+@pytest.mark.parametrize("when", ["already read", "not read yet"])
+async def test_a_surplus_answer_on_an_idle_connection_is_nobodys(
+    when: str, connect: Connect, make_request: MakeRequest
+) -> None:
+    writers: list[Writer] = []
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        writers.append(writer)
+        while True:
+            await read_request(reader)
+            writer.write(answer(SEED.replace(b"457", b"%d" % len(writers))))
+
+    async with serving(handler) as url, connect(url) as client:
+        first = await client.verify(make_request())
+        writers[0].write(answer(SEED.replace(b"457", b"666")))
+        if when == "already read":
+            for _ in range(20):  # iterations of the loop
+                await asyncio.sleep(0)
+        second = await client.verify(make_request())
+    assert (first.verification_id, second.verification_id, len(writers)) == (1, 2, 2)
+
+
+async def test_distrusted_connections_are_not_used_again(connect: Connect, make_request: MakeRequest) -> None:
+    connections = 0
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await read_request(reader)
+            writer.write(answer())
+
+    async with serving(handler) as url, connect(url) as client:
+        await client.verify(make_request())
+        client.distrust_connections()
+        await client.verify(make_request())
+        await client.verify(make_request())
+        assert connections == 2
+        await client.verify(make_request(), fresh=True)
+        await client.verify(make_request(), fresh=True)
+    assert connections == 4
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"X: " + b"y" * 9_000,
+        b"X: " + b"y" * 100_000,
+        b"\r\n".join(b"X-%d: y" % number for number in range(200)),
+        b"Set-Cookie: a[b]=1; Path=/; Expires=nonsense\r\nSet-Cookie: =",
+        b"Content-Encoding: identity",
+        b"Content-Encoding: ",
+    ],
+    ids=["9 kB", "100 kB", "200", "odd cookies", "identity", "no encoding"],
+)
+async def test_odd_headers_cost_no_answer(
+    headers: bytes, connect: Connect, make_request: MakeRequest
+) -> None:
+    seen: list[bytes] = []
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        while True:
+            head, length = await read_head(reader)
+            await reader.readexactly(length)
+            seen.append(head)
+            writer.write(answer().replace(b"\r\n", b"\r\n" + headers + b"\r\n", 1))
+
+    async with serving(handler) as url, connect(url) as client:
+        for _ in range(2):
+            assert (await client.verify(make_request())).verification_id == 457
+    assert not any(b"cookie" in head.lower() for head in seen)
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"x-gzip", b"X-GZIP"])
+async def test_a_compressed_answer(encoding: bytes, connect: Connect, make_request: MakeRequest) -> None:
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        packed = answer(gzip.compress(SEED))
+        writer.write(packed.replace(b"\r\n", b"\r\nContent-Encoding: " + encoding + b"\r\n", 1))
+
+    async with serving(handler) as url, connect(url) as client:
+        assert (await client.verify(make_request())).verification_id == 457
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"200 OK\r\nContent-Encoding: br", b"200 OK\r\nContent-Encoding: zstd", b"202 Accepted", b"206 X"],
+)
+async def test_what_is_no_answer_breaks_the_contract(
+    head: bytes, connect: Connect, make_request: MakeRequest
+) -> None:
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        body = SEED if b"OK" not in head else b"\x8b\x03\x80"
+        writer.write(answer(body).replace(b"200 OK", head))
+
+    async with serving(handler) as url:
+        error = await failure(connect(url), make_request())
+    assert type(error) is ContractBroken
+
+
+async def test_an_answer_that_is_cut_without_a_length(connect: Connect, make_request: MakeRequest) -> None:
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + SEED[:500])
+
+    async with serving(handler) as url:
+        error = await failure(connect(url), make_request())
+    assert type(error) is ContractBroken
 
 
 @pytest.mark.parametrize("missing", ["id_path", "selfie_path"])

@@ -156,7 +156,8 @@ def test_a_settled_submission_is_not_claimed_again(ledger: Ledger, state: State)
     commit(ledger, lease, [claim], [])
     commit(ledger, lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
     assert commit(ledger, lease, [Claim("a", "c")], []) == frozenset()
-    resend = Claim("a", "c", resend=True)
+    assert commit(ledger, lease, [Claim("a", "c", resend=True)], []) == frozenset()
+    resend = Claim("a", "c", resend=True, by_policy=True)
     expected = {resend.token} if state is State.UNCERTAIN else set()
     assert commit(ledger, lease, [resend], []) == expected
 
@@ -242,7 +243,7 @@ def test_an_expired_lease_is_taken_and_its_claims_become_uncertain(ledger_url: s
         assert read_entries(ledger, ["a", "b"])["a"].state is State.COMPLETED
         assert read_entries(ledger, ["a", "b"])["b"].state is State.UNCERTAIN
         # A late failure of the old call says nothing about the newer call.
-        again = Claim("b", "c", resend=True)
+        again = Claim("b", "c", resend=True, by_policy=True)
         commit(ledger, new, [again], [])
         commit(hasty, old, [], [refused(claims[1])])
         assert read_entries(ledger, ["b"])["b"].state is State.CLAIMED

@@ -4,7 +4,9 @@ import itertools
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -12,10 +14,21 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.decisions import list_held, resolve_held
+from kyc_pipeline.ledger.decisions import list_held, reopen, resolve_held
 from kyc_pipeline.ledger.leases import acquire_lease
-from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Decision, Entry, Lease, Result, State
+from kyc_pipeline.ledger.models import (
+    Adoption,
+    AttemptResult,
+    Claim,
+    Decision,
+    Entry,
+    Judgement,
+    Lease,
+    Result,
+    State,
+)
 from kyc_pipeline.ledger.queries import read_entries, read_responses
+from kyc_pipeline.ledger.schema import attempts
 
 DATES = ("2024-09-01", "2024-09-02")
 IDS = ("a", "b", "c")
@@ -41,6 +54,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.processed = dict.fromkeys(IDS, 0)
         self.allowed = dict.fromkeys(IDS, 0)
         """Second calls that an operator or the policy allowed."""
+        self.by_policy = dict.fromkeys(IDS, 0)
         self.settled: dict[str, str] = {}
 
     def teardown(self) -> None:
@@ -64,21 +78,28 @@ class LedgerMachine(RuleBasedStateMachine):
         content=st.sampled_from(CONTENTS),
         stale=st.booleans(),
         resend=st.booleans(),
+        by_policy=st.booleans(),
     )
     def claim_and_send(
-        self, submission_id: str, date: str, content: str, stale: bool, resend: bool
+        self, submission_id: str, date: str, content: str, stale: bool, resend: bool, by_policy: bool
     ) -> tuple[Claim, str] | None:
         lease = self.lease(date, stale)
         before = self.entry(submission_id)
-        claim = Claim(submission_id, content, resend)
+        # A claim with `resend` follows a look-up that found nothing, and the history does not lie here.
+        resend = resend and not self.processed[submission_id]
+        claim = Claim(submission_id, content, resend, by_policy=by_policy)
         won = claim.token in commit(self.ledger, lease, [claim], [])
         may = (
             before is None
             or before.state is State.FAILED
+            or (before.state is State.TURNED_AWAY and resend)
             or (
                 before.state is State.UNCERTAIN
                 and resend
-                and before.decision is not Decision.ABANDON
+                and (
+                    before.decision is Decision.RETRY
+                    or (before.decision is None and by_policy and before.calls_in_doubt <= 1)
+                )
                 and (before.partition_date, before.content_sha256) == (date, content)
             )
         )
@@ -87,7 +108,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.entry(submission_id) == before
             return None
         self.sent[submission_id] += 1
-        self.allowed[submission_id] += before is not None and before.state is State.UNCERTAIN
+        if before is not None and before.state is State.UNCERTAIN:
+            self.allowed[submission_id] += 1
+            if before.decision is None:
+                self.by_policy[submission_id] += 1
         return claim, date
 
     @rule(
@@ -108,13 +132,14 @@ class LedgerMachine(RuleBasedStateMachine):
         if call is None:
             return
         claim, date = call
-        surely_not = (AttemptResult.NOT_PROCESSED, AttemptResult.ACCESS_DENIED, AttemptResult.REFUSED)
+        surely_not = (AttemptResult.NOT_PROCESSED, AttemptResult.REFUSED)
+        turned_away = (AttemptResult.TURNED_AWAY, AttemptResult.ACCESS_DENIED)
         if what in (AttemptResult.ANSWERED, AttemptResult.CONTRACT_BROKEN):
             processed = True
         elif what in surely_not:
             processed = False
         self.processed[claim.submission_id] += processed
-        if what not in surely_not:
+        if processed or what not in (*surely_not, *turned_away):
             self.sent_as[claim.submission_id].add((date, claim.content_sha256))
         if what is None:  # the process died: nothing is recorded
             return
@@ -123,15 +148,27 @@ class LedgerMachine(RuleBasedStateMachine):
             AttemptResult.CONTRACT_BROKEN: State.QUARANTINED,
             AttemptResult.REFUSED: State.REFUSED,
             AttemptResult.MAYBE_PROCESSED: State.UNCERTAIN,
-        }.get(what, State.FAILED)
-        if state is State.FAILED and claim.resend:
-            state = State.UNCERTAIN
-        result = Result(claim, state, what, billable=processed, response=f"answer {claim.token}")
+        }.get(what, State.TURNED_AWAY if what in turned_away else State.FAILED)
+        billable = what not in (*surely_not, *turned_away)
+        result = Result(claim, state, what, billable, response=f"answer {claim.token}")
+        in_doubt = self.in_doubt(claim)
         for _ in range(2 if twice else 1):
             commit(self.ledger, self.lease(date, stale), [], [result])
         if state is State.COMPLETED:
             assert self.state_of(claim.submission_id) is State.COMPLETED
             self.settled.setdefault(claim.submission_id, f"answer {claim.token}")
+        elif in_doubt:
+            assert self.state_of(claim.submission_id) in (State.UNCERTAIN, State.CLAIMED, State.COMPLETED)
+
+    def in_doubt(self, claim: Claim) -> bool:
+        """Whether another call of the submission may have been billed."""
+        query = sa.select(attempts.c.number).where(
+            attempts.c.submission_id == claim.submission_id,
+            attempts.c.token != claim.token,
+            attempts.c.billable == 1,
+        )
+        with self.ledger.read() as connection:
+            return connection.execute(query).first() is not None
 
     @rule(date=st.sampled_from(DATES))
     def take_over(self, date: str) -> None:
@@ -153,14 +190,39 @@ class LedgerMachine(RuleBasedStateMachine):
         if not self.processed[submission_id]:
             return
         before = self.state_of(submission_id)
-        found = Adoption(submission_id, 200, NOW, f"found {submission_id}")
+        entry = self.entry(submission_id)
+        assert entry is not None
+        found = Adoption(submission_id, *entry[1:3], 200, NOW, f"found {submission_id}")
         commit(self.ledger, self.leases[DATES[0]][-1], [], [found])
-        if before is State.UNCERTAIN:
+        if before in (State.UNCERTAIN, State.TURNED_AWAY, State.QUARANTINED):
             self.settled.setdefault(submission_id, f"found {submission_id}")
         else:
             assert self.state_of(submission_id) is before
 
-    @rule(submission_id=st.sampled_from(IDS), decision=st.sampled_from(Decision))
+    @rule(submission_id=st.sampled_from(IDS), state=st.sampled_from((State.UNCERTAIN, State.REFUSED)))
+    def judge(self, submission_id: str, state: State) -> None:
+        """A look-up could not tell, or others were answered; only what was turned away is judged."""
+        before = self.entry(submission_id)
+        if before is None or (state is State.REFUSED and self.processed[submission_id]):
+            return
+        judgement = Judgement(submission_id, *before[1:3], state, "judged")
+        commit(self.ledger, self.leases[DATES[0]][-1], [], [judgement])
+        judged = before.state is State.TURNED_AWAY
+        assert self.state_of(submission_id) is (state if judged else before.state)
+
+    @rule(submission_id=st.sampled_from(IDS))
+    def reopen(self, submission_id: str) -> None:
+        before = self.state_of(submission_id)
+        try:
+            reopen(self.ledger, submission_id, "the address was wrong", "operator")
+        except UsageError:
+            assert before not in (State.REFUSED, State.QUARANTINED)
+        else:
+            assert before in (State.REFUSED, State.QUARANTINED)
+            entry: Any = self.entry(submission_id)
+            assert entry[3:5] == (State.UNCERTAIN, Decision.RETRY)
+
+    @rule(submission_id=st.sampled_from(IDS), decision=st.sampled_from((Decision.RETRY, Decision.ABANDON)))
     def decide(self, submission_id: str, decision: Decision) -> None:
         uncertain = self.state_of(submission_id) is State.UNCERTAIN
         try:
@@ -175,6 +237,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def no_second_record_unless_allowed(self) -> None:
         for key in IDS:
             assert self.processed[key] <= 1 + self.allowed[key]
+            assert self.by_policy[key] <= 1
 
     @invariant()
     def what_may_have_been_processed_has_one_date_and_content(self) -> None:
@@ -198,7 +261,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (key in responses) == (self.sent[key] > 0)
             if key in responses:
                 assert responses[key][1]["attempts"] == self.sent[key]
-                assert responses[key][1]["billable_calls"] >= min(1, self.processed[key])
+                if responses[key][0].state is State.COMPLETED:
+                    assert responses[key][1]["billable_calls"] >= 1
 
 
 TestLedgerStates = LedgerMachine.TestCase

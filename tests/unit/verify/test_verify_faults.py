@@ -1,10 +1,16 @@
 """Every way an answer can go wrong, against a real server that counts its requests."""
 
+import contextlib
+import json
+import time
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from kyc_pipeline.deepxl.errors import AccessDenied, UnexpectedRedirect
+from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError, UnexpectedRedirect, WrongAddress
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import (
     EMPTY_OBJECT_200,
@@ -17,14 +23,16 @@ from kyc_pipeline.deepxl.simulator.faults import (
     Resets,
     redirects,
 )
-from kyc_pipeline.errors import KycError
-from kyc_pipeline.ledger.decisions import list_held, resolve_held
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.ledger.decisions import dates_to_send_again, list_held, reopen, resolve_held
+from kyc_pipeline.ledger.schema import attempts, decisions
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.engine import Stopped
 from kyc_pipeline.verify.planning import plan_partitions
-from tests.unit.verify.world import DATE, TOKEN, World
+from tests.unit.verify.world import DATE, JPEG, QUICK, TOKEN, World
 
 PAST = "Mon, 01 Jan 2024 00:00:00 GMT"
+NOTHING_FOUND = Answers(200, body=b'{"totalCount":0,"count":0,"data":[]}')
 QUICKLY = {"deepxl_timeout_seconds": 0.4, "deepxl_max_attempts": 3}
 
 
@@ -35,6 +43,9 @@ def records_of(simulator: Simulator, submission_id: str) -> list[int]:
         if any(tag.name == "submissionId" and tag.value == submission_id for tag in record.tags)
     ]
 
+
+HTML = {"Content-Type": "text/html"}
+TURNED_AWAY = (408, 425, 429, 503)
 
 # The faults of a submission, its outcome, and how often it was sent, also after two more runs.
 FAULTS: list[tuple[str, Sequence[Fault], str, int]] = [
@@ -55,8 +66,17 @@ FAULTS: list[tuple[str, Sequence[Fault], str, int]] = [
     ("reset, not processed", [Resets()], "uncertain", 1),
     ("reset, processed", [Resets(record=True)], "completed", 1),
     ("half a body", [HalfBody()], "completed", 1),
-    ("HTML with 200", [HTML_200], "quarantined", 1),
-    ("{} with 200", [EMPTY_OBJECT_200], "quarantined", 1),
+    *[(f"{status}, processed", [Answers(status, record=True)], "completed", 1) for status in TURNED_AWAY],
+    *[(f"{status}, processed", [Answers(status, record=True)], "completed", 1) for status in (403, 404)],
+    ("409, processed", [Answers(409, record=True)], "completed", 1),
+    ("409, not processed", [Answers(409)], "uncertain", 1),
+    ("HTML with 200, processed", [HTML_200], "completed", 1),
+    ("HTML with 200, not processed", [Answers(200, HTML, b"<p>Maintenance")], "uncertain", 1),
+    ("{} with 200, processed", [EMPTY_OBJECT_200], "completed", 1),
+    *[(f"{status}, processed", [Answers(status, record=True)], "completed", 1) for status in (202, 204)],
+    *[(f"{status}, not processed", [Answers(status)], "uncertain", 1) for status in (202, 204, 206)],
+    ("an unknown encoding", [Answers(200, {"Content-Encoding": "br"}, b"\x8b", record=True)], "completed", 1),
+    ("403 then well", [Answers(403)], "refused", 1),
 ]
 
 
@@ -102,7 +122,7 @@ def test_what_is_surely_not_processed_is_tried_again_by_a_later_run(world: World
         assert world.outcomes() == {"a": "completed"}
 
 
-@pytest.mark.parametrize("status", [401, 402, 403])
+@pytest.mark.parametrize("status", [401, 402])
 def test_denied_access_stops_the_run_after_one_call(world: World, status: int) -> None:
     ids = [f"s-{number:02}" for number in range(40)]
     world.submit(*ids)
@@ -169,6 +189,63 @@ def test_a_record_that_shows_late_is_adopted_by_a_later_look(world: World) -> No
     assert row["latency_ms"] is None
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("policy", ["hold", "retry"])
+def test_what_was_turned_away_is_held_if_a_look_up_cannot_tell(
+    world: World, status: int, policy: str
+) -> None:
+    world.submit("a")
+    world.options = {"deepxl_uncertain": policy}
+    faults = {"a": [Answers(status, record=True)]}
+    with running_simulator(token=TOKEN, lookup=Answers(500), faults=faults) as simulator:
+        world.server = simulator.url
+        for run in range(3):
+            summary = world.verify(run_id=f"run-{run}")
+            assert summary.held_ids == ("a",)
+            assert (world.responses()["a"]["outcome"], summary.billable_calls) == ("uncertain", 0)
+        assert world.responses()["a"]["billable_calls"] == 1
+        simulator.lookup = None
+        world.verify(run_id="last")
+        assert simulator.received["a"] == 1
+    assert world.outcomes() == {"a": "completed"}
+
+
+def test_what_was_turned_away_by_an_earlier_run_is_looked_up_before_it_is_sent(world: World) -> None:
+    world.submit("a", "b")
+    world.options = {"deepxl_max_attempts": 1, "deepxl_max_concurrency": 1}
+    with running_simulator(
+        token=TOKEN,
+        # The record of `a` shows only after the first run has ended.
+        lookup_lag_looks=len(QUICK.look_ups),
+        faults={"a": [Answers(503, record=True)], "b": [Answers(503)]},
+    ) as simulator:
+        world.server = simulator.url
+        world.verify()
+        assert world.outcomes() == {"a": "failed", "b": "failed"}
+        (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+        assert plan.calls_to_make == 2
+        world.verify(run_id="run-2")
+        assert dict(simulator.received) == {"a": 1, "b": 2}
+    rows = world.responses()
+    assert {key: (row["outcome"], row["billable_calls"]) for key, row in rows.items()} == {
+        "a": ("completed", 1),
+        "b": ("completed", 1),
+    }
+
+
+@pytest.mark.parametrize("status", [401, 402])
+def test_what_was_denied_although_it_was_processed_is_adopted(sqlite_world: World, status: int) -> None:
+    world = sqlite_world
+    world.submit("a")
+    with running_simulator(token=TOKEN, faults={"a": [Answers(status, record=True)]}) as simulator:
+        world.server = simulator.url
+        with pytest.raises(AccessDenied):
+            world.verify()
+        assert world.verify(run_id="run-2").adopted == 1
+        assert simulator.received["a"] == 1
+    assert world.responses()["a"]["billable_calls"] == 1
+
+
 def test_the_policy_retry_sends_again_what_look_up_does_not_find(world: World) -> None:
     world.submit("a")
     world.options = {"deepxl_uncertain": "retry"}
@@ -179,6 +256,76 @@ def test_the_policy_retry_sends_again_what_look_up_does_not_find(world: World) -
         assert (summary.calls, summary.retries, summary.billable_calls) == (2, 1, 2)
     row = world.responses()["a"]
     assert (row["outcome"], row["attempts"], row["billable_calls"]) == ("completed", 2, 2)
+
+
+def test_the_policy_counts_once_for_each_submission(world: World) -> None:
+    world.submit("a")
+    world.options = {"deepxl_uncertain": "retry"}
+    with running_simulator(token=TOKEN, faults={"a": [Answers(500)] * 9}) as simulator:
+        world.server = simulator.url
+        for run in range(3):
+            world.verify(run_id=f"run-{run}")
+            assert simulator.received["a"] == 2
+        (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+        assert (plan.calls_to_make, plan.held) == (0, 1)
+        assert dates_to_send_again(world.ledger, "retry") == []
+        resolve_held(world.ledger, "a", "retry", "operator")
+        world.verify(run_id="last")
+        assert simulator.received["a"] == 3
+    with world.ledger.read() as connection:
+        query = sa.select(decisions.c.decided_by, decisions.c.decision).order_by(decisions.c.id)
+        found: Sequence[Any] = connection.execute(query).all()
+        assert found == [
+            ("DEEPXL_UNCERTAIN=retry", "retry"),
+            ("operator", "retry"),
+        ]
+
+
+@pytest.mark.parametrize("decided", ["by the policy", "by an operator"])
+def test_a_look_up_that_fails_is_no_proof(world: World, decided: str) -> None:
+    world.submit("a")
+    with running_simulator(
+        token=TOKEN, lookup=Answers(500), faults={"a": [Answers(502, record=True)]}
+    ) as simulator:
+        world.server = simulator.url
+        if decided == "by the policy":
+            world.options = {"deepxl_uncertain": "retry"}
+            world.verify()
+        else:
+            world.verify()
+            resolve_held(world.ledger, "a", "retry", "operator")
+        for run in range(2):
+            world.verify(run_id=f"run-{run}")
+        assert simulator.received["a"] == 1
+        assert world.outcomes() == {"a": "uncertain"}
+        simulator.lookup = None
+        world.verify(run_id="last")
+        assert simulator.received["a"] == 1
+    assert world.outcomes() == {"a": "completed"}
+
+
+@pytest.mark.parametrize(
+    "last",
+    [Answers(422), Answers(404), HTML_200, Answers(204), Answers(503), Answers(401)],
+    ids=["refused", "404", "HTML", "204", "503", "401"],
+)
+def test_after_a_call_in_doubt_only_an_answer_settles(sqlite_world: World, last: Fault) -> None:
+    world = sqlite_world
+    world.submit("a", "well")
+    world.options = {"deepxl_max_attempts": 1}
+    with running_simulator(
+        token=TOKEN, lookup=NOTHING_FOUND, faults={"a": [Answers(500, record=True), last]}
+    ) as simulator:
+        world.server = simulator.url
+        world.verify()
+        resolve_held(world.ledger, "a", "retry", "operator")
+        with contextlib.suppress(AccessDenied, WrongAddress):
+            world.verify(run_id="run-2")
+        assert simulator.received["a"] == 2
+        assert world.outcomes() == {"a": "uncertain", "well": "completed"}
+        simulator.lookup = None
+        world.verify(run_id="run-3")
+    assert world.outcomes()["a"] == "completed"
 
 
 def test_an_operator_lets_it_be_sent_again_once(world: World) -> None:
@@ -217,7 +364,7 @@ def test_of_several_records_the_first_is_adopted_and_the_others_are_told(world: 
     world.submit("a")
     world.options = {"deepxl_uncertain": "retry", "deepxl_max_attempts": 2}
     faults = {"a": [Answers(500, record=True)] * 2}
-    with running_simulator(token=TOKEN, lookup=Answers(500), faults=faults) as simulator:
+    with running_simulator(token=TOKEN, lookup=NOTHING_FOUND, faults=faults) as simulator:
         world.server = simulator.url
         world.verify()
         simulator.lookup = None
@@ -240,9 +387,233 @@ def test_an_answer_about_something_else_is_told_on_the_record(world: World) -> N
         world.server = simulator.url
         world.verify()
     row = world.responses()["a"]
-    assert row["outcome"] == "completed"
-    assert row["error"].endswith("idFileSize, selfieFileSize, tag companyId, tag customerId")
+    assert (row["outcome"], row["response"]) == ("uncertain", None)
+    assert row["error"].endswith(
+        "idFileSize, selfieFileSize, tag companyId, tag customerId, tag submissionId"
+    )
     assert "ANOTHER" not in row["error"]
+    with world.ledger.read() as connection:
+        assert connection.execute(sa.select(attempts.c.body)).scalar_one() == body.decode()
+
+
+def record_of(submission_id: str, **changes: Any) -> dict[str, Any]:
+    """A record that can be this submission's, but for the changes; `at` is its age in seconds."""
+    tags = {"companyId": "COMP-001", "customerId": "9999", "submissionId": submission_id}
+    tags |= changes.pop("tags", {})
+    return {
+        "verificationId": 7,
+        "verified": True,
+        "idFileSize": len(JPEG),
+        "selfieFileSize": len(JPEG) + 6,
+        "timestamp": int(time.time() - changes.pop("age", 0)),
+        "tags": [{"name": name, "value": value} for name, value in tags.items() if value is not None],
+        **changes,
+    }
+
+
+IMPOSSIBLE: dict[str, dict[str, Any]] = {
+    "another submission": {"tags": {"submissionId": "z"}},
+    "no submission": {"tags": {"submissionId": None}},
+    "no tags": {"tags": {"submissionId": None, "companyId": None, "customerId": None}},
+    "another id size": {"idFileSize": 1},
+    "another selfie size": {"selfieFileSize": 1},
+    "another tag value": {"tags": {"customerId": "SOMEBODY-ELSE"}},
+    "a tag is missing": {"tags": {"customerId": None}},
+    "years older": {"age": 200_000_000},
+    "an hour older": {"age": 3600},
+    "in milliseconds, years older": {"timestamp": 1_577_836_800_000},
+    "only an ISO time, years older": {"timestamp": None, "timestampISO": "2020-01-01T00:00:00"},
+    "in the future": {"age": -86_400},
+}
+
+
+@pytest.mark.parametrize("changes", IMPOSSIBLE.values(), ids=list(IMPOSSIBLE))
+def test_an_answer_that_cannot_be_this_calls_never_completes_it(
+    sqlite_world: World, changes: dict[str, Any]
+) -> None:
+    world = sqlite_world
+    world.submit("a", "b")
+    stranger = json.dumps({"result": record_of("a", **changes)}).encode()
+    with running_simulator(
+        token=TOKEN,
+        faults={"a": [Answers(200, body=stranger, record=True)], "b": [Answers(200, body=stranger)]},
+    ) as simulator:
+        world.server = simulator.url
+        world.verify()
+        assert world.outcomes() == {"a": "completed", "b": "uncertain"}
+        assert f'"verificationId":{records_of(simulator, "a")[0]}' in world.responses()["a"]["response"]
+        assert dict(simulator.received) == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, "completed"),
+        ({"tags": {"addedByTheApi": "x"}}, "completed"),
+        ({"timestamp": None, "timestampISO": "unreadable"}, "completed"),
+        ({"idFileSize": None}, "completed"),
+    ],
+)
+def test_an_answer_that_can_be_this_calls_completes_it(
+    sqlite_world: World, changes: dict[str, Any], outcome: str
+) -> None:
+    world = sqlite_world
+    world.submit("a")
+    body = json.dumps({"result": record_of("a", **changes)}).encode()
+    with running_simulator(token=TOKEN, faults={"a": [Answers(200, body=body)]}) as simulator:
+        world.server = simulator.url
+        assert world.verify().lookups == 0
+    assert world.outcomes() == {"a": outcome}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(changes for name, changes in IMPOSSIBLE.items() if not name.startswith(("another sub", "no "))),
+        {"tags": {"env": "staging"}},
+    ],
+)
+@pytest.mark.parametrize("status", [502, 503])
+def test_a_record_that_cannot_be_this_calls_is_not_adopted(
+    sqlite_world: World, status: int, changes: dict[str, Any]
+) -> None:
+    world = sqlite_world
+    world.submit("a")
+    world.options = {"deepxl_uncertain": "retry"}
+    page = {"totalCount": 1, "count": 1, "data": [record_of("a", **changes)]}
+    lookup = Answers(200, body=json.dumps(page).encode())
+    with running_simulator(token=TOKEN, lookup=lookup, faults={"a": [Answers(status)]}) as simulator:
+        world.server = simulator.url
+        world.verify()
+        assert world.outcomes() == {"a": "uncertain"}
+        assert "cannot be this call's" in world.responses()["a"]["error"]
+        assert simulator.received["a"] == 1
+        # An operator who knows better may send it.
+        resolve_held(world.ledger, "a", "retry", "operator")
+        world.verify(run_id="run-2")
+        assert simulator.received["a"] == 2
+    assert world.outcomes() == {"a": "completed"}
+
+
+def test_an_answer_that_breaks_the_contract_but_is_about_it_is_quarantined(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit("a", "b")
+    world.options = {"deepxl_uncertain": "retry"}
+    faults = {
+        key: [Answers(200, body=json.dumps({"result": record_of(key, verified=None)}).encode(), record=late)]
+        for key, late in (("a", False), ("b", True))
+    }
+    with running_simulator(token=TOKEN, faults=faults) as simulator:
+        world.server = simulator.url
+        world.verify()
+        world.verify(run_id="run-2")
+        assert dict(simulator.received) == {"a": 1, "b": 1}
+    # The history has a sound record of `b`.
+    assert world.outcomes() == {"a": "quarantined", "b": "completed"}
+    assert '"verified": null' in world.responses()["a"]["response"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 405])
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("which", ["first", "middle", "last", "several"])
+def test_a_denial_of_one_submission_is_its_own(
+    sqlite_world: World, status: int, concurrency: int, which: str
+) -> None:
+    world = sqlite_world
+    ids = [f"s-{number:02}" for number in range(20)]
+    bad = {"first": ids[:1], "middle": ids[9:10], "last": ids[-1:], "several": ids[::5]}[which]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": concurrency}
+    faults = {key: [Answers(status)] * 9 for key in bad}
+    with running_simulator(token=TOKEN, latency_ms=2, faults=faults) as simulator:
+        world.server = simulator.url
+        summary = world.verify()
+        assert summary.stopped is Stopped.NONE
+        assert world.outcomes() == {key: "refused" if key in bad else "completed" for key in ids}
+        world.verify(run_id="run-2")
+        assert dict(simulator.received) == dict.fromkeys(ids, 1)
+    assert str(status) in world.responses()[bad[0]]["error"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 405])
+@pytest.mark.parametrize("history", [None, Answers(404, body=b'{"detail":"Not Found"}')])
+def test_a_denial_that_everything_meets_stops_the_run_with_nothing_final(
+    sqlite_world: World, status: int, history: Fault | None
+) -> None:
+    world = sqlite_world
+    ids = [f"s-{number:02}" for number in range(40)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 4}
+    faults = {key: [Answers(status)] for key in ids}
+    with running_simulator(token=TOKEN, faults=faults, lookup=history) as simulator:
+        world.server = simulator.url
+        with pytest.raises((AccessDenied, WrongAddress), match=str(status)):
+            world.verify()
+        # One, if the history does not answer either; else those in flight and two probes.
+        assert simulator.received.total() <= (1 if history else 4 + 2)
+        assert set(world.outcomes().values()) == {"failed", "not_attempted"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        (Answers(400), "refused"),
+        (Answers(422), "refused"),
+        (Answers(410), "refused"),
+    ],
+)
+@pytest.mark.parametrize("history", [None, Answers(500)])
+def test_like_final_answers_in_a_row_halt_the_run_and_can_be_taken_back(
+    sqlite_world: World, fault: Fault, outcome: str, history: Fault | None
+) -> None:
+    world = sqlite_world
+    ids = [f"s-{number:02}" for number in range(40)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 4}
+    with running_simulator(token=TOKEN, faults={key: [fault] for key in ids}, lookup=history) as simulator:
+        world.server = simulator.url
+        with pytest.raises(DeepXLError, match=r"10 answers in a row .* reopen"):
+            world.verify()
+        assert simulator.received.total() <= 10 + (0 if history else 3)
+        wrong = [key for key, found in world.outcomes().items() if found == outcome]
+        assert len(wrong) == simulator.received.total()
+        for key in wrong:
+            assert reopen(world.ledger, key, "the gateway was at fault", "operator") == DATE
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        assert world.verify(run_id="run-2").is_complete
+        assert dict(simulator.received) == dict.fromkeys(ids, 1)
+    with world.ledger.read() as connection:
+        query = sa.select(decisions.c.decision, decisions.c.reason, decisions.c.decided_by).distinct()
+        found: Sequence[Any] = connection.execute(query).all()
+        assert found == [("reopen", "the gateway was at fault", "operator")]
+
+
+def test_final_answers_among_sound_ones_do_not_halt_the_run(sqlite_world: World) -> None:
+    world = sqlite_world
+    ids = [f"s-{number:02}" for number in range(40)]
+    world.submit(*ids)
+    world.options = {"deepxl_max_concurrency": 1}
+    bad = [key for number, key in enumerate(ids) if number % 8]
+    with running_simulator(token=TOKEN, faults={key: [Answers(422)] for key in bad}) as simulator:
+        world.server = simulator.url
+        world.verify()
+        assert simulator.received.total() == 40
+    assert Counter(world.outcomes().values()) == {"refused": 35, "completed": 5}
+
+
+@pytest.mark.parametrize("state", ["completed", "uncertain", "failed", "unknown"])
+def test_only_a_refused_or_quarantined_one_is_reopened(sqlite_world: World, state: str) -> None:
+    world = sqlite_world
+    world.submit("a", id_file="gone.jpg" if state == "failed" else "id.jpg")
+    faults = {"a": [Answers(500)]} if state == "uncertain" else {}
+    with running_simulator(token=TOKEN, faults=faults) as simulator:
+        world.server = simulator.url
+        world.verify()
+    with pytest.raises(UsageError, match="b is not in the ledger" if state == "unknown" else state):
+        reopen(world.ledger, "b" if state == "unknown" else "a", "why", "operator")
+    with pytest.raises(UsageError, match="--reason"):
+        reopen(world.ledger, "a", " ", "operator")
 
 
 def test_a_document_that_vanished_is_a_failure_without_a_call(world: World) -> None:

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from kyc_pipeline.deepxl.client import Answer
+from kyc_pipeline.deepxl.echo import read_echo
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.errors import KycError
@@ -273,7 +274,7 @@ def test_a_record_of_other_documents_is_no_answer(paid: World) -> None:
         sizes = {"idFileSize": 1, "selfieFileSize": item.row["selfie_size"]}
         text = json.dumps({"result": {"verificationId": 7, "verified": True} | sizes})
         moment = datetime(2024, 9, 2, tzinfo=UTC)
-        found = discovery(item, [Answer(200, text, 7, True, moment, moment, 1.0)])
+        found = discovery(item, [Answer(200, text, read_echo(text), 7, True, moment, moment, 1.0)])
         assert found.response is None
         lease = acquire_lease(ledger, LATER, "run")
         commit(ledger, lease, [], [found])
