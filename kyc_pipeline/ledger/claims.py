@@ -205,7 +205,10 @@ _INSERT_CLAIM: Final = insert(submissions).values(submission_id=bindparam("key")
 # Clears the last attempt's figures. A decision, the policy's too, stays until a result settles it.
 _CLAIM_AGAIN: Final = (
     update(submissions)
-    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state.in_(_CLAIMABLE))
+    .where(
+        submissions.c.submission_id == bindparam("key"),
+        or_(*(submissions.c.state == state for state in _CLAIMABLE)),
+    )
     .values(
         http_status=None,
         responded_at=None,

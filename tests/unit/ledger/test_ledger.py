@@ -19,6 +19,7 @@ import kyc_pipeline.ledger
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import Ledger, LedgerError
+from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.ledger.leases import (
     PartitionBusy,
     acquire_lease,
@@ -321,6 +322,7 @@ def test_a_second_response_is_kept_in_the_history(ledger: Ledger) -> None:
     for claim in (first, second, third):
         commit(ledger, old, [claim], [])
         assert mark_open_claims_uncertain(ledger, old) == 1
+        resolve_held(ledger, "a", "retry", "operator")
     for _ in range(2):  # a commit whose reply was lost is repeated
         commit(ledger, old, [], [answered(second, "of the second"), answered(first, "of the first")])
     broken = Result(
@@ -338,6 +340,7 @@ def test_a_quarantined_response_is_kept_when_a_sound_one_replaces_it(ledger: Led
     first, second = (Claim("a", "c", resend=True) for _ in range(2))
     commit(ledger, lease, [first], [])
     assert mark_open_claims_uncertain(ledger, lease) == 1
+    resolve_held(ledger, "a", "retry", "operator")
     commit(ledger, lease, [second], [])
     broken = Result(second, State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True, response="<html>")
     commit(ledger, lease, [], [broken])

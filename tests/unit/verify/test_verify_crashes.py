@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_for_the_ledger(sqlite_world: World, processes: Fork
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
         # From a ledger that cannot be created to one that fills up between calls.
-        for kilobytes in (0, 64, 160, 256, 512):
+        for kilobytes in (0, 64, 104, 128, 144, 160, 512):
             message = verify_with_small_files(world, processes, kilobytes * 1024)
             assert "the ledger" in message or message == "done"
             received.append(simulator.received.total())
@@ -149,7 +149,8 @@ def test_a_disk_that_is_full_for_the_lake(
     with running_simulator(token=TOKEN) as simulator, world.ledger:
         world.server = simulator.url
         no_room = f"cannot write verification_responses of {DATE} (File too large)"
-        assert no_room in verify_with_small_files(world, processes, 0)
+        assert "identity.json (File too large)" in verify_with_small_files(world, processes, 0)
+        assert no_room in verify_with_small_files(world, processes, 1_000)
         assert not simulator.received
         assert not table.exists()
         # There is room for the table before the calls, but not for the one with the answers.

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kyc_pipeline.deepxl.errors import AccessDenied
+from kyc_pipeline.deepxl.errors import UnexpectedRedirect
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.verify.summary import Progress, percentile
@@ -58,8 +58,8 @@ def test_a_run_that_failed_reports_its_last_calls(sqlite_world: World) -> None:
     sqlite_world.submit("a", "b")
     sqlite_world.options = {"deepxl_max_concurrency": 1}
     seen: list[Progress] = []
-    with running_simulator(token=TOKEN, faults={"b": [Answers(401)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"b": [Answers(307, {"Location": "/"})]}) as simulator:
         sqlite_world.server = simulator.url
-        with pytest.raises(AccessDenied):
+        with pytest.raises(UnexpectedRedirect):
             sqlite_world.verify(progress=seen.append)
     assert seen[-1].calls == 2
