@@ -85,13 +85,15 @@ def answer(submission_id: str, verification_id: int | None) -> bytes:
     return json.dumps({"result": result}).encode()
 
 
-FAULTS = {
-    "s-marked": [Answers(200, JSON, answer("s-marked", 900001))],
-    "s-quarantined": [Answers(200, JSON, answer("s-quarantined", None))],
-    "s-refused": [Answers(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
-    "s-page": [Answers(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
-    "s-again": [Answers(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
-}
+def marked_answers() -> dict[str, list[Answers]]:
+    """By submission; made when the test runs, since an answer that is minutes old is not about its call."""
+    return {
+        "s-marked": [Answers(200, JSON, answer("s-marked", 900001))],
+        "s-quarantined": [Answers(200, JSON, answer("s-quarantined", None))],
+        "s-refused": [Answers(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
+        "s-page": [Answers(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
+        "s-again": [Answers(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
+    }
 
 
 def write_landing(landing: Landing) -> None:
@@ -103,7 +105,9 @@ def write_landing(landing: Landing) -> None:
             plain[column] = landing.document(path, content)
         return plain
 
-    good = [row(submission_id, 20 * shade) for shade, submission_id in enumerate(["s-plain", *FAULTS])]
+    good = [
+        row(submission_id, 20 * shade) for shade, submission_id in enumerate(["s-plain", *marked_answers()])
+    ]
     rejected = [
         good[0] | {"submission_id": "r-1", "id_file": f"{MARK}nowhere.jpg"},
         good[0] | {"submission_id": "r-2", "id_file": f"../{MARK}outside.jpg"},
@@ -195,11 +199,11 @@ def test_marks_are_only_in_the_restricted_zone(
     caplog.set_level(logging.INFO)
     write_landing(landing)
     needles = marks(landing)
-    assert len(needles) > len(FAULTS)
+    assert len(needles) > len(marked_answers())
     home = tmp_path / "dagster_home"
     home.mkdir()
     with (
-        running_simulator(token=TOKEN, seed=7, faults=FAULTS) as simulator,
+        running_simulator(token=TOKEN, seed=7, faults=marked_answers()) as simulator,
         dg.DagsterInstance.local_temp(str(home)) as instance,
     ):
         settings = make_settings(tmp_path, simulator.url)

@@ -78,14 +78,14 @@ def test_output_comes_back_from_a_full_disk(capfd: pytest.CaptureFixture[str]) -
 def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run: Run) -> None:
     first, second, *_ = landing.day(DAY, 6)
     landing.day(NEXT_DAY, 1)
-    with running_simulator(token=TOKEN, faults={second: [Answers(401)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={second: [Answers(307, {"Location": "/"})]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
         code, out, err = run("backfill", *RANGE, DEEPXL_PRICE_PER_CALL="0.50", **settings)
         assert simulator.received == {first: 1, second: 1}
     assert code == 1
-    assert "401" in err
-    assert "this run   2 calls, 0 retries, estimated cost 0.50" in out
-    assert "outcomes   1 completed, 1 failed, 5 not_attempted" in out
+    assert "307" in err
+    assert "this run   2 calls, 0 retries, estimated cost 1.00" in out
+    assert "outcomes   1 completed, 1 uncertain, 5 not_attempted" in out
 
 
 def test_a_run_that_could_not_write_the_lake_tells_the_outcomes_of_the_ledger(
