@@ -6,7 +6,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := python -m pip install --quiet --disable-pip-version-check --require-hashes
+PIP := python -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP) --require-hashes --requirement
+PACKAGE := $(PIP) --no-deps --no-build-isolation
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	--no-emit-find-links --generate-hashes --no-strip-extras --all-extras pyproject.toml requirements/build.in
 DEV_PORT ?= 3000
@@ -22,8 +24,8 @@ setup: $(STAMP) ## create the virtual environment .venv with pinned versions
 $(STAMP): pyproject.toml requirements/development.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is required: make PYTHON=/path/to/python3.11 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/$(PIP) --requirement requirements/development.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/$(LOCKED) requirements/development.txt
+	$(BIN)/$(PACKAGE) --editable .
 	@touch $@
 
 demo: setup ## run 14 days of synthetic submissions against the simulator; publish warehouse and report
@@ -62,8 +64,8 @@ dictionary: setup ## generate docs/data-dictionary.md from lake/tables.py and sq
 
 install: ## install what production needs, without development tools, into .venv
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/$(PIP) --requirement requirements/production.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
+	$(BIN)/$(LOCKED) requirements/production.txt
+	$(BIN)/$(PACKAGE) .
 
 lock: ## upgrade the versions and hashes in requirements/ (requires uv)
 	$(LOCK) --group dev --group bench --upgrade --output-file requirements/bench.txt
@@ -74,7 +76,7 @@ audit: setup ## look up known vulnerabilities of the production packages (requir
 	$(BIN)/pip-audit --requirement requirements/production.txt --require-hashes --disable-pip
 
 bench: setup ## run the benchmarks against other libraries; writes bench/results.md
-	$(BIN)/$(PIP) --requirement requirements/bench.txt
+	$(BIN)/$(LOCKED) requirements/bench.txt
 	$(BIN)/python bench/run.py
 
 clean: ## remove the virtual environment, builds and the demo's data
