@@ -15,9 +15,7 @@ from kyc_pipeline.erasure.find import Findings, find
 from kyc_pipeline.erasure.remove import erase as erase_found
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.identity import check_bond
+from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
 from kyc_pipeline.settings import Settings, load_settings
 
@@ -40,8 +38,7 @@ def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> Non
     """
     name, value = _person(tag)
     settings = load_settings()
-    with Ledger(settings.kyc_ledger_url) as ledger:
-        check_bond(Lake(settings.kyc_lake), ledger)
+    with open_ledger(settings) as ledger:
         stores = Stores.of(settings, ledger, _pseudonymizer(settings, dry_run=dry_run))
         found = find(stores, name, value)
         click.echo(_describe(found, stores.landing.unreadable, delete_documents=landing))

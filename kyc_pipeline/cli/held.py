@@ -3,8 +3,6 @@
 import click
 
 from kyc_pipeline.cli.options import format_table
-from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.decisions import list_held, operator, resolve_held
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
@@ -15,15 +13,10 @@ def held() -> None:
     """Submissions that were sent but whose answer was lost, and which look-up did not find."""
 
 
-def _open_ledger() -> Ledger:
-    settings = load_settings()
-    return open_ledger(Lake(settings.kyc_lake), settings.kyc_ledger_url)
-
-
 @held.command("list")
 def list_command() -> None:
     """List the held submissions, oldest first."""
-    with _open_ledger() as ledger:
+    with open_ledger(load_settings()) as ledger:
         rows = list_held(ledger)
     if not rows:
         click.echo("nothing is held")
@@ -56,6 +49,6 @@ def list_command() -> None:
 )
 def resolve_command(submission_id: str, decision: str) -> None:
     """Decide about one held submission. The next run of its day applies the decision."""
-    with _open_ledger() as ledger:
+    with open_ledger(load_settings()) as ledger:
         resolve_held(ledger, submission_id, decision, operator())
     click.echo(f"{submission_id}: {decision}")

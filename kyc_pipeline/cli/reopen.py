@@ -2,9 +2,9 @@
 
 import click
 
-from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.decisions import operator
 from kyc_pipeline.ledger.decisions import reopen as reopen_submission
+from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
 
 
@@ -17,6 +17,6 @@ def reopen(submission_id: str, reason: str) -> None:
     The next run of its day looks it up, and sends it if DeepXL has no record of it, which may cost
     a second call.
     """
-    with Ledger(load_settings().kyc_ledger_url) as ledger:
+    with open_ledger(load_settings()) as ledger:
         date = reopen_submission(ledger, submission_id, reason, operator())
     click.echo(f"{submission_id}: reopened; run {date} again")

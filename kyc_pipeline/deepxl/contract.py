@@ -98,6 +98,11 @@ def is_unit_interval(value: Json) -> bool:
     return isinstance(value, Number) and 0 <= float(value.literal) <= 1
 
 
+SECONDS_BELOW: Final = 10**11
+"""Time stamps below this (the year 5138) are in seconds; up to 1000 times this, in milliseconds (from 1973 to
+5138)."""
+
+
 def integer(value: Json) -> int | None:
     """The value of a 64-bit integer literal; None for anything else."""
     return _identifier(value.literal) if isinstance(value, Number) else None

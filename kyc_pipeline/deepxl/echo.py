@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from kyc_pipeline.deepxl.contract import FIELDS, integer
+from kyc_pipeline.deepxl.contract import FIELDS, SECONDS_BELOW, integer
 from kyc_pipeline.deepxl.jsontext import Json, NotJson, Number, Object, read_json
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Anomaly
 
@@ -16,8 +16,6 @@ CLOCKS_APART: Final = timedelta(minutes=5)
 """How far DeepXL's clock may be from ours."""
 _ZONES_APART: Final = timedelta(hours=26)
 """How far an ISO time without an offset may be from UTC, to both sides together."""
-_MILLISECONDS: Final = 100_000_000_000
-"""Epoch times from here on are in milliseconds: in seconds it is the year 5138."""
 
 
 class Echo(NamedTuple):
@@ -76,7 +74,7 @@ def _time(result: Mapping[str, Json]) -> tuple[datetime | None, bool]:
     try:
         if isinstance(stamp, Number):
             seconds = float(stamp.literal)
-            return datetime.fromtimestamp(seconds / 1000 if seconds >= _MILLISECONDS else seconds, UTC), True
+            return datetime.fromtimestamp(seconds / 1000 if seconds >= SECONDS_BELOW else seconds, UTC), True
         if isinstance(text, str):
             at = datetime.fromisoformat(text)
             return (at, True) if at.tzinfo else (at.replace(tzinfo=UTC), False)

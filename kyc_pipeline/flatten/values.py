@@ -9,15 +9,12 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from kyc_pipeline.deepxl.contract import FIELDS, Field, Kind, integer, is_unit_interval
+from kyc_pipeline.deepxl.contract import FIELDS, SECONDS_BELOW, Field, Kind, integer, is_unit_interval
 from kyc_pipeline.deepxl.jsontext import SURROGATE, Json, Number
 from kyc_pipeline.lake.tables import Table
 from kyc_pipeline.vocabulary import Anomaly
 
 MICROSECONDS: Final = 1_000_000
-SECONDS_BELOW: Final = 10**11
-"""Time stamps below this (the year 5138) are in seconds; up to 1000 times this, in milliseconds (from 1973 to
-5138)."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ISO: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?"

@@ -49,6 +49,7 @@ from kyc_pipeline.ledger.models import (
     Judgement,
     Lease,
     Result,
+    Settlement,
     State,
 )
 from kyc_pipeline.ledger.queries import calls_in_doubt
@@ -59,6 +60,8 @@ POLICY: Final = "DEEPXL_UNCERTAIN=retry"
 """Who decided, where it was no operator."""
 _ANSWERS: Final = frozenset({State.COMPLETED, State.QUARANTINED})
 _CLAIMABLE: Final = (State.FAILED, State.TURNED_AWAY, State.UNCERTAIN)
+_NOT_COUNTED: Final = -1
+"""The row count of a driver that does not count what an INSERT inserts; such a statement fails by itself."""
 _SECOND: Final = "a second response: the submission already had one"
 _KEEPS_DECISION: Final = frozenset(
     {AttemptResult.NOT_PROCESSED, AttemptResult.TURNED_AWAY, AttemptResult.ACCESS_DENIED}
@@ -69,7 +72,7 @@ def commit(
     ledger: Ledger,
     lease: Lease,
     claims: Sequence[Claim],
-    results: Sequence[Result | Adoption | Discovery | Judgement],
+    results: Sequence[Settlement],
 ) -> frozenset[str]:
     """Records results, then makes claims, in one transaction. Returns the tokens of the claims won.
 
@@ -143,10 +146,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
 
 
 def _expect(changed: int, expected: int, what: str) -> None:
-    if changed not in (
-        expected,
-        -1,
-    ):  # -1: the driver does not count the rows of an INSERT, which fails itself
+    if changed not in (expected, _NOT_COUNTED):
         raise InvariantBroken(
             f"the ledger took {changed} of {expected} {what}: nothing more is sent; run "
             "`kyc-pipeline ledger check`, and report this"
@@ -385,6 +385,8 @@ _ADOPT: Final = (
 
 def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) -> None:
     """Records calls that the ledger does not know, with an attempt each, so that costs add up."""
+    if not found:
+        return
     known = _known(connection, found)
     numbers = _attempts_so_far(connection, known)
     time = now()

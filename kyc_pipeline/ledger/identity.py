@@ -30,6 +30,7 @@ from kyc_pipeline.ledger.database import Ledger, WrongLedger, damaged
 from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.ledger.schema import identity
 from kyc_pipeline.ledger.times import to_datetime
+from kyc_pipeline.settings import Settings
 from kyc_pipeline.vocabulary import Outcome
 
 _NOTE_SECONDS: Final = 5.0
@@ -51,17 +52,22 @@ class Identity:
     """The URL of the ledger that took its place."""
 
 
+def lock_identity(connection: Connection) -> Identity:
+    """The ledger's identity, whose row stays locked until the transaction ends."""
+    return Identity(*connection.execute(select(identity).with_for_update()).one())
+
+
 def read_identity(ledger: Ledger) -> Identity:
     """The ledger's identity."""
     with ledger.read() as connection:
         return Identity(*connection.execute(select(identity)).one())
 
 
-def open_ledger(lake: Lake, url: str) -> Ledger:
-    """The ledger at `url`. Raises :class:`WrongLedger` if it is known not to be the lake's."""
-    ledger = Ledger(url)
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger at `KYC_LEDGER_URL`. Raises :class:`WrongLedger` if it is known not to be the lake's."""
+    ledger = Ledger(settings.kyc_ledger_url)
     try:
-        check_bond(lake, ledger)
+        check_bond(Lake(settings.kyc_lake), ledger)
     except KycError:
         ledger.close()
         raise
@@ -126,7 +132,7 @@ def bind(lake: Lake, ledger: Ledger) -> Identity:
         check_outcomes(lake, ledger, lake.dates(VERIFICATION_RESPONSES))
     # The row's lock makes this the only process that binds.
     with ledger.write() as connection:
-        mine = Identity(*connection.execute(select(identity).with_for_update()).one())
+        mine = lock_identity(connection)
         known = read_lake_identity(lake)
         if known is None:
             if mine.lake_id is not None:

@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from kyc_pipeline.vocabulary import Outcome
 
@@ -132,6 +132,10 @@ class Judgement:
     content_sha256: str
     state: State
     error: str
+
+
+Settlement: TypeAlias = Result | Adoption | Discovery | Judgement
+"""What a run records of a submission after its claim or a look-up."""
 
 
 class Entry(NamedTuple):

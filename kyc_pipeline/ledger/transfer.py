@@ -18,7 +18,13 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import sqlite
 from kyc_pipeline.ledger.database import Ledger, WrongLedger
-from kyc_pipeline.ledger.identity import Identity, check_bond, check_health, check_outcomes, read_identity
+from kyc_pipeline.ledger.identity import (
+    check_bond,
+    check_health,
+    check_outcomes,
+    lock_identity,
+    read_identity,
+)
 from kyc_pipeline.ledger.models import State
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import read_entries
@@ -117,7 +123,7 @@ def declare_restored(lake: Lake, ledger: Ledger) -> None:
     check_health(ledger)
     check_outcomes(lake, ledger, lake.dates(VERIFICATION_RESPONSES))
     with ledger.write() as connection:
-        mine = Identity(*connection.execute(select(identity).with_for_update()).one())
+        mine = lock_identity(connection)
         known = read_lake_identity(lake)
         lake_id = known.lake_id if known else mine.lake_id or secrets.token_hex(16)
         new = LakeIdentity(
@@ -142,7 +148,7 @@ def bind_again(lake: Lake, ledger: Ledger) -> None:
     check_health(ledger)
     check_outcomes(lake, ledger, lake.dates(VERIFICATION_RESPONSES))
     with ledger.write() as connection:
-        mine = Identity(*connection.execute(select(identity).with_for_update()).one())
+        mine = lock_identity(connection)
         if read_lake_identity(lake) is not None:
             return
         new = LakeIdentity(secrets.token_hex(16), mine.ledger_id, mine.generation)

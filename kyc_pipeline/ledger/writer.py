@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import ChangeRefused, InvariantBroken, Ledger, LedgerError, WrongLedger
-from kyc_pipeline.ledger.models import Adoption, Claim, Discovery, Judgement, Lease, Result
+from kyc_pipeline.ledger.models import Adoption, Claim, Discovery, Lease, Result, Settlement
 
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000
@@ -31,7 +31,7 @@ _RETRY_SECONDS: Final = 0.5
 
 @dataclass(slots=True)
 class _Pending:
-    change: Claim | Result | Adoption | Discovery | Judgement
+    change: Claim | Settlement
     done: "asyncio.Future[bool]"
 
     @property
@@ -93,11 +93,11 @@ class GroupWriter:
         """Makes a claim durable; False if it was lost. Raises :class:`LedgerError`."""
         return await self._submit(claim)
 
-    async def record(self, result: Result | Adoption | Discovery | Judgement) -> None:
+    async def record(self, result: Settlement) -> None:
         """Makes a result durable. Raises :class:`LedgerError`."""
         await self._submit(result)
 
-    async def _submit(self, change: Claim | Result | Adoption | Discovery | Judgement) -> bool:
+    async def _submit(self, change: Claim | Settlement) -> bool:
         done: asyncio.Future[bool] = self._loop.create_future()
         if not self._arrived:
             self._loop.call_soon(self._hand_over)
@@ -148,7 +148,7 @@ class GroupWriter:
         self._next_commit = time.monotonic() + _PACE_SECONDS
         return group
 
-    def _commit(self, changes: list[Claim | Result | Adoption | Discovery | Judgement]) -> frozenset[str]:
+    def _commit(self, changes: list[Claim | Settlement]) -> frozenset[str]:
         claims = [change for change in changes if isinstance(change, Claim)]
         results = [change for change in changes if not isinstance(change, Claim)]
         deadline: float | None = None

@@ -77,7 +77,7 @@ def due_days(pipeline: Pipeline, *, until: date) -> Due:
         except KycError as error:
             due.unreadable[day] = str(error)
             continue
-        if day in decided | again or _needs_run(landing, lake, day) or awaits_files(lake, day):
+        if day in again or _needs_run(landing, lake, day) or awaits_files(lake, day):
             due.days.append(day)
     return due
 

@@ -35,7 +35,7 @@ class Pipeline:
 
         Raises :class:`~kyc_pipeline.ledger.database.WrongLedger` if it is known not to be the lake's.
         """
-        return open_ledger(self.lake, self.settings.kyc_ledger_url)
+        return open_ledger(self.settings)
 
     @contextlib.contextmanager
     def day_lease(self, day: str, run_id: str) -> Iterator[Callable[[], None]]:

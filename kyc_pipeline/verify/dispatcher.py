@@ -50,7 +50,7 @@ from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.fence import Fence
 from kyc_pipeline.verify.gate import BREAKER_WAITS, Gate, Health
-from kyc_pipeline.verify.partition import Action, Standing, Work
+from kyc_pipeline.verify.partition import STANDINGS, Action, Standing, Work
 from kyc_pipeline.verify.summary import Stopped, Tally
 
 
@@ -239,7 +239,7 @@ class Dispatcher:
         if result.latency_ms is not None and error is None:
             self._tally.latencies.append(result.latency_ms)
         if item.standing is not Standing.DECIDED or result.result is AttemptResult.MAYBE_PROCESSED:
-            item.standing = _STANDINGS.get(result.state, item.standing)
+            item.standing = STANDINGS.get(result.state, item.standing)
         return error
 
     async def _send(self, item: Work, claim: Claim, *, is_retry: bool) -> tuple[Result, DeepXLError | None]:
@@ -433,13 +433,6 @@ class _Source:
 
 def _meaning(error: DeepXLError) -> tuple[State, AttemptResult, bool]:
     return _MEANING.get(type(error), _MAYBE_PROCESSED)
-
-
-_STANDINGS: Final = {
-    State.FAILED: Standing.CLEAR,
-    State.TURNED_AWAY: Standing.TURNED_AWAY,
-    State.UNCERTAIN: Standing.IN_DOUBT,
-}
 
 
 def _failed(claim: Claim, error: DeepXLError, standing: Standing) -> Result:

@@ -208,6 +208,15 @@ class Standing(Enum):
     """One is in doubt. The policy may allow another, if a look-up shows that there is none."""
 
 
+STANDINGS: Final = {
+    State.FAILED: Standing.CLEAR,
+    State.TURNED_AWAY: Standing.TURNED_AWAY,
+    State.UNCERTAIN: Standing.IN_DOUBT,
+    State.CLAIMED: Standing.IN_DOUBT,
+}
+"""The standing of a submission that is not settled, without a decision."""
+
+
 @dataclass(slots=True)
 class Work:
     """A submission for the run to settle, with its row of the lake."""
@@ -249,10 +258,9 @@ def work(lake: Lake, ledger: Ledger, date: str, policy: Policy) -> Iterator[list
 def _work(row: Mapping[str, Any], what: Action, entry: Entry | None) -> Work:
     if entry is None:
         return Work(row, what)
-    if entry.state in (State.FAILED, State.TURNED_AWAY):
-        standing = Standing.CLEAR if entry.state is State.FAILED else Standing.TURNED_AWAY
-    else:
-        standing = Standing.DECIDED if entry.decision is Decision.RETRY else Standing.IN_DOUBT
+    standing = STANDINGS[entry.state]
+    if standing is Standing.IN_DOUBT and entry.decision is Decision.RETRY:
+        standing = Standing.DECIDED
     is_changed = entry.content_sha256 != row["content_sha256"]
     return Work(row, what, standing, entry.updated_at, is_changed=is_changed)
 

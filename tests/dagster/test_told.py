@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,31 +25,36 @@ RANGE = ("--from", DAY, "--to", NEXT_DAY)
 
 
 @dataclass(frozen=True)
-class BreaksTheLake:
-    """The call is answered, but from then on the run cannot replace the day's table of answers."""
+class Breaks:
+    """The call is answered, but first `damage` is done."""
 
-    table: Path
+    damage: Callable[[], None]
     record: bool = True
     early: bool = False
 
     async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
-        self.table.rename(self.table.with_suffix(".kept"))
-        (self.table / "in-the-way").mkdir(parents=True)
+        self.damage()
         return web.Response(body=body, content_type="application/json")
 
 
-@dataclass(frozen=True)
-class BreaksDagster:
-    """The call is answered, but from then on Dagster cannot write to its home."""
+def breaks_the_lake(table: Path) -> Breaks:
+    """From then on the run cannot replace the day's table of answers."""
 
-    home: Path
-    record: bool = True
-    early: bool = False
+    def damage() -> None:
+        table.rename(table.with_suffix(".kept"))
+        (table / "in-the-way").mkdir(parents=True)
 
-    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
-        self.home.rename(self.home.with_name("away"))
-        self.home.touch()
-        return web.Response(body=body, content_type="application/json")
+    return Breaks(damage)
+
+
+def breaks_dagster(home: Path) -> Breaks:
+    """From then on Dagster cannot write to its home."""
+
+    def damage() -> None:
+        home.rename(home.with_name("away"))
+        home.touch()
+
+    return Breaks(damage)
 
 
 def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_told(
@@ -56,7 +62,7 @@ def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_told(
 ) -> None:
     *_, last = landing.day(DAY, 3)
     home = tmp_path / "dagster_home"
-    with running_simulator(token=TOKEN, faults={last: [BreaksDagster(home)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={last: [breaks_dagster(home)]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
         code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
     assert code == 1
@@ -93,7 +99,7 @@ def test_a_run_that_could_not_write_the_lake_tells_the_outcomes_of_the_ledger(
 ) -> None:
     *_, last = landing.day(DAY, 3)
     table = Path(Lake(str(tmp_path / "lake")).path(VERIFICATION_RESPONSES, DAY))
-    with running_simulator(token=TOKEN, faults={last: [BreaksTheLake(table)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={last: [breaks_the_lake(table)]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
         code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
         assert code == 1

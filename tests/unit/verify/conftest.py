@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.verify.world import World
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from tests.unit.verify.world import TOKEN, World
 
 
 @pytest.fixture
@@ -51,3 +52,19 @@ def until() -> Callable[[Callable[[], bool]], None]:
         raise AssertionError("the condition did not come true")
 
     return wait
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with running_simulator(token=TOKEN) as running:
+        yield running
+
+
+@pytest.fixture
+def paid(tmp_path: Path, simulator: Simulator) -> World:
+    """A world on SQLite whose first day is paid for."""
+    world = World(tmp_path, simulator.url)
+    world.submit("a", "b")
+    world.verify()
+    world.ledger.close()
+    return world

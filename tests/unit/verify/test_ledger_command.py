@@ -1,39 +1,29 @@
 """`kyc-pipeline ledger`: a lost ledger is restored or moved, and no call is paid again."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner
 
 from kyc_pipeline.cli.held import held
 from kyc_pipeline.cli.ledger import ledger as command
-from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
-from tests.unit.verify.world import DATE, TOKEN, World
+from kyc_pipeline.cli.reopen import reopen
+from kyc_pipeline.deepxl.simulator import Simulator
+from tests.unit.verify.world import DATE, World
 
 LATER = "2024-09-02"
 Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def simulator() -> Iterator[Simulator]:
-    with running_simulator(token=TOKEN) as running:
-        yield running
-
-
-@pytest.fixture
-def world(tmp_path: Path, simulator: Simulator) -> World:
+def world(paid: World) -> World:
     """Two days are paid for; `backup.sqlite` knows the first."""
-    made = World(tmp_path, simulator.url)
-    made.submit("a", "b")
-    made.verify()
-    made.ledger.close()
-    shutil.copy(tmp_path / "ledger.sqlite", tmp_path / "backup.sqlite")
-    made.submit("c", date=LATER)
-    made.verify(LATER)
-    made.ledger.close()
-    return made
+    shutil.copy(paid.root / "ledger.sqlite", paid.root / "backup.sqlite")
+    paid.submit("c", date=LATER)
+    paid.verify(LATER)
+    paid.ledger.close()
+    return paid
 
 
 @pytest.fixture
@@ -53,7 +43,8 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_a_lost_ledger_is_restored_from_backup_and_lake(world: World, run: Run, simulator: Simulator) -> None:
     file = world.root / "ledger.sqlite"
     file.unlink()
-    for arguments, group in ((("check",), command), (("list",), held)):
+    take_back = ("--submission", "a", "--reason", "the address was wrong")
+    for arguments, group in ((("check",), command), (("list",), held), (take_back, reopen)):
         code, text = run(*arguments, group=group)
         assert (code, "there is no ledger" in text) == (1, True)
     assert not file.exists()

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,22 +36,6 @@ from tests.unit.postgres import running_postgres
 from tests.unit.verify.world import DATE, TOKEN, World
 
 LATER = "2024-09-02"
-
-
-@pytest.fixture
-def simulator() -> Iterator[Simulator]:
-    with running_simulator(token=TOKEN) as running:
-        yield running
-
-
-@pytest.fixture
-def paid(tmp_path: Path, simulator: Simulator) -> World:
-    """A world on SQLite whose first day is paid for."""
-    world = World(tmp_path, simulator.url)
-    world.submit("a", "b")
-    world.verify()
-    world.ledger.close()
-    return world
 
 
 def ledger_file(world: World) -> Path:
