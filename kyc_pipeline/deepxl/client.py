@@ -7,7 +7,6 @@ have processed it. The transport's exceptions cannot tell: it reports both a ref
 that hangs up after the request as `ConnectTimeout`.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
@@ -38,6 +37,7 @@ from kyc_pipeline.deepxl.errors import (
 )
 from kyc_pipeline.deepxl.multipart import Document, MultipartBody
 from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Transport
+from kyc_pipeline.documents import AcceptedDocument
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 _PAGE: Final = 100
@@ -49,10 +49,8 @@ class VerificationRequest:
     """One submission to verify. Its `repr` shows no personal data."""
 
     submission_id: str
-    id_path: str | os.PathLike[str] = field(repr=False)
-    selfie_path: str | os.PathLike[str] = field(repr=False)
-    id_content_type: str = field(repr=False)
-    selfie_content_type: str = field(repr=False)
+    id_file: AcceptedDocument = field(repr=False)
+    selfie_file: AcceptedDocument = field(repr=False)
     tags: Mapping[str, str] = field(repr=False)
 
 
@@ -126,7 +124,7 @@ class _Tagged(msgspec.Struct):
 class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
     """An asynchronous client for one DeepXL account. Use it with `async with` in one event loop.
 
-    `timeout_seconds` limits first the upload, then the wait for the whole answer. Every error is a
+    `timeout_seconds` limits reading the documents, then the upload, then the wait. Every error is a
     :class:`DeepXLError` with `requested_at` and `latency_ms` set.
     """
 
@@ -162,14 +160,13 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         """
         subject = f"submission {request.submission_id}"
         documents = (
-            Document("idFile", "id", request.id_path, request.id_content_type),
-            Document("selfieFile", "selfie", request.selfie_path, request.selfie_content_type),
+            Document("idFile", "id", request.id_file),
+            Document("selfieFile", "selfie", request.selfie_file),
         )
         body = MultipartBody({**request.tags, SUBMISSION_TAG: request.submission_id}, documents)
         with _Call() as call:
             try:
-                with body:
-                    response, content = await self._transport.post(self._verifications, self._headers(), body)
+                response, content = await self._transport.post(self._verifications, self._headers(), body)
             # The transport also raises several of aiohttp's errors. For all of them the only question is
             # whether the server can have the whole request.
             except Exception as error:
@@ -305,10 +302,10 @@ def _no_answer_error(subject: str, body: MultipartBody, error: Exception) -> Dee
     """The error for a request without a whole answer."""
     if body.handed_over:
         return MaybeProcessed(f"{subject}: sent, but the answer was lost ({_cause(error)})")
-    if body.unreadable:
+    if body.problem:
         return DocumentUnavailable(
-            f"{subject}: a document cannot be read or has changed since it was accepted; "
-            "check the landing zone's documents folder"
+            f"{subject}: not sent: {body.problem}; put the accepted file back, or run its day again, "
+            "which ingests the file that is there now"
         )
     return NotProcessed(f"{subject}: could not be sent ({_cause(error)})")
 

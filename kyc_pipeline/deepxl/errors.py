@@ -3,7 +3,7 @@
 * KycError
   * DeepXLError                 `http_status`, `body`, `retry_after`, `requested_at`, `latency_ms`
     * NotProcessed              certainly not processed: safe to send again
-      * DocumentUnavailable     a file could not be read while sending
+      * DocumentUnavailable     a document is not there as it was accepted
     * MaybeProcessed            sent, but the answer is lost: look it up before anything else
     * Refused                   final refusal: 4xx
     * AccessDenied              401, 402, 403: stops the run
@@ -60,7 +60,7 @@ class NotProcessed(DeepXLError):
 
 
 class DocumentUnavailable(NotProcessed):
-    """A document could not be read, or its size changed, while it was being sent."""
+    """A document cannot be read, or is not the accepted one any more. The server has no whole request."""
 
 
 class MaybeProcessed(DeepXLError):

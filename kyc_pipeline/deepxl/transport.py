@@ -25,7 +25,7 @@ _KEEPALIVE_SECONDS: Final = 3.0
 class Transport:
     """Sends one request and reads the whole answer; never repeats a POST. Use it with `async with`.
 
-    `timeout_seconds` limits first the upload, then the wait for the whole answer.
+    `timeout_seconds` limits first reading the documents, then the upload, then the wait for the whole answer.
     """
 
     def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
@@ -64,6 +64,8 @@ class Transport:
             async with asyncio.timeout(self._timeout_seconds) as deadline:
                 if upload is not None:
                     upload.on_end = lambda: self._restart(deadline)
+                    await upload.prepare()
+                    self._restart(deadline)
                 response = await self._transport.handle_async_request(request)
                 body = await _read(response)
         finally:

@@ -69,7 +69,9 @@ def seed_view(request: web.Request) -> web.StreamResponse:
     return web.Response(body=SEED, content_type="application/json")
 
 
-async def test_what_a_verification_sends(connect: Connect, make_request: MakeRequest, token: str) -> None:
+async def test_what_a_verification_sends(
+    connect: Connect, make_request: MakeRequest, token: str, tmp_path: Path
+) -> None:
     request = make_request()
     async with answering(seed_view) as (url, seen), connect(url) as client:
         before = datetime.now(UTC)
@@ -96,8 +98,8 @@ async def test_what_a_verification_sends(connect: Connect, make_request: MakeReq
         "companyId": "COMP-001",
         "submissionId": "2024-09-03-0001",
     }
-    assert identity.removesuffix(b"\r\n") == request.id_path.read_bytes()
-    assert selfie.removesuffix(b"\r\n") == request.selfie_path.read_bytes()
+    assert identity.removesuffix(b"\r\n") == (tmp_path / request.id_file.path).read_bytes()
+    assert selfie.removesuffix(b"\r\n") == (tmp_path / request.selfie_file.path).read_bytes()
     assert (answer.http_status, answer.verification_id, answer.verified) == (200, 457, True)
     assert json.loads(answer.text) == json.loads(SEED)
     assert before <= answer.requested_at <= answer.responded_at
