@@ -10,6 +10,7 @@ optimisation of ADR 0009 gains: the engine without it, relative to the engine.
 
 import argparse
 import asyncio
+import hashlib
 import json
 import multiprocessing
 import re
@@ -17,8 +18,8 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import FileIO
 from multiprocessing.connection import Connection
@@ -35,7 +36,8 @@ from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
+from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, Confirm, Document, MultipartBody, no_objection
+from kyc_pipeline.documents import AcceptedDocument, DocumentFolder
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.ledger.database import Ledger
@@ -196,14 +198,21 @@ def bare_client(url: str, documents: Path, calls: int, concurrency: int) -> Cost
 
     async def run() -> Cost:
         async with DeepXLClient(url, SecretStr("t"), max_connections=concurrency) as client:
-            request = VerificationRequest(
-                "s", documents / "id.jpg", documents / "selfie.jpg", "image/jpeg", "image/jpeg", {}
+            folder = DocumentFolder(documents)
+            id_file, selfie_file = (
+                AcceptedDocument(folder, path.name, path.stat().st_size, digest(path), "image/jpeg")
+                for path in (documents / "id.jpg", documents / "selfie.jpg")
             )
+            request = VerificationRequest("s", id_file, selfie_file, {})
             with measured() as cost:
                 await in_flight(calls, concurrency, lambda: client.verify(request))
             return cost()
 
     return asyncio.run(run())
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def settings_for(url: str, root: Path, documents: Path, concurrency: int) -> Settings:
@@ -231,8 +240,8 @@ def submit(lake: Lake, submissions: int, documents: Path) -> None:
                 "submitted_at": pa.nulls(n, pa.timestamp("us", tz="UTC")),
                 "id_file": ["id.jpg"] * n,
                 "selfie_file": ["selfie.jpg"] * n,
-                "id_sha256": ["0" * 64] * n,
-                "selfie_sha256": ["1" * 64] * n,
+                "id_sha256": [digest(documents / "id.jpg")] * n,
+                "selfie_sha256": [digest(documents / "selfie.jpg")] * n,
                 "id_size": [id_size] * n,
                 "selfie_size": [selfie_size] * n,
                 "id_content_type": ["image/jpeg"] * n,
@@ -265,29 +274,30 @@ def engine(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
 class HttpxBody(MultipartBody):
     """The body that httpx builds from `files=`, in place of our own."""
 
-    def __enter__(self) -> "HttpxBody":
-        self._opened = ExitStack()
+    def __init__(
+        self, tags: Mapping[str, str], documents: tuple[Document, ...], confirm: Confirm = no_objection
+    ) -> None:
+        super().__init__(tags, documents, confirm)
         fields = {
             document.field: (
                 f"{document.stem}.jpg",
-                self._opened.enter_context(FileIO(Path(document.path))),
-                document.content_type,
+                b"".join(document.file.chunks(document.file.size)),
+                document.file.content_type,
             )
-            for document in self._documents
+            for document in documents
         }
         boundary = CONTENT_TYPE.partition("boundary=")[2]
         self.request = httpx.Request(
             "POST",
             "http://127.0.0.1",
-            data={"tags": self._tags.rpartition("\r\n\r\n")[2].strip()},
+            data={"tags": json.dumps(dict(tags))},
             files=fields,
             headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
         )
         self.length = int(self.request.headers["Content-Length"])
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
+    async def prepare(self) -> None:
+        pass
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self.request.stream, httpx.AsyncByteStream)

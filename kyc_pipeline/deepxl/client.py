@@ -7,7 +7,6 @@ have processed it. The transport's exceptions cannot tell: it reports both a ref
 that hangs up after the request as `ConnectTimeout`.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
@@ -41,6 +40,7 @@ from kyc_pipeline.deepxl.errors import (
 )
 from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, no_objection
 from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Reply, Transport
+from kyc_pipeline.documents import AcceptedDocument
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 _ANSWERED: Final = frozenset({200, 201})
@@ -54,10 +54,8 @@ class VerificationRequest:
     """One submission to verify. Its `repr` shows no personal data."""
 
     submission_id: str
-    id_path: str | os.PathLike[str] = field(repr=False)
-    selfie_path: str | os.PathLike[str] = field(repr=False)
-    id_content_type: str = field(repr=False)
-    selfie_content_type: str = field(repr=False)
+    id_file: AcceptedDocument = field(repr=False)
+    selfie_file: AcceptedDocument = field(repr=False)
     tags: Mapping[str, str] = field(repr=False)
 
 
@@ -137,7 +135,7 @@ class _Tagged(msgspec.Struct):
 class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
     """An asynchronous client for one DeepXL account. Use it with `async with` in one event loop.
 
-    `timeout_seconds` limits first the upload, then the wait for the whole answer. Every error is a
+    `timeout_seconds` limits reading the documents, then the upload, then the wait. Every error is a
     :class:`DeepXLError` with `requested_at` and `latency_ms` set.
     """
 
@@ -178,16 +176,13 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         """
         subject = f"submission {request.submission_id}"
         documents = (
-            Document("idFile", "id", request.id_path, request.id_content_type),
-            Document("selfieFile", "selfie", request.selfie_path, request.selfie_content_type),
+            Document("idFile", "id", request.id_file),
+            Document("selfieFile", "selfie", request.selfie_file),
         )
         body = MultipartBody({**request.tags, SUBMISSION_TAG: request.submission_id}, documents, confirm)
         with _Call() as call:
             try:
-                with body:
-                    reply = await self._transport.post(
-                        self._verifications, self._headers(), body, fresh=fresh
-                    )
+                reply = await self._transport.post(self._verifications, self._headers(), body, fresh=fresh)
             # The transport also raises several of aiohttp's errors. For all of them the only question is
             # whether the server can have the whole request.
             except Exception as error:
@@ -380,10 +375,10 @@ def _no_answer_error(subject: str, body: MultipartBody, error: Exception) -> Dee
         return MaybeProcessed(f"{subject}: sent, but the answer was lost ({_cause(error)})")
     if body.objection:
         return NotProcessed(f"{subject}: not sent: {body.objection}")
-    if body.unreadable:
+    if body.problem:
         return DocumentUnavailable(
-            f"{subject}: a document cannot be read or has changed since it was accepted; "
-            "check the landing zone's documents folder"
+            f"{subject}: not sent: {body.problem}; put the accepted file back, or run its day again, "
+            "which ingests the file that is there now"
         )
     return NotProcessed(f"{subject}: could not be sent ({_cause(error)})")
 

@@ -3,7 +3,7 @@
 * KycError
   * DeepXLError                 `http_status`, `body`, `retry_after`, `requested_at`, `latency_ms`
     * NotProcessed              surely not processed: no connection, or the last byte of the body never left
-      * DocumentUnavailable     a file could not be read while sending
+      * DocumentUnavailable     a document is not there as it was accepted
     * MaybeProcessed            sent, but no sound answer: look it up before anything else
       * TurnedAway              408, 425, 429, 503: send it again if a look-up shows that there is none
     * Refused                   final refusal: 4xx
@@ -67,7 +67,7 @@ class NotProcessed(DeepXLError):
 
 
 class DocumentUnavailable(NotProcessed):
-    """A document could not be read, or its size changed, while it was being sent."""
+    """A document cannot be read, or is not the accepted one any more. The server has no whole request."""
 
 
 class MaybeProcessed(DeepXLError):

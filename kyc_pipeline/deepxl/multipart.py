@@ -1,18 +1,20 @@
-"""The multipart body of a verification, streamed from its files. It knows when its end was sent.
+"""The multipart body of a verification, made of accepted documents. It knows when its end was sent.
 
 httpx can build such a body (`files=`), but does not say when it sends the last byte, and does not notice a
-file whose size changes in the meantime. ADR 0009 says what this one saves.
+file that changes in the meantime. ADR 0009 says what this one saves.
 """
 
+import asyncio
 import json
-import os
 import secrets
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Final, NamedTuple, Self
+from contextlib import contextmanager
+from typing import Final, NamedTuple
 
 import httpx
 
+from kyc_pipeline.documents import AcceptedDocument, DocumentProblem
 from kyc_pipeline.errors import KycError
 
 Confirm = Callable[[], Awaitable[None]]
@@ -20,6 +22,8 @@ Confirm = Callable[[], Awaitable[None]]
 
 # Just below the size from which malloc maps new pages for each buffer, which takes longer than filling it.
 _CHUNK_BYTES: Final = 120 * 1024
+# Up to this size a body is read once, in one turn of a thread.
+_MEMORY_BYTES: Final = 1024 * 1024
 # Random, so that nobody can put it into a document.
 _BOUNDARY: Final = secrets.token_hex(16)
 _PART: Final = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name="
@@ -47,77 +51,67 @@ class Document(NamedTuple):
 
     field: str
     stem: str
-    path: str | os.PathLike[str]
-    content_type: str
+    file: AcceptedDocument
 
     def head(self) -> str:
         """The header of its part."""
-        file_name = f"{self.stem}.{_EXTENSIONS.get(self.content_type, 'bin')}"
-        return f'{_PART}"{self.field}"; filename="{file_name}"\r\nContent-Type: {self.content_type}\r\n\r\n'
+        kind = self.file.content_type
+        file_name = f"{self.stem}.{_EXTENSIONS.get(kind, 'bin')}"
+        return f'{_PART}"{self.field}"; filename="{file_name}"\r\nContent-Type: {kind}\r\n\r\n'
 
 
 class MultipartBody(httpx.AsyncByteStream):
-    """The form field `tags` (JSON) and the documents; use it with `with`, which opens and closes them.
+    """The form field `tags` (JSON) and the documents, in a few large chunks: each costs a system call.
 
-    Iterating reads the files in a few large chunks, since each costs a system call. The last chunk, with the
-    closing boundary, follows only if every file had exactly the announced size: if one shrank or grew, the
-    server never has a whole request.
+    `prepare` reads and compares the documents before anything is sent. Small ones stay in memory; large ones
+    are read again while they are sent, and compared again. The last chunk, with the closing boundary, follows
+    only if every document was the accepted one, so the server never has a whole request with another.
 
-    The last chunk follows only if `confirm` does not object: the upload may have taken long, or the process
-    may have been suspended meanwhile.
+    Nor does it follow if `confirm` objects: the upload may have taken long, or the process may have been
+    suspended meanwhile. What it raises is then in `objection`.
 
-    Entering and iterating raise OSError, with `unreadable` set if a document was the cause, and what
-    `confirm` raises, which is then in `objection`.
+    Files are opened and read in threads: a slow disk does not hold up the other calls.
     """
 
     def __init__(
         self, tags: Mapping[str, str], documents: tuple[Document, ...], confirm: Confirm = no_objection
     ) -> None:
-        self._tags = f'{_PART}"tags"\r\n\r\n{json.dumps(tags)}\r\n'
-        self._documents = documents
-        self._parts: list[tuple[bytes, int, int]] = []  # header, descriptor, size
-        self.length = 0
+        heads = [f"\r\n{document.head()}" for document in documents]
+        heads[0] = f'{_PART}"tags"\r\n\r\n{json.dumps(tags)}{heads[0]}'
+        self._parts = [(head.encode(), document) for head, document in zip(heads, documents, strict=True)]
+        self._small: memoryview | None = None
+        self.length = sum(len(head) + document.file.size for head, document in self._parts) + len(_END)
         self.on_end: Callable[[], None] = lambda: None
         self.handed_over = False
         """Whether the transport has the last chunk: from then on the call may be processed."""
-        self.unreadable = False
+        self.problem: str | None = None
+        """Why a document cannot be sent, with its field's name."""
         self.objection: KycError | None = None
         self._confirm = confirm
 
-    def __enter__(self) -> Self:
-        head = self._tags
-        with ExitStack() as opened, self._reading():
-            for document in self._documents:
-                file = os.open(document.path, os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, file)
-                self._parts.append(((head + document.head()).encode(), file, os.fstat(file).st_size))
-                head = "\r\n"
-            self._opened = opened.pop_all()
-        self.length = sum(len(head) + size for head, _, size in self._parts) + len(_END)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
+    async def prepare(self) -> None:
+        """Reads and compares the documents. Raises :class:`DocumentProblem` or OSError and sets `problem`."""
+        self.problem = "the documents could not be read in time"
+        if self.length <= _MEMORY_BYTES:
+            # Made here, since malloc gives memory that one thread takes and another frees back at once.
+            body = memoryview(bytearray(self.length))
+            await asyncio.to_thread(self._read, body)
+            self._small = body
+        else:
+            await asyncio.to_thread(deque, self._chunks(), 0)
+        self.problem = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        chunk = b""
-        for head, file, size in self._parts:
-            chunk += head
-            left = size + 1  # the extra byte reveals a file that grew
-            while left:
-                if len(chunk) >= _CHUNK_BYTES:
-                    yield chunk
-                    chunk = b""
-                wanted = min(left, _CHUNK_BYTES - len(chunk))
-                with self._reading():
-                    data = os.read(file, wanted)
-                chunk += data
-                left -= len(data)
-                if len(data) < wanted:
-                    break  # the file's end
-            if left != 1:
-                self.unreadable = True
-                raise OSError("a document's size changed while it was being sent")
+        end = _END
+        if (small := self._small) is not None:
+            last = (self.length - 1) // _CHUNK_BYTES * _CHUNK_BYTES
+            for start in range(0, last, _CHUNK_BYTES):
+                yield bytes(small[start : start + _CHUNK_BYTES])
+            end = bytes(small[last:])
+        else:
+            chunks = self._chunks()
+            while chunk := await asyncio.to_thread(next, chunks, b""):
+                yield chunk
         try:
             await self._confirm()
         except KycError as error:
@@ -125,12 +119,33 @@ class MultipartBody(httpx.AsyncByteStream):
             raise
         self.handed_over = True
         self.on_end()
-        yield chunk + _END
+        yield end
+
+    def _read(self, body: memoryview) -> None:
+        """Writes the whole body into `body`."""
+        at = 0
+        for head, document in self._parts:
+            body[at : at + len(head)] = head
+            at += len(head)
+            with self._reading(document):
+                document.file.read(body[at : at + document.file.size])
+            at += document.file.size
+        body[at:] = _END
+
+    def _chunks(self) -> Iterator[bytes]:
+        """The body without its end. Ends without an error only if all documents are the accepted ones."""
+        for head, document in self._parts:
+            yield head
+            with self._reading(document):
+                yield from document.file.chunks(_CHUNK_BYTES)
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, document: Document) -> Iterator[None]:
         try:
             yield
-        except OSError:
-            self.unreadable = True
+        except DocumentProblem as problem:
+            self.problem = f"{document.field}: {problem}"
+            raise
+        except OSError as error:
+            self.problem = f"{document.field}: the storage failed ({type(error).__name__})"
             raise

@@ -40,8 +40,9 @@ class Reply(NamedTuple):
 class Transport:
     """Sends one request and reads the whole answer; never repeats a POST. Use it with `async with`.
 
-    `timeout_seconds` limits first the upload, then the wait for the whole answer. A kept connection on which
-    anything has arrived since its last answer is not used: that would count as the next request's answer.
+    `timeout_seconds` limits first reading the documents, then the upload, then the wait for the whole
+    answer. A kept connection on which anything has arrived since its last answer is not used: that would
+    count as the next request's answer.
     """
 
     def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
@@ -97,6 +98,8 @@ class Transport:
             async with Patience(self._timeout_seconds) as patience:
                 if upload is not None:
                     upload.on_end = patience.restart
+                    await upload.prepare()
+                    patience.restart()
                 response = await pool.handle_async_request(request)
                 is_early = upload is not None and not upload.handed_over
                 body = await _read(response)

@@ -1,14 +1,12 @@
-"""Examines documents: resolves their paths, hashes them and decides whether they can be sent.
+"""Examines documents: hashes them and decides whether they can be sent.
 
 The content decides, never the file name. Images are decoded to the end, since a truncated image would be
 billed and then fail.
 """
 
-import errno
 import hashlib
 import io
 import os
-import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -21,6 +19,7 @@ from typing import Final
 import filetype
 from PIL import Image
 
+from kyc_pipeline.documents import DocumentFolder, DocumentProblem
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.vocabulary import Reason
 
@@ -33,15 +32,6 @@ MAX_WORKERS: Final = 4
 _LARGE_PIXELS: Final = 16_000_000
 _HEAD_BYTES: Final = 8192
 _PILLOW_FORMATS: Final = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
-_NOT_FOUND_ERRORS: Final = {
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EISDIR,
-    errno.EACCES,
-    errno.ENXIO,
-}
 
 # One at a time: an image that cannot be decoded at a reduced size takes up to 360 MB.
 _large_image_lock = threading.Lock()
@@ -78,7 +68,7 @@ class Documents:
     """Examines the documents below one folder in a bounded thread pool, and caches the results."""
 
     def __init__(self, root: Path) -> None:
-        self._root = os.path.realpath(root)
+        self._folder = DocumentFolder(root)
         self._cache: OrderedDict[str, Document] = OrderedDict()
         self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "kyc-documents")
 
@@ -93,50 +83,43 @@ class Documents:
 
         Raises :class:`KycError` if the storage itself fails, which is not a fault of the row.
         """
-        resolved = {path: self._resolve(path) for path in set(paths)}
-        files = {file for file in resolved.values() if file is not None}
+        results: dict[str, Document] = {}
+        resolved: dict[str, str] = {}
+        for path in set(paths):
+            try:
+                resolved[path] = self._folder.resolve(path)
+            except DocumentProblem as problem:
+                results[path] = _refused(problem)
+        files = set(resolved.values())
         known = {file: self._cache[file] for file in files & self._cache.keys()}
         unknown = sorted(files - known.keys())
-        for file, document in zip(unknown, self._pool.map(examine_file, unknown), strict=True):
+        examined = self._pool.map(lambda file: examine_file(self._folder, file), unknown)
+        for file, document in zip(unknown, examined, strict=True):
             known[file] = self._cache[file] = document
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
-        return {path: _OUTSIDE if file is None else known[file] for path, file in resolved.items()}
-
-    def _resolve(self, path: str) -> str | None:
-        """Resolves `path` and all symlinks in it; None if it leads outside the folder."""
-        if os.path.isabs(path) or "\0" in path:
-            return None
-        file = os.path.realpath(os.path.join(self._root, path))
-        return file if file.startswith(f"{self._root}{os.sep}") else None
+        return results | {path: known[file] for path, file in resolved.items()}
 
 
-_OUTSIDE: Final = Document(
-    problem=Reason.PATH_OUTSIDE_DOCUMENTS, detail="the path must lead to a file inside the documents folder"
-)
+def _refused(problem: DocumentProblem) -> Document:
+    return Document(problem=problem.reason, detail=str(problem))
 
 
-def examine_file(path: str) -> Document:
-    """Reads the file at `path` (already resolved) and checks its content."""
+def examine_file(folder: DocumentFolder, resolved: str) -> Document:
+    """Reads the file at `resolved` (a result of `folder.resolve`) and checks its content."""
     try:
-        # O_NOFOLLOW: a symlink here was created after `path` was resolved. O_NONBLOCK: a pipe must not block.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
+        with folder.open(resolved) as file:
             return _examine(file)
+    except DocumentProblem as problem:
+        return _refused(problem)
     except OSError as error:
-        if error.errno in _NOT_FOUND_ERRORS:
-            why = "cannot be opened" if error.errno == errno.EACCES else "does not exist"
-            return Document(problem=Reason.FILE_NOT_FOUND, detail=f"the file {why}")
         raise KycError(
             f"documents cannot be read ({type(error).__name__}): check the landing zone's storage"
         ) from error
 
 
 def _examine(file: io.BufferedReader) -> Document:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        return Document(problem=Reason.FILE_NOT_FOUND, detail="the path is not a file")
-    size = status.st_size
+    size = os.fstat(file.fileno()).st_size
     if size == 0:
         return Document(size=0, problem=Reason.FILE_EMPTY, detail="the file has no content")
     if size > MAX_BYTES:

@@ -42,6 +42,7 @@ from kyc_pipeline.deepxl.errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
+from kyc_pipeline.documents import AcceptedDocument, DocumentFolder
 from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Judgement, Result, State
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
@@ -126,7 +127,7 @@ class Dispatcher:
         self._control = control
         self._budget = budget
         self._tally = tally
-        self._documents = str(documents)
+        self._documents = DocumentFolder(documents)
         self._max_attempts = settings.deepxl_max_attempts
         self._max_concurrency = settings.deepxl_max_concurrency
         self._policy_resends = settings.deepxl_uncertain == "retry"
@@ -375,14 +376,17 @@ class Dispatcher:
 
     def _request(self, item: Work) -> VerificationRequest:
         row = item.row
-        return VerificationRequest(
-            submission_id=item.submission_id,
-            id_path=f"{self._documents}/{row['id_file']}",
-            selfie_path=f"{self._documents}/{row['selfie_file']}",
-            id_content_type=row["id_content_type"],
-            selfie_content_type=row["selfie_content_type"],
-            tags=dict(row["tags"]),
+        id_file, selfie_file = (
+            AcceptedDocument(
+                self._documents,
+                row[f"{side}_file"],
+                size=row[f"{side}_size"],
+                sha256=row[f"{side}_sha256"],
+                content_type=row[f"{side}_content_type"],
+            )
+            for side in ("id", "selfie")
         )
+        return VerificationRequest(item.submission_id, id_file, selfie_file, tags=dict(row["tags"]))
 
     @staticmethod
     def _completed(claim: Claim, answer: Answer) -> Result:

@@ -1,5 +1,6 @@
 """Documents to send, and clients with a credential that must never show."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
+from kyc_pipeline.documents import AcceptedDocument, DocumentFolder
 
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
 
@@ -32,12 +34,20 @@ def make_request(tmp_path: Path) -> Callable[..., VerificationRequest]:
             with path.open("wb") as file:
                 file.write(JPEG)
                 file.truncate(size)
+        id_file, selfie_file = (
+            AcceptedDocument(
+                DocumentFolder(tmp_path),
+                path.name,
+                size=size,
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                content_type=content_type,
+            )
+            for path, content_type in zip(paths, ("image/jpeg", "image/png"), strict=True)
+        )
         return VerificationRequest(
             submission_id=submission_id,
-            id_path=paths[0],
-            selfie_path=paths[1],
-            id_content_type="image/jpeg",
-            selfie_content_type="image/png",
+            id_file=id_file,
+            selfie_file=selfie_file,
             tags={"customerName": "Jane Doe", "companyId": "COMP-001"},
         )
 

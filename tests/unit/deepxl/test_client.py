@@ -72,7 +72,9 @@ def seed_view(request: web.Request) -> web.StreamResponse:
     return web.Response(body=SEED, content_type="application/json")
 
 
-async def test_what_a_verification_sends(connect: Connect, make_request: MakeRequest, token: str) -> None:
+async def test_what_a_verification_sends(
+    connect: Connect, make_request: MakeRequest, token: str, tmp_path: Path
+) -> None:
     request = make_request()
     async with answering(seed_view) as (url, seen), connect(url) as client:
         before = datetime.now(UTC)
@@ -99,8 +101,9 @@ async def test_what_a_verification_sends(connect: Connect, make_request: MakeReq
         "companyId": "COMP-001",
         "submissionId": "2024-09-03-0001",
     }
-    assert identity.removesuffix(b"\r\n") == Path(request.id_path).read_bytes()  # noqa: ASYNC240
-    assert selfie.removesuffix(b"\r\n") == Path(request.selfie_path).read_bytes()  # noqa: ASYNC240
+    identity_file, selfie_file = (tmp_path / file.path for file in (request.id_file, request.selfie_file))
+    assert identity.removesuffix(b"\r\n") == identity_file.read_bytes()
+    assert selfie.removesuffix(b"\r\n") == selfie_file.read_bytes()
     assert (answer.http_status, answer.verification_id, answer.verified) == (200, 457, True)
     assert json.loads(answer.text) == json.loads(SEED)
     assert before <= answer.requested_at <= answer.responded_at

@@ -5,11 +5,15 @@ The raw servers count the requests that reach them: a POST must never be sent a 
 
 import asyncio
 import gzip
+import io
+import os
 import socket
 import struct
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,7 @@ from kyc_pipeline.deepxl.errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
+from kyc_pipeline.documents import AcceptedDocument
 from kyc_pipeline.errors import KycError
 
 pytestmark = pytest.mark.anyio
@@ -159,7 +164,8 @@ async def test_an_upload_that_stalls(connect: Connect, make_request: MakeRequest
         await asyncio.Event().wait()
 
     async with serving(handler) as url:
-        error = await failure(connect(url, timeout_seconds=0.5), make_request(size=LARGE))
+        # Long enough to read the documents on a busy machine.
+        error = await failure(connect(url, timeout_seconds=2), make_request(size=LARGE))
     assert type(error) is NotProcessed
 
 
@@ -459,8 +465,10 @@ async def test_an_answer_that_is_cut_without_a_length(connect: Connect, make_req
     assert type(error) is ContractBroken
 
 
-@pytest.mark.parametrize("missing", ["id_path", "selfie_path"])
-async def test_a_document_that_vanished(missing: str, connect: Connect, make_request: MakeRequest) -> None:
+@pytest.mark.parametrize("missing", ["id_file", "selfie_file"])
+async def test_a_document_that_vanished(
+    missing: str, connect: Connect, make_request: MakeRequest, tmp_path: Path
+) -> None:
     requests = 0
 
     async def handler(reader: Reader, writer: Writer) -> None:
@@ -468,7 +476,7 @@ async def test_a_document_that_vanished(missing: str, connect: Connect, make_req
         requests += 1
 
     request = make_request()
-    getattr(request, missing).unlink()
+    (tmp_path / getattr(request, missing).path).unlink()
     async with serving(handler) as url:
         error = await failure(connect(url), request)
     assert type(error) is DocumentUnavailable
@@ -477,7 +485,7 @@ async def test_a_document_that_vanished(missing: str, connect: Connect, make_req
 
 @pytest.mark.parametrize("change", [-LARGE // 2, -1, 1, 20, 5000])
 async def test_a_document_that_changes_its_size_while_it_is_sent(
-    change: int, connect: Connect, make_request: MakeRequest
+    change: int, connect: Connect, make_request: MakeRequest, tmp_path: Path
 ) -> None:
     request = make_request(size=LARGE)
     received = bytearray()
@@ -487,7 +495,7 @@ async def test_a_document_that_changes_its_size_while_it_is_sent(
     async def handler(reader: Reader, writer: Writer) -> None:
         nonlocal announced
         _, announced = await read_head(reader)
-        with Path(request.selfie_path).open("r+b") as selfie:  # noqa: ASYNC230
+        with (tmp_path / request.selfie_file.path).open("r+b") as selfie:
             selfie.truncate(LARGE + change)
         try:
             while chunk := await reader.read(1 << 20):
@@ -501,6 +509,117 @@ async def test_a_document_that_changes_its_size_while_it_is_sent(
     assert type(error) is DocumentUnavailable
     assert len(received) < announced
     assert not received.endswith(b"--\r\n")
+
+
+def same_size(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def web_page(path: Path) -> None:
+    path.write_bytes(b"<html>".ljust(path.stat().st_size))
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_out(path: Path) -> None:
+    outside = path.parents[1] / f"{path.parent.name}-outside"
+    outside.write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(outside)
+
+
+@pytest.mark.parametrize("size", [20_000, LARGE])
+@pytest.mark.parametrize("replace", [same_size, web_page, pipe, link_out])
+async def test_a_document_that_was_replaced_does_not_leave_at_all(
+    size: int, replace: Callable[[Path], None], connect: Connect, make_request: MakeRequest, tmp_path: Path
+) -> None:
+    connections = 0
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+
+    request = make_request(size=size)
+    replace(tmp_path / request.selfie_file.path)
+    async with serving(handler) as url:
+        error = await failure(connect(url), request)
+    assert type(error) is DocumentUnavailable
+    assert "selfieFile: the " in str(error)
+    assert connections == 0
+
+
+async def test_a_document_that_changes_while_it_is_sent_has_no_end(
+    connect: Connect, make_request: MakeRequest, tmp_path: Path
+) -> None:
+    request = make_request(size=LARGE)
+    received = bytearray()
+    ended = asyncio.Event()
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await read_head(reader)
+        same_size(tmp_path / request.selfie_file.path)
+        try:
+            while chunk := await reader.read(1 << 20):
+                received.extend(chunk)
+        finally:
+            ended.set()
+
+    async with serving(handler) as url:
+        error = await failure(connect(url), request)
+        await ended.wait()
+    assert type(error) is DocumentUnavailable
+    assert "selfieFile: the file has changed" in str(error)
+    assert not received.endswith(b"--\r\n")
+
+
+@dataclass(frozen=True)
+class OnSlowDisk(AcceptedDocument):
+    """A document whose storage answers only when `ready` is set."""
+
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    def _opened(self) -> io.BufferedReader:
+        assert self.ready.wait(30)
+        return AcceptedDocument._opened(self)
+
+
+def slowly(document: AcceptedDocument) -> OnSlowDisk:
+    return OnSlowDisk(*(getattr(document, name) for name in AcceptedDocument.__slots__))
+
+
+@pytest.mark.parametrize("size", [20_000, LARGE])
+async def test_a_slow_disk_does_not_hold_up_the_others(
+    size: int, connect: Connect, make_request: MakeRequest
+) -> None:
+    async def handler(reader: Reader, writer: Writer) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(answer())
+
+    slow = make_request("slow", size=size)
+    slow.id_file = document = slowly(slow.id_file)
+    async with serving(handler) as url, connect(url) as client:
+        waiting = asyncio.create_task(client.verify(slow))
+        await client.verify(make_request("another"))
+        assert not waiting.done()
+        document.ready.set()
+        await waiting
+
+
+async def test_a_disk_that_does_not_answer_in_time(connect: Connect, make_request: MakeRequest) -> None:
+    async def handler(reader: Reader, writer: Writer) -> None:
+        raise AssertionError("nothing is sent")
+
+    request = make_request()
+    request.id_file = document = slowly(request.id_file)
+    async with serving(handler) as url:
+        error = await failure(connect(url, timeout_seconds=0.1), request)
+    document.ready.set()
+    assert type(error) is DocumentUnavailable
+    assert "could not be read in time" in str(error)
 
 
 async def test_documents_are_streamed(connect: Connect, make_request: MakeRequest) -> None:

@@ -53,17 +53,17 @@ def verify_and_stop_before_the_upload(root: str, server: str, ledger_url: str, t
 
     When it goes on, its clocks say that it was away for a day. Sends the error's line, or "done".
     """
-    begin = MultipartBody.__enter__
+    prepare = MultipartBody.prepare
     away = 0
 
-    def stop_then_begin(body: MultipartBody) -> MultipartBody:
+    async def stop_then_prepare(body: MultipartBody) -> None:
         nonlocal away
-        setattr(MultipartBody, "__enter__", begin)  # noqa: B010
+        setattr(MultipartBody, "prepare", prepare)  # noqa: B010
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # at once, whatever other threads do
         away = DAY
-        return begin(body)
+        await prepare(body)
 
-    setattr(MultipartBody, "__enter__", stop_then_begin)  # noqa: B010
+    setattr(MultipartBody, "prepare", stop_then_prepare)  # noqa: B010
     world = World(Path(root), server, ledger_url)
     clock = Clock(lambda: now() + away, lambda: since_boot() + away)
     world.ledger = Ledger(world.settings.kyc_ledger_url, clock=clock)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ class World:
             "submitted_at": None,
             "id_file": "id.jpg",
             "selfie_file": "selfie.jpg",
-            "id_sha256": "0" * 64,
-            "selfie_sha256": "1" * 64,
+            "id_sha256": sha256(JPEG).hexdigest(),
+            "selfie_sha256": sha256(JPEG + b"selfie").hexdigest(),
             "id_size": len(JPEG),
             "selfie_size": len(JPEG) + 6,
             "id_content_type": "image/jpeg",
@@ -78,6 +79,10 @@ class World:
             for number, key in enumerate(sorted(ids), 1)  # as ingest writes them
         ]
         self.lake.write(SUBMISSIONS, date, rows)
+
+    def submissions(self, date: str = DATE) -> dict[str, dict[str, Any]]:
+        """The accepted rows, by submission id."""
+        return {row["submission_id"]: row for row in self.lake.read(SUBMISSIONS, date).to_pylist()}
 
     def verify(self, date: str = DATE, run_id: str = "run-1", **arguments: Any) -> VerifySummary:
         """Runs the engine over one partition."""
