@@ -20,6 +20,7 @@ COMMANDS = {
     "erase": "Remove one person from all stored data.",
     "held": "List submissions with an uncertain outcome and decide about them.",
     "plan": "Show what a backfill would do and cost.",
+    "publish": "Build and publish the warehouse and the report from the lake.",
     "query": "Query the published warehouse.",
     "simulator": "Run the bundled DeepXL-compatible server.",
 }

@@ -20,7 +20,7 @@ from kyc_pipeline.cli.options import (
     date_range,
     days_between,
     display_path,
-    format_money,
+    force_option,
     is_verbose,
 )
 from kyc_pipeline.cli.preflight import check_api_when_needed
@@ -35,6 +35,7 @@ from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 from kyc_pipeline.verify.summary import Progress
 from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.wording import Money, plural
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 LISTED = 20
@@ -50,8 +51,9 @@ Result = TypeVar("Result")
     type=click.IntRange(min=0),
     help="Maximum calls; by default DEEPXL_MAX_CALLS_PER_RUN.",
 )
+@force_option
 @click.pass_context
-def backfill(context: click.Context, first: date, last: date, max_calls: int | None) -> None:
+def backfill(context: click.Context, first: date, last: date, max_calls: int | None, force: bool) -> None:
     """Ingest, verify (one paid call per submission), flatten and publish every day of the range.
 
     A submission that is already paid for is not sent again.
@@ -60,7 +62,7 @@ def backfill(context: click.Context, first: date, last: date, max_calls: int | N
     if max_calls is not None:
         settings = settings.model_copy(update={"deepxl_max_calls_per_run": max_calls})
     days = days_between(first, last, settings)
-    context.exit(run_backfill(settings, days, verbose=is_verbose(context)))
+    context.exit(run_backfill(settings, days, force=force, verbose=is_verbose(context)))
 
 
 @dataclass
@@ -72,17 +74,27 @@ class Spending:
     def __str__(self) -> str:
         days = self.days.values()
         costs = [day.estimated_cost for day in days if day.estimated_cost is not None]
-        calls = f"{sum(day.calls for day in days)} calls, {sum(day.retries for day in days)} retries"
-        return calls + (f", estimated cost {format_money(sum(costs, Decimal(0)))}" if costs else "")
+        calls = plural(sum(day.calls for day in days), "call")
+        retries = plural(sum(day.retries for day in days), "retry", "retries")
+        cost = Money(sum((cost.amount for cost in costs), Decimal(0)), costs[0].currency) if costs else None
+        return f"{calls}, {retries}" + (f", estimated cost {cost}" if cost else "")
 
 
-def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = False) -> int:
+def run_backfill(
+    settings: Settings,
+    days: Sequence[str],
+    *,
+    force: bool = False,
+    verbose: bool = False,
+    show_paths: bool = True,
+) -> int:
     """Runs `days`, prints the results and what is left, and returns the exit code."""
     check_landing(settings, days)
     pipeline = Pipeline(settings)
     check_api_when_needed(pipeline, days)
     instance = open_instance()
     spending, controls = Spending(), CallControls()
+    notes: list[str] = []
     with progress_bar(len(days)) as update_bar:
 
         def show(progress: Progress) -> None:
@@ -91,7 +103,10 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
 
         controls.progress = show
         failures = run_interruptibly(
-            controls.stop, lambda: run_partitions(pipeline, days, instance, controls, verbose=verbose)
+            controls.stop,
+            lambda: run_partitions(
+                pipeline, days, instance, controls, force=force, verbose=verbose, announce=notes.append
+            ),
         )
     left = unfinished(pipeline, days)
     for day, submission_id, outcome in left[:LISTED]:
@@ -100,8 +115,10 @@ def run_backfill(settings: Settings, days: Sequence[str], *, verbose: bool = Fal
         click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
     click.echo(row_counts(pipeline.lake, days))
     click.echo(f"this run   {spending}")
-    if settings.kyc_warehouse.exists():
+    if show_paths and settings.kyc_warehouse.exists():
         click.echo(output_paths(settings))
+    for note in notes:
+        click.echo(note)
     if failures:
         raise KycError("; ".join(failures))
     if controls.stop.draining:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.sensors import INGEST_STEP
+from kyc_pipeline.orchestration.up_to_date import REPORT, UP_TO_DATE, WAREHOUSE, Publication
 from kyc_pipeline.verify.budget import CallBudget
 
 DEFAULT_HOME = Path("dagster_home")
@@ -51,47 +52,62 @@ def run_partitions(
     instance: dg.DagsterInstance,
     controls: CallControls | None = None,
     *,
+    force: bool = False,
     verbose: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
     Returns one line per failed step. A failed day does not stop the others. After an error that would fail
     every call, and when the budget is used up, the remaining days record their outcomes without a call. A
-    stop request skips the remaining runs. The warehouse is published in any case, from what the lake has.
+    stop request skips the remaining runs. The warehouse is published in any case, from what the lake has,
+    unless it is up to date; `announce` is told so. `force` flattens and publishes even what is up to date.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
-    definitions = build_defs(pipeline, controls)
-    job = definitions.resolve_job_def(VERIFY_AND_PUBLISH)
-    daily: list[dg.AssetKey] = []
-    published: list[dg.AssetKey] = []
-    for spec in definitions.resolve_all_asset_specs():
-        (daily if spec.partitions_def else published).append(spec.key)
     failures: list[str] = []
 
-    def run(keys: list[dg.AssetKey], tags: dict[str, str]) -> str | None:
-        """Runs `keys`. Returns the run's id if ingest failed."""
+    def run(job: dg.JobDefinition, tags: dict[str, str], *steps: str) -> str | None:
+        """Runs `job`; `force` applies to `steps`. Returns the run's id if ingest failed."""
         result = job.execute_in_process(
             instance=instance,
-            asset_selection=keys,
             tags={**tags, "kyc/trigger": "command line"},
-            run_config={"loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}}},
+            run_config={
+                "loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}},
+                "ops": {step: {"config": {"force": force}} for step in steps},
+            },
             raise_on_error=False,
         )
         failed = result.filter_events(lambda event: event.is_step_failure)
         failures.extend(failure_line(event) for event in failed)
         return result.run_id if INGEST_STEP in {event.step_key for event in failed} else None
 
+    if days:
+        daily = build_defs(pipeline, controls, publication=False).resolve_job_def(VERIFY_AND_PUBLISH)
     for start in range(0, len(days), BACKFILL_DAYS_PER_RUN):
         batch = days[start : start + BACKFILL_DAYS_PER_RUN]
-        if failed_run := run(daily, range_tags(batch[0], batch[-1])):
+        if failed_run := run(daily, range_tags(batch[0], batch[-1]), "flatten"):
             for first, last in days_left_behind(pipeline, instance, failed_run):
                 if not controls.stop.draining:
-                    run(daily, range_tags(first, last))
+                    run(daily, range_tags(first, last), "flatten")
         if controls.stop.draining:
             break
-    run(published, {})
+    publication = Publication(pipeline, instance)
+    if not force and not publication.reasons() and publication.was_recorded_today():
+        # Without a run: to plan and record one would take longer than to see that it has nothing to do.
+        for observation in publication.observations(WAREHOUSE, REPORT):
+            instance.report_runless_asset_event(observation)
+        announce(f"warehouse and report are {UP_TO_DATE}")
+    else:
+        run(publication_job(pipeline), {}, "build_warehouse", "report")
     return failures
+
+
+def publication_job(pipeline: Pipeline) -> dg.JobDefinition:
+    """The part of the job that publishes."""
+    definitions = build_defs(pipeline)
+    published = [spec.key for spec in definitions.resolve_all_asset_specs() if spec.partitions_def is None]
+    return definitions.resolve_job_def(VERIFY_AND_PUBLISH).get_subset(asset_selection=set(published))
 
 
 def failure_line(event: dg.DagsterEvent) -> str:

@@ -91,15 +91,21 @@ class Lake:
 
     @contextlib.contextmanager
     def writer(
-        self, table: Table, date: str, metadata: Mapping[str, str] | None = None
+        self,
+        table: Table,
+        date: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        keep_identical: bool = False,
     ) -> Iterator[PartitionWriter]:
         """Replaces one partition if the block succeeds; if it fails, the old rows stay.
 
-        `metadata` is stored in the file's footer.
+        `metadata` is stored in the file's footer. With `keep_identical`, a local file stays as it is if the
+        new one has the same content, so that the partition keeps its version.
         """
         schema = table.schema.with_metadata(dict(metadata or {}))
         with (
-            self._replacing(table, date) as sink,
+            self._replacing(table, date, keep_identical) as sink,
             pq.ParquetWriter(
                 sink, schema, compression="zstd", dictionary_pagesize_limit=DICTIONARY_BYTES
             ) as parquet,
@@ -107,7 +113,7 @@ class Lake:
             yield PartitionWriter(parquet, schema)
 
     @contextlib.contextmanager
-    def _replacing(self, table: Table, date: str) -> Iterator[IO[bytes]]:
+    def _replacing(self, table: Table, date: str, keep_identical: bool) -> Iterator[IO[bytes]]:
         """Yields a sink whose content replaces the partition if the block succeeds."""
         target = self.path(table, date)
         if not self.is_local:
@@ -117,7 +123,7 @@ class Lake:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if table.zone is Zone.RESTRICTED:
             os.chmod(f"{self.root}/{table.zone}", 0o700)  # closed to other users of this machine
-        with replacing(target) as draft:
+        with replacing(target, keep_identical=keep_identical) as draft:
             yield draft
         with contextlib.suppress(OSError):  # the rows are published: a failed clean-up does not matter
             self.remove_drafts(table, date)

@@ -48,7 +48,7 @@ def test_backfill_then_plan_then_backfill_again(landing, run: Run, simulator: Si
     assert [line.split(maxsplit=1) for line in out.splitlines()] == [
         ["rows", "4 accepted, 0 rejected"],
         ["outcomes", "4 completed"],
-        ["this", "run   4 calls, 0 retries, estimated cost 2.00"],
+        ["this", "run   4 calls, 0 retries, estimated cost 2.00 EUR"],
         ["warehouse", "warehouse/kyc.duckdb"],
         ["report", "report/index.html"],
     ]
@@ -277,11 +277,12 @@ def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
         landing.day(day, 1)
     build = local_run.build_defs
 
-    def build_and_interrupt(pipeline, controls):
-        os.kill(os.getpid(), signal.SIGINT)
-        with controls.stop.watched(asked.set):
-            assert asked.wait(10)
-        return build(pipeline, controls)
+    def build_and_interrupt(pipeline, controls=None, **options):
+        if controls:
+            os.kill(os.getpid(), signal.SIGINT)
+            with controls.stop.watched(asked.set):
+                assert asked.wait(10)
+        return build(pipeline, controls, **options)
 
     asked = threading.Event()
     monkeypatch.setattr(local_run, "build_defs", build_and_interrupt)

@@ -65,12 +65,14 @@ def test_a_run_first_logs_what_it_is_about_to_spend(
     lines, observations = logged(result)
     paid = "0 already paid, 0 held"
     assert lines[:3] == [
-        f"plan: 5 submissions, {paid}, 5 calls to make, estimated cost 2.50; the budget is 9 calls",
-        f"plan of {DAY}: 3 submissions, {paid}, 3 calls to make, estimated cost 1.50",
-        f"plan of {NEXT_DAY}: 2 submissions, {paid}, 2 calls to make, estimated cost 1.00",
+        f"plan: 5 submissions, {paid}, 5 calls to make, estimated cost 2.50 EUR; the budget is 9 calls",
+        f"plan of {DAY}: 3 submissions, {paid}, 3 calls to make, estimated cost 1.50 EUR",
+        f"plan of {NEXT_DAY}: 2 submissions, {paid}, 2 calls to make, estimated cost 1.00 EUR",
     ]
     first = {"submissions": 3, "already_paid": 0, "held": 0, "calls_to_make": 3, "estimated_cost": 1.5}
+    first["currency"] = "EUR"
     second = {"submissions": 2, "already_paid": 0, "held": 0, "calls_to_make": 2, "estimated_cost": 1.0}
+    second["currency"] = "EUR"
     assert observations == [(DAY, first), (NEXT_DAY, second)]
 
 
