@@ -3,7 +3,6 @@
 import dagster as dg
 
 from kyc_pipeline.orchestration.alerts import alert_on_failure
-from kyc_pipeline.orchestration.assets.analyze import build_warehouse, report
 from kyc_pipeline.orchestration.assets.flatten import flatten_assets
 from kyc_pipeline.orchestration.assets.ingest import ingest_assets
 from kyc_pipeline.orchestration.assets.verify import verify_assets
@@ -19,11 +18,14 @@ from kyc_pipeline.orchestration.sensors import new_manifests, run_left_behind
 from kyc_pipeline.settings import load_settings
 
 
-def build_defs(pipeline: Pipeline | None = None, controls: CallControls | None = None) -> dg.Definitions:
+def build_defs(
+    pipeline: Pipeline | None = None, controls: CallControls | None = None, *, publication: bool = True
+) -> dg.Definitions:
     """The project's definitions.
 
     `pipeline` replaces the resource that is built from the environment; `controls` apply to runs in this
-    process. Raises :class:`~kyc_pipeline.errors.UsageError` with one line if a setting is invalid.
+    process. Without `publication`, only the daily assets, which load faster. Raises
+    :class:`~kyc_pipeline.errors.UsageError` with one line if a setting is invalid.
     """
     pipeline = pipeline or Pipeline(load_settings())
     settings = pipeline.settings
@@ -32,9 +34,12 @@ def build_defs(pipeline: Pipeline | None = None, controls: CallControls | None =
         ingest_assets(partitions),
         verify_assets(partitions, controls),
         flatten_assets(partitions),
-        build_warehouse,
-        report,
     ]
+    if publication:
+        # Imported here because it parses all SQL.
+        from kyc_pipeline.orchestration.assets.analyze import build_warehouse, report
+
+        assets += [build_warehouse, report]
     return dg.Definitions(
         assets=[*dg.map_asset_specs(add_catalog_entry(settings.kyc_source_url), assets)],
         jobs=[verify_and_publish, flatten_and_publish, resolve_held_submission, maintenance],

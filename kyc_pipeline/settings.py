@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     """Budget: a run stops cleanly before exceeding it."""
     deepxl_price_per_call: Decimal | None = Field(default=None, ge=0)
     """Price of one call, for cost figures."""
+    deepxl_currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$")
+    """Currency of the price and of all amounts (ISO 4217)."""
     deepxl_uncertain: Literal["hold", "retry"] = "hold"
     """`retry`: send an uncertain submission again, once ever, if a look-up shows no record of it."""
     kyc_home: Path = Field(default=Path(), validate_default=True)

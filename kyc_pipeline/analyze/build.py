@@ -5,6 +5,8 @@ It writes a new file, so a failed build leaves the published file untouched.
 """
 
 import datetime
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,12 +41,20 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("built_at", "When the build began (UTC)."),
             ("run_id", "The run that built it."),
             ("partitions", "Days with a partition in the lake."),
-            ("rows", "Rows of all models and of `build_partitions` together."),
+            ("rows", "Rows of all models, of `build_partitions` and of `build_inputs` together."),
             ("code_version", "Version of the pipeline."),
             ("duckdb_version", "Version of DuckDB that wrote the file."),
             ("first_date", "First day with a partition."),
             ("last_date", "Last day with a partition."),
             ("price_per_call", "`DEEPXL_PRICE_PER_CALL` at the time; NULL if it was not set."),
+            ("currency", "`DEEPXL_CURRENCY` at the time: the ISO 4217 code of all amounts."),
+        ),
+    ),
+    "build_inputs": (
+        "What decided the content of this build, besides the partitions.",
+        (
+            ("name", "A setting; or `code`, `duckdb` or `pseudonym_key`."),
+            ("value", "Its value or its identity, never a secret; NULL if there was none."),
         ),
     ),
     "build_partitions": (
@@ -54,6 +64,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("table_name", "Table of the lake."),
             ("rows", "Rows in the partition."),
             ("source", "Identity of the answers that a curated partition was made from."),
+            ("version", "Identity of the file; it changes whenever the partition is replaced."),
         ),
     ),
     "build_checks": (
@@ -65,6 +76,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("count", "Number of violations."),
             ("unit", "What `count` counts."),
             ("description", "What must hold."),
+            ("sample", "The first violations as JSON: ids and counts."),
         ),
     ),
 }
@@ -78,6 +90,8 @@ class BuildSummary:
     tables: Mapping[str, int]
     partitions: tuple[str, ...]
     seconds: Mapping[str, float]
+    built_ns: int
+    """When the build began, in nanoseconds since the epoch."""
     views_read: Partitions
     """The partitions read, if facts are views over the lake: the views are valid until one changes."""
 
@@ -97,17 +111,19 @@ def build(
     *,
     run_id: str,
     price_per_call: Decimal | None = None,
+    currency: str = "EUR",
     memory_limit: str | None = None,
     threads: int | None = None,
     max_fact_rows: int | None = None,
+    inputs: Mapping[str, str | None] | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> BuildSummary:
     """Builds the warehouse as a new file, `destination`. The lake may be empty, and a day may lack tables.
 
     `memory_limit` is DuckDB's, such as `2GB`; DuckDB spills the rest to disk beside the destination. A fact
     with more rows than `max_fact_rows` becomes a view over the lake instead of a table, unless the lake is in
-    an object store, where each reader would need credentials. `progress` receives each model's name and
-    seconds.
+    an object store, where each reader would need credentials. `inputs` is recorded in `build_inputs`: see
+    :mod:`up_to_date`. `progress` receives each model's name and seconds.
 
     Raises :class:`KycError` if a partition cannot be read or has the wrong columns, or if the lake keeps
     changing.
@@ -125,7 +141,7 @@ def build(
                 if run.views or _unchanged(lake, files):
                     run.derive()
                     if not run.views or _unchanged(lake, files):
-                        return run.finish(run_id, price_per_call)
+                        return run.finish(run_id, price_per_call, currency, inputs or {})
         except duckdb.Error as error:
             remove_draft(destination)
             if _unchanged(lake, files):
@@ -144,13 +160,21 @@ def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
     with duckdb.connect(str(draft), config=_config(draft, None, None)) as connection:
         connection.execute(
             "CREATE TABLE build_checks (check_name VARCHAR, severity VARCHAR, passed BOOLEAN, count BIGINT,"
-            " unit VARCHAR, description VARCHAR)"
+            " unit VARCHAR, description VARCHAR, sample VARCHAR)"
         )
         connection.executemany(
-            "INSERT INTO build_checks VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO build_checks VALUES ($1, $2, $3, $4, $5, $6, $7)",
             [
-                [r.name, r.severity.value, r.passed, r.metadata["count"], r.metadata["unit"], r.description]
-                for r in results
+                [
+                    result.name,
+                    result.severity.value,
+                    result.passed,
+                    result.metadata["count"],
+                    result.metadata["unit"],
+                    result.description,
+                    json.dumps(list(result.sample), ensure_ascii=False),
+                ]
+                for result in results
             ],
         )
         _comment(connection, "TABLE", "build_checks", *BUILD_TABLES["build_checks"])
@@ -161,6 +185,11 @@ def list_partitions(lake: Lake) -> Partitions:
     """The lake's current partitions by table and day."""
     lake.fs.invalidate_cache()
     return {table.name: lake.partitions(table) for table in TABLES}
+
+
+def partition_version(partition: Partition) -> str:
+    """The identity of a listed partition's file, as in `build_partitions.version`."""
+    return hashlib.sha256("\n".join((partition.path, *partition.version)).encode()).hexdigest()[:16]
 
 
 def _unchanged(lake: Lake, files: Partitions) -> bool:
@@ -235,20 +264,28 @@ class _Build:
         """Runs the other models."""
         self._run_each([model for model in load_steps() if not model.reads_lake])
 
-    def finish(self, run_id: str, price_per_call: Decimal | None) -> BuildSummary:
+    def finish(
+        self,
+        run_id: str,
+        price_per_call: Decimal | None,
+        currency: str,
+        inputs: Mapping[str, str | None],
+    ) -> BuildSummary:
         """Writes the tables about the build, and all comments."""
         execute = self._connection.execute
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
         days = sorted({date for partitions in self._files.values() for date in partitions})
         execute(f"CREATE TABLE build_partitions AS FROM {LAKE}.partitions ORDER BY date, table_name")
-        self._rows["build_partitions"] = self._count("build_partitions")
-        views_read = self._files if self.views else {}
-        summary = BuildSummary({**self._rows, "build_info": 1}, tuple(days), self._seconds, views_read)
+        execute("CREATE TABLE build_inputs (name VARCHAR, value VARCHAR)")
+        for name, value in inputs.items():
+            execute("INSERT INTO build_inputs VALUES ($1, $2)", [name, value])
+        for name in ("build_partitions", "build_inputs"):
+            self._rows[name] = self._count(name)
         execute(
             "CREATE TABLE build_info AS SELECT $1::TIMESTAMPTZ AS built_at, $2::VARCHAR AS run_id,"
             " $3::BIGINT AS partitions, $4::BIGINT AS rows, $5::VARCHAR AS code_version,"
             " $6::VARCHAR AS duckdb_version, $7::DATE AS first_date, $8::DATE AS last_date,"
-            " $9::DECIMAL(18, 6) AS price_per_call",
+            " $9::DECIMAL(18, 6) AS price_per_call, $10::VARCHAR AS currency",
             [
                 self._built_at,
                 run_id,
@@ -259,19 +296,22 @@ class _Build:
                 days[0] if days else None,
                 days[-1] if days else None,
                 price_per_call,
+                currency,
             ],
         )
+        ((built_ns,),) = execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
         for model in load_models():
             kind = "VIEW" if model.name in self.views else "TABLE"
             _comment(self._connection, kind, model.name, model.description, model.columns)
-        for name in ("build_info", "build_partitions"):
+        for name in ("build_info", "build_inputs", "build_partitions"):
             _comment(self._connection, "TABLE", name, *BUILD_TABLES[name])
         for macro in load_macros():
             execute(f"COMMENT ON MACRO {macro.name} IS {_literal(macro.description)}")
         execute("COMMIT")
         execute(f"DETACH {LAKE}")
         execute("CHECKPOINT")
-        return summary
+        views_read = self._files if self.views else {}
+        return BuildSummary({**self._rows, "build_info": 1}, tuple(days), self._seconds, built_ns, views_read)
 
     def _run_each(self, models: Sequence[Model]) -> None:
         for model in models:
@@ -333,7 +373,8 @@ class _Build:
     def _record_partitions(self) -> None:
         """Creates `lake.partitions`: the partitions read, with rows and source from the files' footers."""
         self._connection.execute(
-            f"CREATE TABLE {LAKE}.partitions (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR)"
+            f"CREATE TABLE {LAKE}.partitions"
+            " (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR, version VARCHAR)"
         )
         for name, partitions in self._files.items():
             if not partitions:
@@ -342,8 +383,11 @@ class _Build:
             self._connection.execute(
                 f"""
                 INSERT INTO {LAKE}.partitions
-                SELECT {_day_of("f.file_name")}, $1, f.num_rows, k.source
+                SELECT v.date, $1, f.num_rows, k.source, v.version
                 FROM parquet_file_metadata([{paths}]) AS f
+                JOIN (
+                    SELECT unnest($2::DATE[]) AS date, unnest($3::VARCHAR[]) AS version
+                ) AS v ON v.date = {_day_of("f.file_name")}
                 LEFT JOIN (
                     SELECT file_name, any_value(decode(value)) AS source
                     FROM parquet_kv_metadata([{paths}])
@@ -351,7 +395,7 @@ class _Build:
                     GROUP BY file_name
                 ) AS k ON k.file_name = f.file_name
                 """,
-                [name],
+                [name, [*partitions], [partition_version(file) for file in partitions.values()]],
             )
 
     def _count(self, name: str) -> int:

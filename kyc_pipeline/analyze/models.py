@@ -13,13 +13,13 @@ from enum import StrEnum
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Final
-
-import sqlglot
-from sqlglot import exp
+from typing import TYPE_CHECKING, Final
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.rules import SQL_PARAMETERS
+
+if TYPE_CHECKING:  # sqlglot takes a third of a second to import, and an up-to-date publication parses nothing
+    from sqlglot import exp
 
 LAKE: Final = "lake"
 """The schema under which models read the lake."""
@@ -101,12 +101,16 @@ def _fill_in(name: str, text: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def parsed(sql: str) -> exp.Expr:
+def parsed(sql: str) -> "exp.Expr":
     """The syntax tree of a model's SQL, cached because parsing is slow. Copy it before you change it."""
+    import sqlglot
+
     return sqlglot.parse_one(sql, read="duckdb")
 
 
 def _read_model(kind: Kind, path: Path) -> Model:
+    from sqlglot import exp
+
     name = f"{kind}/{path.stem}"
     description, columns, sql = parse_header(name, path.read_text(encoding="utf-8"))
     if not description or not columns:

@@ -16,6 +16,7 @@ import duckdb
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake import atomic
+from kyc_pipeline.lake.atomic import StrPath
 
 _FILE_MODE: Final = 0o644
 _CATALOG: Final = "kyc"
@@ -42,8 +43,10 @@ def remove_draft(draft: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def publish(draft: Path, warehouse: Path) -> None:
+def publish(draft: Path, warehouse: Path, built_ns: int | None = None) -> None:
     """Replaces `warehouse` with `draft`, which is closed and on the same file system: atomic and durable.
+
+    `built_ns`, the time of the build, becomes the file's modification time: see :mod:`up_to_date`.
 
     Raises :class:`KycError` if the draft is missing or was not closed. The published file is then unchanged.
     """
@@ -52,9 +55,16 @@ def publish(draft: Path, warehouse: Path) -> None:
     if draft.with_name(f"{draft.name}.wal").exists():
         raise KycError(f"the draft of {warehouse.name} was not closed: build it again")
     os.chmod(draft, _FILE_MODE)
+    if built_ns is not None:
+        stamp(draft, built_ns)
     # A WAL that somebody's writable connection left belongs to the old file.
     warehouse.with_name(f"{warehouse.name}.wal").unlink(missing_ok=True)
     atomic.move_into_place(draft, warehouse)
+
+
+def stamp(path: StrPath, time_ns: int) -> None:
+    """Sets the modification time of a file, in nanoseconds since the epoch."""
+    os.utime(path, ns=(time_ns, time_ns))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ The header has the severity, and what the check counts: the rows of the query (`
 query groups, the sum of a column (`counts: sum of verifications`).
 """
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -59,3 +60,17 @@ def check_build(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
         definition = check.definition
         results.append(CheckResult(definition, count == 0, definition.description, metadata, sample))
     return results
+
+
+def recorded_checks(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
+    """The results that the open build has in `build_checks`, as :func:`check_build` gave them."""
+    definitions = {check.definition.name: check.definition for check in load_checks()}
+    rows = connection.execute(
+        "SELECT check_name, passed, description, count, unit, sample FROM build_checks ORDER BY check_name"
+    ).fetchall()
+    return [
+        CheckResult(
+            definitions[name], passed, description, {"count": count, "unit": unit}, tuple(json.loads(sample))
+        )
+        for name, passed, description, count, unit, sample in rows
+    ]

@@ -22,6 +22,7 @@ COMMANDS = {
     "ledger": "Check, move or restore the ledger of paid calls.",
     "limits": "Show the rate limits that all runs share, or reset them.",
     "plan": "Show what a backfill would do and cost.",
+    "publish": "Build and publish the warehouse and the report from the lake.",
     "query": "Query the published warehouse.",
     "reopen": "Let a refused or quarantined submission be sent again.",
     "simulator": "Run the bundled DeepXL-compatible server.",

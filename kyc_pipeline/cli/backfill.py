@@ -18,7 +18,7 @@ from kyc_pipeline.cli.options import (
     date_range,
     days_between,
     display_path,
-    format_money,
+    force_option,
     is_verbose,
 )
 from kyc_pipeline.cli.preflight import check_api_when_needed
@@ -35,6 +35,7 @@ from kyc_pipeline.verify.partition import present_outcomes
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 from kyc_pipeline.verify.summary import estimated_cost
 from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.wording import plural
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 LISTED = 20
@@ -55,9 +56,10 @@ Result = TypeVar("Result")
     is_flag=True,
     help="Before anything is sent, look every submission up and adopt what DeepXL's history has.",
 )
+@force_option
 @click.pass_context
 def backfill(
-    context: click.Context, first: date, last: date, max_calls: int | None, look_up_first: bool
+    context: click.Context, first: date, last: date, max_calls: int | None, look_up_first: bool, force: bool
 ) -> None:
     """Ingest, verify (one paid call per submission), flatten and publish every day of the range.
 
@@ -68,11 +70,17 @@ def backfill(
         settings = settings.model_copy(update={"deepxl_max_calls_per_run": max_calls})
     days = days_between(first, last, settings)
     verbose = is_verbose(context)
-    context.exit(run_backfill(settings, days, look_up_first=look_up_first, verbose=verbose))
+    context.exit(run_backfill(settings, days, look_up_first=look_up_first, force=force, verbose=verbose))
 
 
 def run_backfill(
-    settings: Settings, days: Sequence[str], *, look_up_first: bool = False, verbose: bool = False
+    settings: Settings,
+    days: Sequence[str],
+    *,
+    look_up_first: bool = False,
+    force: bool = False,
+    verbose: bool = False,
+    show_paths: bool = True,
 ) -> int:
     """Runs `days`, prints the results and what is left, and returns the exit code."""
     check_landing(settings, days)
@@ -80,9 +88,13 @@ def run_backfill(
     check_api_when_needed(pipeline, days)
     instance = open_instance()
     controls = CallControls(look_up_first=look_up_first)
+    notes: list[str] = []
     with progress_bar(len(days)) as controls.progress:
         failures = run_interruptibly(
-            controls.stop, lambda: run_partitions(pipeline, days, instance, controls, verbose=verbose)
+            controls.stop,
+            lambda: run_partitions(
+                pipeline, days, instance, controls, force=force, verbose=verbose, announce=notes.append
+            ),
         )
     results = read_results(pipeline, days)
     left = results.left
@@ -92,8 +104,10 @@ def run_backfill(
         click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
     click.echo(row_counts(pipeline.lake, days, results.outcomes))
     click.echo(spending(pipeline, controls.run_ids))
-    if settings.kyc_warehouse.exists():
+    if show_paths and settings.kyc_warehouse.exists():
         click.echo(output_paths(settings))
+    for note in notes:
+        click.echo(note)
     if failures:
         raise KycError("; ".join(dict.fromkeys(failures)))  # a day that was run again may fail again
     if controls.stop.draining:
@@ -114,9 +128,8 @@ def spending(pipeline: Pipeline, run_ids: Sequence[str]) -> str:
     with pipeline.open_ledger() as ledger:
         spend = read_spend_of_runs(ledger, run_ids)
     cost = estimated_cost(pipeline.settings, spend.billable_calls)
-    return f"this run   {spend.calls} calls, {spend.retries} retries" + (
-        "" if cost is None else f", estimated cost {format_money(cost)}"
-    )
+    calls, retries = plural(spend.calls, "call"), plural(spend.retries, "retry", "retries")
+    return f"this run   {calls}, {retries}" + ("" if cost is None else f", estimated cost {cost}")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import duckdb
 
 from kyc_pipeline.analyze.publish import open_warehouse
 from kyc_pipeline.cli.backfill import output_paths, run_backfill
@@ -24,12 +25,14 @@ from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.demo.landing import write_landing
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.wording import plural
 
 DAYS = 14
 PER_DAY = 60
 SEED = 2024
 LATENCY_MS = 40.0
 TOKEN = "demo"
+SIGNALLED = 128
 
 # The location name is that of the real workspace.yaml, so that links into the UI are the same.
 WORKSPACE = """load_from:
@@ -47,7 +50,8 @@ FROM pass_rates GROUP BY check_type ORDER BY check_type
 """
 REJECTED = "SELECT reason, sum(rejected) FROM rejected_by_reason GROUP BY reason ORDER BY 2 DESC, 1"
 FUNNEL = (
-    "SELECT sum(received), sum(rejected), sum(accepted), sum(completed), sum(verified) FROM submission_funnel"
+    "SELECT sum(received), sum(rejected), sum(accepted), sum(completed), coalesce(sum(verified), 0)"
+    " FROM submission_funnel"
 )
 
 
@@ -74,7 +78,11 @@ def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
     with _simulator(folder) as url:
         settings = demo_settings(folder, first, url)
         _prepare_instance(folder)
-        code = run_backfill(settings, days, verbose=is_verbose(context))
+        is_first = not settings.kyc_warehouse.exists()
+        code = run_backfill(settings, days, verbose=is_verbose(context), show_paths=False)
+        if is_first and code == 0:
+            click.echo("\nthe same days again: every submission is paid for, so this makes no call")
+            code = run_backfill(settings, days, verbose=is_verbose(context), show_paths=False)
     _print_results(settings)
     context.exit(code)
 
@@ -137,7 +145,12 @@ def _run_ui(folder: Path, port: int) -> int:
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _frame: process.send_signal(received))
-        return max(process.wait(), 0)
+        return exit_code(process.wait())
+
+
+def exit_code(status: int) -> int:
+    """The exit code for a process's status, which is negative if a signal ended it, as a shell gives it."""
+    return status if status >= 0 else SIGNALLED - status
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -155,24 +168,27 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 def _print_results(settings: Settings) -> None:
     with open_warehouse(settings.kyc_warehouse) as warehouse:
-        received, rejected, accepted, completed, verified = warehouse.execute(FUNNEL).fetchall()[0]
-        rates = warehouse.execute(PASS_RATES).fetchall()
-        reasons = warehouse.execute(REJECTED).fetchall()
-    click.echo(
-        f"\n{received} rows received: {rejected} rejected, {accepted} accepted; "
-        f"{completed} completed, {verified} of them verified\n"
-    )
-    click.echo(
-        format_table(
-            ("check", "checks", "passed", "failed", "other", "pass rate", "95 % interval"),
-            [
-                (check, checks, passed, failed, other, f"{rate:.1%}", f"{low:.1%} – {high:.1%}")
-                for check, checks, passed, failed, other, rate, low, high in rates
-            ],
-        )
-    )
-    click.echo("\n" + format_table(("rejected because", "rows"), reasons))
+        click.echo(f"\n{results(warehouse)}")
     program, path = (shlex.quote(display_path(file)) for file in (Path(sys.argv[0]), settings.kyc_warehouse))
     click.echo(f"\n{output_paths(settings)}")
     click.echo(f"lake       {display_path(Path(settings.kyc_lake))}")
     click.echo(f'query      KYC_WAREHOUSE={path} {program} query "FROM pass_rates"')
+
+
+def results(warehouse: duckdb.DuckDBPyConnection) -> str:
+    """The pass rates and the funnel of all days. A demo that was stopped early may have none."""
+    received, rejected, accepted, completed, verified = warehouse.execute(FUNNEL).fetchall()[0]
+    if received is None:
+        return "no day is finished yet: run the demo again to continue"
+    rates = format_table(
+        ("check", "checks", "passed", "failed", "other", "pass rate", "95 % interval"),
+        [
+            (*counts, *(["–", "–"] if rate is None else [f"{rate:.1%}", f"{low:.1%} – {high:.1%}"]))
+            for *counts, rate, low, high in warehouse.execute(PASS_RATES).fetchall()
+        ],
+    )
+    reasons = format_table(("rejected because", "rows"), warehouse.execute(REJECTED).fetchall())
+    return (
+        f"{plural(received, 'row')} received: {rejected} rejected, {accepted} accepted; "
+        f"{completed} completed, {verified} of them verified\n\n{rates}\n\n{reasons}"
+    )

@@ -131,7 +131,7 @@ def _publisher(settings: Settings, *, verbose: bool) -> Callable[[], None]:
     instance = open_instance()
 
     def publish() -> None:
-        failures = run_partitions(Pipeline(settings), [], instance, verbose=verbose)
+        failures = run_partitions(Pipeline(settings), [], instance, force=True, verbose=verbose)
         if failures:
             raise KycError(
                 "erased from lake and ledger; the published warehouse still has the person, because it could "

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import batches
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.sensors import INGEST_STEP
+from kyc_pipeline.orchestration.up_to_date import REPORT, UP_TO_DATE, WAREHOUSE, Publication
 from kyc_pipeline.verify.budget import CallBudget
 
 DEFAULT_HOME = Path("dagster_home")
@@ -81,21 +83,25 @@ def run_partitions(
     instance: dg.DagsterInstance,
     controls: CallControls | None = None,
     *,
+    force: bool = False,
     verbose: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
     Returns one line per failed step. A failed day does not stop the others. After an error that would fail
     every call, and when the budget is used up, the remaining days record their outcomes without a call. A
     stop request skips the remaining runs. The warehouse is published in any case, from what the lake has,
-    unless Dagster cannot record its runs any more.
+    unless it is up to date, which `announce` is told, or Dagster cannot record its runs any more. `force`
+    flattens and publishes even what is up to date.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
-    runs = _Runs(pipeline, instance, controls, verbose)
+    runs = _Runs(pipeline, instance, controls, force=force, verbose=verbose)
     try:
         runs.run_days(days)
-        runs.publish()
+        if not runs.publish():
+            announce(f"warehouse and report are {UP_TO_DATE}")
     except HomeUnusable as error:
         runs.failures.append(str(error))
     return runs.failures
@@ -105,25 +111,32 @@ class _Runs:
     """The runs of one command."""
 
     def __init__(
-        self, pipeline: Pipeline, instance: dg.DagsterInstance, controls: CallControls, verbose: bool
+        self,
+        pipeline: Pipeline,
+        instance: dg.DagsterInstance,
+        controls: CallControls,
+        *,
+        force: bool,
+        verbose: bool,
     ) -> None:
-        definitions = build_defs(pipeline, controls)
         self._pipeline = pipeline
         self._instance = instance
         self._controls = controls
+        self._force = force
         self._log_level = "INFO" if verbose else "CRITICAL"
-        self._job = definitions.resolve_job_def(VERIFY_AND_PUBLISH)
-        self._daily: list[dg.AssetKey] = []
-        self._published: list[dg.AssetKey] = []
-        for spec in definitions.resolve_all_asset_specs():
-            (self._daily if spec.partitions_def else self._published).append(spec.key)
         self._ingested: set[str] = set()
         self.failures: list[str] = []
+
+    @cached_property
+    def _daily(self) -> dg.JobDefinition:
+        """The part of the job that works on days."""
+        definitions = build_defs(self._pipeline, self._controls, publication=False)
+        return definitions.resolve_job_def(VERIFY_AND_PUBLISH)
 
     def run_days(self, days: Sequence[str]) -> None:
         """Runs the daily assets of `days`; then again of days that another day has outdated."""
         for batch in batches(days):
-            if failed_run := self._run(self._daily, range_tags(batch[0], batch[-1])):
+            if failed_run := self._run_range(batch[0], batch[-1]):
                 self._run_ranges(days_left_behind(self._pipeline, self._instance, failed_run))
             if self._controls.stop.draining:
                 return
@@ -132,26 +145,40 @@ class _Runs:
         outdated = [day for day in sorted(self._ingested) if not records.holds(day)]
         self._run_ranges(contiguous_ranges(outdated))
 
-    def publish(self) -> None:
-        """Runs the assets that are not partitioned."""
-        self._run(self._published, {})
+    def publish(self) -> bool:
+        """Runs the assets that are not partitioned; returns False if they are up to date instead."""
+        with usable_home():
+            publication = Publication(self._pipeline, self._instance)
+        if self._force or publication.reasons() or not publication.was_recorded_today():
+            self._run(publication_job(self._pipeline), {}, "build_warehouse", "report")
+            return True
+        # Without a run: to plan and record one would take longer than to see that it has nothing to do.
+        with usable_home():
+            for observation in publication.observations(WAREHOUSE, REPORT):
+                self._instance.report_runless_asset_event(observation)
+        return False
 
     def _run_ranges(self, ranges: Iterable[tuple[str, str]]) -> None:
         for first, last in ranges:
             if not self._controls.stop.draining:
-                self._run(self._daily, range_tags(first, last))
+                self._run_range(first, last)
 
-    def _run(self, keys: list[dg.AssetKey], tags: dict[str, str]) -> str | None:
-        """Runs `keys`. Returns the run's id if ingest failed."""
+    def _run_range(self, first: str, last: str) -> str | None:
+        return self._run(self._daily, range_tags(first, last), "flatten")
+
+    def _run(self, job: dg.JobDefinition, tags: dict[str, str], *steps: str) -> str | None:
+        """Runs `job`; `force` applies to `steps`. Returns the run's id if ingest failed."""
         run_id = str(uuid.uuid4())
         self._controls.run_ids.append(run_id)
         with usable_home():
-            result = self._job.execute_in_process(
+            result = job.execute_in_process(
                 run_id=run_id,
                 instance=self._instance,
-                asset_selection=keys,
                 tags={**tags, "kyc/trigger": "command line"},
-                run_config={"loggers": {"console": {"config": {"log_level": self._log_level}}}},
+                run_config={
+                    "loggers": {"console": {"config": {"log_level": self._log_level}}},
+                    "ops": {step: {"config": {"force": self._force}} for step in steps},
+                },
                 raise_on_error=False,
             )
             self._ingested.update(ingested_by(self._instance, run_id))
@@ -178,6 +205,13 @@ def failed_checks(result: dg.ExecuteInProcessResult, failure: dg.DagsterEvent) -
     return list(
         dict.fromkeys(f"{day}: check {check.check_name}: {check.description}" for day, check in found)
     )
+
+
+def publication_job(pipeline: Pipeline) -> dg.JobDefinition:
+    """The part of the job that publishes."""
+    definitions = build_defs(pipeline)
+    published = [spec.key for spec in definitions.resolve_all_asset_specs() if spec.partitions_def is None]
+    return definitions.resolve_job_def(VERIFY_AND_PUBLISH).get_subset(asset_selection=set(published))
 
 
 def failure_line(event: dg.DagsterEvent) -> str:

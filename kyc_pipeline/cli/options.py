@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +37,11 @@ def date_range(function: F) -> F:
         function
     )
     return click.option("--from", "first", type=IsoDate(), required=True, help="First day.")(function)
+
+
+force_option = click.option(
+    "--force", is_flag=True, help="Build again what is up to date. Makes no additional call."
+)
 
 
 def days_between(first: date, last: date, settings: Settings) -> list[str]:
@@ -84,15 +88,6 @@ def display_path(path: Path) -> str:
     """`path`, relative to the working directory if it is below it."""
     path = path.absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def format_money(amount: Decimal | None) -> str:
-    """The amount with at least two decimals; a dash for None."""
-    if amount is None:
-        return "–"
-    exponent = amount.as_tuple().exponent
-    decimals = -exponent if isinstance(exponent, int) else 0
-    return f"{amount:.{max(decimals, 2)}f}"
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

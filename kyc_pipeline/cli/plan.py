@@ -6,7 +6,7 @@ from datetime import date
 
 import click
 
-from kyc_pipeline.cli.options import check_landing, date_range, days_between, format_money, format_table
+from kyc_pipeline.cli.options import check_landing, date_range, days_between, format_table
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.manifests import awaits_files, ingest_partition, is_ingested
 from kyc_pipeline.ingest.state import turns
@@ -27,7 +27,7 @@ OF_DOCUMENTS = (
     Reason.PATH_OUTSIDE_DOCUMENTS,
 )
 """Reasons that another file under the same name may remove."""
-HEADINGS = ("date", "submissions", "rejected", "already paid", "held", "calls to make", "estimated cost")
+HEADINGS = ("date", "submissions", "rejected", "already paid", "held", "calls to make")
 
 
 @click.command()
@@ -45,7 +45,8 @@ def plan(first: date, last: date) -> None:
     if not rows:
         click.echo(f"no manifests from {first} to {last}: nothing to do")
         return
-    click.echo(format_table(HEADINGS, [*(rows[day] for day in sorted(rows)), _row(total(plans, settings))]))
+    headings = (*HEADINGS, f"estimated cost ({settings.deepxl_currency})")
+    click.echo(format_table(headings, [*(rows[day] for day in sorted(rows)), _row(total(plans, settings))]))
     if settings.deepxl_price_per_call is None:
         click.echo("set DEEPXL_PRICE_PER_CALL to see the cost")
     if unreadable:
@@ -60,7 +61,7 @@ def _row(entry: PartitionPlan) -> list[object]:
         entry.already_paid,
         entry.held,
         entry.calls_to_make,
-        format_money(entry.estimated_cost),
+        "–" if entry.estimated_cost is None else entry.estimated_cost.text,
     ]
 
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 
 from kyc_pipeline.cli.plan import plan_days
-from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
@@ -37,6 +36,9 @@ def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
 
 
 async def _check_access(settings: Settings) -> None:
+    # Imported here because an HTTP client takes half a second to import, and paid days need none.
+    from kyc_pipeline.deepxl.client import DeepXLClient
+
     async with DeepXLClient(
         settings.deepxl_base_url,
         settings.require_token(),

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kyc_pipeline.cli.options import format_money
 from kyc_pipeline.verify.summary import Progress as CallProgress
+from kyc_pipeline.wording import plural
 
 
 @contextlib.contextmanager
@@ -38,9 +38,9 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
                 show(progress)
 
         def show(progress: CallProgress) -> None:
-            detail = f"{progress.per_second:.0f}/s, {progress.retries} retries"
+            detail = f"{progress.per_second:.0f}/s, {plural(progress.retries, 'retry', 'retries')}"
             if progress.estimated_cost is not None:
-                detail += f", {format_money(progress.estimated_cost)} spent"
+                detail += f", {progress.estimated_cost} spent"
             with lock:
                 if progress.date not in seen:
                     seen.add(progress.date)

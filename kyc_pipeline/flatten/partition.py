@@ -2,22 +2,24 @@
 
 Answers and submissions are both sorted by id, so they are read side by side in batches. All five files have
 the same footer: `source`, the identity of the answers and submissions read, shows that they belong together.
-The same input gives the same bytes.
+The same input gives the same bytes, so tables that the same code made from the same input stay as they are.
 """
 
 import hashlib
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.deepxl import contract
 from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.errors import KycError
@@ -37,6 +39,9 @@ BATCH_ROWS: Final = 4096
 BATCH_BYTES: Final = 1 << 24
 """Maximum bytes of a batch, on the day's average: more than twice the usual."""
 _INPUTS: Final = (VERIFICATION_RESPONSES, SUBMISSIONS)
+_OUTPUTS: Final = (*FACTS, CONTRACT_DRIFT)
+_SUMMARY_KEY: Final = "summary"
+"""Footer key of the summary (JSON)."""
 _RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
 _SENT_COLUMNS: Final = ["submission_id", "id_sha256", "id_size", "selfie_size", "tags"]
 _SENT_SCHEMA: Final = pa.schema([pa.field(name, SUBMISSIONS.column(name).type) for name in _SENT_COLUMNS])
@@ -61,12 +66,21 @@ class FlattenSummary:
     anomalies: Counter[str] = field(default_factory=Counter)
     source: str = ""
     """The identity of the input, as in the footers."""
+    up_to_date: bool = False
+    """Whether the tables were made from the same input before, so that nothing was written."""
 
 
 def flatten_partition(
-    lake: Lake, date: str, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]
+    lake: Lake,
+    date: str,
+    pseudonymizer: Pseudonymizer,
+    clear_tags: Collection[str],
+    *,
+    force: bool = False,
 ) -> FlattenSummary:
     """Writes the five tables of `date` from its answers and submissions.
+
+    Writes nothing if they are up to date and readable, unless `force` is set.
 
     Raises :class:`KycError` if either is missing, unreadable, not sorted by id, or replaced while being read.
     """
@@ -77,14 +91,14 @@ def flatten_partition(
         "contract_version": contract.VERSION,
         "key_id": pseudonymizer.key_id,
         "clear_tags": ",".join(sorted(clear_tags)),
+        "code": code_identity(),
     }
+    if not force and (known := _summary_of_current(lake, date, metadata)):
+        return known
     summary = FlattenSummary(source=source)
     flattener = _Flattener(pseudonymizer, clear_tags)
     with ExitStack() as stack:
-        writers = {
-            table: stack.enter_context(lake.writer(table, date, metadata))
-            for table in (*FACTS, CONTRACT_DRIFT)
-        }
+        writers = {table: stack.enter_context(lake.writer(table, date, metadata)) for table in _OUTPUTS}
         # Threads pay: Arrow does much of the work without the GIL.
         batches = stack.enter_context(closing(_batches(lake, date)))
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
@@ -97,13 +111,31 @@ def flatten_partition(
         for groups in facts.values():
             groups.wait()
         writers[CONTRACT_DRIFT].write(flattener.drift.rows())
+        summary.verifications, summary.checks, summary.tags, summary.files, summary.drift = (
+            writer.rows for writer in writers.values()
+        )
+        for writer in writers.values():
+            writer.add_metadata({_SUMMARY_KEY: msgspec.json.encode(summary).decode()})
         if [lake.version(table, date) for table in _INPUTS] != versions:
             raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
     # Otherwise the freed memory that Arrow keeps would grow with each day of a run.
     pa.default_memory_pool().release_unused()
-    summary.verifications, summary.checks, summary.tags, summary.files, summary.drift = (
-        writer.rows for writer in writers.values()
-    )
+    return summary
+
+
+def _summary_of_current(lake: Lake, date: str, metadata: Mapping[str, str]) -> FlattenSummary | None:
+    """The summary of the tables in the lake; None if one is missing, unreadable or not up to date."""
+    try:
+        text = lake.metadata(VERIFICATIONS, date).get(_SUMMARY_KEY, "")
+        expected = {**metadata, _SUMMARY_KEY: text}
+        if not text or any(lake.metadata(table, date) != expected for table in _OUTPUTS):
+            return None
+        for table in _OUTPUTS:
+            deque(lake.batches(table, date), maxlen=0)  # a damaged page raises
+    except KycError:
+        return None
+    summary = msgspec.json.decode(text, type=FlattenSummary, dec_hook=lambda _type, value: Counter(value))
+    summary.up_to_date = True
     return summary
 
 

@@ -327,8 +327,8 @@ def ingest_partition(
             ids = Digest()
             # The inner partition is published first. The footer of the outer one marks the day as ingested.
             with (
-                target.writer(SUBMISSIONS, date, footer) as submissions,
-                target.writer(REJECTED_SUBMISSIONS, date) as rejected_rows,
+                target.writer(SUBMISSIONS, date, footer, keep_identical=True) as submissions,
+                target.writer(REJECTED_SUBMISSIONS, date, keep_identical=True) as rejected_rows,
             ):
                 for batch in ownership.rejected():
                     rejected_rows.write(batch)

@@ -62,10 +62,13 @@ WITH known AS (
     SELECT k.*, o.date AS other_date,
            coalesce(k.sent_content, o.content_sha256, first_value(k.content) OVER rows_of_id)
                AS owner_content,
+           first_value(k.content) OVER rows_of_id AS first_content,
            first_value(k.place) OVER rows_of_id AS first_place,
            row_number() OVER (PARTITION BY k.submission_id, k.content ORDER BY k.seq) AS nth
     FROM known k LEFT JOIN elsewhere o USING (submission_id)
-    WINDOW rows_of_id AS (PARTITION BY k.submission_id ORDER BY k.content IS NULL, k.seq)
+    WINDOW rows_of_id AS (
+        PARTITION BY k.submission_id ORDER BY k.content IS NULL, k.content <> k.sent_content, k.seq
+    )
 )
 SELECT seq, submission_id,
        CASE WHEN content IS NULL THEN problem
@@ -73,6 +76,8 @@ SELECT seq, submission_id,
             WHEN nth > 1 OR (sent_content IS NULL AND other_date IS NOT NULL) THEN 'duplicate_submission_id'
        END AS reason,
        CASE WHEN content IS NULL THEN problem_detail
+            -- The same before and after the owner was sent: then the partition stays as it is.
+            WHEN sent_content = first_content THEN 'the submission is in ' || first_place
             WHEN sent_content IS NOT NULL THEN 'the submission may have been sent already'
             WHEN other_date IS NOT NULL THEN 'the submission was accepted on ' || other_date
             ELSE 'the submission is in ' || first_place

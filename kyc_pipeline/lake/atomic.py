@@ -7,6 +7,7 @@ id would not show that, since each host and container numbers its own processes.
 
 import contextlib
 import fcntl
+import filecmp
 import glob
 import math
 import os
@@ -23,11 +24,17 @@ DRAFT_PREFIX: Final = ".draft-"
 
 @contextlib.contextmanager
 def replacing(
-    target: StrPath, *, mode: int = 0o666, keep_existing: bool = False, durable: bool = True
+    target: StrPath,
+    *,
+    mode: int = 0o666,
+    keep_existing: bool = False,
+    keep_identical: bool = False,
+    durable: bool = True,
 ) -> Iterator[IO[bytes]]:
     """Yields a file that replaces `target` if the block succeeds, and is removed if it fails.
 
-    A new file gets `mode` minus the umask. `keep_existing` keeps a target that another process created first.
+    A new file gets `mode` minus the umask. `keep_existing` keeps a target that another process created first;
+    `keep_identical` keeps one with the same content, so that nothing seems to have changed.
     `durable=False` skips the sync, so that a power cut may lose the file. Raises :class:`OSError`.
     """
     with new_draft(target, mode) as draft:
@@ -38,6 +45,8 @@ def replacing(
             with contextlib.suppress(FileExistsError):
                 os.link(draft.name, target)
             sync(os.path.dirname(target) or ".")
+        elif keep_identical and _have_same_content(draft.name, target):
+            return
         elif durable:
             move_into_place(draft.name, target)
         else:
@@ -126,6 +135,12 @@ def _create_locked(target: StrPath, mode: int) -> IO[bytes]:
         if os.path.exists(path):
             return draft
         draft.close()  # removed as stale by another process before it was locked
+
+
+def _have_same_content(draft: str, target: StrPath) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return filecmp.cmp(draft, target, shallow=False)
+    return False
 
 
 def _remove(draft: str) -> None:

@@ -46,8 +46,9 @@ COPY_ATTEMPTS: Final = 10
 DAY_OF_PATH: Final = f"date=([0-9-]+)/{re.escape(FILE_NAME)}$"
 """Regular expression, for Python and DuckDB, whose first group is the day of a partition's file."""
 _COPY_BYTES: Final = 1 << 22
-_IDENTITY: Final = ("size", "mtime", "ino", "ETag", "LastModified", "created")
-"""File metadata that changes when a file is replaced; each file system has some of these fields."""
+_IDENTITY: Final = ("size", "mtime", "ino", "LastModified", "created")
+"""File metadata that changes when a file is replaced; each file system has some of these fields. In an object
+store, the `ETag` alone identifies the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +127,21 @@ class Lake:
 
     @contextlib.contextmanager
     def writer(
-        self, table: Table, date: str, metadata: Mapping[str, str] | None = None
+        self,
+        table: Table,
+        date: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        keep_identical: bool = False,
     ) -> Iterator[PartitionWriter]:
         """Replaces one partition if the block succeeds; if it fails, the old rows stay.
 
-        `metadata` is stored in the file's footer.
+        `metadata` is stored in the file's footer. With `keep_identical`, a local file stays as it is if the
+        new one has the same content, so that the partition keeps its version.
         """
         schema = table.schema.with_metadata(dict(metadata or {}))
         with (
-            self._replacing(table, date) as sink,
+            self._replacing(table, date, keep_identical) as sink,
             pq.ParquetWriter(
                 sink, schema, compression="zstd", dictionary_pagesize_limit=DICTIONARY_BYTES
             ) as parquet,
@@ -142,7 +149,7 @@ class Lake:
             yield PartitionWriter(parquet, schema)
 
     @contextlib.contextmanager
-    def _replacing(self, table: Table, date: str) -> Iterator[IO[bytes]]:
+    def _replacing(self, table: Table, date: str, keep_identical: bool) -> Iterator[IO[bytes]]:
         """Yields a sink whose content replaces the partition if the block succeeds."""
         target = self.path(table, date)
         if not self.is_local:
@@ -152,7 +159,7 @@ class Lake:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if table.zone is Zone.RESTRICTED:
             os.chmod(f"{self.root}/{table.zone}", 0o700)  # closed to other users of this machine
-        with replacing(target) as draft:
+        with replacing(target, keep_identical=keep_identical) as draft:
             yield draft
         with contextlib.suppress(OSError):  # the rows are published: a failed clean-up does not matter
             self.remove_drafts(table, date)
@@ -183,7 +190,7 @@ class Lake:
         return {
             found[1]: Partition(
                 path if self.is_local else str(self.fs.unstrip_protocol(path)),
-                tuple(str(info.get(name)) for name in _IDENTITY),
+                _version(info),
             )
             for path, info in sorted(self.fs.find(self.folder(table), detail=True).items())
             if (found := folder.fullmatch(path))
@@ -298,6 +305,11 @@ def _uploading(fs: Any, path: str) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             sink.discard()
         raise
+
+
+def _version(info: Mapping[str, Any]) -> tuple[str, ...]:
+    names = ("ETag",) if "ETag" in info else _IDENTITY
+    return tuple(str(info[name]) for name in names if name in info)
 
 
 def _missing(table: Table, date: str) -> PartitionMissing:

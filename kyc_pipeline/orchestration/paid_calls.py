@@ -49,7 +49,7 @@ def log_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], 
     for plan in plans:
         if len(plans) > 1:
             context.log.info(f"plan of {plan.date}: {plan}")
-        figures: dict[str, int | float] = {
+        figures: dict[str, int | float | str] = {
             "submissions": plan.submissions,
             "already_paid": plan.already_paid,
             "held": plan.held,
@@ -57,6 +57,7 @@ def log_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], 
         }
         if plan.estimated_cost is not None:
             figures["estimated_cost"] = float(plan.estimated_cost)
+            figures["currency"] = plan.estimated_cost.currency
         context.log_event(
             dg.AssetObservation(VERIFICATION_RESPONSES.name, partition=plan.date, metadata=figures)
         )
@@ -105,6 +106,7 @@ def day_metadata(
         "retries": summary.retries,
         "adopted": summary.adopted,
         "estimated_cost": None if cost is None else float(cost),
+        "currency": None if cost is None else cost.currency,
         "latency_p50_ms": percentile(latencies, 0.50),
         "latency_p95_ms": percentile(latencies, 0.95),
     }

@@ -16,6 +16,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.orchestration.checks import check_evaluation, check_result
 from kyc_pipeline.orchestration.safe_errors import safe_message
+from kyc_pipeline.orchestration.up_to_date import UP_TO_DATE, up_to_date
 
 BACKFILL_DAYS_PER_RUN = 10
 """Days per run of a backfill; see docs/decisions/0005-runs-take-a-few-days.md."""
@@ -42,6 +43,8 @@ class DayResult:
 
     metadata: Mapping[str, Metadata]
     checks: Sequence[CheckResult] = ()
+    up_to_date: bool = False
+    """Whether nothing had changed since the day was last worked on, so that nothing was written."""
 
 
 def work_through(
@@ -72,6 +75,10 @@ def work_through(
                 done.pop(day, None)
                 failures.append(f"{day}: {safe_message(error)}")
                 break
+            if result.up_to_date:
+                context.log.info(f"{day}: {UP_TO_DATE}")
+                for asset in result.metadata:
+                    context.log_event(up_to_date(dg.AssetKey(asset), partition=day))
             _log_checks(context, day, result, ranged=len(days) > 1)
         complete = not failures
     finally:

@@ -52,6 +52,12 @@ class Pipeline:
         """The pseudonymizer; its key is created on first use."""
         return load_pseudonymizer(self.settings)
 
+    def pseudonym_key_id(self) -> str | None:
+        """The identity of the pseudonym key; None if there is none yet. Creates no key."""
+        settings = self.settings
+        has_key = settings.kyc_pseudonym_key is not None or settings.pseudonym_key_file.exists()
+        return self.pseudonymizer.key_id if has_key else None
+
     def erased_subjects(self, ledger: Ledger) -> ErasedSubjects | None:
         """The subjects erased so far; None if there are none."""
         tombstones = LedgerErasure(ledger).tombstones()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
@@ -11,6 +10,7 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.partition import Scan, scan
 from kyc_pipeline.verify.summary import estimated_cost
 from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.wording import Money, plural
 
 _PAID = (Outcome.COMPLETED, Outcome.REFUSED, Outcome.QUARANTINED)
 
@@ -28,7 +28,7 @@ class PartitionPlan:
     """Without retries. Includes uncertain submissions to be sent again unless a look-up finds them."""
     held: int
     conflicts: int
-    estimated_cost: Decimal | None
+    estimated_cost: Money | None
     """Of `calls_to_make`; None without a price."""
     scan: Scan | None = None
     """The scan behind the plan; a run that starts at once can begin with it."""
@@ -36,8 +36,8 @@ class PartitionPlan:
     def __str__(self) -> str:
         cost = "" if self.estimated_cost is None else f", estimated cost {self.estimated_cost}"
         return (
-            f"{self.submissions} submissions, {self.already_paid} already paid, {self.held} held, "
-            f"{self.calls_to_make} calls to make{cost}"
+            f"{plural(self.submissions, 'submission')}, {self.already_paid} already paid, {self.held} held, "
+            f"{plural(self.calls_to_make, 'call')} to make{cost}"
         )
 
 

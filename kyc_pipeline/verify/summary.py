@@ -4,11 +4,11 @@ import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from enum import StrEnum
 
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.wording import Money, plural
 
 
 class Stopped(StrEnum):
@@ -50,7 +50,7 @@ class Progress:
     retries: int
     uncertain: int
     billable_calls: int
-    estimated_cost: Decimal | None
+    estimated_cost: Money | None
     seconds: float
 
     @property
@@ -67,7 +67,8 @@ class Progress:
         left = self.seconds_left if self.done < self.total else None
         return (
             f"{self.date}: {self.done} of {self.total} settled, {self.per_second:.1f} a second, "
-            f"{self.retries} retries, {self.uncertain} uncertain, {self.billable_calls} billable calls"
+            f"{plural(self.retries, 'retry', 'retries')}, {self.uncertain} uncertain, "
+            f"{plural(self.billable_calls, 'billable call')}"
             + ("" if self.estimated_cost is None else f" ({self.estimated_cost})")
             + ("" if left is None else f", {left:.0f} s left")
         )
@@ -90,7 +91,7 @@ class VerifySummary:
     """Uncertain submissions settled by a look-up."""
     billable_calls: int = 0
     """Calls of this run that were, or may have been, billed."""
-    estimated_cost: Decimal | None = None
+    estimated_cost: Money | None = None
     held: int = 0
     """Uncertain submissions that await a decision."""
     held_ids: tuple[str, ...] = ()
@@ -116,8 +117,8 @@ class VerifySummary:
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
         return (
-            f"{self.submissions} submissions ({counts or 'none'}), {self.calls} calls, "
-            f"{self.retries} retries, {self.adopted} adopted by look-up, {self.held} held"
+            f"{plural(self.submissions, 'submission')} ({counts or 'none'}), {plural(self.calls, 'call')}, "
+            f"{plural(self.retries, 'retry', 'retries')}, {self.adopted} adopted by look-up, {self.held} held"
             + ("" if self.estimated_cost is None else f", estimated cost {self.estimated_cost}")
             + ("" if self.stopped is Stopped.NONE else f", stopped: {self.stopped}")
         )
@@ -130,7 +131,7 @@ def percentile(values: "array[float]", share: float) -> float | None:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def estimated_cost(settings: Settings, billable_calls: int) -> Decimal | None:
+def estimated_cost(settings: Settings, billable_calls: int) -> Money | None:
     """The cost at `DEEPXL_PRICE_PER_CALL`; None without a price."""
     price = settings.deepxl_price_per_call
-    return None if price is None else price * billable_calls
+    return None if price is None else Money(price * billable_calls, settings.deepxl_currency)

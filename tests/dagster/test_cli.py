@@ -60,7 +60,7 @@ def test_backfill_then_plan_then_backfill_again_then_query(
     assert [line.split(maxsplit=1) for line in out.splitlines()] == [
         ["rows", "4 accepted, 0 rejected"],
         ["outcomes", "4 completed"],
-        ["this", "run   4 calls, 0 retries, estimated cost 2.00"],
+        ["this", "run   4 calls, 0 retries, estimated cost 2.00 EUR"],
         ["warehouse", "warehouse/kyc.duckdb"],
         ["report", "report/index.html"],
     ]
@@ -300,11 +300,14 @@ def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
         landing.day(day, 1)
     build = build_defs
 
-    def build_and_interrupt(pipeline: Pipeline, controls: CallControls) -> dg.Definitions:
-        os.kill(os.getpid(), signal.SIGINT)
-        with controls.stop.watched(asked.set):
-            assert asked.wait(10)
-        return build(pipeline, controls)
+    def build_and_interrupt(
+        pipeline: Pipeline, controls: CallControls | None = None, *, publication: bool = True
+    ) -> dg.Definitions:
+        if controls:
+            os.kill(os.getpid(), signal.SIGINT)
+            with controls.stop.watched(asked.set):
+                assert asked.wait(10)
+        return build(pipeline, controls, publication=publication)
 
     asked = threading.Event()
     monkeypatch.setattr(local_run, "build_defs", build_and_interrupt)

@@ -20,6 +20,7 @@ from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.summary import Progress
+from kyc_pipeline.wording import Money
 from tests.conftest import Landing
 from tests.dagster.conftest import DAILY
 
@@ -72,13 +73,15 @@ def test_a_run_first_logs_what_it_is_about_to_spend(
     lines, observations = logged(result)
     paid = "0 already paid, 0 held"
     assert lines[:3] == [
-        f"plan: 5 submissions, {paid}, 5 calls to make, estimated cost 2.50; the budget is 9 calls",
-        f"plan of {DAY}: 3 submissions, {paid}, 3 calls to make, estimated cost 1.50",
-        f"plan of {NEXT_DAY}: 2 submissions, {paid}, 2 calls to make, estimated cost 1.00",
+        f"plan: 5 submissions, {paid}, 5 calls to make, estimated cost 2.50 EUR; the budget is 9 calls",
+        f"plan of {DAY}: 3 submissions, {paid}, 3 calls to make, estimated cost 1.50 EUR",
+        f"plan of {NEXT_DAY}: 2 submissions, {paid}, 2 calls to make, estimated cost 1.00 EUR",
     ]
-    first = {"submissions": 3, "already_paid": 0, "held": 0, "calls_to_make": 3, "estimated_cost": 1.5}
-    second = {"submissions": 2, "already_paid": 0, "held": 0, "calls_to_make": 2, "estimated_cost": 1.0}
-    assert observations == [(DAY, first), (NEXT_DAY, second)]
+    both = {"already_paid": 0, "held": 0, "currency": "EUR"}
+    assert observations == [
+        (DAY, {**both, "submissions": 3, "calls_to_make": 3, "estimated_cost": 1.5}),
+        (NEXT_DAY, {**both, "submissions": 2, "calls_to_make": 2, "estimated_cost": 1.0}),
+    ]
 
 
 def test_a_long_partition_logs_its_progress_by_time(
@@ -104,7 +107,7 @@ def test_a_long_partition_logs_its_progress_by_time(
 
 
 def progress_of(date: str, done: int, total: int) -> Progress:
-    return Progress(date, total, done, done, 2, 0, done, Decimal("0.5") * done, seconds=2.0)
+    return Progress(date, total, done, done, 2, 0, done, Money(Decimal("0.5") * done, "EUR"), seconds=2.0)
 
 
 def test_a_terminal_shows_a_bar_with_rate_retries_spending_and_time_left(

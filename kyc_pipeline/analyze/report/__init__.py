@@ -15,7 +15,7 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.publish import open_warehouse, stamp
 from kyc_pipeline.lake.atomic import replacing
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -24,6 +24,7 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 def write_report(warehouse: Path, destination: Path) -> None:
     """Writes the page from the published build and replaces `destination` atomically.
 
+    The build's time becomes the file's modification time: see :mod:`up_to_date`.
     Raises :class:`KycError` if there is no warehouse.
     """
     # Not at load: Altair takes over a second to import.
@@ -31,6 +32,7 @@ def write_report(warehouse: Path, destination: Path) -> None:
 
     with open_warehouse(warehouse) as connection:
         page = read_page(connection)
+        ((built_ns,),) = connection.execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
     figures = [figure for section in page.sections for figure in section.figures]
     data = {
         "specs": {figure.id: figure.spec for figure in figures},
@@ -53,6 +55,8 @@ def write_report(warehouse: Path, destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with replacing(destination) as file:
         file.write(text.encode())
+        file.flush()
+        stamp(file.name, built_ns)
 
 
 def _json(value: Any) -> Markup:

@@ -390,20 +390,22 @@ def _calls_figure(reader: Reader, rows: Rows) -> Figure:
 
 
 def _cost_figure(reader: Reader, rows: Rows) -> Figure:
+    currency = reader.currency
+
     def view(period: Period) -> View:
         own = reader.in_period(rows, period)
         if not own:
             return View("", "", "No call was made in this period.")
         total, verified = sum(row["cost"] for row in own), sum(row["verified"] or 0 for row in own)
-        each = f"{money(total / verified)} for each verified" if verified else "nobody verified"
+        each = f"{money(total / verified, currency)} for each verified" if verified else "nobody verified"
         return View(
-            f"{money(total)}, {each}",
-            f"Bars of the estimated cost by {period.unit}: {money(total)} over all, {each}.",
+            f"{money(total, currency)}, {each}",
+            f"Bars of the estimated cost by {period.unit}: {money(total, currency)} over all, {each}.",
         )
 
     return Figure(
         "cost",
-        "Estimated cost",
+        f"Estimated cost ({currency})",
         charts.cost(
             [
                 {
@@ -425,9 +427,9 @@ def _cost_figure(reader: Reader, rows: Rows) -> Figure:
                     (
                         day(row["start"]),
                         number(row["billable"]),
-                        money(row["cost"]),
+                        money(row["cost"], currency),
                         number(row["verified"] or 0),
-                        money(row["cost"] / row["verified"] if row["verified"] else None),
+                        money(row["cost"] / row["verified"] if row["verified"] else None, currency),
                     ),
                     reader.shown_in(row),
                 )

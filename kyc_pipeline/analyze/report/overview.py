@@ -6,6 +6,7 @@ from typing import Final
 from kyc_pipeline.analyze.report.page import (
     Remark,
     Tile,
+    amount,
     counted,
     day,
     decimals,
@@ -44,7 +45,9 @@ def build(reader: Reader) -> dict[str, str]:
         "covered": covered,
         "days": some(row["partitions"], "day"),
         "rows": number(row["rows"]),
-        "price": "not set (DEEPXL_PRICE_PER_CALL)" if price is None else f"{price.normalize():f} a call",
+        "price": "not set (DEEPXL_PRICE_PER_CALL)"
+        if price is None
+        else f"{price.normalize():f} {reader.currency} a call",
     }
 
 
@@ -99,7 +102,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
     if row["cost"] is not None:
         per_verified = "none verified"
         if row["verified"]:
-            per_verified = f"{money(row['cost'] / row['verified'])} for each verified"
+            per_verified = f"{money(row['cost'] / row['verified'], reader.currency)} for each verified"
     held = row["held"] or 0
     return [
         Tile("Verified", percent(row["rate"]), verified, change),
@@ -115,7 +118,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
             "–" if row["p95"] is None else f"{number(row['p95'])} ms",
             "no call" if row["p50"] is None else f"median {number(row['p50'])} ms",
         ),
-        Tile("Estimated cost", money(row["cost"]), per_verified),
+        Tile(f"Estimated cost ({reader.currency})", amount(row["cost"]), per_verified),
     ]
 
 

@@ -137,9 +137,14 @@ def points(value: float | None) -> str:
     return NONE if value is None else f"{value * 100:+.1f} pts".replace("-", "−")
 
 
-def money(value: Decimal | None) -> str:
-    """`1,234.50`; a dash without a price."""
+def amount(value: Decimal | None) -> str:
+    """`1,234.50`, for a place that names the currency; a dash without a price."""
     return NONE if value is None else f"{value:,.2f}"
+
+
+def money(value: Decimal | None, currency: str) -> str:
+    """`1,234.50 EUR`; a dash without a price."""
+    return NONE if value is None else f"{amount(value)} {currency}"
 
 
 def decimals(value: float | None, digits: int = 3) -> str:

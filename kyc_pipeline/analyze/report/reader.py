@@ -42,6 +42,7 @@ class Reader:
             "SELECT min(date) AS first, max(date) AS last, coalesce(sum(received), 0)::BIGINT AS received,"
             " coalesce(sum(completed), 0)::BIGINT AS completed FROM submission_funnel"
         )[0]
+        self.currency: str = self.rows("SELECT currency FROM build_info")[0]["currency"]
         self.received: int = span["received"]
         self.completed: int = span["completed"]
         nowhere = datetime.date(1970, 1, 1)

@@ -2,6 +2,9 @@
 
 One step builds all tables into a new file, runs the checks on it, and replaces the published file atomically.
 If the build or a check of severity ERROR fails, the published file stays unchanged.
+
+If nothing has changed since the last publication, nothing is built. Dagster then gets observations, and the
+results of the checks from the published build.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,17 +23,17 @@ from kyc_pipeline.analyze.figures import (
 )
 from kyc_pipeline.analyze.lineage import column_sources
 from kyc_pipeline.analyze.models import Model, load_models
-from kyc_pipeline.analyze.publish import new_draft, publish, remove_draft
-from kyc_pipeline.analyze.quality import check_build, load_checks
+from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish, remove_draft
+from kyc_pipeline.analyze.quality import check_build, load_checks, recorded_checks
 from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.checks import Severity
 from kyc_pipeline.orchestration.checks import check_result, check_specs
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import LAKE_TABLES, lineage
+from kyc_pipeline.orchestration.up_to_date import REPORT, UP_TO_DATE, WAREHOUSE, BuildConfig, Publication
 
 GROUP = "analyze"
-WAREHOUSE = dg.AssetKey("warehouse")
 _ATTEMPTS = 3
 
 
@@ -46,6 +49,7 @@ def _model_spec(model: Model) -> dg.AssetSpec:
         group_name=GROUP,
         deps=[*LAKE_TABLES.intersection(model.sources), *(asset_key(name) for name in model.depends_on)],
         kinds={"duckdb"},
+        skippable=True,
         metadata={
             "dagster/column_schema": _schema(model, {}),
             **_lineage(model),
@@ -84,6 +88,7 @@ _WAREHOUSE_SPEC = dg.AssetSpec(
     group_name=GROUP,
     deps=[asset_key(model.name) for model in load_models()],
     kinds={"duckdb"},
+    skippable=True,
 )
 
 
@@ -94,11 +99,21 @@ _WAREHOUSE_SPEC = dg.AssetSpec(
 )
 @safe_errors
 def build_warehouse(
-    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.AssetExecutionContext, config: BuildConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """Builds all tables in one step and publishes them."""
+    """Builds all tables in one step and publishes them, unless warehouse and report are up to date."""
     settings = pipeline.settings
     warehouse = settings.kyc_warehouse
+    publication = Publication(pipeline, context.instance)
+    reasons = ["config: force"] if config.force else publication.reasons()
+    if not reasons:
+        context.log.info(UP_TO_DATE)
+        for event in publication.events([*(asset_key(m.name) for m in load_models()), WAREHOUSE, REPORT]):
+            context.log_event(event)
+        with open_warehouse(warehouse) as connection:
+            yield from map(check_result, recorded_checks(connection))
+        return
+    context.log.info(f"building: {'; '.join(reasons)}")
     erasures = pipeline.erasure_state()
     with new_draft(warehouse) as draft:
         for _ in range(_ATTEMPTS):
@@ -107,12 +122,14 @@ def build_warehouse(
                 draft,
                 run_id=context.run.run_id,
                 price_per_call=settings.deepxl_price_per_call,
+                currency=settings.deepxl_currency,
                 memory_limit=settings.kyc_warehouse_memory,
                 max_fact_rows=settings.kyc_warehouse_max_fact_rows,
+                inputs=publication.inputs,
             )
             with open_draft(draft, settings.kyc_warehouse_memory) as connection:
                 results = check_build(connection)
-                metadata = _metadata(connection, summary)
+                metadata = _metadata(connection, summary, settings.deepxl_currency)
             errors = [r for r in results if r.severity is Severity.ERROR and not r.passed]
             # If a day was rewritten during the build, views and tables disagree: build again.
             if not errors or summary.is_current(pipeline.lake):
@@ -134,7 +151,7 @@ def build_warehouse(
                 allow_retries=False,
             )
         record_checks(draft, results)
-        publish(draft, warehouse)
+        publish(draft, warehouse, summary.built_ns)
     for model in load_models():
         yield dg.MaterializeResult(asset_key=asset_key(model.name), metadata=metadata[model.name])
     yield dg.MaterializeResult(
@@ -147,19 +164,31 @@ def build_warehouse(
     group_name=GROUP,
     deps=[WAREHOUSE],
     kinds={"html"},
+    output_required=False,
     description="The report: one self-contained HTML page, drawn from the published warehouse.",
 )
 @safe_errors
-def report(pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult[Any]:
+def report(
+    context: dg.AssetExecutionContext, config: BuildConfig, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """Draws the report, unless it is up to date. A step that skips the warehouse skips it too."""
     settings = pipeline.settings
+    publication = Publication(pipeline, context.instance)
+    if not config.force and publication.is_report_current():
+        context.log.info(UP_TO_DATE)
+        for observation in publication.observations(REPORT):
+            context.log_event(observation)
+        return
     erasures = None
     # Write it again if somebody was erased meanwhile: it may still contain them.
     while erasures != (erasures := pipeline.erasure_state()):
         write_report(settings.kyc_warehouse, settings.kyc_report)
-    return dg.MaterializeResult(metadata={"bytes": settings.kyc_report.stat().st_size})
+    yield dg.MaterializeResult(metadata={"bytes": settings.kyc_report.stat().st_size})
 
 
-def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> dict[str, dict[str, Any]]:
+def _metadata(
+    connection: duckdb.DuckDBPyConnection, summary: BuildSummary, currency: str
+) -> dict[str, dict[str, Any]]:
     """The metadata of this materialization: for each table and for the published file."""
     figures, types = read_figures(connection), column_types(connection)
     newest, picture = newest_day(connection), confidence_picture(connection)
@@ -182,4 +211,7 @@ def _metadata(connection: duckdb.DuckDBPyConnection, summary: BuildSummary) -> d
         "newest_day": newest or "none",
         **warehouse_figures(figures),
     }
+    for figures_shown in metadata.values():
+        if "estimated_cost" in figures_shown:
+            figures_shown["currency"] = currency
     return metadata

@@ -23,6 +23,7 @@ from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, wo
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import row_count, table_spec
+from kyc_pipeline.orchestration.up_to_date import BuildConfig
 from kyc_pipeline.vocabulary import CheckStatus
 
 GROUP = "flatten"
@@ -51,7 +52,7 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
     )
     @safe_errors
     def flatten(
-        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.AssetExecutionContext, config: BuildConfig, pipeline: dg.ResourceParam[Pipeline]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         lake, pseudonymizer = pipeline.lake, pipeline.pseudonymizer
 
@@ -59,12 +60,14 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
             erasures = None
             # Flatten again if somebody was erased meanwhile: the tables may still contain them.
             while erasures != (erasures := pipeline.erasure_state()):
-                summary = flatten_partition(lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags)
+                summary = flatten_partition(
+                    lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags, force=config.force
+                )
             metadata = {table.name: row_count(lake.row_count(table, day)) for table in TABLES}
             for table, name, rate in _rates(lake, day):
                 if rate is not None:
                     metadata[table.name][name] = rate
-            return DayResult(metadata, check_partition(lake, day, summary))
+            return DayResult(metadata, check_partition(lake, day, summary), summary.up_to_date)
 
         yield from work_through(context, work)
 

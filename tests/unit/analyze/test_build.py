@@ -42,7 +42,11 @@ def test_every_table_column_and_macro_has_a_comment(lake: Lake, built: Built) ->
     write_day(lake, DAY, one_day())
     connection = built()
     tables = dict(connection.execute("SELECT table_name, comment FROM duckdb_tables()").fetchall())
-    assert set(tables) == {model.name for model in load_models()} | {"build_info", "build_partitions"}
+    assert set(tables) == {model.name for model in load_models()} | {
+        "build_info",
+        "build_inputs",
+        "build_partitions",
+    }
     assert all(tables.values())
     bare = connection.execute(
         "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"

@@ -163,7 +163,7 @@ def test_figures_on_the_page_are_the_warehouse_s(page: str) -> None:
     assert "42 completed, 28 verified." in page
     assert tile(page, "all", "Received") == "56 14 rejected"
     assert tile(page, "all", "Verified") == "66.7% 95%: 51.6% to 79.0%, of 42"
-    assert tile(page, "all", "Estimated cost") == "14.70 0.52 for each verified"
+    assert tile(page, "all", "Estimated cost (EUR)") == "14.70 0.52 EUR for each verified"
     assert tile(page, "7", "Received") == "28 7 rejected"
     assert tile(page, "7", "Verified") == (
         "66.7% 95%: 45.4% to 82.8%, of 21* +0.0 pts against the 7 days before (95%: −26.7 pts to +26.7 pts)"
@@ -284,7 +284,7 @@ def test_beyond_the_largest_companies_the_others_are_one(odd_page: str) -> None:
 
 
 def test_without_a_price_the_page_says_so(odd_page: str) -> None:
-    assert tile(odd_page, "all", "Estimated cost") == "– no price is set"
+    assert tile(odd_page, "all", "Estimated cost (EUR)") == "– no price is set"
     assert "That setting has no value" in odd_page
     assert "cost" not in data_of(odd_page)["specs"]
 
@@ -300,7 +300,7 @@ def test_checks_that_failed_before_publication_are_on_the_page(lake: Lake, tmp_p
         ).fetchall() == [("submissions_uncertain", "warning", 1)]
         assert warehouse.execute(
             "SELECT count(*), count(c.comment) FROM duckdb_columns() AS c WHERE table_name = 'build_checks'"
-        ).fetchall() == [(6, 6)]
+        ).fetchall() == [(7, 7)]
 
 
 def test_a_warehouse_without_check_results_says_what_to_do(lake: Lake, tmp_path: Path) -> None:

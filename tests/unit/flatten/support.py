@@ -89,9 +89,13 @@ class Day:
         self.lake.write(SUBMISSIONS, DAY, submissions)
 
     def flatten(self, *texts: str | None) -> FlattenSummary:
-        """Flattens `texts` as the answers of the submissions s-0, s-1, ..."""
+        """Flattens `texts` as the answers of the submissions s-0, s-1, ..., even if nothing has changed."""
         if texts:
             self.write([response_row(f"s-{index}", text) for index, text in enumerate(texts)])
+        return flatten_partition(self.lake, DAY, PSEUDONYMS, CLEAR, force=True)
+
+    def update(self) -> FlattenSummary:
+        """Flattens the day if it is not up to date."""
         return flatten_partition(self.lake, DAY, PSEUDONYMS, CLEAR)
 
     def flatten_each(self, texts: Sequence[str]) -> FlattenSummary:

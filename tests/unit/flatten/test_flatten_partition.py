@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten import partition
+from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake import storage
 from kyc_pipeline.lake.storage import PartitionMissing, PartitionWriter
 from kyc_pipeline.lake.tables import (
@@ -30,6 +33,7 @@ from kyc_pipeline.lake.tables import (
     VERIFICATIONS,
     Table,
 )
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from tests.unit.flatten.support import (
     CLEAR,
     CURATED,
@@ -141,7 +145,7 @@ import sys
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.flatten.support import CLEAR, DAY, PSEUDONYMS
-flatten_partition(Lake(sys.argv[1]), DAY, PSEUDONYMS, CLEAR)
+flatten_partition(Lake(sys.argv[1]), DAY, PSEUDONYMS, CLEAR, force=True)
 """
 
 
@@ -384,3 +388,57 @@ def test_an_error_while_parsing_leaves_no_thread_and_no_file_open(
         day.flatten_each(texts)
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def files_of(day: Day) -> dict[str, int]:
+    return {table.name: Path(day.lake.path(table, DAY)).stat().st_ino for table in CURATED}
+
+
+def test_a_day_that_is_up_to_date_is_not_written_again(day: Day) -> None:
+    first = day.flatten(text_of(echo("s-0", unknown=1)), "not json")
+    before = files_of(day)
+    again = day.update()
+    assert (first.up_to_date, again.up_to_date) == (False, True)
+    assert replace(again, up_to_date=False) == first
+    assert files_of(day) == before
+
+
+def damage(day: Day, table: Table) -> None:
+    """Overwrites the middle of the file: its footer stays readable."""
+    path = Path(day.lake.path(table, DAY))
+    content = bytearray(path.read_bytes())
+    content[8:40] = bytes(32)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda day: day.write([response_row("s-0", text_of(echo("s-0", verified=False)))]),
+        lambda day: Path(day.lake.path(VERIFICATION_TAGS, DAY)).unlink(),
+        lambda day: damage(day, MODEL_CHECKS),
+        lambda day: Path(day.lake.path(CONTRACT_DRIFT, DAY)).write_bytes(b"not parquet"),
+    ],
+    ids=["another answer", "a missing table", "a damaged table", "a table that is no Parquet"],
+)
+def test_a_day_that_is_not_up_to_date_is_written_again(day: Day, change: Callable[[Day], object]) -> None:
+    day.flatten(text_of(echo("s-0")))
+    change(day)
+    assert not day.update().up_to_date
+    assert day.update().up_to_date
+    assert day.rows(MODEL_CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("pseudonymizer", "clear_tags", "force"),
+    [
+        (Pseudonymizer("another key, long enough"), CLEAR, False),
+        (PSEUDONYMS, {"x"}, False),
+        (PSEUDONYMS, CLEAR, True),
+    ],
+)
+def test_another_key_other_clear_tags_or_force_write_the_day_again(
+    day: Day, pseudonymizer: Pseudonymizer, clear_tags: set[str], force: bool
+) -> None:
+    day.flatten(text_of(echo("s-0")))
+    assert not flatten_partition(day.lake, DAY, pseudonymizer, clear_tags, force=force).up_to_date

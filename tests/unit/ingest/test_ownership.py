@@ -251,6 +251,21 @@ def test_a_sent_row_twice_in_the_manifest_is_accepted_once(zone: Any) -> None:
     assert zone.reasons() == [(1, "conflicting_submission_id"), (3, "duplicate_submission_id")]
 
 
+def test_what_is_said_of_other_rows_stays_when_their_owner_was_sent(zone: Any) -> None:
+    zone.rows(TAGGED, TAGGED, OTHER)
+    zone.ingest()
+    respond(zone, {"A1": Outcome.COMPLETED})
+    before = zone.files()
+    zone.ingest()
+    assert zone.files() == before
+    zone.rows(OTHER, name="0.csv")
+    zone.ingest()
+    assert {row["detail"] for row in zone.rejected()} == {"the submission is in a.csv row 1"}
+    (zone.landing / "manifests" / DAY / "a.csv").unlink()
+    zone.ingest()
+    assert [row["detail"] for row in zone.rejected()] == ["the submission may have been sent already"]
+
+
 def test_erasure_wins_over_what_was_sent(zone: Any) -> None:
     path = zone.rows({"tag.customerId": "9"}, {"submission_id": "A2", "tag.customerId": "8"})
     zone.ingest()

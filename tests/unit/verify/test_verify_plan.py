@@ -1,6 +1,5 @@
 """The plan, dry runs and held submissions."""
 
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ def test_a_plan_of_a_new_partition_makes_nothing(tmp_path: Path) -> None:
     world.submit("a", "b", "c")
     plan, missing = plan_partitions(world.lake, world.ledger, [DATE, "2024-09-09"], world.settings)
     assert (plan.submissions, plan.calls_to_make, plan.already_paid, plan.held) == (3, 3, 0, 0)
-    assert plan.estimated_cost == Decimal("0.30")
-    assert (missing.submissions, missing.calls_to_make, missing.estimated_cost) == (0, 0, Decimal(0))
+    assert str(plan.estimated_cost) == "0.30 EUR"
+    assert (missing.submissions, missing.calls_to_make, str(missing.estimated_cost)) == (0, 0, "0.00 EUR")
     assert not (tmp_path / "ledger.sqlite").exists()
 
 

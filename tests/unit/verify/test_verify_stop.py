@@ -206,7 +206,7 @@ def test_progress_is_told_at_the_end(sqlite_world: World) -> None:
         world.server = simulator.url
         summary = world.verify(progress=seen.append)
     assert (seen[-1].done, seen[-1].total, seen[-1].calls) == (2, 2, 2)
-    assert str(seen[-1].estimated_cost) == str(summary.estimated_cost) == "0.50"
+    assert str(seen[-1].estimated_cost) == str(summary.estimated_cost) == "0.50 EUR"
     assert seen[-1].seconds_left == 0
     assert "2 of 2 settled" in str(seen[-1])
     assert "2 completed" in str(summary)

@@ -1,0 +1,95 @@
+"""Whether a new build would equal the published one: then there is nothing to build.
+
+A build is a function of the lake's partitions, the code, some settings and the key of the pseudonyms. It
+stores the identity of each in `build_partitions` and `build_inputs`. The published files have the time of the
+build as their modification time, which any later change to them replaces.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from kyc_pipeline.analyze.build import list_partitions, partition_version
+from kyc_pipeline.analyze.models import sql_folder
+from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.code_identity import code_identity
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.settings import Settings
+
+Inputs = Mapping[str, str | None]
+
+
+def build_inputs(settings: Settings, key_id: str | None) -> Inputs:
+    """What decides the content of a build and of its report, besides the partitions.
+
+    `key_id` identifies the key of the pseudonyms; None before there is one.
+    """
+    price = settings.deepxl_price_per_call
+    return {
+        "code": code_identity(sql_folder()),
+        "duckdb": duckdb.__version__,
+        "pseudonym_key": key_id,
+        "DEEPXL_CURRENCY": settings.deepxl_currency,
+        "DEEPXL_PRICE_PER_CALL": None if price is None else str(price),
+        "KYC_CLEAR_TAGS": ",".join(sorted(settings.kyc_clear_tags)),
+        "KYC_WAREHOUSE_MAX_FACT_ROWS": str(settings.kyc_warehouse_max_fact_rows),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The published build, and what it was made from."""
+
+    path: Path
+    run_id: str
+    built_ns: int
+    """When the build began, in nanoseconds since the epoch."""
+    inputs: Inputs
+    partitions: Mapping[tuple[str, str], str]
+    """(table, day) → version."""
+
+    def differences(self, lake: Lake, inputs: Inputs) -> list[str]:
+        """Why a new build would differ, one line for each reason; empty if the build is up to date."""
+        now = {
+            (table, day): partition_version(file)
+            for table, days in list_partitions(lake).items()
+            for day, file in days.items()
+        }
+        changed = len(dict(now.items() ^ self.partitions.items()))
+        return [
+            *([f"{changed} partitions are new, changed or gone"] if changed else []),
+            *self.changed_inputs(inputs),
+            *([] if self.has_stamp(self.path) else ["the warehouse was changed after its publication"]),
+        ]
+
+    def changed_inputs(self, inputs: Inputs) -> list[str]:
+        """The inputs that have changed since, one line each."""
+        return [
+            f"{name} has changed" for name, _ in sorted(dict(inputs.items() ^ self.inputs.items()).items())
+        ]
+
+    def has_stamp(self, path: Path) -> bool:
+        """Whether a published file was made from this build and not changed since."""
+        return path.is_file() and path.stat().st_mtime_ns == self.built_ns
+
+
+def read_published(warehouse: Path) -> Published | None:
+    """The published build; None if there is none, or none that this code can read."""
+    try:
+        with open_warehouse(warehouse) as connection:
+            ((run_id, built_ns),) = connection.execute(
+                "SELECT run_id, epoch_ns(built_at) FROM build_info"
+            ).fetchall()
+            inputs = dict(connection.execute("SELECT name, value FROM build_inputs").fetchall())
+            partitions = {
+                (table, day): version
+                for table, day, version in connection.execute(
+                    "SELECT table_name, date::VARCHAR, version FROM build_partitions"
+                ).fetchall()
+            }
+            return Published(warehouse, run_id, built_ns, inputs, partitions)
+    except (KycError, duckdb.Error, ValueError):
+        return None

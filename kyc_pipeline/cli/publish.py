@@ -1,0 +1,28 @@
+"""`kyc-pipeline publish`: builds and publishes warehouse and report from the lake, through Dagster."""
+
+import click
+
+from kyc_pipeline.cli.backfill import output_paths
+from kyc_pipeline.cli.local_run import open_instance, run_partitions
+from kyc_pipeline.cli.options import force_option, is_verbose
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import load_settings
+
+
+@click.command()
+@force_option
+@click.pass_context
+def publish(context: click.Context, force: bool) -> None:
+    """Build and publish the warehouse and the report from the lake. Makes no call.
+
+    Nothing is built if both are up to date.
+    """
+    settings = load_settings()
+    pipeline = Pipeline(settings)
+    failures = run_partitions(
+        pipeline, [], open_instance(), force=force, verbose=is_verbose(context), announce=click.echo
+    )
+    if failures:
+        raise KycError("; ".join(failures))
+    click.echo(output_paths(settings))
