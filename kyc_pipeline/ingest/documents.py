@@ -1,13 +1,11 @@
 """Examines documents: hashes them and decides whether they can be sent.
 
-The content decides, never the file name. Images are decoded to the end, since a truncated image would be
-billed and then fail.
+The content decides, never the file name. `images.py` decodes images to their end.
 """
 
 import hashlib
 import io
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,32 +14,23 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-import filetype
-from PIL import Image
-
 from kyc_pipeline.documents import DocumentFolder, DocumentProblem
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.images import PILLOW_FORMATS, image_problem
+from kyc_pipeline.media_types import HEAD_BYTES, media_type
 from kyc_pipeline.vocabulary import Reason
 
 MAX_BYTES: Final = 50_000_000
 """The vendor's limit is "50 MB"; the decimal reading is the safe one."""
-MAX_PIXELS: Final = 89_478_485
-"""Pillow's own limit, above which it suspects a decompression bomb."""
 CACHE_SIZE: Final = 65_536
 MAX_WORKERS: Final = 4
-_LARGE_PIXELS: Final = 16_000_000
-_HEAD_BYTES: Final = 8192
-_PILLOW_FORMATS: Final = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
-
-# One at a time: an image that cannot be decoded at a reduced size takes up to 360 MB.
-_large_image_lock = threading.Lock()
 
 
 class Role(Enum):
     """A document's role. The value is the set of media types that the API accepts for it."""
 
-    ID = frozenset({*_PILLOW_FORMATS, "application/pdf"})
-    SELFIE = frozenset({*_PILLOW_FORMATS, "video/mp4", "video/quicktime", "video/webm"})
+    ID = frozenset({*PILLOW_FORMATS, "application/pdf"})
+    SELFIE = frozenset({*PILLOW_FORMATS, "video/mp4", "video/quicktime", "video/webm"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,33 +116,8 @@ def _examine(file: io.BufferedReader) -> Document:
         return Document(size=size, problem=Reason.FILE_TOO_LARGE, detail=detail)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
-    content_type = filetype.guess_mime(file.read(_HEAD_BYTES))
-    image_format = _PILLOW_FORMATS.get(content_type or "")
+    content_type = media_type(file.read(HEAD_BYTES))
     file.seek(0)
-    problem = image_format and _image_problem(file, image_format)
-    if problem:
+    if content_type in PILLOW_FORMATS and (problem := image_problem(file, size, content_type)):
         return Document(sha256, size, content_type, Reason.UNREADABLE_IMAGE, problem)
     return Document(sha256, size, content_type)
-
-
-def _image_problem(file: io.BufferedReader, image_format: str) -> str | None:
-    """Why the image cannot be decoded to its end, or None."""
-    try:
-        with Image.open(file, formats=[image_format]) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                return f"the image has {width} x {height} pixels, more than {MAX_PIXELS}"
-            # Decoding a JPEG at an eighth of its size costs far less and still reads every byte.
-            image.draft(None, (max(1, width // 8), max(1, height // 8)))
-            if image.size[0] * image.size[1] > _LARGE_PIXELS:
-                with _large_image_lock:
-                    image.load()
-            else:
-                image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return f"the image has more than {MAX_PIXELS} pixels"
-    except MemoryError:
-        raise
-    except Exception as error:  # on hostile input, decoders raise errors of any kind
-        return f"the image cannot be decoded ({type(error).__name__}): it may be truncated"
-    return None

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
-import filetype
 import msgspec
 from aiohttp import web
 
@@ -19,6 +18,7 @@ from kyc_pipeline.deepxl.simulator.faults import Fault
 from kyc_pipeline.deepxl.simulator.form import HEAD_BYTES, BadForm, FormReader, Part
 from kyc_pipeline.deepxl.simulator.records import Records
 from kyc_pipeline.deepxl.simulator.scores import invent_verdict, latency_seconds
+from kyc_pipeline.media_types import media_type
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 MAX_BODY_BYTES: Final = 50 * 1024 * 1024
@@ -290,7 +290,7 @@ def _documents(reader: FormReader) -> dict[str, _Document]:
 
 
 def _document(name: str, part: Part) -> _Document:
-    content_type = filetype.guess_mime(bytes(part.head[:8192]))
+    content_type = media_type(bytes(part.head))
     if content_type not in _ACCEPTED[name]:
         raise _Refusal(415, {"detail": f"{name}: unsupported file type"})
     return _Document(part.file_name or name, part.size, content_type)

@@ -1,0 +1,133 @@
+"""Types of documents as devices and tools write them, and images made to keep a decoder busy."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import pytest
+from PIL import Image, ImageCms
+
+from kyc_pipeline.ingest.documents import Document, Documents
+from kyc_pipeline.media_types import media_type
+
+
+def box(kind: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def brands(major: bytes, *others: bytes) -> bytes:
+    return box(b"ftyp", major + bytes(4) + b"".join(others)) + box(b"free", bytes(64))
+
+
+TYPES = [
+    ("fragmented MP4", brands(b"iso5", b"iso5", b"dash"), "video/mp4"),
+    ("MP4 of iso6", brands(b"iso6"), "video/mp4"),
+    ("MP4 of avc1", brands(b"avc1", b"avc1"), "video/mp4"),
+    ("MP4 of an unknown major brand", brands(b"abcd", b"mp41"), "video/mp4"),
+    ("MOV of an iPhone", brands(b"qt  ", b"qt  "), "video/quicktime"),
+    ("QuickTime without ftyp", box(b"wide") + box(b"mdat", bytes(99)), "video/quicktime"),
+    ("QuickTime with a large box", box(b"moov", bytes(20_000)), "video/quicktime"),
+    ("QuickTime with a 64-bit size", b"\0\0\0\1mdat" + bytes(99), "video/quicktime"),
+    ("a box of another kind", box(b"free") + box(b"abcd"), None),
+    ("unknown brands", brands(b"abcd", b"efgh"), None),
+    ("HEIC", brands(b"heic", b"mif1", b"heic"), "image/heic"),
+    ("AVIF", brands(b"avif", b"mif1"), "image/avif"),
+    ("sound", brands(b"M4A ", b"isom", b"mp42"), "audio/mp4"),
+    ("3GP", brands(b"3gp4", b"isom"), "video/3gpp"),
+    ("PDF after a line break", b"\r\n%PDF-1.4\n", "application/pdf"),
+    ("PDF after a byte order mark", b"\xef\xbb\xbf%PDF-1.4\n", "application/pdf"),
+    ("PDF after text", b"<html>%PDF-1.4\n", None),
+    ("nothing", b"", None),
+    ("seven bytes", b"\0\0\0\x14fty", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [case[1:] for case in TYPES], ids=[case[0] for case in TYPES]
+)
+def test_the_type_is_in_the_content(content: bytes, expected: str | None) -> None:
+    assert media_type(content) == expected
+
+
+def jpeg(**options: Any) -> bytes:
+    """A photo-like image: its last rows are not those that a decoder fills in."""
+    target = io.BytesIO()
+    Image.radial_gradient("L").resize((300, 200)).convert("RGB").save(target, "JPEG", **options)
+    return target.getvalue()
+
+
+def png(*chunks: bytes) -> bytes:
+    target = io.BytesIO()
+    Image.radial_gradient("L").save(target, "PNG")
+    content = target.getvalue()
+    return content[:33] + b"".join(chunks) + content[33:]
+
+
+def chunk(kind: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.fixture
+def examine(zone: Any) -> Any:
+    def examine(content: bytes) -> Document:
+        zone.document("document", content)
+        with Documents(zone.landing / "documents") as documents:
+            return documents.examine(["document"])["document"]
+
+    return examine
+
+
+MEGABYTES = bytes(3_000_000)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+FINE = [
+    ("JPEG without its end mark", jpeg()[:-2]),
+    ("JPEG without its end mark, with zeros", jpeg()[:-2] + bytes(500)),
+    ("progressive JPEG", jpeg(progressive=True)),
+    ("progressive JPEG without its end mark", jpeg(progressive=True)[:-2]),
+    ("JPEG with bytes after its end", jpeg() + b"\xff\xda" * 500),
+    ("JPEG with some fill bytes", jpeg()[:2] + b"\xff" * 2000 + jpeg()[2:]),
+    ("JPEG with a thumbnail", jpeg(exif=b"Exif\0\0" + jpeg()[:2000])),
+    (
+        "PNG with a colour profile of 3 MB",
+        png(chunk(b"iCCP", b"p\0\0" + zlib.compress(PROFILE + MEGABYTES))),
+    ),
+    ("PNG with a text of 3 MB", png(chunk(b"zTXt", b"k\0\0" + zlib.compress(MEGABYTES)))),
+    ("PNG with many texts", png(chunk(b"tEXt", b"k\0v") * 5000)),
+]
+
+
+@pytest.mark.parametrize("content", [case[1] for case in FINE], ids=[case[0] for case in FINE])
+def test_an_odd_image_with_all_its_pixels_is_taken(examine: Any, content: bytes) -> None:
+    assert examine(content).detail is None
+
+
+def with_scans(number: int) -> bytes:
+    """A progressive JPEG that repeats its last scan."""
+    content = jpeg(progressive=True)
+    start = content.rindex(b"\xff\xda")
+    return content[:start] + content[start:-2] * number + content[-2:]
+
+
+BROKEN = [
+    *[(f"JPEG cut at {part}", jpeg()[: int(len(jpeg()) * part)], "truncated") for part in (0.5, 0.9, 0.99)],
+    ("progressive JPEG cut", jpeg(progressive=True)[: len(jpeg(progressive=True)) * 9 // 10], "truncated"),
+    ("PNG cut", png()[:-300], "truncated"),
+    ("PNG cut in its text", png(chunk(b"tEXt", b"k\0" + bytes(99)))[:80], "truncated"),
+    ("JPEG of 2,000 scans", with_scans(2000), "scans"),
+    (
+        "JPEG of many segments",
+        b"\xff\xd8" + b"\xff\xfe\0\2" * 1_000_000 + jpeg()[2:],
+        "more than 20000 segments",
+    ),
+    ("JPEG of fill bytes", b"\xff\xd8" + b"\xff" * 2_000_000 + jpeg()[2:], "outside its segments"),
+    ("JPEG of stray bytes", jpeg()[:20] + bytes(2_000_000) + jpeg()[20:], "outside its segments"),
+    ("PNG of many chunks", png(chunk(b"tEXt") * 1_000_000), "more than 20000 chunks"),
+]
+
+
+@pytest.mark.parametrize(("content", "why"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_a_cut_image_or_a_bomb_is_refused(examine: Any, content: bytes, why: str) -> None:
+    document = examine(content)
+    assert document.problem == "unreadable_image"
+    assert why in document.detail
