@@ -260,10 +260,12 @@ async def test_waiting_for_a_free_connection_sends_nothing(
         await asyncio.Event().wait()
 
     async with serving(handler) as url, connect(url, max_connections=1, timeout_seconds=0.5) as client:
-        first, second = await asyncio.gather(
+        outcomes = await asyncio.gather(
             client.verify(make_request("s-1")), client.verify(make_request("s-2")), return_exceptions=True
         )
-    assert [type(first), type(second), requests] == [MaybeProcessed, NotProcessed, 1]
+    # Which of the two gets the connection is not determined: both read their documents first.
+    assert {type(outcome) for outcome in outcomes} == {MaybeProcessed, NotProcessed}
+    assert requests == 1
 
 
 async def test_a_connection_that_the_server_closed_while_idle(
