@@ -101,8 +101,9 @@ def _erase_day(
     check_leases()
     progress(f"{date} curated")
     if lake.exists(SUBMISSIONS, date) and lake.exists(VERIFICATION_RESPONSES, date) and curated:
-        # Filtering is not enough: `contract_drift` has sums over the whole day.
-        flatten_partition(lake, date, stores.pseudonymizer, stores.clear_tags)
+        # Filtering is not enough: `contract_drift` has sums over the whole day. By force: the person may be in
+        # tables that look up to date.
+        flatten_partition(lake, date, stores.pseudonymizer, stores.clear_tags, force=True)
         return
     for table in curated:
         _drop_rows(lake, table, date, day)
