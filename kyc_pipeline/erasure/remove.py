@@ -101,8 +101,8 @@ def _erase_day(
     check_leases()
     progress(f"{date} curated")
     if lake.exists(SUBMISSIONS, date) and lake.exists(VERIFICATION_RESPONSES, date) and curated:
-        # Filtering is not enough: `contract_drift` has sums over the whole day. By force: the person may be in
-        # tables that look up to date.
+        # Filtering is not enough: `contract_drift` has sums over the whole day. Even tables that look up to
+        # date may have the person.
         flatten_partition(lake, date, stores.pseudonymizer, stores.clear_tags, force=True)
         return
     for table in curated:
