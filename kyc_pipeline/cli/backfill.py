@@ -39,6 +39,7 @@ from kyc_pipeline.wording import plural
 
 UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 LISTED = 20
+NOT_PUBLISHED = "not published: `kyc-pipeline publish` builds warehouse and report"
 STOPPING = "waiting for the calls in flight, which are paid for; a second signal gives them up"
 GIVING_UP = "giving up the calls in flight: the next run looks them up"
 Result = TypeVar("Result")
@@ -56,10 +57,21 @@ Result = TypeVar("Result")
     is_flag=True,
     help="Before anything is sent, look every submission up and adopt what DeepXL's history has.",
 )
+@click.option(
+    "--no-publish",
+    is_flag=True,
+    help="Leave warehouse and report as they are; `kyc-pipeline publish` builds them later.",
+)
 @force_option
 @click.pass_context
 def backfill(
-    context: click.Context, first: date, last: date, max_calls: int | None, look_up_first: bool, force: bool
+    context: click.Context,
+    first: date,
+    last: date,
+    max_calls: int | None,
+    look_up_first: bool,
+    no_publish: bool,
+    force: bool,
 ) -> None:
     """Ingest, verify (one paid call per submission), flatten and publish every day of the range.
 
@@ -70,7 +82,10 @@ def backfill(
         settings = settings.model_copy(update={"deepxl_max_calls_per_run": max_calls})
     days = days_between(first, last, settings)
     verbose = is_verbose(context)
-    context.exit(run_backfill(settings, days, look_up_first=look_up_first, force=force, verbose=verbose))
+    code = run_backfill(
+        settings, days, look_up_first=look_up_first, publish=not no_publish, force=force, verbose=verbose
+    )
+    context.exit(code)
 
 
 def run_backfill(
@@ -78,6 +93,7 @@ def run_backfill(
     days: Sequence[str],
     *,
     look_up_first: bool = False,
+    publish: bool = True,
     force: bool = False,
     verbose: bool = False,
     show_paths: bool = True,
@@ -88,12 +104,19 @@ def run_backfill(
     check_api_when_needed(pipeline, days)
     instance = open_instance()
     controls = CallControls(look_up_first=look_up_first)
-    notes: list[str] = []
+    notes = [] if publish else [NOT_PUBLISHED]
     with progress_bar(len(days)) as controls.progress:
         failures = run_interruptibly(
             controls.stop,
             lambda: run_partitions(
-                pipeline, days, instance, controls, force=force, verbose=verbose, announce=notes.append
+                pipeline,
+                days,
+                instance,
+                controls,
+                publish=publish,
+                force=force,
+                verbose=verbose,
+                announce=notes.append,
             ),
         )
     results = read_results(pipeline, days)
@@ -104,7 +127,7 @@ def run_backfill(
         click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
     click.echo(row_counts(pipeline.lake, days, results.outcomes))
     click.echo(spending(pipeline, controls.run_ids))
-    if show_paths and settings.kyc_warehouse.exists():
+    if publish and show_paths and settings.kyc_warehouse.exists():
         click.echo(output_paths(settings))
     for note in notes:
         click.echo(note)

@@ -83,6 +83,7 @@ def run_partitions(
     instance: dg.DagsterInstance,
     controls: CallControls | None = None,
     *,
+    publish: bool = True,
     force: bool = False,
     verbose: bool = False,
     announce: Callable[[str], None] = lambda line: None,
@@ -92,15 +93,15 @@ def run_partitions(
     Returns one line per failed step. A failed day does not stop the others. After an error that would fail
     every call, and when the budget is used up, the remaining days record their outcomes without a call. A
     stop request skips the remaining runs. The warehouse is published in any case, from what the lake has,
-    unless it is up to date, which `announce` is told, or Dagster cannot record its runs any more. `force`
-    flattens and publishes even what is up to date.
+    unless `publish` is false, it is up to date, which `announce` is told, or Dagster cannot record its runs
+    any more. `force` flattens and publishes even what is up to date.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
     runs = _Runs(pipeline, instance, controls, force=force, verbose=verbose)
     try:
         runs.run_days(days)
-        if not runs.publish():
+        if publish and not runs.publish():
             announce(f"warehouse and report are {UP_TO_DATE}")
     except HomeUnusable as error:
         runs.failures.append(str(error))

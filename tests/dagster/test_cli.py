@@ -94,8 +94,8 @@ def test_an_ignored_file_is_reported_without_its_name_and_a_default_dagster_home
     assert "DAGSTER_HOME" in one_line(err)
     monkeypatch.delenv("DAGSTER_HOME")
     (landing.root / "manifests" / DAY / "Maria.xlsx").write_text("not read")
-    for command in ("plan", "backfill"):
-        code, _, err = run(command, *RANGE)
+    for command in (["plan"], ["backfill", "--no-publish"]):
+        code, _, err = run(*command, *RANGE)
         assert code == 0
         assert f"warning: manifests/{DAY}: 1 not read: manifests are .csv, .tsv, .jsonl or .parquet" in err
         assert "Maria" not in err
@@ -111,7 +111,7 @@ def test_plan_changes_nothing(landing: Landing, run: Run, tmp_path: Path) -> Non
 
 def test_plan_counts_rejected_rows_and_reads_a_changed_manifest(landing: Landing, run: Run) -> None:
     landing.day(DAY, 2)
-    run("backfill", *RANGE)
+    run("backfill", "--no-publish", *RANGE)
     landing.manifest(DAY, [landing.submission("new", 50), {"submission_id": "bad"}], name="more.jsonl")
     _, out, _ = run("plan", *RANGE)
     assert out.splitlines()[1].split() == [DAY, "3", "1", "2", "0", "1", "–"]
@@ -122,7 +122,7 @@ def test_plan_matches_the_next_run(landing: Landing, run: Run, simulator: Simula
     selfie = landing.root / "documents" / str(row["selfie_file"])
     away = selfie.rename(selfie.with_suffix(".away"))
     landing.manifest(DAY, [row])
-    assert run("backfill", *RANGE)[0] == 0
+    assert run("backfill", "--no-publish", *RANGE)[0] == 0
     assert not simulator.received
     away.rename(selfie)
     twice = landing.submission("twice", 10)
@@ -131,21 +131,23 @@ def test_plan_matches_the_next_run(landing: Landing, run: Run, simulator: Simula
     days = ("--from", DAY, "--to", "2024-09-10")
     planned = run("plan", *days, DEEPXL_PRICE_PER_CALL="1")[1].splitlines()[-1].split()[:6]
     assert planned == ["total", "2", "1", "0", "0", "2"]
-    assert run("backfill", *days)[0] == 0
+    assert run("backfill", "--no-publish", *days)[0] == 0
     assert set(simulator.received) == {"late-file", "twice"}
 
 
-def test_a_budget_exits_with_3_and_lists_what_is_left(
-    landing: Landing, run: Run, simulator: Simulator
+def test_a_budget_exits_with_3_and_lists_what_is_left_and_nothing_is_published_on_request(
+    landing: Landing, run: Run, simulator: Simulator, tmp_path: Path
 ) -> None:
     ids = landing.day(DAY, 5)
-    code, out, _ = run("backfill", *RANGE, "--max-calls", "2")
+    code, out, _ = run("backfill", "--no-publish", *RANGE, "--max-calls", "2")
     assert code == 3
     assert simulator.received.total() == 2
     left = set(ids) - set(simulator.received)
     assert all(submission_id in out for submission_id in left)
     assert "3 not_attempted" in out
     assert "stopped: the budget" in out
+    assert "not published: `kyc-pipeline publish`" in out
+    assert not (tmp_path / "warehouse").exists()
 
 
 def test_a_budget_covers_all_runs_of_a_backfill(landing: Landing, run: Run, simulator: Simulator) -> None:
@@ -154,7 +156,7 @@ def test_a_budget_covers_all_runs_of_a_backfill(landing: Landing, run: Run, simu
         landing.manifest(
             day, [landing.submission(f"{day}-{n}", 100 * int(day[-2:]) + 2 * n) for n in range(2)]
         )
-    code, out, _ = run("backfill", "--from", days[0], "--to", days[-1], "--max-calls", "5")
+    code, out, _ = run("backfill", "--no-publish", "--from", days[0], "--to", days[-1], "--max-calls", "5")
     assert code == 3
     assert simulator.received.total() == 5
     assert "19 not_attempted" in out
@@ -373,7 +375,7 @@ def test_a_long_wait_for_the_rate_limit_is_announced_and_can_be_ended(
 
         resetting = threading.Thread(target=reset_when_a_call_waits)
         resetting.start()
-        assert run("backfill", *RANGE, DEEPXL_REQUESTS_PER_SECOND="10")[0] == 0
+        assert run("backfill", "--no-publish", *RANGE, DEEPXL_REQUESTS_PER_SECOND="10")[0] == 0
         resetting.join()
     # Without a logging configuration, as in the command line, a warning goes to standard error.
     told = "for the rate limit in the ledger (DeepXL asked for a pause); `kyc-pipeline limits reset` ends"

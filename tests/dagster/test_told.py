@@ -64,7 +64,7 @@ def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_told(
     home = tmp_path / "dagster_home"
     with running_simulator(token=TOKEN, faults={last: [breaks_dagster(home)]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
-        code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
+        code, out, err = run("backfill", "--no-publish", "--from", DAY, "--to", DAY, **settings)
     assert code == 1
     assert err.splitlines()[-1].startswith(f"kyc-pipeline: DAGSTER_HOME: {home} cannot be used (")
     assert "this run   3 calls, 0 retries" in out
@@ -86,7 +86,7 @@ def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run: Run) -
     landing.day(NEXT_DAY, 1)
     with running_simulator(token=TOKEN, faults={second: [Answers(307, {"Location": "/"})]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
-        code, out, err = run("backfill", *RANGE, DEEPXL_PRICE_PER_CALL="0.50", **settings)
+        code, out, err = run("backfill", "--no-publish", *RANGE, DEEPXL_PRICE_PER_CALL="0.50", **settings)
         assert simulator.received == {first: 1, second: 1}
     assert code == 1
     assert "307" in err
@@ -101,14 +101,14 @@ def test_a_run_that_could_not_write_the_lake_tells_the_outcomes_of_the_ledger(
     table = Path(Lake(str(tmp_path / "lake")).path(VERIFICATION_RESPONSES, DAY))
     with running_simulator(token=TOKEN, faults={last: [breaks_the_lake(table)]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
-        code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
+        code, out, err = run("backfill", "--no-publish", "--from", DAY, "--to", DAY, **settings)
         assert code == 1
         assert "every answer is in the ledger" in err
         assert "this run   3 calls, 0 retries" in out
         assert "outcomes   3 completed" in out
         assert "not_attempted" not in out
         shutil.rmtree(table)
-        code, out, err = run("backfill", "--from", DAY, "--to", DAY, **settings)
+        code, out, err = run("backfill", "--no-publish", "--from", DAY, "--to", DAY, **settings)
         assert (code, simulator.received.total()) == (0, 3), err
         assert "this run   0 calls, 0 retries" in out
 
@@ -127,7 +127,7 @@ def test_a_failed_check_says_what_is_wrong(
             *real(summary)[1:],
         ],
     )
-    code, _, err = run("backfill", *RANGE)
+    code, _, err = run("backfill", "--no-publish", *RANGE)
     assert code == 1
     line = f"kyc-pipeline: {NEXT_DAY}: check received_reconciles: 3 rows are unaccounted for: ingest again"
     assert err.splitlines()[-1] == line

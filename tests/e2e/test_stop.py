@@ -52,7 +52,7 @@ def backfill(folder: Path, simulator: Simulator) -> Iterator[subprocess.Popen[by
     )
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [script("kyc-pipeline"), "backfill", "--from", DAY, "--to", DAY],
+            [script("kyc-pipeline"), "backfill", "--no-publish", "--from", DAY, "--to", DAY],
             cwd=folder,
             env=environment,
             stdout=log,
