@@ -18,8 +18,8 @@ import duckdb
 import pyarrow as pa
 
 from kyc_pipeline import __version__
-from kyc_pipeline.analyze.models import LAKE, Model, load_macros, load_models, load_steps, macros_sql
 from kyc_pipeline.analyze.publish import remove_draft
+from kyc_pipeline.analyze.sql_models import LAKE, Model, load_macros, load_models, load_steps, macros_sql
 from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import DAY_OF_PATH, Lake, Partition, duckdb_path

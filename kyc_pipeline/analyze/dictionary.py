@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kyc_pipeline.analyze.build import BUILD_TABLES
 from kyc_pipeline.analyze.lineage import answer_fields
-from kyc_pipeline.analyze.models import load_macros, load_models
 from kyc_pipeline.analyze.quality import load_checks
+from kyc_pipeline.analyze.sql_models import load_macros, load_models
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.vocabulary import Anomaly, CheckStatus, DriftKind, Outcome, Reason
 

@@ -15,7 +15,7 @@ from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import Scope, build_scope
 from sqlglot.schema import MappingSchema
 
-from kyc_pipeline.analyze.models import LAKE, Model, load_models, load_steps, parsed
+from kyc_pipeline.analyze.sql_models import LAKE, Model, load_models, load_steps, parsed
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import TABLES
 

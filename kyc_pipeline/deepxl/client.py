@@ -1,7 +1,7 @@
 """The one place that makes HTTP calls to DeepXL.
 
 One call is one request. Nothing here retries, since only the caller knows what a second call costs. Errors
-say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.errors`). Until the end
+say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.call_errors`). Until the end
 of the multipart body is handed to the transport, the server cannot have a whole request; from then on it may
 have processed it. The transport's exceptions cannot tell: it reports both a refused connection and a server
 that hangs up after the request as `ConnectTimeout`.
@@ -21,9 +21,7 @@ import msgspec
 from pydantic import SecretStr
 
 from kyc_pipeline import __version__
-from kyc_pipeline.deepxl.contract import receive, redact
-from kyc_pipeline.deepxl.echo import CLOCKS_APART, Echo, echo_of
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
@@ -38,9 +36,11 @@ from kyc_pipeline.deepxl.errors import (
     error_class,
     parse_retry_after,
 )
+from kyc_pipeline.deepxl.contract import receive, redact
+from kyc_pipeline.deepxl.echo import CLOCKS_APART, Echo, echo_of
 from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, no_objection
 from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Reply, Transport
-from kyc_pipeline.documents import AcceptedDocument
+from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 _ANSWERED: Final = frozenset({200, 201})

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.inspect import is_struct_type
 
-from kyc_pipeline.deepxl.errors import ContractBroken
+from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.deepxl.jsontext import (
     STRING,
     Json,

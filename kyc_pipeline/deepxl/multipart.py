@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import httpx
 
-from kyc_pipeline.documents import AcceptedDocument, DocumentProblem
+from kyc_pipeline.document_folder import AcceptedDocument, DocumentProblem
 from kyc_pipeline.errors import KycError
 
 Confirm = Callable[[], Awaitable[None]]

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.deepxl import contract
-from kyc_pipeline.deepxl.errors import ContractBroken
+from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter

@@ -9,7 +9,7 @@ them, are not the submissions' fault either.
 from dataclasses import dataclass, field
 from typing import Final
 
-from kyc_pipeline.deepxl.errors import ContractBroken, DeepXLError, Denied
+from kyc_pipeline.deepxl.call_errors import ContractBroken, DeepXLError, Denied
 from kyc_pipeline.verify.gate import AdaptiveConcurrency
 from kyc_pipeline.verify.partition import Work
 

@@ -26,9 +26,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from kyc_pipeline.deepxl.client import Answer, DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
@@ -42,7 +40,9 @@ from kyc_pipeline.deepxl.errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
-from kyc_pipeline.documents import AcceptedDocument, DocumentFolder
+from kyc_pipeline.deepxl.client import Answer, DeepXLClient, VerificationRequest
+from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
+from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
 from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Judgement, Result, State
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings

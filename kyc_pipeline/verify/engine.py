@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from kyc_pipeline.deepxl.call_errors import AccessDenied, DeepXLError
 from kyc_pipeline.deepxl.client import DeepXLClient
-from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError
 from kyc_pipeline.errors import KycError, UsageError, plain_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState

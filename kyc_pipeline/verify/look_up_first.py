@@ -7,9 +7,9 @@ would be sent is no answer to it: the submission is held. A look-up that fails e
 import asyncio
 from collections.abc import Iterator, Sequence
 
+from kyc_pipeline.deepxl.call_errors import AccessDenied, LookupFailed, UnexpectedRedirect
 from kyc_pipeline.deepxl.client import Answer, DeepXLClient
 from kyc_pipeline.deepxl.echo import echo_mismatches
-from kyc_pipeline.deepxl.errors import AccessDenied, LookupFailed, UnexpectedRedirect
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.models import Discovery
 from kyc_pipeline.ledger.writer import GroupWriter

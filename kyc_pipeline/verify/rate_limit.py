@@ -16,7 +16,7 @@ from typing import Final
 from pyrate_limiter import Rate
 from pyrate_limiter.abstracts import GCRA
 
-from kyc_pipeline.deepxl.errors import RETRY_AFTER_CAP_SECONDS
+from kyc_pipeline.deepxl.call_errors import RETRY_AFTER_CAP_SECONDS
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.rate_limits import locked_rate_limit, read_arrival
 from kyc_pipeline.settings import Settings

@@ -16,7 +16,7 @@ from aiohttp import web
 from kyc_pipeline.deepxl.contract import Envelope, File, ModelResults, Result, Tag
 from kyc_pipeline.deepxl.simulator.faults import Fault
 from kyc_pipeline.deepxl.simulator.form import HEAD_BYTES, BadForm, FormReader, Part
-from kyc_pipeline.deepxl.simulator.records import Records
+from kyc_pipeline.deepxl.simulator.history import Records
 from kyc_pipeline.deepxl.simulator.scores import invent_verdict, latency_seconds
 from kyc_pipeline.media_types import media_type
 from kyc_pipeline.vocabulary import SUBMISSION_TAG

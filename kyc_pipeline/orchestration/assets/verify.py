@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from kyc_pipeline.deepxl.errors import DeepXLError
+from kyc_pipeline.deepxl.call_errors import DeepXLError
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.orchestration.checks import check_specs

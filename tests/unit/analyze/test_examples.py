@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import duckdb
 
-from kyc_pipeline.analyze.models import sql_folder
+from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
 

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from kyc_pipeline.analyze.lineage import Source, answer_fields, column_sources, is_answer_field
-from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.deepxl.contract import FIELDS
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import TABLES, Zone

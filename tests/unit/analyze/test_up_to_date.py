@@ -12,9 +12,9 @@ import pytest
 
 from kyc_pipeline.analyze import up_to_date
 from kyc_pipeline.analyze.build import build, open_draft, record_checks
-from kyc_pipeline.analyze.models import sql_folder
 from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish
 from kyc_pipeline.analyze.quality import check_build, recorded_checks
+from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.analyze.up_to_date import build_inputs, read_published
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES

@@ -14,8 +14,7 @@ import pytest
 from aiohttp import web
 
 from kyc_pipeline import __version__
-from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
@@ -27,6 +26,7 @@ from kyc_pipeline.deepxl.errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import (
     EMPTY_OBJECT_200,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     RETRY_AFTER_CAP_SECONDS,
     AccessDenied,
     ContractBroken,

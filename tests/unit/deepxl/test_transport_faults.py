@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
@@ -30,7 +29,8 @@ from kyc_pipeline.deepxl.errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
-from kyc_pipeline.documents import AcceptedDocument
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
+from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.errors import KycError
 
 pytestmark = pytest.mark.anyio

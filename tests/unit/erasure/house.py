@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import text
 
 from kyc_pipeline.erasure.find import Findings, find
-from kyc_pipeline.erasure.ledger import LedgerErasure
+from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.flatten.partition import flatten_partition

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.deepxl.contract import reread
-from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.flatten import blocks
 from kyc_pipeline.flatten.blocks import BlockFlattener, select
 from kyc_pipeline.flatten.drift import DriftCounter

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError, UnexpectedRedirect, WrongAddress
+from kyc_pipeline.deepxl.call_errors import AccessDenied, DeepXLError, UnexpectedRedirect, WrongAddress
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import (
     EMPTY_OBJECT_200,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kyc_pipeline.deepxl.errors import UnexpectedRedirect
+from kyc_pipeline.deepxl.call_errors import UnexpectedRedirect
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Answers
 from kyc_pipeline.verify.summary import Progress, percentile
