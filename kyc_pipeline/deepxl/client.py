@@ -1,10 +1,10 @@
 """The one place that makes HTTP calls to DeepXL.
 
 One call is one request. Nothing here retries, since only the caller knows what a second call costs. Errors
-say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.call_errors`). Until the end
-of the multipart body is handed to the transport, the server cannot have a whole request; from then on it may
-have processed it. The transport's exceptions cannot tell: it reports both a refused connection and a server
-that hangs up after the request as `ConnectTimeout`.
+say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.call_errors`). Until the
+end of the multipart body is handed to the transport, the server cannot have a whole request; from then on it
+may have processed it. The transport's exceptions cannot tell: it reports both a refused connection and a
+server that hangs up after the request as `ConnectTimeout`.
 """
 
 import time
