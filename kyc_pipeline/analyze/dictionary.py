@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kyc_pipeline.analyze.build import BUILD_TABLES
-from kyc_pipeline.analyze.lineage import answer_fields
+from kyc_pipeline.analyze.lineage import response_fields
 from kyc_pipeline.analyze.quality import load_checks
 from kyc_pipeline.analyze.sql_models import load_macros, load_models
 from kyc_pipeline.lake.tables import TABLES
@@ -62,7 +62,7 @@ def _lines() -> Iterator[str]:
     yield "\n## Warehouse"
     for model in load_models():
         yield f"\n### `{model.name}`\n\n{model.description}\n"
-        fields = answer_fields()[model.name]
+        fields = response_fields()[model.name]
         yield from _table(
             ("column", "meaning", "made from"),
             ((f"`{name}`", meaning, _code(fields[name])) for name, meaning in model.columns),

@@ -155,7 +155,7 @@ def error_class(status: int) -> type[DeepXLError]:
     return _BY_STATUS.get(status) or _BY_HUNDRED.get(status // 100, MaybeProcessed)
 
 
-def answer_error(subject: str, status: int, body: str, retry_after: float | None) -> DeepXLError:
+def status_error(subject: str, status: int, body: str, retry_after: float | None) -> DeepXLError:
     """The error for an answer with `status` (not 2xx) and `body` (text without geometry)."""
     kind = error_class(status)
     advice = "check DEEPXL_BASE_URL: a redirect is never followed" if kind is UnexpectedRedirect else None

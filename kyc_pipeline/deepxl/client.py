@@ -31,10 +31,10 @@ from kyc_pipeline.deepxl.call_errors import (
     NotProcessed,
     Refused,
     UnexpectedRedirect,
-    answer_error,
     describe,
     error_class,
     parse_retry_after,
+    status_error,
 )
 from kyc_pipeline.deepxl.contract import receive, redact
 from kyc_pipeline.deepxl.echo import CLOCKS_APART, Echo, echo_of
@@ -43,7 +43,7 @@ from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Reply, Transport
 from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
-_ANSWERED: Final = frozenset({200, 201})
+_WITH_RESULT: Final = frozenset({200, 201})
 """The statuses of an answer; any other 2xx, such as 202 or 204, has no result."""
 _PAGE: Final = 100
 _MAX_PAGES: Final = 10
@@ -60,7 +60,7 @@ class VerificationRequest:
 
 
 @dataclass(slots=True)
-class Answer:
+class VerificationResponse:
     """A 2xx answer that meets the hard contract. `text` is its JSON without geometry: personal data."""
 
     http_status: int
@@ -91,15 +91,15 @@ class _Call:
             error.requested_at = self._requested_at
             error.latency_ms = self._latency_ms()
 
-    def answer(self, status: int, body: bytes) -> Answer:
+    def parse(self, status: int, body: bytes) -> VerificationResponse:
         """Parses the answer in `body`. Raises :class:`ContractBroken`."""
-        if status not in _ANSWERED:
+        if status not in _WITH_RESULT:
             raise ContractBroken(f"{status} is no answer", text=redact(body))
         received = receive(body)
-        return Answer(
+        return VerificationResponse(
             http_status=status,
             text=received.text,
-            echo=echo_of(received.answer),
+            echo=echo_of(received.parsed),
             verification_id=received.verification_id,
             verified=received.verified,
             requested_at=self._requested_at,
@@ -166,7 +166,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
 
     async def verify(
         self, request: VerificationRequest, confirm: Confirm = no_objection, *, fresh: bool = False
-    ) -> Answer:
+    ) -> VerificationResponse:
         """Sends one submission: the paid call, on a new connection if `fresh`.
 
         `confirm` may still stop it just before its last byte.
@@ -186,14 +186,14 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             # The transport also raises several of aiohttp's errors. For all of them the only question is
             # whether the server can have the whole request.
             except Exception as error:
-                raise _no_answer_error(subject, body, error) from None
+                raise _no_response_error(subject, body, error) from None
             status = reply.response.status_code
             if reply.is_early:
-                raise _early_answer_error(subject, body, reply, fresh=fresh)
+                raise _early_response_error(subject, body, reply, fresh=fresh)
             if not reply.response.is_success:
-                raise _answer_error(subject, reply.response, reply.body)
+                raise _status_error(subject, reply.response, reply.body)
             try:
-                return call.answer(status, reply.body)
+                return call.parse(status, reply.body)
             except ContractBroken as error:
                 raise ContractBroken(f"{subject}: {error}", text=error.text, http_status=status) from None
 
@@ -215,7 +215,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             ),
         }
 
-    async def find(self, submission_id: str) -> list[Answer]:
+    async def find(self, submission_id: str) -> list[VerificationResponse]:
         """The history's records with this submission's tag; empty if there is certainly none.
 
         If the history ignores `tagFilter`, reads up to 1,000 records and selects those with exactly this
@@ -223,7 +223,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         Raises :class:`LookupFailed` if the history cannot tell, :class:`AccessDenied` for 401 and 402.
         """
         subject = f"look-up of submission {submission_id}"
-        found: list[Answer] = []
+        found: list[VerificationResponse] = []
         is_proof = True
         offset = 0
         with _Call() as call:
@@ -241,7 +241,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                         for record in page.data
                     ]
                     found += [
-                        call.answer(status, b'{"result":' + bytes(record) + b"}")
+                        call.parse(status, b'{"result":' + bytes(record) + b"}")
                         for record, is_ours in zip(page.data, ours, strict=True)
                         if is_ours
                     ]
@@ -283,7 +283,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 ) from None
             status = response.status_code
             if error_class(status) in (AccessDenied, UnexpectedRedirect):
-                raise _answer_error(subject, response, body)
+                raise _status_error(subject, response, body)
             if (response.is_success or status == 404) and _is_html(response, body):
                 raise DeepXLError(
                     f"{self._base} answers with a web page, so it is not the DeepXL API: "
@@ -308,7 +308,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         status = response.status_code
         if response.is_success:
             return status, body
-        failure = _answer_error(subject, response, body)
+        failure = _status_error(subject, response, body)
         if status in (401, 402) or isinstance(failure, UnexpectedRedirect):
             raise failure
         raise LookupFailed(
@@ -322,12 +322,12 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         return await self._transport.get(url, self._headers())
 
 
-def _answer_error(subject: str, response: httpx.Response, body: bytes) -> DeepXLError:
+def _status_error(subject: str, response: httpx.Response, body: bytes) -> DeepXLError:
     retry_after = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
-    return answer_error(subject, response.status_code, redact(body), retry_after)
+    return status_error(subject, response.status_code, redact(body), retry_after)
 
 
-def _early_answer_error(subject: str, body: MultipartBody, reply: Reply, *, fresh: bool) -> DeepXLError:
+def _early_response_error(subject: str, body: MultipartBody, reply: Reply, *, fresh: bool) -> DeepXLError:
     """The error for an answer that began before the last byte of the body had left.
 
     It may belong to an earlier request on a kept connection, so a refusal counts only on a fresh one. A
@@ -340,7 +340,7 @@ def _early_answer_error(subject: str, body: MultipartBody, reply: Reply, *, fres
             http_status=response.status_code,
             body=redact(reply.body),
         )
-    error = _answer_error(subject, response, reply.body)
+    error = _status_error(subject, response, reply.body)
     if body.handed_over:  # while the answer was read
         return error
     if not error.stops_run and not (fresh and isinstance(error, Refused)):
@@ -369,7 +369,7 @@ def _check_clock(response: httpx.Response) -> None:
         )
 
 
-def _no_answer_error(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:
+def _no_response_error(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:
     """The error for a request without a whole answer."""
     if body.handed_over:
         return MaybeProcessed(f"{subject}: sent, but the answer was lost ({_cause(error)})")

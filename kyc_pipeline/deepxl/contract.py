@@ -253,7 +253,7 @@ class Received:
     text: str
     verification_id: int
     verified: bool
-    answer: Json
+    parsed: Json
     """The parsed `text`."""
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
 from kyc_pipeline.deepxl.patience import Patience
 
 MAX_ERROR_BYTES: Final = 64 * 1024
-_MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+_MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 _MAX_HEADER_BYTES: Final = 128 * 1024
 _MAX_HEADERS: Final = 1000
 # Shorter than common servers' own (uvicorn: 5 s): a request on a connection that the server is just closing
@@ -167,7 +167,7 @@ async def _read(response: httpx.Response) -> bytes:
 
     For an error, the status is enough: if its body is lost, it counts as empty.
     """
-    limit = _MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BYTES
+    limit = _MAX_RESPONSE_BYTES if response.is_success else MAX_ERROR_BYTES
     if "x-gzip" in (encoding := response.headers.get("Content-Encoding", "").lower()):
         response.headers["Content-Encoding"] = encoding.replace("x-gzip", "gzip")  # the same (RFC 9110)
     body = bytearray()

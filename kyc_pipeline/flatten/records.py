@@ -157,8 +157,8 @@ class RecordFlattener:
 
     def add(self, rows: Rows, submission_id: str, received: Received, sent: Sent | None) -> None:
         """Appends the rows of one answer; `sent` is None if no accepted submission has its id."""
-        odd = set(self._survey(received.answer, submission_id, sent))
-        result = _Members(_Members(received.answer, odd).get("result"), odd)
+        odd = set(self._survey(received.parsed, submission_id, sent))
+        result = _Members(_Members(received.parsed, odd).get("result"), odd)
         key = {"verification_id": received.verification_id, "submission_id": submission_id}
         check_count = 0
         for group, index, check in _checks(result, odd):

@@ -84,7 +84,7 @@ _VERIFICATION_ID = Column(
     "verification_id", INT64, "DeepXL's verification id.", made_from=("result.verificationId",)
 )
 _SUBMISSION_ID = Column("submission_id", STRING, "Submission id, unique forever.")
-_ANSWERED_ID = replace(_SUBMISSION_ID, made_from=("verification_responses.submission_id",))
+_RESPONSE_ID = replace(_SUBMISSION_ID, made_from=("verification_responses.submission_id",))
 _CHECKS: Final = "result.modelResults.*", "result.technicalChecks"
 
 
@@ -180,7 +180,7 @@ VERIFICATIONS = Table(
     "One row per completed verification.",
     (
         _VERIFICATION_ID,
-        _ANSWERED_ID,
+        _RESPONSE_ID,
         Column("verified", BOOL, "DeepXL's decision.", made_from=("result.verified",)),
         _optional("model", STRING, "Model name from the response.", "result.model"),
         _optional("model_version", STRING, "Model version, if the response has one.", "result.modelVersion"),
@@ -244,7 +244,7 @@ MODEL_CHECKS = Table(
     "One row per check under `modelResults`.",
     (
         _VERIFICATION_ID,
-        _ANSWERED_ID,
+        _RESPONSE_ID,
         Column(
             "check_group", STRING, "Key under `modelResults`, such as `technicalChecks`.", made_from=_CHECKS
         ),
@@ -282,7 +282,7 @@ VERIFICATION_TAGS = Table(
     "One row per tag of the response; only tags that analysts may see have a value.",
     (
         _VERIFICATION_ID,
-        _ANSWERED_ID,
+        _RESPONSE_ID,
         Column("name", STRING, "Tag name.", made_from=("result.tags[].name",)),
         _optional("value", STRING, "Tag value, only for `KYC_CLEAR_TAGS`.", "result.tags[].value"),
         _optional(
@@ -300,7 +300,7 @@ VERIFICATION_FILES = Table(
     "One row per file of the response, without file name and URL.",
     (
         _VERIFICATION_ID,
-        _ANSWERED_ID,
+        _RESPONSE_ID,
         _optional("category", STRING, "`id`, `face` or as received.", "result.files[].category"),
         _optional("content_type", STRING, "Media type as received.", "result.files[].contentType"),
         _optional("file_size", INT64, "Size in bytes, as received.", "result.files[].fileSize"),

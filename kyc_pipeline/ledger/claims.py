@@ -58,7 +58,7 @@ from kyc_pipeline.ledger.times import now, to_microseconds
 
 POLICY: Final = "DEEPXL_UNCERTAIN=retry"
 """Who decided, where it was no operator."""
-_ANSWERS: Final = frozenset({State.COMPLETED, State.QUARANTINED})
+_WITH_RESPONSE: Final = frozenset({State.COMPLETED, State.QUARANTINED})
 _CLAIMABLE: Final = (State.FAILED, State.TURNED_AWAY, State.UNCERTAIN)
 _NOT_COUNTED: Final = -1
 """The row count of a driver that does not count what an INSERT inserts; such a statement fails by itself."""
@@ -266,7 +266,7 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
 
 def _completed(connection: Connection, results: Sequence[Result]) -> set[str]:
     """The submissions that have a response already, so that another one is a second. Locks their rows."""
-    ids = [result.claim.submission_id for result in results if result.state in _ANSWERS]
+    ids = [result.claim.submission_id for result in results if result.state in _WITH_RESPONSE]
     query = (
         select(submissions.c.submission_id)
         .where(submissions.c.submission_id.in_(ids), submissions.c.state == State.COMPLETED)
@@ -284,7 +284,7 @@ def _history(result: Result, completed: set[str]) -> dict[str, str | None]:
     is_second = result.claim.submission_id in completed
     if result.state is State.COMPLETED:
         completed.add(result.claim.submission_id)
-    if is_second and result.state in _ANSWERS:
+    if is_second and result.state in _WITH_RESPONSE:
         error = f"{_SECOND}; {result.error}" if result.error else _SECOND
         return {"error": error, "body": result.response}
     # A sound response of another call replaces a quarantined one.
@@ -423,7 +423,7 @@ def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) 
                 run_id=lease.run_id,
                 started_at=time,
                 ended_at=time,
-                result=AttemptResult.ANSWERED if each.response else AttemptResult.MAYBE_PROCESSED,
+                result=AttemptResult.RESPONDED if each.response else AttemptResult.MAYBE_PROCESSED,
                 http_status=each.http_status,
                 billable=1,
                 error=each.error,

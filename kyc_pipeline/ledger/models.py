@@ -38,7 +38,7 @@ class Decision(StrEnum):
 class AttemptResult(StrEnum):
     """The result of one call."""
 
-    ANSWERED = "answered"
+    RESPONDED = "answered"
     REFUSED = "refused"
     CONTRACT_BROKEN = "contract_broken"
     NOT_PROCESSED = "not_processed"

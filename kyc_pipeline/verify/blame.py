@@ -13,7 +13,7 @@ from kyc_pipeline.deepxl.call_errors import ContractBroken, DeepXLError, Denied
 from kyc_pipeline.verify.gate import AdaptiveConcurrency
 from kyc_pipeline.verify.partition import Work
 
-LIKE_ANSWERS: Final = 10
+LIKE_RESPONSES: Final = 10
 """Like final answers in a row that end the run."""
 _DENIALS: Final = 3
 """Denials that end the run: the first, and then one call at a time."""
@@ -34,7 +34,7 @@ class Blame:
     is_trusted: bool
     denials: list[tuple[Work, Denied]] = field(default_factory=list)
     """To be judged when the run has ended without being stopped."""
-    has_answers: bool = False
+    has_responses: bool = False
     """Whether a submission of this run had a sound answer."""
     _probes: int = 0
     _suspected_at: float = float("inf")
@@ -45,9 +45,9 @@ class Blame:
         if not self.is_trusted:
             self.concurrency.narrow()
 
-    def answered(self) -> None:
+    def responded(self) -> None:
         """Notes a sound answer."""
-        self.has_answers = True
+        self.has_responses = True
         self._like_count = self._probes = 0
         self.concurrency.widen()
 
@@ -61,18 +61,18 @@ class Blame:
         elif started >= self._suspected_at:
             self._probes += 1
         is_everybodys = not self.is_trusted or error.http_status in _AT_ONCE
-        return (is_everybodys and not self.has_answers) or self._probes >= _DENIALS
+        return (is_everybodys and not self.has_responses) or self._probes >= _DENIALS
 
     def final(self, error: DeepXLError) -> DeepXLError | None:
         """Notes a final answer other than a sound one; returns the error that ends the run, if it does."""
         like = (type(error), error.http_status)
         self._like_count = self._like_count + 1 if like == self._like else 1
         self._like = like
-        if self._like_count < LIKE_ANSWERS:
+        if self._like_count < LIKE_RESPONSES:
             return None
         what = "broke the contract" if isinstance(error, ContractBroken) else f"were {error.http_status}"
         return DeepXLError(
-            f"{LIKE_ANSWERS} answers in a row {what}, none was sound: nothing more is sent. Check "
+            f"{LIKE_RESPONSES} answers in a row {what}, none was sound: nothing more is sent. Check "
             "DEEPXL_BASE_URL and what answers there; `kyc-pipeline reopen` takes a submission back",
             http_status=error.http_status,
         )

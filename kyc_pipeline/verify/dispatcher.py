@@ -40,7 +40,7 @@ from kyc_pipeline.deepxl.call_errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
-from kyc_pipeline.deepxl.client import Answer, DeepXLClient, VerificationRequest
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest, VerificationResponse
 from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
 from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
 from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Judgement, Result, State
@@ -225,7 +225,7 @@ class Dispatcher:
                 item.standing = Standing.DECIDED  # by the policy, on record now
             result, error = await self._send(item, claim, is_retry=is_retry)
             if error is None:
-                self._blame.answered()
+                self._blame.responded()
             passage.health = _health(error)
             ends = self._ends(item, error, passage.started)
             if error is not None and error.retry_after and isinstance(error, NotProcessed | TurnedAway):
@@ -277,7 +277,7 @@ class Dispatcher:
         denials = self._blame.denials
         if not denials or self._control.ending:
             return
-        if self._blame.has_answers:
+        if self._blame.has_responses:
             for start in range(0, len(denials), self._max_concurrency):
                 some = denials[start : start + self._max_concurrency]
                 await asyncio.gather(*(self._judge(item, error) for item, error in some))
@@ -389,11 +389,11 @@ class Dispatcher:
         return VerificationRequest(item.submission_id, id_file, selfie_file, tags=dict(row["tags"]))
 
     @staticmethod
-    def _completed(claim: Claim, answer: Answer) -> Result:
+    def _completed(claim: Claim, answer: VerificationResponse) -> Result:
         return Result(
             claim,
             State.COMPLETED,
-            AttemptResult.ANSWERED,
+            AttemptResult.RESPONDED,
             billable=True,
             http_status=answer.http_status,
             requested_at=answer.requested_at,
@@ -402,7 +402,7 @@ class Dispatcher:
             response=answer.text,
         )
 
-    def _adoption(self, item: Work, found: Sequence[Answer]) -> Adoption:
+    def _adoption(self, item: Work, found: Sequence[VerificationResponse]) -> Adoption:
         first = min(found, key=lambda answer: answer.verification_id)
         several = f"the history has {len(found)} records of this submission: adopted the first"
         return Adoption(
@@ -461,7 +461,7 @@ def _failed(claim: Claim, error: DeepXLError, standing: Standing) -> Result:
     )
 
 
-def _in_doubt(answer: Answer | ContractBroken, why: str, item: Work) -> MaybeProcessed:
+def _in_doubt(answer: VerificationResponse | ContractBroken, why: str, item: Work) -> MaybeProcessed:
     """The error in place of an answer that does not count."""
     error = MaybeProcessed(
         f"submission {item.submission_id}: {why}", http_status=answer.http_status, body=answer.text

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import MODEL_CHECKS, TABLES, VERIFICATION_RESPONSES, Zone
@@ -85,14 +85,14 @@ def answer(submission_id: str, verification_id: int | None) -> bytes:
     return json.dumps({"result": result}).encode()
 
 
-def marked_answers() -> dict[str, list[Answers]]:
+def marked_answers() -> dict[str, list[Responds]]:
     """By submission; made when the test runs, since an answer that is minutes old is not about its call."""
     return {
-        "s-marked": [Answers(200, JSON, answer("s-marked", 900001))],
-        "s-quarantined": [Answers(200, JSON, answer("s-quarantined", None))],
-        "s-refused": [Answers(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
-        "s-page": [Answers(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
-        "s-again": [Answers(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
+        "s-marked": [Responds(200, JSON, answer("s-marked", 900001))],
+        "s-quarantined": [Responds(200, JSON, answer("s-quarantined", None))],
+        "s-refused": [Responds(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
+        "s-page": [Responds(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
+        "s-again": [Responds(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
     }
 
 

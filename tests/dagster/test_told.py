@@ -12,7 +12,7 @@ from aiohttp import web
 
 from kyc_pipeline.cli.local_run import HomeUnusable, usable_home
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.assets import ingest as ingest_assets
@@ -84,7 +84,7 @@ def test_output_comes_back_from_a_full_disk(capfd: pytest.CaptureFixture[str]) -
 def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run: Run) -> None:
     first, second, *_ = landing.day(DAY, 6)
     landing.day(NEXT_DAY, 1)
-    with running_simulator(token=TOKEN, faults={second: [Answers(307, {"Location": "/"})]}) as simulator:
+    with running_simulator(token=TOKEN, faults={second: [Responds(307, {"Location": "/"})]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
         code, out, err = run("backfill", *RANGE, DEEPXL_PRICE_PER_CALL="0.50", **settings)
         assert simulator.received == {first: 1, second: 1}

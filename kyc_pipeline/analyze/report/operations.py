@@ -21,7 +21,7 @@ from kyc_pipeline.analyze.report.page import (
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period, epoch_ms
-from kyc_pipeline.analyze.report.reader import NO_ANSWER, Reader, Rows
+from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Reader, Rows
 
 _STAGES: Final = (
     ("received", "received", "kept"),
@@ -237,7 +237,7 @@ def subjects(reader: Reader) -> Section:
         "subjects",
         "Returning people",
         "People are identified by the pseudonym of customerId. Counted: those first seen in the period.",
-        "No response has the tag customerId." if reader.completed else NO_ANSWER,
+        "No response has the tag customerId." if reader.completed else NONE_COMPLETED,
         table=Table(("What", "Count", "Share"), table) if table else None,
         table_title="People and their attempts",
         definitions=reader.define(

@@ -21,7 +21,7 @@ from kyc_pipeline.analyze.report.page import (
 from kyc_pipeline.analyze.report.periods import Period
 from kyc_pipeline.analyze.report.reader import (
     MAX_CHECKS,
-    NO_ANSWER,
+    NONE_COMPLETED,
     NOTHING,
     Reader,
     Rows,
@@ -61,7 +61,7 @@ def verdicts(reader: Reader) -> Section:
         "verdicts",
         "Verified rate over time",
         "The share of completed verifications that DeepXL verified." + _HOLLOW,
-        NO_ANSWER,
+        NONE_COMPLETED,
         figures,
         definitions=reader.define(
             "verified_rates",
@@ -331,7 +331,7 @@ def companies(reader: Reader) -> Section:
         "Companies",
         f"The {_COMPANIES} companies (tag companyId) with the most verifications, largest first. Overlapping"
         " intervals do not rank companies. The dashed line is the rate of all companies together.",
-        NO_ANSWER,
+        NONE_COMPLETED,
         figures,
         definitions=reader.define(
             "verified_rates_by_company",

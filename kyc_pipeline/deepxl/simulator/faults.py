@@ -1,6 +1,6 @@
 """Faults that tests inject into the simulator. Not for the demo.
 
-`Simulator(faults={"s-1": [Answers(503), Resets(record=True)]})` injects faults into the first two POSTs of
+`Simulator(faults={"s-1": [Responds(503), Resets(record=True)]})` injects faults into the first two POSTs of
 submission `s-1`, in this order; `lookup=` into every look-up. With `record` the verification is processed
 first: the record exists and would be billed.
 """
@@ -30,7 +30,7 @@ class Fault(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class Responds:
     """Answer with this status, headers and body."""
 
     status: int
@@ -83,19 +83,19 @@ class HalfBody:
         return response
 
 
-HTML_200: Final = Answers(200, {"Content-Type": "text/html"}, b"<!doctype html><p>Welcome", record=True)
+HTML_200: Final = Responds(200, {"Content-Type": "text/html"}, b"<!doctype html><p>Welcome", record=True)
 """A gateway's page in place of the answer, although the verification was processed."""
 
-EMPTY_OBJECT_200: Final = Answers(200, {"Content-Type": "application/json"}, b"{}", record=True)
+EMPTY_OBJECT_200: Final = Responds(200, {"Content-Type": "application/json"}, b"{}", record=True)
 """JSON without a result."""
 
-HTML_502: Final = Answers(502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>")
+HTML_502: Final = Responds(502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>")
 """A gateway's error page."""
 
 
-def redirects(location: str, status: int = 307) -> Answers:
+def redirects(location: str, status: int = 307) -> Responds:
     """A redirect, for example to another host."""
-    return Answers(status, {"Location": location})
+    return Responds(status, {"Location": location})
 
 
 def _reset(request: web.Request) -> web.StreamResponse:

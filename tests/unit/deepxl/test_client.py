@@ -32,11 +32,11 @@ from kyc_pipeline.deepxl.simulator.faults import (
     EMPTY_OBJECT_200,
     HTML_200,
     HTML_502,
-    Answers,
     Fault,
     HalfBody,
     Hangs,
     Resets,
+    Responds,
     redirects,
 )
 
@@ -231,9 +231,9 @@ async def test_a_redirect_is_never_followed(connect: Connect, make_request: Make
 
 
 FAULTS: list[tuple[Fault, type[DeepXLError]]] = [
-    (Answers(503, {"Retry-After": "1"}), TurnedAway),
-    (Answers(429, record=True), TurnedAway),
-    (Answers(500, record=True), MaybeProcessed),
+    (Responds(503, {"Retry-After": "1"}), TurnedAway),
+    (Responds(429, record=True), TurnedAway),
+    (Responds(500, record=True), MaybeProcessed),
     (HTML_502, MaybeProcessed),
     (HTML_200, ContractBroken),
     (EMPTY_OBJECT_200, ContractBroken),
@@ -364,7 +364,7 @@ async def test_a_history_in_another_shape(body: bytes, connect: Connect) -> None
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 429, 500, 502, 503, 504])
 async def test_a_history_that_fails(status: int, connect: Connect) -> None:
-    with running_simulator(lookup=Answers(status, {"Retry-After": "3"}, b"{}")) as server:
+    with running_simulator(lookup=Responds(status, {"Retry-After": "3"}, b"{}")) as server:
         async with connect(server.url) as client:
             with pytest.raises(LookupFailed) as caught:
                 await client.find("s-1")
@@ -381,7 +381,7 @@ async def test_a_history_that_does_not_answer(fault: Fault, connect: Connect) ->
 
 @pytest.mark.parametrize("status", [401, 402])
 async def test_a_look_up_without_access(status: int, connect: Connect) -> None:
-    with running_simulator(lookup=Answers(status)) as server:
+    with running_simulator(lookup=Responds(status)) as server:
         async with connect(server.url) as client:
             with pytest.raises(AccessDenied):
                 await client.find("s-1")
@@ -401,10 +401,10 @@ HTML = {"Content-Type": "text/html; charset=utf-8"}
 @pytest.mark.parametrize(
     ("answer", "meaning"),
     [
-        *((Answers(status, JSON, b"{}"), AccessDenied) for status in (401, 402, 403)),
+        *((Responds(status, JSON, b"{}"), AccessDenied) for status in (401, 402, 403)),
         (redirects("https://elsewhere.example/"), UnexpectedRedirect),
-        (Answers(404, HTML, b"<html>"), DeepXLError),
-        (Answers(200, HTML, b"<html>"), DeepXLError),
+        (Responds(404, HTML, b"<html>"), DeepXLError),
+        (Responds(200, HTML, b"<html>"), DeepXLError),
         (Resets(), NotProcessed),
     ],
 )
@@ -421,7 +421,7 @@ async def test_an_access_check_that_fails(
 
 @pytest.mark.parametrize(
     "answer",
-    [None, *(Answers(status, JSON, b"{}") for status in (200, 404, 422, 429, 500, 503)), HTML_502, Hangs()],
+    [None, *(Responds(status, JSON, b"{}") for status in (200, 404, 422, 429, 500, 503)), HTML_502, Hangs()],
 )
 async def test_an_access_check_that_passes(answer: Fault | None, connect: Connect) -> None:
     with running_simulator(lookup=answer) as server:

@@ -134,7 +134,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claim, date = call
         surely_not = (AttemptResult.NOT_PROCESSED, AttemptResult.REFUSED)
         turned_away = (AttemptResult.TURNED_AWAY, AttemptResult.ACCESS_DENIED)
-        if what in (AttemptResult.ANSWERED, AttemptResult.CONTRACT_BROKEN):
+        if what in (AttemptResult.RESPONDED, AttemptResult.CONTRACT_BROKEN):
             processed = True
         elif what in surely_not:
             processed = False
@@ -144,7 +144,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if what is None:  # the process died: nothing is recorded
             return
         state = {
-            AttemptResult.ANSWERED: State.COMPLETED,
+            AttemptResult.RESPONDED: State.COMPLETED,
             AttemptResult.CONTRACT_BROKEN: State.QUARANTINED,
             AttemptResult.REFUSED: State.REFUSED,
             AttemptResult.MAYBE_PROCESSED: State.UNCERTAIN,

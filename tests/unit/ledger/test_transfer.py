@@ -55,7 +55,7 @@ def fill(ledger: Ledger) -> None:
             Result(
                 answered,
                 State.COMPLETED,
-                AttemptResult.ANSWERED,
+                AttemptResult.RESPONDED,
                 billable=True,
                 latency_ms=0.1 + 0.2,
                 response='{"result": "é"}',
@@ -225,7 +225,7 @@ def test_a_result_without_its_claim_is_no_result(ledger_url: str) -> None:
         known, unknown = Claim("a", "c"), Claim("b", "c")
         commit(ledger, lease, [known], [])
         results = [
-            Result(claim, State.COMPLETED, AttemptResult.ANSWERED, billable=True, response="{}")
+            Result(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response="{}")
             for claim in (known, unknown)
         ]
         with pytest.raises(InvariantBroken, match="took 1 of 2 results"):
