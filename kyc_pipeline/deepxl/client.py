@@ -1,10 +1,10 @@
 """The one place that makes HTTP calls to DeepXL.
 
 One call is one request. Nothing here retries, since only the caller knows what a second call costs. Errors
-say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.call_errors`). Until the
-end of the multipart body is handed to the transport, the server cannot have a whole request; from then on it
-may have processed it. The transport's exceptions cannot tell: it reports both a refused connection and a
-server that hangs up after the request as `ConnectTimeout`.
+say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.call_errors`). Before the
+client hands the end of the multipart body to the transport, the server cannot have a whole request;
+afterwards it may have processed it. The transport's exceptions do not distinguish the two: it reports both a
+refused connection and a server that hangs up after the request as `ConnectTimeout`.
 """
 
 import time
@@ -44,7 +44,7 @@ from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 _WITH_RESULT: Final = frozenset({200, 201})
-"""The statuses of an answer; any other 2xx, such as 202 or 204, has no result."""
+"""The statuses of a response with a result; any other 2xx, such as 202 or 204, has none."""
 _PAGE: Final = 100
 _MAX_PAGES: Final = 10
 
@@ -61,7 +61,7 @@ class VerificationRequest:
 
 @dataclass(slots=True)
 class VerificationResponse:
-    """A 2xx answer that meets the hard contract. `text` is its JSON without geometry: personal data."""
+    """A 2xx response that meets the hard contract. `text` is its JSON without geometry: personal data."""
 
     http_status: int
     text: str = field(repr=False)
@@ -74,7 +74,7 @@ class VerificationResponse:
 
 
 class _Call:
-    """Times one call, for its answer or for the :class:`DeepXLError` that ends it."""
+    """Times one call, for its response or for the :class:`DeepXLError` that ends it."""
 
     def __enter__(self) -> Self:
         self._requested_at = datetime.now(UTC)
@@ -92,9 +92,9 @@ class _Call:
             error.latency_ms = self._latency_ms()
 
     def parse(self, status: int, body: bytes) -> VerificationResponse:
-        """Parses the answer in `body`. Raises :class:`ContractBroken`."""
+        """Parses the response in `body`. Raises :class:`ContractBroken`."""
         if status not in _WITH_RESULT:
-            raise ContractBroken(f"{status} is no answer", text=redact(body))
+            raise ContractBroken(f"a response with status {status} has no result", text=redact(body))
         received = receive(body)
         return VerificationResponse(
             http_status=status,
@@ -171,7 +171,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
 
         `confirm` may still stop it just before its last byte.
 
-        The subclass of :class:`DeepXLError` says what a failure means. An answer need not be about the
+        The subclass of :class:`DeepXLError` says what a failure means. A response may be about another
         submission: compare its `echo`.
         """
         subject = f"submission {request.submission_id}"
@@ -198,7 +198,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 raise ContractBroken(f"{subject}: {error}", text=error.text, http_status=status) from None
 
     def distrust_connections(self) -> None:
-        """Uses new connections from now on: an answer was not that of its request."""
+        """Uses only new connections from now on: a response did not belong to its request."""
         self._transport.distrust()
 
     def _headers(self) -> dict[str, str]:
@@ -247,7 +247,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                     ]
                 except (msgspec.MsgspecError, UnicodeDecodeError, ContractBroken):
                     raise LookupFailed(
-                        f"{subject}: the history's answer has an unexpected shape",
+                        f"{subject}: the history's response has an unexpected shape",
                         http_status=status,
                         body=redact(body[:MAX_ERROR_BYTES]),
                     ) from None
@@ -264,10 +264,10 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
     async def check_access(self) -> bool:
         """Requests one record, to detect a wrong address, credential or clock before anything is paid.
 
-        Returns whether DeepXL's history answered. Raises :class:`AccessDenied` (401, 402, 403),
+        Returns whether DeepXL's history responded. Raises :class:`AccessDenied` (401, 402, 403),
         :class:`UnexpectedRedirect` (3xx), :class:`NotProcessed` (cannot connect), :class:`DeepXLError` (the
-        answer is a web page: another server; or the clocks differ). Ignores other failures of the history:
-        they say nothing about verifications.
+        response is a web page, so the server is another; or the clocks differ). Ignores other failures of the
+        history: they say nothing about verifications.
         """
         subject = "access check"
         with _Call():
@@ -286,7 +286,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 raise _status_error(subject, response, body)
             if (response.is_success or status == 404) and _is_html(response, body):
                 raise DeepXLError(
-                    f"{self._base} answers with a web page, so it is not the DeepXL API: "
+                    f"{self._base} responds with a web page, so it is not the DeepXL API: "
                     "check DEEPXL_BASE_URL",
                     http_status=status,
                 )
@@ -299,12 +299,12 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             return response.is_success
 
     async def _look_up(self, subject: str, url: httpx.URL) -> tuple[int, bytes]:
-        """Status and body of a 2xx answer to a GET; raises for everything else."""
+        """Status and body of a 2xx response to a GET; raises for everything else."""
         try:
             response, body = await self._get(url)
-        # As in `verify`; a look-up is free, so it does not matter how its answer was lost.
+        # As in `verify`; a look-up is free, so it does not matter how its response was lost.
         except Exception as error:
-            raise LookupFailed(f"{subject}: no answer ({_cause(error)})") from None
+            raise LookupFailed(f"{subject}: no response ({_cause(error)})") from None
         status = response.status_code
         if response.is_success:
             return status, body
@@ -328,20 +328,20 @@ def _status_error(subject: str, response: httpx.Response, body: bytes) -> DeepXL
 
 
 def _early_response_error(subject: str, body: MultipartBody, reply: Reply, *, fresh: bool) -> DeepXLError:
-    """The error for an answer that began before the last byte of the body had left.
+    """The error for a response that began before the last byte of the body had left.
 
-    It may belong to an earlier request on a kept connection, so a refusal counts only on a fresh one. A
+    On a kept connection it may belong to an earlier request, so a refusal counts only on a fresh one. A
     result never counts.
     """
     response = reply.response
     if response.is_success:
         return MaybeProcessed(
-            f"{subject}: answered {response.status_code} before the documents were sent",
+            f"{subject}: DeepXL responded with {response.status_code} before the documents were sent",
             http_status=response.status_code,
             body=redact(reply.body),
         )
     error = _status_error(subject, response, reply.body)
-    if body.handed_over:  # while the answer was read
+    if body.handed_over:  # while the response was read
         return error
     if not error.stops_run and not (fresh and isinstance(error, Refused)):
         error = NotProcessed(
@@ -365,14 +365,14 @@ def _check_clock(response: httpx.Response) -> None:
         minutes = round(ahead.total_seconds() / 60)
         raise DeepXLError(
             f"this machine's clock is {abs(minutes)} minutes {'ahead of' if minutes > 0 else 'behind'} "
-            "DeepXL's: set it right, or no answer could be told from an older one"
+            "DeepXL's: set it right, or no response could be told from an older one"
         )
 
 
 def _no_response_error(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:
-    """The error for a request without a whole answer."""
+    """The error for a request without a whole response."""
     if body.handed_over:
-        return MaybeProcessed(f"{subject}: sent, but the answer was lost ({_cause(error)})")
+        return MaybeProcessed(f"{subject}: sent, but the response was lost ({_cause(error)})")
     if body.objection:
         return NotProcessed(f"{subject}: not sent: {body.objection}")
     if body.problem:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 
 class Fault(Protocol):
-    """A fault of one answer. `record`: process the request first. `early`: do not read the documents."""
+    """A fault of one response. `record`: process the request first. `early`: do not read the documents."""
 
     @property
     def record(self) -> bool: ...
@@ -31,7 +31,7 @@ class Fault(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Responds:
-    """Answer with this status, headers and body."""
+    """Respond with this status, these headers and this body."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Responds:
 
 @dataclass(frozen=True, slots=True)
 class Hangs:
-    """Never answer."""
+    """Never respond."""
 
     record: bool = False
     early: bool = False
@@ -57,7 +57,7 @@ class Hangs:
 
 @dataclass(frozen=True, slots=True)
 class Resets:
-    """Reset the connection (TCP RST) instead of answering."""
+    """Reset the connection (TCP RST) instead of responding."""
 
     record: bool = False
     early: bool = False
@@ -68,7 +68,7 @@ class Resets:
 
 @dataclass(frozen=True, slots=True)
 class HalfBody:
-    """Announce the whole answer, send half of it, then close the connection."""
+    """Announce the whole response, send half of it, then close the connection."""
 
     record: bool = True
     early: bool = False
@@ -84,7 +84,7 @@ class HalfBody:
 
 
 HTML_200: Final = Responds(200, {"Content-Type": "text/html"}, b"<!doctype html><p>Welcome", record=True)
-"""A gateway's page in place of the answer, although the verification was processed."""
+"""A gateway's page in place of the response, although the verification was processed."""
 
 EMPTY_OBJECT_200: Final = Responds(200, {"Content-Type": "application/json"}, b"{}", record=True)
 """JSON without a result."""

@@ -50,7 +50,7 @@ class Options(TypedDict, total=False):
 
 
 class _Refusal(Exception):
-    """A non-2xx answer: its `status` and JSON `body`."""
+    """A non-2xx response: its `status` and JSON `body`."""
 
     def __init__(self, status: int, body: object) -> None:
         super().__init__(status)

@@ -1,4 +1,4 @@
-"""What an answer means; a message never repeats the vendor's text."""
+"""What a response means; a message never repeats the vendor's text."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -53,7 +53,7 @@ def test_every_status_has_its_meaning(status: int) -> None:
     error = status_error("submission s-1", status, "", None)
     assert type(error) is expected(status)
     assert error.http_status == status
-    assert f"submission s-1: DeepXL answered {status}" in str(error)
+    assert f"submission s-1: DeepXL responded with {status}" in str(error)
 
 
 def test_only_what_fails_every_call_stops_the_run() -> None:
@@ -96,7 +96,7 @@ def test_only_what_fails_every_call_stops_the_run() -> None:
 )
 def test_messages_show_places_only(body: str, shown: str) -> None:
     error = status_error("submission s-1", 422, body, None)
-    assert str(error) == f"submission s-1: DeepXL answered 422 {error_phrase(422)}{shown}"
+    assert str(error) == f"submission s-1: DeepXL responded with 422 {error_phrase(422)}{shown}"
     assert error.body == (body or None)
 
 

@@ -1,4 +1,4 @@
-"""Every way an answer can go wrong, against a real server that counts its requests."""
+"""Every way a response can go wrong, against a real server that counts its requests."""
 
 import contextlib
 import json
@@ -317,7 +317,7 @@ def test_a_look_up_that_fails_is_no_proof(world: World, decided: str) -> None:
     [Responds(422), Responds(404), HTML_200, Responds(204), Responds(503), Responds(401)],
     ids=["refused", "404", "HTML", "204", "503", "401"],
 )
-def test_after_a_call_in_doubt_only_an_answer_settles(sqlite_world: World, last: Fault) -> None:
+def test_after_a_call_in_doubt_only_a_response_settles(sqlite_world: World, last: Fault) -> None:
     world = sqlite_world
     world.submit("a", "well")
     world.options = {"deepxl_max_attempts": 1}
@@ -385,7 +385,7 @@ def test_of_several_records_the_first_is_adopted_and_the_others_are_told(world: 
         assert row["billable_calls"] == 2
 
 
-def test_an_answer_about_something_else_is_told_on_the_record(world: World) -> None:
+def test_a_response_about_something_else_is_told_on_the_record(world: World) -> None:
     world.submit("a")
     body = (
         b'{"result":{"verificationId":7,"verified":true,"idFileSize":1,"selfieFileSize":612,'
@@ -436,7 +436,7 @@ IMPOSSIBLE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", IMPOSSIBLE.values(), ids=list(IMPOSSIBLE))
-def test_an_answer_that_cannot_be_this_calls_never_completes_it(
+def test_a_response_that_cannot_be_this_calls_never_completes_it(
     sqlite_world: World, changes: dict[str, Any]
 ) -> None:
     world = sqlite_world
@@ -462,7 +462,7 @@ def test_an_answer_that_cannot_be_this_calls_never_completes_it(
         ({"idFileSize": None}, "completed"),
     ],
 )
-def test_an_answer_that_can_be_this_calls_completes_it(
+def test_a_response_that_can_be_this_calls_completes_it(
     sqlite_world: World, changes: dict[str, Any], outcome: str
 ) -> None:
     world = sqlite_world
@@ -503,7 +503,7 @@ def test_a_record_that_cannot_be_this_calls_is_not_adopted(
     assert world.outcomes() == {"a": "completed"}
 
 
-def test_an_answer_that_breaks_the_contract_but_is_about_it_is_quarantined(sqlite_world: World) -> None:
+def test_a_response_that_breaks_the_contract_but_is_about_it_is_quarantined(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit("a", "b")
     world.options = {"deepxl_uncertain": "retry"}
@@ -557,7 +557,7 @@ def test_a_denial_that_everything_meets_stops_the_run_with_nothing_final(
         world.server = simulator.url
         with pytest.raises((AccessDenied, WrongAddress), match=str(status)):
             world.verify()
-        # One, if the history does not answer either; else those in flight and two probes.
+        # One, if the history does not respond either; else those in flight and two probes.
         assert simulator.received.total() <= (1 if history else 4 + 2)
         assert set(world.outcomes().values()) == {"failed", "not_attempted"}
 
@@ -571,7 +571,7 @@ def test_a_denial_that_everything_meets_stops_the_run_with_nothing_final(
     ],
 )
 @pytest.mark.parametrize("history", [None, Responds(500)])
-def test_like_final_answers_in_a_row_halt_the_run_and_can_be_taken_back(
+def test_like_final_responses_in_a_row_halt_the_run_and_can_be_taken_back(
     sqlite_world: World, fault: Fault, outcome: str, history: Fault | None
 ) -> None:
     world = sqlite_world
@@ -580,7 +580,7 @@ def test_like_final_answers_in_a_row_halt_the_run_and_can_be_taken_back(
     world.options = {"deepxl_max_concurrency": 4}
     with running_simulator(token=TOKEN, faults={key: [fault] for key in ids}, lookup=history) as simulator:
         world.server = simulator.url
-        with pytest.raises(DeepXLError, match=r"10 answers in a row .* reopen"):
+        with pytest.raises(DeepXLError, match=r"10 responses in a row .* reopen"):
             world.verify()
         assert simulator.received.total() <= 10 + (0 if history else 3)
         wrong = [key for key, found in world.outcomes().items() if found == outcome]
@@ -597,7 +597,7 @@ def test_like_final_answers_in_a_row_halt_the_run_and_can_be_taken_back(
         assert found == [("reopen", "the gateway was at fault", "operator")]
 
 
-def test_final_answers_among_sound_ones_do_not_halt_the_run(sqlite_world: World) -> None:
+def test_final_responses_among_sound_ones_do_not_halt_the_run(sqlite_world: World) -> None:
     world = sqlite_world
     ids = [f"s-{number:02}" for number in range(40)]
     world.submit(*ids)
@@ -712,7 +712,7 @@ def test_a_failed_one_is_sent_with_the_date_and_content_it_has_by_then(world: Wo
     assert world.outcomes("2024-09-02") == {"moved": "completed"}
 
 
-def test_nothing_personal_is_in_the_ledger_but_the_answers(sqlite_world: World) -> None:
+def test_nothing_personal_is_in_the_ledger_but_the_responses(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit("a", id_file="id.jpg")
     with running_simulator(token=TOKEN, faults={"a": [Responds(400, body=b'{"detail": "no"}')]}) as simulator:

@@ -185,7 +185,7 @@ def copy_over(file: Path, backup: Path) -> None:
 
 @dataclass(frozen=True)
 class Meanwhile:
-    """Processes the call, then does something before it answers."""
+    """Processes the call, then does something before it responds."""
 
     act: Callable[[], None]
     record: bool = True
@@ -251,7 +251,7 @@ def test_a_restored_ledger_looks_up_before_it_sends(paid: World) -> None:
         assert read_spend(world.ledger, LATER).billable_calls == 3
 
 
-def test_a_record_of_other_documents_is_no_answer(paid: World) -> None:
+def test_a_record_of_other_documents_is_no_response(paid: World) -> None:
     paid.submit("c", date=LATER)
     with paid.ledger as ledger:
         [[item]] = work(paid.lake, ledger, LATER, "hold")

@@ -240,7 +240,7 @@ def test_a_slow_rate_is_kept_too(ledger_url: str) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_slows_every_worker(sqlite_world: World, form: str) -> None:
-    """One answer asks for a pause; no worker sends its next call before the end of it."""
+    """One response asks for a pause; no worker sends its next call before the end of it."""
     world = sqlite_world
     ids = [f"s-{number:02}" for number in range(12)]
     world.submit(*ids)
