@@ -36,7 +36,7 @@ QUICK = Timing(look_ups=(0.0,), back_off=0.01, back_off_cap=0.02, breaker_waits=
 
 
 @dataclass
-class House:
+class Deployment:
     """Everything under `root`; `server` is the simulator's URL."""
 
     root: Path
@@ -175,6 +175,6 @@ def erase_and_die(root: str, server: str, name: str, value: str, step: int) -> N
         if seen == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    house = House(Path(root), server)
-    house.erase(name, value, progress=progress)
-    house.ledger.close()
+    deployment = Deployment(Path(root), server)
+    deployment.erase(name, value, progress=progress)
+    deployment.ledger.close()

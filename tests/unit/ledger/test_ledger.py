@@ -316,7 +316,7 @@ def bodies(ledger: Ledger, submission_id: str) -> list[tuple[str | None, str | N
 
 
 def test_a_second_response_is_kept_in_the_history(ledger: Ledger) -> None:
-    """A run was taken over, and its call was answered after all."""
+    """A run was taken over, and its call got a response after all."""
     old = acquire_lease(ledger, DATE, "old")
     first, second, third = (Claim("a", "c", resend=True) for _ in range(3))
     for claim in (first, second, third):
@@ -331,8 +331,12 @@ def test_a_second_response_is_kept_in_the_history(ledger: Ledger) -> None:
     commit(ledger, old, [], [broken])
     entry, response = read_responses(ledger, ["a"])["a"]
     assert (entry.state, response["response"]) == (State.COMPLETED, "of the second")
-    told = "a second response: the submission already had one"
-    assert bodies(ledger, "a") == [("of the first", told), (None, None), ("of the third", f"{told}; odd")]
+    message = "a second response: the submission already had one"
+    assert bodies(ledger, "a") == [
+        ("of the first", message),
+        (None, None),
+        ("of the third", f"{message}; odd"),
+    ]
 
 
 def test_a_quarantined_response_is_kept_when_a_sound_one_replaces_it(ledger: Ledger) -> None:
@@ -355,5 +359,5 @@ def test_text_that_a_database_cannot_store_is_stored_as_its_escape(ledger: Ledge
     claim = Claim("s-1", "0" * 64, False, "t-1")
     commit(ledger, lease, [claim], [])
     commit(ledger, lease, [], [completed(claim, '"a\ud800\0b\\""')])
-    _, answer = read_responses(ledger, ["s-1"])["s-1"]
-    assert '"a\\ud800\\u0000b\\""' in answer.values()
+    _, response = read_responses(ledger, ["s-1"])["s-1"]
+    assert '"a\\ud800\\u0000b\\""' in response.values()

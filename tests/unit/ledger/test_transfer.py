@@ -35,7 +35,7 @@ def lake(tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def ledger(tmp_path: Path, lake: Lake) -> Iterator[Ledger]:
-    """A ledger in use: an answer, a decision, a failed call; bound to the lake."""
+    """A ledger in use: a response, a decision, a failed call; bound to the lake."""
     with Ledger(f"sqlite:///{tmp_path / 'old' / 'ledger.sqlite'}") as opened:
         bind(lake, opened)
         fill(opened)
@@ -46,14 +46,14 @@ def fill(ledger: Ledger) -> None:
     lease = acquire_lease(ledger, DATE, "run")
     claims = [Claim(key, f"c-{key}") for key in "abc"]
     commit(ledger, lease, claims, [])
-    answered, lost, refused = claims
+    completed, lost, refused = claims
     commit(
         ledger,
         lease,
         [],
         [
             Result(
-                answered,
+                completed,
                 State.COMPLETED,
                 AttemptResult.RESPONDED,
                 billable=True,

@@ -73,7 +73,7 @@ def test_a_change_that_the_database_rejects_does_not_affect_the_others(ledger: L
     assert {entries[key].state for key in refused} == {State.CLAIMED}
 
 
-def test_long_answers_are_recorded_in_several_transactions(
+def test_long_responses_are_recorded_in_several_transactions(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "_MAX_CHARACTERS", 1000)
