@@ -62,7 +62,7 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
 
 @lru_cache(maxsize=1)
 def response_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-    """Model → column → the fields of DeepXL's answer from which it is derived, through all models."""
+    """Model → column → the fields of DeepXL's response from which it is derived, through all models."""
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for model in load_models():
         columns: dict[str, tuple[str, ...]] = {}
@@ -80,14 +80,14 @@ def response_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
 
 
 def lake_response_fields(table: str, column: str) -> tuple[str, ...]:
-    """The fields of DeepXL's answer from which a column of the lake is derived; `date` has none."""
+    """The fields of DeepXL's response from which a column of the lake is derived; `date` has none."""
     if column == "date":
         return ()
     return tuple(path for path in _LAKE_TABLES[table].column(column).made_from if is_response_field(path))
 
 
 def is_response_field(path: str) -> bool:
-    """Whether `path` is a field of the answer, not a column of the lake."""
+    """Whether `path` is a field of the response, not a column of the lake."""
     return path.partition(".")[0] not in _LAKE_TABLES
 
 

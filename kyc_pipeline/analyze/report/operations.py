@@ -110,7 +110,7 @@ def funnel(reader: Reader) -> Section:
                         "Rejected",
                         "Verified",
                         "Not verified",
-                        "No answer yet",
+                        "No response yet",
                     ),
                     [
                         Row(
@@ -304,7 +304,7 @@ def _latency_figure(reader: Reader, rows: Rows) -> Figure:
     def view(period: Period) -> View:
         own = reader.in_period(merged_rows, period)
         if not own:
-            return View("", "", "No call was answered in this period.")
+            return View("", "", "No call got a response in this period.")
         worst = max(own, key=lambda row: row["p95"])
         return View(
             f"95th percentile {number(worst['p95'])} ms at most, {day(worst['start'])}",
@@ -349,7 +349,7 @@ def _calls_figure(reader: Reader, rows: Rows) -> Figure:
         return View(
             f"{number(total)}, including {some(retries, 'retry', 'retries')}",
             f"Stacked bars of the calls by {period.unit}: {number(total)} calls, including"
-            f" {some(retries, 'retry', 'retries')}; {some(lost, 'submission')} sent without an answer.",
+            f" {some(retries, 'retry', 'retries')}; {some(lost, 'submission')} sent without a response.",
         )
 
     return Figure(
@@ -374,7 +374,7 @@ def _calls_figure(reader: Reader, rows: Rows) -> Figure:
         ),
         reader.views(view),
         Table(
-            ("Day or week from", "Calls", "Retries", "Sent without answer", "Billable"),
+            ("Day or week from", "Calls", "Retries", "Sent without response", "Billable"),
             [
                 Row(
                     (

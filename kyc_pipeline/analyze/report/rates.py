@@ -343,7 +343,7 @@ def companies(reader: Reader) -> Section:
 
 
 def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
-    """Id → `id · name`, for ids whose answers have a clear companyName; the latest day's name counts."""
+    """Id → `id · name`, for ids whose responses have a clear companyName; the latest day's name counts."""
     if not ids:
         return {}
     kind = reader.rows(

@@ -1,4 +1,4 @@
-"""Column lineage: from DeepXL's answer to each column of the warehouse."""
+"""Column lineage: from DeepXL's response to each column of the warehouse."""
 
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def test_fields_are_all_the_way_back(model: str, column: str, fields: tuple[str,
         ("repeat_subjects", "repeat_subjects", {"result.tags[].name", "result.tags[].value"}),
     ],
 )
-def test_dagsters_lineage_leads_to_the_answer(
+def test_dagsters_lineage_leads_to_the_response(
     tmp_path: Path, asset: str, column: str, fields: set[str]
 ) -> None:
     definitions = build_defs(Pipeline(Settings(_env_file=None, kyc_landing=tmp_path)))
@@ -139,7 +139,7 @@ def test_dagsters_lineage_leads_to_the_answer(
     }
 
 
-def test_a_field_of_the_answer_is_told_from_a_column() -> None:
+def test_a_field_of_the_response_is_distinguished_from_a_column() -> None:
     assert is_response_field("result.verified")
     assert is_response_field("result")
     assert not is_response_field("submissions.id_sha256")
