@@ -8,7 +8,7 @@ import dagster as dg
 from kyc_pipeline.lake.tables import TABLES, Table
 
 RESPONSE = dg.AssetKey(["deepxl", "response"])
-"""DeepXL's answer, which is no asset, as a source in column lineage; its columns are field paths."""
+"""DeepXL's response as a source in column lineage. It is no asset; its columns are field paths."""
 LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 

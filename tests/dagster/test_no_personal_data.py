@@ -43,8 +43,8 @@ TAGS = CLEAR | {
 }
 
 
-def answer(submission_id: str, verification_id: int | None) -> bytes:
-    """An answer about this submission with a mark in every text that is not part of the contract."""
+def response(submission_id: str, verification_id: int | None) -> bytes:
+    """A response about this submission with a mark in every text that is not part of the contract."""
     check = {
         "type": "FACE_MATCH",
         "status": "FAIL",
@@ -85,11 +85,11 @@ def answer(submission_id: str, verification_id: int | None) -> bytes:
     return json.dumps({"result": result}).encode()
 
 
-def marked_answers() -> dict[str, list[Responds]]:
-    """By submission; made when the test runs, since an answer that is minutes old is not about its call."""
+def marked_responses() -> dict[str, list[Responds]]:
+    """By submission; made when the test runs, since a response that is minutes old is not about its call."""
     return {
-        "s-marked": [Responds(200, JSON, answer("s-marked", 900001))],
-        "s-quarantined": [Responds(200, JSON, answer("s-quarantined", None))],
+        "s-marked": [Responds(200, JSON, response("s-marked", 900001))],
+        "s-quarantined": [Responds(200, JSON, response("s-quarantined", None))],
         "s-refused": [Responds(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
         "s-page": [Responds(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
         "s-again": [Responds(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
@@ -106,7 +106,7 @@ def write_landing(landing: Landing) -> None:
         return plain
 
     good = [
-        row(submission_id, 20 * shade) for shade, submission_id in enumerate(["s-plain", *marked_answers()])
+        row(submission_id, 20 * shade) for shade, submission_id in enumerate(["s-plain", *marked_responses()])
     ]
     rejected = [
         good[0] | {"submission_id": "r-1", "id_file": f"{MARK}nowhere.jpg"},
@@ -199,11 +199,11 @@ def test_marks_are_only_in_the_restricted_zone(
     caplog.set_level(logging.INFO)
     write_landing(landing)
     needles = marks(landing)
-    assert len(needles) > len(marked_answers())
+    assert len(needles) > len(marked_responses())
     home = tmp_path / "dagster_home"
     home.mkdir()
     with (
-        running_simulator(token=TOKEN, seed=7, faults=marked_answers()) as simulator,
+        running_simulator(token=TOKEN, seed=7, faults=marked_responses()) as simulator,
         dg.DagsterInstance.local_temp(str(home)) as instance,
     ):
         settings = make_settings(tmp_path, simulator.url)
