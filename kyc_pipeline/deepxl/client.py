@@ -365,7 +365,7 @@ def _check_clock(response: httpx.Response) -> None:
         minutes = round(ahead.total_seconds() / 60)
         raise DeepXLError(
             f"this machine's clock is {abs(minutes)} minutes {'ahead of' if minutes > 0 else 'behind'} "
-            "DeepXL's: set it right, or no response could be told from an older one"
+            "DeepXL's: correct it; otherwise an old response could pass for a new one"
         )
 
 

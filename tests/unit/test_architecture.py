@@ -1,4 +1,4 @@
-"""Rules of the house that a linter does not know."""
+"""The project's own rules, which no linter knows."""
 
 import ast
 import re

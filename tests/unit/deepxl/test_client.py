@@ -469,7 +469,7 @@ async def test_a_wrong_clock_is_found_before_anything_is_sent(
         (lambda _: web.json_response({"detail": "?"}, status=500), False),
     ],
 )
-async def test_an_access_check_tells_whether_the_history_responded(
+async def test_an_access_check_returns_whether_the_history_responded(
     view: View, is_history: bool, connect: Connect
 ) -> None:
     async with serving(view) as (url, _), connect(url) as client:

@@ -328,8 +328,8 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
         taker: list[Lease] = []
         until(taken_over)
         sleeping.join()
-        (told,) = ended
-        assert told.startswith(
+        (message,) = ended
+        assert message.startswith(
             f"partition {DATE} was taken over by another run: every response is in the ledger"
         )
         sent = simulator.received.total()

@@ -368,7 +368,7 @@ def test_a_decision_outlasts_a_call_that_was_not_processed(world: World) -> None
         assert simulator.received["a"] == 3
 
 
-def test_of_several_records_the_first_is_adopted_and_the_others_are_told(world: World) -> None:
+def test_of_several_records_the_first_is_adopted_and_the_others_are_reported(world: World) -> None:
     world.submit("a")
     world.options = {"deepxl_uncertain": "retry", "deepxl_max_attempts": 2}
     faults = {"a": [Responds(500, record=True)] * 2}
@@ -385,7 +385,7 @@ def test_of_several_records_the_first_is_adopted_and_the_others_are_told(world: 
         assert row["billable_calls"] == 2
 
 
-def test_a_response_about_something_else_is_told_on_the_record(world: World) -> None:
+def test_a_response_about_something_else_is_noted_on_the_record(world: World) -> None:
     world.submit("a")
     body = (
         b'{"result":{"verificationId":7,"verified":true,"idFileSize":1,"selfieFileSize":612,'

@@ -25,7 +25,7 @@ def test_a_plan_of_a_new_partition_makes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
-def test_a_plan_tells_what_is_paid_and_held(world: World) -> None:
+def test_a_plan_shows_what_is_paid_and_held(world: World) -> None:
     world.submit("a", "b", "c", "d")
     faults = {"b": [Responds(500)], "c": [Responds(415)], "d": [Responds(503)] * 5}
     with running_simulator(token=TOKEN, faults=faults) as simulator:
