@@ -30,8 +30,8 @@ from typing import Any
 import duckdb
 
 from kyc_pipeline.analyze.build import build, open_draft
-from kyc_pipeline.analyze.models import LAKE, load_steps, macros_sql
 from kyc_pipeline.analyze.quality import check_build
+from kyc_pipeline.analyze.sql_models import LAKE, load_steps, macros_sql
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.settings import Settings

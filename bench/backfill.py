@@ -102,7 +102,7 @@ def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]
 
         started = time.time()
         tags = {**range_tags(days[0], days[-1]), "bench": f"one-{size}"}
-        answer = server.ask(
+        response = server.ask(
             "mutation ($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename } }",
             p={
                 "selector": {**CODE_LOCATION, "jobName": "__ASSET_JOB", "assetSelection": daily},
@@ -110,19 +110,19 @@ def measure(days: Sequence[str], size: int, folder: Path, env: Mapping[str, str]
                 "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in tags.items()]},
             },
         )["launchRun"]
-        assert answer["__typename"] == "LaunchRunSuccess", answer
+        assert response["__typename"] == "LaunchRunSuccess", response
         one = poll(
             lambda: _all_ended(ended({"bench": f"one-{size}"})), "the run", seconds=PATIENCE, log=server.log
         )
         figures = {"one run": one[0]["endTime"] - started, "one run, work": _work(one)}
         started = time.time()
-        answer = server.ask(
+        response = server.ask(
             "mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
             "{ __typename ... on LaunchBackfillSuccess { backfillId } } }",
             p={"partitionNames": list(days), "assetSelection": daily, "fromFailure": False},
         )["launchPartitionBackfill"]
-        assert answer["__typename"] == "LaunchBackfillSuccess", answer
-        backfill = answer["backfillId"]
+        assert response["__typename"] == "LaunchBackfillSuccess", response
+        backfill = response["backfillId"]
         query = (
             "query ($id: String!) { partitionBackfillOrError(backfillId: $id) "
             "{ ... on PartitionBackfill { status endTimestamp } } }"

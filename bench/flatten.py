@@ -1,11 +1,11 @@
 """Our flatten compared with other ways to turn nested JSON into tables.
 
-Every variant reads the same lake (days of answers and submissions) and writes the same four Parquet tables
+Every variant reads the same lake (days of responses and submissions) and writes the same four Parquet tables
 with zstd and the same pseudonyms. Ours also keeps what the others lose: number literals, unknown fields,
 wrong types, the comparison of the echo with what was sent, and `contract_drift`. `--odd` is the share of
-answers with something to report: an unknown field, a missing field, a null, an unknown status (a wrong type
+responses with something to report: an unknown field, a missing field, a null, an unknown status (a wrong type
 would fail the day for the strict variants). Each run has its own process; the variants take turns. Slow
-variants run once, the slowest on a tenth of the days; only the column per answer is scaled. The target for
+variants run once, the slowest on a tenth of the days; only the column per response is scaled. The target for
 dlt refers to one process, its default; dlt with two processes is shown too.
 Run: `python bench/flatten.py [--rows N] [--days N] [--rounds N] [--odd SHARE]`; the defaults take 15
 minutes.
@@ -50,8 +50,8 @@ def days_of(count: int) -> list[str]:
     return [(date(2024, 9, 1) + timedelta(days=n)).isoformat() for n in range(count)]
 
 
-def answer(chance: random.Random, number: int, tags: dict[str, str], odd: float) -> dict[str, Any]:
-    """An answer with the fields of the API's example."""
+def response(chance: random.Random, number: int, tags: dict[str, str], odd: float) -> dict[str, Any]:
+    """A response with the fields of the API's example."""
     seconds = 1725148800 + number
     iso = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:26]
     checks = []
@@ -103,7 +103,7 @@ def answer(chance: random.Random, number: int, tags: dict[str, str], odd: float)
 
 
 def make_day(root: str, index: int, day: str, first: int, size: int, odd: float) -> None:
-    """One day of `size` answers, numbered from `first`, with what was sent for them."""
+    """One day of `size` responses, numbered from `first`, with what was sent for them."""
     lake, chance = Lake(root), random.Random(index)
     moment = datetime(2024, 9, 1, tzinfo=UTC)
     with (
@@ -111,7 +111,7 @@ def make_day(root: str, index: int, day: str, first: int, size: int, odd: float)
         lake.writer(SUBMISSIONS, day) as submissions,
     ):
         for start in range(0, size, 2_000):  # the row groups that the engine writes
-            sent_rows, answer_rows = [], []
+            sent_rows, response_rows = [], []
             for place in range(start, min(start + 2_000, size)):
                 number = first + place
                 key, sha256 = f"{day}-{place:08}", f"{number:064x}"
@@ -122,7 +122,7 @@ def make_day(root: str, index: int, day: str, first: int, size: int, odd: float)
                     "companyName": f"Company {number % 20}",
                     "companyId": f"COMP-{number % 20:03}",
                 }
-                text = json.dumps(answer(chance, number, {**tags, "submissionId": key}, odd))
+                text = json.dumps(response(chance, number, {**tags, "submissionId": key}, odd))
                 sent_rows.append(
                     {"submission_id": key, "submitted_at": None, "id_file": "a", "selfie_file": "b"}
                     | {"id_sha256": sha256, "selfie_sha256": sha256, "id_size": 234567}
@@ -130,13 +130,13 @@ def make_day(root: str, index: int, day: str, first: int, size: int, odd: float)
                     | {"selfie_content_type": "image/jpeg", "tags": list(tags.items()), "manifest": "m"}
                     | {"manifest_row": place + 1}
                 )
-                answer_rows.append(
+                response_rows.append(
                     {"submission_id": key, "outcome": "completed", "http_status": 200, "attempts": 1}
                     | {"requested_at": moment, "responded_at": moment, "latency_ms": 1.0, "error": None}
                     | {"response": text, "billable_calls": 1, "content_sha256": sha256}
                 )
             submissions.write(sent_rows)
-            responses.write(answer_rows)
+            responses.write(response_rows)
 
 
 def make_lake(root: str, rows: int, days: int, odd: float) -> None:
@@ -222,8 +222,8 @@ RESULT = pa.struct(
 def pyarrow_json(lake: Lake, out: Path, days: list[str]) -> None:
     """Lossy: unknown fields vanish, one wrong type fails the day."""
     for day in days:
-        answers: Any = texts_of(lake, day)
-        lines: Any = pc.binary_join_element_wise(answers["response"], "", "\n").combine_chunks()
+        responses: Any = texts_of(lake, day)
+        lines: Any = pc.binary_join_element_wise(responses["response"], "", "\n").combine_chunks()
         table = pj.read_json(
             cast(Any, pa.BufferReader(lines.buffers()[2])),
             parse_options=pj.ParseOptions(
@@ -232,7 +232,10 @@ def pyarrow_json(lake: Lake, out: Path, days: list[str]) -> None:
         )
         del lines
         result: Any = table["result"].combine_chunks()
-        keys = {"verification_id": result.field("verificationId"), "submission_id": answers["submission_id"]}
+        keys = {
+            "verification_id": result.field("verificationId"),
+            "submission_id": responses["submission_id"],
+        }
 
         def exploded(lists: Any, keys: dict[str, Any] = keys) -> pa.Table:
             parents = pc.list_parent_indices(lists)
@@ -267,11 +270,11 @@ def duckdb_from_json(lake: Lake, out: Path, days: list[str]) -> None:
 
     shape = json.dumps({"result": structure(RESULT)})
     for day in days:
-        answers = texts_of(lake, day)  # noqa: F841 - DuckDB reads it by its name
+        responses = texts_of(lake, day)  # noqa: F841 - DuckDB reads it by its name
         with duckdb.connect(config={"threads": 2}) as connection:
             connection.execute(
                 "CREATE TABLE parsed AS SELECT submission_id, "
-                f"unnest(from_json(response, '{shape}')) FROM answers"
+                f"unnest(from_json(response, '{shape}')) FROM responses"
             )
             key = "result.verificationId AS verification_id, submission_id"
 
@@ -295,14 +298,14 @@ def duckdb_from_json(lake: Lake, out: Path, days: list[str]) -> None:
 
 
 def plain_python(lake: Lake, out: Path, days: list[str]) -> None:
-    """msgspec decodes each answer into dicts, and Python collects rows, as many projects do."""
+    """msgspec decodes each response into dicts, and Python collects rows, as many projects do."""
     import msgspec
 
     decoder = msgspec.json.Decoder()
     for day in days:
-        answers = texts_of(lake, day).to_pylist()
+        responses = texts_of(lake, day).to_pylist()
         tables: dict[str, list[dict[str, Any]]] = {"v": [], "c": [], "t": [], "f": []}
-        for row in answers:
+        for row in responses:
             result = decoder.decode(row["response"])["result"]
             key = {"verification_id": result["verificationId"], "submission_id": row["submission_id"]}
             tables["v"].append(key | {name: result.get(name) for name, _ in SCALARS[1:]})
@@ -329,8 +332,8 @@ def json_normalize(lake: Lake, out: Path, days: list[str]) -> None:
     import pandas as pd
 
     for day in days:
-        answers = texts_of(lake, day).to_pylist()
-        results = [json.loads(row["response"])["result"] | {"id": row["submission_id"]} for row in answers]
+        responses = texts_of(lake, day).to_pylist()
+        results = [json.loads(row["response"])["result"] | {"id": row["submission_id"]} for row in responses]
         meta: list[str | list[str]] = ["verificationId", "id"]
         nested = ["modelResults.technicalChecks", "tags", "files"]
         verifications = pd.json_normalize(results).drop(columns=nested)
@@ -356,8 +359,8 @@ def polars_struct(lake: Lake, out: Path, days: list[str]) -> None:
 
     schema = pl.from_arrow(pa.array([None], pa.struct([("result", RESULT)]))).dtype
     for day in days:
-        answers = pl.from_arrow(texts_of(lake, day))
-        parsed = answers.select("submission_id", pl.col("response").str.json_decode(schema)).unnest(
+        responses = pl.from_arrow(texts_of(lake, day))
+        parsed = responses.select("submission_id", pl.col("response").str.json_decode(schema)).unnest(
             "response"
         )
         wide = parsed.unnest("result").rename({"verificationId": "verification_id"})
@@ -514,10 +517,10 @@ def main() -> None:
             make_lake(str(one_day), size, 1, options.odd)
             growth[size] = measure(OURS, one_day, Path(folder) / f"out-of-{size}", 1)["mb"]
     print(
-        f"{options.rows:,} answers over {options.days} days, {options.odd:.1%} with something to report, "
+        f"{options.rows:,} responses over {options.days} days, {options.odd:.1%} with something to report, "
         f"medians of interleaved rounds\n"
     )
-    print("| variant | answers | rounds | wall s | CPU s | peak MB | µs per answer |")
+    print("| variant | responses | rounds | wall s | CPU s | peak MB | µs per response |")
     print("|---|---|---|---|---|---|---|")
     cost: dict[str, float] = {}
     for way, results in found.items():
@@ -561,7 +564,7 @@ def verdict(
     _, before, after = growth.values()
     line(
         "flat as a day grows tenfold, and at most 500 MB",
-        "; ".join(f"{size:,} answers {mb:.0f} MB" for size, mb in growth.items()),
+        "; ".join(f"{size:,} responses {mb:.0f} MB" for size, mb in growth.items()),
         after <= min(500, before * 1.1),
     )
     return "\n".join(lines)

@@ -113,8 +113,8 @@ WAYS = {OURS: ours, PEER: pandas_whole}
 def measure(way: str, landing: Path, out: Path) -> dict[str, float]:
     """One run in its own process: wall seconds, CPU seconds, peak MB and row counts."""
     command = [sys.executable, __file__, "--run", way, "--landing", str(landing), "--out", str(out)]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(answer.stdout))
+    response = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(response.stdout))
 
 
 def run(way: str, landing: Path, out: Path) -> None:

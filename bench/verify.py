@@ -37,7 +37,7 @@ from pydantic import SecretStr
 
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, Confirm, Document, MultipartBody, no_objection
-from kyc_pipeline.documents import AcceptedDocument, DocumentFolder
+from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.ledger.database import Ledger
@@ -63,14 +63,14 @@ CHECKS = ",".join(
     f'{{"type":"{name}","status":"PASS","confidence":0.97,"details":"{"as the vendor says " * 8}"}}'
     for name in ("FACE_MATCH", "LIVENESS", "ID_QUALITY", "DOCUMENT", "TAMPERING")
 )
-ANSWER = (
+RESPONSE = (
     f'{{"result":{{"verificationId":1,"verified":true,"modelResults":{{"technicalChecks":[{CHECKS}]}},"tags":'
 )
 TAGS = re.compile(rb'name="tags"[^{]*({[^}]*})')
 
 
 def serve(latency: float, parent: Connection) -> None:
-    """A server that reads the whole request, waits, and gives the same answer with the request's tags."""
+    """A server that reads the whole request, waits, and gives the same response with the request's tags."""
 
     async def verify(request: web.Request) -> web.Response:
         found, head = None, b""
@@ -82,7 +82,7 @@ def serve(latency: float, parent: Connection) -> None:
             await asyncio.sleep(latency)
         sent = json.loads(found[1]) if found else {}
         tags = json.dumps([{"name": name, "value": value} for name, value in sent.items()])
-        return web.Response(text=f"{ANSWER}{tags}}}}}", content_type="application/json")
+        return web.Response(text=f"{RESPONSE}{tags}}}}}", content_type="application/json")
 
     async def history(_request: web.Request) -> web.Response:
         return web.json_response({"totalCount": 0, "count": 0, "data": []})
@@ -125,7 +125,7 @@ async def in_flight(calls: int, concurrency: int, call: Callable[[], Awaitable[o
 
 
 def bare_aiohttp(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
-    """A plain loop: open the files, post, read the answer."""
+    """A plain loop: open the files, post, read the response."""
 
     async def run() -> Cost:
         connector = aiohttp.TCPConnector(limit=concurrency)

@@ -1,6 +1,6 @@
 """The project's vocabulary: tags, reasons, outcomes, statuses, drift, anomalies.
 
-The fields of an answer are in `deepxl/contract.py`.
+The fields of a response are in `deepxl/contract.py`.
 """
 
 from enum import StrEnum
@@ -9,7 +9,7 @@ from typing import Final
 SUBMISSION_TAG: Final = "submissionId"
 """The pipeline adds this tag to every request and looks verifications up by it. Manifests must not use it."""
 TECHNICAL_CHECKS: Final = "technicalChecks"
-"""The group of checks in every answer."""
+"""The group of checks in every response."""
 
 
 class Reason(StrEnum):
@@ -36,15 +36,15 @@ class Outcome(StrEnum):
     """The result of an accepted submission; each has exactly one."""
 
     COMPLETED = "completed"
-    """The API answered, and the answer meets the hard contract."""
+    """The API's response meets the hard contract."""
     REFUSED = "refused"
-    """The API refused it finally (400, 413, 415, 422; 403 and 404 if others are answered)."""
+    """The API refused it for good (400, 413, 415, 422; 403 and 404 if others succeed)."""
     QUARANTINED = "quarantined"
-    """An answer about it that breaks the hard contract; not sent again unless an operator reopens it."""
+    """The response breaks the hard contract; not sent again unless an operator reopens it."""
     UNCERTAIN = "uncertain"
-    """Sent, but there is no sound answer and a look-up did not settle it; held for a decision."""
+    """Sent, but without a sound response, and a look-up did not settle it; held for a decision."""
     FAILED = "failed"
-    """Not processed as far as DeepXL says; a later run looks it up, if it was sent whole, and tries again."""
+    """Not processed as far as DeepXL says; a later run tries again, after a look-up if it was sent whole."""
     NOT_ATTEMPTED = "not_attempted"
     """The run stopped or its budget ran out before this submission."""
 
@@ -62,7 +62,7 @@ class CheckStatus(StrEnum):
 
 
 class DriftKind(StrEnum):
-    """How an answer differs from the contract."""
+    """How a response differs from the contract."""
 
     UNKNOWN_FIELD = "unknown_field"
     MISSING_FIELD = "missing_field"
@@ -77,10 +77,10 @@ class DriftKind(StrEnum):
 
 
 class Anomaly(StrEnum):
-    """An anomaly of one answer: the codes in `verifications.anomalies`.
+    """An anomaly of one response: the codes in `verifications.anomalies`.
 
-    `description` says what a code means for the data. A code never contains a value of the answer, so it can
-    be shown, logged and counted. Every kind of contract drift is also an anomaly of the answer that has it.
+    `description` says what a code means for the data. A code contains no value of the response, so it can be
+    shown, logged and counted. Every kind of contract drift is also an anomaly of the response that has it.
     """
 
     description: str
@@ -93,7 +93,7 @@ class Anomaly(StrEnum):
 
     UNKNOWN_FIELD = (
         DriftKind.UNKNOWN_FIELD,
-        "A field that is not in the contract; only the raw answer keeps it.",
+        "A field that is not in the contract; only the raw response keeps it.",
     )
     MISSING_FIELD = DriftKind.MISSING_FIELD, "A field of the contract is absent; its column is NULL."
     NULL_FIELD = DriftKind.NULL_FIELD, "A field of the contract is null; its column is NULL."
@@ -114,7 +114,7 @@ class Anomaly(StrEnum):
     )
     GEOMETRY_REMOVED = (
         DriftKind.GEOMETRY_REMOVED,
-        "The answer held biometric geometry, which was removed before storing.",
+        "The response held biometric geometry, which was removed before storing.",
     )
 
     CONFIDENCE_NOT_A_NUMBER = (
@@ -123,11 +123,11 @@ class Anomaly(StrEnum):
     )
     TIMESTAMP_MILLISECONDS = (
         "timestamp_milliseconds",
-        "A time stamp was in milliseconds and was read as such.",
+        "A timestamp was in milliseconds and was read as such.",
     )
     TIMESTAMP_OUT_OF_RANGE = (
         "timestamp_out_of_range",
-        "A time stamp is valid neither in seconds nor in milliseconds; its column is NULL.",
+        "A timestamp is valid neither in seconds nor in milliseconds; its column is NULL.",
     )
     TIMESTAMP_ISO_UNREADABLE = (
         "timestamp_iso_unreadable",
@@ -138,14 +138,14 @@ class Anomaly(StrEnum):
         "A field occurs under two of its names with different values; the first counts.",
     )
     TAG_REPEATED = "tag_repeated", "A tag's name occurs more than once; every occurrence has a row."
-    TAG_WITHOUT_NAME = "tag_without_name", "A tag has no name, so no row; the raw answer keeps it."
+    TAG_WITHOUT_NAME = "tag_without_name", "A tag has no name, so no row; the raw response keeps it."
     INVALID_UNICODE = "invalid_unicode", "A text is not valid Unicode; U+FFFD replaces the invalid parts."
-    ECHO_SIZE_MISMATCH = "echo_size_mismatch", "A file size in the answer differs from the one sent."
+    ECHO_SIZE_MISMATCH = "echo_size_mismatch", "A file size in the response differs from the one sent."
     ECHO_TAGS_MISMATCH = (
         "echo_tags_mismatch",
-        "A tag in the answer was not sent, or its value differs.",
+        "A tag in the response was not sent, or its value differs.",
     )
-    ECHO_TAGS_MISSING = "echo_tags_missing", "A tag that was sent is missing in the answer."
+    ECHO_TAGS_MISSING = "echo_tags_missing", "A tag that was sent is missing from the response."
     SUBMISSION_MISSING = (
         "submission_missing",
         "No accepted submission has this id, so the echo could not be compared.",

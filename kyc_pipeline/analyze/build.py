@@ -18,8 +18,8 @@ import duckdb
 import pyarrow as pa
 
 from kyc_pipeline import __version__
-from kyc_pipeline.analyze.models import LAKE, Model, load_macros, load_models, load_steps, macros_sql
 from kyc_pipeline.analyze.publish import remove_draft
+from kyc_pipeline.analyze.sql_models import LAKE, Model, load_macros, load_models, load_steps, macros_sql
 from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import DAY_OF_PATH, Lake, Partition, duckdb_path
@@ -51,7 +51,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         ),
     ),
     "build_inputs": (
-        "What decided the content of this build, besides the partitions.",
+        "The inputs of this build other than the partitions.",
         (
             ("name", "A setting; or `code`, `duckdb` or `pseudonym_key`."),
             ("value", "Its value or its identity, never a secret; NULL if there was none."),
@@ -63,7 +63,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("date", "Day of the partition."),
             ("table_name", "Table of the lake."),
             ("rows", "Rows in the partition."),
-            ("source", "Identity of the answers that a curated partition was made from."),
+            ("source", "Identity of the responses that a curated partition was made from."),
             ("version", "Identity of the file; it changes whenever the partition is replaced."),
         ),
     ),

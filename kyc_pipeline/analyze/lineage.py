@@ -15,7 +15,7 @@ from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import Scope, build_scope
 from sqlglot.schema import MappingSchema
 
-from kyc_pipeline.analyze.models import LAKE, Model, load_models, load_steps, parsed
+from kyc_pipeline.analyze.sql_models import LAKE, Model, load_models, load_steps, parsed
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import TABLES
 
@@ -61,8 +61,8 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
 
 
 @lru_cache(maxsize=1)
-def answer_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-    """Model → column → the fields of DeepXL's answer from which it is derived, through all models."""
+def response_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """Model → column → the fields of DeepXL's response from which it is derived, through all models."""
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for model in load_models():
         columns: dict[str, tuple[str, ...]] = {}
@@ -70,7 +70,7 @@ def answer_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
             fields: set[str] = set()
             for source in sources:
                 fields.update(
-                    lake_answer_fields(source.table, source.column)
+                    lake_response_fields(source.table, source.column)
                     if source.in_lake
                     else found[source.table][source.column]
                 )
@@ -79,15 +79,15 @@ def answer_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
     return found
 
 
-def lake_answer_fields(table: str, column: str) -> tuple[str, ...]:
-    """The fields of DeepXL's answer from which a column of the lake is derived; `date` has none."""
+def lake_response_fields(table: str, column: str) -> tuple[str, ...]:
+    """The fields of DeepXL's response from which a column of the lake is derived; `date` has none."""
     if column == "date":
         return ()
-    return tuple(path for path in _LAKE_TABLES[table].column(column).made_from if is_answer_field(path))
+    return tuple(path for path in _LAKE_TABLES[table].column(column).made_from if is_response_field(path))
 
 
-def is_answer_field(path: str) -> bool:
-    """Whether `path` is a field of the answer, not a column of the lake."""
+def is_response_field(path: str) -> bool:
+    """Whether `path` is a field of the response, not a column of the lake."""
     return path.partition(".")[0] not in _LAKE_TABLES
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import duckdb
 
-from kyc_pipeline.analyze.models import parse_header, sql_folder
+from kyc_pipeline.analyze.sql_models import parse_header, sql_folder
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 
 ASSET: Final = "warehouse"

@@ -12,8 +12,8 @@ from pathlib import Path
 import duckdb
 
 from kyc_pipeline.analyze.build import list_partitions, partition_version
-from kyc_pipeline.analyze.models import sql_folder
 from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake

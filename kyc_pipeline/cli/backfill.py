@@ -55,7 +55,7 @@ Result = TypeVar("Result")
 @click.option(
     "--look-up-first",
     is_flag=True,
-    help="Before anything is sent, look every submission up and adopt what DeepXL's history has.",
+    help="Before anything is sent, look up every submission and adopt the records in DeepXL's history.",
 )
 @click.option(
     "--no-publish",
@@ -147,7 +147,7 @@ def output_paths(settings: Settings) -> str:
 
 
 def spending(pipeline: Pipeline, run_ids: Sequence[str]) -> str:
-    """The calls of these runs in one line. The ledger knows them however the runs ended."""
+    """The calls of these runs in one line, from the ledger: it knows them however the runs ended."""
     with pipeline.open_ledger() as ledger:
         spend = read_spend_of_runs(ledger, run_ids)
     cost = estimated_cost(pipeline.settings, spend.billable_calls)

@@ -10,7 +10,7 @@ from kyc_pipeline.settings import load_settings
 
 @click.group()
 def held() -> None:
-    """Submissions that were sent but whose answer was lost, and which look-up did not find."""
+    """List or settle submissions that were sent without a sound response and that a look-up did not find."""
 
 
 @held.command("list")

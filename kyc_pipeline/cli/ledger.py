@@ -1,4 +1,4 @@
-"""`kyc-pipeline ledger`: is this the lake's ledger, and is it sound; move it; restore it."""
+"""`kyc-pipeline ledger`: checks that the ledger is sound and is the lake's, moves it, restores it."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def ledger() -> None:
     help="Make it the ledger of a lake that was rebuilt or lost its id, if it knows all the lake's outcomes.",
 )
 def check_command(bind: bool) -> None:
-    """Check that the ledger is sound, durable and this lake's, and that it knows every outcome there."""
+    """Check that the ledger is sound, durable and this lake's, and knows every outcome in the lake."""
     lake, mine = _open()
     with mine:
         check_bond(lake, mine)
@@ -56,7 +56,7 @@ def check_command(bind: bool) -> None:
 def move_command(url: str) -> None:
     """Copy the ledger to URL, such as postgresql+psycopg://user@host/kyc, and put this one out of use.
 
-    The other one must be empty. Stop the daemon first. Set KYC_LEDGER_URL to URL afterwards.
+    The ledger at URL must be empty. Stop the daemon first. Set KYC_LEDGER_URL to URL afterwards.
     """
     lake, mine = _open()
     with mine, Ledger(url) as target:
@@ -73,8 +73,8 @@ def move_command(url: str) -> None:
 def restore_command(backup: Path | None, replace: bool) -> None:
     """Restore the ledger from BACKUP, a SQLite file, and complete it with the outcomes in the lake.
 
-    Without BACKUP it takes the ledger at KYC_LEDGER_URL as you restored it there (with pg_restore, say), or
-    creates one from the lake alone if there is none. Runs then look up, before they send, what it may lack.
+    Without BACKUP it uses the ledger that you restored at KYC_LEDGER_URL (with pg_restore, say), or creates
+    one from the lake alone. Runs then look up whatever it may lack before they send.
     """
     lake, mine = _open()
     with mine:

@@ -56,15 +56,15 @@ class HomeUnusable(KycError):
 
 @contextlib.contextmanager
 def usable_home() -> Iterator[None]:
-    """Turns Dagster's errors about its files into one line, and gives standard output and error back.
+    """Turns Dagster's errors about its files into one line, and restores standard output and error.
 
-    While a step runs, Dagster sends both to files in its home; if the disk is full, it leaves them there.
+    While a step runs, Dagster redirects both to files in its home; if the disk is full, it leaves them so.
     """
     saved = [(number, os.dup(number)) for number in (1, 2)]
     try:
         yield
     except Exception as error:
-        # Dagster passes on the errors of its database's library, which only the ledger imports here.
+        # Dagster lets errors of its database library pass; here, only the ledger may import that library.
         if not isinstance(error, OSError) and not type(error).__module__.startswith("sqlalchemy."):
             raise
         raise HomeUnusable(
@@ -92,9 +92,9 @@ def run_partitions(
 
     Returns one line per failed step. A failed day does not stop the others. After an error that would fail
     every call, and when the budget is used up, the remaining days record their outcomes without a call. A
-    stop request skips the remaining runs. The warehouse is published in any case, from what the lake has,
-    unless `publish` is false, it is up to date, which `announce` is told, or Dagster cannot record its runs
-    any more. `force` flattens and publishes even what is up to date.
+    stop request skips the remaining runs. In any case the warehouse is published from the lake, unless
+    `publish` is false, Dagster can no longer record its runs, or the warehouse is up to date (then `announce`
+    gets a line). `force` flattens and publishes even what is up to date.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
@@ -135,7 +135,7 @@ class _Runs:
         return definitions.resolve_job_def(VERIFY_AND_PUBLISH)
 
     def run_days(self, days: Sequence[str]) -> None:
-        """Runs the daily assets of `days`; then again of days that another day has outdated."""
+        """Runs the daily assets of `days`, then runs again the days that another day has outdated."""
         for batch in batches(days):
             if failed_run := self._run_range(batch[0], batch[-1]):
                 self._run_ranges(days_left_behind(self._pipeline, self._instance, failed_run))
@@ -153,7 +153,7 @@ class _Runs:
         if self._force or publication.reasons() or not publication.was_recorded_today():
             self._run(publication_job(self._pipeline), {}, "build_warehouse", "report")
             return True
-        # Without a run: to plan and record one would take longer than to see that it has nothing to do.
+        # Without a run: planning and recording one would take longer than this comparison.
         with usable_home():
             for observation in publication.observations(WAREHOUSE, REPORT):
                 self._instance.report_runless_asset_event(observation)

@@ -68,8 +68,8 @@ def _row(entry: PartitionPlan) -> list[object]:
 def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPlan], dict[str, KycError]]:
     """The plans of the days, and the error of each day whose manifests cannot be read.
 
-    Days that the run's ingest may change are ingested into a temporary lake, in the order of the run, so the
-    plan is what the run does: a day may get an id that another one gives up.
+    Days that the run's ingest may change are ingested into a temporary lake, in the order of the run, because
+    a day may get an id that another one gives up. So the plan is what the run does.
     """
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
     unreadable: dict[str, KycError] = {}

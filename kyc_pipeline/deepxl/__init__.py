@@ -1,1 +1,1 @@
-"""Everything about the DeepXL API: `contract` (the shape of an answer), `client`, `errors`, `simulator`."""
+"""The DeepXL API: `contract` (the shape of a response), `client`, `call_errors`, `simulator`."""

@@ -1,10 +1,10 @@
 """The one place that makes HTTP calls to DeepXL.
 
 One call is one request. Nothing here retries, since only the caller knows what a second call costs. Errors
-say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.errors`). Until the end
-of the multipart body is handed to the transport, the server cannot have a whole request; from then on it may
-have processed it. The transport's exceptions cannot tell: it reports both a refused connection and a server
-that hangs up after the request as `ConnectTimeout`.
+say whether the server may have processed the request (see :mod:`kyc_pipeline.deepxl.call_errors`). Before the
+client hands the end of the multipart body to the transport, the server cannot have a whole request;
+afterwards it may have processed it. The transport's exceptions do not distinguish the two: it reports both a
+refused connection and a server that hangs up after the request as `ConnectTimeout`.
 """
 
 import time
@@ -21,9 +21,7 @@ import msgspec
 from pydantic import SecretStr
 
 from kyc_pipeline import __version__
-from kyc_pipeline.deepxl.contract import receive, redact
-from kyc_pipeline.deepxl.echo import CLOCKS_APART, Echo, echo_of
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
@@ -33,18 +31,20 @@ from kyc_pipeline.deepxl.errors import (
     NotProcessed,
     Refused,
     UnexpectedRedirect,
-    answer_error,
     describe,
     error_class,
     parse_retry_after,
+    status_error,
 )
+from kyc_pipeline.deepxl.contract import receive, redact
+from kyc_pipeline.deepxl.echo import CLOCKS_APART, Echo, echo_of
 from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, no_objection
 from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Reply, Transport
-from kyc_pipeline.documents import AcceptedDocument
+from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
-_ANSWERED: Final = frozenset({200, 201})
-"""The statuses of an answer; any other 2xx, such as 202 or 204, has no result."""
+_WITH_RESULT: Final = frozenset({200, 201})
+"""The statuses of a response with a result; any other 2xx, such as 202 or 204, has none."""
 _PAGE: Final = 100
 _MAX_PAGES: Final = 10
 
@@ -60,8 +60,8 @@ class VerificationRequest:
 
 
 @dataclass(slots=True)
-class Answer:
-    """A 2xx answer that meets the hard contract. `text` is its JSON without geometry: personal data."""
+class VerificationResponse:
+    """A 2xx response that meets the hard contract. `text` is its JSON without geometry: personal data."""
 
     http_status: int
     text: str = field(repr=False)
@@ -74,7 +74,7 @@ class Answer:
 
 
 class _Call:
-    """Times one call, for its answer or for the :class:`DeepXLError` that ends it."""
+    """Times one call, for its response or for the :class:`DeepXLError` that ends it."""
 
     def __enter__(self) -> Self:
         self._requested_at = datetime.now(UTC)
@@ -91,15 +91,15 @@ class _Call:
             error.requested_at = self._requested_at
             error.latency_ms = self._latency_ms()
 
-    def answer(self, status: int, body: bytes) -> Answer:
-        """Parses the answer in `body`. Raises :class:`ContractBroken`."""
-        if status not in _ANSWERED:
-            raise ContractBroken(f"{status} is no answer", text=redact(body))
+    def parse(self, status: int, body: bytes) -> VerificationResponse:
+        """Parses the response in `body`. Raises :class:`ContractBroken`."""
+        if status not in _WITH_RESULT:
+            raise ContractBroken(f"a response with status {status} has no result", text=redact(body))
         received = receive(body)
-        return Answer(
+        return VerificationResponse(
             http_status=status,
             text=received.text,
-            echo=echo_of(received.answer),
+            echo=echo_of(received.parsed),
             verification_id=received.verification_id,
             verified=received.verified,
             requested_at=self._requested_at,
@@ -166,12 +166,12 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
 
     async def verify(
         self, request: VerificationRequest, confirm: Confirm = no_objection, *, fresh: bool = False
-    ) -> Answer:
+    ) -> VerificationResponse:
         """Sends one submission: the paid call, on a new connection if `fresh`.
 
         `confirm` may still stop it just before its last byte.
 
-        The subclass of :class:`DeepXLError` says what a failure means. An answer need not be about the
+        The subclass of :class:`DeepXLError` says what a failure means. A response may be about another
         submission: compare its `echo`.
         """
         subject = f"submission {request.submission_id}"
@@ -186,19 +186,19 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             # The transport also raises several of aiohttp's errors. For all of them the only question is
             # whether the server can have the whole request.
             except Exception as error:
-                raise _no_answer_error(subject, body, error) from None
+                raise _no_response_error(subject, body, error) from None
             status = reply.response.status_code
             if reply.is_early:
-                raise _early_answer_error(subject, body, reply, fresh=fresh)
+                raise _early_response_error(subject, body, reply, fresh=fresh)
             if not reply.response.is_success:
-                raise _answer_error(subject, reply.response, reply.body)
+                raise _status_error(subject, reply.response, reply.body)
             try:
-                return call.answer(status, reply.body)
+                return call.parse(status, reply.body)
             except ContractBroken as error:
                 raise ContractBroken(f"{subject}: {error}", text=error.text, http_status=status) from None
 
     def distrust_connections(self) -> None:
-        """Uses new connections from now on: an answer was not that of its request."""
+        """Uses only new connections from now on: a response did not belong to its request."""
         self._transport.distrust()
 
     def _headers(self) -> dict[str, str]:
@@ -215,7 +215,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             ),
         }
 
-    async def find(self, submission_id: str) -> list[Answer]:
+    async def find(self, submission_id: str) -> list[VerificationResponse]:
         """The history's records with this submission's tag; empty if there is certainly none.
 
         If the history ignores `tagFilter`, reads up to 1,000 records and selects those with exactly this
@@ -223,7 +223,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         Raises :class:`LookupFailed` if the history cannot tell, :class:`AccessDenied` for 401 and 402.
         """
         subject = f"look-up of submission {submission_id}"
-        found: list[Answer] = []
+        found: list[VerificationResponse] = []
         is_proof = True
         offset = 0
         with _Call() as call:
@@ -241,13 +241,13 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                         for record in page.data
                     ]
                     found += [
-                        call.answer(status, b'{"result":' + bytes(record) + b"}")
+                        call.parse(status, b'{"result":' + bytes(record) + b"}")
                         for record, is_ours in zip(page.data, ours, strict=True)
                         if is_ours
                     ]
                 except (msgspec.MsgspecError, UnicodeDecodeError, ContractBroken):
                     raise LookupFailed(
-                        f"{subject}: the history's answer has an unexpected shape",
+                        f"{subject}: the history's response has an unexpected shape",
                         http_status=status,
                         body=redact(body[:MAX_ERROR_BYTES]),
                     ) from None
@@ -264,10 +264,10 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
     async def check_access(self) -> bool:
         """Requests one record, to detect a wrong address, credential or clock before anything is paid.
 
-        Returns whether DeepXL's history answered. Raises :class:`AccessDenied` (401, 402, 403),
+        Returns whether DeepXL's history responded. Raises :class:`AccessDenied` (401, 402, 403),
         :class:`UnexpectedRedirect` (3xx), :class:`NotProcessed` (cannot connect), :class:`DeepXLError` (the
-        answer is a web page: another server; or the clocks differ). Ignores other failures of the history:
-        they say nothing about verifications.
+        response is a web page, so the server is another; or the clocks differ). Ignores other failures of the
+        history: they say nothing about verifications.
         """
         subject = "access check"
         with _Call():
@@ -283,10 +283,10 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 ) from None
             status = response.status_code
             if error_class(status) in (AccessDenied, UnexpectedRedirect):
-                raise _answer_error(subject, response, body)
+                raise _status_error(subject, response, body)
             if (response.is_success or status == 404) and _is_html(response, body):
                 raise DeepXLError(
-                    f"{self._base} answers with a web page, so it is not the DeepXL API: "
+                    f"{self._base} responds with a web page, so it is not the DeepXL API: "
                     "check DEEPXL_BASE_URL",
                     http_status=status,
                 )
@@ -299,16 +299,16 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             return response.is_success
 
     async def _look_up(self, subject: str, url: httpx.URL) -> tuple[int, bytes]:
-        """Status and body of a 2xx answer to a GET; raises for everything else."""
+        """Status and body of a 2xx response to a GET; raises for everything else."""
         try:
             response, body = await self._get(url)
-        # As in `verify`; a look-up is free, so it does not matter how its answer was lost.
+        # As in `verify`; a look-up is free, so it does not matter how its response was lost.
         except Exception as error:
-            raise LookupFailed(f"{subject}: no answer ({_cause(error)})") from None
+            raise LookupFailed(f"{subject}: no response ({_cause(error)})") from None
         status = response.status_code
         if response.is_success:
             return status, body
-        failure = _answer_error(subject, response, body)
+        failure = _status_error(subject, response, body)
         if status in (401, 402) or isinstance(failure, UnexpectedRedirect):
             raise failure
         raise LookupFailed(
@@ -322,26 +322,26 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         return await self._transport.get(url, self._headers())
 
 
-def _answer_error(subject: str, response: httpx.Response, body: bytes) -> DeepXLError:
+def _status_error(subject: str, response: httpx.Response, body: bytes) -> DeepXLError:
     retry_after = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
-    return answer_error(subject, response.status_code, redact(body), retry_after)
+    return status_error(subject, response.status_code, redact(body), retry_after)
 
 
-def _early_answer_error(subject: str, body: MultipartBody, reply: Reply, *, fresh: bool) -> DeepXLError:
-    """The error for an answer that began before the last byte of the body had left.
+def _early_response_error(subject: str, body: MultipartBody, reply: Reply, *, fresh: bool) -> DeepXLError:
+    """The error for a response that began before the last byte of the body had left.
 
-    It may belong to an earlier request on a kept connection, so a refusal counts only on a fresh one. A
+    On a kept connection it may belong to an earlier request, so a refusal counts only on a fresh one. A
     result never counts.
     """
     response = reply.response
     if response.is_success:
         return MaybeProcessed(
-            f"{subject}: answered {response.status_code} before the documents were sent",
+            f"{subject}: DeepXL responded with {response.status_code} before the documents were sent",
             http_status=response.status_code,
             body=redact(reply.body),
         )
-    error = _answer_error(subject, response, reply.body)
-    if body.handed_over:  # while the answer was read
+    error = _status_error(subject, response, reply.body)
+    if body.handed_over:  # while the response was read
         return error
     if not error.stops_run and not (fresh and isinstance(error, Refused)):
         error = NotProcessed(
@@ -365,14 +365,14 @@ def _check_clock(response: httpx.Response) -> None:
         minutes = round(ahead.total_seconds() / 60)
         raise DeepXLError(
             f"this machine's clock is {abs(minutes)} minutes {'ahead of' if minutes > 0 else 'behind'} "
-            "DeepXL's: set it right, or no answer could be told from an older one"
+            "DeepXL's: correct it; otherwise an old response could pass for a new one"
         )
 
 
-def _no_answer_error(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:
-    """The error for a request without a whole answer."""
+def _no_response_error(subject: str, body: MultipartBody, error: Exception) -> DeepXLError:
+    """The error for a request without a whole response."""
     if body.handed_over:
-        return MaybeProcessed(f"{subject}: sent, but the answer was lost ({_cause(error)})")
+        return MaybeProcessed(f"{subject}: sent, but the response was lost ({_cause(error)})")
     if body.objection:
         return NotProcessed(f"{subject}: not sent: {body.objection}")
     if body.problem:

@@ -1,7 +1,7 @@
-"""The contract with DeepXL: what an answer must have, what it should have, and what is never stored.
+"""The contract with DeepXL: what a response must have, what it should have, and what is never stored.
 
 `receive` checks a body against the hard contract: a `result` object, an integer `verificationId`, a boolean
-`verified`. The rest is the soft contract: the shape of an answer (`Result`), its fields and known variations
+`verified`. The rest is the soft contract: the shape of a response (`Result`), its fields and known variations
 (`FIELDS`), and the table of statuses. Deviations from it are kept and counted, never refused. `redact` cuts
 biometric geometry out of a body before it is stored.
 """
@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.inspect import is_struct_type
 
-from kyc_pipeline.deepxl.errors import ContractBroken
+from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.deepxl.jsontext import (
     STRING,
     Json,
@@ -72,7 +72,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A known field of an answer. In an annotation of `Result` it adds what the type cannot say.
+    """A known field of a response. In an annotation of `Result` it adds what the type cannot say.
 
     `path`: keys joined by dots; `[]` is any position of a list, `*` any other key of an object.
     `aliases`: other names of the field. `unless`: siblings that may stand in for it.
@@ -99,7 +99,7 @@ def is_unit_interval(value: Json) -> bool:
 
 
 SECONDS_BELOW: Final = 10**11
-"""Time stamps below this (the year 5138) are in seconds; up to 1000 times this, in milliseconds (from 1973 to
+"""Timestamps below this (the year 5138) are in seconds; up to 1000 times this, in milliseconds (from 1973 to
 5138)."""
 
 
@@ -134,7 +134,7 @@ class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Numeric | UnsetType,
         Field(odd=lambda value: not is_unit_interval(value), drift=DriftKind.CONFIDENCE_OUT_OF_RANGE),
     ] = UNSET
-    """Some of the simulator's answers lack it, as real ones do; that is drift."""
+    """Some of the simulator's responses lack it, as real ones do; that is drift."""
     details: str
 
 
@@ -145,7 +145,7 @@ class ModelResults(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class Tag(msgspec.Struct, forbid_unknown_fields=True):
-    """A tag. Requests carry tags as one object, answers as a list."""
+    """A tag. Requests carry tags as one object, responses as a list."""
 
     name: str
     value: str
@@ -164,7 +164,7 @@ class File(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    """A verification, in the order of the vendor's example: the only definition of an answer's shape.
+    """A verification, in the order of the vendor's example: the only definition of a response's shape.
 
     The soft contract (`FIELDS`), flatten's Arrow schema and the simulator's records are derived from it.
     `timestamp`: seconds since 1970.
@@ -192,7 +192,7 @@ class Result(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields
 
 
 class Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of an answer."""
+    """The body of a response."""
 
     result: Result
 
@@ -233,7 +233,7 @@ FIELDS: Final = (
     *_fields("result.modelResults.*", list[Check], required=False),
     *_fields(f"result.{TECHNICAL_CHECKS}", list[Check], required=False),
 )
-"""The soft contract: the vendor's answer and its known variations."""
+"""The soft contract: the vendor's response and its known variations."""
 
 GEOMETRY: Final = frozenset({"landmarks", "boundingbox", "idfaces", "selfiefaces"})
 """Keys of biometric geometry, in lower case without `_` and `-`."""
@@ -253,7 +253,7 @@ class Received:
     text: str
     verification_id: int
     verified: bool
-    answer: Json
+    parsed: Json
     """The parsed `text`."""
 
     def __repr__(self) -> str:
@@ -261,7 +261,7 @@ class Received:
 
 
 def receive(body: bytes) -> Received:
-    """Checks the body of a 2xx answer against the hard contract.
+    """Checks the body of a 2xx response against the hard contract.
 
     `verificationId` is an int64, or a string of its digits; `verified` is `true` or `false`. Raises
     :class:`ContractBroken`, whose `text` is the body to quarantine.
@@ -270,22 +270,22 @@ def receive(body: bytes) -> Received:
 
 
 def reread(text: str) -> Received:
-    """Does the same for a stored answer."""
+    """Does the same for a stored response."""
     try:
         envelope = read_json(text)
     except NotJson:
-        raise ContractBroken("the answer is not JSON", text=text) from None
+        raise ContractBroken("the response is not JSON", text=text) from None
     result = _only(envelope, "result")
     if not isinstance(result, Object):
-        raise ContractBroken("the answer has no `result` object", text=text)
+        raise ContractBroken("the response has no `result` object", text=text)
     given = _only(result, "verificationId")
     literal = given.literal if isinstance(given, Number) else given if isinstance(given, str) else ""
     identifier = _identifier(literal)
     if identifier is None:
-        raise ContractBroken("the answer's `result.verificationId` is not one 64-bit integer", text=text)
+        raise ContractBroken("the response's `result.verificationId` is not one 64-bit integer", text=text)
     verified = _only(result, "verified")
     if not isinstance(verified, bool):
-        raise ContractBroken("the answer's `result.verified` is not one boolean", text=text)
+        raise ContractBroken("the response's `result.verified` is not one boolean", text=text)
     return Received(text, identifier, verified, envelope)
 
 

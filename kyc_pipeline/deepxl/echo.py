@@ -1,4 +1,4 @@
-"""Whether an answer is about what was sent: its submission, the sizes of both documents, tags and time.
+"""Whether a response is about what was sent: its submission, the sizes of both documents, tags and time.
 
 Verify accepts only what can be this call's record. Flatten notes a mismatch as an anomaly of the
 verification. Neither shows a value.
@@ -19,7 +19,7 @@ _ZONES_APART: Final = timedelta(hours=26)
 
 
 class Echo(NamedTuple):
-    """What an answer repeats of its request: sizes in bytes, names and values of tags, and its time.
+    """What a response repeats of its request: sizes in bytes, names and values of tags, and its time.
 
     None if absent; that is no mismatch.
     """
@@ -39,16 +39,16 @@ _SIZES: Final = [
 
 
 def read_echo(text: str) -> Echo:
-    """The echo in an answer's text; values of the wrong type count as absent."""
+    """The echo in a response's text; values of the wrong type count as absent."""
     try:
         return echo_of(read_json(text))
     except NotJson:
         return Echo(None, None, None)
 
 
-def echo_of(answer: Json) -> Echo:
-    """The echo in a parsed answer. Of repeated keys the last counts, as in flatten."""
-    result = _members(_members(answer).get("result"))
+def echo_of(response: Json) -> Echo:
+    """The echo in a parsed response. Of repeated keys the last counts, as in flatten."""
+    result = _members(_members(response).get("result"))
     id_size, selfie_size = (
         next((size for name in names if (size := integer(result.get(name))) is not None), None)
         for names in _SIZES
@@ -94,7 +94,7 @@ def contradictions(
     until: datetime,
     exactly: bool = False,
 ) -> list[str]:
-    """What shows that an answer is not about this submission: fields and tags, without their values.
+    """What shows that a response is not about this submission: fields and tags, without their values.
 
     `since` is the first attempt, `until` now. A tag that was not sent counts only with `exactly`, since the
     API may add some. The submission's own tag must be there.

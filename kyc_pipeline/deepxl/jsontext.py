@@ -1,7 +1,7 @@
 """Reads JSON text exactly: it keeps what other parsers silently change.
 
 Numbers keep their literals, objects their repeated keys. Nesting may have any depth; `NaN` and raw line
-breaks in strings are accepted. Slower than msgspec, so use it only for answers that need it.
+breaks in strings are accepted. Slower than msgspec, so use it only for responses that need it.
 """
 
 import json
@@ -65,7 +65,7 @@ def read_json(text: str) -> Json:
 def _read_deep(text: str) -> Json:
     """`read_json` with its own stack: any depth, but seven times slower.
 
-    It ensures that no paid answer is lost and that geometry is cut at any depth.
+    It ensures that no paid response is lost and that geometry is cut at any depth.
     """
     value, position, opened = _value(text, 0)
     # The open containers, each already in its parent.

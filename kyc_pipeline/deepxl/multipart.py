@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import httpx
 
-from kyc_pipeline.documents import AcceptedDocument, DocumentProblem
+from kyc_pipeline.document_folder import AcceptedDocument, DocumentProblem
 from kyc_pipeline.errors import KycError
 
 Confirm = Callable[[], Awaitable[None]]
@@ -65,12 +65,10 @@ class MultipartBody(httpx.AsyncByteStream):
 
     `prepare` reads and compares the documents before anything is sent. Small ones stay in memory; large ones
     are read again while they are sent, and compared again. The last chunk, with the closing boundary, follows
-    only if every document was the accepted one, so the server never has a whole request with another.
+    only if every document was the accepted one and `confirm` does not raise: the upload may have taken long,
+    or the process may have been suspended meanwhile. `objection` keeps what `confirm` raised.
 
-    Nor does it follow if `confirm` objects: the upload may have taken long, or the process may have been
-    suspended meanwhile. What it raises is then in `objection`.
-
-    Files are opened and read in threads: a slow disk does not hold up the other calls.
+    Files are opened and read in threads, so a slow disk does not hold up the other calls.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class MultipartBody(httpx.AsyncByteStream):
         self.length = sum(len(head) + document.file.size for head, document in self._parts) + len(_END)
         self.on_end: Callable[[], None] = lambda: None
         self.handed_over = False
-        """Whether the transport has the last chunk: from then on the call may be processed."""
+        """Whether the transport has the last chunk, so that the call may be processed."""
         self.problem: str | None = None
         """Why a document cannot be sent, with its field's name."""
         self.objection: KycError | None = None
@@ -93,7 +91,7 @@ class MultipartBody(httpx.AsyncByteStream):
         """Reads and compares the documents. Raises :class:`DocumentProblem` or OSError and sets `problem`."""
         self.problem = "the documents could not be read in time"
         if self.length <= _MEMORY_BYTES:
-            # Made here, since malloc gives memory that one thread takes and another frees back at once.
+            # Allocated here: malloc returns memory to the system at once if another thread frees it.
             body = memoryview(bytearray(self.length))
             await asyncio.to_thread(self._read, body)
             self._small = body

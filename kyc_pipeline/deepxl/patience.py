@@ -1,7 +1,7 @@
 """A time limit that counts only the time in which this process ran.
 
-A process that is suspended (SIGSTOP, a paused container) finds all its time limits exceeded when it goes on,
-though the answers may have arrived long ago: they are paid for, and wait in the socket.
+A suspended process (SIGSTOP, a paused container) finds all its time limits exceeded when it continues, though
+the responses may have arrived long ago: they are paid for, and wait in the socket.
 """
 
 import asyncio

@@ -21,7 +21,7 @@ from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
 from kyc_pipeline.deepxl.patience import Patience
 
 MAX_ERROR_BYTES: Final = 64 * 1024
-_MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+_MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 _MAX_HEADER_BYTES: Final = 128 * 1024
 _MAX_HEADERS: Final = 1000
 # Shorter than common servers' own (uvicorn: 5 s): a request on a connection that the server is just closing
@@ -30,7 +30,7 @@ _KEEPALIVE_SECONDS: Final = 3.0
 
 
 class Reply(NamedTuple):
-    """An answer and its body. `is_early`: it began before the last byte of the request's body had left."""
+    """A response and its body. `is_early`: it began before the last byte of the request's body had left."""
 
     response: httpx.Response
     body: bytes
@@ -38,11 +38,11 @@ class Reply(NamedTuple):
 
 
 class Transport:
-    """Sends one request and reads the whole answer; never repeats a POST. Use it with `async with`.
+    """Sends one request and reads the whole response; never repeats a POST. Use it with `async with`.
 
     `timeout_seconds` limits first reading the documents, then the upload, then the wait for the whole
-    answer. A kept connection on which anything has arrived since its last answer is not used: that would
-    count as the next request's answer.
+    response. A kept connection is not reused if anything has arrived since its last response: it would count
+    as the next request's response.
     """
 
     def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
@@ -63,12 +63,12 @@ class Transport:
             await pool.aclose()
 
     def distrust(self) -> None:
-        """Uses none of the present connections again: one gave an answer that was not its request's."""
+        """Never reuses the present connections: one of them delivered another request's response."""
         self._kept = self._pool()
         self._pools.append(self._kept)
 
     async def get(self, url: httpx.URL, headers: dict[str, str]) -> tuple[httpx.Response, bytes]:
-        """The answer and its body."""
+        """The response and its body."""
         request = httpx.Request("GET", url, headers=headers, extensions=self._extensions)
         reply = await self._send(self._kept, request)
         return reply.response, reply.body
@@ -76,7 +76,7 @@ class Transport:
     async def post(
         self, url: httpx.URL, headers: dict[str, str], body: MultipartBody, *, fresh: bool = False
     ) -> Reply:
-        """The answer to an upload; `fresh`: on a new connection, which has no answer to an earlier request.
+        """The response to an upload; `fresh`: on a new connection, where no earlier response can arrive.
 
         After a failure, `body` says whether the server can have all of it.
         """
@@ -105,7 +105,7 @@ class Transport:
                 body = await _read(response)
         finally:
             if response is not None:
-                # An error while closing must not lose an answer that has been read.
+                # An error while closing must not lose a response that has been read.
                 with suppress(Exception):
                     await response.aclose()
         return Reply(response, body, is_early)
@@ -135,7 +135,7 @@ _used: "WeakSet[ResponseHandler]" = WeakSet()
 
 
 class _UsedUp(aiohttp.ServerDisconnectedError):
-    """A kept connection on which something has arrived since its last answer."""
+    """A kept connection on which something has arrived since its last response."""
 
 
 class _Request(aiohttp.ClientRequest):
@@ -167,7 +167,7 @@ async def _read(response: httpx.Response) -> bytes:
 
     For an error, the status is enough: if its body is lost, it counts as empty.
     """
-    limit = _MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BYTES
+    limit = _MAX_RESPONSE_BYTES if response.is_success else MAX_ERROR_BYTES
     if "x-gzip" in (encoding := response.headers.get("Content-Encoding", "").lower()):
         response.headers["Content-Encoding"] = encoding.replace("x-gzip", "gzip")  # the same (RFC 9110)
     body = bytearray()

@@ -134,7 +134,9 @@ def _ids_with_tag(stores: Stores, person: Tombstone, value: str) -> set[str]:
                 pc.equal(batch["pseudonym"], pa.scalar(person.pseudonym)),
             )
             found |= _ids(batch, mask)
-    found |= set(stores.ledger.answered_with(person.name, value, lambda each: subject.has(person.name, each)))
+    found |= set(
+        stores.ledger.responded_with(person.name, value, lambda each: subject.has(person.name, each))
+    )
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from kyc_pipeline.erasure.landing_zone import LandingZone
-from kyc_pipeline.erasure.ledger import LedgerErasure
+from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.privacy.erased import Tombstone

@@ -1,1 +1,1 @@
-"""Flatten: turns a day's answers into the five curated tables."""
+"""Flatten: turns a day's responses into the five curated tables."""

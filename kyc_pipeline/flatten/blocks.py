@@ -1,7 +1,7 @@
-"""The fast path: many answers at a time, if they have no anomaly and no drift.
+"""The fast path: many responses at a time, if they have no anomaly and no drift.
 
-msgspec checks each answer's types against the contract, then Arrow reads the whole block into columns. The
-fast path takes an answer only if it meets the soft contract in every field and echoes what was sent. The
+msgspec checks each response's types against the contract, then Arrow reads the whole block into columns. The
+fast path takes a response only if it meets the soft contract in every field and echoes what was sent. The
 others take the exact path (`records.py`), which decides what to report. For figures see
 `docs/decisions/0007-the-fast-path-of-flatten.md`.
 """
@@ -34,7 +34,7 @@ from kyc_pipeline.vocabulary import SUBMISSION_TAG, TECHNICAL_CHECKS, CheckStatu
 Column: TypeAlias = Any
 """An Arrow array or chunked array."""
 Block: TypeAlias = Any
-"""An Arrow table: one row per answer, with columns for the contract's fields and for what was sent."""
+"""An Arrow table: one row per response, with columns for the contract's fields and for what was sent."""
 Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Whole: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -67,9 +67,9 @@ _SCALARS: Final = [f.name for f in _RESULT if not pa.types.is_nested(f.type) and
 # Quotes are everywhere, so matching the first quote last makes the search a third faster.
 _CONFIDENCE: Final = re.compile(rb'confidence(?<="confidence)"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
 _LONGEST: Final = 1 << 16
-"""Maximum bytes of an answer (usual: 1,500). Longer ones take the exact path, to keep blocks small."""
+"""Maximum bytes of a response (usual: 1,500). Longer ones take the exact path, to keep blocks small."""
 _SMALLEST: Final = 64
-"""A block that Arrow refuses is not halved below this many answers."""
+"""A block that Arrow refuses is not halved below this many responses."""
 _LATEST: Final = 4_000_000_000
 """Seconds below this (the year 2096) are exact as microseconds in a double."""
 _EXACT_OFFSET: Final = 2**53
@@ -77,9 +77,9 @@ _EXACT_OFFSET: Final = 2**53
 
 
 def select(ids: Column, texts: Column, sent: Block) -> Block:
-    """The answers of a batch that the fast path takes; `position` is their place in the batch.
+    """The responses of a batch that the fast path takes; `position` is their place in the batch.
 
-    `sent` has one row per answer: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL if no submission
+    `sent` has one row per response: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL if no submission
     has its id.
     """
     block = _read(ids, texts, sent)
@@ -96,14 +96,14 @@ def _where(rows: Block, mask: Mask) -> Block:
 
 
 class BlockFlattener:
-    """Turns blocks of selected answers into rows."""
+    """Turns blocks of selected responses into rows."""
 
     def __init__(self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]) -> None:
         self._pseudonymizer = pseudonymizer
         self._clear_tags = frozenset(clear_tags)
 
     def flatten(self, block: Block) -> dict[Table, pa.Table]:
-        """The rows of the fact tables, in the order of the answers in `block` (from `select`)."""
+        """The rows of the fact tables, in the order of the responses in `block` (from `select`)."""
         return {
             VERIFICATIONS: self._verifications(block),
             MODEL_CHECKS: _model_checks(block),
@@ -136,7 +136,7 @@ class BlockFlattener:
 
 
 def _read(ids: Column, texts: Column, sent: Block) -> Block:
-    """The answers with the contract's types: a column per field, beside what was sent."""
+    """The responses with the contract's types: a column per field, beside what was sent."""
     lines = [text.strip() if text else b"" for text in texts.cast(pa.binary()).to_pylist()]
     places = [place for place, line in enumerate(lines) if _has_shape(line)]
     position = pa.array(places, pa.int64())
@@ -156,7 +156,7 @@ def _read(ids: Column, texts: Column, sent: Block) -> Block:
 
 
 def _has_shape(line: bytes) -> bool:
-    """Whether `line` is one answer with all fields, each of its type, and no unknown ones."""
+    """Whether `line` is one response with all fields, each of its type, and no unknown ones."""
     if len(line) > _LONGEST or b"\n" in line:
         return False
     try:
@@ -167,10 +167,10 @@ def _has_shape(line: bytes) -> bool:
 
 
 def _parsed(sent: Block, lines: list[bytes]) -> Block:
-    """`sent` with a column per field of the answers `lines`, and `literals`: each check's confidence literal.
+    """`sent` with a column per field of the responses `lines`, and with `literals`: confidences as text.
 
-    Arrow refuses a block with a repeated key. Reading such a block by halves leaves only a few answers around
-    the repeated key to the exact path.
+    Arrow refuses a block with a repeated key. Such a block is read by halves, so that only a few responses
+    around the repeated key are left to the exact path.
     """
     columns = _columns(lines)
     if columns is None and len(lines) > _SMALLEST:
@@ -184,7 +184,7 @@ def _parsed(sent: Block, lines: list[bytes]) -> Block:
 
 
 def _columns(lines: list[bytes]) -> dict[str, Column] | None:
-    """The fields of the answers, and `literals`; None if Arrow refuses an answer."""
+    """The fields of the responses, and `literals`; None if Arrow refuses a response."""
     text = b"\n".join(lines)
     try:
         results = _parse(text)
@@ -215,7 +215,7 @@ def _parse(text: bytes) -> Column:
 
 
 def _fits(block: Block) -> Mask:
-    """Which answers meet the soft contract in every field and echo the sizes and number of tags sent."""
+    """Which responses meet the soft contract in every field and echo the sizes and number of tags sent."""
     fits = np.ones(block.num_rows, dtype=np.bool_)
     for name in _SCALARS:
         fits &= _is_filled(block[name])
@@ -241,7 +241,7 @@ def _fits(block: Block) -> Mask:
 
 
 def _iso_offsets(block: Block) -> Column:
-    """Microseconds from the epoch time stamp to the ISO text, read as UTC; NULL if unreadable."""
+    """Microseconds from the epoch timestamp to the ISO text, read as UTC; NULL if unreadable."""
     moments = pa.array([iso_microseconds(text) for text in block["timestampISO"].to_pylist()], pa.int64())
     return pc.subtract(moments, pa.array(_microseconds(block["timestamp"])))
 
@@ -261,9 +261,9 @@ def _is_known_check(checks: Column, literals: Column) -> Mask:
 
 
 def _echoes(block: Block) -> Mask:
-    """Which answers have exactly the tags sent plus `submissionId`, in any order.
+    """Which responses have exactly the tags sent plus `submissionId`, in any order.
 
-    Every answer must have one tag more than was sent, as `_fits` ensures.
+    Every response must have one tag more than was sent, as `_fits` ensures.
     """
     parents, tags = _items(block, "tags")
     sent = block["sent_tags"].combine_chunks().flatten()

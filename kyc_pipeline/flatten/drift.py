@@ -1,6 +1,6 @@
-"""Contract drift: an answer's differences from the contract, by path and kind.
+"""Contract drift: a response's differences from the contract, by path and kind.
 
-The walk over an answer follows the contract's fields: each leaf is a known field of the right kind, or it is
+The walk over a response follows the contract's fields: each leaf is a known field of the right kind, or it is
 reported. Paths hold names, never values: a key that does not look like a field name may be data, so it shows
 as `?`.
 """
@@ -77,12 +77,12 @@ _KINDS: Final[dict[Kind, Callable[[Json], bool]]] = {
 _ROOT: Final = _places()
 
 
-def survey(answer: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:
-    """Every difference between `answer` and the contract, as (path, kind), with repetitions.
+def survey(response: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:
+    """Every difference between `response` and the contract, as (path, kind), with repetitions.
 
     `personal`: lower-case words that no path may show, such as the values of the tags sent.
     """
-    todo: list[tuple[Json, str, int, _Place | None]] = [(answer, "", 0, _ROOT)]
+    todo: list[tuple[Json, str, int, _Place | None]] = [(response, "", 0, _ROOT)]
     while todo:
         value, path, depth, place = todo.pop()
         if place is None:

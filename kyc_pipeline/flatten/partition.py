@@ -1,8 +1,8 @@
-"""Turns one day's answers into the five curated tables, in memory that does not grow with the day.
+"""Turns one day's responses into the five curated tables, in memory that does not grow with the day.
 
-Answers and submissions are both sorted by id, so they are read side by side in batches. All five files have
-the same footer: `source`, the identity of the answers and submissions read, shows that they belong together.
-The same input gives the same bytes, so tables that the same code made from the same input stay as they are.
+Responses and submissions are both sorted by id, so they are read side by side in batches. All five files have
+the same footer, whose `source` identifies the responses and submissions read: it shows that the files belong
+together. The same code makes the same bytes from the same input; tables that it already made are kept.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.deepxl import contract
-from kyc_pipeline.deepxl.errors import ContractBroken
+from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter
@@ -35,7 +35,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 WORKERS: Final = 2
 BATCH_ROWS: Final = 4096
-"""Maximum answers of a batch. Half as many take 50 MB less and a tenth more time."""
+"""Maximum responses of a batch. Half as many take 50 MB less and a tenth more time."""
 BATCH_BYTES: Final = 1 << 24
 """Maximum bytes of a batch, on the day's average: more than twice the usual."""
 _INPUTS: Final = (VERIFICATION_RESPONSES, SUBMISSIONS)
@@ -49,25 +49,25 @@ _SENT_SCHEMA: Final = pa.schema([pa.field(name, SUBMISSIONS.column(name).type) f
 
 @dataclass(slots=True)
 class FlattenSummary:
-    """The result for one partition. Counts are rows, except `anomalies`: answers by code."""
+    """The result for one partition. Counts are rows, except `anomalies`: responses by code."""
 
     responses: int = 0
     completed: int = 0
     exact: int = 0
-    """Completed answers that took the exact path."""
+    """Completed responses that took the exact path."""
     verifications: int = 0
     checks: int = 0
     tags: int = 0
     files: int = 0
     drift: int = 0
     unreadable: int = 0
-    """Completed answers that break the hard contract: they have no row, so the partition has an error."""
+    """Completed responses that break the hard contract: they have no row, so the partition has an error."""
     without_submission: int = 0
     anomalies: Counter[str] = field(default_factory=Counter)
     source: str = ""
     """The identity of the input, as in the footers."""
     up_to_date: bool = False
-    """Whether the tables were made from the same input before, so that nothing was written."""
+    """Whether the tables were already made from this input, so that nothing was written."""
 
 
 def flatten_partition(
@@ -78,7 +78,7 @@ def flatten_partition(
     *,
     force: bool = False,
 ) -> FlattenSummary:
-    """Writes the five tables of `date` from its answers and submissions.
+    """Writes the five tables of `date` from its responses and submissions.
 
     Writes nothing if they are up to date and readable, unless `force` is set.
 
@@ -117,7 +117,7 @@ def flatten_partition(
         for writer in writers.values():
             writer.add_metadata({_SUMMARY_KEY: msgspec.json.encode(summary).decode()})
         if [lake.version(table, date) for table in _INPUTS] != versions:
-            raise KycError(f"the answers of {date} were replaced while they were read: materialize again")
+            raise KycError(f"the responses of {date} were replaced while they were read: materialize again")
     # Otherwise the freed memory that Arrow keeps would grow with each day of a run.
     pa.default_memory_pool().release_unused()
     return summary
@@ -140,7 +140,7 @@ def _summary_of_current(lake: Lake, date: str, metadata: Mapping[str, str]) -> F
 
 
 class _Flattener:
-    """Flattens batches: most answers by the fast path, the rest by the exact one."""
+    """Flattens batches: most responses by the fast path, the rest by the exact one."""
 
     def __init__(self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str]) -> None:
         self.drift = DriftCounter()
@@ -148,7 +148,7 @@ class _Flattener:
         self._records = RecordFlattener(pseudonymizer, clear_tags, self.drift)
 
     def fast_rows(self, batch: "_Batch") -> "_Flattened":
-        """The rows of the answers that the fast path takes. Thread-safe."""
+        """The rows of the responses that the fast path takes. Thread-safe."""
         block = select(batch.ids, batch.texts, batch.sent)
         is_left = np.ones(len(batch.texts), dtype=np.bool_)
         is_left[block["position"].to_numpy()] = False
@@ -188,7 +188,7 @@ class _Flattener:
 
 
 def _in_order(rows: pa.Table, ids: Column) -> pa.Table:
-    """`rows` in the order of `ids`; the rows of one answer keep their order."""
+    """`rows` in the order of `ids`; the rows of one response keep their order."""
     places: Column = pc.index_in(rows["submission_id"], value_set=ids)
     order: Column = pa.array(np.argsort(np.asarray(places), kind="stable"))
     return rows.take(order)
@@ -196,7 +196,7 @@ def _in_order(rows: pa.Table, ids: Column) -> pa.Table:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Completed answers, with what was sent for each."""
+    """Completed responses, with what was sent for each."""
 
     responses: int
     ids: Column
@@ -206,7 +206,7 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Flattened:
-    """The rows of a batch, without the answers at the positions `left`."""
+    """The rows of a batch, without the responses at the positions `left`."""
 
     batch: _Batch
     left: Whole
@@ -229,9 +229,9 @@ def _batches(lake: Lake, date: str) -> Generator[_Batch, None, None]:
 
 
 def _batch_rows(rows: int, size: int) -> int:
-    """Rows of each batch of a day with `rows` rows and `size` bytes of answers.
+    """Rows of each batch of a day with `rows` rows and `size` bytes of responses.
 
-    Batches are of equal size, and each worker gets the same number: none does the last one alone.
+    Batches are of equal size, and each worker gets the same number of them.
     """
     rounds = math.ceil(max(1, rows / BATCH_ROWS, size / BATCH_BYTES) / WORKERS)
     return math.ceil(max(1, rows) / (WORKERS * rounds))
@@ -251,7 +251,7 @@ def _map_in_order(
 
 
 class _Submissions:
-    """The day's submissions, read forward along with the answers."""
+    """The day's submissions, read forward along with the responses."""
 
     def __init__(self, lake: Lake, date: str, size: int) -> None:
         self._batches = _sorted_batches(lake, SUBMISSIONS, date, _SENT_COLUMNS, size)
@@ -265,7 +265,7 @@ class _Submissions:
             self._ahead = None
             if batch is None:
                 break
-            if not found and batch["submission_id"].equals(ids):  # usual: every submission has an answer
+            if not found and batch["submission_id"].equals(ids):  # usual: every submission has a response
                 return pa.Table.from_batches([batch]).drop_columns("submission_id")
             found.append(batch.filter(pc.is_in(batch["submission_id"], value_set=ids)))
             if pc.greater(batch["submission_id"][-1], ids[-1]).as_py():
@@ -333,6 +333,6 @@ def _sorted_batches(
 
 
 def source_of(lake: Lake, date: str) -> str:
-    """SHA-256 (hex) of the partition's answers and submissions: the footers' `source`."""
+    """SHA-256 (hex) of the partition's responses and submissions: the footers' `source`."""
     parts = (lake.sha256(table, date) for table in _INPUTS)
     return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""The exact path: one answer at a time, for every answer that meets the hard contract.
+"""The exact path: one response at a time, for every response that meets the hard contract.
 
 It reads JSON exactly (number literals, repeated keys, any depth) and defines the content of the tables. The
-fast path (`blocks.py`) must give the same rows for the answers that it takes.
+fast path (`blocks.py`) must give the same rows for the responses that it takes.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -36,14 +36,14 @@ from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, TECHNICAL_CHECKS, Anomaly
 
 FACTS: Final = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES)
-"""The tables with rows per answer; `contract_drift` has rows per partition."""
+"""The tables with rows per response; `contract_drift` has rows per partition."""
 SECOND_TECHNICAL_CHECKS: Final = "result.technicalChecks"
 """The group of checks directly under `result` if they differ from those under `modelResults`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What was sent for one submission, to compare with its answer's echo."""
+    """What was sent for one submission, to compare with its response's echo."""
 
     id_sha256: str
     id_size: int
@@ -110,7 +110,7 @@ class _Members:
         return integer(self.get(name, *aliases))
 
     def epoch(self, name: str, *aliases: str) -> int | None:
-        """An epoch time stamp in microseconds."""
+        """An epoch timestamp in microseconds."""
         moment, anomaly = epoch_microseconds(self.get(name, *aliases))
         if anomaly is not None:
             self._odd.add(anomaly)
@@ -146,7 +146,7 @@ _OF_FILE: Final = _readers(VERIFICATION_FILES, "result.files[]")
 
 
 class RecordFlattener:
-    """Turns answers into rows, one by one in the order of their submissions."""
+    """Turns responses into rows, one by one in the order of their submissions."""
 
     def __init__(
         self, pseudonymizer: Pseudonymizer, clear_tags: Collection[str], drift: DriftCounter
@@ -156,9 +156,9 @@ class RecordFlattener:
         self._drift = drift
 
     def add(self, rows: Rows, submission_id: str, received: Received, sent: Sent | None) -> None:
-        """Appends the rows of one answer; `sent` is None if no accepted submission has its id."""
-        odd = set(self._survey(received.answer, submission_id, sent))
-        result = _Members(_Members(received.answer, odd).get("result"), odd)
+        """Appends the rows of one response; `sent` is None if no accepted submission has its id."""
+        odd = set(self._survey(received.parsed, submission_id, sent))
+        result = _Members(_Members(received.parsed, odd).get("result"), odd)
         key = {"verification_id": received.verification_id, "submission_id": submission_id}
         check_count = 0
         for group, index, check in _checks(result, odd):
@@ -194,13 +194,13 @@ class RecordFlattener:
             },
         )
 
-    def _survey(self, answer: Json, submission_id: str, sent: Sent | None) -> Iterator[Anomaly]:
+    def _survey(self, response: Json, submission_id: str, sent: Sent | None) -> Iterator[Anomaly]:
         personal = {
             value.lower()
             for name, value in (sent.tags if sent else {}).items()
             if name not in self._clear_tags
         }
-        for path, kind in survey(answer, personal):
+        for path, kind in survey(response, personal):
             self._drift.add(path, kind, submission_id)
             yield Anomaly[kind.name]
 
@@ -218,7 +218,7 @@ def _read(members: _Members, readers: list[tuple[str, _Read, tuple[str, ...]]]) 
 
 
 def _iso_offset_seconds(verification: dict[str, Any], odd: set[Anomaly]) -> float | None:
-    """The ISO text, read as UTC, minus the epoch time stamp."""
+    """The ISO text, read as UTC, minus the epoch timestamp."""
     text, verified_at = verification["timestamp_iso"], verification["verified_at"]
     iso_moment = iso_microseconds(text) if text else None
     if text and iso_moment is None:
@@ -261,7 +261,7 @@ def _check(check: _Members, odd: set[Anomaly]) -> dict[str, Any]:
 def _tags(tags: Json, odd: set[Anomaly]) -> Iterator[tuple[str, str | None]]:
     """Every tag's name and value: a non-text value as JSON text, None for null or an absent value.
 
-    Answers have a list of `{name, value}`; an object, the form of requests, is read too.
+    Responses have a list of `{name, value}`; an object, as in requests, is read too.
     """
     pairs: list[tuple[Json, Json]] = []
     if isinstance(tags, Object):

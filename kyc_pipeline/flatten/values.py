@@ -1,7 +1,7 @@
-"""An answer's values as columns hold them: NULL unless they have the column's type.
+"""A response's values as columns hold them: NULL unless they have the column's type.
 
-Nothing is converted: a text never becomes a number, nor 97 a confidence of 0.97. The only exception is a time
-stamp in milliseconds (`epoch_microseconds`).
+Nothing is converted: a text never becomes a number, nor 97 a confidence of 0.97. The only exception is a
+timestamp in milliseconds (`epoch_microseconds`).
 """
 
 import math
@@ -52,7 +52,7 @@ def confidence(value: Json) -> tuple[float | None, Anomaly | None]:
 
 
 def epoch_microseconds(value: Json) -> tuple[int | None, Anomaly | None]:
-    """Microseconds since 1970 of an epoch time stamp, rounded; None if it is no number.
+    """Microseconds since 1970 of an epoch timestamp, rounded; None if it is no number.
 
     Below `SECONDS_BELOW` in magnitude it is in seconds; up to 1000 times that, in milliseconds, with an
     anomaly; beyond, None with an anomaly.

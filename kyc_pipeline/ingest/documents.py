@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from kyc_pipeline.documents import DocumentFolder, DocumentProblem
+from kyc_pipeline.document_folder import DocumentFolder, DocumentProblem
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.images import PILLOW_FORMATS, image_problem
 from kyc_pipeline.media_types import HEAD_BYTES, media_type

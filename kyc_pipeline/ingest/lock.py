@@ -17,7 +17,7 @@ LOCK_KEY: Final = "ingest"
 LOCK_SECONDS: Final = 900
 _POLL_SECONDS: Final = 0.2
 _SILENT_SECONDS: Final = 10.0
-"""A longer wait is announced."""
+"""A longer wait is logged."""
 _logger = logging.getLogger(__name__)
 
 

@@ -127,7 +127,7 @@ def manifest_identity(landing: Path, date: str) -> str:
 
 
 def is_ingested(landing: Path, lake: Lake, date: str, planned: Lake | None = None) -> bool:
-    """Whether the day's `submissions` were made from its current manifests and hold, as :mod:`state` says.
+    """Whether the day's `submissions` were made from its current manifests and still hold; see :mod:`state`.
 
     Days in `planned` take precedence over those in `lake`. False if the manifests cannot be read: the day's
     ingest reports why.

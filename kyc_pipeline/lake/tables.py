@@ -84,7 +84,7 @@ _VERIFICATION_ID = Column(
     "verification_id", INT64, "DeepXL's verification id.", made_from=("result.verificationId",)
 )
 _SUBMISSION_ID = Column("submission_id", STRING, "Submission id, unique forever.")
-_ANSWERED_ID = replace(_SUBMISSION_ID, made_from=("verification_responses.submission_id",))
+_RESPONSE_ID = replace(_SUBMISSION_ID, made_from=("verification_responses.submission_id",))
 _CHECKS: Final = "result.modelResults.*", "result.technicalChecks"
 
 
@@ -104,7 +104,12 @@ SUBMISSIONS = Table(
     "Submissions accepted from the manifests. Each is verified once.",
     (
         _SUBMISSION_ID,
-        Column("submitted_at", TIMESTAMP, "Time of the submission, from the manifest.", nullable=True),
+        Column(
+            "submitted_at",
+            TIMESTAMP,
+            "Time of the submission, from the manifest (UTC); NULL if it has none.",
+            nullable=True,
+        ),
         Column("id_file", STRING, "Path of the ID document in the documents folder.", personal=True),
         Column("selfie_file", STRING, "Path of the selfie in the documents folder.", personal=True),
         Column("id_sha256", STRING, "SHA-256 (hex) of the ID document's bytes.", personal=True),
@@ -152,7 +157,10 @@ VERIFICATION_RESPONSES = Table(
         Column("requested_at", TIMESTAMP, "When the last call started.", nullable=True),
         Column("responded_at", TIMESTAMP, "When its response was complete.", nullable=True),
         Column(
-            "latency_ms", DOUBLE, "Time from start to complete response, on a monotonic clock.", nullable=True
+            "latency_ms",
+            DOUBLE,
+            "Milliseconds from the start of the last call to its complete response, on a monotonic clock.",
+            nullable=True,
         ),
         Column(
             "response",
@@ -180,11 +188,11 @@ VERIFICATIONS = Table(
     "One row per completed verification.",
     (
         _VERIFICATION_ID,
-        _ANSWERED_ID,
+        _RESPONSE_ID,
         Column("verified", BOOL, "DeepXL's decision.", made_from=("result.verified",)),
         _optional("model", STRING, "Model name from the response.", "result.model"),
         _optional("model_version", STRING, "Model version, if the response has one.", "result.modelVersion"),
-        _optional("verified_at", TIMESTAMP, "Epoch timestamp from the response.", "result.timestamp"),
+        _optional("verified_at", TIMESTAMP, "Epoch timestamp from the response (UTC).", "result.timestamp"),
         _optional(
             "timestamp_iso",
             STRING,
@@ -194,7 +202,7 @@ VERIFICATIONS = Table(
         _optional(
             "iso_offset_seconds",
             DOUBLE,
-            "`timestamp_iso` read as UTC, minus `verified_at`: a data-quality figure.",
+            "`timestamp_iso`, read as UTC, minus `verified_at`, in seconds: a data-quality figure.",
             "result.timestamp",
             "result.timestampISO",
         ),
@@ -226,7 +234,7 @@ VERIFICATIONS = Table(
         Column(
             "anomalies",
             STRING_LIST,
-            "How this response differs from the contract or from what was sent.",
+            "Codes of the response's differences from the contract and from what was sent.",
             made_from=(
                 "result",
                 "submissions.id_size",
@@ -244,12 +252,17 @@ MODEL_CHECKS = Table(
     "One row per check under `modelResults`.",
     (
         _VERIFICATION_ID,
-        _ANSWERED_ID,
+        _RESPONSE_ID,
         Column(
             "check_group", STRING, "Key under `modelResults`, such as `technicalChecks`.", made_from=_CHECKS
         ),
         Column("check_index", INT32, "Position in the group, from 0.", made_from=_CHECKS),
-        _optional("type", STRING, "Check type as received (`type`, else `checkType`).", *_checks("type")),
+        _optional(
+            "type",
+            STRING,
+            "Check type as received (`type`, else `checkType`); NULL if the response has none.",
+            *_checks("type"),
+        ),
         _optional("status", STRING, "Status as received.", *_checks("status")),
         Column(
             "normalized_status",
@@ -279,12 +292,17 @@ MODEL_CHECKS = Table(
 VERIFICATION_TAGS = Table(
     "verification_tags",
     Zone.CURATED,
-    "One row per tag of the response; only tags that analysts may see have a value.",
+    "One row per tag of a response; only tags that analysts may see have a value.",
     (
         _VERIFICATION_ID,
-        _ANSWERED_ID,
+        _RESPONSE_ID,
         Column("name", STRING, "Tag name.", made_from=("result.tags[].name",)),
-        _optional("value", STRING, "Tag value, only for `KYC_CLEAR_TAGS`.", "result.tags[].value"),
+        _optional(
+            "value",
+            STRING,
+            "Tag value, only for names in `KYC_CLEAR_TAGS`; otherwise NULL.",
+            "result.tags[].value",
+        ),
         _optional(
             "pseudonym",
             STRING,
@@ -297,15 +315,18 @@ VERIFICATION_TAGS = Table(
 VERIFICATION_FILES = Table(
     "verification_files",
     Zone.CURATED,
-    "One row per file of the response, without file name and URL.",
+    "One row per file of a response, without file name and URL.",
     (
         _VERIFICATION_ID,
-        _ANSWERED_ID,
+        _RESPONSE_ID,
         _optional("category", STRING, "`id`, `face` or as received.", "result.files[].category"),
         _optional("content_type", STRING, "Media type as received.", "result.files[].contentType"),
         _optional("file_size", INT64, "Size in bytes, as received.", "result.files[].fileSize"),
         _optional(
-            "uploaded_at", TIMESTAMP, "Epoch timestamp of the file, as received.", "result.files[].timestamp"
+            "uploaded_at",
+            TIMESTAMP,
+            "Epoch timestamp of the file, as received (UTC).",
+            "result.files[].timestamp",
         ),
     ),
 )
@@ -322,8 +343,13 @@ CONTRACT_DRIFT = Table(
             "look like a field name.",
             made_from=("result",),
         ),
-        Column("kind", STRING, "Kind of difference.", made_from=("result",)),
-        Column("occurrences", INT64, "Number of occurrences.", made_from=("result",)),
+        Column(
+            "kind",
+            STRING,
+            "Kind of difference, such as unknown_field, unknown_type or unknown_status.",
+            made_from=("result",),
+        ),
+        Column("occurrences", INT64, "Number of occurrences on the day.", made_from=("result",)),
         Column(
             "example_submission_id",
             STRING,

@@ -5,13 +5,13 @@
 * `completed` is final. `refused` and `quarantined` are never claimed again unless an operator reopens them.
 * `failed` (surely not processed) may be claimed again; `turned_away` after a look-up that found no record.
   Both take the submission's current date and content; one that may have been processed keeps its own.
-* `uncertain` is claimed again only after such a look-up, and if an operator allows it, or the policy does:
-  the policy counts once for each submission, as long as no more than one of its calls is in doubt.
-* While an earlier call is in doubt, only a sound answer or an adopted record settles a submission.
+* `uncertain` is claimed again only after such a look-up, and only if an operator or the policy allows it. The
+  policy counts once for each submission, and only while at most one of its calls is in doubt.
+* While an earlier call is in doubt, only a sound response or an adopted record settles a submission.
 * The result of a call is always recorded, even if the lease was lost: the call was made. A submission shows
-  one response. If there is another (a second call, or a call whose record a look-up had already adopted), the
-  history of attempts keeps it.
-* `commit` is idempotent, since a lost connection leaves it open whether the last commit took place.
+  one response. If there is another (from a second call, or from a call whose record a look-up had already
+  adopted), the history of attempts keeps it.
+* `commit` is idempotent: after a lost connection, nobody knows whether the last commit took place.
 * Each commit checks itself, in production too: a result needs a claim, a claim needs a submission that may be
   sent, every change finds its row, and the ledger is not older than the last commit. The writer commits what
   is sound and ends the run.
@@ -57,8 +57,8 @@ from kyc_pipeline.ledger.schema import attempts, decisions, submissions
 from kyc_pipeline.ledger.times import now, to_microseconds
 
 POLICY: Final = "DEEPXL_UNCERTAIN=retry"
-"""Who decided, where it was no operator."""
-_ANSWERS: Final = frozenset({State.COMPLETED, State.QUARANTINED})
+"""Who decided, if no operator did."""
+_WITH_RESPONSE: Final = frozenset({State.COMPLETED, State.QUARANTINED})
 _CLAIMABLE: Final = (State.FAILED, State.TURNED_AWAY, State.UNCERTAIN)
 _NOT_COUNTED: Final = -1
 """The row count of a driver that does not count what an INSERT inserts; such a statement fails by itself."""
@@ -265,8 +265,8 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
 
 
 def _completed(connection: Connection, results: Sequence[Result]) -> set[str]:
-    """The submissions that have a response already, so that another one is a second. Locks their rows."""
-    ids = [result.claim.submission_id for result in results if result.state in _ANSWERS]
+    """The submissions that already have a response. Locks their rows."""
+    ids = [result.claim.submission_id for result in results if result.state in _WITH_RESPONSE]
     query = (
         select(submissions.c.submission_id)
         .where(submissions.c.submission_id.in_(ids), submissions.c.state == State.COMPLETED)
@@ -277,14 +277,14 @@ def _completed(connection: Connection, results: Sequence[Result]) -> set[str]:
 
 
 def _history(result: Result, completed: set[str]) -> dict[str, str | None]:
-    """What an attempt keeps of its result: texts that the submission does not show, or not for ever.
+    """What an attempt keeps of its result: texts that the submission does not show, or may lose.
 
     Adds the submission to `completed` if the result completes it.
     """
     is_second = result.claim.submission_id in completed
     if result.state is State.COMPLETED:
         completed.add(result.claim.submission_id)
-    if is_second and result.state in _ANSWERS:
+    if is_second and result.state in _WITH_RESPONSE:
         error = f"{_SECOND}; {result.error}" if result.error else _SECOND
         return {"error": error, "body": result.response}
     # A sound response of another call replaces a quarantined one.
@@ -293,7 +293,7 @@ def _history(result: Result, completed: set[str]) -> dict[str, str | None]:
 
 
 def _check_claimed(connection: Connection, results: Sequence[Result]) -> None:
-    """Some attempts had ended before, as in a repeated commit; but each must have begun."""
+    """Checks that each attempt has begun; in a repeated commit some have ended already."""
     query = select(attempts.c.token).where(
         attempts.c.submission_id.in_([result.claim.submission_id for result in results])
     )
@@ -423,7 +423,7 @@ def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) 
                 run_id=lease.run_id,
                 started_at=time,
                 ended_at=time,
-                result=AttemptResult.ANSWERED if each.response else AttemptResult.MAYBE_PROCESSED,
+                result=AttemptResult.RESPONDED if each.response else AttemptResult.MAYBE_PROCESSED,
                 http_status=each.http_status,
                 billable=1,
                 error=each.error,
@@ -433,7 +433,7 @@ def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) 
 
 _newest: Final = attempts.alias("newest")
 _others: Final = attempts.alias("others")
-# What was turned away did cost something after all, unless another call of the submission already counts.
+# A turned-away call may have been billed after all; count it unless another call of the submission counts.
 _BILL_NEWEST: Final = (
     update(attempts)
     .where(

@@ -42,7 +42,7 @@ _DURABLE: Final = (
     "SELECT set_config('synchronous_commit', 'on', false) "
     "WHERE current_setting('synchronous_commit') <> 'remote_apply'"
 )
-"""Whatever the server, the database or the role defaults to."""
+"""Overrides the default of the server, the database or the role."""
 
 
 class LedgerError(KycError):
@@ -54,11 +54,11 @@ class ChangeRefused(LedgerError):
 
 
 class InvariantBroken(ChangeRefused):
-    """A change that must not be possible: the ledger or this code is wrong. The run ends."""
+    """A change that should be impossible: the ledger or this code is wrong. The run ends."""
 
 
 class WrongLedger(LedgerError):
-    """This is not the ledger that it has to be: nothing may be sent, and trying again does not help."""
+    """This is not the right ledger: nothing may be sent, and trying again does not help."""
 
 
 class Ledger:
@@ -311,7 +311,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _migrate(engine: Engine) -> None:
-    """Upgrades the schema to the newest revision, in one transaction; one process at a time."""
+    """Upgrades the schema to the newest revision in one transaction, one process at a time."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})

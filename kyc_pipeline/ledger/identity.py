@@ -1,8 +1,8 @@
-"""Whether a ledger and a lake belong together. A ledger that is not the one it was would pay for all again.
+"""Whether a ledger and a lake belong together: with the wrong ledger, everything would be paid for again.
 
 Each has an id and knows the other's. The ledger's `generation` counts its commits and never runs backwards: a
 process remembers the last one that it wrote, and the lake one that is a few seconds old. So an older copy of
-a ledger is recognised, in the middle of a run too, whichever way it took the ledger's place.
+a ledger is recognised, even in the middle of a run, however it took the ledger's place.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.vocabulary import Outcome
 
 _NOTE_SECONDS: Final = 5.0
-"""The lake is told of a run's commits this often."""
+"""Interval at which a run writes the ledger's generation into the lake."""
 _RESTORE: Final = "restore it with `kyc-pipeline ledger restore`"
 
 
@@ -119,9 +119,9 @@ def unknown_outcomes(lake: Lake, ledger: Ledger, date: str) -> list[str]:
 
 
 def bind(lake: Lake, ledger: Ledger) -> Identity:
-    """Before a run's first claim: checks the ledger's health and that it is this lake's ledger.
+    """Before a run's first claim, checks that the ledger is healthy and is this lake's.
 
-    At their first use it makes them known to each other. Raises :class:`WrongLedger`.
+    On first use it gives each the other's id. Raises :class:`WrongLedger`.
     """
     check_bond(lake, ledger)
     if not ledger.generation:  # once for each object: it reads the whole file
@@ -208,7 +208,7 @@ def check_health(ledger: Ledger) -> None:
 
 
 class LakeNote:
-    """Tells the lake of a run's commits, every few seconds. Call it after each commit."""
+    """Writes the ledger's generation into the lake every few seconds. Call it after each commit."""
 
     def __init__(self, lake: Lake, ledger: Ledger) -> None:
         self._lake = lake
@@ -223,7 +223,7 @@ class LakeNote:
 
     def write(self) -> None:
         """Writes it now."""
-        # Whatever fails in whichever store makes the next check weaker, never wrong; the calls go on.
+        # A failure of either store makes the next check weaker, never wrong; the calls go on.
         with contextlib.suppress(Exception):
             note_generation(self._lake, self._ledger.generation)
 

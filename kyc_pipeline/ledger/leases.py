@@ -1,11 +1,11 @@
 """Leases: the exclusive right to verify, ingest or erase a partition.
 
 A lease is taken over only if its holder has certainly ended, or if it has expired and nothing shows that the
-holder still exists. A process that is stopped (SIGSTOP) exists: it keeps its lease. Whoever shares a boot
-clock with the holder goes by that clock, so a wall clock that was wrong or was set does not matter. Others go
-by the wall clock, but never wait longer than a lease lasts.
+holder still exists. A stopped process (SIGSTOP) exists: it keeps its lease. A process that shares a boot
+clock with the holder uses that clock, so a wrong or changed wall clock does not matter. Others use the wall
+clock, but never wait longer than a lease lasts.
 
-A holder that was suspended learns of a takeover before it sends: see :meth:`HeldLease.confirm`.
+A suspended holder learns of a takeover before it sends: see :meth:`HeldLease.confirm`.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from kyc_pipeline.ledger.times import now
 
 _MARGIN: Final = 0.1
 """The last part of a lease, which counts as expired: sending takes a moment too."""
-_INTERRUPTED: Final = "the run that sent it ended before the answer was recorded"
+_INTERRUPTED: Final = "the run that sent it ended before the response was recorded"
 
 
 class PartitionBusy(KycError):
@@ -45,7 +45,7 @@ class HeldLease:
     ledger: Ledger
     lease: Lease
     _sure_until: tuple[int, int] = field(repr=False)
-    """By this machine's wall clock and boot clock, from before the lease was last renewed."""
+    """By this machine's wall clock and boot clock, read before the last renewal."""
     on_loss: Callable[[], None] = lambda: None
     """Called as soon as it is known that another run has taken the lease; perhaps more than once."""
 
@@ -69,15 +69,15 @@ class HeldLease:
         if not self.renew():
             raise LeaseLost(
                 f"partition {self.lease.partition_date} was taken over by another run: "
-                "every answer is in the ledger; run the partition again when that run has ended"
+                "every response is in the ledger; run the partition again when that run has ended"
             )
 
     @property
     def is_sure(self) -> bool:
         """Whether nobody can have taken the lease, by this machine's clocks alone.
 
-        They decide for SQLite, whose users are all on this machine. They cannot for PostgreSQL: the clocks of
-        a paused virtual machine may not count the pause.
+        They suffice for SQLite, whose users are all on this machine, but not for PostgreSQL: the clocks of a
+        paused virtual machine may not count the pause.
         """
         clock = self.ledger.clock
         wall, boot = self._sure_until
@@ -150,7 +150,7 @@ def acquire_lease(ledger: Ledger, partition_date: str, run_id: str) -> Lease:
 
 
 def _take(ledger: Ledger, connection: Connection, lease: Lease) -> str | None:
-    """Takes the lease; returns why not if another run has it."""
+    """Takes the lease; if another run has it, returns the refusal."""
     me = ProcessIdentity.current()
     values: dict[str, Any] = {
         "token": lease.token,
@@ -174,7 +174,7 @@ def _take(ledger: Ledger, connection: Connection, lease: Lease) -> str | None:
     holder = ProcessIdentity(row.machine, row.host, row.pid, row.pid_started)
     life = holder.life()
     left = _left(ledger, connection, row, holder, me)
-    # This process is not stopped: a lease that it did not renew is of a block that has ended.
+    # This process runs, so a lease of its own that was not renewed belongs to a block that has ended.
     is_visible = life in (Life.RUNNING, Life.STOPPED) and holder != me
     if life is Life.DEAD or (left <= 0 and not is_visible):
         connection.execute(update(leases).where(of_partition).values(**values))

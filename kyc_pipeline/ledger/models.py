@@ -20,8 +20,8 @@ class State(StrEnum):
     UNCERTAIN = "uncertain"
     FAILED = "failed"
     TURNED_AWAY = "turned_away"
-    """Answered, with the whole request out, by a status that asks for it again (429, 503) or denies access
-    (401 to 405): not processed as far as we know, so look it up before it is sent again."""
+    """The response to the whole request asks for it again (429, 503) or denies access (401 to 405): it was
+    not processed as far as we know, so look it up before sending it again."""
 
 
 class Decision(StrEnum):
@@ -38,7 +38,8 @@ class Decision(StrEnum):
 class AttemptResult(StrEnum):
     """The result of one call."""
 
-    ANSWERED = "answered"
+    RESPONDED = "answered"
+    """There is a sound response. The stored value keeps the former name."""
     REFUSED = "refused"
     CONTRACT_BROKEN = "contract_broken"
     NOT_PROCESSED = "not_processed"
@@ -96,7 +97,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """A record that a look-up found for a submission without a sound answer."""
+    """A record that a look-up found for a submission without a sound response."""
 
     submission_id: str
     partition_date: str
@@ -111,7 +112,7 @@ class Adoption:
 class Discovery:
     """A record that a look-up found for a submission that the ledger does not know, or knows as failed.
 
-    With a `response` it counts as the answer; without one the submission is held, and `error` says why.
+    A `response` counts as DeepXL's; without one the submission is held, and `error` says why.
     """
 
     submission_id: str
@@ -124,8 +125,11 @@ class Discovery:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What became clear after a call was recorded: a turned-away submission is `uncertain` (a look-up could
-    not tell) or `refused` (other submissions were answered), or why an uncertain one is held."""
+    """What became clear after a call was recorded.
+
+    A turned-away submission is `uncertain` (a look-up could not tell) or `refused` (others succeeded); or the
+    reason why an uncertain one is held.
+    """
 
     submission_id: str
     partition_date: str

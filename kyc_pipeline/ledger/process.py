@@ -2,8 +2,8 @@
 
 Process ids are reused, so the start time is part of the identity. A process is visible only within the same
 boot of the same machine and the same pid namespace (containers on one host reuse process ids), and its start
-time is comparable only within the same time namespace. Nothing is known of any other process: its lease has
-to expire.
+time is comparable only within the same time namespace. About any other process nothing is known: its lease
+must expire.
 """
 
 import os

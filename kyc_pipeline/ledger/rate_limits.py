@@ -1,7 +1,7 @@
 """Rate limits that all runs on this ledger share.
 
-Their times are of the ledger's wall clock, which may have been wrong when they were written. So a time that
-is further ahead than it can be counts as the furthest possible.
+Times are by the ledger's wall clock, which may have been wrong when they were written. So a time that is too
+far ahead counts as the furthest possible.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ class RateLimit:
     arrival: int
     """GCRA's theoretical arrival time; initially 0."""
     paused_until: int
-    """Nobody has a permit before; initially 0."""
+    """Nobody gets a permit before this time; initially 0."""
     now: int
 
 

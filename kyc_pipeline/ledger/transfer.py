@@ -49,7 +49,7 @@ def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
     check_health(target)
     with source.write() as connection:
         _check_idle(source, connection)
-        # From here on no run can claim. A change by another command makes the digests differ.
+        # Now no run can claim. A change by another command makes the digests differ.
         connection.execute(update(identity).values(moved_to=target.name))
     try:
         rows = _copy(source, target)
@@ -107,7 +107,7 @@ def copy_backup(lake: Lake, backup: Ledger, ledger: Ledger) -> dict[str, int]:
 
 
 def complete_from_lake(lake: Lake, ledger: Ledger) -> int:
-    """Adds what the lake shows and the ledger does not know; returns how many submissions."""
+    """Adds the outcomes that only the lake knows; returns how many submissions it added."""
     return sum(
         _complete(ledger, date, batch)
         for date in lake.dates(VERIFICATION_RESPONSES)
@@ -118,7 +118,7 @@ def complete_from_lake(lake: Lake, ledger: Ledger) -> int:
 def declare_restored(lake: Lake, ledger: Ledger) -> None:
     """Makes the ledger the lake's. Runs look up what they would send on any day up to now.
 
-    It gets a new id, so that the ledger in whose place it comes is not used again by mistake.
+    It gets a new id, so that the ledger that it replaces is not used again by mistake.
     """
     check_health(ledger)
     check_outcomes(lake, ledger, lake.dates(VERIFICATION_RESPONSES))
@@ -198,7 +198,7 @@ def _copy(source: Ledger, target: Ledger) -> dict[str, int]:
             rows = reading.execution_options(yield_per=_ROWS).execute(select(table))
             for part in rows.partitions():
                 writing.execute(insert(table), [dict(row._mapping) for row in part])
-        if target.file is None:  # its sequence knows nothing of ids that were copied
+        if target.file is None:  # copying ids does not advance PostgreSQL's sequence
             writing.execute(
                 text(
                     "SELECT setval(pg_get_serial_sequence('decisions', 'id'), "
@@ -209,7 +209,7 @@ def _copy(source: Ledger, target: Ledger) -> dict[str, int]:
         if before != after:
             wrong = ", ".join(name for name in before if before[name] != after[name])
             raise KycError(f"the copy differs in {wrong}: nothing was copied")
-    # What another command changed while it was copied.
+    # Another command may have changed the source meanwhile.
     with source.read() as reading:
         if _digests(reading) != before:
             _clear(target)

@@ -94,5 +94,5 @@ def post(webhook: SecretStr, body: Mapping[str, object], *, pause_seconds: float
             continue
         if response.is_success:
             return
-        problem = f"it answered {response.status_code}"
+        problem = f"it responded with {response.status_code}"
     raise KycError(f"KYC_ALERT_WEBHOOK cannot be used: {problem}, {ATTEMPTS} times")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.orchestration.automation import PUBLISH_WHEN_NEW
 
 ROOT: Final = Path(__file__).resolve().parents[2]

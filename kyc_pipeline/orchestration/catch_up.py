@@ -56,8 +56,8 @@ class Due:
 def due_days(pipeline: Pipeline, *, until: date) -> Due:
     """The days up to `until` that need a run.
 
-    A day that an operator's decision concerns is due whatever its age, and even if its manifests were
-    archived. Of the others, only days with manifests within `KYC_CATCH_UP_DAYS`.
+    A day with an operator's decision is due whatever its age, and even if its manifests were archived. Other
+    days are due only if they have manifests and are within `KYC_CATCH_UP_DAYS`.
 
     Raises :class:`UsageError` if the landing zone is missing, or empty though the lake was made from it.
     """
@@ -117,13 +117,13 @@ def _needs_run(landing: Path, lake: Lake, day: str) -> bool:
     if not is_ingested(landing, lake, day):
         return True
     try:
-        answers = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
+        responses = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
         state = lake.metadata(VERIFICATION_RESPONSES, day).get(STATE_KEY)
         return (
             # A run was killed while it made calls, or is still making them.
             state != ResponsesState.COMPLETE
-            or not INCOMPLETE.isdisjoint(pc.unique(answers["outcome"]).to_pylist())
-            or not answers["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
+            or not INCOMPLETE.isdisjoint(pc.unique(responses["outcome"]).to_pylist())
+            or not responses["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
             or lake.metadata(VERIFICATIONS, day).get("source") != source_of(lake, day)
         )
     except KycError:

@@ -26,8 +26,8 @@ verify_and_publish = dg.define_asset_job(
 flatten_and_publish = dg.define_asset_job(
     "flatten_and_publish",
     selection=dg.AssetSelection.groups("flatten", "analyze"),
-    description="Rebuild the curated tables from the stored answers, and publish. Makes no call and costs "
-    "nothing. For use after an upgrade that changes how answers are read.",
+    description="Rebuild the curated tables from the stored responses, and publish. Makes no call and costs "
+    "nothing. For use after an upgrade that changes how responses are read.",
 )
 
 

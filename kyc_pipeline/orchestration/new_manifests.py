@@ -1,8 +1,8 @@
-"""Which days the sensor `new_manifests` requests: each that is not ingested, until it is.
+"""Which days the sensor `new_manifests` requests: each day until its manifests are ingested.
 
 A day waits until two consecutive ticks see the same files, so that no manifest is read while it is being
-written, and until no other run works on it. After a run that failed, it is requested again, less and less
-often. So no delivery is forgotten, whatever the run did that it met.
+written, and until no other run works on it. After a failed run it is requested again, less and less often. So
+no delivery is forgotten, whatever its run did.
 """
 
 import functools
@@ -28,7 +28,7 @@ from kyc_pipeline.orchestration.resources import Pipeline
 DIGITS = 16
 """Hex digits of a SHA-256 in the cursor: enough to detect a change."""
 ASK_AGAIN_SECONDS = 60
-"""Until a run is requested again for a day that is still not ingested; each time, the wait doubles."""
+"""Wait before the next request for a day that is still not ingested; it doubles each time."""
 ASK_AGAIN_MAX_SECONDS = 86_400
 PARTITION, BACKFILL = "dagster/partition", "dagster/backfill"
 QUEUED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
@@ -36,7 +36,7 @@ STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.Dagster
 
 
 class Seen(NamedTuple):
-    """What the sensor knows of a day: its files, and the requests that were made for this state of things."""
+    """What the sensor knows of a day: its files, and the requests made for its present state."""
 
     signature: str = ""
     """First digits of the signature of the manifests."""
@@ -71,7 +71,7 @@ class Seen(NamedTuple):
         return f"{day}:{self.identity}:{self.state}{again}"
 
     def shortened(self) -> list[Any]:
-        """As a list, without fields that have nothing to say."""
+        """As a list, without fields that are empty."""
         return list(self if self.requests else self[:2])
 
 

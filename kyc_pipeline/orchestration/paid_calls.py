@@ -34,7 +34,7 @@ class CallControls:
     budget: CallBudget | None = None
     """The budget that all runs share; by default, each run has its own."""
     look_up_first: bool = False
-    """Adopts what DeepXL's history has before anything is sent."""
+    """Adopts the records in DeepXL's history before anything is sent."""
     timing: "Timing | None" = None
     """The engine's waiting times; tests shorten them."""
     run_ids: list[str] = field(default_factory=list)

@@ -44,7 +44,7 @@ class DayResult:
     metadata: Mapping[str, Metadata]
     checks: Sequence[CheckResult] = ()
     up_to_date: bool = False
-    """Whether nothing had changed since the day was last worked on, so that nothing was written."""
+    """Whether nothing had changed since the day's last run, so that nothing was written."""
 
 
 def work_through(
@@ -52,7 +52,7 @@ def work_through(
     work: Callable[[str], DayResult],
     is_outdated: Callable[[str], bool] = lambda day: False,
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    """Calls `work` with each day of the run, and once more with those that `is_outdated` by then.
+    """Calls `work` for each day of the run, then once more for days that have become outdated.
 
     Yields the step's results.
     A :class:`KycError` fails its day only; any other error also skips the remaining days. If a day failed, so

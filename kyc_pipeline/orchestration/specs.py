@@ -7,8 +7,8 @@ import dagster as dg
 
 from kyc_pipeline.lake.tables import TABLES, Table
 
-ANSWER = dg.AssetKey(["deepxl", "answer"])
-"""DeepXL's answer, which is no asset, as a source in column lineage; its columns are field paths."""
+RESPONSE = dg.AssetKey(["deepxl", "response"])
+"""DeepXL's response as a source in column lineage. It is no asset; its columns are field paths."""
 LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 
@@ -74,7 +74,7 @@ def lineage(sources: Mapping[str, Iterable[dg.TableColumnDep]]) -> dict[str, Any
 
 def _source(path: str) -> dg.TableColumnDep:
     table, _, column = path.partition(".")
-    return dg.TableColumnDep(table, column) if table in LAKE_TABLES else dg.TableColumnDep(ANSWER, path)
+    return dg.TableColumnDep(table, column) if table in LAKE_TABLES else dg.TableColumnDep(RESPONSE, path)
 
 
 def row_count(rows: int) -> dict[str, Any]:

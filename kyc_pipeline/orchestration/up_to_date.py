@@ -1,4 +1,4 @@
-"""Steps that find nothing new do nothing: how they know, what they report, and how to force them to build."""
+"""Steps with nothing new to do: how they know, what they report, and how to force them to build."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ def midnight() -> float:
 
 
 class BuildConfig(dg.Config):
-    """Config of a step that builds only what is not up to date."""
+    """Config of a step that builds only what is out of date."""
 
     force: bool = Field(default=False, description="Build again even if nothing has changed.")
 
@@ -36,7 +36,7 @@ def up_to_date(asset: dg.AssetKey, *, partition: str | None = None, **metadata: 
 class Publication:
     """The published warehouse and report, compared with what a publication would build now.
 
-    To create it reads the Dagster instance only, so an error then is the instance's.
+    The constructor reads only the Dagster instance, so its errors are the instance's.
     """
 
     def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
@@ -89,8 +89,8 @@ class Publication:
     ) -> Iterator[dg.AssetObservation | dg.AssetMaterialization]:
         """What to record of a publication that has nothing to do.
 
-        Usually observations of warehouse and report. The first time in a day, materializations of all
-        `assets` with their last metadata: the freshness policy counts nothing else.
+        Usually observations of warehouse and report; the first time in a day, materializations of all
+        `assets` with their last metadata, because the freshness policy counts only materializations.
         """
         if self.was_recorded_today():
             yield from self.observations(WAREHOUSE, REPORT)

@@ -1,20 +1,20 @@
-"""Whose fault a denial or a final answer is: the submission's, or the run's.
+"""Whose fault a denial or a final response is: the submission's, or the run's.
 
-A denial (401 to 405) that everything meets is a fault of the credential or the address, so it ends the run
-with nothing final. One that a submission meets while others are answered is the submission's: a firewall in
-front of the API may dislike one document. Ten like final answers in a row, without a sound answer between
-them, are not the submissions' fault either.
+If every call is denied (401 to 405), the credential or the address is wrong: the run ends, and no submission
+is refused. If one is denied while others succeed, the fault is its own: a firewall in front of the API may
+dislike one document. Ten like final responses in a row, without a sound one between them, are not the
+submissions' fault either.
 """
 
 from dataclasses import dataclass, field
 from typing import Final
 
-from kyc_pipeline.deepxl.errors import ContractBroken, DeepXLError, Denied
+from kyc_pipeline.deepxl.call_errors import ContractBroken, DeepXLError, Denied
 from kyc_pipeline.verify.gate import AdaptiveConcurrency
 from kyc_pipeline.verify.partition import Work
 
-LIKE_ANSWERS: Final = 10
-"""Like final answers in a row that end the run."""
+LIKE_RESPONSES: Final = 10
+"""Like final responses in a row that end the run."""
 _DENIALS: Final = 3
 """Denials that end the run: the first, and then one call at a time."""
 _AT_ONCE: Final = frozenset({401, 402})
@@ -22,20 +22,20 @@ _AT_ONCE: Final = frozenset({401, 402})
 
 @dataclass(slots=True)
 class Blame:
-    """The denials and final answers of one run.
+    """The denials and final responses of one run.
 
-    After the first denial, calls go one at a time until one is answered.
+    After the first denial, calls go one at a time until one succeeds.
 
-    `is_trusted`: the history has answered with this address and credential. Without it, the first call goes
-    alone, and its denial is the run's.
+    `is_trusted`: the history has responded to this address and credential. Without it, the first call goes
+    alone, and its denial ends the run.
     """
 
     concurrency: AdaptiveConcurrency
     is_trusted: bool
     denials: list[tuple[Work, Denied]] = field(default_factory=list)
     """To be judged when the run has ended without being stopped."""
-    has_answers: bool = False
-    """Whether a submission of this run had a sound answer."""
+    has_responses: bool = False
+    """Whether this run has had a sound response."""
     _probes: int = 0
     _suspected_at: float = float("inf")
     _like: tuple[type[DeepXLError], int | None] | None = None
@@ -45,9 +45,9 @@ class Blame:
         if not self.is_trusted:
             self.concurrency.narrow()
 
-    def answered(self) -> None:
-        """Notes a sound answer."""
-        self.has_answers = True
+    def responded(self) -> None:
+        """Notes a sound response."""
+        self.has_responses = True
         self._like_count = self._probes = 0
         self.concurrency.widen()
 
@@ -55,24 +55,24 @@ class Blame:
         """Notes a denial; returns whether it ends the run. Times are of the monotonic clock."""
         self.denials.append((item, error))
         self.concurrency.narrow()
-        # Those that were in flight when the suspicion arose say no more than the first.
+        # Denials of calls already in flight then are no further evidence.
         if not self._probes:
             self._probes, self._suspected_at = 1, ended
         elif started >= self._suspected_at:
             self._probes += 1
         is_everybodys = not self.is_trusted or error.http_status in _AT_ONCE
-        return (is_everybodys and not self.has_answers) or self._probes >= _DENIALS
+        return (is_everybodys and not self.has_responses) or self._probes >= _DENIALS
 
     def final(self, error: DeepXLError) -> DeepXLError | None:
-        """Notes a final answer other than a sound one; returns the error that ends the run, if it does."""
+        """Notes a final response that is not sound; returns the error that ends the run, or None."""
         like = (type(error), error.http_status)
         self._like_count = self._like_count + 1 if like == self._like else 1
         self._like = like
-        if self._like_count < LIKE_ANSWERS:
+        if self._like_count < LIKE_RESPONSES:
             return None
         what = "broke the contract" if isinstance(error, ContractBroken) else f"were {error.http_status}"
         return DeepXLError(
-            f"{LIKE_ANSWERS} answers in a row {what}, none was sound: nothing more is sent. Check "
-            "DEEPXL_BASE_URL and what answers there; `kyc-pipeline reopen` takes a submission back",
+            f"{LIKE_RESPONSES} responses in a row {what}, none was sound: nothing more is sent. Check "
+            "DEEPXL_BASE_URL and what responds there; `kyc-pipeline reopen` takes a submission back",
             http_status=error.http_status,
         )

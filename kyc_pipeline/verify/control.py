@@ -35,7 +35,7 @@ class RunControl:
 
     @property
     def halted(self) -> bool:
-        """Whether even a claimed call must not be sent. One that has taken its budget still may."""
+        """Whether even a claimed call must not be sent. The end of the budget is no such reason."""
         return self._stop.draining or self._halted
 
     def end(self, reason: Stopped, error: Exception | None = None) -> None:

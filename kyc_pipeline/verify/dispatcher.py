@@ -4,11 +4,11 @@
    partition's lease, and the submission was in a state that allows sending.
 2. Every result of a call goes to `record`, and is on disk before the submission counts as settled. A crash in
    between leaves the claim open, and an open claim becomes `uncertain`, never "not sent".
-3. An answer counts only if it came after the whole request and is about this submission.
+3. A response counts only if it came after the whole request and is about this submission.
 4. A submission is sent again if the previous call was *surely not processed* (`NotProcessed`). If the server
    asked for it again (`TurnedAway`, `Denied`), a look-up must first show that there is no record. If the call
    is in doubt, an operator or the policy must allow it as well.
-5. A submission leaves `uncertain` only by such a decision and a sound answer, or because a look-up found a
+5. A submission leaves `uncertain` only by such a decision and a sound response, or because a look-up found a
    record that can be this call's.
 6. A run that lost its lease completes no request: `fence.py`.
 
@@ -26,9 +26,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from kyc_pipeline.deepxl.client import Answer, DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
@@ -42,7 +40,9 @@ from kyc_pipeline.deepxl.errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
-from kyc_pipeline.documents import AcceptedDocument, DocumentFolder
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest, VerificationResponse
+from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
+from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
 from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Judgement, Result, State
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
@@ -60,7 +60,7 @@ class Timing:
     """Waits in seconds; tests shorten them."""
 
     look_ups: Sequence[float] = (0.5, 2.0, 5.0, 10.0)
-    """Before each look-up after a lost answer. How soon the history shows a record is not documented."""
+    """Before each look-up after a lost response. How soon the history shows a record is not documented."""
     back_off: float = 0.5
     """Before the first retry; doubles, with jitter."""
     back_off_cap: float = 30.0
@@ -70,7 +70,7 @@ class Timing:
 
 
 _WORKERS_PER_CALL: Final = 1.5
-"""Workers per call in flight: some record answers while others send."""
+"""Workers per call in flight: some record responses while others send."""
 _TOO_MANY_REQUESTS: Final = 429
 
 _MEANING: Final[dict[type[DeepXLError], tuple[State, AttemptResult, bool]]] = {
@@ -98,7 +98,7 @@ class Sought(Enum):
     UNKNOWN = "unknown"
     """The history could not tell: that proves nothing."""
     ENDED = "ended"
-    """The run ended before the record must have been there."""
+    """The run ended before the history had had time to show a record."""
 
 
 class Dispatcher:
@@ -196,7 +196,7 @@ class Dispatcher:
         return sought in allowed[item.standing]
 
     async def _hold(self, item: Work, sought: Sought) -> None:
-        """Holds what was turned away if a look-up could not tell, and says so of a strange record."""
+        """Records why a submission is held: its look-up could not tell, or found a strange record."""
         why = {
             Sought.UNKNOWN: "turned away, and a look-up could not tell whether it was processed",
             Sought.STRANGE: "the history has a record of this id that cannot be this call's",
@@ -225,7 +225,7 @@ class Dispatcher:
                 item.standing = Standing.DECIDED  # by the policy, on record now
             result, error = await self._send(item, claim, is_retry=is_retry)
             if error is None:
-                self._blame.answered()
+                self._blame.responded()
             passage.health = _health(error)
             ends = self._ends(item, error, passage.started)
             if error is not None and error.retry_after and isinstance(error, NotProcessed | TurnedAway):
@@ -244,21 +244,23 @@ class Dispatcher:
         return error
 
     async def _send(self, item: Work, claim: Claim, *, is_retry: bool) -> tuple[Result, DeepXLError | None]:
-        """Sends once. Returns what to record, and the error unless there is a sound answer."""
+        """Sends once. Returns what to record, and the error unless there is a sound response."""
         try:
             self._check_not_halted()
             self._tally.calls += 1
             self._tally.retries += is_retry
-            # A retry goes on a new connection, which has no answer to an earlier request.
-            answer = await self._client.verify(self._request(item), self._fence.confirm, fresh=is_retry)
-            wrong = self._contradictions(item, answer.echo)
+            # A retry uses a new connection, where no response to an earlier request can arrive.
+            response = await self._client.verify(self._request(item), self._fence.confirm, fresh=is_retry)
+            wrong = self._contradictions(item, response.echo)
             if not wrong:
-                return self._completed(claim, answer), None
-            error: DeepXLError = _in_doubt(answer, f"the answer is not about it: {', '.join(wrong)}", item)
+                return self._completed(claim, response), None
+            error: DeepXLError = _in_doubt(
+                response, f"the response is not about this submission: {', '.join(wrong)}", item
+            )
         except ContractBroken as broken:
             if not self._contradictions(item, read_echo(broken.text)):
                 return _failed(claim, broken, item.standing), broken
-            error = _in_doubt(broken, f"{broken.http_status}, but no answer of DeepXL's about it", item)
+            error = _in_doubt(broken, f"{broken.http_status}, but not with a DeepXL response about it", item)
         except DeepXLError as failure:
             return _failed(claim, failure, item.standing), failure
         self._client.distrust_connections()
@@ -273,11 +275,11 @@ class Dispatcher:
         return error if error is not None and error.stops_run else None
 
     async def _judge_denials(self) -> None:
-        """Denials are their submissions' fault if others were answered, and the run's if none was."""
+        """Denials are their submissions' fault if others succeeded, and the run's if none did."""
         denials = self._blame.denials
         if not denials or self._control.ending:
             return
-        if self._blame.has_answers:
+        if self._blame.has_responses:
             for start in range(0, len(denials), self._max_concurrency):
                 some = denials[start : start + self._max_concurrency]
                 await asyncio.gather(*(self._judge(item, error) for item, error in some))
@@ -288,7 +290,7 @@ class Dispatcher:
         """Refuses a submission, unless the history has a record of it or cannot tell."""
         sought = await self._look_up(item, self._timing.look_ups)
         if sought is Sought.NONE:
-            why = f"{error}: others were answered"
+            why = f"{error}: others succeeded"
             await self._writer.record(self._judgement(item, State.REFUSED, why))
         else:
             await self._hold(item, sought)
@@ -334,7 +336,7 @@ class Dispatcher:
     async def _look_up(self, item: Work, waits: Sequence[float]) -> Sought:
         """Looks for a record of the submission after each of `waits`; adopts the first that can be its own.
 
-        The last look decides that there is none.
+        Only the last look-up can show that there is none.
         """
         sought = Sought.UNKNOWN
         for wait in waits:
@@ -350,9 +352,9 @@ class Dispatcher:
                 sought = Sought.UNKNOWN
             else:
                 ours = [
-                    answer
-                    for answer in found
-                    if not item.is_changed and not self._contradictions(item, answer.echo, exactly=True)
+                    response
+                    for response in found
+                    if not item.is_changed and not self._contradictions(item, response.echo, exactly=True)
                 ]
                 if ours:
                     await self._writer.record(self._adoption(item, ours))
@@ -389,21 +391,21 @@ class Dispatcher:
         return VerificationRequest(item.submission_id, id_file, selfie_file, tags=dict(row["tags"]))
 
     @staticmethod
-    def _completed(claim: Claim, answer: Answer) -> Result:
+    def _completed(claim: Claim, response: VerificationResponse) -> Result:
         return Result(
             claim,
             State.COMPLETED,
-            AttemptResult.ANSWERED,
+            AttemptResult.RESPONDED,
             billable=True,
-            http_status=answer.http_status,
-            requested_at=answer.requested_at,
-            responded_at=answer.responded_at,
-            latency_ms=answer.latency_ms,
-            response=answer.text,
+            http_status=response.http_status,
+            requested_at=response.requested_at,
+            responded_at=response.responded_at,
+            latency_ms=response.latency_ms,
+            response=response.text,
         )
 
-    def _adoption(self, item: Work, found: Sequence[Answer]) -> Adoption:
-        first = min(found, key=lambda answer: answer.verification_id)
+    def _adoption(self, item: Work, found: Sequence[VerificationResponse]) -> Adoption:
+        first = min(found, key=lambda response: response.verification_id)
         several = f"the history has {len(found)} records of this submission: adopted the first"
         return Adoption(
             item.submission_id,
@@ -461,12 +463,12 @@ def _failed(claim: Claim, error: DeepXLError, standing: Standing) -> Result:
     )
 
 
-def _in_doubt(answer: Answer | ContractBroken, why: str, item: Work) -> MaybeProcessed:
-    """The error in place of an answer that does not count."""
+def _in_doubt(response: VerificationResponse | ContractBroken, why: str, item: Work) -> MaybeProcessed:
+    """The error in place of a response that does not count."""
     error = MaybeProcessed(
-        f"submission {item.submission_id}: {why}", http_status=answer.http_status, body=answer.text
+        f"submission {item.submission_id}: {why}", http_status=response.http_status, body=response.text
     )
-    error.requested_at, error.latency_ms = answer.requested_at, answer.latency_ms
+    error.requested_at, error.latency_ms = response.requested_at, response.latency_ms
     return error
 
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from kyc_pipeline.deepxl.call_errors import AccessDenied, DeepXLError
 from kyc_pipeline.deepxl.client import DeepXLClient
-from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError
 from kyc_pipeline.errors import KycError, UsageError, plain_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState
@@ -89,8 +89,9 @@ def verify_partition(
     everything is written; a second one abandons the calls in flight.
 
     With no call to make, or no budget left, it needs no credential and sends no request. `planned` is a scan
-    made just before; without it the run makes its own. `look_up_first` looks every submission up that the run
-    would send, before it sends the first; so does a run over a day that a restored ledger may not know.
+    made just before; without it the run makes its own. With `look_up_first` the run looks up every submission
+    that it would send before it sends the first; it always does so for a day that a restored ledger may not
+    know.
 
     Raises :class:`UsageError` if it needs a credential and has none, :class:`PartitionBusy`,
     :class:`LedgerConflict`, :class:`LedgerError` (:class:`WrongLedger` if this is not the lake's ledger),
@@ -254,8 +255,8 @@ class _Run:
     async def check_access(client: DeepXLClient) -> bool:
         """Detects a wrong credential or address before anything is claimed.
 
-        Returns whether DeepXL's history answered. An account without access to it (403) may still verify; the
-        first call will tell.
+        Returns whether DeepXL's history responded. An account without access to it (403) may still verify;
+        the first call will tell.
         """
         try:
             return await client.check_access()
@@ -325,7 +326,7 @@ class _Run:
             check_same(self.ledger)
         except WrongLedger:
             if self.ledger.is_open_but_gone:
-                # The file that is still open knows what nothing else does: the lake keeps it for a restore.
+                # Only the open file knows this run's calls: the lake keeps them for a restore.
                 with contextlib.suppress(KycError):
                     self.write_table(ResponsesState.DISPATCHING)
             raise

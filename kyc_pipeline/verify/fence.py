@@ -1,8 +1,8 @@
 """The last check before a call: does this run still hold its lease?
 
-A run that was suspended (SIGSTOP, a closed laptop, a paused virtual machine) goes on where it was when it
-wakes, and another run may have its partition by then. So each upload passes the fence just before its last
-byte. What the kernel has by then is sent.
+A suspended run (SIGSTOP, a closed laptop, a paused virtual machine) continues where it was when it wakes, and
+another run may have its partition by then. So each upload passes the fence just before its last byte. The
+kernel sends what it has by then.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ class Fence:
     async def confirm(self) -> None:
         """Raises :class:`LeaseLost` if another run has the lease, :class:`LedgerError` if nobody can tell.
 
-        Asks the ledger only where this machine's clocks cannot tell. One question answers for all uploads
-        that were waiting before it was asked.
+        Asks the ledger only if this machine's clocks cannot tell. One query serves all uploads that were
+        waiting before it.
         """
         if self._held.is_sure:
             return

@@ -23,7 +23,7 @@ class Health(Enum):
     THROTTLED = "throttled"
     """It asked for fewer requests (429)."""
     ILL = "ill"
-    """No answer, or 5xx."""
+    """No response, or 5xx."""
 
 
 class RateLimiter(Protocol):

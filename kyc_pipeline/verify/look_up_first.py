@@ -1,15 +1,15 @@
 """Looks up what a run would send, before it sends anything: a restored ledger may not know of earlier calls.
 
-What DeepXL's history has is adopted, as if the ledger had known the call. A record that differs from what
-would be sent is no answer to it: the submission is held. A look-up that fails ends the run before it sends.
+A record in DeepXL's history is adopted, as if the ledger had known the call. If it differs from what would be
+sent, the submission is held. A look-up that fails ends the run before it sends anything.
 """
 
 import asyncio
 from collections.abc import Iterator, Sequence
 
-from kyc_pipeline.deepxl.client import Answer, DeepXLClient
+from kyc_pipeline.deepxl.call_errors import AccessDenied, LookupFailed, UnexpectedRedirect
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationResponse
 from kyc_pipeline.deepxl.echo import echo_mismatches
-from kyc_pipeline.deepxl.errors import AccessDenied, LookupFailed, UnexpectedRedirect
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.models import Discovery
 from kyc_pipeline.ledger.writer import GroupWriter
@@ -52,7 +52,7 @@ async def look_up_first(
                 tally.adopted += 1
                 tally.settled += 1
 
-    async def find(submission_id: str) -> list[Answer]:
+    async def find(submission_id: str) -> list[VerificationResponse]:
         for wait in (*waits, None):
             await gate.permit()
             tally.lookups += 1
@@ -69,10 +69,10 @@ async def look_up_first(
         await asyncio.gather(*(settle(item) for item in batch if item.action is Action.SEND))
 
 
-def discovery(item: Work, found: Sequence[Answer]) -> Discovery:
+def discovery(item: Work, found: Sequence[VerificationResponse]) -> Discovery:
     """What the history's records of a submission mean for the ledger."""
-    matching = [answer for answer in found if not _differs(item, answer)]
-    best = min(matching or found, key=lambda answer: answer.verification_id)
+    matching = [response for response in found if not _differs(item, response)]
+    best = min(matching or found, key=lambda response: response.verification_id)
     notes = [] if matching else ["DeepXL has a record of this submission with other documents or tags"]
     if len(found) > 1:
         notes.append(f"the history has {len(found)} records of this submission")
@@ -86,7 +86,7 @@ def discovery(item: Work, found: Sequence[Answer]) -> Discovery:
     )
 
 
-def _differs(item: Work, answer: Answer) -> bool:
+def _differs(item: Work, response: VerificationResponse) -> bool:
     row = item.row
     sent = {"id_size": row["id_size"], "selfie_size": row["selfie_size"], "tags": dict(row["tags"])}
-    return any(name is not None for _, name in echo_mismatches(answer.echo, **sent))
+    return any(name is not None for _, name in echo_mismatches(response.echo, **sent))

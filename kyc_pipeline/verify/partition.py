@@ -39,7 +39,7 @@ class Action(Enum):
     SEND = "send"
     """Never sent, or surely not processed: send it with its present date and content."""
     RESEND = "resend"
-    """Turned away, or uncertain with a decision: send it again if a look-up shows that there is none."""
+    """Turned away, or uncertain with a decision: send it again if a look-up finds no record."""
     LOOK_UP = "look_up"
     """Uncertain and held: DeepXL's history may have it by now."""
     NOTHING = "nothing"
@@ -201,11 +201,11 @@ class Standing(Enum):
     CLEAR = "clear"
     """None was processed: send it."""
     TURNED_AWAY = "turned_away"
-    """The last one was turned away: send it if a look-up shows that there is none."""
+    """The last one was turned away: send it again if a look-up finds no record."""
     DECIDED = "decided"
-    """One is in doubt, and a decision allows the next: send it if a look-up shows no record of this one."""
+    """One is in doubt, and a decision allows another: send it if a look-up finds no record of the first."""
     IN_DOUBT = "in_doubt"
-    """One is in doubt. The policy may allow another, if a look-up shows that there is none."""
+    """One is in doubt. The policy may allow another if a look-up finds no record."""
 
 
 STANDINGS: Final = {
@@ -304,7 +304,7 @@ def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState
     except OSError as error:
         raise KycError(
             f"cannot write {VERIFICATION_RESPONSES.name} of {date} ({error.strerror}): "
-            "every answer is in the ledger; run the partition again when there is room"
+            "every response is in the ledger; run the partition again when there is room"
         ) from error
     return result
 

@@ -16,7 +16,7 @@ from typing import Final
 from pyrate_limiter import Rate
 from pyrate_limiter.abstracts import GCRA
 
-from kyc_pipeline.deepxl.errors import RETRY_AFTER_CAP_SECONDS
+from kyc_pipeline.deepxl.call_errors import RETRY_AFTER_CAP_SECONDS
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.rate_limits import locked_rate_limit, read_arrival
 from kyc_pipeline.settings import Settings
@@ -27,12 +27,12 @@ _WINDOW_SECONDS: Final = 1000
 _BURST_SECONDS: Final = 0.15
 """How much a late wake-up may catch up at once. Less would lose pace on a busy machine."""
 _BOOKING_SECONDS: Final = 0.05
-"""At high rates, one transaction books the permits of this long."""
+"""At high rates, one transaction books the permits of this many seconds."""
 _MAX_AHEAD_SECONDS: Final = 10.0
 _MAX_AHEAD_PERMITS: Final = 20
 """No permit is booked further ahead than the longer of both: each run books one at a time."""
 _LONG_WAIT_SECONDS: Final = 5.0
-"""A longer wait is announced, and its end looked for this often."""
+"""A longer wait is logged; this often, the run checks whether somebody has ended it."""
 _logger = logging.getLogger(__name__)
 
 

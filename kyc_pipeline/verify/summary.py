@@ -34,7 +34,7 @@ class Tally:
     adopted: int = 0
     billable_calls: int = 0
     uncertain: int = 0
-    """Submissions that a call of this run left uncertain and that are still so."""
+    """Submissions still uncertain after a call of this run."""
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
 
 

@@ -1,4 +1,4 @@
--- The answers of the last {recent_days} days echo the sizes and tags that were sent, and have no other
+-- The responses of the last {recent_days} days echo the sizes and tags that were sent, and have no other
 -- anomaly.
 --
 -- severity: warning

@@ -1,5 +1,5 @@
 -- On every flattened day, each completed submission has a verification, and each verification has a completed
--- submission. If not: materialize the flatten assets of that day.
+-- submission. If not, materialize the flatten assets of that day.
 --
 -- severity: error
 -- counts: rows

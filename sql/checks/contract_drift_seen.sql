@@ -1,5 +1,5 @@
--- The answers of the last {recent_days} days have no unknown check type, no unknown or repeated field, and no
--- value of an unexpected type.
+-- The responses of the last {recent_days} days have no unknown check type, no unknown or repeated field, and
+-- no value of an unexpected type.
 --
 -- severity: warning
 -- counts: sum of occurrences

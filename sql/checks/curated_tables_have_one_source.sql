@@ -1,5 +1,5 @@
--- The five curated tables of a day come from the same answers. If not: materialize the flatten assets of that
--- day.
+-- The five curated tables of a day are made from the same responses. If not, materialize the flatten assets
+-- of that day.
 --
 -- severity: error
 -- counts: days

@@ -1,5 +1,5 @@
--- Every verified day is flattened too. If not, the figures lack its verifications: materialize the flatten
--- assets of that day.
+-- Every verified day is flattened. If not, the figures lack its verifications: materialize the flatten assets
+-- of that day.
 --
 -- severity: warning
 -- counts: days

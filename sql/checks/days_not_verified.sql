@@ -1,4 +1,4 @@
--- Every day with submissions is verified. If not: materialize `verification_responses` of that day.
+-- Every day with submissions is verified. If not, materialize `verification_responses` of that day.
 --
 -- severity: warning
 -- counts: days

@@ -1,4 +1,4 @@
--- Every accepted submission has exactly one of the documented outcomes. If not: materialize
+-- Every accepted submission has exactly one of the documented outcomes. If not, materialize
 -- `verification_responses` of that day again (it repeats no paid call).
 --
 -- severity: error

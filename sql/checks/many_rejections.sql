@@ -1,5 +1,5 @@
--- On each of the last {recent_days} days, fewer than {rejected_rows} rows, or less than {rejected_percent} of
--- the received rows, were rejected.
+-- On each of the last {recent_days} days, fewer than {rejected_rows} rows or less than {rejected_percent} of
+-- the received rows were rejected.
 --
 -- severity: warning
 -- counts: days

@@ -1,4 +1,4 @@
--- In the answers of the last {recent_days} days, the ISO text, read as UTC, is the same time as the epoch.
+-- In responses of the last {recent_days} days, the ISO timestamp, read as UTC, equals the epoch timestamp.
 --
 -- severity: warning
 -- counts: sum of verifications

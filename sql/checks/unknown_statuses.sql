@@ -1,4 +1,4 @@
--- The pipeline knows every status of the last {recent_days} days.
+-- Every status of a check in the last {recent_days} days is known.
 --
 -- severity: warning
 -- counts: sum of checks

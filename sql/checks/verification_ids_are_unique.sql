@@ -1,4 +1,4 @@
--- No verification id occurs twice over all days: that would be one call counted, or paid, twice.
+-- No verification id occurs twice over all days; if one does, a call was counted or paid twice.
 --
 -- severity: error
 -- counts: repeated ids

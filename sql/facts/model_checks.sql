@@ -2,16 +2,16 @@
 -- stays in the lake.
 --
 -- date: Day of the manifest, the daily partition.
--- verification_id: DeepXL's id of the verification.
--- submission_id: The submission's id, unique for ever.
+-- verification_id: DeepXL's verification id.
+-- submission_id: Submission id, unique forever.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_index: Position in its group, from 0.
--- type: Check type as received; NULL if the answer has none.
--- check_type: `type`, or UNKNOWN if the answer has none: the other tables group by it.
+-- check_index: Position in the group, from 0.
+-- type: Check type as received (`type`, else `checkType`); NULL if the response has none.
+-- check_type: `type`, or UNKNOWN if the response has none; the other tables group by it.
 -- status: Status as received.
 -- normalized_status: PASS, FAIL, REVIEW, NOT_EVALUATED, ERROR, PENDING or UNKNOWN.
--- confidence: Confidence in [0, 1]; NULL when absent or outside.
--- confidence_raw: Confidence as received, as JSON text.
+-- confidence: Confidence in [0, 1]; NULL if absent or out of range.
+-- confidence_raw: JSON text of the confidence as received.
 SELECT
     date,
     verification_id,

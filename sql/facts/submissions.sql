@@ -1,13 +1,13 @@
 -- Fact: one row per submission accepted from the manifests, with its outcome.
 --
 -- date: Day of the manifest, the daily partition.
--- submission_id: The submission's id, unique for ever.
--- submitted_at: When the person submitted, from the manifest (UTC); NULL if the manifest does not say.
+-- submission_id: Submission id, unique forever.
+-- submitted_at: Time of the submission, from the manifest (UTC); NULL if it has none.
 -- outcome: completed, refused, quarantined, uncertain, failed or not_attempted (also if the day's
 --   verification has not run yet); NULL only if the submission is unaccounted for, which stops publication.
--- attempts: POST calls started for the submission, over all runs.
--- http_status: Status of the last answer; NULL if none was received.
--- latency_ms: Milliseconds from the start of the last call to its complete answer.
+-- attempts: POST calls started for this submission, over all runs.
+-- http_status: HTTP status of the last response; NULL if there was none.
+-- latency_ms: Milliseconds from the start of the last call to its complete response, on a monotonic clock.
 SELECT
     s.date,
     s.submission_id,

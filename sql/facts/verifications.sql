@@ -1,21 +1,21 @@
 -- Fact: one row per completed verification, in the order of the lake.
 --
 -- date: Day of the manifest, the daily partition.
--- verification_id: DeepXL's id of the verification, unique.
--- submission_id: The submission's id, unique for ever.
+-- verification_id: DeepXL's verification id.
+-- submission_id: Submission id, unique forever.
 -- verified: DeepXL's decision.
--- model: Model as named in the answer.
--- model_version: Model version, if the answer has one.
--- verified_at: The answer's epoch time stamp (UTC).
--- timestamp_iso: ISO time stamp as received; its time zone is unknown.
--- iso_offset_seconds: ISO time stamp, read as UTC, minus the epoch, in seconds: a data-quality figure.
--- id_file_type: Type of the ID document, from the answer.
--- id_file_size: Bytes of the ID document, from the answer.
--- selfie_file_type: Type of the selfie, from the answer.
--- selfie_file_size: Bytes of the selfie, from the answer.
--- check_count: Checks in the answer, over all groups.
--- id_document_pseudonym: HMAC of the ID document's content: equal for equal files under the same key.
--- anomalies: Codes of what differs from the contract or from what was sent.
+-- model: Model name from the response.
+-- model_version: Model version, if the response has one.
+-- verified_at: Epoch timestamp from the response (UTC).
+-- timestamp_iso: ISO timestamp as received; its time zone is unknown.
+-- iso_offset_seconds: `timestamp_iso`, read as UTC, minus `verified_at`, in seconds: a data-quality figure.
+-- id_file_type: File type of the ID document, from the response.
+-- id_file_size: Size of the ID document in bytes, from the response.
+-- selfie_file_type: File type of the selfie, from the response.
+-- selfie_file_size: Size of the selfie in bytes, from the response.
+-- check_count: Number of checks in the response, over all groups.
+-- id_document_pseudonym: HMAC of the ID document's content: equal for equal files, under one key.
+-- anomalies: Codes of the response's differences from the contract and from what was sent.
 SELECT
     date,
     verification_id,

@@ -2,7 +2,7 @@
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the answer has none.
+-- check_type: Type of the check; UNKNOWN if the response has none.
 -- confidence: A confidence in [0, 1].
 -- checks: Checks with this confidence.
 SELECT date, check_group, check_type, confidence, count(*) AS checks

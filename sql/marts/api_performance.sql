@@ -1,11 +1,11 @@
 -- Calls to DeepXL by day: number, latency and estimated cost. Latencies are those of each submission's last
--- answered call. All costs use the price at the time of the build (`build_info.price_per_call`). In a build
--- without `DEEPXL_PRICE_PER_CALL` they are NULL for all days, past days included.
+-- call with a response. All costs use the price at the time of the build (`build_info.price_per_call`). In a
+-- build without `DEEPXL_PRICE_PER_CALL` they are NULL for all days, past days included.
 --
 -- date: Day of the manifest, the daily partition.
 -- calls: POST calls started.
 -- retries: Calls beyond the first of each submission.
--- p50_ms: Median latency in milliseconds, from the start of a call to its complete answer.
+-- p50_ms: Median latency in milliseconds, from the start of a call to its complete response.
 -- p90_ms: 90th percentile.
 -- p95_ms: 95th percentile.
 -- p99_ms: 99th percentile.
@@ -14,7 +14,7 @@
 -- estimated_cost: billable_calls times `DEEPXL_PRICE_PER_CALL`, in the price's currency; NULL without a
 --   price.
 -- cost_per_verified: estimated_cost per verified submission; NULL without a price, or if nobody was verified.
--- timeouts: Submissions that were sent and have no answer; the latencies exclude them.
+-- timeouts: Submissions sent without a response; the latencies exclude them.
 WITH calls AS (
     SELECT
         date,

@@ -7,7 +7,7 @@
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the answer has none.
+-- check_type: Type of the check; UNKNOWN if the response has none.
 -- checks: Checks of the day that have a confidence.
 -- baseline_checks: Checks of the {baseline_days} days before that have a confidence.
 -- psi: Population stability index, with shares floored at 0.0001; NULL if a side is empty.

@@ -4,7 +4,7 @@
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the answer has none.
+-- check_type: Type of the check; UNKNOWN if the response has none.
 -- normalized_status: Status of these checks; a status that occurs on a day has all 100 bins.
 -- bin: Number of the bin, 0 to 99.
 -- bin_low: Lower edge, included.

@@ -3,7 +3,7 @@
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the answer has none.
+-- check_type: Type of the check; UNKNOWN if the response has none.
 -- checks: All checks of this type.
 -- with_confidence: Those with a confidence in [0, 1].
 -- mean: Mean confidence.

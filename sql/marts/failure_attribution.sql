@@ -5,7 +5,7 @@
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the two special rows.
--- check_type: Type of the check; UNKNOWN if the answer has none; UNEXPLAINED_DECLINE or OVERRIDE.
+-- check_type: Type of the check; UNKNOWN if the response has none; UNEXPLAINED_DECLINE or OVERRIDE.
 -- failing: Declined verifications in which this check failed; in the special rows, such declines or
 --   overrides. A verification with two failed checks counts for both.
 -- sole_blocker: Those in which no other check failed; 0 in the special rows.

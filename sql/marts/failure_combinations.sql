@@ -3,7 +3,7 @@
 -- date: Day of the manifest, the daily partition.
 -- failed_checks: Distinct failed check types in alphabetical order, joined with +; `none` if no check failed.
 -- verifications: Verifications with exactly this set of failed checks.
--- verified: Those that were verified nonetheless.
+-- verified: Those that were verified.
 WITH failures AS (
     SELECT
         date,

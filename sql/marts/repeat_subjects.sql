@@ -7,8 +7,7 @@
 -- repeat_subjects: Those with two or more submissions, up to the last day of the data.
 -- first_attempt_passed: Those whose first submission was verified.
 -- passed_within_3: Those with a verified submission among their first three, up to the last day.
--- shared_documents: ID documents (same content) that a second subject presented for the first time on this
---   day.
+-- shared_documents: ID documents (same content) that a second subject first presented on this day.
 -- passed_within_7_days: Those with a verified submission among their first three, within 7 days of the first.
 -- mature: Whether the data extend 7 days beyond the cohort's day, so that passed_within_7_days is final.
 WITH subjects AS (

@@ -2,14 +2,15 @@
 -- Submissions of a day whose verification has not run yet are not_attempted.
 --
 -- date: Day of the manifest, the daily partition.
--- received: Rows of the day's manifests, each counted once. A row that may have been sent still counts after
---   its manifest is gone.
+-- received: Rows of the day's manifests, each counted once. If a row may have been sent, it still counts
+--   after its manifest is gone.
 -- rejected: Rows that could not be submitted; see rejected_by_reason.
 -- accepted: Rows that became a submission, including those whose manifest is gone.
--- completed: Submissions with a usable answer.
+-- completed: Submissions with a usable response.
 -- refused: The API rejected the submission for good.
--- quarantined: Answered with 2xx, but the answer breaks the contract's hard requirements; never sent again.
--- uncertain: Sent, but the answer was lost; held for a decision.
+-- quarantined: The 2xx response breaks the contract's hard requirements; not sent again unless an operator
+--   reopens the submission.
+-- uncertain: Sent, but the response was lost; held for a decision.
 -- failed: Certainly not processed; a later run tries again.
 -- not_attempted: Not sent yet: the run has not begun, was stopped, or used up its budget.
 -- verified: Completed and verified; 0 until the day is flattened. For rates use verified_rates, which leaves

@@ -3,7 +3,7 @@
 -- orientation_verified is true.
 --
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the answer has none.
+-- check_type: Type of the check; UNKNOWN if the response has none.
 -- threshold: 0.00 to 1.00 by 0.01; the rule is confidence >= threshold.
 -- scored: Checks with a confidence.
 -- at_or_above: Those with a confidence at or above the threshold.

@@ -26,7 +26,7 @@ DAILY = [dg.AssetKey(table.name) for table in TABLES]
 
 @dataclass(frozen=True)
 class WaitsForTest:
-    """The simulator processes the call, but waits for the test before it answers."""
+    """The simulator processes the call, but waits for the test before it responds."""
 
     go: threading.Event = field(default_factory=threading.Event)
     record: bool = True

@@ -24,7 +24,7 @@ SECRET_PATH = "/hooks/very-secret-key"
 
 @dataclass
 class Hook:
-    """A webhook: the bodies that it received, and the statuses that it answers before it accepts one."""
+    """A webhook: the bodies that it received, and the statuses with which it responds before it accepts."""
 
     url: str = ""
     bodies: list[dict[str, object]] = field(default_factory=list)
@@ -127,7 +127,7 @@ def test_a_busy_webhook_is_retried(hook: Hook) -> None:
 
 def test_a_webhook_that_refuses_raises_an_error_without_its_url(hook: Hook) -> None:
     hook.statuses = [404] * ATTEMPTS
-    with pytest.raises(KycError, match="KYC_ALERT_WEBHOOK cannot be used: it answered 404") as caught:
+    with pytest.raises(KycError, match="KYC_ALERT_WEBHOOK cannot be used: it responded with 404") as caught:
         post(SecretStr(hook.url), {"text": "x"}, pause_seconds=0)
     assert "secret" not in str(caught.value)
 

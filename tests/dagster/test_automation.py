@@ -397,7 +397,7 @@ def test_days_that_a_killed_run_left_between_two_stages_are_due(
     run(*ingest)
     assert due() == [DAY]  # `later` was not sent
     run("verification_responses")
-    assert due() == [DAY]  # its answer is not flattened
+    assert due() == [DAY]  # its response is not flattened
     run(*flatten)
     assert due() == []
     with pipeline.open_ledger() as ledger:  # the engine's state before the first call

@@ -378,6 +378,6 @@ def test_a_long_wait_for_the_rate_limit_is_announced_and_can_be_ended(
         assert run("backfill", "--no-publish", *RANGE, DEEPXL_REQUESTS_PER_SECOND="10")[0] == 0
         resetting.join()
     # Without a logging configuration, as in the command line, a warning goes to standard error.
-    told = "for the rate limit in the ledger (DeepXL asked for a pause); `kyc-pipeline limits reset` ends"
-    assert told in caplog.text
+    message = "for the rate limit in the ledger (DeepXL asked for a pause); `kyc-pipeline limits reset` ends"
+    assert message in caplog.text
     assert simulator.received.total() == 1

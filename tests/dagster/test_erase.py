@@ -14,7 +14,7 @@ from kyc_pipeline.analyze import build as build_module
 from kyc_pipeline.analyze.build import BuildSummary
 from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.deepxl.simulator import Simulator
-from kyc_pipeline.erasure.ledger import LedgerErasure
+from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES

@@ -11,7 +11,7 @@ from kyc_pipeline.cli.backfill import read_results
 from kyc_pipeline.cli.held import held
 from kyc_pipeline.cli.reopen import reopen
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import HTML_502, Answers
+from kyc_pipeline.deepxl.simulator.faults import HTML_502, Responds
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
@@ -107,7 +107,7 @@ def test_a_refusal_is_taken_back_on_the_command_line(
 ) -> None:
     monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url)
     kept, refused = landing.day(DAY, 2)
-    with running_simulator(token=TOKEN, faults={refused: [Answers(422)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={refused: [Responds(422)]}) as simulator:
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         controls = CallControls(timing=Timing(look_ups=(0.0,)))
         job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")

@@ -220,14 +220,14 @@ def test_a_budget_stops_the_run_cleanly_and_the_next_run_continues(
 
 @pytest.fixture
 def seed_url() -> Iterator[str]:
-    """A server that answers every POST with the example of the API documentation.
+    """A server that responds to every POST with the example of the API documentation.
 
-    Only what an answer repeats of its request is the request's: sizes, the submission's tag and the time.
+    Only sizes, the submission's tag and the time are those of the request.
     """
     example = json.loads((FIXTURES / "seed_response.json").read_bytes())
     loop = asyncio.new_event_loop()
 
-    async def answer(http: web.Request) -> web.Response:
+    async def respond(http: web.Request) -> web.Response:
         if http.method == "GET":
             return web.json_response({"totalCount": 0, "count": 0, "data": []})
         form = await http.post()
@@ -245,7 +245,7 @@ def seed_url() -> Iterator[str]:
 
     async def start() -> web.AppRunner:
         app = web.Application(client_max_size=1 << 26)
-        app.router.add_route("*", "/v1/verification", answer)
+        app.router.add_route("*", "/v1/verification", respond)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

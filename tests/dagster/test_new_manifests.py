@@ -17,7 +17,7 @@ DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 INGEST = [dg.AssetKey(SUBMISSIONS.name), dg.AssetKey(REJECTED_SUBMISSIONS.name)]
 
 
-class House:
+class Deployment:
     """The sensor, and the part of the job that its requests are about."""
 
     def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
@@ -53,65 +53,67 @@ class House:
 
 
 @pytest.fixture
-def house(pipeline: Pipeline, instance: dg.DagsterInstance) -> House:
-    return House(pipeline, instance)
+def deployment(pipeline: Pipeline, instance: dg.DagsterInstance) -> Deployment:
+    return Deployment(pipeline, instance)
 
 
-def test_a_former_version_of_a_manifest_is_a_run_again(landing: Landing, house: House) -> None:
+def test_a_former_version_of_a_manifest_is_a_run_again(landing: Landing, deployment: Deployment) -> None:
     versions = {"A": [landing.submission("a", 1)], "B": [landing.submission("b", 3)]}
     keys = []
     for version in "ABABA":
         landing.manifest(DAY, versions[version])
-        keys.append(house.requests()[DAY])
-        assert house.ingest(DAY)
-        assert house.ids(DAY) == [version.lower()]
-        assert house.requests() == {}
+        keys.append(deployment.requests()[DAY])
+        assert deployment.ingest(DAY)
+        assert deployment.ids(DAY) == [version.lower()]
+        assert deployment.requests() == {}
     assert len(set(keys)) == 5  # Dagster ignores a run key that it knows
 
 
-def test_the_request_waits_for_the_run_that_works_on_the_day(landing: Landing, house: House) -> None:
+def test_the_request_waits_for_the_run_that_works_on_the_day(
+    landing: Landing, deployment: Deployment
+) -> None:
     for day in (DAY, NEXT_DAY):
         landing.day(day, 1)
-        assert house.ingest(day)
+        assert deployment.ingest(day)
     for key, tags, waits in (
         ("x", {"dagster/partition": DAY}, True),
         ("y", range_tags("2024-09-01", DAY), True),
         ("z", {"dagster/partition": NEXT_DAY}, False),
     ):
         status = dg.DagsterRunStatus.STARTED
-        run = house.instance.add_run(dg.DagsterRun("verify_and_publish", status=status, tags=tags))
+        run = deployment.instance.add_run(dg.DagsterRun("verify_and_publish", status=status, tags=tags))
         landing.manifest(DAY, [landing.submission(key, 50)], name=f"{key}.jsonl")
-        assert (DAY not in house.requests()) == waits
-        house.instance.delete_run(run.run_id)
+        assert (DAY not in deployment.requests()) == waits
+        deployment.instance.delete_run(run.run_id)
         if waits:
-            assert [request.partition_key for request in house.tick()] == [DAY]
-        assert house.ingest(DAY)
+            assert [request.partition_key for request in deployment.tick()] == [DAY]
+        assert deployment.ingest(DAY)
 
 
-def test_today_does_not_wait_for_a_queued_backfill(landing: Landing, house: House) -> None:
+def test_today_does_not_wait_for_a_queued_backfill(landing: Landing, deployment: Deployment) -> None:
     queued = dg.DagsterRun(
         "verify_and_publish",
         status=dg.DagsterRunStatus.NOT_STARTED,
         tags={"dagster/backfill": "big", **range_tags("2024-09-01", DAY)},
     )
-    house.instance.add_run(queued)
+    deployment.instance.add_run(queued)
     landing.day(DAY, 1)
-    assert set(house.requests()) == {DAY}
+    assert set(deployment.requests()) == {DAY}
 
 
 def test_a_day_whose_run_failed_is_requested_again_later(
-    landing: Landing, house: House, monkeypatch: pytest.MonkeyPatch
+    landing: Landing, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     landing.day(DAY, 1)
-    first = house.requests()[DAY]
-    with house.pipeline.day_lease(DAY, "a command line elsewhere"):
-        assert not house.ingest(DAY)
-    assert house.requests() == {}  # not at once
+    first = deployment.requests()[DAY]
+    with deployment.pipeline.day_lease(DAY, "a command line elsewhere"):
+        assert not deployment.ingest(DAY)
+    assert deployment.requests() == {}  # not at once
     monkeypatch.setattr(new_manifests, "ASK_AGAIN_SECONDS", 0)
-    again = house.requests()[DAY]
+    again = deployment.requests()[DAY]
     assert again != first
-    assert house.ingest(DAY)
-    assert house.requests() == {}
+    assert deployment.ingest(DAY)
+    assert deployment.requests() == {}
 
 
 def test_the_waits_between_requests_grow_up_to_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,35 +132,39 @@ def test_the_waits_between_requests_grow_up_to_a_day(monkeypatch: pytest.MonkeyP
     assert seen.in_state("v2").requests == 0
 
 
-def test_a_day_is_requested_when_another_gives_up_its_id(landing: Landing, house: House) -> None:
+def test_a_day_is_requested_when_another_gives_up_its_id(landing: Landing, deployment: Deployment) -> None:
     row = landing.submission("moved", 1)
     for day in (DAY, NEXT_DAY):
         landing.manifest(day, [row])
-        assert house.ingest(day)
-    assert house.requests() == {}
+        assert deployment.ingest(day)
+    assert deployment.requests() == {}
     landing.manifest(DAY, [])
-    assert set(house.requests()) == {DAY}
-    assert house.ingest(DAY)
-    assert set(house.requests()) == {NEXT_DAY}
-    assert house.ingest(NEXT_DAY)
-    assert house.ids(NEXT_DAY) == ["moved"]
-    assert house.requests() == {}
+    assert set(deployment.requests()) == {DAY}
+    assert deployment.ingest(DAY)
+    assert set(deployment.requests()) == {NEXT_DAY}
+    assert deployment.ingest(NEXT_DAY)
+    assert deployment.ids(NEXT_DAY) == ["moved"]
+    assert deployment.requests() == {}
 
 
-def test_a_sensor_without_a_cursor_requests_no_day_that_is_ingested(landing: Landing, house: House) -> None:
+def test_a_sensor_without_a_cursor_requests_no_day_that_is_ingested(
+    landing: Landing, deployment: Deployment
+) -> None:
     for day in (DAY, NEXT_DAY):
         landing.day(day, 1)
-    assert house.ingest(DAY)
-    assert set(house.requests()) == {NEXT_DAY}
+    assert deployment.ingest(DAY)
+    assert set(deployment.requests()) == {NEXT_DAY}
 
 
-def test_an_emptied_landing_zone_requests_nothing_and_says_so(landing: Landing, house: House) -> None:
+def test_an_emptied_landing_zone_requests_nothing_and_says_so(
+    landing: Landing, deployment: Deployment
+) -> None:
     landing.day(DAY, 1)
-    assert house.ingest(DAY)
-    house.requests()
-    before = house.cursor
+    assert deployment.ingest(DAY)
+    deployment.requests()
+    before = deployment.cursor
     (landing.root / "manifests").rename(landing.root.with_name("unmounted"))
-    assert house.requests() == {}
-    assert house.cursor == before
-    assert not house.ingest(DAY)
-    assert len(house.ids(DAY)) == 1
+    assert deployment.requests() == {}
+    assert deployment.cursor == before
+    assert not deployment.ingest(DAY)
+    assert len(deployment.ids(DAY)) == 1

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import MODEL_CHECKS, TABLES, VERIFICATION_RESPONSES, Zone
@@ -43,8 +43,8 @@ TAGS = CLEAR | {
 }
 
 
-def answer(submission_id: str, verification_id: int | None) -> bytes:
-    """An answer about this submission with a mark in every text that is not part of the contract."""
+def response(submission_id: str, verification_id: int | None) -> bytes:
+    """A response about this submission with a mark in every text that is not part of the contract."""
     check = {
         "type": "FACE_MATCH",
         "status": "FAIL",
@@ -85,14 +85,14 @@ def answer(submission_id: str, verification_id: int | None) -> bytes:
     return json.dumps({"result": result}).encode()
 
 
-def marked_answers() -> dict[str, list[Answers]]:
-    """By submission; made when the test runs, since an answer that is minutes old is not about its call."""
+def marked_responses() -> dict[str, list[Responds]]:
+    """By submission; made when the test runs, since a response that is minutes old is not about its call."""
     return {
-        "s-marked": [Answers(200, JSON, answer("s-marked", 900001))],
-        "s-quarantined": [Answers(200, JSON, answer("s-quarantined", None))],
-        "s-refused": [Answers(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
-        "s-page": [Answers(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
-        "s-again": [Answers(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
+        "s-marked": [Responds(200, JSON, response("s-marked", 900001))],
+        "s-quarantined": [Responds(200, JSON, response("s-quarantined", None))],
+        "s-refused": [Responds(400, JSON, json.dumps({"detail": f"{MARK}refusal"}).encode())],
+        "s-page": [Responds(422, {"Content-Type": "text/html"}, f"<h1>{MARK}page</h1>".encode())],
+        "s-again": [Responds(503, JSON, f'{{"message": "{MARK}busy"}}'.encode())],
     }
 
 
@@ -106,7 +106,7 @@ def write_landing(landing: Landing) -> None:
         return plain
 
     good = [
-        row(submission_id, 20 * shade) for shade, submission_id in enumerate(["s-plain", *marked_answers()])
+        row(submission_id, 20 * shade) for shade, submission_id in enumerate(["s-plain", *marked_responses()])
     ]
     rejected = [
         good[0] | {"submission_id": "r-1", "id_file": f"{MARK}nowhere.jpg"},
@@ -199,11 +199,11 @@ def test_marks_are_only_in_the_restricted_zone(
     caplog.set_level(logging.INFO)
     write_landing(landing)
     needles = marks(landing)
-    assert len(needles) > len(marked_answers())
+    assert len(needles) > len(marked_responses())
     home = tmp_path / "dagster_home"
     home.mkdir()
     with (
-        running_simulator(token=TOKEN, seed=7, faults=marked_answers()) as simulator,
+        running_simulator(token=TOKEN, seed=7, faults=marked_responses()) as simulator,
         dg.DagsterInstance.local_temp(str(home)) as instance,
     ):
         settings = make_settings(tmp_path, simulator.url)

@@ -129,7 +129,7 @@ class World:
                     assert commit(ledger, held.lease, [claim], [])
                     fails = key in run.failing
                     state = State.FAILED if fails else State.COMPLETED
-                    result = AttemptResult.NOT_PROCESSED if fails else AttemptResult.ANSWERED
+                    result = AttemptResult.NOT_PROCESSED if fails else AttemptResult.RESPONDED
                     commit(ledger, held.lease, [], [Result(claim, state, result, billable=not fails)])
             write_responses(lake, ledger, day, ResponsesState.COMPLETE, "hold")
         return {row["submission_id"] for row in to_send}

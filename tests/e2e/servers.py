@@ -122,12 +122,12 @@ class Webserver:
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
-                answer = json.load(response)
+                result = json.load(response)
         except urllib.error.HTTPError as error:
             with error:
-                answer = {"errors": error.read().decode(errors="replace")[:2000]}
-        assert "errors" not in answer, answer["errors"]
-        return answer["data"]
+                result = {"errors": error.read().decode(errors="replace")[:2000]}
+        assert "errors" not in result, result["errors"]
+        return result["data"]
 
     def wait_until_loaded(self) -> None:
         """Waits for the webserver and for the code location."""
@@ -154,12 +154,12 @@ class Webserver:
 
     def start_sensor(self, name: str) -> None:
         """Turns a sensor on, like its switch in the UI."""
-        answer = self.ask(
+        response = self.ask(
             "mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) "
             "{ ... on Sensor { sensorState { status } } } }",
             sensor={**CODE_LOCATION, "sensorName": name},
         )["startSensor"]
-        assert answer == {"sensorState": {"status": "RUNNING"}}
+        assert response == {"sensorState": {"status": "RUNNING"}}
 
     def runs(self, **tags: str) -> list[dict[str, Any]]:
         """Id, status and tags of the runs with these tags (`__` in a name stands for `/`), newest first."""

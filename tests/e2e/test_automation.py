@@ -60,7 +60,7 @@ class Site:
     folder: Path
     simulator: Simulator
     server: Webserver
-    answers: WaitsForTest
+    responses: WaitsForTest
     alerts: list[dict[str, object]]
     backfill_id: str
 
@@ -89,7 +89,7 @@ class Site:
 
     def launch(self, day: str) -> str:
         """Launches the job for one day, like the launchpad; returns the run's id."""
-        answer = self.server.ask(
+        response = self.server.ask(
             "mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) "
             "{ __typename ... on LaunchRunSuccess { run { runId } } } }",
             params={
@@ -98,8 +98,8 @@ class Site:
                 "executionMetadata": {"tags": [{"key": "dagster/partition", "value": day}]},
             },
         )["launchRun"]
-        assert answer["__typename"] == "LaunchRunSuccess"
-        return str(answer["run"]["runId"])
+        assert response["__typename"] == "LaunchRunSuccess"
+        return str(response["run"]["runId"])
 
     def status(self, run_id: str) -> str:
         """The run's current status."""
@@ -136,7 +136,7 @@ class Site:
 
 def start_backfill(server: Webserver) -> str:
     """Launches a backfill of the daily assets, like the Materialize button; returns its id."""
-    answer = server.ask(
+    response = server.ask(
         "mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) "
         "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
         params={
@@ -145,8 +145,8 @@ def start_backfill(server: Webserver) -> str:
             "fromFailure": False,
         },
     )["launchPartitionBackfill"]
-    assert answer["__typename"] == "LaunchBackfillSuccess", answer
-    return str(answer["backfillId"])
+    assert response["__typename"] == "LaunchBackfillSuccess", response
+    return str(response["backfillId"])
 
 
 @contextmanager
@@ -180,10 +180,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     landing = Landing(folder / "landing")
     terminated = landing.day(TERMINATED, 3 * IN_FLIGHT)
     [first, *_] = [landing.day(day, 3) for day in BACKFILLED]
-    answers = WaitsForTest()
+    responses = WaitsForTest()
     faults: dict[str, Sequence[Fault]] = {
         **{id_: [Hangs(record=True)] for id_ in first[:2]},
-        **{id_: [answers] for id_ in terminated},
+        **{id_: [responses] for id_ in terminated},
     }
     port = free_port()
     command = [script("dagster"), "dev", "-w", str(REPOSITORY / "workspace.yaml")]
@@ -207,9 +207,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             with webserver(command, cwd=folder, env=env, log=folder / "dagster.log", port=port) as server:
                 server.start_sensor("publish_when_new")
                 # The daemon looks for backfills every 30 s: start this one before the first test.
-                yield Site(folder, simulator, server, answers, alerts, start_backfill(server))
+                yield Site(folder, simulator, server, responses, alerts, start_backfill(server))
         finally:
-            answers.go.set()
+            responses.go.set()
 
 
 def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
@@ -218,7 +218,7 @@ def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
     query = "mutation ($id: String!) { terminateRun(runId: $id) { __typename } }"
     assert site.server.ask(query, id=run)["terminateRun"]["__typename"] == "TerminateRunSuccess"
     assert site.status(run) in {"CANCELING", "CANCELED"}
-    site.answers.go.set()
+    site.responses.go.set()
     assert site.finished(run) == "CANCELED"
     sent, outcomes = set(site.received(TERMINATED)), site.outcomes(TERMINATED)
     assert {id_ for id_, outcome in outcomes.items() if outcome == "completed"} == sent
@@ -232,7 +232,7 @@ def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
 
 def test_a_backfill_whose_worker_is_killed_continues_and_pays_nothing_twice(site: Site) -> None:
     first = BACKFILLED[0]
-    poll(lambda: site.recorded(first) == 3, "calls, two of them unanswered", log=site.server.log)
+    poll(lambda: site.recorded(first) == 3, "calls, two of them without a response", log=site.server.log)
     [killed] = site.server.runs(dagster__backfill=site.backfill_id)
     os.kill(site.worker(killed["runId"]), signal.SIGKILL)
     query = (

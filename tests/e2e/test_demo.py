@@ -198,7 +198,9 @@ def context_page(ui: Webserver) -> Iterator[tuple[Page, list[str]]]:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on(
             "response",
-            lambda answer: errors.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None,
+            lambda response: (
+                errors.append(f"{response.status} {response.url}") if response.status >= 400 else None
+            ),
         )
         yield page, errors
 

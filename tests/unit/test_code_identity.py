@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import kyc_pipeline
-from kyc_pipeline.analyze.models import sql_folder
+from kyc_pipeline.analyze.sql_models import sql_folder
 
 
 def identity_of(package: Path, sql: Path) -> str:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from kyc_pipeline.analyze.publish import open_warehouse, stamp
 from kyc_pipeline.lake.atomic import replacing
+from kyc_pipeline.rules import LOW_N, Z_95
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
@@ -42,11 +43,14 @@ def write_report(warehouse: Path, destination: Path) -> None:
         },
         "periods": {period.key: period.shown for period in page.periods},
         "explorer": page.explorer,
+        "z": Z_95,
+        "low_n": LOW_N,
     }
     scripts = [_bundle(), _own("report.js")]
     text = _template().render(
         page=page,
         first=page.periods[0].key,
+        low_n=LOW_N,
         style=_own("report.css"),
         data=_json(data),
         scripts=scripts,

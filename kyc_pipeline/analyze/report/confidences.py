@@ -20,7 +20,7 @@ from kyc_pipeline.analyze.report.page import (
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period
-from kyc_pipeline.analyze.report.reader import NO_ANSWER, Check, Reader, Rows, grouped, rounded
+from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Check, Reader, Rows, grouped, rounded
 from kyc_pipeline.rules import BASELINE_DAYS, DRIFT_MIN_CHECKS, LOW_N, PSI_MODERATE
 
 _STEPS: Final = 100
@@ -123,7 +123,7 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
         "What if a check passed exactly when its confidence reaches a threshold? Move the threshold to see."
         " This simulates on recorded confidences; it does not predict what the vendor would decide. The"
         " dashed line is the recorded pass rate.",
-        "No check has a confidence yet." if reader.completed else NO_ANSWER,
+        "No check has a confidence yet." if reader.completed else NONE_COMPLETED,
         figures,
         definitions=reader.define(
             "threshold_sensitivity",
@@ -183,7 +183,7 @@ def confidences(reader: Reader) -> Section:
         " Other statuses are only in the tables. Where the two distributions lie apart, the confidence"
         " separates good from bad; where they overlap, no threshold can. The vendor does not document"
         " whether a confidence scores the check or the certainty of its status.",
-        "No check has a confidence yet." if reader.completed else NO_ANSWER,
+        "No check has a confidence yet." if reader.completed else NONE_COMPLETED,
         figures,
         definitions=reader.define("confidence_histogram", "confidence_summary"),
         key=[("pass", "PASS"), ("fail", "FAIL")],
@@ -289,7 +289,7 @@ def drift(reader: Reader) -> Section:
         "drift",
         "Drift of the confidences",
         intro,
-        "No check has a confidence yet." if reader.completed else NO_ANSWER,
+        "No check has a confidence yet." if reader.completed else NONE_COMPLETED,
         figures,
         definitions=reader.define(
             "confidence_drift",

@@ -6,7 +6,7 @@ from typing import Any, Final
 from kyc_pipeline.analyze.report import charts
 from kyc_pipeline.analyze.report.page import Figure, Row, Section, Table, View, number, percent, share, some
 from kyc_pipeline.analyze.report.periods import Period
-from kyc_pipeline.analyze.report.reader import NO_ANSWER, Reader, Rows, grouped
+from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Reader, Rows, grouped
 
 _COMBINATIONS: Final = 10
 _OVERRIDE: Final = "OVERRIDE"
@@ -116,7 +116,7 @@ def failures(reader: Reader) -> Section:
         "A verification with two failed checks counts for both, so the bars add up to more than all"
         " declined. “Only this check” counts verifications that failed no other check: the most that a"
         " change to this check could gain.",
-        "No check failed, and nothing was declined." if reader.completed else NO_ANSWER,
+        "No check failed, and nothing was declined." if reader.completed else NONE_COMPLETED,
         figures,
         Table(
             ("Failed together", "Verifications", "Verified anyway"),

@@ -21,7 +21,7 @@ from kyc_pipeline.analyze.report.page import (
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period, epoch_ms
-from kyc_pipeline.analyze.report.reader import NO_ANSWER, Reader, Rows
+from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Reader, Rows
 
 _STAGES: Final = (
     ("received", "received", "kept"),
@@ -110,7 +110,7 @@ def funnel(reader: Reader) -> Section:
                         "Rejected",
                         "Verified",
                         "Not verified",
-                        "No answer yet",
+                        "No response yet",
                     ),
                     [
                         Row(
@@ -237,7 +237,7 @@ def subjects(reader: Reader) -> Section:
         "subjects",
         "Returning people",
         "People are identified by the pseudonym of customerId. Counted: those first seen in the period.",
-        "No response has the tag customerId." if reader.completed else NO_ANSWER,
+        "No response has the tag customerId." if reader.completed else NONE_COMPLETED,
         table=Table(("What", "Count", "Share"), table) if table else None,
         table_title="People and their attempts",
         definitions=reader.define(
@@ -304,7 +304,7 @@ def _latency_figure(reader: Reader, rows: Rows) -> Figure:
     def view(period: Period) -> View:
         own = reader.in_period(merged_rows, period)
         if not own:
-            return View("", "", "No call was answered in this period.")
+            return View("", "", "No call got a response in this period.")
         worst = max(own, key=lambda row: row["p95"])
         return View(
             f"95th percentile {number(worst['p95'])} ms at most, {day(worst['start'])}",
@@ -349,7 +349,7 @@ def _calls_figure(reader: Reader, rows: Rows) -> Figure:
         return View(
             f"{number(total)}, including {some(retries, 'retry', 'retries')}",
             f"Stacked bars of the calls by {period.unit}: {number(total)} calls, including"
-            f" {some(retries, 'retry', 'retries')}; {some(lost, 'submission')} sent without an answer.",
+            f" {some(retries, 'retry', 'retries')}; {some(lost, 'submission')} sent without a response.",
         )
 
     return Figure(
@@ -374,7 +374,7 @@ def _calls_figure(reader: Reader, rows: Rows) -> Figure:
         ),
         reader.views(view),
         Table(
-            ("Day or week from", "Calls", "Retries", "Sent without answer", "Billable"),
+            ("Day or week from", "Calls", "Retries", "Sent without response", "Billable"),
             [
                 Row(
                     (

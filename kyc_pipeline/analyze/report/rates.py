@@ -21,7 +21,7 @@ from kyc_pipeline.analyze.report.page import (
 from kyc_pipeline.analyze.report.periods import Period
 from kyc_pipeline.analyze.report.reader import (
     MAX_CHECKS,
-    NO_ANSWER,
+    NONE_COMPLETED,
     NOTHING,
     Reader,
     Rows,
@@ -61,7 +61,7 @@ def verdicts(reader: Reader) -> Section:
         "verdicts",
         "Verified rate over time",
         "The share of completed verifications that DeepXL verified." + _HOLLOW,
-        NO_ANSWER,
+        NONE_COMPLETED,
         figures,
         definitions=reader.define(
             "verified_rates",
@@ -331,7 +331,7 @@ def companies(reader: Reader) -> Section:
         "Companies",
         f"The {_COMPANIES} companies (tag companyId) with the most verifications, largest first. Overlapping"
         " intervals do not rank companies. The dashed line is the rate of all companies together.",
-        NO_ANSWER,
+        NONE_COMPLETED,
         figures,
         definitions=reader.define(
             "verified_rates_by_company",
@@ -343,7 +343,7 @@ def companies(reader: Reader) -> Section:
 
 
 def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
-    """Id → `id · name`, for ids whose answers have a clear companyName; the latest day's name counts."""
+    """Id → `id · name`, for ids whose responses have a clear companyName; the latest day's name counts."""
     if not ids:
         return {}
     kind = reader.rows(

@@ -15,7 +15,7 @@ from kyc_pipeline.analyze.report.page import Definition, View
 from kyc_pipeline.analyze.report.periods import Period, choose_periods, epoch_ms
 
 NOTHING: Final = "Nothing in this period."
-NO_ANSWER: Final = "No verification is completed yet."
+NONE_COMPLETED: Final = "No verification is completed yet."
 MAX_CHECKS: Final = 12
 
 Rows = list[dict[str, Any]]

@@ -1,6 +1,6 @@
 """Faults that tests inject into the simulator. Not for the demo.
 
-`Simulator(faults={"s-1": [Answers(503), Resets(record=True)]})` injects faults into the first two POSTs of
+`Simulator(faults={"s-1": [Responds(503), Resets(record=True)]})` injects faults into the first two POSTs of
 submission `s-1`, in this order; `lookup=` into every look-up. With `record` the verification is processed
 first: the record exists and would be billed.
 """
@@ -16,7 +16,7 @@ from aiohttp import web
 
 
 class Fault(Protocol):
-    """A fault of one answer. `record`: process the request first. `early`: do not read the documents."""
+    """A fault of one response. `record`: process the request first. `early`: do not read the documents."""
 
     @property
     def record(self) -> bool: ...
@@ -30,8 +30,8 @@ class Fault(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """Answer with this status, headers and body."""
+class Responds:
+    """Respond with this status, these headers and this body."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Hangs:
-    """Never answer."""
+    """Never respond."""
 
     record: bool = False
     early: bool = False
@@ -57,7 +57,7 @@ class Hangs:
 
 @dataclass(frozen=True, slots=True)
 class Resets:
-    """Reset the connection (TCP RST) instead of answering."""
+    """Reset the connection (TCP RST) instead of responding."""
 
     record: bool = False
     early: bool = False
@@ -68,7 +68,7 @@ class Resets:
 
 @dataclass(frozen=True, slots=True)
 class HalfBody:
-    """Announce the whole answer, send half of it, then close the connection."""
+    """Announce the whole response, send half of it, then close the connection."""
 
     record: bool = True
     early: bool = False
@@ -83,19 +83,19 @@ class HalfBody:
         return response
 
 
-HTML_200: Final = Answers(200, {"Content-Type": "text/html"}, b"<!doctype html><p>Welcome", record=True)
-"""A gateway's page in place of the answer, although the verification was processed."""
+HTML_200: Final = Responds(200, {"Content-Type": "text/html"}, b"<!doctype html><p>Welcome", record=True)
+"""A gateway's page in place of the response, although the verification was processed."""
 
-EMPTY_OBJECT_200: Final = Answers(200, {"Content-Type": "application/json"}, b"{}", record=True)
+EMPTY_OBJECT_200: Final = Responds(200, {"Content-Type": "application/json"}, b"{}", record=True)
 """JSON without a result."""
 
-HTML_502: Final = Answers(502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>")
+HTML_502: Final = Responds(502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>")
 """A gateway's error page."""
 
 
-def redirects(location: str, status: int = 307) -> Answers:
+def redirects(location: str, status: int = 307) -> Responds:
     """A redirect, for example to another host."""
-    return Answers(status, {"Location": location})
+    return Responds(status, {"Location": location})
 
 
 def _reset(request: web.Request) -> web.StreamResponse:

@@ -65,7 +65,7 @@ class FormReader:
                 raise BadForm("the form is malformed") from error
             yield
         if not self._ended:
-            raise BadForm("the form is not whole")
+            raise BadForm("the form is incomplete")
 
     def _begin(self) -> None:
         self._part = Part()

@@ -102,7 +102,7 @@ def invent_verdict(seed: int, submission_id: str, company: str, odd_share: float
 
 
 def latency_seconds(seed: int, submission_id: str, median_ms: float) -> float:
-    """The latency of an answer: lognormal around `median_ms`."""
+    """The latency of a response: lognormal around `median_ms`."""
     if median_ms <= 0:
         return 0.0
     return median_ms / 1000 * random.Random(f"{seed}/latency/{submission_id}").lognormvariate(0, 0.35)

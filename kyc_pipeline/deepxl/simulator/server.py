@@ -16,7 +16,7 @@ from aiohttp import web
 from kyc_pipeline.deepxl.contract import Envelope, File, ModelResults, Result, Tag
 from kyc_pipeline.deepxl.simulator.faults import Fault
 from kyc_pipeline.deepxl.simulator.form import HEAD_BYTES, BadForm, FormReader, Part
-from kyc_pipeline.deepxl.simulator.records import Records
+from kyc_pipeline.deepxl.simulator.history import Records
 from kyc_pipeline.deepxl.simulator.scores import invent_verdict, latency_seconds
 from kyc_pipeline.media_types import media_type
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
@@ -50,7 +50,7 @@ class Options(TypedDict, total=False):
 
 
 class _Refusal(Exception):
-    """A non-2xx answer: its `status` and JSON `body`."""
+    """A non-2xx response: its `status` and JSON `body`."""
 
     def __init__(self, status: int, body: object) -> None:
         super().__init__(status)
@@ -110,10 +110,10 @@ class Simulator:
     async def start(self, port: int = 0) -> str:
         """Listens on 127.0.0.1 (port 0: any free one); returns the base URL. OSError if the port is taken."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
-        app.router.add_post("/v1/verification", self._answering(self._post))
-        app.router.add_get("/v1/verification", self._answering(self._list))
-        app.router.add_get("/v1/verification/{verification_id}", self._answering(self._get))
-        app.router.add_get("/v1/files/{name}", self._answering(self._file))
+        app.router.add_post("/v1/verification", self._handled(self._post))
+        app.router.add_get("/v1/verification", self._handled(self._list))
+        app.router.add_get("/v1/verification/{verification_id}", self._handled(self._get))
+        app.router.add_get("/v1/files/{name}", self._handled(self._file))
         self._records = Records(self._store)
         self._runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=1, keepalive_timeout=self._keepalive_seconds
@@ -135,15 +135,15 @@ class Simulator:
             await self._runner.cleanup()
         self._records.close()
 
-    def _answering(self, handler: _Handler) -> _Handler:
-        async def answer(request: web.Request) -> web.StreamResponse:
+    def _handled(self, handler: _Handler) -> _Handler:
+        async def respond(request: web.Request) -> web.StreamResponse:
             try:
                 self._authenticate(request)
                 return await handler(request)
             except _Refusal as refusal:
                 return _json(refusal.body, refusal.status)
 
-        return answer
+        return respond
 
     def _authenticate(self, request: web.Request) -> None:
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")

@@ -22,10 +22,10 @@ from kyc_pipeline.analyze.figures import (
     warehouse_figures,
 )
 from kyc_pipeline.analyze.lineage import column_sources
-from kyc_pipeline.analyze.models import Model, load_models
 from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish, remove_draft
 from kyc_pipeline.analyze.quality import check_build, load_checks, recorded_checks
 from kyc_pipeline.analyze.report import write_report
+from kyc_pipeline.analyze.sql_models import Model, load_models
 from kyc_pipeline.checks import Severity
 from kyc_pipeline.orchestration.checks import check_result, check_specs
 from kyc_pipeline.orchestration.resources import Pipeline

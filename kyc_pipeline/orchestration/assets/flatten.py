@@ -1,4 +1,4 @@
-"""Assets of the group `flatten`: a day's answers as five typed tables."""
+"""Assets of the group `flatten`: a day's responses as five typed tables."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +40,7 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
                 table,
                 group=GROUP,
                 partitions=partitions,
-                # The step also reads `submissions`, which is upstream of the answers anyway. A second
+                # The step also reads `submissions`, which is upstream of the responses anyway. A second
                 # dependency would close a diamond, and Dagster 1.13 rejects backfills over a diamond at
                 # random, because it compares the partitions of the five tables in set order.
                 deps=[VERIFICATION_RESPONSES.name],

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from kyc_pipeline.deepxl.errors import DeepXLError
+from kyc_pipeline.deepxl.call_errors import DeepXLError
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.orchestration.checks import check_specs
@@ -45,8 +45,8 @@ class VerifyConfig(dg.Config):
     )
     look_up_first: bool = Field(
         default=False,
-        description="Before anything is sent, look every submission up and adopt what DeepXL's history has. "
-        "A restored ledger does so anyway, for the days up to its restore.",
+        description="Before anything is sent, look up every submission and adopt the records in DeepXL's "
+        "history. With a restored ledger, the days up to its restore do so anyway.",
     )
     dry_run: bool = Field(
         default=False, description="Log what the run would do and cost; make no call and write nothing."

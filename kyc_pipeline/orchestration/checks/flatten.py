@@ -1,6 +1,6 @@
 """Checks of a day's curated tables.
 
-A deviation from the contract is a warning: the raw answer is kept, and the figures stay exact. A missing or
+A deviation from the contract is a warning: the raw response is kept, and the figures stay exact. A missing or
 duplicate row is an error. The warehouse checks uniqueness over all days before publication.
 """
 
@@ -25,7 +25,7 @@ RECONCILES = CheckDefinition(
     VERIFICATIONS.name,
     "answers_reconcile",
     Severity.ERROR,
-    "Every completed answer has one verification and belongs to an accepted submission.",
+    "Every completed response has one verification and belongs to an accepted submission.",
 )
 UNIQUE = CheckDefinition(
     VERIFICATIONS.name,
@@ -38,7 +38,7 @@ CONSISTENT = _warning(
     "verified_agrees_with_checks",
     "`verified` agrees with the checks: it is true if and only if no check failed.",
 )
-TIMESTAMPS = _warning(VERIFICATIONS, "timestamps_readable", "Every time stamp can be read.")
+TIMESTAMPS = _warning(VERIFICATIONS, "timestamps_readable", "Every timestamp can be read.")
 ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     (
         _warning(MODEL_CHECKS, "confidence_in_range", "Every confidence is a number between 0 and 1."),
@@ -57,7 +57,7 @@ ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
         (*UNEXPECTED_FIELDS, Anomaly.FIELD_CONFLICT),
     ),
     (
-        _warning(VERIFICATIONS, "echo_matches", "The answer echoes the sizes and tags that were sent."),
+        _warning(VERIFICATIONS, "echo_matches", "The response echoes the sizes and tags that were sent."),
         (Anomaly.ECHO_SIZE_MISMATCH, Anomaly.ECHO_TAGS_MISMATCH, Anomaly.ECHO_TAGS_MISSING),
     ),
     (TIMESTAMPS, (Anomaly.TIMESTAMP_OUT_OF_RANGE, Anomaly.TIMESTAMP_ISO_UNREADABLE)),
@@ -74,7 +74,7 @@ def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check
     return [
         RECONCILES.result(
             lost == 0 and summary.without_submission == 0,
-            f"completed answers without a verification: {lost}; without a submission: "
+            f"completed responses without a verification: {lost}; without a submission: "
             f"{summary.without_submission}"
             + (": materialize submissions and verification_responses again" if lost else ""),
             completed=summary.completed,
@@ -105,7 +105,7 @@ def _anomaly_result(
     found = {code: summary.anomalies[code.value] for code in codes if summary.anomalies[code.value]}
     return definition.result(
         not found,
-        "; ".join(f"{count} answers: {code.description}" for code, count in found.items()) or "none",
+        "; ".join(f"{count} responses: {code.description}" for code, count in found.items()) or "none",
         **{code.value: count for code, count in found.items()},
         **figures,
     )

@@ -1,4 +1,4 @@
-"""Makes small lakes for the analyze tests: days of submissions with the answers that they received."""
+"""Makes small lakes for the analyze tests: days of submissions with the responses that they received."""
 
 import datetime
 import itertools
@@ -27,7 +27,7 @@ Tags = dict[str, tuple[str | None, str | None]]
 
 @dataclass(frozen=True)
 class Check:
-    """One check of an answer."""
+    """One check of a response."""
 
     type: str | None = "LIVENESS"
     normalized_status: str = "PASS"
@@ -120,10 +120,10 @@ def write_curated(
     date: str,
     day: Iterable[Submission],
     *,
-    source: str = "answers",
+    source: str = "responses",
     drift: Sequence[dict[str, Any]] = (),
 ) -> None:
-    answered = [s for s in day if s.outcome == "completed"]
+    completed = [s for s in day if s.outcome == "completed"]
     metadata = {"source": source}
     lake.write(
         VERIFICATIONS,
@@ -141,7 +141,7 @@ def write_curated(
                 "id_document_pseudonym": s.document,
                 "anomalies": list(s.anomalies),
             }
-            for s in answered
+            for s in completed
         ],
         metadata,
     )
@@ -162,7 +162,7 @@ def write_curated(
                 or (None if check.confidence is None else repr(check.confidence)),
                 "details": "marked-details",
             }
-            for s in answered
+            for s in completed
             for index, check in enumerate(s.checks)
         ],
         metadata,
@@ -178,7 +178,7 @@ def write_curated(
                 "value": value,
                 "pseudonym": pseudonym,
             }
-            for s in answered
+            for s in completed
             for name, (value, pseudonym) in s.tags.items()
         ],
         metadata,
@@ -194,7 +194,7 @@ def write_curated(
                 "content_type": "image/png",
                 "file_size": 10,
             }
-            for s in answered
+            for s in completed
             for category in ("id", "face")
         ],
         metadata,

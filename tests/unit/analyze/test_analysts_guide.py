@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from kyc_pipeline.analyze.build import build
-from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.cli.query import query
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.settings import Settings

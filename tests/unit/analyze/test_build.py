@@ -12,8 +12,8 @@ import pytest
 
 from kyc_pipeline.analyze import build as build_module
 from kyc_pipeline.analyze.build import build, list_partitions, open_draft
-from kyc_pipeline.analyze.models import load_models
 from kyc_pipeline.analyze.quality import check_build
+from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.checks import Severity
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake

@@ -111,7 +111,7 @@ def test_nothing_decided(lake: Lake, built: Built) -> None:
     assert (change["decided"], change["pass_rate"], change["change"]) == (0, None, None)
 
 
-def test_an_answer_without_checks_counts_as_a_verification_only(lake: Lake, built: Built) -> None:
+def test_a_response_without_checks_counts_as_a_verification_only(lake: Lake, built: Built) -> None:
     write_day(lake, day(0), [Submission(True), Submission(False)])
     connection = built()
     assert rows(connection, "FROM pass_rates") == []

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import duckdb
 
-from kyc_pipeline.analyze.models import sql_folder
+from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
 
 EXAMPLES = sorted((sql_folder() / "examples").glob("*.sql"))
 
 
-def test_every_example_says_what_it_answers_and_runs(
+def test_every_example_says_its_question_and_runs(
     lake: Lake, built: Callable[..., duckdb.DuckDBPyConnection]
 ) -> None:
     empty = built()
@@ -31,7 +31,7 @@ def test_every_example_says_what_it_answers_and_runs(
         write_day(lake, date, [*day, Submission(outcome="uncertain")])
     filled = built()
     assert len(EXAMPLES) >= 12
-    answered: set[str] = set()
+    with_rows: set[str] = set()
     for example in EXAMPLES:
         text = example.read_text(encoding="utf-8")
         assert text.startswith("-- "), example.name
@@ -39,6 +39,6 @@ def test_every_example_says_what_it_answers_and_runs(
         assert len(columns) == len(set(columns)), example.name
         empty.fetchall()
         if filled.execute(text).fetchall():
-            answered.add(example.stem)
+            with_rows.add(example.stem)
     of_large_samples = {"05_what_changed_this_week", "10_companies_that_stand_out", "11_drift_to_look_at"}
-    assert {example.stem for example in EXAMPLES} - answered <= of_large_samples
+    assert {example.stem for example in EXAMPLES} - with_rows <= of_large_samples

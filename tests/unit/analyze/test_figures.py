@@ -15,7 +15,7 @@ from kyc_pipeline.analyze.figures import (
     read_figures,
     warehouse_figures,
 )
-from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.analyze.lake_maker import Check, Submission, rejected, write_day
 

@@ -1,17 +1,17 @@
-"""Column lineage: from DeepXL's answer to each column of the warehouse."""
+"""Column lineage: from DeepXL's response to each column of the warehouse."""
 
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from kyc_pipeline.analyze.lineage import Source, answer_fields, column_sources, is_answer_field
-from kyc_pipeline.analyze.models import load_models
+from kyc_pipeline.analyze.lineage import Source, column_sources, is_response_field, response_fields
+from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.deepxl.contract import FIELDS
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import TABLES, Zone
 from kyc_pipeline.orchestration.resources import Pipeline
-from kyc_pipeline.orchestration.specs import ANSWER
+from kyc_pipeline.orchestration.specs import RESPONSE
 from kyc_pipeline.settings import Settings
 
 STATUS = ("result.modelResults.*[].status", "result.technicalChecks[].status")
@@ -104,7 +104,7 @@ def test_sources_are_one_step_back(model: str, column: str, sources: set[Source]
     ],
 )
 def test_fields_are_all_the_way_back(model: str, column: str, fields: tuple[str, ...]) -> None:
-    assert answer_fields()[model][column] == fields
+    assert response_fields()[model][column] == fields
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_fields_are_all_the_way_back(model: str, column: str, fields: tuple[str,
         ("repeat_subjects", "repeat_subjects", {"result.tags[].name", "result.tags[].value"}),
     ],
 )
-def test_dagsters_lineage_leads_to_the_answer(
+def test_dagsters_lineage_leads_to_the_response(
     tmp_path: Path, asset: str, column: str, fields: set[str]
 ) -> None:
     definitions = build_defs(Pipeline(Settings(_env_file=None, kyc_landing=tmp_path)))
@@ -126,7 +126,7 @@ def test_dagsters_lineage_leads_to_the_answer(
     to_do = [(dg.AssetKey(asset), column)]
     while to_do:
         key, name = step = to_do.pop()
-        if key == ANSWER:
+        if key == RESPONSE:
             ends.add(name)
         elif step not in seen:
             seen.add(step)
@@ -139,7 +139,7 @@ def test_dagsters_lineage_leads_to_the_answer(
     }
 
 
-def test_a_field_of_the_answer_is_told_from_a_column() -> None:
-    assert is_answer_field("result.verified")
-    assert is_answer_field("result")
-    assert not is_answer_field("submissions.id_sha256")
+def test_a_field_of_the_response_is_distinguished_from_a_column() -> None:
+    assert is_response_field("result.verified")
+    assert is_response_field("result")
+    assert not is_response_field("submissions.id_sha256")

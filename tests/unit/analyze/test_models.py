@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kyc_pipeline.analyze.models import load_models, load_steps, parse_header
+from kyc_pipeline.analyze.sql_models import load_models, load_steps, parse_header
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import TABLES
 

@@ -81,12 +81,12 @@ def verification_missing(lake: Lake) -> None:
 
 def checks_missing(lake: Lake) -> None:
     write_day(lake, DAY, sound())
-    lake.write(MODEL_CHECKS, DAY, lake.read(MODEL_CHECKS, DAY).slice(1), {"source": "answers"})
+    lake.write(MODEL_CHECKS, DAY, lake.read(MODEL_CHECKS, DAY).slice(1), {"source": "responses"})
 
 
 def other_source(lake: Lake) -> None:
     write_day(lake, DAY, sound())
-    lake.write(VERIFICATIONS, DAY, lake.read(VERIFICATIONS, DAY), {"source": "other answers"})
+    lake.write(VERIFICATIONS, DAY, lake.read(VERIFICATIONS, DAY), {"source": "other responses"})
 
 
 def curated_table_missing(lake: Lake) -> None:
@@ -126,7 +126,7 @@ def test_two_submissions_with_one_verification_id_are_not_taken_for_lost_checks(
     for table in (VERIFICATIONS, MODEL_CHECKS):
         rows = lake.read(table, DAY)
         same = pa.array([rows["verification_id"][0].as_py()] * rows.num_rows, pa.int64())
-        lake.write(table, DAY, rows.set_column(0, "verification_id", same), {"source": "answers"})
+        lake.write(table, DAY, rows.set_column(0, "verification_id", same), {"source": "responses"})
     assert "verification_ids_are_unique" in failed(built())
     assert "check_counts_reconcile" not in failed(built())
 

@@ -105,7 +105,7 @@ def test_of_several_statements_the_last_is_shown(warehouse: Path) -> None:
     assert run("SET VARIABLE wanted = 'LIVENESS'; FROM pass_rates WHERE check_type = getvariable('wanted')")
 
 
-def test_no_rows_are_told(warehouse: Path) -> None:
+def test_a_result_without_rows_says_so(warehouse: Path) -> None:
     assert run("FROM pass_rates WHERE false").stderr == "no rows\n"
 
 

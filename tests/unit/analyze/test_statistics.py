@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from kyc_pipeline.analyze.models import macros_sql
+from kyc_pipeline.analyze.sql_models import macros_sql
 
 
 @pytest.fixture(scope="module")

@@ -522,7 +522,7 @@ def test_a_fourth_submission_is_outside_the_first_three(lake: Lake, built: Built
     ).fetchall() == [(1, 1, 0)]
 
 
-def test_days_without_answers_are_in_the_funnel_only(lake: Lake, built: Built) -> None:
+def test_days_without_responses_are_in_the_funnel_only(lake: Lake, built: Built) -> None:
     write_submissions(lake, day(0), [Submission()])
     connection = built()
     assert connection.execute("SELECT count(*) FROM submission_funnel").fetchall() == [(1,)]

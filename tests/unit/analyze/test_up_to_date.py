@@ -12,9 +12,9 @@ import pytest
 
 from kyc_pipeline.analyze import up_to_date
 from kyc_pipeline.analyze.build import build, open_draft, record_checks
-from kyc_pipeline.analyze.models import sql_folder
 from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish
 from kyc_pipeline.analyze.quality import check_build, recorded_checks
+from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.analyze.up_to_date import build_inputs, read_published
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES
@@ -27,7 +27,7 @@ PEOPLE = [Submission(True, [Check()]), Submission(outcome="uncertain")]
 
 
 @dataclass(frozen=True)
-class House:
+class Deployment:
     """A lake and a warehouse in one folder."""
 
     folder: Path
@@ -66,14 +66,14 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> House:
-    house = House(tmp_path_factory.mktemp("published"))
-    write_day(house.lake, DAY, PEOPLE)
-    house.publish()
-    return house
+def published(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    deployment = Deployment(tmp_path_factory.mktemp("published"))
+    write_day(deployment.lake, DAY, PEOPLE)
+    deployment.publish()
+    return deployment
 
 
-def test_nothing_new_is_no_reason_to_build(published: House) -> None:
+def test_nothing_new_is_no_reason_to_build(published: Deployment) -> None:
     assert published.differences() == []
 
 
@@ -87,15 +87,17 @@ def test_nothing_new_is_no_reason_to_build(published: House) -> None:
         ({"key_id": "ffffffff"}, "pseudonym_key has changed"),
     ],
 )
-def test_a_changed_setting_is_a_reason(published: House, changes: dict[str, Any], reason: str) -> None:
+def test_a_changed_setting_is_a_reason(published: Deployment, changes: dict[str, Any], reason: str) -> None:
     assert published.differences(**changes) == [reason]
 
 
-def test_a_setting_without_effect_on_the_content_is_none(published: House) -> None:
+def test_a_setting_without_effect_on_the_content_is_none(published: Deployment) -> None:
     assert published.differences(kyc_warehouse_memory="4GB", deepxl_max_concurrency=1) == []
 
 
-def test_changed_sql_is_a_reason(published: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_sql_is_a_reason(
+    published: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed = shutil.copytree(sql_folder(), tmp_path / "sql")
     with (changed / "checks" / "large_drift.sql").open("a") as file:
         file.write("-- changed\n")
@@ -128,7 +130,7 @@ def drop_the_inputs(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [rewrite, truncate, overwrite, add_a_table, drop_the_inputs, Path.unlink])
 def test_a_damaged_warehouse_is_a_reason(
-    published: House, tmp_path: Path, damage: Callable[[Path], None]
+    published: Deployment, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     whole = published.warehouse
     copy = Path(shutil.copy2(whole, tmp_path / "kyc.duckdb"))
@@ -163,15 +165,15 @@ def remove_a_partition(lake: Lake) -> None:
     [(decide, 1), (write_the_same_again, 1), (remove_a_partition, 1), (add_a_day, len(TABLES))],
 )
 def test_a_changed_lake_is_a_reason(tmp_path: Path, change: Callable[[Lake], None], partitions: int) -> None:
-    house = House(tmp_path)
-    write_day(house.lake, DAY, PEOPLE)
-    house.publish()
-    assert house.differences() == []
-    change(house.lake)
-    assert house.differences() == [f"{partitions} partitions are new, changed or gone"]
+    deployment = Deployment(tmp_path)
+    write_day(deployment.lake, DAY, PEOPLE)
+    deployment.publish()
+    assert deployment.differences() == []
+    change(deployment.lake)
+    assert deployment.differences() == [f"{partitions} partitions are new, changed or gone"]
 
 
-def test_the_results_of_the_checks_can_be_read_back(published: House) -> None:
+def test_the_results_of_the_checks_can_be_read_back(published: Deployment) -> None:
     with open_warehouse(published.warehouse) as connection:
         recorded = recorded_checks(connection)
         assert recorded == check_build(connection)

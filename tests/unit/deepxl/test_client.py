@@ -1,4 +1,4 @@
-"""The client against real servers: requests, answers, statuses and look-ups."""
+"""The client against real servers: requests, responses, statuses and look-ups."""
 
 import asyncio
 import json
@@ -14,8 +14,7 @@ import pytest
 from aiohttp import web
 
 from kyc_pipeline import __version__
-from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
@@ -27,16 +26,17 @@ from kyc_pipeline.deepxl.errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import (
     EMPTY_OBJECT_200,
     HTML_200,
     HTML_502,
-    Answers,
     Fault,
     HalfBody,
     Hangs,
     Resets,
+    Responds,
     redirects,
 )
 
@@ -49,8 +49,8 @@ View = Callable[[web.Request], web.StreamResponse]
 
 
 @asynccontextmanager
-async def answering(view: View) -> AsyncIterator[tuple[str, list[tuple[web.Request, bytes]]]]:
-    """Runs a server that answers with `view`; yields its URL and the requests with their bodies."""
+async def serving(view: View) -> AsyncIterator[tuple[str, list[tuple[web.Request, bytes]]]]:
+    """Runs a server that responds with `view`; yields its URL and the requests with their bodies."""
     seen: list[tuple[web.Request, bytes]] = []
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -76,9 +76,9 @@ async def test_what_a_verification_sends(
     connect: Connect, make_request: MakeRequest, token: str, tmp_path: Path
 ) -> None:
     request = make_request()
-    async with answering(seed_view) as (url, seen), connect(url) as client:
+    async with serving(seed_view) as (url, seen), connect(url) as client:
         before = datetime.now(UTC)
-        answer = await client.verify(request)
+        response = await client.verify(request)
     ((sent, body),) = seen
     assert (sent.method, sent.path_qs) == ("POST", "/v1/verification")
     assert sent.headers["Authorization"] == f"Bearer {token}"
@@ -104,14 +104,14 @@ async def test_what_a_verification_sends(
     identity_file, selfie_file = (tmp_path / file.path for file in (request.id_file, request.selfie_file))
     assert identity.removesuffix(b"\r\n") == identity_file.read_bytes()
     assert selfie.removesuffix(b"\r\n") == selfie_file.read_bytes()
-    assert (answer.http_status, answer.verification_id, answer.verified) == (200, 457, True)
-    assert json.loads(answer.text) == json.loads(SEED)
-    assert before <= answer.requested_at <= answer.responded_at
-    assert answer.latency_ms > 0
+    assert (response.http_status, response.verification_id, response.verified) == (200, 457, True)
+    assert json.loads(response.text) == json.loads(SEED)
+    assert before <= response.requested_at <= response.responded_at
+    assert response.latency_ms > 0
 
 
 async def test_the_api_key_scheme(connect: Connect, make_request: MakeRequest, token: str) -> None:
-    async with answering(seed_view) as (url, seen), connect(url, auth_scheme="api_key") as client:
+    async with serving(seed_view) as (url, seen), connect(url, auth_scheme="api_key") as client:
         await client.verify(make_request())
         await client.check_access()
     for sent, _ in seen:
@@ -120,7 +120,7 @@ async def test_the_api_key_scheme(connect: Connect, make_request: MakeRequest, t
 
 
 async def test_a_base_url_with_a_path(connect: Connect, make_request: MakeRequest) -> None:
-    async with answering(seed_view) as (url, seen), connect(f"{url}/deepxl/") as client:
+    async with serving(seed_view) as (url, seen), connect(f"{url}/deepxl/") as client:
         await client.verify(make_request())
     assert [sent.path for sent, _ in seen] == ["/deepxl/v1/verification"]
 
@@ -152,7 +152,7 @@ async def test_what_a_status_means(
         return web.Response(status=status, headers=headers, body=None if status == 304 else bodies.pop())
 
     bodies = list(BODIES)
-    async with answering(view) as (url, seen), connect(url) as client:
+    async with serving(view) as (url, seen), connect(url) as client:
         for body in reversed(BODIES):
             with pytest.raises(DeepXLError) as caught:
                 await client.verify(make_request())
@@ -169,7 +169,9 @@ async def test_what_a_status_means(
     assert len(seen) == len(BODIES)
 
 
-async def test_geometry_is_in_no_error_and_in_no_answer(connect: Connect, make_request: MakeRequest) -> None:
+async def test_geometry_is_in_no_error_and_in_no_response(
+    connect: Connect, make_request: MakeRequest
+) -> None:
     geometry = {"idFaces": [{"landmarks": [[12345, 2], [3, 4]]}]}
     bodies = [
         (400, {"message": "x", **geometry}),
@@ -182,13 +184,13 @@ async def test_geometry_is_in_no_error_and_in_no_answer(connect: Connect, make_r
         return web.json_response(document, status=status)
 
     waiting = list(bodies)
-    async with answering(view) as (url, _), connect(url) as client:
+    async with serving(view) as (url, _), connect(url) as client:
         with pytest.raises(Refused) as refused:
             await client.verify(make_request())
         with pytest.raises(ContractBroken) as broken:
             await client.verify(make_request())
-        answer = await client.verify(make_request())
-    for text in (refused.value.body, broken.value.body, broken.value.text, answer.text):
+        response = await client.verify(make_request())
+    for text in (refused.value.body, broken.value.body, broken.value.text, response.text):
         assert text
         assert "12345" not in text
     assert broken.value.http_status == 200
@@ -204,7 +206,7 @@ async def test_nothing_secret_or_personal_in_logs_and_reprs(
             with pytest.raises(AccessDenied) as caught:
                 await client.verify(request)
             shown = [repr(client), repr(request), repr(caught.value), str(caught.value)]
-    async with answering(seed_view) as (url, _), connect(url) as client:
+    async with serving(seed_view) as (url, _), connect(url) as client:
         shown.append(repr(await client.verify(request)))
     shown += [record.getMessage() for record in caplog.records]
     for text in shown:
@@ -214,7 +216,7 @@ async def test_nothing_secret_or_personal_in_logs_and_reprs(
 
 
 async def test_a_redirect_is_never_followed(connect: Connect, make_request: MakeRequest) -> None:
-    async with answering(seed_view) as (elsewhere, seen_elsewhere):
+    async with serving(seed_view) as (elsewhere, seen_elsewhere):
         with running_simulator(
             faults={"s-1": [redirects(elsewhere, status) for status in (301, 302, 303, 307, 308)]},
             lookup=redirects(elsewhere),
@@ -231,9 +233,9 @@ async def test_a_redirect_is_never_followed(connect: Connect, make_request: Make
 
 
 FAULTS: list[tuple[Fault, type[DeepXLError]]] = [
-    (Answers(503, {"Retry-After": "1"}), TurnedAway),
-    (Answers(429, record=True), TurnedAway),
-    (Answers(500, record=True), MaybeProcessed),
+    (Responds(503, {"Retry-After": "1"}), TurnedAway),
+    (Responds(429, record=True), TurnedAway),
+    (Responds(500, record=True), MaybeProcessed),
     (HTML_502, MaybeProcessed),
     (HTML_200, ContractBroken),
     (EMPTY_OBJECT_200, ContractBroken),
@@ -246,7 +248,7 @@ FAULTS: list[tuple[Fault, type[DeepXLError]]] = [
 
 
 @pytest.mark.parametrize(("fault", "meaning"), FAULTS)
-async def test_a_lost_answer_is_found_exactly_if_it_was_recorded(
+async def test_a_lost_response_is_found_exactly_if_it_was_recorded(
     fault: Fault, meaning: type[DeepXLError], connect: Connect, make_request: MakeRequest
 ) -> None:
     seconds = 0.5 if isinstance(fault, Hangs) else 30
@@ -257,7 +259,7 @@ async def test_a_lost_answer_is_found_exactly_if_it_was_recorded(
         async with connect(server.url) as client:
             found = await client.find("s-1")
         assert server.received == {"s-1": 1}
-    assert [answer.verification_id for answer in found] == [
+    assert [response.verification_id for response in found] == [
         record.verification_id for record in server.records
     ]
     assert len(found) == (1 if fault.record else 0)
@@ -274,15 +276,15 @@ async def test_a_documents_upload_may_be_refused_early(connect: Connect, make_re
 async def test_find_takes_only_records_with_the_very_tag(connect: Connect, make_request: MakeRequest) -> None:
     with running_simulator(ignore_tag_filter=True) as server:
         async with connect(server.url) as client:
-            answers = [await client.verify(make_request(f"s-{number}")) for number in range(3)]
+            responses = [await client.verify(make_request(f"s-{number}")) for number in range(3)]
             again = await client.verify(make_request("s-1"))
             for number in (0, 2):
                 (found,) = await client.find(f"s-{number}")
-                assert found.verification_id == answers[number].verification_id
-                assert json.loads(found.text) == json.loads(answers[number].text)
+                assert found.verification_id == responses[number].verification_id
+                assert json.loads(found.text) == json.loads(responses[number].text)
             both = await client.find("s-1")
-            assert {answer.verification_id for answer in both} == {
-                answers[1].verification_id,
+            assert {response.verification_id for response in both} == {
+                responses[1].verification_id,
                 again.verification_id,
             }
             assert await client.find("s") == []
@@ -308,7 +310,7 @@ def history(records: list[dict[str, Any]], total: int | None = None) -> View:
 
 async def test_find_reads_every_page(connect: Connect) -> None:
     records = [record(number, tagged(f"o-{number}")) for number in range(250)] + [record(999, tagged("s-1"))]
-    async with answering(history(records)) as (url, seen), connect(url) as client:
+    async with serving(history(records)) as (url, seen), connect(url) as client:
         (found,) = await client.find("s-1")
     assert found.verification_id == 999
     assert [sent.query["offset"] for sent, _ in seen] == ["0", "100", "200"]
@@ -334,7 +336,7 @@ async def test_find_reads_every_page(connect: Connect) -> None:
 async def test_find_cannot_conclude(
     records: list[dict[str, Any]], total: int | None, connect: Connect
 ) -> None:
-    async with answering(history(records, total)) as (url, _), connect(url) as client:
+    async with serving(history(records, total)) as (url, _), connect(url) as client:
         with pytest.raises(LookupFailed):
             await client.find("s-1")
 
@@ -356,7 +358,7 @@ async def test_find_cannot_conclude(
     ],
 )
 async def test_a_history_in_another_shape(body: bytes, connect: Connect) -> None:
-    async with answering(lambda _: web.Response(body=body)) as (url, _), connect(url) as client:
+    async with serving(lambda _: web.Response(body=body)) as (url, _), connect(url) as client:
         with pytest.raises(LookupFailed) as caught:
             await client.find("s-1")
         assert caught.value.requested_at is not None
@@ -364,7 +366,7 @@ async def test_a_history_in_another_shape(body: bytes, connect: Connect) -> None
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 429, 500, 502, 503, 504])
 async def test_a_history_that_fails(status: int, connect: Connect) -> None:
-    with running_simulator(lookup=Answers(status, {"Retry-After": "3"}, b"{}")) as server:
+    with running_simulator(lookup=Responds(status, {"Retry-After": "3"}, b"{}")) as server:
         async with connect(server.url) as client:
             with pytest.raises(LookupFailed) as caught:
                 await client.find("s-1")
@@ -372,7 +374,7 @@ async def test_a_history_that_fails(status: int, connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("fault", [Hangs(), Resets(), HalfBody()])
-async def test_a_history_that_does_not_answer(fault: Fault, connect: Connect) -> None:
+async def test_a_history_that_does_not_respond(fault: Fault, connect: Connect) -> None:
     with running_simulator(lookup=fault) as server:
         async with connect(server.url, timeout_seconds=0.5) as client:
             with pytest.raises(LookupFailed):
@@ -381,7 +383,7 @@ async def test_a_history_that_does_not_answer(fault: Fault, connect: Connect) ->
 
 @pytest.mark.parametrize("status", [401, 402])
 async def test_a_look_up_without_access(status: int, connect: Connect) -> None:
-    with running_simulator(lookup=Answers(status)) as server:
+    with running_simulator(lookup=Responds(status)) as server:
         async with connect(server.url) as client:
             with pytest.raises(AccessDenied):
                 await client.find("s-1")
@@ -399,19 +401,19 @@ HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 
 @pytest.mark.parametrize(
-    ("answer", "meaning"),
+    ("response", "meaning"),
     [
-        *((Answers(status, JSON, b"{}"), AccessDenied) for status in (401, 402, 403)),
+        *((Responds(status, JSON, b"{}"), AccessDenied) for status in (401, 402, 403)),
         (redirects("https://elsewhere.example/"), UnexpectedRedirect),
-        (Answers(404, HTML, b"<html>"), DeepXLError),
-        (Answers(200, HTML, b"<html>"), DeepXLError),
+        (Responds(404, HTML, b"<html>"), DeepXLError),
+        (Responds(200, HTML, b"<html>"), DeepXLError),
         (Resets(), NotProcessed),
     ],
 )
 async def test_an_access_check_that_fails(
-    answer: Fault, meaning: type[DeepXLError], connect: Connect
+    response: Fault, meaning: type[DeepXLError], connect: Connect
 ) -> None:
-    with running_simulator(lookup=answer) as server:
+    with running_simulator(lookup=response) as server:
         async with connect(server.url) as client:
             with pytest.raises(DeepXLError) as caught:
                 await client.check_access()
@@ -420,12 +422,12 @@ async def test_an_access_check_that_fails(
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [None, *(Answers(status, JSON, b"{}") for status in (200, 404, 422, 429, 500, 503)), HTML_502, Hangs()],
+    "response",
+    [None, *(Responds(status, JSON, b"{}") for status in (200, 404, 422, 429, 500, 503)), HTML_502, Hangs()],
 )
-async def test_an_access_check_that_passes(answer: Fault | None, connect: Connect) -> None:
-    with running_simulator(lookup=answer) as server:
-        seconds = 0.3 if isinstance(answer, Hangs) else 30
+async def test_an_access_check_that_passes(response: Fault | None, connect: Connect) -> None:
+    with running_simulator(lookup=response) as server:
+        seconds = 0.3 if isinstance(response, Hangs) else 30
         async with connect(server.url, timeout_seconds=seconds) as client:
             await client.check_access()
 
@@ -434,8 +436,8 @@ async def test_many_calls_at_once(connect: Connect, make_request: MakeRequest) -
     with running_simulator(latency_ms=5) as server:
         async with connect(server.url, max_connections=8) as client:
             requests = [make_request(f"s-{number}") for number in range(40)]
-            answers = await asyncio.gather(*(client.verify(request) for request in requests))
-            assert {answer.verification_id for answer in answers} == {
+            responses = await asyncio.gather(*(client.verify(request) for request in requests))
+            assert {response.verification_id for response in responses} == {
                 record.verification_id for record in server.records
             }
     assert set(server.received.values()) == {1}
@@ -452,7 +454,7 @@ def dated(seconds: float, body: bytes = b'{"totalCount":0,"count":0,"data":[]}')
 async def test_a_wrong_clock_is_found_before_anything_is_sent(
     seconds: float, way: str, connect: Connect
 ) -> None:
-    async with answering(dated(seconds)) as (url, _), connect(url) as client:
+    async with serving(dated(seconds)) as (url, _), connect(url) as client:
         with pytest.raises(DeepXLError, match=f"clock is 60 minutes {way} DeepXL's"):
             await client.check_access()
 
@@ -467,8 +469,8 @@ async def test_a_wrong_clock_is_found_before_anything_is_sent(
         (lambda _: web.json_response({"detail": "?"}, status=500), False),
     ],
 )
-async def test_an_access_check_tells_whether_the_history_answered(
+async def test_an_access_check_returns_whether_the_history_responded(
     view: View, is_history: bool, connect: Connect
 ) -> None:
-    async with answering(view) as (url, _), connect(url) as client:
+    async with serving(view) as (url, _), connect(url) as client:
         assert await client.check_access() is is_history

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.deepxl.contract import receive, redact, removed_geometry
-from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.deepxl.jsontext import Json, NotJson, Number, Object, read_json, write_json
 
 SEED = (Path(__file__).parents[2] / "fixtures" / "seed_response.json").read_bytes()

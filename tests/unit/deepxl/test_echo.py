@@ -1,4 +1,4 @@
-"""An answer's echo against what was sent."""
+"""A response's echo against what was sent."""
 
 import json
 from typing import Any

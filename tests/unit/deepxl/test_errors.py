@@ -1,4 +1,4 @@
-"""What an answer means; a message never repeats the vendor's text."""
+"""What a response means; a message never repeats the vendor's text."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     RETRY_AFTER_CAP_SECONDS,
     AccessDenied,
     ContractBroken,
@@ -21,9 +21,9 @@ from kyc_pipeline.deepxl.errors import (
     TurnedAway,
     UnexpectedRedirect,
     WrongAddress,
-    answer_error,
     error_class,
     parse_retry_after,
+    status_error,
 )
 from kyc_pipeline.errors import KycError
 
@@ -50,10 +50,10 @@ def expected(status: int) -> type[DeepXLError]:
 @pytest.mark.parametrize("status", range(300, 600))
 def test_every_status_has_its_meaning(status: int) -> None:
     assert error_class(status) is expected(status)
-    error = answer_error("submission s-1", status, "", None)
+    error = status_error("submission s-1", status, "", None)
     assert type(error) is expected(status)
     assert error.http_status == status
-    assert f"submission s-1: DeepXL answered {status}" in str(error)
+    assert f"submission s-1: DeepXL responded with {status}" in str(error)
 
 
 def test_only_what_fails_every_call_stops_the_run() -> None:
@@ -95,8 +95,8 @@ def test_only_what_fails_every_call_stops_the_run() -> None:
     ],
 )
 def test_messages_show_places_only(body: str, shown: str) -> None:
-    error = answer_error("submission s-1", 422, body, None)
-    assert str(error) == f"submission s-1: DeepXL answered 422 {error_phrase(422)}{shown}"
+    error = status_error("submission s-1", 422, body, None)
+    assert str(error) == f"submission s-1: DeepXL responded with 422 {error_phrase(422)}{shown}"
     assert error.body == (body or None)
 
 
@@ -127,7 +127,7 @@ error_bodies = st.one_of(
 def test_no_body_reaches_a_message(status: int, secret: str, body: str) -> None:
     marked = f"Jane\x1b[31m{secret}"
     for text in (body, body + marked, json.dumps({"detail": [{"loc": ["body", marked], "msg": marked}]})):
-        message = str(answer_error("submission s-1", status, text, None))
+        message = str(status_error("submission s-1", status, text, None))
         assert "Jane" not in message
         assert message.isprintable()
         assert len(message) < 300

@@ -72,7 +72,7 @@ def shape(value: Any) -> Any:
     return type(value)
 
 
-def test_an_answer_has_exactly_the_fields_of_the_example() -> None:
+def test_a_response_has_exactly_the_fields_of_the_example() -> None:
     before = int(time.time())
     with running_simulator(odd_share=0) as server:
         response = post(server)
@@ -232,7 +232,7 @@ def without_host_and_time(response: httpx.Response) -> str:
     return re.sub(r'http://127\.0\.0\.1:\d+|"timestamp(ISO)?":[^,}]+', "", response.text)
 
 
-def test_the_same_seed_gives_the_same_answers_in_any_order() -> None:
+def test_the_same_seed_gives_the_same_responses_in_any_order() -> None:
     ids = [f"2024-09-{day:02d}-0001" for day in range(1, 11)]
     with running_simulator(seed=7) as one, running_simulator(seed=7) as other, running_simulator() as third:
         forward = {name: without_host_and_time(post(one, name)) for name in ids}
@@ -339,10 +339,10 @@ def test_the_command_serves_until_a_signal(number: signal.Signals, tmp_path: Pat
         url = process.stdout.readline().split()[-1]
         try:
             assert url.startswith("http://127.0.0.1:")
-            answer = httpx.get(
+            response = httpx.get(
                 f"{url}/v1/verification", headers={"x-api-key": "right"}, trust_env=False, verify=TLS
             )
-            assert answer.json() == {"totalCount": 0, "count": 0, "data": []}
+            assert response.json() == {"totalCount": 0, "count": 0, "data": []}
         finally:
             process.send_signal(number)
         assert process.wait() == 0

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.errors import (
+from kyc_pipeline.deepxl.call_errors import (
     AccessDenied,
     ContractBroken,
     DeepXLError,
@@ -30,7 +29,8 @@ from kyc_pipeline.deepxl.errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
-from kyc_pipeline.documents import AcceptedDocument
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
+from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.errors import KycError
 
 pytestmark = pytest.mark.anyio
@@ -90,7 +90,7 @@ def reset(writer: Writer) -> None:
     writer.transport.abort()
 
 
-def answer(body: bytes = SEED, length: int | None = None) -> bytes:
+def response(body: bytes = SEED, length: int | None = None) -> bytes:
     return f"HTTP/1.1 200 OK\r\nContent-Length: {length or len(body)}\r\n\r\n".encode() + body
 
 
@@ -185,7 +185,7 @@ async def half_a_head(reader: Reader, writer: Writer) -> None:
 
 async def half_a_body(reader: Reader, writer: Writer) -> None:
     await read_request(reader)
-    writer.write(answer(SEED[:500], len(SEED)))
+    writer.write(response(SEED[:500], len(SEED)))
 
 
 async def half_a_chunked_body(reader: Reader, writer: Writer) -> None:
@@ -210,7 +210,7 @@ async def silence(reader: Reader, writer: Writer) -> None:
 
 async def trickle(reader: Reader, writer: Writer) -> None:
     await read_request(reader)
-    writer.write(answer(b"", 10_000))
+    writer.write(response(b"", 10_000))
     while not writer.is_closing():
         writer.write(b" ")
         await writer.drain()
@@ -231,7 +231,7 @@ async def trickle(reader: Reader, writer: Writer) -> None:
         trickle,
     ],
 )
-async def test_an_answer_lost_after_sending(
+async def test_a_response_lost_after_sending(
     handler: Handler, connect: Connect, make_request: MakeRequest
 ) -> None:
     requests = 0
@@ -278,7 +278,7 @@ async def test_a_connection_that_the_server_closed_while_idle(
         nonlocal requests
         await read_request(reader)
         requests += 1
-        writer.write(answer())
+        writer.write(response())
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -308,7 +308,7 @@ async def test_a_post_is_never_sent_again_on_a_new_connection(
             served += 1
             if served == 2:
                 return
-            writer.write(answer())
+            writer.write(response())
 
     async with serving(handler) as url, connect(url) as client:
         await client.verify(make_request())
@@ -335,14 +335,14 @@ EARLY: list[tuple[int, bool, type[DeepXLError]]] = [
 
 
 @pytest.mark.parametrize(("status", "fresh", "meaning"), EARLY)
-async def test_an_answer_before_the_end_of_the_body(
+async def test_a_response_before_the_end_of_the_body(
     status: int, fresh: bool, meaning: type[DeepXLError], connect: Connect, make_request: MakeRequest
 ) -> None:
     closed = asyncio.Event()
 
     async def handler(reader: Reader, writer: Writer) -> None:
         await read_head(reader)
-        writer.write(answer().replace(b"200 OK", b"%d X\r\nRetry-After: 7" % status))
+        writer.write(response().replace(b"200 OK", b"%d X\r\nRetry-After: 7" % status))
         await closed.wait()
 
     async with serving(handler) as url, connect(url) as client:
@@ -357,7 +357,7 @@ async def test_an_answer_before_the_end_of_the_body(
 
 
 @pytest.mark.parametrize("when", ["already read", "not read yet"])
-async def test_a_surplus_answer_on_an_idle_connection_is_nobodys(
+async def test_a_surplus_response_on_an_idle_connection_is_nobodys(
     when: str, connect: Connect, make_request: MakeRequest
 ) -> None:
     writers: list[Writer] = []
@@ -366,11 +366,11 @@ async def test_a_surplus_answer_on_an_idle_connection_is_nobodys(
         writers.append(writer)
         while True:
             await read_request(reader)
-            writer.write(answer(SEED.replace(b"457", b"%d" % len(writers))))
+            writer.write(response(SEED.replace(b"457", b"%d" % len(writers))))
 
     async with serving(handler) as url, connect(url) as client:
         first = await client.verify(make_request())
-        writers[0].write(answer(SEED.replace(b"457", b"666")))
+        writers[0].write(response(SEED.replace(b"457", b"666")))
         if when == "already read":
             for _ in range(20):  # iterations of the loop
                 await asyncio.sleep(0)
@@ -386,7 +386,7 @@ async def test_distrusted_connections_are_not_used_again(connect: Connect, make_
         connections += 1
         while True:
             await read_request(reader)
-            writer.write(answer())
+            writer.write(response())
 
     async with serving(handler) as url, connect(url) as client:
         await client.verify(make_request())
@@ -411,7 +411,7 @@ async def test_distrusted_connections_are_not_used_again(connect: Connect, make_
     ],
     ids=["9 kB", "100 kB", "200", "odd cookies", "identity", "no encoding"],
 )
-async def test_odd_headers_cost_no_answer(
+async def test_odd_headers_cost_no_response(
     headers: bytes, connect: Connect, make_request: MakeRequest
 ) -> None:
     seen: list[bytes] = []
@@ -421,7 +421,7 @@ async def test_odd_headers_cost_no_answer(
             head, length = await read_head(reader)
             await reader.readexactly(length)
             seen.append(head)
-            writer.write(answer().replace(b"\r\n", b"\r\n" + headers + b"\r\n", 1))
+            writer.write(response().replace(b"\r\n", b"\r\n" + headers + b"\r\n", 1))
 
     async with serving(handler) as url, connect(url) as client:
         for _ in range(2):
@@ -430,10 +430,10 @@ async def test_odd_headers_cost_no_answer(
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"x-gzip", b"X-GZIP"])
-async def test_a_compressed_answer(encoding: bytes, connect: Connect, make_request: MakeRequest) -> None:
+async def test_a_compressed_response(encoding: bytes, connect: Connect, make_request: MakeRequest) -> None:
     async def handler(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
-        packed = answer(gzip.compress(SEED))
+        packed = response(gzip.compress(SEED))
         writer.write(packed.replace(b"\r\n", b"\r\nContent-Encoding: " + encoding + b"\r\n", 1))
 
     async with serving(handler) as url, connect(url) as client:
@@ -444,20 +444,20 @@ async def test_a_compressed_answer(encoding: bytes, connect: Connect, make_reque
     "head",
     [b"200 OK\r\nContent-Encoding: br", b"200 OK\r\nContent-Encoding: zstd", b"202 Accepted", b"206 X"],
 )
-async def test_what_is_no_answer_breaks_the_contract(
+async def test_what_is_no_response_breaks_the_contract(
     head: bytes, connect: Connect, make_request: MakeRequest
 ) -> None:
     async def handler(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         body = SEED if b"OK" not in head else b"\x8b\x03\x80"
-        writer.write(answer(body).replace(b"200 OK", head))
+        writer.write(response(body).replace(b"200 OK", head))
 
     async with serving(handler) as url:
         error = await failure(connect(url), make_request())
     assert type(error) is ContractBroken
 
 
-async def test_an_answer_that_is_cut_without_a_length(connect: Connect, make_request: MakeRequest) -> None:
+async def test_a_response_that_is_cut_without_a_length(connect: Connect, make_request: MakeRequest) -> None:
     async def handler(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + SEED[:500])
@@ -579,7 +579,7 @@ async def test_a_document_that_changes_while_it_is_sent_has_no_end(
 
 @dataclass(frozen=True)
 class OnSlowDisk(AcceptedDocument):
-    """A document whose storage answers only when `ready` is set."""
+    """A document whose storage responds only when `ready` is set."""
 
     ready: threading.Event = field(default_factory=threading.Event)
 
@@ -599,7 +599,7 @@ async def test_a_slow_disk_does_not_hold_up_the_others(
     async def handler(reader: Reader, writer: Writer) -> None:
         while True:
             await read_request(reader)
-            writer.write(answer())
+            writer.write(response())
 
     slow = make_request("slow", size=size)
     slow.id_file = document = slowly(slow.id_file)
@@ -611,7 +611,7 @@ async def test_a_slow_disk_does_not_hold_up_the_others(
         await waiting
 
 
-async def test_a_disk_that_does_not_answer_in_time(connect: Connect, make_request: MakeRequest) -> None:
+async def test_a_disk_that_does_not_respond_in_time(connect: Connect, make_request: MakeRequest) -> None:
     async def handler(reader: Reader, writer: Writer) -> None:
         raise AssertionError("nothing is sent")
 
@@ -628,7 +628,7 @@ async def test_documents_are_streamed(connect: Connect, make_request: MakeReques
     async def handler(reader: Reader, writer: Writer) -> None:
         while True:
             await read_request(reader)
-            writer.write(answer())
+            writer.write(response())
 
     request = make_request(size=LARGE)
     async with serving(handler) as url, connect(url) as client:

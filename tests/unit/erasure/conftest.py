@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
-from tests.unit.erasure.house import House
+from tests.unit.erasure.deployment import Deployment
 
 
 @pytest.fixture
@@ -19,20 +19,20 @@ def simulator() -> Iterator[Simulator]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, landing: Any, simulator: Simulator) -> Iterator[House]:
-    """A house whose ledger is SQLite."""
-    made = House(tmp_path, simulator.url)
+def deployment(tmp_path: Path, landing: Any, simulator: Simulator) -> Iterator[Deployment]:
+    """A deployment whose ledger is SQLite."""
+    made = Deployment(tmp_path, simulator.url)
     yield made
     made.ledger.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def any_house(
+def any_deployment(
     request: pytest.FixtureRequest, tmp_path: Path, landing: Any, simulator: Simulator
-) -> Iterator[House]:
-    """A house on each database."""
+) -> Iterator[Deployment]:
+    """A deployment on each database."""
     ledger_url = request.getfixturevalue("postgres_url") if request.param == "postgres" else ""
-    made = House(tmp_path, simulator.url, ledger_url)
+    made = Deployment(tmp_path, simulator.url, ledger_url)
     yield made
     made.ledger.close()
 

@@ -30,7 +30,7 @@ from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.verify.reconcile import reconcile
-from tests.unit.erasure.house import House, erase_and_die
+from tests.unit.erasure.deployment import Deployment, erase_and_die
 
 DAY, NEXT_DAY, LATER = "2024-09-08", "2024-09-09", "2024-09-10"
 MARK = "Zq7mark"
@@ -45,14 +45,14 @@ def tags_of(number: int) -> Mapping[str, str]:
     return {"customerId": f"other-{number}", "customerName": f"Nobody {number}", "companyId": "COMP-001"}
 
 
-def move_in(landing: Any, house: House) -> None:
+def fill(landing: Any, deployment: Deployment) -> None:
     """Two days: the person twice on the first, once on the second, among others."""
     rows = [landing.submission(f"a-{n}", 10 * n, tags_of(n)) for n in range(4)]
     theirs = [landing.submission(f"{MARK}-{n}", 100 + 10 * n, THEIR_TAGS) for n in range(2)]
     landing.manifest(DAY, [rows[0], theirs[0], *rows[1:], theirs[1]])
     last = landing.submission(f"{MARK}-2", 200, THEIR_TAGS)
     landing.manifest(NEXT_DAY, [last, landing.submission("b-0", 210, tags_of(9))])
-    assert house.run(DAY, NEXT_DAY) == {DAY: 6, NEXT_DAY: 2}
+    assert deployment.run(DAY, NEXT_DAY) == {DAY: 6, NEXT_DAY: 2}
 
 
 def of_others(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -64,50 +64,52 @@ def of_others(rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[s
     }
 
 
-def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_house: House) -> None:
-    house = any_house
-    move_in(landing, house)
-    before, spent = house.rows(), read_spend(house.ledger, DAY)
-    found = house.find(*PERSON)
+def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_deployment: Deployment) -> None:
+    deployment = any_deployment
+    fill(landing, deployment)
+    before, spent = deployment.rows(), read_spend(deployment.ledger, DAY)
+    found = deployment.find(*PERSON)
     assert found.rows[SUBMISSIONS] == found.rows[VERIFICATION_RESPONSES] == found.rows[VERIFICATIONS] == 3
     assert found.rows[VERIFICATION_TAGS] == 3 * 4
     assert found.rows[MODEL_CHECKS] == len(before["model_checks"]) - len(of_others(before)["model_checks"])
     assert len(found.ledger) == found.manifest_rows == len(found.verification_ids) == 3
     assert (len(found.manifests), len(found.documents)) == (2, 6)
 
-    house.erase(*PERSON)
+    deployment.erase(*PERSON)
 
-    assert house.places_with(MARK) == []
-    assert of_others(house.rows()) == of_others(before)
-    rejected = [row for row in house.rows()["rejected_submissions"] if row["reason"] == "erased_subject"]
+    assert deployment.places_with(MARK) == []
+    assert of_others(deployment.rows()) == of_others(before)
+    rejected = [row for row in deployment.rows()["rejected_submissions"] if row["reason"] == "erased_subject"]
     assert [(row["date"], row["submission_id"], row["manifest_row"]) for row in rejected] == [
         (DAY, None, 2),
         (DAY, None, 6),
         (NEXT_DAY, None, 1),
     ]
-    assert read_spend(house.ledger, DAY) == spent, "what was paid still adds up"
+    assert read_spend(deployment.ledger, DAY) == spent, "what was paid still adds up"
     for date in (DAY, NEXT_DAY):
-        assert reconcile(house.lake, house.ledger, date).differences == ()
-    after = house.find(*PERSON)
+        assert reconcile(deployment.lake, deployment.ledger, date).differences == ()
+    after = deployment.find(*PERSON)
     assert (after.is_stored, after.was_erased, after.unfinished) == (False, True, False)
 
 
-def test_a_lake_in_an_object_store(landing: Any, house: House, s3_root: str) -> None:
-    house.lake_url = s3_root
-    move_in(landing, house)
-    before = house.rows()
-    house.erase(*PERSON)
-    assert MARK not in str(house.rows())
-    assert of_others(house.rows()) == of_others(before)
+def test_a_lake_in_an_object_store(landing: Any, deployment: Deployment, s3_root: str) -> None:
+    deployment.lake_url = s3_root
+    fill(landing, deployment)
+    before = deployment.rows()
+    deployment.erase(*PERSON)
+    assert MARK not in str(deployment.rows())
+    assert of_others(deployment.rows()) == of_others(before)
 
 
-def test_the_person_does_not_come_back(landing: Any, any_house: House, simulator: Simulator) -> None:
-    house = any_house
-    move_in(landing, house)
-    house.erase(*PERSON)
-    erased, calls = house.rows(), simulator.received.total()
-    assert house.run(DAY, NEXT_DAY) == {DAY: 0, NEXT_DAY: 0}
-    assert house.rows() == erased, "a day that is run again gives what the erasure made"
+def test_the_person_does_not_come_back(
+    landing: Any, any_deployment: Deployment, simulator: Simulator
+) -> None:
+    deployment = any_deployment
+    fill(landing, deployment)
+    deployment.erase(*PERSON)
+    erased, calls = deployment.rows(), simulator.received.total()
+    assert deployment.run(DAY, NEXT_DAY) == {DAY: 0, NEXT_DAY: 0}
+    assert deployment.rows() == erased, "a day that is run again gives what the erasure made"
     # Under a new id, in invalid rows, and under an old id with another tag.
     landing.manifest(
         LATER,
@@ -119,14 +121,14 @@ def test_the_person_does_not_come_back(landing: Any, any_house: House, simulator
             landing.submission("c-0", 70, tags_of(2)),
         ],
     )
-    summary = house.ingest(LATER)
+    summary = deployment.ingest(LATER)
     assert (summary.received, summary.accepted, dict(summary.rejected)) == (5, 1, {"erased_subject": 4})
-    assert house.run(LATER) == {LATER: 1}
-    assert house.places_with(MARK) == []
+    assert deployment.run(LATER) == {LATER: 1}
+    assert deployment.places_with(MARK) == []
     assert simulator.received.total() == calls + 1
 
 
-def test_rejected_rows_are_erased_too_and_those_of_others_stay(landing: Any, house: House) -> None:
+def test_rejected_rows_are_erased_too_and_those_of_others_stay(landing: Any, deployment: Deployment) -> None:
     theirs = landing.submission(f"{MARK}-0", 10, THEIR_TAGS)
     landing.manifest(
         DAY,
@@ -140,11 +142,11 @@ def test_rejected_rows_are_erased_too_and_those_of_others_stay(landing: Any, hou
     # A row of the same person has somebody else's id.
     other = landing.submission("b-0", 20, tags_of(2))
     landing.manifest(NEXT_DAY, [other, landing.submission("b-0", 30, THEIR_TAGS)])
-    house.run(DAY, NEXT_DAY)
-    found = house.erase(*PERSON)
+    deployment.run(DAY, NEXT_DAY)
+    found = deployment.erase(*PERSON)
     assert found.rows[REJECTED_SUBMISSIONS] == 3
-    assert house.places_with(MARK) == []
-    rows = house.rows()
+    assert deployment.places_with(MARK) == []
+    rows = deployment.rows()
     reasons = Counter(
         (row["date"], row["submission_id"], row["reason"]) for row in rows["rejected_submissions"]
     )
@@ -154,30 +156,34 @@ def test_rejected_rows_are_erased_too_and_those_of_others_stay(landing: Any, hou
         (NEXT_DAY, None, "erased_subject"): 1,
     }
     assert [row["submission_id"] for row in rows["verifications"]] == ["b-0"]
-    house.run(DAY, NEXT_DAY)
-    assert house.rows() == rows
+    deployment.run(DAY, NEXT_DAY)
+    assert deployment.rows() == rows
 
 
-def test_find_changes_nothing(landing: Any, house: House) -> None:
-    move_in(landing, house)
-    files = {path: path.read_bytes() for path in house.root.rglob("*") if path.is_file()}
-    assert house.find(*PERSON).is_stored
+def test_find_changes_nothing(landing: Any, deployment: Deployment) -> None:
+    fill(landing, deployment)
+    files = {path: path.read_bytes() for path in deployment.root.rglob("*") if path.is_file()}
+    assert deployment.find(*PERSON).is_stored
     ledger = {path for path in files if path.name.startswith("ledger.sqlite")}
     assert all(path.read_bytes() == content for path, content in files.items() if path not in ledger)
-    assert {path for path in house.root.rglob("*") if path.is_file()} == files.keys()
-    assert house.stores.ledger.tombstones() == []
+    assert {path for path in deployment.root.rglob("*") if path.is_file()} == files.keys()
+    assert deployment.stores.ledger.tombstones() == []
 
 
-def test_killed_at_any_step_and_repeated(landing: Any, house: House, processes: ForkServerContext) -> None:
+def test_killed_at_any_step_and_repeated(
+    landing: Any, deployment: Deployment, processes: ForkServerContext
+) -> None:
     theirs = landing.submission(f"{MARK}-0", 10, THEIR_TAGS)
     landing.manifest(DAY, [theirs, landing.submission("a", 20, tags_of(1)), {"submission_id": "b"}])
-    house.run(DAY)
-    before = house.rows()
-    house.ledger.close()
+    deployment.run(DAY)
+    before = deployment.rows()
+    deployment.ledger.close()
     for step in itertools.count(1):
-        killed = House(house.root.with_name(f"killed-{step}"), house.server)
-        shutil.copytree(house.root, killed.root)
-        child = processes.Process(target=erase_and_die, args=(str(killed.root), house.server, *PERSON, step))
+        killed = Deployment(deployment.root.with_name(f"killed-{step}"), deployment.server)
+        shutil.copytree(deployment.root, killed.root)
+        child = processes.Process(
+            target=erase_and_die, args=(str(killed.root), deployment.server, *PERSON, step)
+        )
         child.start()
         child.join()
         if child.exitcode == 0:
@@ -197,152 +203,160 @@ def test_killed_at_any_step_and_repeated(landing: Any, house: House, processes: 
     assert step == 9
 
 
-def test_a_day_at_work_is_refused_before_anything_changes(landing: Any, any_house: House) -> None:
-    house = any_house
-    move_in(landing, house)
-    before = house.rows(), house.ledger_rows()["submissions"]
+def test_a_day_at_work_is_refused_before_anything_changes(landing: Any, any_deployment: Deployment) -> None:
+    deployment = any_deployment
+    fill(landing, deployment)
+    before = deployment.rows(), deployment.ledger_rows()["submissions"]
     with (
-        house.held_by_another_run(NEXT_DAY),
+        deployment.held_by_another_run(NEXT_DAY),
         pytest.raises(PartitionBusy, match=f"{NEXT_DAY}.*run-of-somebody-else"),
     ):
-        house.erase(*PERSON)
-    assert (house.rows(), house.ledger_rows()["submissions"]) == before
-    assert house.stores.ledger.tombstones() == []
-    assert house.ledger_rows()["leases"] == []
-    house.erase(*PERSON)
-    assert house.places_with(MARK) == []
+        deployment.erase(*PERSON)
+    assert (deployment.rows(), deployment.ledger_rows()["submissions"]) == before
+    assert deployment.stores.ledger.tombstones() == []
+    assert deployment.ledger_rows()["leases"] == []
+    deployment.erase(*PERSON)
+    assert deployment.places_with(MARK) == []
 
 
-def test_a_held_submission_is_erased_and_no_longer_held(landing: Any, house: House) -> None:
+def test_a_held_submission_is_erased_and_no_longer_held(landing: Any, deployment: Deployment) -> None:
     landing.manifest(DAY, [landing.submission(f"{MARK}-0", 10, THEIR_TAGS)])
-    house.ingest(DAY)
+    deployment.ingest(DAY)
     # As a killed run leaves it.
-    lease = acquire_lease(house.ledger, DAY, "run")
-    [row] = house.rows()["submissions"]
-    commit(house.ledger, lease, [Claim(row["submission_id"], row["content_sha256"])], [])
-    release_lease(house.ledger, lease)
-    assert len(list_held(house.ledger)) == 1
-    house.erase(*PERSON)
-    assert list_held(house.ledger) == []
-    assert house.places_with(MARK) == []
-    assert read_spend(house.ledger, DAY).billable_calls == 1
+    lease = acquire_lease(deployment.ledger, DAY, "run")
+    [row] = deployment.rows()["submissions"]
+    commit(deployment.ledger, lease, [Claim(row["submission_id"], row["content_sha256"])], [])
+    release_lease(deployment.ledger, lease)
+    assert len(list_held(deployment.ledger)) == 1
+    deployment.erase(*PERSON)
+    assert list_held(deployment.ledger) == []
+    assert deployment.places_with(MARK) == []
+    assert read_spend(deployment.ledger, DAY).billable_calls == 1
 
 
-def test_documents_are_deleted_on_request_unless_others_use_them(landing: Any, house: House) -> None:
+def test_documents_are_deleted_on_request_unless_others_use_them(
+    landing: Any, deployment: Deployment
+) -> None:
     shared = landing.submission(f"{MARK}-0", 10, THEIR_TAGS)
     own = landing.submission(f"{MARK}-1", 20, THEIR_TAGS)
     other = landing.submission("a-1", 30, tags_of(1)) | {"id_file": shared["id_file"]}
     landing.manifest(DAY, [shared, own, other])
-    house.run(DAY)
+    deployment.run(DAY)
     manifest = (landing.root / "manifests" / DAY / "m.jsonl").read_bytes()
-    found = house.find(*PERSON)
+    found = deployment.find(*PERSON)
     assert (len(found.documents), len(found.shared_documents)) == (4, 1)
-    house.erase(*PERSON)
-    assert len(house.find(*PERSON).documents) == 4, "only on request"
-    house.erase(*PERSON, delete_documents=True)
+    deployment.erase(*PERSON)
+    assert len(deployment.find(*PERSON).documents) == 4, "only on request"
+    deployment.erase(*PERSON, delete_documents=True)
     left = {path.name for path in (landing.root / "documents").iterdir()}
     assert left == {shared["id_file"], "a-1-id.jpg", other["selfie_file"]}
     assert (landing.root / "manifests" / DAY / "m.jsonl").read_bytes() == manifest
-    assert house.run(DAY) == {DAY: 0}
+    assert deployment.run(DAY) == {DAY: 0}
 
 
-def test_a_document_outside_the_landing_zone_is_never_deleted(landing: Any, house: House) -> None:
-    outside = house.root / "outside.jpg"
+def test_a_document_outside_the_landing_zone_is_never_deleted(landing: Any, deployment: Deployment) -> None:
+    outside = deployment.root / "outside.jpg"
     outside.write_bytes(b"x")
     (landing.root / "documents" / "link.jpg").symlink_to(outside)
     row = {"submission_id": "s", "id_file": "../../outside.jpg", "selfie_file": "link.jpg"}
     landing.manifest(DAY, [row | {"tags": THEIR_TAGS}, row | {"id_file": str(outside), "tags": THEIR_TAGS}])
-    house.ingest(DAY)
-    assert house.erase(*PERSON, delete_documents=True).documents == []
+    deployment.ingest(DAY)
+    assert deployment.erase(*PERSON, delete_documents=True).documents == []
     assert outside.exists()
 
 
-def test_data_that_the_lake_lost_is_found_in_the_ledger(landing: Any, any_house: House) -> None:
-    house = any_house
+def test_data_that_the_lake_lost_is_found_in_the_ledger(landing: Any, any_deployment: Deployment) -> None:
+    deployment = any_deployment
     tags = THEIR_TAGS | {"customerId": f"100%_{MARK} \\é"}
     landing.manifest(
         DAY, [landing.submission(f"{MARK}-0", 10, tags), landing.submission("a", 20, tags_of(1))]
     )
-    house.run(DAY)
-    shutil.rmtree(house.lake.root)
+    deployment.run(DAY)
+    shutil.rmtree(deployment.lake.root)
     shutil.rmtree(landing.root / "manifests")
-    assert not house.find("customerId", f"1000_{MARK}").is_stored
-    found = house.erase("customerId", tags["customerId"])
+    assert not deployment.find("customerId", f"1000_{MARK}").is_stored
+    found = deployment.erase("customerId", tags["customerId"])
     assert list(found.ledger.values()) == [DAY]
-    assert house.places_with(MARK) == []
-    assert len(house.ledger_rows()["submissions"]) == 2
+    assert deployment.places_with(MARK) == []
+    assert len(deployment.ledger_rows()["submissions"]) == 2
 
 
-def test_curated_tables_without_their_answers_are_erased_too(landing: Any, house: House) -> None:
-    move_in(landing, house)
-    before = house.rows()
+def test_curated_tables_without_their_responses_are_erased_too(landing: Any, deployment: Deployment) -> None:
+    fill(landing, deployment)
+    before = deployment.rows()
     for table in RESTRICTED:
-        shutil.rmtree(house.lake.folder(table))
-    house.erase(*PERSON)
-    assert house.places_with(MARK) == []
+        shutil.rmtree(deployment.lake.folder(table))
+    deployment.erase(*PERSON)
+    assert deployment.places_with(MARK) == []
     for table in CURATED[:-1]:
-        assert house.rows()[table.name] == of_others(before)[table.name]
+        assert deployment.rows()[table.name] == of_others(before)[table.name]
 
 
-def test_one_submission_by_its_id(landing: Any, house: House) -> None:
-    move_in(landing, house)
-    found = house.erase("submissionId", f"{MARK}-1")
+def test_one_submission_by_its_id(landing: Any, deployment: Deployment) -> None:
+    fill(landing, deployment)
+    found = deployment.erase("submissionId", f"{MARK}-1")
     assert found.rows[SUBMISSIONS] == 1
-    ids = {row["submission_id"] for row in house.rows()["verifications"]}
+    ids = {row["submission_id"] for row in deployment.rows()["verifications"]}
     assert ids == {"a-0", "a-1", "a-2", "a-3", "b-0", f"{MARK}-0", f"{MARK}-2"}
-    assert house.run(DAY) == {DAY: 0}
+    assert deployment.run(DAY) == {DAY: 0}
 
 
 @pytest.mark.parametrize("value", ["unknown", CUSTOMER.lower(), CUSTOMER[:-1], f"{CUSTOMER}9", ""])
-def test_somebody_unknown_is_not_found(landing: Any, house: House, value: str) -> None:
-    move_in(landing, house)
-    found = house.find("customerId", value)
+def test_somebody_unknown_is_not_found(landing: Any, deployment: Deployment, value: str) -> None:
+    fill(landing, deployment)
+    found = deployment.find("customerId", value)
     assert (found.is_stored, found.manifest_rows, found.documents) == (False, 0, [])
 
 
-def test_an_old_backup_of_the_lake_is_erased_again(landing: Any, house: House) -> None:
-    move_in(landing, house)
-    backup = house.root / "backup"
-    shutil.copytree(house.lake.root, backup)
-    house.erase(*PERSON)
-    shutil.rmtree(house.lake.root)
-    shutil.move(backup, house.lake.root)
-    assert house.find(*PERSON).was_erased
-    house.erase("submissionId", "a-0")
-    assert house.places_with(MARK) == [], "any erasure erases everybody who was"
+def test_an_old_backup_of_the_lake_is_erased_again(landing: Any, deployment: Deployment) -> None:
+    fill(landing, deployment)
+    backup = deployment.root / "backup"
+    shutil.copytree(deployment.lake.root, backup)
+    deployment.erase(*PERSON)
+    shutil.rmtree(deployment.lake.root)
+    shutil.move(backup, deployment.lake.root)
+    assert deployment.find(*PERSON).was_erased
+    deployment.erase("submissionId", "a-0")
+    assert deployment.places_with(MARK) == [], "any erasure erases everybody who was"
 
 
-def test_rows_that_a_run_writes_during_the_erasure_are_erased_too(landing: Any, house: House) -> None:
-    move_in(landing, house)
-    old = house.lake.read(VERIFICATION_TAGS, DAY)
+def test_rows_that_a_run_writes_during_the_erasure_are_erased_too(
+    landing: Any, deployment: Deployment
+) -> None:
+    fill(landing, deployment)
+    old = deployment.lake.read(VERIFICATION_TAGS, DAY)
     wrote: list[str] = []
 
     def write_back(step: str) -> None:
         if step == "ledger" and not wrote:
             wrote.append(step)
-            house.lake.write(VERIFICATION_TAGS, DAY, old, house.lake.metadata(VERIFICATION_TAGS, DAY))
+            deployment.lake.write(
+                VERIFICATION_TAGS, DAY, old, deployment.lake.metadata(VERIFICATION_TAGS, DAY)
+            )
 
-    house.erase(*PERSON, progress=write_back)
+    deployment.erase(*PERSON, progress=write_back)
     assert wrote
-    assert house.places_with(MARK) == []
+    assert deployment.places_with(MARK) == []
 
 
-def test_the_state_changes_when_an_erasure_begins_sweeps_and_ends(landing: Any, house: House) -> None:
-    move_in(landing, house)
-    states = [house.stores.ledger.state()]
-    house.erase(*PERSON, progress=lambda step: states.append(house.stores.ledger.state()))
-    states.append(house.stores.ledger.state())
+def test_the_state_changes_when_an_erasure_begins_sweeps_and_ends(
+    landing: Any, deployment: Deployment
+) -> None:
+    fill(landing, deployment)
+    states = [deployment.stores.ledger.state()]
+    deployment.erase(*PERSON, progress=lambda step: states.append(deployment.stores.ledger.state()))
+    states.append(deployment.stores.ledger.state())
     begun = states[2]
     assert len({states[0], begun, states[-2], states[-1]}) == 4
 
 
-def test_drafts_of_killed_writers_are_removed(landing: Any, house: House) -> None:
-    move_in(landing, house)
-    folder = house.root / "lake" / "restricted" / "submissions" / f"date={LATER}"
+def test_drafts_of_killed_writers_are_removed(landing: Any, deployment: Deployment) -> None:
+    fill(landing, deployment)
+    folder = deployment.root / "lake" / "restricted" / "submissions" / f"date={LATER}"
     folder.mkdir()
     (folder / ".draft-999999999-abcdef").write_text(MARK)
-    house.erase(*PERSON)
-    assert house.places_with(MARK) == []
+    deployment.erase(*PERSON)
+    assert deployment.places_with(MARK) == []
 
 
 def test_another_key_is_rejected_since_it_could_recognise_nobody() -> None:
@@ -354,10 +368,10 @@ def test_another_key_is_rejected_since_it_could_recognise_nobody() -> None:
         ErasedSubjects([tombstone], new)
 
 
-def test_progress_shows_no_values(landing: Any, house: House) -> None:
-    move_in(landing, house)
+def test_progress_shows_no_values(landing: Any, deployment: Deployment) -> None:
+    fill(landing, deployment)
     steps: list[str] = []
-    house.erase(*PERSON, progress=steps.append)
+    deployment.erase(*PERSON, progress=steps.append)
     assert MARK not in " ".join(steps)
     assert steps[0] == "tombstones"
     assert steps[-1] == "purge"

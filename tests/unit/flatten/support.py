@@ -1,4 +1,4 @@
-"""A lake with one day of answers, for the tests of `flatten`."""
+"""A lake with one day of responses, for the tests of `flatten`."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ def submission_row(submission_id: str, tags: Mapping[str, str] = SEED_TAGS) -> d
 
 
 def echo(submission_id: str, **changes: Any) -> dict[str, Any]:
-    """The seed's result as the answer to one of our submissions, with changes."""
+    """The seed's result as the response to one of our submissions, with changes."""
     tags = [*SEED["tags"], {"name": "submissionId", "value": submission_id}]
     return {**SEED, "tags": tags, **changes}
 
@@ -89,7 +89,7 @@ class Day:
         self.lake.write(SUBMISSIONS, DAY, submissions)
 
     def flatten(self, *texts: str | None) -> FlattenSummary:
-        """Flattens `texts` as the answers of the submissions s-0, s-1, ..., even if nothing has changed."""
+        """Flattens `texts` as the responses of the submissions s-0, s-1, ..., even if nothing has changed."""
         if texts:
             self.write([response_row(f"s-{index}", text) for index, text in enumerate(texts)])
         return flatten_partition(self.lake, DAY, PSEUDONYMS, CLEAR, force=True)
@@ -99,7 +99,7 @@ class Day:
         return flatten_partition(self.lake, DAY, PSEUDONYMS, CLEAR)
 
     def flatten_each(self, texts: Sequence[str]) -> FlattenSummary:
-        """Flattens `texts`, all written as answers to s-0, as the answers to s-0000, s-0001, ..."""
+        """Flattens `texts`, all written as responses to s-0, as the responses to s-0000, s-0001, ..."""
         ids = [f"s-{index:04}" for index in range(len(texts))]
         own = '{"name": "submissionId", "value": "%s"}'
         self.write(

@@ -32,7 +32,7 @@ def test_errors_stop_publication_and_warnings_do_not() -> None:
     assert all(spec.blocking is (spec.name in ERRORS) for spec in check_specs(CHECKS))
 
 
-def test_an_answer_as_it_should_be_passes_everything(day: Day) -> None:
+def test_a_response_as_it_should_be_passes_everything(day: Day) -> None:
     checks = checks_of(day, text_of(echo("s-0")))
     assert failing(checks) == set()
     assert checks.keys() == {check.name for check in CHECKS}
@@ -63,7 +63,7 @@ def test_the_disagreement_of_time_stamps_is_a_figure_not_a_failure(day: Day) -> 
         ({"timestampISO": "yesterday"}, "timestamps_readable"),
     ],
 )
-def test_what_is_odd_about_an_answer_is_a_warning_that_says_what(
+def test_what_is_odd_about_a_response_is_a_warning_that_says_what(
     day: Day, changes: dict[str, Any], name: str
 ) -> None:
     checks = checks_of(day, text_of(echo("s-0", **changes)))
@@ -75,7 +75,7 @@ def test_what_is_odd_about_an_answer_is_a_warning_that_says_what(
     assert 1 in check.metadata.values()
 
 
-def test_a_lost_answer_and_an_unknown_submission_are_errors(day: Day) -> None:
+def test_a_lost_response_and_an_unknown_submission_are_errors(day: Day) -> None:
     assert failing(checks_of(day, text_of(echo("s-0")), "{}")) == {"answers_reconcile"}
     day.write([response_row("s-9", text_of(echo("s-9")))], [submission_row("s-0")])
     check = checks_of(day)["answers_reconcile"]

@@ -1,4 +1,4 @@
-"""Flattening a day of answers into the five curated tables."""
+"""Flattening a day of responses into the five curated tables."""
 
 import json
 import math
@@ -106,13 +106,13 @@ def test_the_seed_example_becomes_these_rows(day: Day) -> None:
     assert summary.anomalies == {"echo_tags_missing": 1}
 
 
-def test_an_answer_that_echoes_what_was_sent_has_no_anomaly(day: Day) -> None:
+def test_a_response_that_echoes_what_was_sent_has_no_anomaly(day: Day) -> None:
     day.flatten(text_of(echo("s-0")))
     assert day.anomalies() == []
     assert {"name": "submissionId", "value": "s-0"}.items() <= day.rows(VERIFICATION_TAGS)[-1].items()
 
 
-def test_only_completed_answers_have_rows(day: Day) -> None:
+def test_only_completed_responses_have_rows(day: Day) -> None:
     outcomes = ["completed", "failed", "not_attempted", "quarantined", "refused", "uncertain"]
     day.write(
         [response_row(f"s-{i}", text_of(echo(f"s-{i}")), outcome) for i, outcome in enumerate(outcomes)]
@@ -122,7 +122,7 @@ def test_only_completed_answers_have_rows(day: Day) -> None:
     assert {row["submission_id"] for table in CURATED[:4] for row in day.rows(table)} == {"s-0"}
 
 
-def test_a_day_without_answers_makes_five_empty_partitions(day: Day) -> None:
+def test_a_day_without_responses_makes_five_empty_partitions(day: Day) -> None:
     day.write([], [])
     summary = day.flatten()
     assert summary.responses == 0
@@ -149,7 +149,7 @@ flatten_partition(Lake(sys.argv[1]), DAY, PSEUDONYMS, CLEAR, force=True)
 """
 
 
-def test_the_same_answers_give_the_same_bytes_in_any_process(day: Day) -> None:
+def test_the_same_responses_give_the_same_bytes_in_any_process(day: Day) -> None:
     odd: dict[str, Any] = {"extra": {"b": 1, "a": 2}, "model": None, "timestampISO": "x", "tags": []}
     day.flatten(*(text_of(echo(f"s-{i}", verificationId=i, **(odd if i % 2 else {}))) for i in range(9)))
     paths = [Path(day.lake.path(table, DAY)) for table in CURATED]
@@ -163,7 +163,7 @@ def test_the_same_answers_give_the_same_bytes_in_any_process(day: Day) -> None:
         assert path.read_bytes() == content
 
 
-def test_many_answers_keep_their_order_over_batches_and_row_groups(day: Day) -> None:
+def test_many_responses_keep_their_order_over_batches_and_row_groups(day: Day) -> None:
     ids = [f"s-{i:06}" for i in range(4_200)]
     checks = ", ".join(["{}"] * 30)
     slim = f'{{"result": {{"verificationId": %d, "verified": true, "modelResults": {{"a": [{checks}]}}}}}}'
@@ -175,7 +175,7 @@ def test_many_answers_keep_their_order_over_batches_and_row_groups(day: Day) -> 
     assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [122_880, 3_120]
 
 
-def test_an_answer_without_its_submission_keeps_its_rows(day: Day) -> None:
+def test_a_response_without_its_submission_keeps_its_rows(day: Day) -> None:
     day.write(
         [response_row(id_, text_of(echo(id_))) for id_ in ("s-1", "s-3", "s-5")],
         [submission_row(id_) for id_ in ("s-0", "s-1", "s-2", "s-5", "s-6")],
@@ -187,7 +187,7 @@ def test_an_answer_without_its_submission_keeps_its_rows(day: Day) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"result": {"verificationId": 1}}'])
-def test_a_completed_answer_without_the_hard_contract_is_counted(day: Day, text: str | None) -> None:
+def test_a_completed_response_without_the_hard_contract_is_counted(day: Day, text: str | None) -> None:
     summary = day.flatten(text, text_of(echo("s-1")))
     assert (summary.completed, summary.verifications, summary.unreadable) == (2, 1, 1)
     assert day.drift() == {("result", "type_mismatch"): 1}
@@ -206,23 +206,23 @@ def test_an_unsorted_partition_is_refused_and_nothing_changes(day: Day, table: A
     assert [day.rows(each) for each in CURATED] == before
 
 
-@pytest.mark.parametrize("answered", [[], ["s-1"], ["s-1", "s-2"]])
+@pytest.mark.parametrize("completed", [[], ["s-1"], ["s-1", "s-2"]])
 def test_submissions_out_of_order_are_found_wherever_they_stand(
-    day: Day, answered: list[str], monkeypatch: pytest.MonkeyPatch
+    day: Day, completed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partition, "BATCH_ROWS", 1)
     submissions = [submission_row(id_) for id_ in ("s-1", "s-2", "s-3", "s-5", "s-4")]
-    day.write([response_row(id_, text_of(echo(id_))) for id_ in answered], submissions)
+    day.write([response_row(id_, text_of(echo(id_))) for id_ in completed], submissions)
     with pytest.raises(KycError, match=f"submissions partition {DAY} is not sorted by submission_id"):
         day.flatten()
 
 
-@pytest.mark.parametrize(("answered", "sent"), [(0, 500), (1, 500), (500, 1), (499, 500)])
+@pytest.mark.parametrize(("completed", "sent"), [(0, 500), (1, 500), (500, 1), (499, 500)])
 def test_a_day_is_read_in_few_batches(
-    day: Day, answered: int, sent: int, monkeypatch: pytest.MonkeyPatch
+    day: Day, completed: int, sent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [f"s-{n:03}" for n in range(500)]
-    day.write([response_row(id_, SEED_TEXT) for id_ in ids[:answered]], [*map(submission_row, ids[:sent])])
+    day.write([response_row(id_, SEED_TEXT) for id_ in ids[:completed]], [*map(submission_row, ids[:sent])])
     sizes = []
     read = day.lake.batches
 
@@ -233,8 +233,8 @@ def test_a_day_is_read_in_few_batches(
 
     monkeypatch.setattr(day.lake, "batches", batches)
     summary = day.flatten()
-    assert (summary.completed, summary.without_submission) == (answered, max(0, answered - sent))
-    assert sum(sizes) == answered + sent
+    assert (summary.completed, summary.without_submission) == (completed, max(0, completed - sent))
+    assert sum(sizes) == completed + sent
     assert len(sizes) <= 4
 
 
@@ -251,7 +251,7 @@ def test_an_input_that_is_replaced_while_it_is_read_fails_the_day(
         day.lake.write(table, DAY, day.rows(table))  # the same rows, in another file
 
     monkeypatch.setattr(day.lake, "batches", batches)
-    with pytest.raises(KycError, match=f"the answers of {DAY} were replaced while they were read"):
+    with pytest.raises(KycError, match=f"the responses of {DAY} were replaced while they were read"):
         day.flatten()
     assert [day.rows(curated) for curated in CURATED] == before
 
@@ -279,7 +279,7 @@ def test_batches_are_alike_and_as_many_for_each_worker(rows: int, size: int) -> 
     assert count % partition.WORKERS == 0 or rows - (count - 1) * batch <= batch <= max(1, count)
 
 
-def test_a_day_of_large_answers_is_read_in_small_batches(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_of_large_responses_is_read_in_small_batches(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [text_of(echo(f"s-{n}", more="x" * 3_000, verificationId=n)) for n in range(10)]
     usual = day.flatten(*texts)
     before = [day.rows(table) for table in CURATED]
@@ -419,7 +419,7 @@ def damage(day: Day, table: Table) -> None:
         lambda day: damage(day, MODEL_CHECKS),
         lambda day: Path(day.lake.path(CONTRACT_DRIFT, DAY)).write_bytes(b"not parquet"),
     ],
-    ids=["another answer", "a missing table", "a damaged table", "a table that is no Parquet"],
+    ids=["another response", "a missing table", "a damaged table", "a table that is no Parquet"],
 )
 def test_a_day_that_is_not_up_to_date_is_written_again(day: Day, change: Callable[[Day], object]) -> None:
     day.flatten(text_of(echo("s-0")))

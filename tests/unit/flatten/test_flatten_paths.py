@@ -1,4 +1,4 @@
-"""The fast path gives the rows of the exact path, and takes only answers with nothing to report."""
+"""The fast path gives the rows of the exact path, and takes only responses with nothing to report."""
 
 import json
 from typing import Any
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.deepxl.contract import reread
-from kyc_pipeline.deepxl.errors import ContractBroken
 from kyc_pipeline.flatten import blocks
 from kyc_pipeline.flatten.blocks import BlockFlattener, select
 from kyc_pipeline.flatten.drift import DriftCounter
@@ -80,8 +80,8 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> str:
-    """The answer to s-0, correct or with one or two changes anywhere."""
+def responses(draw: st.DrawFn) -> str:
+    """The response to s-0, correct or with one or two changes anywhere."""
     result = json.loads(json.dumps(echo("s-0")))
     if draw(st.booleans()):
         result["modelVersion"] = draw(st.sampled_from(["1.0.0", "", None]))
@@ -129,17 +129,19 @@ def sent_rows(ids: list[str]) -> pa.Table:
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(answers(), min_size=1, max_size=4))
+@given(st.lists(responses(), min_size=1, max_size=4))
 def test_both_paths_give_the_same_rows(texts: list[str]) -> None:
     for text in texts:
         flatten_both([text])
     flatten_both(texts)
-    with mock.patch.object(blocks, "_SMALLEST", 1):  # a block that Arrow refuses is halved to single answers
+    with mock.patch.object(
+        blocks, "_SMALLEST", 1
+    ):  # a block that Arrow refuses is halved to single responses
         flatten_both(texts)
 
 
 def select_of(texts: list[str]) -> Any:
-    """The answers of `texts`, all to s-0, that the fast path takes."""
+    """The responses of `texts`, all to s-0, that the fast path takes."""
     ids = ["s-0"] * len(texts)
     return select(pa.array(ids, pa.string()), pa.array(texts, pa.string()), sent_rows(ids))
 
@@ -150,7 +152,7 @@ def taken(texts: list[str]) -> list[int]:
 
 
 def flatten_both(texts: list[str]) -> None:
-    """All are answers to s-0, since the fast path checks each answer independently."""
+    """All are responses to s-0, since the fast path checks each response independently."""
     block = select_of(texts)
     tables = BlockFlattener(PSEUDONYMS, CLEAR).flatten(block)
     chosen = [texts[position] for position in block["position"].to_pylist()]
@@ -163,7 +165,7 @@ def flatten_both(texts: list[str]) -> None:
     assert not any(expected["verifications"]["anomalies"].to_pylist())
 
 
-def test_the_fast_path_takes_every_answer_with_nothing_to_report() -> None:
+def test_the_fast_path_takes_every_response_with_nothing_to_report() -> None:
     texts = [
         text_of(echo("s-0")),
         text_of(echo("s-0", modelVersion="1.0.0")),
@@ -193,7 +195,7 @@ def test_the_fast_path_takes_every_answer_with_nothing_to_report() -> None:
         "no such day",
     ],
 )
-def test_an_odd_answer_leaves_the_others_of_its_block_to_the_fast_path(odd: list[dict[str, Any]]) -> None:
+def test_an_odd_response_leaves_the_others_of_its_block_to_the_fast_path(odd: list[dict[str, Any]]) -> None:
     texts = [text_of(echo("s-0", **changes)) for changes in ({}, *odd, {}, {})]
     assert taken(texts) == [0, len(odd) + 1, len(odd) + 2]
     flatten_both(texts)
@@ -220,7 +222,7 @@ CONFIDENCE = '"confidence": 0.97'
         *("cut off", "empty", "repeated key", "escaped key"),
     ],
 )
-def test_an_odd_answer_costs_few_others_the_fast_path(odd: str, around: int) -> None:
+def test_an_odd_response_costs_few_others_the_fast_path(odd: str, around: int) -> None:
     texts = [GOOD] * 150 + [odd] + [GOOD] * 150
     left = set(range(len(texts))) - set(taken(texts))
     assert 150 in left
@@ -236,12 +238,12 @@ def test_an_odd_answer_costs_few_others_the_fast_path(odd: str, around: int) -> 
     ],
     ids=["blank before a colon", "a key within a text", "a confidence within a text"],
 )
-def test_answers_that_only_look_odd_take_the_fast_path(text: str) -> None:
+def test_responses_that_only_look_odd_take_the_fast_path(text: str) -> None:
     assert taken([GOOD, text, GOOD]) == [0, 1, 2]
     flatten_both([GOOD, text, GOOD])
 
 
-def test_answers_that_end_with_a_line_break_take_the_fast_path() -> None:
+def test_responses_that_end_with_a_line_break_take_the_fast_path() -> None:
     assert taken([GOOD + "\n", GOOD, GOOD + " \r\n"]) == [0, 1, 2]
     flatten_both([GOOD + "\n", GOOD])
 
@@ -273,7 +275,7 @@ def test_only_whole_documents_are_taken(texts: list[Any]) -> None:
     assert taken(texts) == expected
 
 
-def test_unknown_fields_take_no_memory_for_the_answers_that_lack_them() -> None:
+def test_unknown_fields_take_no_memory_for_the_responses_that_lack_them() -> None:
     def peak(texts: list[str]) -> int:
         pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
         pa.set_memory_pool(pool)
@@ -287,7 +289,7 @@ def test_unknown_fields_take_no_memory_for_the_answers_that_lack_them() -> None:
     assert peak([GOOD] * 900 + by_id) < 1.3 * peak([GOOD] * 1000)
 
 
-def test_a_mixed_day_keeps_the_order_of_its_answers(day: Day) -> None:
+def test_a_mixed_day_keeps_the_order_of_its_responses(day: Day) -> None:
     texts = [text_of(echo(f"s-{i}", verificationId=i, **({"new": 1} if i % 3 else {}))) for i in range(10)]
     summary = day.flatten(*texts)
     assert (summary.completed, summary.exact) == (10, 6)

@@ -1,4 +1,4 @@
-"""Nothing is lost: every leaf of any answer is in a table, in `anomalies` or in `contract_drift`."""
+"""Nothing is lost: every leaf of any response is in a table, in `anomalies` or in `contract_drift`."""
 
 import itertools
 import json
@@ -75,7 +75,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 RESTRICTED = {"idFileName", "idName", "fileName", "url"}
-"""Known fields that only the restricted answer keeps."""
+"""Known fields that only the restricted response keeps."""
 NOT_IN_A_TABLE = {"unknown_field", "type_mismatch", "null_field", "empty_field"}
 EXPLAINS = {
     "field_conflict": {"idFileName", "idName", "idFileSize", "idSize", "type", "checkType"},
@@ -84,7 +84,7 @@ EXPLAINS = {
 }
 
 
-def unaccounted(day: Day, answer: Any) -> list[tuple[str, Any]]:
+def unaccounted(day: Day, response: Any) -> list[tuple[str, Any]]:
     """The leaves that nothing accounts for."""
     tables = [
         day.rows(table) for table in (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES)
@@ -108,29 +108,31 @@ def unaccounted(day: Day, answer: Any) -> list[tuple[str, Any]]:
             or path == "result.files[].timestampISO"
         )
 
-    return [leaf for leaf in leaves(answer) if not is_accounted(*leaf)]
+    return [leaf for leaf in leaves(response) if not is_accounted(*leaf)]
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RESULTS, st.dictionaries(st.sampled_from(["new", "error"]), SHAPES, max_size=2))
-def test_every_leaf_of_any_answer_is_accounted_for(result: dict[str, Any], envelope: dict[str, Any]) -> None:
+def test_every_leaf_of_any_response_is_accounted_for(
+    result: dict[str, Any], envelope: dict[str, Any]
+) -> None:
     numbers = itertools.count(20_001)
-    answer = {
+    response = {
         **numbered(envelope, numbers),
         "result": {**numbered(result, numbers), "verificationId": 457, "verified": False},
     }
     with tempfile.TemporaryDirectory() as folder:
         day = Day(Path(folder))
-        summary = day.flatten(json.dumps(answer))
+        summary = day.flatten(json.dumps(response))
         assert (summary.verifications, summary.unreadable) == (1, 0)
-        assert unaccounted(day, answer) == []
+        assert unaccounted(day, response) == []
 
 
 VARIED = ("model", "idFileSize", "tags", "files", "timestampISO", "modelResults", "timestamp")
 
 
 def as_it_should_be(chance: random.Random, submission_id: str) -> dict[str, Any]:
-    """An answer with nothing to report, so that the fast path takes it."""
+    """A response with nothing to report, so that the fast path takes it."""
     checks = [
         {
             "type": type_,
@@ -150,7 +152,7 @@ def as_it_should_be(chance: random.Random, submission_id: str) -> dict[str, Any]
 
 
 def generated_day(seed: int, count: int) -> dict[str, dict[str, Any]]:
-    """Answers as the API might give them, by submission; every second one may have variations."""
+    """Responses as the API might give them, by submission; every second one may have variations."""
     chance = random.Random(seed)
     results: dict[str, dict[str, Any]] = {}
     for index in range(count):
@@ -190,7 +192,7 @@ def generated_day(seed: int, count: int) -> dict[str, dict[str, Any]]:
 
 
 def plain_rows(results: dict[str, dict[str, Any]], record_path: list[str]) -> pd.DataFrame:
-    """An independent reading: the records at `record_path`, with the id of their answer."""
+    """An independent reading: the records at `record_path`, with the id of their response."""
     having = []
     for submission_id, result in results.items():
         inner: Any = result

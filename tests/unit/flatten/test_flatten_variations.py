@@ -1,4 +1,4 @@
-"""Known and conceivable variations of the answer: where each value goes, and what is counted."""
+"""Known and conceivable variations of the response: where each value goes, and what is counted."""
 
 import json
 from collections import Counter
@@ -27,20 +27,20 @@ FOREIGN = {
 OWN_TAG = {"name": "submissionId", "value": "s-0"}
 
 
-def answer(**changes: Any) -> str:
-    """The answer to s-0 with changes; `GONE` removes a field."""
+def response(**changes: Any) -> str:
+    """The response to s-0 with changes; `GONE` removes a field."""
     return text_of({key: value for key, value in echo("s-0", **changes).items() if value is not GONE})
 
 
 def with_check(**changes: Any) -> str:
-    """An answer with one check, changed."""
+    """A response with one check, changed."""
     check = {key: value for key, value in {**CHECK, **changes}.items() if value is not GONE}
-    return answer(modelResults={"technicalChecks": [check]})
+    return response(modelResults={"technicalChecks": [check]})
 
 
 def with_file(**changes: Any) -> str:
-    """An answer with one file, changed."""
-    return answer(files=[{key: value for key, value in {**FILE, **changes}.items() if value is not GONE}])
+    """A response with one file, changed."""
+    return response(files=[{key: value for key, value in {**FILE, **changes}.items() if value is not GONE}])
 
 
 def literal(text: str, old: str, new: str) -> str:
@@ -50,7 +50,7 @@ def literal(text: str, old: str, new: str) -> str:
 
 
 def times(timestamp: str, iso: Any = "2024-09-08T11:40:00") -> str:
-    return literal(answer(timestamp=-77, timestampISO=iso, files=[FILE]), "-77", timestamp)
+    return literal(response(timestamp=-77, timestampISO=iso, files=[FILE]), "-77", timestamp)
 
 
 Expected = tuple[str, dict[tuple[str, str], int], list[str], Table, list[dict[str, Any]]]
@@ -79,21 +79,21 @@ CASES: dict[str, Expected] = {
         [{"type": "LIVENESS"}],
     ),
     "checks at result": (
-        answer(modelResults=GONE, technicalChecks=[CHECK]),
+        response(modelResults=GONE, technicalChecks=[CHECK]),
         {},
         [],
         MODEL_CHECKS,
         [{"check_group": "technicalChecks", "check_index": 0, "confidence": 0.5}],
     ),
     "the same checks in both places": (
-        answer(modelResults={"technicalChecks": [CHECK]}, technicalChecks=[CHECK]),
+        response(modelResults={"technicalChecks": [CHECK]}, technicalChecks=[CHECK]),
         {},
         [],
         MODEL_CHECKS,
         [{"check_group": "technicalChecks"}],
     ),
     "other checks in both places": (
-        answer(modelResults={"technicalChecks": [CHECK]}, technicalChecks=[CHECK, CHECK]),
+        response(modelResults={"technicalChecks": [CHECK]}, technicalChecks=[CHECK, CHECK]),
         {},
         [],
         MODEL_CHECKS,
@@ -104,28 +104,28 @@ CASES: dict[str, Expected] = {
         ],
     ),
     "no checks": (
-        answer(modelResults={"technicalChecks": []}),
+        response(modelResults={"technicalChecks": []}),
         {(TECHNICAL, "empty_field"): 1},
         ["empty_field"],
         VERIFICATIONS,
         [{"check_count": 0, "verified": True}],
     ),
     "no model results": (
-        answer(modelResults=GONE),
+        response(modelResults=GONE),
         {("result.modelResults", "missing_field"): 1},
         ["missing_field"],
         VERIFICATIONS,
         [{"check_count": 0}],
     ),
     "null model results": (
-        answer(modelResults=None),
+        response(modelResults=None),
         {("result.modelResults", "null_field"): 1},
         ["null_field"],
         MODEL_CHECKS,
         [],
     ),
     "another group of checks": (
-        answer(modelResults={"technicalChecks": [CHECK], "fraudChecks": [CHECK, CHECK]}),
+        response(modelResults={"technicalChecks": [CHECK], "fraudChecks": [CHECK, CHECK]}),
         {},
         [],
         MODEL_CHECKS,
@@ -136,7 +136,7 @@ CASES: dict[str, Expected] = {
         ],
     ),
     "a group that is no list": (
-        answer(modelResults={"technicalChecks": [CHECK], "risk": {"score": 3, "by": [1]}}),
+        response(modelResults={"technicalChecks": [CHECK], "risk": {"score": 3, "by": [1]}}),
         {
             ("result.modelResults.risk", "type_mismatch"): 1,
             ("result.modelResults.risk.score", "unknown_field"): 1,
@@ -147,7 +147,7 @@ CASES: dict[str, Expected] = {
         [{"check_count": 1}],
     ),
     "a check that is no object": (
-        answer(modelResults={"technicalChecks": ["PASS", None, CHECK]}),
+        response(modelResults={"technicalChecks": ["PASS", None, CHECK]}),
         {(f"{TECHNICAL}[]", "type_mismatch"): 1, (f"{TECHNICAL}[]", "null_field"): 1},
         ["null_field", "type_mismatch"],
         MODEL_CHECKS,
@@ -175,7 +175,7 @@ CASES: dict[str, Expected] = {
         [{"status": " warning ", "normalized_status": "REVIEW"}],
     ),
     "statuses of other vendors": (
-        answer(modelResults={"technicalChecks": [{**CHECK, "status": status} for status in FOREIGN]}),
+        response(modelResults={"technicalChecks": [{**CHECK, "status": status} for status in FOREIGN]}),
         {},
         [],
         MODEL_CHECKS,
@@ -304,7 +304,7 @@ CASES: dict[str, Expected] = {
         [{"confidence": None, "confidence_raw": '{"score":0.5}'}],
     ),
     "the other file names": (
-        answer(
+        response(
             idFileName=GONE,
             idFileSize=GONE,
             selfieFileName=GONE,
@@ -320,42 +320,42 @@ CASES: dict[str, Expected] = {
         [{"id_file_size": 234567, "selfie_file_size": 112233}],
     ),
     "sizes of the wrong type": (
-        answer(idFileSize="234567", selfieFileSize=112233.0),
+        response(idFileSize="234567", selfieFileSize=112233.0),
         {("result.idFileSize", "type_mismatch"): 1, ("result.selfieFileSize", "type_mismatch"): 1},
         ["type_mismatch"],
         VERIFICATIONS,
         [{"id_file_size": None, "selfie_file_size": None}],
     ),
     "a size beyond 64 bits": (
-        answer(idFileSize=2**63),
+        response(idFileSize=2**63),
         {("result.idFileSize", "type_mismatch"): 1},
         ["type_mismatch"],
         VERIFICATIONS,
         [{"id_file_size": None}],
     ),
     "another size than was sent": (
-        answer(selfieFileSize=1),
+        response(selfieFileSize=1),
         {},
         ["echo_size_mismatch"],
         VERIFICATIONS,
         [{"selfie_file_size": 1}],
     ),
     "an id beyond 2^53": (
-        answer(verificationId=2**53 + 1),
+        response(verificationId=2**53 + 1),
         {},
         [],
         VERIFICATIONS,
         [{"verification_id": 2**53 + 1}],
     ),
     "an id as text": (
-        answer(verificationId="457"),
+        response(verificationId="457"),
         {("result.verificationId", "type_mismatch"): 1},
         ["type_mismatch"],
         VERIFICATIONS,
         [{"verification_id": 457}],
     ),
     "with a model version": (
-        answer(modelVersion="1.0.0"),
+        response(modelVersion="1.0.0"),
         {},
         [],
         VERIFICATIONS,
@@ -382,14 +382,14 @@ CASES: dict[str, Expected] = {
         VERIFICATIONS,
         [{"verified_at": None, "iso_offset_seconds": None}],
     ),
-    "a time stamp NaN": (
+    "a timestamp NaN": (
         times("NaN"),
         {},
         ["timestamp_out_of_range"],
         VERIFICATIONS,
         [{"verified_at": None}],
     ),
-    "a time stamp as text": (
+    "a timestamp as text": (
         times('"1725795600"'),
         {("result.timestamp", "type_mismatch"): 1},
         ["type_mismatch"],
@@ -425,28 +425,28 @@ CASES: dict[str, Expected] = {
         [{"iso_offset_seconds": None}],
     ),
     "tags null": (
-        answer(tags=None),
+        response(tags=None),
         {("result.tags", "null_field"): 1},
         ["echo_tags_missing", "null_field"],
         VERIFICATION_TAGS,
         [],
     ),
     "tags absent": (
-        answer(tags=GONE),
+        response(tags=GONE),
         {("result.tags", "missing_field"): 1},
         ["echo_tags_missing", "missing_field"],
         VERIFICATION_TAGS,
         [],
     ),
     "tags empty": (
-        answer(tags=[]),
+        response(tags=[]),
         {("result.tags", "empty_field"): 1},
         ["echo_tags_missing", "empty_field"],
         VERIFICATION_TAGS,
         [],
     ),
     "tags as an object": (
-        answer(tags={"companyId": "C", "submissionId": "s-0"}),
+        response(tags={"companyId": "C", "submissionId": "s-0"}),
         {
             ("result.tags", "type_mismatch"): 1,
             ("result.tags.companyId", "unknown_field"): 1,
@@ -457,7 +457,7 @@ CASES: dict[str, Expected] = {
         [{"name": "companyId", "value": "C"}, {"name": "submissionId", "value": "s-0"}],
     ),
     "a tag twice": (
-        answer(tags=[*SEED["tags"], OWN_TAG, {"name": "customerId", "value": "8888"}]),
+        response(tags=[*SEED["tags"], OWN_TAG, {"name": "customerId", "value": "8888"}]),
         {},
         ["echo_tags_mismatch", "tag_repeated"],
         VERIFICATION_TAGS,
@@ -468,7 +468,7 @@ CASES: dict[str, Expected] = {
         ],
     ),
     "tag values that are no text": (
-        answer(
+        response(
             tags=[
                 {"name": "companyId", "value": 7},
                 {"name": "a", "value": None},
@@ -493,7 +493,7 @@ CASES: dict[str, Expected] = {
         ],
     ),
     "tags without a name": (
-        answer(tags=[*SEED["tags"], {"value": "x"}, {"name": 5, "value": "y"}, 9, OWN_TAG]),
+        response(tags=[*SEED["tags"], {"value": "x"}, {"name": 5, "value": "y"}, 9, OWN_TAG]),
         {
             ("result.tags[].name", "missing_field"): 1,
             ("result.tags[].name", "type_mismatch"): 1,
@@ -504,7 +504,7 @@ CASES: dict[str, Expected] = {
         [*({"name": tag["name"]} for tag in SEED["tags"]), {"value": "s-0"}],
     ),
     "files null": (
-        answer(files=None),
+        response(files=None),
         {("result.files", "null_field"): 1},
         ["null_field"],
         VERIFICATION_FILES,
@@ -525,7 +525,7 @@ CASES: dict[str, Expected] = {
         [{"uploaded_at": MOMENT}],
     ),
     "a file that is no object": (
-        answer(files=[[FILE]]),
+        response(files=[[FILE]]),
         {("result.files[]", "type_mismatch"): 1}
         | {(f"result.files[][].{key}", "unknown_field"): 1 for key in FILE},
         ["type_mismatch", "unknown_field"],
@@ -534,7 +534,7 @@ CASES: dict[str, Expected] = {
     ),
     "unknown keys at any depth": (
         literal(
-            answer(risk={"a": [{"b": 1}, {"b": None}], "c": {}}), '{"result"', '{"requestId": "r", "result"'
+            response(risk={"a": [{"b": 1}, {"b": None}], "c": {}}), '{"result"', '{"requestId": "r", "result"'
         ),
         {
             ("requestId", "unknown_field"): 1,
@@ -546,7 +546,7 @@ CASES: dict[str, Expected] = {
         [{"verification_id": 457}],
     ),
     "unknown keys that may be personal": (
-        answer(**{"Anna Schmidt": 1, "Acme": 2, "id12345": 3, "9": 4, "DEEPXL": 5}, m={"DOC-2024-001": 1}),
+        response(**{"Anna Schmidt": 1, "Acme": 2, "id12345": 3, "9": 4, "DEEPXL": 5}, m={"DOC-2024-001": 1}),
         {
             ("result.?", "unknown_field"): 3,
             ("result.Acme", "unknown_field"): 1,
@@ -558,14 +558,14 @@ CASES: dict[str, Expected] = {
         [{"verification_id": 457}],
     ),
     "an unknown place without end": (
-        literal(answer(risk=-77), "-77", "[" * 5000 + "]" * 5000),
+        literal(response(risk=-77), "-77", "[" * 5000 + "]" * 5000),
         {("result.risk" + "[]" * 14, "unknown_field"): 1},
         ["unknown_field"],
         VERIFICATIONS,
         [{"verified": True}],
     ),
     "geometry": (
-        answer(
+        response(
             idFaces="[geometry removed: 2]",
             selfieFaces=None,
             other=[{"Landmarks": "[geometry removed: 5]"}],
@@ -582,7 +582,7 @@ CASES: dict[str, Expected] = {
         [{"verified": True}],
     ),
     "a repeated key": (
-        literal(answer(), '"model": "verification"', '"model": "a", "model": "b"'),
+        literal(response(), '"model": "verification"', '"model": "a", "model": "b"'),
         {("result.model", "duplicate_field"): 1},
         ["duplicate_field"],
         VERIFICATIONS,
@@ -618,7 +618,7 @@ def test_a_variation_is_kept_and_counted(day: Day, case: str) -> None:
 def test_geometry_is_cut_on_receipt_and_its_presence_counted(day: Day) -> None:
     face = {"landmarks": {"leftEye": [0.31, 0.42]}, "boundingBox": {"x": 0.1, "y": 0.2}}
     check = {**CHECK, "idFaces": [face], "selfieFaces": [face, face], "score": {"landmarks": [[1, 2]]}}
-    received = receive(answer(modelResults={"technicalChecks": [check]}, boundingBox=None).encode())
+    received = receive(response(modelResults={"technicalChecks": [check]}, boundingBox=None).encode())
     assert "0.31" not in received.text
     day.flatten(received.text)
     assert day.drift() == {
@@ -631,7 +631,7 @@ def test_geometry_is_cut_on_receipt_and_its_presence_counted(day: Day) -> None:
 
 
 NOT_TRIED = {"result.verificationId", "result.verified"}
-"""Answers that break the hard contract."""
+"""Responses that break the hard contract."""
 EMPTY: dict[type, Any] = {str: "", list: [], dict: {}}
 
 
@@ -645,7 +645,7 @@ def places(value: Any, path: str, *keys: Any) -> Iterator[tuple[str, tuple[Any, 
 
 
 def changed(keys: tuple[Any, ...], value: Any) -> str:
-    """The answer to s-0 with another value at one place; `GONE` removes it."""
+    """The response to s-0 with another value at one place; `GONE` removes it."""
     result: Any = json.loads(json.dumps(echo("s-0")))
     container = result
     for key in keys[:-1]:

@@ -37,7 +37,7 @@ def test_partitions_are_written_replaced_read_and_listed(s3_root: str) -> None:
         other.read(CONTRACT_DRIFT, DAY)
     assert (other.exists(CONTRACT_DRIFT, DAY), other.dates(CONTRACT_DRIFT)) == (False, [])
     lake.write(CONTRACT_DRIFT, DAY, [drift("a"), drift("b")], {"source": "x"})
-    # The other instance looked before the write, and must not answer from a cache.
+    # The other instance looked before the write, and must not read from a cache.
     assert (other.exists(CONTRACT_DRIFT, DAY), other.dates(CONTRACT_DRIFT)) == (True, [DAY])
     assert (paths(other), other.row_count(CONTRACT_DRIFT, DAY)) == (["a", "b"], 2)
     assert other.metadata(CONTRACT_DRIFT, DAY)["source"] == "x"

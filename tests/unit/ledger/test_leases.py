@@ -95,10 +95,10 @@ def test_a_stopped_process_keeps_its_lease_and_the_way_out_is_said(
     with later(ledger_url, DAY) as ledger:
         with pytest.raises(PartitionBusy) as refused:
             acquire_lease(ledger, DATE, "run")
-        told = str(refused.value)
-        assert f"run the-holder (process {holder.pid} on {ME.host}): the process is stopped" in told
-        assert f"`kill -CONT {holder.pid}`" in told
-        assert f"`kill -KILL {holder.pid}`" in told
+        message = str(refused.value)
+        assert f"run the-holder (process {holder.pid} on {ME.host}): the process is stopped" in message
+        assert f"`kill -CONT {holder.pid}`" in message
+        assert f"`kill -KILL {holder.pid}`" in message
         holder.kill()
         holder.wait()
         assert acquire_lease(ledger, DATE, "run").run_id == "run"

@@ -36,8 +36,8 @@ from kyc_pipeline.ledger.schema import HEAD_REVISION, attempts, leases, metadata
 DATE = "2024-09-01"
 
 
-def answered(claim: Claim, response: str = "{}") -> Result:
-    return Result(claim, State.COMPLETED, AttemptResult.ANSWERED, billable=True, response=response)
+def completed(claim: Claim, response: str = "{}") -> Result:
+    return Result(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response=response)
 
 
 def lost(claim: Claim) -> Result:
@@ -143,7 +143,7 @@ def test_results_may_be_repeated(ledger: Ledger) -> None:
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
     for _ in range(2):
-        commit(ledger, lease, [], [answered(claim)])
+        commit(ledger, lease, [], [completed(claim)])
     assert read_spend(ledger, DATE) == dataclasses.replace(
         read_spend(ledger, DATE), calls=1, billable_calls=1
     )
@@ -155,7 +155,7 @@ def test_a_settled_submission_is_not_claimed_again(ledger: Ledger, state: State)
     lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
-    commit(ledger, lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
+    commit(ledger, lease, [], [Result(claim, state, AttemptResult.RESPONDED, billable=True)])
     assert commit(ledger, lease, [Claim("a", "c")], []) == frozenset()
     assert commit(ledger, lease, [Claim("a", "c", resend=True)], []) == frozenset()
     resend = Claim("a", "c", resend=True, by_policy=True)
@@ -169,7 +169,7 @@ def test_a_submission_that_may_have_been_sent_keeps_date_and_content(ledger: Led
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
     if state is not State.CLAIMED:
-        commit(ledger, lease, [], [Result(claim, state, AttemptResult.ANSWERED, billable=True)])
+        commit(ledger, lease, [], [Result(claim, state, AttemptResult.RESPONDED, billable=True)])
     assert commit(ledger, lease, [Claim("a", "other", resend=True)], []) == frozenset()
     assert commit(ledger, other, [Claim("a", "c", resend=True)], []) == frozenset()
     assert read_entries(ledger, ["a"])["a"][1:4] == (DATE, "c", state)
@@ -186,7 +186,7 @@ def test_a_submission_that_was_not_processed_takes_its_new_date_and_content(ledg
     # It belongs to the other day now: a run of the first day can neither claim nor release it.
     assert commit(ledger, lease, [Claim("a", "c")], []) == frozenset()
     assert release_lease(ledger, lease) == 0
-    commit(ledger, other, [], [answered(second)])
+    commit(ledger, other, [], [completed(second)])
     assert read_spend(ledger, "2024-09-02").calls == 2
 
 
@@ -225,7 +225,7 @@ def test_a_commit_and_a_takeover_do_not_deadlock(ledger_url: str) -> None:
         with ThreadPoolExecutor(1) as pool, two.write() as connection:
             # As a takeover does: lock the lease, then mark the open claims.
             assert is_held(connection, lease)
-            committing = pool.submit(commit, one, lease, [second], [answered(first)])
+            committing = pool.submit(commit, one, lease, [second], [completed(first)])
             time.sleep(0.5)  # until the commit waits for a lock
             connection.execute(sa.update(submissions).values(updated_at=1))
         assert committing.result() == {second.token}
@@ -240,7 +240,7 @@ def test_an_expired_lease_is_taken_and_its_claims_become_uncertain(ledger_url: s
         assert new.recovered == 3
         assert not renew_lease(hasty, old)
         # The old run is not dead after all. It cannot claim, but its responses count.
-        assert commit(hasty, old, [Claim("e", "c")], [answered(claims[0])]) == frozenset()
+        assert commit(hasty, old, [Claim("e", "c")], [completed(claims[0])]) == frozenset()
         assert read_entries(ledger, ["a", "b"])["a"].state is State.COMPLETED
         assert read_entries(ledger, ["a", "b"])["b"].state is State.UNCERTAIN
         # A late failure of the old call says nothing about the newer call.
@@ -285,7 +285,7 @@ def test_odd_texts_and_large_numbers_are_kept(ledger: Ledger) -> None:
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
     text = '{"result": {"verificationId": 99999999999999999999, "x": "\u00e9\U0001f600\\u0000"}}' * 20_000
-    commit(ledger, lease, [], [answered(claim, text)])
+    commit(ledger, lease, [], [completed(claim, text)])
     assert read_responses(ledger, ["a", "unknown"])["a"][1]["response"] == text
 
 
@@ -299,7 +299,7 @@ def test_one_commit_may_hold_two_calls_of_a_submission(ledger: Ledger) -> None:
     text = '{"quoted": "\\"\\\\ud800 \u20ac"}'
     other = Claim("b", "content")
     commit(ledger, lease, [other], [])
-    commit(ledger, lease, [], [lost(second), lost(other), answered(second, text), answered(first, "late")])
+    commit(ledger, lease, [], [lost(second), lost(other), completed(second, text), completed(first, "late")])
     known = read_responses(ledger, ["a", "b", "c"])
     assert known["a"][0].state is State.COMPLETED
     assert (known["a"][1]["response"], known["a"][1]["attempts"]) == (text, 2)
@@ -316,7 +316,7 @@ def bodies(ledger: Ledger, submission_id: str) -> list[tuple[str | None, str | N
 
 
 def test_a_second_response_is_kept_in_the_history(ledger: Ledger) -> None:
-    """A run was taken over, and its call was answered after all."""
+    """A run was taken over, and its call got a response after all."""
     old = acquire_lease(ledger, DATE, "old")
     first, second, third = (Claim("a", "c", resend=True) for _ in range(3))
     for claim in (first, second, third):
@@ -324,15 +324,19 @@ def test_a_second_response_is_kept_in_the_history(ledger: Ledger) -> None:
         assert mark_open_claims_uncertain(ledger, old) == 1
         resolve_held(ledger, "a", "retry", "operator")
     for _ in range(2):  # a commit whose reply was lost is repeated
-        commit(ledger, old, [], [answered(second, "of the second"), answered(first, "of the first")])
+        commit(ledger, old, [], [completed(second, "of the second"), completed(first, "of the first")])
     broken = Result(
         third, State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True, response="of the third", error="odd"
     )
     commit(ledger, old, [], [broken])
     entry, response = read_responses(ledger, ["a"])["a"]
     assert (entry.state, response["response"]) == (State.COMPLETED, "of the second")
-    told = "a second response: the submission already had one"
-    assert bodies(ledger, "a") == [("of the first", told), (None, None), ("of the third", f"{told}; odd")]
+    message = "a second response: the submission already had one"
+    assert bodies(ledger, "a") == [
+        ("of the first", message),
+        (None, None),
+        ("of the third", f"{message}; odd"),
+    ]
 
 
 def test_a_quarantined_response_is_kept_when_a_sound_one_replaces_it(ledger: Ledger) -> None:
@@ -344,7 +348,7 @@ def test_a_quarantined_response_is_kept_when_a_sound_one_replaces_it(ledger: Led
     commit(ledger, lease, [second], [])
     broken = Result(second, State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True, response="<html>")
     commit(ledger, lease, [], [broken])
-    commit(ledger, lease, [], [answered(first, "sound")])
+    commit(ledger, lease, [], [completed(first, "sound")])
     _, response = read_responses(ledger, ["a"])["a"]
     assert response["response"] == "sound"
     assert bodies(ledger, "a")[1][0] == "<html>"
@@ -354,6 +358,6 @@ def test_text_that_a_database_cannot_store_is_stored_as_its_escape(ledger: Ledge
     lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("s-1", "0" * 64, False, "t-1")
     commit(ledger, lease, [claim], [])
-    commit(ledger, lease, [], [answered(claim, '"a\ud800\0b\\""')])
-    _, answer = read_responses(ledger, ["s-1"])["s-1"]
-    assert '"a\\ud800\\u0000b\\""' in answer.values()
+    commit(ledger, lease, [], [completed(claim, '"a\ud800\0b\\""')])
+    _, response = read_responses(ledger, ["s-1"])["s-1"]
+    assert '"a\\ud800\\u0000b\\""' in response.values()

@@ -134,7 +134,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claim, date = call
         surely_not = (AttemptResult.NOT_PROCESSED, AttemptResult.REFUSED)
         turned_away = (AttemptResult.TURNED_AWAY, AttemptResult.ACCESS_DENIED)
-        if what in (AttemptResult.ANSWERED, AttemptResult.CONTRACT_BROKEN):
+        if what in (AttemptResult.RESPONDED, AttemptResult.CONTRACT_BROKEN):
             processed = True
         elif what in surely_not:
             processed = False
@@ -144,19 +144,19 @@ class LedgerMachine(RuleBasedStateMachine):
         if what is None:  # the process died: nothing is recorded
             return
         state = {
-            AttemptResult.ANSWERED: State.COMPLETED,
+            AttemptResult.RESPONDED: State.COMPLETED,
             AttemptResult.CONTRACT_BROKEN: State.QUARANTINED,
             AttemptResult.REFUSED: State.REFUSED,
             AttemptResult.MAYBE_PROCESSED: State.UNCERTAIN,
         }.get(what, State.TURNED_AWAY if what in turned_away else State.FAILED)
         billable = what not in (*surely_not, *turned_away)
-        result = Result(claim, state, what, billable, response=f"answer {claim.token}")
+        result = Result(claim, state, what, billable, response=f"response {claim.token}")
         in_doubt = self.in_doubt(claim)
         for _ in range(2 if twice else 1):
             commit(self.ledger, self.lease(date, stale), [], [result])
         if state is State.COMPLETED:
             assert self.state_of(claim.submission_id) is State.COMPLETED
-            self.settled.setdefault(claim.submission_id, f"answer {claim.token}")
+            self.settled.setdefault(claim.submission_id, f"response {claim.token}")
         elif in_doubt:
             assert self.state_of(claim.submission_id) in (State.UNCERTAIN, State.CLAIMED, State.COMPLETED)
 
@@ -201,7 +201,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(submission_id=st.sampled_from(IDS), state=st.sampled_from((State.UNCERTAIN, State.REFUSED)))
     def judge(self, submission_id: str, state: State) -> None:
-        """A look-up could not tell, or others were answered; only what was turned away is judged."""
+        """A look-up could not tell, or others succeeded; only what was turned away is judged."""
         before = self.entry(submission_id)
         if before is None or (state is State.REFUSED and self.processed[submission_id]):
             return

@@ -35,7 +35,7 @@ def lake(tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def ledger(tmp_path: Path, lake: Lake) -> Iterator[Ledger]:
-    """A ledger in use: an answer, a decision, a failed call; bound to the lake."""
+    """A ledger in use: a response, a decision, a failed call; bound to the lake."""
     with Ledger(f"sqlite:///{tmp_path / 'old' / 'ledger.sqlite'}") as opened:
         bind(lake, opened)
         fill(opened)
@@ -46,16 +46,16 @@ def fill(ledger: Ledger) -> None:
     lease = acquire_lease(ledger, DATE, "run")
     claims = [Claim(key, f"c-{key}") for key in "abc"]
     commit(ledger, lease, claims, [])
-    answered, lost, refused = claims
+    completed, lost, refused = claims
     commit(
         ledger,
         lease,
         [],
         [
             Result(
-                answered,
+                completed,
                 State.COMPLETED,
-                AttemptResult.ANSWERED,
+                AttemptResult.RESPONDED,
                 billable=True,
                 latency_ms=0.1 + 0.2,
                 response='{"result": "é"}',
@@ -225,7 +225,7 @@ def test_a_result_without_its_claim_is_no_result(ledger_url: str) -> None:
         known, unknown = Claim("a", "c"), Claim("b", "c")
         commit(ledger, lease, [known], [])
         results = [
-            Result(claim, State.COMPLETED, AttemptResult.ANSWERED, billable=True, response="{}")
+            Result(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response="{}")
             for claim in (known, unknown)
         ]
         with pytest.raises(InvariantBroken, match="took 1 of 2 results"):

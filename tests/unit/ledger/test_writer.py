@@ -40,8 +40,8 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
         yield opened
 
 
-def answered(claim: Claim, response: str) -> Result:
-    return Result(claim, State.COMPLETED, AttemptResult.ANSWERED, billable=True, response=response)
+def completed(claim: Claim, response: str) -> Result:
+    return Result(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response=response)
 
 
 async def settle_all(ledger: Ledger, responses: dict[str, str]) -> list[BaseException | None]:
@@ -51,7 +51,7 @@ async def settle_all(ledger: Ledger, responses: dict[str, str]) -> list[BaseExce
         claims = [writer.new_claim(key, "sha", resend=False) for key in responses]
         assert all(await asyncio.gather(*map(writer.claim, claims)))
         return await asyncio.gather(
-            *(writer.record(answered(claim, responses[claim.submission_id])) for claim in claims),
+            *(writer.record(completed(claim, responses[claim.submission_id])) for claim in claims),
             return_exceptions=True,
         )
 
@@ -73,7 +73,7 @@ def test_a_change_that_the_database_rejects_does_not_affect_the_others(ledger: L
     assert {entries[key].state for key in refused} == {State.CLAIMED}
 
 
-def test_long_answers_are_recorded_in_several_transactions(
+def test_long_responses_are_recorded_in_several_transactions(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "_MAX_CHARACTERS", 1000)

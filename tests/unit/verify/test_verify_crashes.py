@@ -46,9 +46,9 @@ def assert_nothing_paid_twice_or_lost(world: World, simulator: Simulator, ids: l
     assert sorted(rows) == sorted(ids)
     for submission_id, row in rows.items():
         if row["outcome"] == "completed":
-            answer = msgspec.json.decode(row["response"])["result"]
-            assert [answer["verificationId"]] == records[submission_id]
-            assert {"name": "submissionId", "value": submission_id} in answer["tags"]
+            response = msgspec.json.decode(row["response"])["result"]
+            assert [response["verificationId"]] == records[submission_id]
+            assert {"name": "submissionId", "value": submission_id} in response["tags"]
         else:
             assert submission_id not in records
 
@@ -153,10 +153,10 @@ def test_a_disk_that_is_full_for_the_lake(
         assert no_room in verify_with_small_files(world, processes, 1_000)
         assert not simulator.received
         assert not table.exists()
-        # There is room for the table before the calls, but not for the one with the answers.
+        # There is room for the table before the calls, but not for the one with the responses.
         message = verify_with_small_files(world, processes, 8_000)
         assert no_room in message
-        assert "every answer is in the ledger" in message
+        assert "every response is in the ledger" in message
         assert set(world.outcomes().values()) == {"not_attempted"}
         assert dict(simulator.received) == dict.fromkeys(ids, 1)
         assert [path.name for path in table.parent.iterdir()] == [table.name]
@@ -328,13 +328,13 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
         taker: list[Lease] = []
         until(taken_over)
         sleeping.join()
-        (told,) = ended
-        assert told.startswith(
-            f"partition {DATE} was taken over by another run: every answer is in the ledger"
+        (message,) = ended
+        assert message.startswith(
+            f"partition {DATE} was taken over by another run: every response is in the ledger"
         )
         sent = simulator.received.total()
         assert sent < len(ids)
-        # The answers of the calls in flight were recorded, though they came after the loss.
+        # The responses of the calls in flight were recorded, though they came after the loss.
         states = Counter(entry.state for entry in read_entries(world.ledger, ids).values())
         assert states.pop(State.COMPLETED) == sent
         assert states.keys() <= {State.FAILED}  # claimed, but not sent after the loss

@@ -1,4 +1,4 @@
-"""Every way an answer can go wrong, against a real server that counts its requests."""
+"""Every way a response can go wrong, against a real server that counts its requests."""
 
 import contextlib
 import json
@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kyc_pipeline.deepxl.errors import AccessDenied, DeepXLError, UnexpectedRedirect, WrongAddress
+from kyc_pipeline.deepxl.call_errors import AccessDenied, DeepXLError, UnexpectedRedirect, WrongAddress
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import (
     EMPTY_OBJECT_200,
     HTML_200,
     HTML_502,
-    Answers,
     Fault,
     HalfBody,
     Hangs,
     Resets,
+    Responds,
     redirects,
 )
 from kyc_pipeline.errors import KycError, UsageError
@@ -32,7 +32,7 @@ from kyc_pipeline.verify.planning import plan_partitions
 from tests.unit.verify.world import DATE, JPEG, QUICK, TOKEN, World
 
 PAST = "Mon, 01 Jan 2024 00:00:00 GMT"
-NOTHING_FOUND = Answers(200, body=b'{"totalCount":0,"count":0,"data":[]}')
+NOTHING_FOUND = Responds(200, body=b'{"totalCount":0,"count":0,"data":[]}')
 QUICKLY = {"deepxl_timeout_seconds": 0.4, "deepxl_max_attempts": 3}
 
 
@@ -49,34 +49,42 @@ TURNED_AWAY = (408, 425, 429, 503)
 
 # The faults of a submission, its outcome, and how often it was sent, also after two more runs.
 FAULTS: list[tuple[str, Sequence[Fault], str, int]] = [
-    *[(f"{status}", [Answers(status)], "refused", 1) for status in (400, 404, 405, 413, 415, 422)],
-    *[(f"{status} then well", [Answers(status)], "completed", 2) for status in (408, 425, 429, 503)],
-    ("429 with seconds", [Answers(429, {"Retry-After": "0"})], "completed", 2),
+    *[(f"{status}", [Responds(status)], "refused", 1) for status in (400, 404, 405, 413, 415, 422)],
+    *[(f"{status} then well", [Responds(status)], "completed", 2) for status in (408, 425, 429, 503)],
+    ("429 with seconds", [Responds(429, {"Retry-After": "0"})], "completed", 2),
     (
         "429 with a past date",
-        [Answers(429, {"Retry-After": "Mon, 01 Jan 2024 00:00:00 GMT"})],
+        [Responds(429, {"Retry-After": "Mon, 01 Jan 2024 00:00:00 GMT"})],
         "completed",
         2,
     ),
-    *[(f"{status}, not processed", [Answers(status)], "uncertain", 1) for status in (500, 502, 504, 520)],
-    *[(f"{status}, processed", [Answers(status, record=True)], "completed", 1) for status in (500, 502, 504)],
+    *[(f"{status}, not processed", [Responds(status)], "uncertain", 1) for status in (500, 502, 504, 520)],
+    *[
+        (f"{status}, processed", [Responds(status, record=True)], "completed", 1)
+        for status in (500, 502, 504)
+    ],
     ("a gateway's page", [HTML_502], "uncertain", 1),
     ("hang, not processed", [Hangs()], "uncertain", 1),
     ("hang, processed", [Hangs(record=True)], "completed", 1),
     ("reset, not processed", [Resets()], "uncertain", 1),
     ("reset, processed", [Resets(record=True)], "completed", 1),
     ("half a body", [HalfBody()], "completed", 1),
-    *[(f"{status}, processed", [Answers(status, record=True)], "completed", 1) for status in TURNED_AWAY],
-    *[(f"{status}, processed", [Answers(status, record=True)], "completed", 1) for status in (403, 404)],
-    ("409, processed", [Answers(409, record=True)], "completed", 1),
-    ("409, not processed", [Answers(409)], "uncertain", 1),
+    *[(f"{status}, processed", [Responds(status, record=True)], "completed", 1) for status in TURNED_AWAY],
+    *[(f"{status}, processed", [Responds(status, record=True)], "completed", 1) for status in (403, 404)],
+    ("409, processed", [Responds(409, record=True)], "completed", 1),
+    ("409, not processed", [Responds(409)], "uncertain", 1),
     ("HTML with 200, processed", [HTML_200], "completed", 1),
-    ("HTML with 200, not processed", [Answers(200, HTML, b"<p>Maintenance")], "uncertain", 1),
+    ("HTML with 200, not processed", [Responds(200, HTML, b"<p>Maintenance")], "uncertain", 1),
     ("{} with 200, processed", [EMPTY_OBJECT_200], "completed", 1),
-    *[(f"{status}, processed", [Answers(status, record=True)], "completed", 1) for status in (202, 204)],
-    *[(f"{status}, not processed", [Answers(status)], "uncertain", 1) for status in (202, 204, 206)],
-    ("an unknown encoding", [Answers(200, {"Content-Encoding": "br"}, b"\x8b", record=True)], "completed", 1),
-    ("403 then well", [Answers(403)], "refused", 1),
+    *[(f"{status}, processed", [Responds(status, record=True)], "completed", 1) for status in (202, 204)],
+    *[(f"{status}, not processed", [Responds(status)], "uncertain", 1) for status in (202, 204, 206)],
+    (
+        "an unknown encoding",
+        [Responds(200, {"Content-Encoding": "br"}, b"\x8b", record=True)],
+        "completed",
+        1,
+    ),
+    ("403 then well", [Responds(403)], "refused", 1),
 ]
 
 
@@ -112,7 +120,7 @@ def test_a_fault(sqlite_world: World, faults: list[Fault], outcome: str, sent: i
 def test_what_is_surely_not_processed_is_tried_again_by_a_later_run(world: World, status: int) -> None:
     world.options = QUICKLY
     world.submit("a")
-    with running_simulator(token=TOKEN, faults={"a": [Answers(status)] * 3}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(status)] * 3}) as simulator:
         world.server = simulator.url
         first = world.verify()
         assert world.outcomes() == {"a": "failed"}
@@ -127,7 +135,7 @@ def test_denied_access_stops_the_run_after_one_call(world: World, status: int) -
     ids = [f"s-{number:02}" for number in range(40)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 1}
-    with running_simulator(token=TOKEN, faults={ids[0]: [Answers(status)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={ids[0]: [Responds(status)]}) as simulator:
         world.server = simulator.url
         with pytest.raises(AccessDenied, match=str(status)):
             world.verify()
@@ -155,14 +163,14 @@ def test_a_redirect_is_not_followed_and_stops_the_run(world: World) -> None:
 
 @pytest.mark.parametrize(
     "lookup",
-    [Answers(404), Answers(403), Answers(500), Answers(200, body=b'{"items": []}')],
+    [Responds(404), Responds(403), Responds(500), Responds(200, body=b'{"items": []}')],
     ids=["404", "403", "500", "another shape"],
 )
 def test_without_a_look_up_it_is_held(sqlite_world: World, lookup: Fault) -> None:
     world = sqlite_world
     world.submit("a", "b")
     with running_simulator(
-        token=TOKEN, lookup=lookup, faults={"a": [Answers(500, record=True)]}
+        token=TOKEN, lookup=lookup, faults={"a": [Responds(500, record=True)]}
     ) as simulator:
         world.server = simulator.url
         summary = world.verify()
@@ -179,7 +187,7 @@ def test_without_a_look_up_it_is_held(sqlite_world: World, lookup: Fault) -> Non
 def test_a_record_that_shows_late_is_adopted_by_a_later_look(world: World) -> None:
     world.submit("a")
     with running_simulator(
-        token=TOKEN, lookup_lag_looks=1, faults={"a": [Answers(500, record=True)]}
+        token=TOKEN, lookup_lag_looks=1, faults={"a": [Responds(500, record=True)]}
     ) as simulator:
         world.server = simulator.url
         summary = world.verify()
@@ -196,8 +204,8 @@ def test_what_was_turned_away_is_held_if_a_look_up_cannot_tell(
 ) -> None:
     world.submit("a")
     world.options = {"deepxl_uncertain": policy}
-    faults = {"a": [Answers(status, record=True)]}
-    with running_simulator(token=TOKEN, lookup=Answers(500), faults=faults) as simulator:
+    faults = {"a": [Responds(status, record=True)]}
+    with running_simulator(token=TOKEN, lookup=Responds(500), faults=faults) as simulator:
         world.server = simulator.url
         for run in range(3):
             summary = world.verify(run_id=f"run-{run}")
@@ -217,7 +225,7 @@ def test_what_was_turned_away_by_an_earlier_run_is_looked_up_before_it_is_sent(w
         token=TOKEN,
         # The record of `a` shows only after the first run has ended.
         lookup_lag_looks=len(QUICK.look_ups),
-        faults={"a": [Answers(503, record=True)], "b": [Answers(503)]},
+        faults={"a": [Responds(503, record=True)], "b": [Responds(503)]},
     ) as simulator:
         world.server = simulator.url
         world.verify()
@@ -237,7 +245,7 @@ def test_what_was_turned_away_by_an_earlier_run_is_looked_up_before_it_is_sent(w
 def test_what_was_denied_although_it_was_processed_is_adopted(sqlite_world: World, status: int) -> None:
     world = sqlite_world
     world.submit("a")
-    with running_simulator(token=TOKEN, faults={"a": [Answers(status, record=True)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(status, record=True)]}) as simulator:
         world.server = simulator.url
         with pytest.raises(AccessDenied):
             world.verify()
@@ -249,7 +257,7 @@ def test_what_was_denied_although_it_was_processed_is_adopted(sqlite_world: Worl
 def test_the_policy_retry_sends_again_what_look_up_does_not_find(world: World) -> None:
     world.submit("a")
     world.options = {"deepxl_uncertain": "retry"}
-    with running_simulator(token=TOKEN, faults={"a": [Answers(500)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(500)]}) as simulator:
         world.server = simulator.url
         summary = world.verify()
         assert simulator.received["a"] == 2
@@ -261,7 +269,7 @@ def test_the_policy_retry_sends_again_what_look_up_does_not_find(world: World) -
 def test_the_policy_counts_once_for_each_submission(world: World) -> None:
     world.submit("a")
     world.options = {"deepxl_uncertain": "retry"}
-    with running_simulator(token=TOKEN, faults={"a": [Answers(500)] * 9}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(500)] * 9}) as simulator:
         world.server = simulator.url
         for run in range(3):
             world.verify(run_id=f"run-{run}")
@@ -285,7 +293,7 @@ def test_the_policy_counts_once_for_each_submission(world: World) -> None:
 def test_a_look_up_that_fails_is_no_proof(world: World, decided: str) -> None:
     world.submit("a")
     with running_simulator(
-        token=TOKEN, lookup=Answers(500), faults={"a": [Answers(502, record=True)]}
+        token=TOKEN, lookup=Responds(500), faults={"a": [Responds(502, record=True)]}
     ) as simulator:
         world.server = simulator.url
         if decided == "by the policy":
@@ -306,15 +314,15 @@ def test_a_look_up_that_fails_is_no_proof(world: World, decided: str) -> None:
 
 @pytest.mark.parametrize(
     "last",
-    [Answers(422), Answers(404), HTML_200, Answers(204), Answers(503), Answers(401)],
+    [Responds(422), Responds(404), HTML_200, Responds(204), Responds(503), Responds(401)],
     ids=["refused", "404", "HTML", "204", "503", "401"],
 )
-def test_after_a_call_in_doubt_only_an_answer_settles(sqlite_world: World, last: Fault) -> None:
+def test_after_a_call_in_doubt_only_a_response_settles(sqlite_world: World, last: Fault) -> None:
     world = sqlite_world
     world.submit("a", "well")
     world.options = {"deepxl_max_attempts": 1}
     with running_simulator(
-        token=TOKEN, lookup=NOTHING_FOUND, faults={"a": [Answers(500, record=True), last]}
+        token=TOKEN, lookup=NOTHING_FOUND, faults={"a": [Responds(500, record=True), last]}
     ) as simulator:
         world.server = simulator.url
         world.verify()
@@ -330,7 +338,7 @@ def test_after_a_call_in_doubt_only_an_answer_settles(sqlite_world: World, last:
 
 def test_an_operator_lets_it_be_sent_again_once(world: World) -> None:
     world.submit("a", "b")
-    faults = {"a": [Answers(500), Answers(500)], "b": [Answers(500)]}
+    faults = {"a": [Responds(500), Responds(500)], "b": [Responds(500)]}
     with running_simulator(token=TOKEN, faults=faults) as simulator:
         world.server = simulator.url
         world.verify()
@@ -350,7 +358,7 @@ def test_an_operator_lets_it_be_sent_again_once(world: World) -> None:
 def test_a_decision_outlasts_a_call_that_was_not_processed(world: World, status: int) -> None:
     world.submit("a")
     world.options = {"deepxl_max_attempts": 1}
-    with running_simulator(token=TOKEN, faults={"a": [Answers(500), Answers(status)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(500), Responds(status)]}) as simulator:
         world.server = simulator.url
         world.verify()
         resolve_held(world.ledger, "a", "retry", "operator")
@@ -362,10 +370,10 @@ def test_a_decision_outlasts_a_call_that_was_not_processed(world: World, status:
         assert simulator.received["a"] == 3
 
 
-def test_of_several_records_the_first_is_adopted_and_the_others_are_told(world: World) -> None:
+def test_of_several_records_the_first_is_adopted_and_the_others_are_reported(world: World) -> None:
     world.submit("a")
     world.options = {"deepxl_uncertain": "retry", "deepxl_max_attempts": 2}
-    faults = {"a": [Answers(500, record=True)] * 2}
+    faults = {"a": [Responds(500, record=True)] * 2}
     with running_simulator(token=TOKEN, lookup=NOTHING_FOUND, faults=faults) as simulator:
         world.server = simulator.url
         world.verify()
@@ -379,13 +387,13 @@ def test_of_several_records_the_first_is_adopted_and_the_others_are_told(world: 
         assert row["billable_calls"] == 2
 
 
-def test_an_answer_about_something_else_is_told_on_the_record(world: World) -> None:
+def test_a_response_about_something_else_is_noted_on_the_record(world: World) -> None:
     world.submit("a")
     body = (
         b'{"result":{"verificationId":7,"verified":true,"idFileSize":1,"selfieFileSize":612,'
         b'"tags":[{"name":"companyId","value":"ANOTHER"}]}}'
     )
-    with running_simulator(token=TOKEN, faults={"a": [Answers(200, body=body)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(200, body=body)]}) as simulator:
         world.server = simulator.url
         world.verify()
     row = world.responses()["a"]
@@ -430,7 +438,7 @@ IMPOSSIBLE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", IMPOSSIBLE.values(), ids=list(IMPOSSIBLE))
-def test_an_answer_that_cannot_be_this_calls_never_completes_it(
+def test_a_response_that_cannot_be_this_calls_never_completes_it(
     sqlite_world: World, changes: dict[str, Any]
 ) -> None:
     world = sqlite_world
@@ -438,7 +446,7 @@ def test_an_answer_that_cannot_be_this_calls_never_completes_it(
     stranger = json.dumps({"result": record_of("a", **changes)}).encode()
     with running_simulator(
         token=TOKEN,
-        faults={"a": [Answers(200, body=stranger, record=True)], "b": [Answers(200, body=stranger)]},
+        faults={"a": [Responds(200, body=stranger, record=True)], "b": [Responds(200, body=stranger)]},
     ) as simulator:
         world.server = simulator.url
         world.verify()
@@ -456,13 +464,13 @@ def test_an_answer_that_cannot_be_this_calls_never_completes_it(
         ({"idFileSize": None}, "completed"),
     ],
 )
-def test_an_answer_that_can_be_this_calls_completes_it(
+def test_a_response_that_can_be_this_calls_completes_it(
     sqlite_world: World, changes: dict[str, Any], outcome: str
 ) -> None:
     world = sqlite_world
     world.submit("a")
     body = json.dumps({"result": record_of("a", **changes)}).encode()
-    with running_simulator(token=TOKEN, faults={"a": [Answers(200, body=body)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(200, body=body)]}) as simulator:
         world.server = simulator.url
         assert world.verify().lookups == 0
     assert world.outcomes() == {"a": outcome}
@@ -483,8 +491,8 @@ def test_a_record_that_cannot_be_this_calls_is_not_adopted(
     world.submit("a")
     world.options = {"deepxl_uncertain": "retry"}
     page = {"totalCount": 1, "count": 1, "data": [record_of("a", **changes)]}
-    lookup = Answers(200, body=json.dumps(page).encode())
-    with running_simulator(token=TOKEN, lookup=lookup, faults={"a": [Answers(status)]}) as simulator:
+    lookup = Responds(200, body=json.dumps(page).encode())
+    with running_simulator(token=TOKEN, lookup=lookup, faults={"a": [Responds(status)]}) as simulator:
         world.server = simulator.url
         world.verify()
         assert world.outcomes() == {"a": "uncertain"}
@@ -497,12 +505,12 @@ def test_a_record_that_cannot_be_this_calls_is_not_adopted(
     assert world.outcomes() == {"a": "completed"}
 
 
-def test_an_answer_that_breaks_the_contract_but_is_about_it_is_quarantined(sqlite_world: World) -> None:
+def test_a_response_that_breaks_the_contract_but_is_about_it_is_quarantined(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit("a", "b")
     world.options = {"deepxl_uncertain": "retry"}
     faults = {
-        key: [Answers(200, body=json.dumps({"result": record_of(key, verified=None)}).encode(), record=late)]
+        key: [Responds(200, body=json.dumps({"result": record_of(key, verified=None)}).encode(), record=late)]
         for key, late in (("a", False), ("b", True))
     }
     with running_simulator(token=TOKEN, faults=faults) as simulator:
@@ -526,7 +534,7 @@ def test_a_denial_of_one_submission_is_its_own(
     bad = {"first": ids[:1], "middle": ids[9:10], "last": ids[-1:], "several": ids[::5]}[which]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": concurrency}
-    faults = {key: [Answers(status)] * 9 for key in bad}
+    faults = {key: [Responds(status)] * 9 for key in bad}
     with running_simulator(token=TOKEN, latency_ms=2, faults=faults) as simulator:
         world.server = simulator.url
         summary = world.verify()
@@ -538,7 +546,7 @@ def test_a_denial_of_one_submission_is_its_own(
 
 
 @pytest.mark.parametrize("status", [403, 404, 405])
-@pytest.mark.parametrize("history", [None, Answers(404, body=b'{"detail":"Not Found"}')])
+@pytest.mark.parametrize("history", [None, Responds(404, body=b'{"detail":"Not Found"}')])
 def test_a_denial_that_everything_meets_stops_the_run_with_nothing_final(
     sqlite_world: World, status: int, history: Fault | None
 ) -> None:
@@ -546,12 +554,12 @@ def test_a_denial_that_everything_meets_stops_the_run_with_nothing_final(
     ids = [f"s-{number:02}" for number in range(40)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 4}
-    faults = {key: [Answers(status)] for key in ids}
+    faults = {key: [Responds(status)] for key in ids}
     with running_simulator(token=TOKEN, faults=faults, lookup=history) as simulator:
         world.server = simulator.url
         with pytest.raises((AccessDenied, WrongAddress), match=str(status)):
             world.verify()
-        # One, if the history does not answer either; else those in flight and two probes.
+        # One, if the history does not respond either; else those in flight and two probes.
         assert simulator.received.total() <= (1 if history else 4 + 2)
         assert set(world.outcomes().values()) == {"failed", "not_attempted"}
 
@@ -559,13 +567,13 @@ def test_a_denial_that_everything_meets_stops_the_run_with_nothing_final(
 @pytest.mark.parametrize(
     ("fault", "outcome"),
     [
-        (Answers(400), "refused"),
-        (Answers(422), "refused"),
-        (Answers(410), "refused"),
+        (Responds(400), "refused"),
+        (Responds(422), "refused"),
+        (Responds(410), "refused"),
     ],
 )
-@pytest.mark.parametrize("history", [None, Answers(500)])
-def test_like_final_answers_in_a_row_halt_the_run_and_can_be_taken_back(
+@pytest.mark.parametrize("history", [None, Responds(500)])
+def test_like_final_responses_in_a_row_halt_the_run_and_can_be_taken_back(
     sqlite_world: World, fault: Fault, outcome: str, history: Fault | None
 ) -> None:
     world = sqlite_world
@@ -574,7 +582,7 @@ def test_like_final_answers_in_a_row_halt_the_run_and_can_be_taken_back(
     world.options = {"deepxl_max_concurrency": 4}
     with running_simulator(token=TOKEN, faults={key: [fault] for key in ids}, lookup=history) as simulator:
         world.server = simulator.url
-        with pytest.raises(DeepXLError, match=r"10 answers in a row .* reopen"):
+        with pytest.raises(DeepXLError, match=r"10 responses in a row .* reopen"):
             world.verify()
         assert simulator.received.total() <= 10 + (0 if history else 3)
         wrong = [key for key, found in world.outcomes().items() if found == outcome]
@@ -591,13 +599,13 @@ def test_like_final_answers_in_a_row_halt_the_run_and_can_be_taken_back(
         assert found == [("reopen", "the gateway was at fault", "operator")]
 
 
-def test_final_answers_among_sound_ones_do_not_halt_the_run(sqlite_world: World) -> None:
+def test_final_responses_among_sound_ones_do_not_halt_the_run(sqlite_world: World) -> None:
     world = sqlite_world
     ids = [f"s-{number:02}" for number in range(40)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 1}
     bad = [key for number, key in enumerate(ids) if number % 8]
-    with running_simulator(token=TOKEN, faults={key: [Answers(422)] for key in bad}) as simulator:
+    with running_simulator(token=TOKEN, faults={key: [Responds(422)] for key in bad}) as simulator:
         world.server = simulator.url
         world.verify()
         assert simulator.received.total() == 40
@@ -608,7 +616,7 @@ def test_final_answers_among_sound_ones_do_not_halt_the_run(sqlite_world: World)
 def test_only_a_refused_or_quarantined_one_is_reopened(sqlite_world: World, state: str) -> None:
     world = sqlite_world
     world.submit("a", id_file="gone.jpg" if state == "failed" else "id.jpg")
-    faults = {"a": [Answers(500)]} if state == "uncertain" else {}
+    faults = {"a": [Responds(500)]} if state == "uncertain" else {}
     with running_simulator(token=TOKEN, faults=faults) as simulator:
         world.server = simulator.url
         world.verify()
@@ -632,7 +640,7 @@ def test_a_document_that_vanished_is_a_failure_without_a_call(world: World) -> N
 def test_the_budget_is_never_exceeded(world: World) -> None:
     ids = [f"s-{number:02}" for number in range(30)]
     world.submit(*ids)
-    with running_simulator(token=TOKEN, faults={ids[0]: [Answers(503)] * 2}) as simulator:
+    with running_simulator(token=TOKEN, faults={ids[0]: [Responds(503)] * 2}) as simulator:
         world.server = simulator.url
         summary = world.verify(budget=CallBudget(10))
         assert simulator.received.total() == summary.calls == 10
@@ -649,7 +657,7 @@ def test_a_server_that_is_ill_opens_the_circuit(world: World) -> None:
     ids = [f"s-{number:03}" for number in range(200)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 4}
-    with running_simulator(token=TOKEN, faults={key: [Answers(502)] * 9 for key in ids}) as simulator:
+    with running_simulator(token=TOKEN, faults={key: [Responds(502)] * 9 for key in ids}) as simulator:
         world.server = simulator.url
         summary = world.verify()
         # Ten in a row, those that were in flight with them, and the probes.
@@ -662,7 +670,7 @@ def test_a_server_that_recovers_closes_the_circuit(world: World) -> None:
     ids = [f"s-{number:03}" for number in range(60)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 4, "deepxl_max_attempts": 20}
-    with running_simulator(token=TOKEN, faults={key: [Answers(503)] * 4 for key in ids[:3]}) as simulator:
+    with running_simulator(token=TOKEN, faults={key: [Responds(503)] * 4 for key in ids[:3]}) as simulator:
         world.server = simulator.url
         summary = world.verify()
         assert len(simulator.records) == 60
@@ -706,10 +714,10 @@ def test_a_failed_one_is_sent_with_the_date_and_content_it_has_by_then(world: Wo
     assert world.outcomes("2024-09-02") == {"moved": "completed"}
 
 
-def test_nothing_personal_is_in_the_ledger_but_the_answers(sqlite_world: World) -> None:
+def test_nothing_personal_is_in_the_ledger_but_the_responses(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit("a", id_file="id.jpg")
-    with running_simulator(token=TOKEN, faults={"a": [Answers(400, body=b'{"detail": "no"}')]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(400, body=b'{"detail": "no"}')]}) as simulator:
         world.server = simulator.url
         world.verify()
     world.ledger.close()

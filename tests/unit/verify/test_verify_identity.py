@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from kyc_pipeline.deepxl.client import Answer
+from kyc_pipeline.deepxl.client import VerificationResponse
 from kyc_pipeline.deepxl.echo import read_echo
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.identity import FILE_NAME, read_lake_identity
 from kyc_pipeline.ledger.claims import commit
@@ -185,7 +185,7 @@ def copy_over(file: Path, backup: Path) -> None:
 
 @dataclass(frozen=True)
 class Meanwhile:
-    """Processes the call, then does something before it answers."""
+    """Processes the call, then does something before it responds."""
 
     act: Callable[[], None]
     record: bool = True
@@ -232,7 +232,7 @@ def test_postgres_without_fsync_is_refused(tmp_path: Path, simulator: Simulator)
 
 def test_a_restored_ledger_looks_up_before_it_sends(paid: World) -> None:
     """The lost ledger had called for `c`, and `d` failed in the backup but was sent after it."""
-    with running_simulator(token=TOKEN, faults={"d": [Answers(503)] * 5}) as simulator:
+    with running_simulator(token=TOKEN, faults={"d": [Responds(503)] * 5}) as simulator:
         world = another(paid, server=simulator.url)
         world.submit("d", date=LATER)
         assert world.verify(LATER).outcomes == {"failed": 1}
@@ -251,14 +251,16 @@ def test_a_restored_ledger_looks_up_before_it_sends(paid: World) -> None:
         assert read_spend(world.ledger, LATER).billable_calls == 3
 
 
-def test_a_record_of_other_documents_is_no_answer(paid: World) -> None:
+def test_a_record_of_other_documents_is_no_response(paid: World) -> None:
     paid.submit("c", date=LATER)
     with paid.ledger as ledger:
         [[item]] = work(paid.lake, ledger, LATER, "hold")
         sizes = {"idFileSize": 1, "selfieFileSize": item.row["selfie_size"]}
         text = json.dumps({"result": {"verificationId": 7, "verified": True} | sizes})
         moment = datetime(2024, 9, 2, tzinfo=UTC)
-        found = discovery(item, [Answer(200, text, read_echo(text), 7, True, moment, moment, 1.0)])
+        found = discovery(
+            item, [VerificationResponse(200, text, read_echo(text), 7, True, moment, moment, 1.0)]
+        )
         assert found.response is None
         lease = acquire_lease(ledger, LATER, "run")
         commit(ledger, lease, [], [found])
@@ -268,7 +270,7 @@ def test_a_record_of_other_documents_is_no_answer(paid: World) -> None:
 
 def test_nothing_is_sent_if_a_look_up_fails(paid: World) -> None:
     paid.submit("c", "d", date=LATER)
-    with running_simulator(token=TOKEN, lookup=Answers(500)) as simulator:
+    with running_simulator(token=TOKEN, lookup=Responds(500)) as simulator:
         world = another(paid, server=simulator.url)
         with pytest.raises(KycError, match="nothing was sent"):
             world.verify(LATER, look_up_first=True)

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.rate_limits import list_rate_limits, reset_rate_limits
 from kyc_pipeline.ledger.schema import attempts, rate_limits
@@ -240,14 +240,14 @@ def test_a_slow_rate_is_kept_too(ledger_url: str) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_slows_every_worker(sqlite_world: World, form: str) -> None:
-    """One answer asks for a pause; no worker sends its next call before the end of it."""
+    """One response asks for a pause; no worker sends its next call before the end of it."""
     world = sqlite_world
     ids = [f"s-{number:02}" for number in range(12)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 2}
     date = int(time.time()) + 3
     value = "1" if form == "seconds" else time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(date))
-    faults = {ids[0]: [Answers(429, {"Retry-After": value})]}
+    faults = {ids[0]: [Responds(429, {"Retry-After": value})]}
     with running_simulator(token=TOKEN, latency_ms=5, faults=faults) as simulator:
         world.server = simulator.url
         assert world.verify().is_complete
@@ -361,7 +361,7 @@ def test_adaptive_concurrency_lets_a_throttling_server_finish(world: World) -> N
     ids = [f"s-{number:03}" for number in range(60)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 16}
-    with running_simulator(token=TOKEN, faults={key: [Answers(429)] for key in ids[::3]}) as simulator:
+    with running_simulator(token=TOKEN, faults={key: [Responds(429)] for key in ids[::3]}) as simulator:
         world.server = simulator.url
         summary = world.verify(date=DATE)
         assert len(simulator.records) == 60

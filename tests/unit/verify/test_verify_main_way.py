@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from kyc_pipeline.deepxl.errors import AccessDenied, NotProcessed
+from kyc_pipeline.deepxl.call_errors import AccessDenied, NotProcessed
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES

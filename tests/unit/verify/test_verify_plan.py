@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.decisions import list_held, resolve_held
@@ -25,9 +25,9 @@ def test_a_plan_of_a_new_partition_makes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
-def test_a_plan_tells_what_is_paid_and_held(world: World) -> None:
+def test_a_plan_shows_what_is_paid_and_held(world: World) -> None:
     world.submit("a", "b", "c", "d")
-    faults = {"b": [Answers(500)], "c": [Answers(415)], "d": [Answers(503)] * 5}
+    faults = {"b": [Responds(500)], "c": [Responds(415)], "d": [Responds(503)] * 5}
     with running_simulator(token=TOKEN, faults=faults) as simulator:
         world.server = simulator.url
         world.verify()
@@ -56,7 +56,7 @@ def test_a_dry_run_writes_nothing_and_needs_no_token(sqlite_world: World) -> Non
 def test_held_submissions_are_listed_and_decided(world: World) -> None:
     assert list_held(world.ledger) == []
     world.submit("a", "b")
-    with running_simulator(token=TOKEN, faults={"a": [Answers(504)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(504)]}) as simulator:
         world.server = simulator.url
         world.verify()
     (held,) = list_held(world.ledger)
@@ -86,7 +86,7 @@ def test_deciding_without_a_ledger_makes_none(tmp_path: Path) -> None:
 
 def test_a_held_submission_needs_no_token_when_nothing_is_sent(world: World) -> None:
     world.submit("a")
-    with running_simulator(token=TOKEN, faults={"a": [Answers(500)]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"a": [Responds(500)]}) as simulator:
         world.server = simulator.url
         world.verify()
     world.options = {"deepxl_api_token": None}

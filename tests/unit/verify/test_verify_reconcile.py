@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.reconcile import reconcile
@@ -19,7 +19,7 @@ IDS = ("a", "failed", "held", "z")
 def verify(world: World, *ids: str) -> None:
     world.submit(*ids)
     world.options = {"deepxl_max_attempts": 1}
-    faults = {"failed": [Answers(503)], "held": [Answers(500)]}
+    faults = {"failed": [Responds(503)], "held": [Responds(500)]}
     with running_simulator(token=TOKEN, faults=faults) as simulator:
         world.server = simulator.url
         world.verify()

@@ -132,19 +132,19 @@ def test_ctrl_c_in_the_calling_thread_drains_and_is_raised_again(sqlite_world: W
         assert not stop.draining
 
 
-def test_an_error_while_progress_is_told_drains_too(sqlite_world: World) -> None:
+def test_an_error_while_progress_is_reported_drains_too(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit(*IDS)
     world.options = {"deepxl_max_concurrency": 1}
 
-    def tell(progress: Progress) -> None:
+    def sender(progress: Progress) -> None:
         assert progress.total == 40
         raise ZeroDivisionError
 
     with running_simulator(token=TOKEN, latency_ms=40) as simulator:
         world.server = simulator.url
         with pytest.raises(ZeroDivisionError):
-            world.verify(progress=tell)
+            world.verify(progress=sender)
         assert Counter(world.outcomes().values())["completed"] == simulator.received.total()
 
 
@@ -173,17 +173,17 @@ def test_a_process_that_is_signalled_with_calls_in_flight(
     faults = {key: [Hangs(record=True)] for key in first}
     with running_simulator(token=TOKEN, latency_ms=50, faults=faults) as simulator:
         world.server = simulator.url
-        told, tell = processes.Pipe(duplex=False)
+        receiver, sender = processes.Pipe(duplex=False)
         child = processes.Process(
             target=children.verify_until_signalled,
-            args=(str(world.root), simulator.url, world.options, tell),
+            args=(str(world.root), simulator.url, world.options, sender),
         )
         child.start()
         until(lambda: len(simulator.records) >= 4)
         for stage in ["drain", "now"][:times]:
             os.kill(child.pid or 0, number)
-            assert told.recv() == stage
-        assert told.recv() == "cancelled"
+            assert receiver.recv() == stage
+        assert receiver.recv() == "cancelled"
         child.join()
         assert child.exitcode == 0
         sent = simulator.received.total()
@@ -197,7 +197,7 @@ def test_a_process_that_is_signalled_with_calls_in_flight(
         assert len(simulator.records) == 40
 
 
-def test_progress_is_told_at_the_end(sqlite_world: World) -> None:
+def test_progress_is_reported_at_the_end(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit("a", "b")
     world.options = {"deepxl_price_per_call": "0.25"}

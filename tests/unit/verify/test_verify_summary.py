@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kyc_pipeline.deepxl.errors import UnexpectedRedirect
+from kyc_pipeline.deepxl.call_errors import UnexpectedRedirect
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.verify.summary import Progress, percentile
 from tests.unit.verify.world import QUICK, TOKEN, World
 
@@ -33,7 +33,7 @@ def test_adopted_submissions_of_earlier_runs_do_not_make_the_uncertain_ones_nega
     ids = [f"s{n}" for n in range(4)]
     world.submit(*ids)
     seen: list[Progress] = []
-    faults = {key: [Answers(500, record=True)] for key in ids}
+    faults = {key: [Responds(500, record=True)] for key in ids}
     with running_simulator(token=TOKEN, faults=faults) as simulator:
         world.server = simulator.url
         assert world.verify(timing=replace(QUICK, look_ups=()), progress=seen.append).held == 4
@@ -47,7 +47,7 @@ def test_adopted_submissions_of_earlier_runs_do_not_make_the_uncertain_ones_nega
 def test_a_submission_that_a_look_up_settled_at_once_is_not_uncertain(sqlite_world: World) -> None:
     sqlite_world.submit("a", "b")
     seen: list[Progress] = []
-    faults = {"a": [Answers(500, record=True)], "b": [Answers(500)]}
+    faults = {"a": [Responds(500, record=True)], "b": [Responds(500)]}
     with running_simulator(token=TOKEN, faults=faults) as simulator:
         sqlite_world.server = simulator.url
         assert sqlite_world.verify(progress=seen.append).adopted == 1
@@ -58,7 +58,7 @@ def test_a_run_that_failed_reports_its_last_calls(sqlite_world: World) -> None:
     sqlite_world.submit("a", "b")
     sqlite_world.options = {"deepxl_max_concurrency": 1}
     seen: list[Progress] = []
-    with running_simulator(token=TOKEN, faults={"b": [Answers(307, {"Location": "/"})]}) as simulator:
+    with running_simulator(token=TOKEN, faults={"b": [Responds(307, {"Location": "/"})]}) as simulator:
         sqlite_world.server = simulator.url
         with pytest.raises(UnexpectedRedirect):
             sqlite_world.verify(progress=seen.append)

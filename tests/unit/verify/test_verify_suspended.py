@@ -1,4 +1,4 @@
-"""A run that was suspended: it sends nothing that is another run's by now, and loses no answer."""
+"""A run that was suspended: it sends nothing that is another run's by now, and loses no response."""
 
 import asyncio
 import os
@@ -80,8 +80,8 @@ def test_a_suspended_run_does_not_send_what_another_run_has_taken(
 
 
 @dataclass
-class AnswersWhenTold:
-    """Processes the call, says so, and answers when it is told to, with more than one read takes."""
+class RespondsOnRequest:
+    """Processes the call, reports it, and responds on request, with more than one read takes."""
 
     arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     go: threading.Event = field(default_factory=threading.Event)
@@ -94,14 +94,14 @@ class AnswersWhenTold:
         return web.Response(body=body + b" " * 2_000_000, content_type="application/json")
 
 
-def test_answers_that_arrived_while_the_run_was_stopped_are_read_before_time_is_up(
+def test_responses_that_arrived_while_the_run_was_stopped_are_read_before_time_is_up(
     sqlite_world: World, processes: ForkServerContext, until: Until
 ) -> None:
     world = sqlite_world
     ids = [f"s-{number}" for number in range(4)]
     world.submit(*ids)
     seconds = 1.0
-    waits = AnswersWhenTold()
+    waits = RespondsOnRequest()
     with running_simulator(token=TOKEN, faults={key: [waits] for key in ids}) as simulator:
         options = {"deepxl_timeout_seconds": seconds}
         child = processes.Process(

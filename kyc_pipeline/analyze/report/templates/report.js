@@ -1,6 +1,6 @@
 "use strict";
 // The report's behaviour: draws the charts, applies the filters and the threshold explorer, prepares printing.
-// The element `data` holds specs and texts by figure, periods by key, and the explorer's bins.
+// The element `data` holds specs and texts by figure, periods by key, the explorer's bins, and thresholds.
 (() => {
   const element = (id) => document.getElementById(id);
   const all = (selector) => [...document.querySelectorAll(selector)];
@@ -80,7 +80,7 @@
   /** The 95% Wilson interval of k in n, as in the warehouse. */
   const wilson = (k, n) => {
     if (n === 0) return [null, null];
-    const z = 1.959964, rate = k / n, centre = rate + z * z / (2 * n);
+    const z = data.z, rate = k / n, centre = rate + z * z / (2 * n);
     const half = z * Math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)), scale = 1 + z * z / n;
     return [k === 0 ? 0 : (centre - half) / scale, k === n ? 1 : (centre + half) / scale];
   };
@@ -122,7 +122,7 @@
       say("title", `${choice.check}, threshold ${chosen.threshold.toFixed(2)}`);
       say("rate", percent(chosen.rate));
       say("of", `95%: ${percent(chosen.low)} to ${percent(chosen.high)}, of ${count(chosen.scored)} with a confidence`
-        + (chosen.scored < 30 ? "*" : "") + `; ${percent(chosen.of_all)} of all ${count(bins.checks)}`);
+        + (chosen.scored < data.low_n ? "*" : "") + `; ${percent(chosen.of_all)} of all ${count(bins.checks)}`);
       say("recorded", percent(chosen.recorded));
       say("to-fail", count(chosen.to_fail));
       say("to-pass", count(chosen.to_pass));

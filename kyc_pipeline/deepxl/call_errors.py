@@ -4,18 +4,18 @@
   * DeepXLError                 `http_status`, `body`, `retry_after`, `requested_at`, `latency_ms`
     * NotProcessed              surely not processed: no connection, or the last byte of the body never left
       * DocumentUnavailable     a document is not there as it was accepted
-    * MaybeProcessed            sent, but no sound answer: look it up before anything else
-      * TurnedAway              408, 425, 429, 503: send it again if a look-up shows that there is none
+    * MaybeProcessed            sent, but no sound response: look it up before anything else
+      * TurnedAway              408, 425, 429, 503: send it again if a look-up finds no record
     * Refused                   final refusal: 4xx
-    * Denied                    whether the fault is the run's or the submission's, other calls tell
+    * Denied                    other calls show whether the fault is the run's or the submission's
       * AccessDenied            401, 402, 403
       * WrongAddress            404, 405
     * ContractBroken            2xx without `result`, `verificationId` or boolean `verified`; has `text`
     * UnexpectedRedirect        3xx, never followed: stops the run; may have been processed
     * LookupFailed              the history could not tell whether a record exists
 
-A status says nothing about whether a request was processed once its whole body is out: gateways answer 429
-and 503 for requests that the server behind them has processed.
+Once the whole body has left, a status does not say whether the request was processed: gateways respond with
+429 and 503 to requests that the server behind them has processed.
 
 A message is one line of our own words with the status, its reason phrase and the names of form fields.
 The vendor's text may echo personal data, so it is only in `body`, for the restricted ledger.
@@ -37,8 +37,8 @@ RETRY_AFTER_CAP_SECONDS: Final = 3600.0
 class DeepXLError(KycError):
     """A call to DeepXL failed.
 
-    `http_status` is None without an answer. `body` is the answer's text without geometry: personal data, for
-    the restricted ledger only. `retry_after` is in seconds. The client sets `requested_at` (UTC) and
+    `http_status` is None without a response. `body` is the response's text without geometry: personal data,
+    for the restricted ledger only. `retry_after` is in seconds. The client sets `requested_at` (UTC) and
     `latency_ms`. `is_whole` is False if the last byte of the body never left.
     """
 
@@ -67,13 +67,13 @@ class NotProcessed(DeepXLError):
 
 
 class DocumentUnavailable(NotProcessed):
-    """A document cannot be read, or is not the accepted one any more. The server has no whole request."""
+    """A document cannot be read, or is no longer the accepted one. The server has no whole request."""
 
 
 class MaybeProcessed(DeepXLError):
-    """The request was sent, but there is no sound answer to it.
+    """The request was sent, but there is no sound response to it.
 
-    Timeout, lost connection, 5xx, 409, or an answer that came too early or is not about this submission.
+    Timeout, lost connection, 5xx, 409, or a response that came too early or is not about this submission.
     """
 
 
@@ -86,7 +86,7 @@ class Refused(DeepXLError):
 
 
 class Denied(DeepXLError):
-    """Every further call may fail too, or only those of this submission (a firewall): nothing final."""
+    """Not final: every call may be denied, or only this submission's (by a firewall)."""
 
     stops_run = True
 
@@ -100,7 +100,7 @@ class WrongAddress(Denied):
 
 
 class UnexpectedRedirect(DeepXLError):
-    """3xx: the base URL is wrong, or a proxy answers.
+    """3xx: the base URL is wrong, or a proxy responds.
 
     Never followed: the credential and the documents are for one host only. The request may have been
     processed.
@@ -110,11 +110,11 @@ class UnexpectedRedirect(DeepXLError):
 
 
 class LookupFailed(DeepXLError):
-    """The history could not tell whether a record exists; that does not prove that there is none."""
+    """The history could not tell whether a record exists: there may be one."""
 
 
 class ContractBroken(DeepXLError):
-    """A 2xx answer that does not meet the hard contract. `text` is the body without geometry.
+    """A 2xx response that does not meet the hard contract. `text` is the body without geometry.
 
     The record was probably created and billed.
     """
@@ -151,12 +151,12 @@ _ADVICE: Final[dict[int, str]] = {
 
 
 def error_class(status: int) -> type[DeepXLError]:
-    """The error class for a whole request answered with this status (not 2xx)."""
+    """The error class for this status (not 2xx) in response to a whole request."""
     return _BY_STATUS.get(status) or _BY_HUNDRED.get(status // 100, MaybeProcessed)
 
 
-def answer_error(subject: str, status: int, body: str, retry_after: float | None) -> DeepXLError:
-    """The error for an answer with `status` (not 2xx) and `body` (text without geometry)."""
+def status_error(subject: str, status: int, body: str, retry_after: float | None) -> DeepXLError:
+    """The error for a response with `status` (not 2xx) and `body` (text without geometry)."""
     kind = error_class(status)
     advice = "check DEEPXL_BASE_URL: a redirect is never followed" if kind is UnexpectedRedirect else None
     return kind(
@@ -168,10 +168,10 @@ def answer_error(subject: str, status: int, body: str, retry_after: float | None
 
 
 def describe(subject: str, status: int, body: str, advice: str | None = None) -> str:
-    """One line such as `s-1: DeepXL answered 422 Unprocessable Entity at body.idFile`."""
+    """One line such as `s-1: DeepXL responded with 422 Unprocessable Entity at body.idFile`."""
     locations = error_locations(body)
     return (
-        f"{subject}: DeepXL answered {status} {reason_phrase(status)}".rstrip()
+        f"{subject}: DeepXL responded with {status} {reason_phrase(status)}".rstrip()
         + (f" at {', '.join(locations)}" if locations else "")
         + (f" ({advice})" if advice else "")
     )

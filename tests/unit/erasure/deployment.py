@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import text
 
 from kyc_pipeline.erasure.find import Findings, find
-from kyc_pipeline.erasure.ledger import LedgerErasure
+from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.flatten.partition import flatten_partition
@@ -36,7 +36,7 @@ QUICK = Timing(look_ups=(0.0,), back_off=0.01, back_off_cap=0.02, breaker_waits=
 
 
 @dataclass
-class House:
+class Deployment:
     """Everything under `root`; `server` is the simulator's URL."""
 
     root: Path
@@ -175,6 +175,6 @@ def erase_and_die(root: str, server: str, name: str, value: str, step: int) -> N
         if seen == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    house = House(Path(root), server)
-    house.erase(name, value, progress=progress)
-    house.ledger.close()
+    deployment = Deployment(Path(root), server)
+    deployment.erase(name, value, progress=progress)
+    deployment.ledger.close()

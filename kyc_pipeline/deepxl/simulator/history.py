@@ -65,7 +65,7 @@ class Records:
             whole = 0
             for line in lines:
                 if not line.endswith(b"\n"):
-                    break  # cut off by a kill during the write: never answered
+                    break  # cut off by a kill during the write: the client got no response
                 self._index(msgspec.json.decode(line, type=Result))
                 whole += len(line)
             lines.truncate(whole)

@@ -52,7 +52,7 @@ class LedgerErasure:
         for row in self._rows(query):
             yield row[0], row[1]
 
-    def answered_with(self, name: str, value: str, is_same: Callable[[str], bool]) -> list[str]:
+    def responded_with(self, name: str, value: str, is_same: Callable[[str], bool]) -> list[str]:
         """Ids of submissions whose stored response has the tag `name` with the same value.
 
         `is_same` compares values; `value` only narrows the search.

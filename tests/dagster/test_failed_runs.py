@@ -12,7 +12,7 @@ from aiohttp import web
 
 from kyc_pipeline.cli.local_run import HomeUnusable, usable_home
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Answers
+from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.assets import ingest as ingest_assets
@@ -26,7 +26,7 @@ RANGE = ("--from", DAY, "--to", NEXT_DAY)
 
 @dataclass(frozen=True)
 class Breaks:
-    """The call is answered, but first `damage` is done."""
+    """The server does `damage` before it responds."""
 
     damage: Callable[[], None]
     record: bool = True
@@ -38,7 +38,7 @@ class Breaks:
 
 
 def breaks_the_lake(table: Path) -> Breaks:
-    """From then on the run cannot replace the day's table of answers."""
+    """Makes the run unable to replace the day's table of responses."""
 
     def damage() -> None:
         table.rename(table.with_suffix(".kept"))
@@ -48,7 +48,7 @@ def breaks_the_lake(table: Path) -> Breaks:
 
 
 def breaks_dagster(home: Path) -> Breaks:
-    """From then on Dagster cannot write to its home."""
+    """Makes Dagster unable to write to its home."""
 
     def damage() -> None:
         home.rename(home.with_name("away"))
@@ -57,7 +57,7 @@ def breaks_dagster(home: Path) -> Breaks:
     return Breaks(damage)
 
 
-def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_told(
+def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_printed(
     landing: Landing, run: Run, tmp_path: Path
 ) -> None:
     *_, last = landing.day(DAY, 3)
@@ -81,10 +81,10 @@ def test_output_comes_back_from_a_full_disk(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().out == "shown"
 
 
-def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run: Run) -> None:
+def test_a_failed_run_prints_the_calls_that_it_made(landing: Landing, run: Run) -> None:
     first, second, *_ = landing.day(DAY, 6)
     landing.day(NEXT_DAY, 1)
-    with running_simulator(token=TOKEN, faults={second: [Answers(307, {"Location": "/"})]}) as simulator:
+    with running_simulator(token=TOKEN, faults={second: [Responds(307, {"Location": "/"})]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
         code, out, err = run("backfill", "--no-publish", *RANGE, DEEPXL_PRICE_PER_CALL="0.50", **settings)
         assert simulator.received == {first: 1, second: 1}
@@ -94,7 +94,7 @@ def test_a_failed_run_tells_the_calls_that_it_made(landing: Landing, run: Run) -
     assert "outcomes   1 completed, 1 uncertain, 5 not_attempted" in out
 
 
-def test_a_run_that_could_not_write_the_lake_tells_the_outcomes_of_the_ledger(
+def test_a_run_that_could_not_write_the_lake_prints_the_outcomes_of_the_ledger(
     landing: Landing, run: Run, tmp_path: Path
 ) -> None:
     *_, last = landing.day(DAY, 3)
@@ -103,7 +103,7 @@ def test_a_run_that_could_not_write_the_lake_tells_the_outcomes_of_the_ledger(
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
         code, out, err = run("backfill", "--no-publish", "--from", DAY, "--to", DAY, **settings)
         assert code == 1
-        assert "every answer is in the ledger" in err
+        assert "every response is in the ledger" in err
         assert "this run   3 calls, 0 retries" in out
         assert "outcomes   3 completed" in out
         assert "not_attempted" not in out
