@@ -49,6 +49,10 @@ class Outcome(StrEnum):
     """The run stopped or its budget ran out before this submission."""
 
 
+LEFT_FOR_LATER: Final = (Outcome.FAILED, Outcome.NOT_ATTEMPTED)
+"""Outcomes of submissions that a later run sends."""
+
+
 class CheckStatus(StrEnum):
     """The normalised status of a check; the received status is kept too."""
 

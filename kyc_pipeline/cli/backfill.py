@@ -34,10 +34,10 @@ from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.verify.partition import present_outcomes
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 from kyc_pipeline.verify.summary import estimated_cost
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
 from kyc_pipeline.wording import plural
 
-UNFINISHED = (Outcome.UNCERTAIN, Outcome.FAILED, Outcome.NOT_ATTEMPTED)
+UNFINISHED = (Outcome.UNCERTAIN, *LEFT_FOR_LATER)
 LISTED = 20
 NOT_PUBLISHED = "not published: `kyc-pipeline publish` builds warehouse and report"
 STOPPING = "waiting for the calls in flight, which are paid for; a second signal gives them up"

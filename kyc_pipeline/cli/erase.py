@@ -16,7 +16,7 @@ from kyc_pipeline.erasure.remove import erase as erase_found
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ledger.identity import open_ledger
-from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key, load_pseudonymizer
 from kyc_pipeline.settings import Settings, load_settings
 
 
@@ -84,8 +84,7 @@ def _person(tag: str) -> tuple[str, str]:
 
 
 def _pseudonymizer(settings: Settings, *, dry_run: bool) -> Pseudonymizer:
-    has_key = settings.kyc_pseudonym_key is not None or settings.pseudonym_key_file.exists()
-    if dry_run and not has_key:
+    if dry_run and not has_pseudonym_key(settings):
         # Without a key there are no pseudonyms yet, and a dry run creates no key.
         return Pseudonymizer(secrets.token_hex(32))
     return load_pseudonymizer(settings)

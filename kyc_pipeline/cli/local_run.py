@@ -14,7 +14,7 @@ from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
-from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
+from kyc_pipeline.orchestration.jobs import TRIGGER, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import batches
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -175,7 +175,7 @@ class _Runs:
             result = job.execute_in_process(
                 run_id=run_id,
                 instance=self._instance,
-                tags={**tags, "kyc/trigger": "command line"},
+                tags={**tags, TRIGGER: "command line"},
                 run_config={
                     "loggers": {"console": {"config": {"log_level": self._log_level}}},
                     "ops": {step: {"config": {"force": self._force}} for step in steps},

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from kyc_pipeline.demo.drawing import Face, id_card, selfie
 from kyc_pipeline.lake.atomic import replacing
-from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 COMPANIES: Final = {
     "101": "Alder Bank",
@@ -299,7 +299,7 @@ _DEFECTS: Final[dict[Reason, _Defect]] = {
         replace(other, tags={"customerId": "99999"})
     ),
     Reason.INVALID_TAGS: _changed(tags='["customerId"]'),
-    Reason.RESERVED_TAG: _changed(tags='{"submissionId":"1"}'),
+    Reason.RESERVED_TAG: _changed(tags=f'{{"{SUBMISSION_TAG}":"1"}}'),
     Reason.INVALID_SUBMITTED_AT: _changed(submitted_at="yesterday"),
     Reason.PATH_OUTSIDE_DOCUMENTS: _changed(id_file="../manifests/late.csv"),
     Reason.FILE_NOT_FOUND: _changed(id_file="lost.jpg"),

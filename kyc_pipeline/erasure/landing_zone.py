@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kyc_pipeline.document_folder import DocumentFolder, DocumentProblem
 from kyc_pipeline.ingest.formats import ROW, ManifestUnreadable, fails_alone, read_manifest
 from kyc_pipeline.ingest.manifests import is_made_from, list_manifests, manifest_dates
 from kyc_pipeline.ingest.rows import identities
@@ -68,13 +69,10 @@ class LandingZone:
                     (self._documents / file).unlink()
 
     def _resolve(self, file: str) -> Path | None:
-        root = self._documents.resolve()
-        if "\0" in file or Path(file).is_absolute():
-            return None
         try:
-            path = (root / file).resolve()
-            return path if path.is_relative_to(root) and path.is_file() else None
-        except (OSError, RuntimeError):  # a name that is too long, or a loop of symlinks
+            path = self._documents.resolve() / DocumentFolder(self._documents).resolve(file)
+            return path if path.is_file() else None
+        except (DocumentProblem, OSError):  # OSError: a name that is too long
             return None
 
 

@@ -18,18 +18,17 @@ from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake
 from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
+    CURATED_TABLES,
     REJECTED_SUBMISSIONS,
     SUBMISSIONS,
     TABLES,
     VERIFICATION_RESPONSES,
     Table,
-    Zone,
 )
 from kyc_pipeline.privacy.erased import DETAIL, ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 MAX_PASSES: Final = 3
-_CURATED: Final = [table for table in TABLES if table.zone is Zone.CURATED]
 
 
 def erase(
@@ -95,7 +94,7 @@ def _erase_day(
     check_leases()
     progress(f"{date} {VERIFICATION_RESPONSES.name}")
     _drop_rows(lake, VERIFICATION_RESPONSES, date, day)
-    curated = [table for table in _CURATED if lake.exists(table, date)]
+    curated = [table for table in CURATED_TABLES if lake.exists(table, date)]
     if not any(day.rows[table] for table in (*curated, SUBMISSIONS, VERIFICATION_RESPONSES)):
         return
     check_leases()

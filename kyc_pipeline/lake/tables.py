@@ -369,3 +369,4 @@ TABLES: Final = (
     VERIFICATION_FILES,
     CONTRACT_DRIFT,
 )
+CURATED_TABLES: Final = tuple(table for table in TABLES if table.zone is Zone.CURATED)

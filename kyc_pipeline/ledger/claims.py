@@ -145,6 +145,31 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
     return frozenset(won)
 
 
+_CLAIMED: Final = {
+    "state": State.CLAIMED,
+    "requested_at": bindparam("time"),
+    "updated_at": bindparam("time"),
+}
+_INSERT_CLAIM: Final = insert(submissions).values(submission_id=bindparam("key"), **_CLAIMED)
+# Clears the last attempt's figures. A decision, the policy's too, stays until a result settles it.
+_CLAIM_AGAIN: Final = (
+    update(submissions)
+    .where(
+        submissions.c.submission_id == bindparam("key"),
+        or_(*(submissions.c.state == state for state in _CLAIMABLE)),
+    )
+    .values(
+        http_status=None,
+        responded_at=None,
+        latency_ms=None,
+        error=None,
+        decision=case((submissions.c.state == State.UNCERTAIN, Decision.RETRY), else_=submissions.c.decision),
+        **_CLAIMED,
+    )
+)
+_DECIDE: Final = insert(decisions).values(decision=Decision.RETRY, decided_by=POLICY)
+
+
 def _expect(changed: int, expected: int, what: str) -> None:
     if changed not in (expected, _NOT_COUNTED):
         raise InvariantBroken(
@@ -196,31 +221,6 @@ def _may_be_sent(row: Row[Any], lease: Lease, claim: Claim) -> bool:
     return bool(row.decision is Decision.RETRY or by_policy)
 
 
-_CLAIMED: Final = {
-    "state": State.CLAIMED,
-    "requested_at": bindparam("time"),
-    "updated_at": bindparam("time"),
-}
-_INSERT_CLAIM: Final = insert(submissions).values(submission_id=bindparam("key"), **_CLAIMED)
-# Clears the last attempt's figures. A decision, the policy's too, stays until a result settles it.
-_CLAIM_AGAIN: Final = (
-    update(submissions)
-    .where(
-        submissions.c.submission_id == bindparam("key"),
-        or_(*(submissions.c.state == state for state in _CLAIMABLE)),
-    )
-    .values(
-        http_status=None,
-        responded_at=None,
-        latency_ms=None,
-        error=None,
-        decision=case((submissions.c.state == State.UNCERTAIN, Decision.RETRY), else_=submissions.c.decision),
-        **_CLAIMED,
-    )
-)
-_DECIDE: Final = insert(decisions).values(decision=Decision.RETRY, decided_by=POLICY)
-
-
 def _record(connection: Connection, results: Sequence[Result]) -> None:
     if not results:
         return
@@ -262,6 +262,40 @@ def _record(connection: Connection, results: Sequence[Result]) -> None:
                 for result in others
             ],
         )
+
+
+_END_ATTEMPT: Final = update(attempts).where(
+    attempts.c.submission_id == bindparam("key"),
+    attempts.c.token == bindparam("of_claim"),
+    attempts.c.ended_at.is_(None),
+)
+_SENT_AT: Final[ColumnElement[int]] = func.coalesce(
+    bindparam("sent_at", type_=BigInteger), submissions.c.requested_at
+)
+_SETTLE: Final = (
+    update(submissions)
+    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state != State.COMPLETED)
+    .values(state=State.COMPLETED, decision=None, requested_at=_SENT_AT)
+)
+_earlier: Final = attempts.alias("earlier")
+_IN_DOUBT: Final = exists().where(
+    _earlier.c.submission_id == submissions.c.submission_id,
+    _earlier.c.token != bindparam("of_claim"),
+    _earlier.c.billable == 1,
+)
+_SET_STATE: Final = (
+    update(submissions)
+    .where(
+        submissions.c.submission_id == bindparam("key"),
+        submissions.c.claim_token == bindparam("of_claim"),
+        or_(submissions.c.state == State.CLAIMED, submissions.c.state == State.UNCERTAIN),
+    )
+    .values(
+        state=case((_IN_DOUBT, State.UNCERTAIN), else_=bindparam("to_state", type_=submissions.c.state.type)),
+        decision=case((bindparam("keeps") == 1, submissions.c.decision), else_=None),
+        requested_at=_SENT_AT,
+    )
+)
 
 
 def _completed(connection: Connection, results: Sequence[Result]) -> set[str]:
@@ -314,40 +348,6 @@ def _new_state(result: Result, time: int) -> dict[str, Any]:
     }
 
 
-_END_ATTEMPT: Final = update(attempts).where(
-    attempts.c.submission_id == bindparam("key"),
-    attempts.c.token == bindparam("of_claim"),
-    attempts.c.ended_at.is_(None),
-)
-_SENT_AT: Final[ColumnElement[int]] = func.coalesce(
-    bindparam("sent_at", type_=BigInteger), submissions.c.requested_at
-)
-_SETTLE: Final = (
-    update(submissions)
-    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state != State.COMPLETED)
-    .values(state=State.COMPLETED, decision=None, requested_at=_SENT_AT)
-)
-_earlier: Final = attempts.alias("earlier")
-_IN_DOUBT: Final = exists().where(
-    _earlier.c.submission_id == submissions.c.submission_id,
-    _earlier.c.token != bindparam("of_claim"),
-    _earlier.c.billable == 1,
-)
-_SET_STATE: Final = (
-    update(submissions)
-    .where(
-        submissions.c.submission_id == bindparam("key"),
-        submissions.c.claim_token == bindparam("of_claim"),
-        or_(submissions.c.state == State.CLAIMED, submissions.c.state == State.UNCERTAIN),
-    )
-    .values(
-        state=case((_IN_DOUBT, State.UNCERTAIN), else_=bindparam("to_state", type_=submissions.c.state.type)),
-        decision=case((bindparam("keeps") == 1, submissions.c.decision), else_=None),
-        requested_at=_SENT_AT,
-    )
-)
-
-
 def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
     if not adoptions:
         return
@@ -380,6 +380,24 @@ _ADOPT: Final = (
     update(submissions)
     .where(submissions.c.submission_id == bindparam("key"), submissions.c.state.in_(_ADOPTABLE))
     .values(state=State.COMPLETED, decision=None, latency_ms=None)
+)
+
+
+_newest: Final = attempts.alias("newest")
+_others: Final = attempts.alias("others")
+# A turned-away call may have been billed after all; count it unless another call of the submission counts.
+_BILL_NEWEST: Final = (
+    update(attempts)
+    .where(
+        attempts.c.submission_id == bindparam("key"),
+        attempts.c.number
+        == select(func.max(_newest.c.number))
+        .where(_newest.c.submission_id == bindparam("key"))
+        .scalar_subquery(),
+        ~exists().where(_others.c.submission_id == bindparam("key"), _others.c.billable == 1),
+        _was_open,
+    )
+    .values(billable=1)
 )
 
 
@@ -429,24 +447,6 @@ def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) 
                 error=each.error,
             )
         )
-
-
-_newest: Final = attempts.alias("newest")
-_others: Final = attempts.alias("others")
-# A turned-away call may have been billed after all; count it unless another call of the submission counts.
-_BILL_NEWEST: Final = (
-    update(attempts)
-    .where(
-        attempts.c.submission_id == bindparam("key"),
-        attempts.c.number
-        == select(func.max(_newest.c.number))
-        .where(_newest.c.submission_id == bindparam("key"))
-        .scalar_subquery(),
-        ~exists().where(_others.c.submission_id == bindparam("key"), _others.c.billable == 1),
-        _was_open,
-    )
-    .values(billable=1)
-)
 
 
 def _judge(connection: Connection, judgements: Sequence[Judgement]) -> None:

@@ -162,19 +162,19 @@ def advance(ledger: Ledger, connection: Connection) -> int:
     return int(generation)
 
 
-def _overtaken(ledger: Ledger) -> str:
-    return (
-        f"an older copy took the place of the ledger {ledger.name} while a run used it: nothing more is "
-        f"sent; use the newest one, or {_RESTORE}"
-    )
-
-
 _ADVANCE: Final = (
     update(identity)
     .where(identity.c.moved_to.is_(None))
     .values(generation=identity.c.generation + 1)
     .returning(identity.c.generation)
 )
+
+
+def _overtaken(ledger: Ledger) -> str:
+    return (
+        f"an older copy took the place of the ledger {ledger.name} while a run used it: nothing more is "
+        f"sent; use the newest one, or {_RESTORE}"
+    )
 
 
 def check_same(ledger: Ledger) -> None:

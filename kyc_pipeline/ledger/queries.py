@@ -10,6 +10,15 @@ from kyc_pipeline.ledger.models import OUTCOMES, Entry, Spend, State
 from kyc_pipeline.ledger.schema import ERASED_CONTENT, attempts, submissions
 from kyc_pipeline.vocabulary import Outcome
 
+RESPONSE_COLUMNS: Final = (
+    "http_status",
+    "requested_at",
+    "responded_at",
+    "latency_ms",
+    "response",
+    "error",
+)
+"""Columns that the ledger's `submissions` and the lake's `verification_responses` have in common."""
 _ROWS_PER_QUERY: Final = 5000
 calls_in_doubt: Final = (
     select(func.count())
@@ -38,10 +47,10 @@ def read_responses(ledger: Ledger, submission_ids: Sequence[str]) -> dict[str, t
 
     Times are microseconds since the epoch, as in Arrow.
     """
-    columns = {
-        name: submissions.c[name]
-        for name in ("http_status", "requested_at", "responded_at", "latency_ms", "response", "error")
-    } | {"attempts": _CALLS, "billable_calls": _BILLABLE_CALLS}
+    columns = {name: submissions.c[name] for name in RESPONSE_COLUMNS} | {
+        "attempts": _CALLS,
+        "billable_calls": _BILLABLE_CALLS,
+    }
     query = (
         select(*_ENTRY, *columns.values())
         .outerjoin(attempts, attempts.c.submission_id == submissions.c.submission_id)

@@ -27,7 +27,7 @@ from kyc_pipeline.ledger.identity import (
 )
 from kyc_pipeline.ledger.models import State
 from kyc_pipeline.ledger.process import ProcessIdentity
-from kyc_pipeline.ledger.queries import read_entries
+from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, read_entries
 from kyc_pipeline.ledger.schema import attempts, identity, leases, metadata, submissions
 from kyc_pipeline.ledger.times import now
 from kyc_pipeline.vocabulary import Outcome
@@ -273,9 +273,6 @@ def _plain(batch: pa.RecordBatch) -> pa.Table:
     return table
 
 
-_KEPT: Final = ("http_status", "requested_at", "responded_at", "latency_ms", "response", "error")
-
-
 def _columns(row: dict[str, Any], date: str, state: State) -> dict[str, Any]:
     return {
         "submission_id": row["submission_id"],
@@ -283,7 +280,7 @@ def _columns(row: dict[str, Any], date: str, state: State) -> dict[str, Any]:
         "content_sha256": row["content_sha256"],
         "state": state,
         "updated_at": now(),
-    } | {name: row[name] for name in _KEPT}
+    } | {name: row[name] for name in RESPONSE_COLUMNS}
 
 
 def _attempts(row: dict[str, Any]) -> Sequence[dict[str, Any]]:

@@ -12,7 +12,8 @@ import dagster as dg
 from pydantic import SecretStr
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START
+from kyc_pipeline.orchestration.catalog import OPERATIONS
+from kyc_pipeline.orchestration.jobs import TRIGGER, days_of
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 
@@ -20,7 +21,6 @@ ATTEMPTS: Final = 3
 PAUSE_SECONDS: Final = 2.0
 TIMEOUT_SECONDS: Final = 10.0
 """All attempts together take less than a minute, Dagster's time limit of a tick."""
-OPERATIONS: Final = "docs/operations.md"
 
 
 def alert_on_failure(configured: bool) -> dg.SensorDefinition:
@@ -58,16 +58,14 @@ def alert(run: dg.DagsterRun, failed_steps: Sequence[str]) -> dict[str, object]:
         "job": run.job_name,
         "partitions": days,
         "failed_steps": list(failed_steps),
-        "trigger": run.tags.get("kyc/trigger"),
+        "trigger": run.tags.get(TRIGGER),
     }
 
 
 def partition_range(tags: Mapping[str, str]) -> str | None:
     """The run's partition, or `first..last`; None for an unpartitioned run."""
-    if day := tags.get("dagster/partition"):
-        return day
-    first, last = tags.get(RANGE_START), tags.get(RANGE_END)
-    return first if first is None or first == last else f"{first}..{last}"
+    days = days_of(tags)
+    return "..".join(dict.fromkeys(days)) if days else None
 
 
 def post(webhook: SecretStr, body: Mapping[str, object], *, pause_seconds: float = PAUSE_SECONDS) -> None:

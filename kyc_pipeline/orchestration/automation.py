@@ -7,13 +7,17 @@ and partitions materialized by hand. The condition waits while a dependency is i
 
 import dagster as dg
 
+from kyc_pipeline.orchestration.jobs import TRIGGER
+
 _When = dg.AutomationCondition
-_TRIGGER = {"kyc/trigger": "publish_when_new"}
+_REQUESTED_HERE = {TRIGGER: "publish_when_new"}
 # eager() asks "updated since handled?". This asks "not handled since updated?", which also publishes data
 # from before the sensor was switched on, and data that arrives between the same two ticks as a publication
 # (`&` and `|` of Dagster 1.13 lose the order). A build that this sensor requested counts as handled from the
 # request, not from its end, because days may arrive while it reads.
-_HANDLED = _When.newly_requested() | (_When.newly_updated() & ~_When.executed_with_tags(tag_values=_TRIGGER))
+_HANDLED = _When.newly_requested() | (
+    _When.newly_updated() & ~_When.executed_with_tags(tag_values=_REQUESTED_HERE)
+)
 _NOT_HANDLED = ~_HANDLED.since(_When.any_deps_updated())
 PUBLISH_WHEN_NEW = (
     _NOT_HANDLED
@@ -29,7 +33,7 @@ publish_when_new = dg.AutomationConditionSensorDefinition(
     name="publish_when_new",
     target=dg.AssetSelection.groups("analyze"),
     minimum_interval_seconds=30,
-    run_tags={**_TRIGGER, "dagster/priority": "5"},
+    run_tags={**_REQUESTED_HERE, "dagster/priority": "5"},
     description="Builds and publishes the warehouse after its upstream tables were updated.",
 )
 """One run builds all tables, because one step does."""

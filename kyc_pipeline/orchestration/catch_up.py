@@ -38,10 +38,10 @@ from kyc_pipeline.lake.tables import (
 from kyc_pipeline.ledger.decisions import dates_to_send_again
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER
 
 _ID = ["submission_id"]
-INCOMPLETE = frozenset({Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value})
+_LEFT = frozenset(outcome.value for outcome in LEFT_FOR_LATER)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _needs_run(landing: Path, lake: Lake, day: str) -> bool:
         return (
             # A run was killed while it made calls, or is still making them.
             state != ResponsesState.COMPLETE
-            or not INCOMPLETE.isdisjoint(pc.unique(responses["outcome"]).to_pylist())
+            or not _LEFT.isdisjoint(pc.unique(responses["outcome"]).to_pylist())
             or not responses["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
             or lake.metadata(VERIFICATIONS, day).get("source") != source_of(lake, day)
         )

@@ -1,5 +1,6 @@
 """The jobs, and the tags of their runs."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import dagster as dg
@@ -15,6 +16,8 @@ TODAY = {"dagster/priority": "10"}
 """Tags of runs for new data: the queue starts them before the runs of a backfill, which have priority 0."""
 CATCH_UP = {"dagster/priority": "5"}
 """Tags of the catch-up runs."""
+TRIGGER = "kyc/trigger"
+"""Tag that says what requested a run."""
 
 verify_and_publish = dg.define_asset_job(
     VERIFY_AND_PUBLISH,
@@ -62,9 +65,18 @@ def resolve_held_submission() -> None:
     record_decision()
 
 
+_PARTITION = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
 def range_tags(first: str, last: str) -> dict[str, str]:
     """The tags of one run over the days from `first` to `last`."""
     return {RANGE_START: first, RANGE_END: last}
+
+
+def days_of(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first and the last day of a run with these tags; None if it is not partitioned."""
+    if day := tags.get(_PARTITION):
+        return day, day
+    first = tags.get(RANGE_START)
+    return (first, tags.get(RANGE_END, first)) if first else None

@@ -22,7 +22,7 @@ from kyc_pipeline.ingest.manifests import manifest_identity, manifest_signature
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.orchestration.catch_up import unreadable_key
-from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START
+from kyc_pipeline.orchestration.jobs import days_of
 from kyc_pipeline.orchestration.resources import Pipeline
 
 DIGITS = 16
@@ -30,7 +30,7 @@ DIGITS = 16
 ASK_AGAIN_SECONDS = 60
 """Wait before the next request for a day that is still not ingested; it doubles each time."""
 ASK_AGAIN_MAX_SECONDS = 86_400
-PARTITION, BACKFILL = "dagster/partition", "dagster/backfill"
+BACKFILL = "dagster/backfill"
 QUEUED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
 STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
@@ -143,5 +143,5 @@ def ranges_under_way(instance: dg.DagsterInstance) -> Iterator[tuple[str, str]]:
     for run in instance.get_runs(filters):
         if run.status in QUEUED and BACKFILL in run.tags:
             continue
-        if first := run.tags.get(RANGE_START) or run.tags.get(PARTITION):
-            yield first, run.tags.get(RANGE_END, first)
+        if days := days_of(run.tags):
+            yield days

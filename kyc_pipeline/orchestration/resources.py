@@ -15,7 +15,7 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.privacy.erased import ErasedSubjects
-from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key, load_pseudonymizer
 from kyc_pipeline.settings import Settings
 
 
@@ -54,9 +54,7 @@ class Pipeline:
 
     def pseudonym_key_id(self) -> str | None:
         """The identity of the pseudonym key; None if there is none yet. Creates no key."""
-        settings = self.settings
-        has_key = settings.kyc_pseudonym_key is not None or settings.pseudonym_key_file.exists()
-        return self.pseudonymizer.key_id if has_key else None
+        return self.pseudonymizer.key_id if has_pseudonym_key(self.settings) else None
 
     def erased_subjects(self, ledger: Ledger) -> ErasedSubjects | None:
         """The subjects erased so far; None if there are none."""

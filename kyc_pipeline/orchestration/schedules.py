@@ -6,7 +6,7 @@ from datetime import UTC, timedelta
 import dagster as dg
 
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, unreadable_key
-from kyc_pipeline.orchestration.jobs import CATCH_UP, TODAY, VERIFY_AND_PUBLISH, range_tags
+from kyc_pipeline.orchestration.jobs import CATCH_UP, TODAY, TRIGGER, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.maintenance import maintenance
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
@@ -22,7 +22,7 @@ from kyc_pipeline.orchestration.safe_errors import safe_errors
 def daily_verification(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Requests yesterday's partition at 01:15 UTC, which leaves an hour for late manifests."""
     day = (context.scheduled_execution_time.astimezone(UTC).date() - timedelta(days=1)).isoformat()
-    return dg.RunRequest(run_key=day, partition_key=day, tags={**TODAY, "kyc/trigger": "daily_verification"})
+    return dg.RunRequest(run_key=day, partition_key=day, tags={**TODAY, TRIGGER: "daily_verification"})
 
 
 @dg.schedule(
@@ -42,7 +42,7 @@ def catch_up(
     """
     today = context.scheduled_execution_time.astimezone(UTC).date()
     due = due_days(pipeline, until=today - timedelta(days=1))
-    tags = {**CATCH_UP, "kyc/trigger": "catch_up"}
+    tags = {**CATCH_UP, TRIGGER: "catch_up"}
     if not due.days and not due.unreadable:
         yield dg.SkipReason("every partition of the window is complete and up to date")
     for first, last in contiguous_ranges(due.days):

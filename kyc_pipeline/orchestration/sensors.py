@@ -11,10 +11,10 @@ from kyc_pipeline.ingest.formats import printable
 from kyc_pipeline.ingest.manifests import manifest_dates, require_mounted, stray_folders
 from kyc_pipeline.orchestration.catch_up import days_left_behind
 from kyc_pipeline.orchestration.jobs import (
-    RANGE_END,
-    RANGE_START,
     TODAY,
+    TRIGGER,
     VERIFY_AND_PUBLISH,
+    days_of,
     range_tags,
     verify_and_publish,
 )
@@ -55,7 +55,7 @@ def new_manifests(
     started = time.monotonic()
     tick = Tick(pipeline, context.instance, context.cursor or "")
     requested = 0
-    tags = {**TODAY, "kyc/trigger": "new_manifests"}
+    tags = {**TODAY, TRIGGER: "new_manifests"}
     first, last = settings.kyc_start_date.isoformat(), datetime.now(UTC).date().isoformat()
     for day in manifest_dates(settings.kyc_landing):
         # A request for a partition that does not exist would fail the tick for all days.
@@ -95,7 +95,8 @@ def run_left_behind(
     """
     run = context.dagster_run
     failed = {event.step_key for event in context.get_step_failure_events()}
-    if run.tags.get(RANGE_START) == run.tags.get(RANGE_END) or INGEST_STEP not in failed:
+    first_day, last_day = days_of(run.tags) or ("", "")
+    if first_day == last_day or INGEST_STEP not in failed:
         yield dg.SkipReason("not a run over several days whose ingest failed")
         return
     for first, last in days_left_behind(pipeline, context.instance, run.run_id):
@@ -103,5 +104,5 @@ def run_left_behind(
             run_key=f"{run.run_id}:{first}:{last}",
             run_config=run.run_config,
             asset_selection=sorted(run.asset_selection) if run.asset_selection else None,
-            tags={**range_tags(first, last), "kyc/trigger": "run_left_behind"},
+            tags={**range_tags(first, last), TRIGGER: "run_left_behind"},
         )

@@ -87,6 +87,11 @@ def _normalised_column(values: Column) -> Column:
     return pc.replace_with_mask(values, needs_it, pa.array(normalised, pa.string()))
 
 
+def has_pseudonym_key(settings: Settings) -> bool:
+    """Whether there is a key: in the settings or in the key file."""
+    return settings.kyc_pseudonym_key is not None or settings.pseudonym_key_file.exists()
+
+
 def load_pseudonymizer(settings: Settings) -> Pseudonymizer:
     """A pseudonymizer with the configured key, or else with that of the key file.
 

@@ -14,11 +14,11 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.queries import read_outcomes
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
 
 _MAX_LISTED: Final = 5
 _KEY: Final = "submission_id"
-_NOT_PROCESSED: Final = (Outcome.FAILED.value, Outcome.NOT_ATTEMPTED.value)
+_NOT_PROCESSED: Final = tuple(outcome.value for outcome in LEFT_FOR_LATER)
 
 
 @dataclass(frozen=True, slots=True)

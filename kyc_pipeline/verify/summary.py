@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
 from kyc_pipeline.wording import Money, plural
 
 
@@ -111,8 +111,7 @@ class VerifySummary:
     @property
     def is_complete(self) -> bool:
         """Whether no submission is held, failed or not attempted."""
-        left = (Outcome.FAILED, Outcome.NOT_ATTEMPTED)
-        return self.held == 0 and not any(self.outcomes.get(outcome) for outcome in left)
+        return self.held == 0 and not any(self.outcomes.get(outcome) for outcome in LEFT_FOR_LATER)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)

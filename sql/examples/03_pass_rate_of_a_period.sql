@@ -1,4 +1,5 @@
--- Pass rate of each check over the last 28 days, with its interval: add up the counts, never average rates.
+-- Pass rate of each check over the recent days (macro `is_recent`), with its interval. It adds up the counts:
+-- never average rates.
 SELECT
     check_type,
     sum(passed) AS passed,

@@ -9,11 +9,9 @@ import pyarrow.compute as pc
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import (
-    CONTRACT_DRIFT,
+    CURATED_TABLES,
     MODEL_CHECKS,
-    VERIFICATION_FILES,
     VERIFICATION_RESPONSES,
-    VERIFICATION_TAGS,
     VERIFICATIONS,
     Table,
 )
@@ -27,7 +25,6 @@ from kyc_pipeline.orchestration.up_to_date import BuildConfig
 from kyc_pipeline.vocabulary import CheckStatus
 
 GROUP = "flatten"
-TABLES = (VERIFICATIONS, MODEL_CHECKS, VERIFICATION_TAGS, VERIFICATION_FILES, CONTRACT_DRIFT)
 
 
 def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -45,7 +42,7 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
                 # random, because it compares the partitions of the five tables in set order.
                 deps=[VERIFICATION_RESPONSES.name],
             )
-            for table in TABLES
+            for table in CURATED_TABLES
         ],
         check_specs=check_specs(CHECKS),
         backfill_policy=BACKFILL_POLICY,
@@ -63,7 +60,7 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
                 summary = flatten_partition(
                     lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags, force=config.force
                 )
-            metadata = {table.name: row_count(lake.row_count(table, day)) for table in TABLES}
+            metadata = {table.name: row_count(lake.row_count(table, day)) for table in CURATED_TABLES}
             for table, name, rate in _rates(lake, day):
                 if rate is not None:
                     metadata[table.name][name] = rate

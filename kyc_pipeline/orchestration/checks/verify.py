@@ -4,7 +4,7 @@ from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.verify.reconcile import Reconciliation
 from kyc_pipeline.verify.summary import VerifySummary
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
 
 ACCOUNTED_FOR = CheckDefinition(
     VERIFICATION_RESPONSES.name,
@@ -31,7 +31,7 @@ def check_partition(accounts: Reconciliation, summary: VerifySummary) -> list[Ch
     """The checks of one day."""
     count = {outcome: summary.outcomes.get(outcome, 0) for outcome in Outcome}
     unsettled = summary.held + count[Outcome.QUARANTINED]
-    left = count[Outcome.FAILED] + count[Outcome.NOT_ATTEMPTED]
+    left = sum(count[outcome] for outcome in LEFT_FOR_LATER)
     return [
         ACCOUNTED_FOR.result(
             not accounts.differences,

@@ -32,6 +32,14 @@ def test_every_curated_column_says_what_it_is_made_from() -> None:
             assert [column.name for column in table.columns if not column.made_from] == [], table.name
 
 
+def test_a_column_of_lake_and_warehouse_has_one_description() -> None:
+    lake = {(table.name, column.name): column.description for table in TABLES for column in table.columns}
+    warehouse = {(model.name, name): meaning for model in load_models() for name, meaning in model.columns}
+    both = lake.keys() & warehouse.keys()
+    assert both
+    assert {key: warehouse[key] for key in both} == {key: lake[key] for key in both}
+
+
 def test_only_constants_are_made_from_nothing() -> None:
     without = {
         (model, column)
