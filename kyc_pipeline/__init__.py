@@ -1,4 +1,4 @@
-"""KYC verification with DeepXL: manifests in, one paid call a submission, analytics out.
+"""KYC verification with DeepXL: manifests in, one paid call per submission, analytics out.
 
 Data flows through `ingest`, `verify`, `flatten` and `analyze`, which share only the `lake`. `deepxl` has
 everything about the API, `privacy` everything about pseudonyms. Only `orchestration/`, `definitions.py` and

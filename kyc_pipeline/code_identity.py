@@ -1,4 +1,4 @@
-"""The identity of the code: what was made by other code may differ, so it is made again."""
+"""The identity of the code. Output of other code may differ, so it counts as out of date."""
 
 import hashlib
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Opens documents of the landing zone. A path comes from a manifest, and a file may be replaced at any time.
+"""Opens documents of the landing zone safely: a path comes from a manifest, and files may change at any time.
 
 * Symlinks may be used below the folder: `resolve` follows them and refuses a path that leads out. Opening
   then follows none: it opens each folder on the way relative to the one before, so a link that somebody puts
@@ -60,7 +60,7 @@ class DocumentFolder:
             try:
                 file = os.path.realpath(os.path.join(self._root, path))
             except OSError:  # a link vanished while it was read
-                raise DocumentProblem("the path is just being changed", Reason.FILE_NOT_FOUND) from None
+                raise DocumentProblem("the path is being changed", Reason.FILE_NOT_FOUND) from None
             inside = os.path.join(self._root, "")
             if file.startswith(inside):
                 return file.removeprefix(inside)

@@ -1,4 +1,4 @@
-"""A document's media type, by the first bytes of its content. A file's name says nothing."""
+"""Detects a document's media type from the first bytes of its content, never from its name."""
 
 import re
 from typing import Final

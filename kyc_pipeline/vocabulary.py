@@ -44,7 +44,7 @@ class Outcome(StrEnum):
     UNCERTAIN = "uncertain"
     """Sent, but without a sound response, and a look-up did not settle it; held for a decision."""
     FAILED = "failed"
-    """Not processed as far as DeepXL says; a later run tries again, after a look-up if it was sent whole."""
+    """Not processed, as far as DeepXL reports; a later run sends it, after a look-up if it was sent whole."""
     NOT_ATTEMPTED = "not_attempted"
     """The run stopped or its budget ran out before this submission."""
 

@@ -40,8 +40,8 @@ from kyc_pipeline.wording import plural
 UNFINISHED = (Outcome.UNCERTAIN, *LEFT_FOR_LATER)
 LISTED = 20
 NOT_PUBLISHED = "not published: `kyc-pipeline publish` builds warehouse and report"
-STOPPING = "waiting for the calls in flight, which are paid for; a second signal gives them up"
-GIVING_UP = "giving up the calls in flight: the next run looks them up"
+STOPPING = "finishing the calls in flight, which are paid for; a second signal abandons them"
+ABANDONING = "abandoning the calls in flight: the next run looks them up"
 Result = TypeVar("Result")
 
 
@@ -198,5 +198,5 @@ def run_interruptibly(stop: StopFlag, work: Callable[[], Result]) -> Result:
 
 def _announce(stop: StopFlag) -> None:
     """Prints what the signal did. Unbuffered, because the signal may have interrupted a print."""
-    text = GIVING_UP if stop.immediate else STOPPING
+    text = ABANDONING if stop.immediate else STOPPING
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())

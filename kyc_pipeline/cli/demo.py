@@ -109,7 +109,7 @@ def demo_settings(folder: Path, first: date, url: str) -> Settings:
 
 
 def _first_day(folder: Path) -> date:
-    """The first day of the demo in this folder, so that a second run pays nothing; else two weeks ago."""
+    """The first day of the demo that is in this folder, so that a new run pays nothing; or two weeks ago."""
     manifests = folder / "landing" / "manifests"
     if manifests.is_dir() and (days := sorted(path.name for path in manifests.iterdir())):
         return date.fromisoformat(days[0])
@@ -149,7 +149,7 @@ def _run_ui(folder: Path, port: int) -> int:
 
 
 def exit_code(status: int) -> int:
-    """The exit code for a process's status, which is negative if a signal ended it, as a shell gives it."""
+    """The exit code that a shell would give for a process's status, which is negative after a signal."""
     return status if status >= 0 else SIGNALLED - status
 
 

@@ -10,7 +10,7 @@ from kyc_pipeline.settings import load_settings
 
 @click.group()
 def held() -> None:
-    """List or settle submissions that were sent without a sound response and that a look-up did not find."""
+    """List or settle uncertain submissions: sent, but with no sound response and no record found."""
 
 
 @held.command("list")

@@ -69,12 +69,12 @@ def move_command(url: str) -> None:
 
 @ledger.command("restore")
 @click.argument("backup", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--replace", is_flag=True, help="First rename the ledger file that is there.")
+@click.option("--replace", is_flag=True, help="First rename an existing ledger file.")
 def restore_command(backup: Path | None, replace: bool) -> None:
     """Restore the ledger from BACKUP, a SQLite file, and complete it with the outcomes in the lake.
 
     Without BACKUP it uses the ledger that you restored at KYC_LEDGER_URL (with pg_restore, say), or creates
-    one from the lake alone. Runs then look up whatever it may lack before they send.
+    one from the lake alone. Before later runs send anything, they look up what the ledger may lack.
     """
     lake, mine = _open()
     with mine:
@@ -89,7 +89,8 @@ def restore_command(backup: Path | None, replace: bool) -> None:
         transfer.declare_restored(lake, mine)
     click.echo(f"completed with {added} outcomes from the lake")
     click.echo(
-        "restored: runs look up at DeepXL whatever it may lack before they send; repeat later erasures"
+        "restored: before runs send anything, they look up at DeepXL what the ledger may lack; repeat the "
+        "erasures made since the backup"
     )
 
 

@@ -10,12 +10,12 @@ from kyc_pipeline.settings import load_settings
 
 @click.group()
 def limits() -> None:
-    """The rate limits that all runs share through the ledger."""
+    """Show the rate limits that all runs share through the ledger, or reset them."""
 
 
 @limits.command("list")
 def list_command() -> None:
-    """Show for how long permits are booked, and calls paused."""
+    """Show how far ahead permits are booked, and how long calls are paused."""
     with Ledger(load_settings().kyc_ledger_url) as ledger:
         found = list_rate_limits(ledger)
     if not found:
@@ -34,7 +34,7 @@ def list_command() -> None:
 
 @limits.command("reset")
 def reset_command() -> None:
-    """Forget bookings and pauses, for example after the clock was wrong. Runs that wait go on."""
+    """Forget bookings and pauses, for example after the clock was wrong. Waiting runs continue."""
     with Ledger(load_settings().kyc_ledger_url) as ledger:
         count = reset_rate_limits(ledger)
     click.echo(f"{count} rate limits reset")

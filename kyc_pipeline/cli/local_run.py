@@ -64,12 +64,12 @@ def usable_home() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Dagster lets errors of its database library pass; here, only the ledger may import that library.
+        # By name, since only the ledger may import SQLAlchemy, whose errors Dagster does not wrap.
         if not isinstance(error, OSError) and not type(error).__module__.startswith("sqlalchemy."):
             raise
         raise HomeUnusable(
             f"DAGSTER_HOME: {os.environ.get('DAGSTER_HOME')} cannot be used ({type(error).__name__}): "
-            "make room there and run the same days again; every paid call is in the ledger"
+            "free disk space there and run the same days again; every paid call is in the ledger"
         ) from error
     finally:
         for number, copy in saved:

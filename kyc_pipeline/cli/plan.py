@@ -26,7 +26,7 @@ OF_DOCUMENTS = (
     Reason.UNREADABLE_IMAGE,
     Reason.PATH_OUTSIDE_DOCUMENTS,
 )
-"""Reasons that another file under the same name may remove."""
+"""Reasons that no longer apply once a sound file has the same name."""
 HEADINGS = ("date", "submissions", "rejected", "already paid", "held", "calls to make")
 
 

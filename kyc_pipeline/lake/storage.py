@@ -6,11 +6,12 @@ or neither, and a crash leaves the old ones. The next writer of the partition re
 writers. An object can be replaced while a reader has it open, so in an object store readers work on a
 local copy of one version.
 
-The root may have any name. Folders are listed, never matched with a pattern; a path for DuckDB, which takes
-every path for a pattern, is escaped (:func:`duckdb_path`); and the day is read from the end of a path
-(:data:`DAY_OF_PATH`), since DuckDB would read each `key=value` folder of the root as a column.
-Arrow reads through files of its own. Its threads may still hold what they read when a read returns; if that
-were Python's memory, a process that ends now would abort when they release it.
+The root may have any name. Folders are listed, never matched with a pattern. DuckDB treats every path as a
+pattern, so its paths are escaped (:func:`duckdb_path`). It would also read each `key=value` folder of the
+root as a column, so the day is read from the end of a path (:data:`DAY_OF_PATH`).
+
+Arrow opens local files itself. Its threads may still hold the data when a read returns. If that were Python's
+memory, a process that exits at that moment would abort.
 """
 
 import contextlib
@@ -60,7 +61,7 @@ class Partition:
 
 
 def duckdb_path(path: str | os.PathLike[str]) -> str:
-    """`path` for a table function of DuckDB, which matches this one file only."""
+    """`path`, escaped for a table function of DuckDB, so that it matches this file only."""
     return glob.escape(os.fspath(path))
 
 
@@ -102,9 +103,9 @@ class Lake:
         if "://" in root:
             # A listings cache would hide partitions that other processes write.
             self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
-        else:  # without fsspec, which gives `::` in a path a meaning
+        else:  # not through fsspec, where `::` in a path has a meaning
             self.fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
-            if "\\" in path:  # DuckDB takes it for a separator, and there is no way to escape it
+            if "\\" in path:  # DuckDB reads it as a separator, and it cannot be escaped
                 raise UsageError(f"KYC_LAKE: {path} has a backslash in its path: choose another folder")
         self.root = str(path).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)

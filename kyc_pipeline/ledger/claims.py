@@ -61,7 +61,7 @@ POLICY: Final = "DEEPXL_UNCERTAIN=retry"
 _WITH_RESPONSE: Final = frozenset({State.COMPLETED, State.QUARANTINED})
 _CLAIMABLE: Final = (State.FAILED, State.TURNED_AWAY, State.UNCERTAIN)
 _NOT_COUNTED: Final = -1
-"""The row count of a driver that does not count what an INSERT inserts; such a statement fails by itself."""
+"""Row count of a driver that does not count inserted rows; an INSERT that fails raises an error anyway."""
 _SECOND: Final = "a second response: the submission already had one"
 _KEEPS_DECISION: Final = frozenset(
     {AttemptResult.NOT_PROCESSED, AttemptResult.TURNED_AWAY, AttemptResult.ACCESS_DENIED}

@@ -92,7 +92,7 @@ def check_bond(lake: Lake, ledger: Ledger) -> None:
     if known.ledger_id != mine.ledger_id or mine.lake_id not in (None, known.lake_id):
         raise WrongLedger(
             f"the ledger {ledger.name} is not the ledger of the lake {lake.root}: correct KYC_LEDGER_URL or "
-            "KYC_LAKE (each lake needs a ledger of its own), or make it so with `kyc-pipeline ledger restore`"
+            "KYC_LAKE (each lake needs a ledger of its own), or bind them with `kyc-pipeline ledger restore`"
         )
     if mine.generation < known.generation:
         raise WrongLedger(
@@ -223,7 +223,7 @@ class LakeNote:
 
     def write(self) -> None:
         """Writes it now."""
-        # A failure of either store makes the next check weaker, never wrong; the calls go on.
+        # A failure of either store makes the next check weaker, never wrong; the calls continue.
         with contextlib.suppress(Exception):
             note_generation(self._lake, self._ledger.generation)
 

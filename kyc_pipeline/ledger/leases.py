@@ -74,7 +74,7 @@ class HeldLease:
 
     @property
     def is_sure(self) -> bool:
-        """Whether nobody can have taken the lease, by this machine's clocks alone.
+        """Whether this machine's clocks alone show that no other run can have taken the lease.
 
         They suffice for SQLite, whose users are all on this machine, but not for PostgreSQL: the clocks of a
         paused virtual machine may not count the pause.

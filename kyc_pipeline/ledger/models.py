@@ -20,8 +20,8 @@ class State(StrEnum):
     UNCERTAIN = "uncertain"
     FAILED = "failed"
     TURNED_AWAY = "turned_away"
-    """The response to the whole request asks for it again (429, 503) or denies access (401 to 405): it was
-    not processed as far as we know, so look it up before sending it again."""
+    """The whole request was sent, and the response asks for a retry (429, 503) or denies access (401 to 405).
+    Probably it was not processed: look it up before sending it again."""
 
 
 class Decision(StrEnum):

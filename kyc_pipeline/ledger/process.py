@@ -1,4 +1,4 @@
-"""Identifies the process that holds a lease, and finds out what it does.
+"""Identifies the process that holds a lease, and finds out whether it still runs.
 
 Process ids are reused, so the start time is part of the identity. A process is visible only within the same
 boot of the same machine and the same pid namespace (containers on one host reuse process ids), and its start

@@ -69,7 +69,7 @@ def list_rate_limits(ledger: Ledger) -> dict[str, RateLimit]:
 
 
 def reset_rate_limits(ledger: Ledger) -> int:
-    """Forgets all arrivals and pauses; returns how many limits there were. Runs that wait go on soon."""
+    """Forgets all arrivals and pauses; returns how many limits there were. Waiting runs soon continue."""
     if not ledger.exists():
         return 0
     with ledger.write() as connection:

@@ -65,7 +65,7 @@ def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
 
 @contextlib.contextmanager
 def opened_backup(backup: Path) -> Iterator[Ledger]:
-    """The ledger in a backup file. It opens a copy, so the backup itself stays as it is."""
+    """The ledger in a backup file. It opens a copy, so the backup stays unchanged."""
     if not backup.is_file():
         raise UsageError(f"there is no backup {backup}")
     with tempfile.TemporaryDirectory(prefix="kyc-restore-") as folder:

@@ -54,9 +54,8 @@ def work_through(
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
     """Calls `work` for each day of the run, then once more for days that have become outdated.
 
-    Yields the step's results.
-    A :class:`KycError` fails its day only; any other error also skips the remaining days. If a day failed, so
-    does the step, with one line per failed day.
+    Yields the step's results. A :class:`KycError` fails its day only; any other error also skips the
+    remaining days. If a day failed, so does the step, with one line per failed day.
     """
     days = list(context.partition_keys)
     done: dict[str, DayResult] = {}

@@ -1,7 +1,7 @@
 """The assets' resource: the settings, and the lake, ledger and pseudonyms that they configure.
 
-It is one resource, so that tests and the command line have one thing to replace. It opens a store when an
-asset needs it, so a code location loads without ledger, lake or credential.
+There is one resource, so that tests and the command line have one thing to replace. It opens a store only
+when an asset needs it, so a code location loads without ledger, lake or credential.
 """
 
 import contextlib

@@ -27,7 +27,7 @@ class ErasedSubjects:
     def __init__(self, tombstones: Iterable[Tombstone], pseudonymizer: Pseudonymizer) -> None:
         """Raises :class:`UsageError` if a tombstone was made with another key.
 
-        Such people could not be recognised, and would be sent and paid for again.
+        Such people could not be recognised: their submissions would be sent and paid for again.
         """
         self.tombstones = frozenset(tombstones)
         self._pseudonymizer = pseudonymizer

@@ -2,8 +2,8 @@
 
 If every call is denied (401 to 405), the credential or the address is wrong: the run ends, and no submission
 is refused. If one is denied while others succeed, the fault is its own: a firewall in front of the API may
-dislike one document. Ten like final responses in a row, without a sound one between them, are not the
-submissions' fault either.
+dislike one document. Nor are submissions at fault for ten final responses of one kind in a row, without a
+sound one between them.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from kyc_pipeline.verify.gate import AdaptiveConcurrency
 from kyc_pipeline.verify.partition import Work
 
 LIKE_RESPONSES: Final = 10
-"""Like final responses in a row that end the run."""
+"""Final responses of one kind in a row that end the run."""
 _DENIALS: Final = 3
 """Denials that end the run: the first, and then one call at a time."""
 _AT_ONCE: Final = frozenset({401, 402})
@@ -33,7 +33,7 @@ class Blame:
     concurrency: AdaptiveConcurrency
     is_trusted: bool
     denials: list[tuple[Work, Denied]] = field(default_factory=list)
-    """To be judged when the run has ended without being stopped."""
+    """Judged at the end of a run that was not stopped."""
     has_responses: bool = False
     """Whether this run has had a sound response."""
     _probes: int = 0

@@ -98,7 +98,7 @@ class Sought(Enum):
     UNKNOWN = "unknown"
     """The history could not tell: that proves nothing."""
     ENDED = "ended"
-    """The run ended before the history had had time to show a record."""
+    """The run ended before the history had time to show a record."""
 
 
 class Dispatcher:

@@ -82,7 +82,7 @@ def verify_partition(
     planned: Scan | None = None,
     look_up_first: bool = False,
 ) -> VerifySummary:
-    """Verifies the rest of partition `date` and replaces its table `verification_responses`.
+    """Verifies what is left of partition `date` and replaces its table `verification_responses`.
 
     Works in its own thread and calls `progress` in the calling thread twice a second. An exception in the
     calling thread (KeyboardInterrupt, Dagster's interruption) drains the run and is raised again once

@@ -106,7 +106,7 @@ class AdaptiveConcurrency:
 class CircuitBreaker:
     """Opens after consecutive failures; then one call at a time probes, each after a longer wait.
 
-    After the last wait's probe has failed it is `given_up`: a later run does the rest.
+    If the probe after the last wait fails too, it is `given_up`: a later run does the rest.
     """
 
     def __init__(self, threshold: int, waits: Sequence[float], sleep: Sleep) -> None:

@@ -32,7 +32,7 @@ _MAX_AHEAD_SECONDS: Final = 10.0
 _MAX_AHEAD_PERMITS: Final = 20
 """No permit is booked further ahead than the longer of both: each run books one at a time."""
 _LONG_WAIT_SECONDS: Final = 5.0
-"""A longer wait is logged; this often, the run checks whether somebody has ended it."""
+"""A longer wait is logged, and at this interval the run checks whether an operator has ended it."""
 _logger = logging.getLogger(__name__)
 
 
@@ -89,7 +89,7 @@ class SharedRateLimiter:
             self._waiting -= 1
 
     async def pause(self, seconds: float) -> None:
-        """Grants nobody a permit for `seconds`. Raises :class:`LedgerError`."""
+        """Grants no run a permit for `seconds`. Raises :class:`LedgerError`."""
         await asyncio.to_thread(self._pause, seconds)
 
     async def _wait(self, booking: _Booking, sleep: Sleep) -> bool:

@@ -10,8 +10,8 @@
 -- refused: The API rejected the submission for good.
 -- quarantined: The 2xx response breaks the contract's hard requirements; not sent again unless an operator
 --   reopens the submission.
--- uncertain: Sent, but the response was lost; held for a decision.
--- failed: Certainly not processed; a later run tries again.
+-- uncertain: Sent, but without a sound response, and a look-up did not settle it.
+-- failed: Not processed, as far as DeepXL reports; a later run tries again.
 -- not_attempted: Not sent yet: the run has not begun, was stopped, or used up its budget.
 -- verified: Completed and verified; 0 until the day is flattened. For rates use verified_rates, which leaves
 --   out such days.

@@ -72,7 +72,7 @@ def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_printed
 
 
 def test_output_comes_back_from_a_full_disk(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(HomeUnusable, match="make room there"), usable_home():  # noqa: PT012 - as Dagster does
+    with pytest.raises(HomeUnusable, match="free disk space there"), usable_home():  # noqa: PT012 - as Dagster does
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, 1)
         os.close(full)

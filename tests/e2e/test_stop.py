@@ -103,7 +103,7 @@ def test_two_signals_give_up_the_calls_in_flight(landing: Landing, tmp_path: Pat
         with backfill(tmp_path, simulator) as process:
             poll(lambda: len(simulator.records) == IN_FLIGHT, "hanging calls", log=log)
             process.send_signal(signal.SIGINT)
-            poll(lambda: "a second signal gives them up" in log.read_text(), "the announcement", log=log)
+            poll(lambda: "a second signal abandons them" in log.read_text(), "the announcement", log=log)
             process.send_signal(signal.SIGINT)
             assert process.wait() == UNFINISHED, log.read_text()
         assert simulator.received.total() == IN_FLIGHT

@@ -22,7 +22,7 @@ PASS, FAIL, OTHER, ACCENT, SECOND, CARD, INK = (
 """Placeholders; the page's script replaces them with the colours of the current theme."""
 
 FAILURE_KINDS: Final = ("only this check", "with other checks", "verdict disagrees")
-OUTCOMES: Final = ("verified", "not verified", "rejected", "no response yet")
+OUTCOMES: Final = ("verified", "not verified", "rejected", "not completed")
 QUANTILES: Final = ("p50", "p95", "p99")
 PSI_LIMITS: Final = (("moderate", PSI_MODERATE), ("large", PSI_LARGE))
 

@@ -36,7 +36,7 @@ _STAGES: Final = (
     ("declined", "– not verified", "lost"),
     ("verified", "verified", "kept"),
 )
-"""Column of the funnel, its label, and whether its submissions go on (`kept`) or not (`lost`)."""
+"""Column of the funnel, its label, and whether its submissions continue (`kept`) or not (`lost`)."""
 
 
 def funnel(reader: Reader) -> Section:
@@ -110,7 +110,7 @@ def funnel(reader: Reader) -> Section:
                         "Rejected",
                         "Verified",
                         "Not verified",
-                        "No response yet",
+                        "Not completed",
                     ),
                     [
                         Row(

@@ -112,7 +112,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
             number(completed),
             f"{percent(share(completed, accepted))} of {number(accepted)} accepted",
         ),
-        Tile("Held or quarantined", number(held), f"{number(row['open'] or 0)} not attempted yet"),
+        Tile("Held or quarantined", number(held), f"{number(row['open'] or 0)} failed or not attempted"),
         Tile(
             "Response time (p95)",
             "–" if row["p95"] is None else f"{number(row['p95'])} ms",

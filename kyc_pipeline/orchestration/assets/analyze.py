@@ -147,7 +147,7 @@ def build_warehouse(
             )
         if pipeline.erasure_state() != erasures:
             raise dg.Failure(
-                description="not published: somebody was erased during the build: build it again",
+                description="not published: somebody was erased during the build; build it again",
                 allow_retries=False,
             )
         record_checks(draft, results)
