@@ -109,7 +109,7 @@ def demo_settings(folder: Path, first: date, url: str) -> Settings:
 
 
 def _first_day(folder: Path) -> date:
-    """The first day of the demo that is in this folder, so that a new run pays nothing; or two weeks ago."""
+    """The first day of the demo in this folder, so that another run pays nothing; if none, two weeks ago."""
     manifests = folder / "landing" / "manifests"
     if manifests.is_dir() and (days := sorted(path.name for path in manifests.iterdir())):
         return date.fromisoformat(days[0])

@@ -321,4 +321,4 @@ _PLAN: Final = (
     Reason.UNREADABLE_IMAGE,
     Reason.FILE_NOT_FOUND,
 )
-"""The reasons in the order in which they are dealt out to the days; some are more common than others."""
+"""Reasons of the rejected rows, spread over the days in this order; some are more common than others."""

@@ -27,7 +27,7 @@ class LakeIdentity:
 
 
 def read_lake_identity(lake: Lake) -> LakeIdentity | None:
-    """What the lake says; None if it has never had a ledger. Raises :class:`KycError` if it is damaged."""
+    """The lake's identity; None if it has never had a ledger. Raises :class:`KycError` if it is damaged."""
     path = f"{lake.root}/{FILE_NAME}"
     try:
         with lake.fs.open(path, "rb") as file:
@@ -42,7 +42,7 @@ def read_lake_identity(lake: Lake) -> LakeIdentity | None:
 
 
 def write_lake_identity(lake: Lake, identity: LakeIdentity) -> None:
-    """Replaces what the lake says; durable when it returns. Raises :class:`KycError` if that fails."""
+    """Replaces the lake's identity, durably. Raises :class:`KycError` if that fails."""
     path = f"{lake.root}/{FILE_NAME}"
     content = msgspec.json.encode(identity)
     try:

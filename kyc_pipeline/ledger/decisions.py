@@ -1,4 +1,4 @@
-"""Held submissions: they were sent, the response was lost and a look-up did not settle the outcome.
+"""Held submissions: sent, but without a sound response, and a look-up did not settle the outcome.
 
 An operator decides. `retry`: the next run looks the submission up once more and sends it again if it is not
 found, which may be billed twice. `abandon`: it is never sent again. Its outcome stays `uncertain` (a `failed`

@@ -1,4 +1,4 @@
-"""A ledger's content in another place: moved to another URL, or restored from a backup and the lake."""
+"""Moves a ledger's content to another URL, or restores it from a backup and the lake."""
 
 import contextlib
 import hashlib
