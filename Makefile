@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEV_PORT ?= 3000
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 
-.PHONY: help setup demo demo-ui dev test check format dictionary constraints bench clean
+.PHONY: help setup demo demo-ui dev test simulate check format dictionary constraints bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ dev: setup ## start Dagster's webserver and daemon on 127.0.0.1:3000
 test: setup ## run all tests; installs a browser if there is none
 	$(BIN)/python -m tests.e2e.browser
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+simulate: setup ## simulate SEEDS=10000 worlds with all kinds of faults, or replay one: SEED=123
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000))
 
 check: setup ## check style, types, imports, dependencies, SQL, data dictionary and definitions
 	$(BIN)/ruff check .
