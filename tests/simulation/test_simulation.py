@@ -1,4 +1,4 @@
-"""A thousand simulated worlds hold; each fault that is put back is found; a seed replays."""
+"""Hundreds of simulated worlds hold; each fault that is put back is found; a seed replays."""
 
 import os
 import subprocess
@@ -12,12 +12,13 @@ from tests.simulation.mutations import MUTATIONS
 from tests.simulation.vendor import HELD
 from tests.simulation.world import Violation, simulate, simulation
 
-SEEDS = 1000
+SEEDS = 400
+"""About a minute on two cores that others use too."""
 MOST = 2000
 """A fault must be found within so many seeds."""
 
 
-def test_a_thousand_worlds_hold() -> None:
+def test_worlds_hold() -> None:
     for _, text in simulate_all(range(SEEDS)):
         pytest.fail(text, pytrace=False)
 
