@@ -334,14 +334,15 @@ def _early_answer_error(subject: str, body: MultipartBody, reply: Reply, *, fres
     result never counts.
     """
     response = reply.response
-    if response.is_success:
+    error = _answer_error(subject, response, reply.body)
+    was_sent = body.handed_over  # while the answer was read
+    if response.is_success or (was_sent and not fresh and isinstance(error, Refused)):
         return MaybeProcessed(
             f"{subject}: answered {response.status_code} before the documents were sent",
             http_status=response.status_code,
             body=redact(reply.body),
         )
-    error = _answer_error(subject, response, reply.body)
-    if body.handed_over:  # while the answer was read
+    if was_sent:
         return error
     if not error.stops_run and not (fresh and isinstance(error, Refused)):
         error = NotProcessed(
