@@ -189,6 +189,8 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 raise _no_answer_error(subject, body, error) from None
             status = reply.response.status_code
             if reply.is_early:
+                if body.handed_over:  # so the connection is kept, and the real answer may still come
+                    self.distrust_connections()
                 raise _early_answer_error(subject, body, reply, fresh=fresh)
             if not reply.response.is_success:
                 raise _answer_error(subject, reply.response, reply.body)
