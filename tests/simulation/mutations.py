@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kyc_pipeline.deepxl import errors
+import aiohttp
+
+from kyc_pipeline.deepxl import errors, transport
 from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.deepxl.errors import LookupFailed, NotProcessed, Refused
-from kyc_pipeline.ledger.leases import HeldLease
+from kyc_pipeline.deepxl.transport import Reply, Transport
+from kyc_pipeline.verify.dispatcher import Dispatcher
+from kyc_pipeline.verify.fence import Fence
 from tests.simulation.vendor import Fault
 
 Replace = Callable[[Any, str, Any], None]
@@ -32,16 +36,47 @@ def _failed_look_up_means_none(replace: Replace) -> None:
 
 
 def _lease_is_not_confirmed(replace: Replace) -> None:
-    if hasattr(HeldLease, "confirm"):
-        replace(HeldLease, "confirm", lambda _self: None)
+    async def confirm(_: Fence) -> None:
+        pass
+
+    replace(Fence, "confirm", confirm)
+
+
+def _early_answer_counts(replace: Replace) -> None:
+    post = Transport.post
+
+    async def post_whole(*arguments: Any, **named: Any) -> Reply:
+        return (await post(*arguments, **named))._replace(is_early=False)
+
+    replace(Transport, "post", post_whole)
+
+
+def _anybodys_answer_counts(replace: Replace) -> None:
+    contradictions = Dispatcher._contradictions
+
+    def of_records(self: Dispatcher, item: Any, echo: Any, *, exactly: bool = False) -> list[str]:
+        return contradictions(self, item, echo, exactly=exactly) if exactly else []
+
+    replace(Dispatcher, "_contradictions", of_records)
+
+
+def _anybodys_record_counts(replace: Replace) -> None:
+    contradictions = Dispatcher._contradictions
+
+    def of_answers(self: Dispatcher, item: Any, echo: Any, *, exactly: bool = False) -> list[str]:
+        return [] if exactly else contradictions(self, item, echo)
+
+    replace(Dispatcher, "_contradictions", of_answers)
+
+
+def _used_connection_is_trusted(replace: Replace) -> None:
+    """Two checks stand in the way of a surplus answer: of its connection, and of what it is about."""
+    replace(transport._Request, "send", aiohttp.ClientRequest.send)
+    _anybodys_answer_counts(replace)
 
 
 def _gateway_is_final(replace: Replace) -> None:
     replace(errors, "_BY_STATUS", errors._BY_STATUS | dict.fromkeys((404, 405), Refused))
-
-
-def _nothing(_replace: Replace) -> None:
-    """The fault is still in the code."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +85,8 @@ class Mutation:
 
     faults: frozenset[Fault]
     put_back: Callable[[Replace], None]
+    seed: int
+    """The first that finds it today, from which the search begins."""
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -70,17 +107,21 @@ class Mutation:
 
 MUTATIONS = {
     "a status is believed after the whole body": Mutation(
-        frozenset({Fault.BUSY, Fault.BUSY_BUT_PROCESSED}), _status_is_believed
+        frozenset({Fault.BUSY, Fault.BUSY_BUT_PROCESSED}), _status_is_believed, 3
     ),
-    "a surplus answer is believed": Mutation(frozenset({Fault.SURPLUS}), _nothing),
-    "an early answer is believed": Mutation(frozenset({Fault.EARLY}), _nothing),
-    "another submission's answer is believed": Mutation(frozenset({Fault.SWAPPED}), _nothing),
-    "any record with the tag is adopted": Mutation(frozenset({Fault.FOREIGN_RECORD, Fault.LOST}), _nothing),
+    "a surplus answer is believed": Mutation(frozenset({Fault.SURPLUS}), _used_connection_is_trusted, 18),
+    "an early answer is believed": Mutation(frozenset({Fault.EARLY}), _early_answer_counts, 3),
+    "another submission's answer is believed": Mutation(
+        frozenset({Fault.SWAPPED}), _anybodys_answer_counts, 3
+    ),
+    "any record with the tag is adopted": Mutation(
+        frozenset({Fault.FOREIGN_RECORD, Fault.LOST}), _anybodys_record_counts, 4
+    ),
     "a look-up that failed means that there is no record": Mutation(
-        frozenset({Fault.HISTORY_FAILS, Fault.LOST}), _failed_look_up_means_none
+        frozenset({Fault.HISTORY_FAILS, Fault.LOST}), _failed_look_up_means_none, 28
     ),
     "a suspended run sends after a takeover": Mutation(
-        frozenset({Fault.FREEZE, Fault.SLEEP}), _lease_is_not_confirmed
+        frozenset({Fault.FREEZE, Fault.SLEEP}), _lease_is_not_confirmed, 184
     ),
-    "a gateway's page is final": Mutation(frozenset({Fault.GATEWAY}), _gateway_is_final),
+    "a gateway's page is final": Mutation(frozenset({Fault.GATEWAY}), _gateway_is_final, 5),
 }

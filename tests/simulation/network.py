@@ -158,11 +158,13 @@ class Connection:
         self.client: ClientEnd | None = None
         self.is_closed = self.hung_up = False
         self.upload_delay = 0.0
-        """Added to the delay of what the client sends."""
+        """Until the server reads on what the client sends."""
         self._arrival = self._answer = 0.0
         self._request: Request | None = None
         self._head = bytearray()
         self._first_chunk = True
+        self.is_fresh = True
+        """Whether it has carried no whole request yet."""
         self.process.at_death.append(self.close_by_client)
 
     def delay(self) -> float:
@@ -178,6 +180,7 @@ class Connection:
         if request is not None:
             is_whole = request.is_whole
             if is_whole:
+                self.is_fresh = False
                 self.server.leaves(self, request)
                 self._request = None
             self.kernel.at(self._arrival, self._deliver, request, self._first_chunk, is_whole, len(data))
@@ -201,9 +204,9 @@ class Connection:
         return self._request
 
     def _deliver(self, request: Request, is_first: bool, is_whole: bool, count: int) -> None:
-        self._taken(count)
         if not self.hung_up and (is_first or is_whole):
             self.server.arrives(self, request, is_first=is_first)
+        self.kernel.at(self.kernel.now + self.upload_delay, self._taken, count)
 
     def _taken(self, count: int) -> None:
         if self.client is not None and not self.is_closed:
@@ -219,6 +222,18 @@ class Connection:
         """Sends bytes to the client, after some seconds."""
         self._answer = max(self._answer, self.kernel.now + after + self.delay())
         self.kernel.at(self._answer, self._to_client, "data_received", data)
+
+    def interject(self, data: bytes) -> bool:
+        """Sends an answer whose head reaches the client before the last byte of its request has left.
+
+        If that has left already, sends nothing and returns False.
+        """
+        if self._request is None or self.hung_up:
+            return False
+        head, separator, body = data.partition(b"\r\n\r\n")
+        self._to_client("data_received", head + separator)
+        self.send(body)
+        return True
 
     def cut(self, after: float = 0.0) -> None:
         """The server hangs up: it reads nothing more."""

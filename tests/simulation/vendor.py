@@ -17,6 +17,9 @@ from urllib.parse import parse_qs, urlsplit
 from tests.simulation.kernel import START, Kernel, Process
 from tests.simulation.network import Connection, Request
 
+SIZES = 70_000, 70_006
+"""Of every ID and selfie, in bytes."""
+_REFUSAL = b'{"detail": [{"loc": ["body", "idFile"], "msg": "no face"}]}'
 HTML = b"<html><body>Maintenance</body></html>"
 BASE_URL = "http://127.0.0.1:9"
 SLOWEST = 9.0
@@ -144,9 +147,9 @@ class Vendor:
                 connection.cut()
                 return
             if fault is Fault.EARLY:
-                self._kernel.note("the server answers early")
-                connection.upload_delay = self._rng.uniform(0.0, 3.0)
-                connection.send(_http(200, self._somebody_elses().answer))
+                connection.upload_delay = self._rng.uniform(0.0, self._rng.choice([0.05, 3.0]))
+                moment = self._kernel.now + connection.delay()
+                self._kernel.at(moment, self._answer_early, connection, request)
         if request.is_whole:
             self._verify(connection, request)
 
@@ -162,7 +165,7 @@ class Vendor:
         if is_processed:
             status, body = 200, self._bill(tags, id_size, selfie_size).answer
         else:
-            status, body = 422, b'{"detail": [{"loc": ["body", "idFile"], "msg": "no face"}]}'
+            status, body = 422, _REFUSAL
         self._kernel.note(f"{submission_id} arrives: {'billed' if is_processed else 'not billed'}, {fault!s}")
         if fault is None:
             self.answered.add(submission_id)
@@ -195,6 +198,20 @@ class Vendor:
                 surplus = self._somebody_elses().answer
                 connection.send(_http(200, surplus), self._rng.choice([0.0, 0.1, 1.0]))
 
+    def _answer_early(self, connection: Connection, request: Request) -> None:
+        """Answers before anybody can have read the documents."""
+        tags = bytes(request.body).partition(b'name="tags"\r\n\r\n')[2].partition(b"\r\n")[0]
+        kind = self._rng.choice(["stranger", "own", "own", "refusal"])
+        if kind == "refusal" and not connection.is_fresh:  # it was meant for an earlier request
+            answer = _http(422, _REFUSAL)
+        elif kind == "own" and tags:  # a result that nobody will ever find in the history
+            result = _result(8, START + self._kernel.now, json.loads(tags), *SIZES)
+            answer = _http(200, json.dumps({"result": result}).encode())
+        else:
+            kind, answer = "stranger", _http(200, self._somebody_elses().answer)
+        if connection.interject(answer):
+            self._kernel.note(f"the server answers {connection.process.name} early: {kind}")
+
     def _gateway(
         self, connection: Connection, submission_id: str, think: float, *, is_processed: bool
     ) -> None:
@@ -217,7 +234,7 @@ class Vendor:
         others = [record for record in self.records if record.answer != own]
         if others and self._rng.random() < 0.5:
             return self._rng.choice(others)
-        result = _result(7, START + self._kernel.now, {"submissionId": "stranger"}, 71_000, 70_006)
+        result = _result(7, START + self._kernel.now, {"submissionId": "stranger"}, 71_000, SIZES[1])
         return Record(7, "stranger", self._kernel.now, 0.0, result)
 
     def _error(self, connection: Connection, status: int, after: float = 0.0) -> None:

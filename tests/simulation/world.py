@@ -46,10 +46,9 @@ from kyc_pipeline.verify.signals import StopFlag
 from tests.simulation import kernel as simulated
 from tests.simulation import network
 from tests.simulation.kernel import Kernel, Process, Stuck
-from tests.simulation.vendor import BASE_URL, Fault, Handover, Vendor
+from tests.simulation.vendor import BASE_URL, SIZES, Fault, Handover, Vendor
 
 DATE = "2024-09-01"
-_ID_SIZE, _SELFIE_SIZE = 70_000, 70_006
 LEASE_SECONDS = 60.0
 
 
@@ -185,7 +184,7 @@ def _templates() -> tuple[Path, dict[str, Any]]:
         "tags": [("companyId", "COMP-001")],
         "manifest": "m.csv",
     }
-    for name, content in (("id", b"\0" * _ID_SIZE), ("selfie", b"\1" * _SELFIE_SIZE)):
+    for name, content in (("id", b"\0" * SIZES[0]), ("selfie", b"\1" * SIZES[1])):
         (documents / f"{name}.jpg").write_bytes(content)
         row |= {
             f"{name}_file": f"{name}.jpg",
