@@ -6,7 +6,6 @@ raises :class:`Violation`, whose text has the seed and the log.
 """
 
 import asyncio
-import atexit
 import contextlib
 import dataclasses
 import functools
@@ -25,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -176,7 +176,8 @@ class _Draft:
 def _templates() -> tuple[Path, dict[str, Any]]:
     """A folder with documents and an empty ledger, and what every submission has in common; made once."""
     root = Path(tempfile.mkdtemp(prefix="kyc-simulation-", dir=_memory()))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    # Unlike `atexit`, it works in the processes of a pool too.
+    Finalize(None, shutil.rmtree, (root,), {"ignore_errors": True}, exitpriority=1)
     documents = root / "landing" / "documents"
     documents.mkdir(parents=True)
     row: dict[str, Any] = {
