@@ -189,6 +189,8 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 raise _no_response_error(subject, body, error) from None
             status = reply.response.status_code
             if reply.is_early:
+                if body.handed_over:  # so the connection is kept, and the real response may still come
+                    self.distrust_connections()
                 raise _early_response_error(subject, body, reply, fresh=fresh)
             if not reply.response.is_success:
                 raise _status_error(subject, reply.response, reply.body)
@@ -334,14 +336,15 @@ def _early_response_error(subject: str, body: MultipartBody, reply: Reply, *, fr
     result never counts.
     """
     response = reply.response
-    if response.is_success:
+    error = _status_error(subject, response, reply.body)
+    was_sent = body.handed_over  # while the response was read
+    if response.is_success or (was_sent and not fresh and isinstance(error, Refused)):
         return MaybeProcessed(
             f"{subject}: DeepXL responded with {response.status_code} before the documents were sent",
             http_status=response.status_code,
             body=redact(reply.body),
         )
-    error = _status_error(subject, response, reply.body)
-    if body.handed_over:  # while the response was read
+    if was_sent:
         return error
     if not error.stops_run and not (fresh and isinstance(error, Refused)):
         error = NotProcessed(

@@ -356,6 +356,37 @@ async def test_a_response_before_the_end_of_the_body(
     assert '"verificationId": 457' in (error.body or "")
 
 
+@pytest.mark.parametrize(("fresh", "meaning"), [(False, MaybeProcessed), (True, Refused)])
+async def test_the_body_ends_while_an_early_refusal_is_read(
+    fresh: bool, meaning: type[DeepXLError], connect: Connect, make_request: MakeRequest
+) -> None:
+    """On a kept connection the refusal may be about an earlier request; this one is whole all the same.
+
+    Its own response is still to come, so the connection is not used again.
+    """
+    connections = 0
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        _, length = await read_head(reader)
+        head, end, body = response().replace(b"200 OK", b"422 X").partition(b"\r\n\r\n")
+        writer.write(head + end)
+        await reader.readexactly(length)
+        writer.write(body)
+        await read_request(reader)
+        writer.write(response())
+
+    async with serving(handler) as url, connect(url) as client:
+        with pytest.raises(DeepXLError) as caught:
+            await client.verify(make_request(size=LARGE), fresh=fresh)
+        with pytest.raises(DeepXLError):
+            await client.verify(make_request(size=LARGE))
+    assert connections == 2
+    assert type(caught.value) is meaning
+    assert caught.value.is_whole
+
+
 @pytest.mark.parametrize("when", ["already read", "not read yet"])
 async def test_a_surplus_response_on_an_idle_connection_is_nobodys(
     when: str, connect: Connect, make_request: MakeRequest

@@ -505,6 +505,20 @@ def test_a_record_that_cannot_be_this_calls_is_not_adopted(
     assert world.outcomes() == {"a": "completed"}
 
 
+def test_a_first_attempt_under_a_wrong_clock_does_not_hold_the_next_response(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit("a")
+    with running_simulator(token=TOKEN, faults={"a": [Responds(502)]}) as simulator:
+        world.server = simulator.url
+        world.verify()
+        with world.ledger.write() as connection:  # the clock was two hours ahead
+            connection.execute(sa.update(attempts).values(started_at=attempts.c.started_at + 7_200_000_000))
+        resolve_held(world.ledger, "a", "retry", "operator")
+        world.verify(run_id="run-2")
+        assert simulator.received["a"] == 2
+    assert world.outcomes() == {"a": "completed"}
+
+
 def test_a_response_that_breaks_the_contract_but_is_about_it_is_quarantined(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit("a", "b")
