@@ -235,7 +235,7 @@ FAULTS: list[tuple[Fault, type[DeepXLError]]] = [
     (Answers(429, record=True), TurnedAway),
     (Answers(500, record=True), MaybeProcessed),
     (HTML_502, MaybeProcessed),
-    (HTML_200, ContractBroken),
+    (HTML_200, MaybeProcessed),
     (EMPTY_OBJECT_200, ContractBroken),
     (Resets(), MaybeProcessed),
     (Resets(record=True), MaybeProcessed),
