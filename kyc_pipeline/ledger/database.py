@@ -51,6 +51,13 @@ SELECT
 Without `lock_timeout`, a row that another session keeps locked would block a run forever, unlike on SQLite. A
 process that is suspended in a transaction must not keep its locks.
 """
+_POOLER_REFUSES: Final = {
+    "not allowed in statement pooling mode": (
+        "a pooler such as pgbouncer gives each statement another session: set its pool_mode to transaction"
+    ),
+    "unsupported startup parameter": "the pooler refuses `options` in KYC_LEDGER_URL: remove them",
+}
+"""By the pooler's words."""
 
 
 class LedgerError(KycError):
@@ -306,6 +313,9 @@ def _cause(error: Exception) -> str:
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
         return str(origin)
+    for words, cause in _POOLER_REFUSES.items():
+        if words in str(origin):
+            return cause
     if isinstance(origin, OSError) and origin.strerror:
         return origin.strerror
     return type(origin).__name__

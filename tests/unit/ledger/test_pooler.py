@@ -3,6 +3,7 @@
 So nothing may be kept in a session: no prepared statement, no setting.
 """
 
+import itertools
 import os
 import pwd
 import shutil
@@ -17,13 +18,14 @@ import pytest
 from psycopg import sql
 
 from kyc_pipeline.ledger.claims import commit
-from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.leases import acquire_lease
 from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
 from kyc_pipeline.ledger.queries import read_outcomes
 from tests.unit.postgres import PostgresServer
 
 PORT: Final = 6432
+NUMBERS: Final = itertools.count()
 POOLER: Final = shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
 SETTINGS: Final = {
     "lock_timeout": "30s",
@@ -32,13 +34,13 @@ SETTINGS: Final = {
 }
 
 
-@pytest.fixture
-def pooled_url(postgres: PostgresServer) -> Iterator[str]:
-    """The URL of a new database behind a real pgbouncer with two server sessions."""
+@pytest.fixture(params=["transaction"])
+def pooled_url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a new database behind a real pgbouncer with two server sessions; the parameter is its mode."""
     if POOLER is None:
         pytest.skip("pgbouncer is not installed (Debian's package pgbouncer)")
     folder = postgres.socket
-    name = f"pooled{os.getpid()}"
+    name = f"pooled{os.getpid()}_{next(NUMBERS)}"
     with psycopg.connect(host=str(folder), user="kyc", dbname="postgres", autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         # What the server, the database or the role defaults to must not count.
@@ -47,7 +49,7 @@ def pooled_url(postgres: PostgresServer) -> Iterator[str]:
     configuration.write_text(
         f"[databases]\n* = host={folder} user=kyc\n"
         f"[pgbouncer]\nlisten_port = {PORT}\nlisten_addr =\nunix_socket_dir = {folder}\n"
-        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
+        f"auth_type = any\npool_mode = {request.param}\ndefault_pool_size = 2\n"
     )
     identity: dict[str, Any] = {}
     if os.geteuid() == 0:  # pgbouncer refuses to run as root
@@ -100,6 +102,16 @@ def test_a_ledger_behind_pgbouncer_in_transaction_mode(pooled_url: str) -> None:
                 "SELECT current_setting('lock_timeout'), count(*) FROM pg_prepared_statements"
             )
             assert row.fetchone() == ("0", 0)
+
+
+@pytest.mark.parametrize(
+    ("pooled_url", "more", "message"),
+    [("statement", "", "set its pool_mode"), ("transaction", "&options=-csearch_path%3Dkyc", "remove them")],
+    indirect=["pooled_url"],
+)
+def test_what_a_pooler_cannot_do_is_one_clear_line(pooled_url: str, more: str, message: str) -> None:
+    with Ledger(pooled_url + more) as ledger, pytest.raises(LedgerError, match=message):
+        acquire_lease(ledger, "2024-09-01", "run")
 
 
 def test_a_transaction_that_streams_has_the_settings_too(postgres_url: str) -> None:
