@@ -36,7 +36,7 @@ SETTINGS: Final = {
 
 @pytest.fixture(params=["transaction"])
 def pooled_url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a new database behind a real pgbouncer with two server sessions; the parameter is its mode."""
+    """The URL of a new database behind a real pgbouncer with two server sessions; the parameter: its mode."""
     if POOLER is None:
         pytest.skip("pgbouncer is not installed (Debian's package pgbouncer)")
     folder = postgres.socket
