@@ -4,6 +4,7 @@ import gzip
 import io
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.formats import read_manifest
 
 DAY = "2024-09-01"
 HEADER = "submission_id,id_file,selfie_file,tags\n"
@@ -96,6 +98,39 @@ def test_csv_row_numbers_hold_over_many_blocks(zone: Any) -> None:
     assert zone.ingest().received == 40_000
     assert all(int(row["submission_id"][1:]) == row["manifest_row"] for row in zone.accepted())
     assert all(int(row["submission_id"][1:]) == row["manifest_row"] for row in zone.rejected())
+
+
+def test_csv_cells_of_several_lines(zone: Any) -> None:
+    zone.manifest(
+        "a.csv",
+        'note,submission_id,id_file,selfie_file,tags,tag.k,place\n"Well,\n\r\nwell",A1,id.jpg,selfie.png,'
+        '"{""k"":\n""v""\n}",,"Berlin,\nx,y"\n,A2,id.jpg,selfie.png,,"v\nw",\n,A3,id.jpg,selfie.png,,,\n',
+    )
+    assert zone.ingest().received == 3
+    assert seen(zone) == [("A1", [("k", "v")]), ("A3", [])]
+    assert zone.rejected()[0]["detail"].startswith("a tag has a line end")
+
+
+def test_csv_empty_cells_at_the_end_and_empty_rows(zone: Any) -> None:
+    header = "submission_id,id_file,selfie_file"
+    zone.manifest("a.csv", f"{header},,\nA1,id.jpg,selfie.png\nA2,id.jpg,selfie.png,,,,\n,,,,\n,,,,,,,\n,\n")
+    zone.manifest(
+        "b.csv", f"sep=,\r\n{header}\r\nB1,id.jpg,selfie.png,\r\nB2,id.jpg,selfie.png,,x\r\n,,,\r\n"
+    )
+    assert zone.ingest().ignored_columns == {}
+    assert zone.ids() == ["A1", "A2", "B1"]
+    assert [(row["submission_id"], row["detail"]) for row in zone.rejected()] == [
+        (None, "expected 5 fields, found 2"),
+        ("B2", "expected 3 fields, found 5"),
+    ]
+
+
+def test_csv_rows_that_all_have_one_field_too_many_need_no_more_memory(zone: Any) -> None:
+    rows = "".join(f"A{n},id.jpg,selfie.png,\n" for n in range(100_000))
+    path = zone.manifest("a.csv", "submission_id,id_file,selfie_file\n" + rows)
+    chunks = [chunk.num_rows for chunk in read_manifest(path, Counter())]
+    assert sum(chunks) == 100_000
+    assert len(chunks) > 2
 
 
 def test_csv_tag_columns(zone: Any) -> None:
@@ -223,6 +258,24 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
     ("NUL bytes", "a.csv", (HEADER + "A1,i\0d.jpg,selfie.png,\n").encode(), "is not text: line 2 has a NUL"),
     ("half a UTF-16 character", "a.csv", CSV.encode("utf-16")[:-1], "is not utf-16-le text"),
     ("open quote", "a.csv", (HEADER + 'A1,"id.jpg,selfie.png,\nA2,id.jpg,selfie.png,\n').encode(), "quotes"),
+    (
+        "quotes that swallow rows",
+        "a.csv",
+        (HEADER + 'A1,i.jpg,s.jpg,"\nA2,i.jpg,s.jpg,\nA3,i.jpg,s.jpg,"\nA4,i.jpg,s.jpg,\n').encode(),
+        r"whole rows in it \(row 1\): close or double its quotes",
+    ),
+    (
+        "quotes that swallow rows with CRLF in an unused column",
+        "a.csv",
+        b'note,submission_id,id_file,selfie_file\r\n,A1,i.jpg,s.jpg\r\n"x,A2,i.jpg,s.jpg\r\ny",A3,i.jpg,s.jpg\r\n',
+        r"whole rows in it \(row 2\)",
+    ),
+    (
+        "quotes that swallow a row in the middle of two",
+        "a.csv",
+        (HEADER + 'A1,i.jpg,"s.jpg,\nA2,i.jpg",s.jpg,\n').encode(),
+        r"whole rows in it \(row 1\)",
+    ),
     ("open quote and many rows", "a.csv", (HEADER + 'A,"' + "x,y,z,\n" * 1_500_000).encode(), "more than"),
     ("no gzip", "a.csv.gz", b"\x1f\x8bnonsense", "damaged .gz"),
     ("cut gzip", "a.csv.gz", gzip.compress(CSV.encode())[:-12], "damaged .gz"),
