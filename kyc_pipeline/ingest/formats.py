@@ -17,9 +17,8 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Final, Literal, TypeAlias, cast
+from typing import IO, Final, Literal, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -29,6 +28,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.typed_values import Column, has_texts, tags_json, texts, times, without_text
 
 FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at")
 REQUIRED: Final = FIELDS[:3]
@@ -37,7 +37,6 @@ ROW: Final = "manifest_row"
 MALFORMED: Final = "malformed"
 SUBMISSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-Column: TypeAlias = "pa.Array[Any]"
 Reader: TypeAlias = Callable[[Path, Counter[str]], Iterator[pa.Table]]
 
 CHUNK_ROWS: Final = 16_384
@@ -562,75 +561,56 @@ def _records_chunk(records: list[dict[str, str | None]], numbers: list[int]) -> 
 # --- Parquet ----------------------------------------------------------------------------------------------
 
 
+_SPARK: Final = b"org.apache.spark.version"
+
+
 def _read_parquet(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     try:
-        with path.open("rb") as source, pq.ParquetFile(source) as file:
-            schema = file.schema_arrow
-            _check_header(schema.names, path)
-            used = [column for column in schema.names if _is_used(column)]
-            for column in used:
-                _check_type(column, schema.field(column).type, path)
+        # INT96 has no years after 2262 in nanoseconds.
+        with path.open("rb") as source, pq.ParquetFile(source, coerce_int96_timestamp_unit="us") as file:
+            names = file.schema_arrow.names
+            _check_header(names, path)
+            used = [column for column in names if _is_used(column)]
+            in_utc = _int96_columns_of_spark(file)
             total = 0
             for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=used):
                 rows = pa.array(np.arange(total + 1, total + 1 + batch.num_rows, dtype=np.int64))
                 total += batch.num_rows
-                yield _chunk({column: _as_text(batch.column(column)) for column in used}, rows)
-            for column in schema.names:
+                yield _typed_chunk({column: batch.column(column) for column in used}, rows, in_utc, path)
+            for column in names:
                 if not _is_used(column):
                     _count_ignored(ignored, column, total)
     except pa.ArrowException as error:
         raise ManifestUnreadable(path, f"is not a readable Parquet file ({type(error).__name__})") from error
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_null(kind)
-    )
+def _int96_columns_of_spark(file: pq.ParquetFile) -> set[str]:
+    """INT96 has no time zone, but Spark writes UTC; other tools write local time."""
+    if _SPARK not in (file.metadata.metadata or {}):
+        return set()
+    columns = (file.schema.column(index) for index in range(len(file.schema)))
+    return {column.path for column in columns if column.physical_type == "INT96"}
 
 
-def _check_type(column: str, kind: pa.DataType, path: Path) -> None:
-    is_readable = (
-        _is_text(kind)
-        or (column == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)))
-        or (column == "submitted_at" and pa.types.is_timestamp(kind))
-    )
-    if not is_readable:
-        raise ManifestUnreadable(path, f"has the column {printable(column)} of type {kind}: it must be text")
-
-
-def _as_text(array: Column) -> Column:
-    kind = array.type
-    if pa.types.is_map(kind):
-        return pa.array(
-            [None if tags is None else _pairs_json(tags) for tags in array.to_pylist()], pa.string()
-        )
-    if pa.types.is_struct(kind):
-        # Every row of a struct has every field: a null means that the tag is absent.
-        rows = array.to_pylist()
-        return pa.array(
-            [row and _pairs_json([(k, v) for k, v in row.items() if v is not None]) for row in rows],
-            pa.string(),
-        )
-    if pa.types.is_timestamp(kind):
-        # Without a time zone the text has no offset, and the row is rejected as in any other format.
-        times = cast("list[datetime | None]", array.cast(pa.timestamp("us", kind.tz and "UTC")).to_pylist())
-        return pa.array([time and time.isoformat() for time in times], pa.string())
-    return array.cast(pa.string())
-
-
-def _pairs_json(pairs: list[tuple[str, object]]) -> str:
-    """A JSON object of the pairs, in order and with duplicate keys, which a tag rule rejects later."""
-    members = (f"{_json(name)}:{_json(value)}" for name, value in pairs)
-    return "{" + ",".join(members) + "}"
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+def _typed_chunk(columns: Mapping[str, Column], rows: Column, in_utc: set[str], path: Path) -> pa.Table:
+    found: dict[str, Column] = {}
+    malformed = pa.nulls(len(rows), pa.string())
+    for name, array in columns.items():
+        kind = array.type
+        if name == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
+            found[name] = tags_json(array)
+        elif name == "submitted_at" and pa.types.is_timestamp(kind):
+            found[name] = times(array.cast(pa.timestamp(kind.unit, "UTC")) if name in in_utc else array)
+        else:
+            is_allowed = has_texts(kind) and (name.startswith(TAG_PREFIX) or not pa.types.is_date(kind))
+            if not is_allowed and array.null_count < len(array):
+                raise ManifestUnreadable(
+                    path, f"has the column {printable(name)} of type {kind}: it must be text"
+                )
+            found[name] = texts(array)
+            problem = f"{name if name in FIELDS else 'a tag'} must be text"
+            malformed = pc.if_else(without_text(array, found[name]), problem, malformed)
+    return _chunk(found, rows, malformed)
 
 
 _READERS: Final[dict[str, Reader]] = {

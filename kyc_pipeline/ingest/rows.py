@@ -21,9 +21,9 @@ from kyc_pipeline.ingest.formats import (
     ROW,
     SUBMISSION_ID,
     TAG_PREFIX,
-    Column,
     has_duplicate_key,
 )
+from kyc_pipeline.ingest.typed_values import Column
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
 from kyc_pipeline.privacy.erased import ErasedSubjects
