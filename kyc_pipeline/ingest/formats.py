@@ -48,6 +48,7 @@ MAX_ROW_BYTES: Final = BLOCK_BYTES
 MAX_IGNORED_NAMES: Final = 100
 MAX_SHOWN_COLUMNS: Final = 20
 _COLUMN_NAME: Final = re.compile(r"(tag\.)?[A-Za-z_][A-Za-z_ -]{0,39}")
+_BLANKS: Final = re.compile(r"[\s_-]+")
 _SEPARATORS: Final = (",", ";", "\t", "|")
 
 
@@ -124,6 +125,22 @@ def _count_ignored(ignored: Counter[str], name: str, rows: int) -> None:
     ignored[printable(name)[:64] if known else "(others)"] += rows
 
 
+def _column(name: str) -> str:
+    """The field or tag that a name in a manifest means.
+
+    Upper and lower case, blanks and hyphens make no difference to a field. The name of a tag is kept, without
+    blanks around it.
+    """
+    name = name.strip()
+    if name in FIELDS:
+        return name
+    field = _BLANKS.sub("_", name).lower()
+    if field in FIELDS:
+        return field
+    prefix, dot, tag = name.partition(".")
+    return TAG_PREFIX + tag.strip() if dot and prefix.strip().lower() == "tag" else name
+
+
 def _is_used(column: str) -> bool:
     return column in FIELDS or column.startswith(TAG_PREFIX)
 
@@ -159,6 +176,9 @@ def _text_blocks(path: Path) -> Iterator[str]:
                 line = lines + _line_ends(text[: text.index("\0")]) + 1
                 raise ManifestUnreadable(path, f"is not text: line {line} has a NUL character")
             lines += _line_ends(text)
+            if "\ufeff" in text:
+                # Files that were joined have a byte order mark at the start of each.
+                text = _LATER_MARK.sub("", text[last[-1:] in ("\r", "\n") and text[0] == "\ufeff" :])
             if text:
                 last = text
                 yield text
@@ -166,6 +186,9 @@ def _text_blocks(path: Path) -> Iterator[str]:
         decoder.decode(b"", final=True)
         if last and last[-1] not in "\r\n":
             yield "\n"
+
+
+_LATER_MARK: Final = re.compile(r"(?<=[\r\n])\ufeff")
 
 
 def _line_ends(text: str) -> int:
@@ -370,7 +393,7 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     if not start.strip():
         raise ManifestUnreadable(path, "is empty: its first row must name the columns")
     separator, names, width = _header(start, path)
-    header = [name.strip() for name in names]
+    header = [_column(name) for name in names]
     _check_header(header, path)
     stream = _BlockStream(itertools.chain([start], blocks))
     rows = _CsvRows(path, separator, header, width)
@@ -458,7 +481,7 @@ def _header(start: str, path: Path) -> tuple[str, list[str], int]:
         except csv.Error as error:
             raise ManifestUnreadable(path, "has no readable header row") from error
     separator, names, rows = max(
-        readings, key=lambda reading: (sum(_is_used(name.strip()) for name in reading[1]), len(reading[1]))
+        readings, key=lambda reading: (sum(_is_used(_column(name)) for name in reading[1]), len(reading[1]))
     )
     first: list[str] = []
     with contextlib.suppress(csv.Error):
@@ -492,14 +515,22 @@ def _described(columns: list[str]) -> str:
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
+_NO_OBJECT: Final = "the line is not a JSON object"
+_DUPLICATE_KEY: Final = "the line has a duplicate key"
 
 
 def _read_jsonl(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     records: list[dict[str, str | None]] = []
     numbers: list[int] = []
     size = 0
+    is_lines = False
     for number, line in enumerate(_lines(path), 1):
-        records.append(_record(line, ignored))
+        record = _record(line, ignored)
+        # Once a line was an object, the file is JSON Lines.
+        is_lines = is_lines or record.get(MALFORMED) != _NO_OBJECT
+        if not is_lines and _is_part_of_an_array(line):
+            raise ManifestUnreadable(path, f"is a JSON array (line {number}): write one object per line")
+        records.append(record)
         numbers.append(number)
         size += len(line)
         if len(records) == CHUNK_ROWS or size >= CHUNK_BYTES:
@@ -528,28 +559,64 @@ def has_duplicate_key(text: str) -> bool:
 
 
 def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
-    data = line.strip().encode()
     try:
-        raw = _OBJECT.decode(data)
+        values = _values(line.strip())
         # The size of the compact JSON: if the line is just as long, it has no duplicate key.
-        compact = 1 + sum(len(name.encode()) + len(bytes(value)) + 4 for name, value in raw.items())
-        if compact != len(data) and has_duplicate_key(line):
-            return {MALFORMED: "the line has a duplicate key"}
+        compact = 1 + sum(len(name.encode()) + len(value) + 4 for name, value in values.items())
+        if compact != len(line.strip().encode()) and has_duplicate_key(line):
+            return {MALFORMED: _DUPLICATE_KEY}
     except (ValueError, RecursionError):
-        return {MALFORMED: "the line is not a JSON object"}
+        return {MALFORMED: _NO_OBJECT}
     record: dict[str, str | None] = {}
-    for name, value in raw.items():
+    for key, value in values.items():
+        name = _column(key)
         if not _is_used(name):
             _count_ignored(ignored, name, 1)
             continue
+        if name in record:
+            return {MALFORMED: _DUPLICATE_KEY}
         try:
             record[name] = _TEXT.decode(value)
         except ValueError:
             if name == "tags":
-                record[name] = bytes(value).decode()
+                record[name] = value.decode()
             else:
                 record[MALFORMED] = f"{name if name in FIELDS else 'a tag'} must be text"
     return record
+
+
+class _Pairs(list[tuple[str, object]]):
+    """The members of a JSON object."""
+
+
+def _values(line: str) -> Mapping[str, bytes]:
+    """The JSON text of each value of an object. Raises ValueError or RecursionError.
+
+    Other tools write NaN, and halves of characters, which JSON does not have. Each value that is used is
+    checked on its own, so that these do no harm in a column that is not.
+    """
+    try:
+        return {name: bytes(value) for name, value in _OBJECT.decode(line).items()}
+    except msgspec.DecodeError:
+        pairs = json.loads(line, object_pairs_hook=_Pairs)
+        if not isinstance(pairs, _Pairs):
+            raise
+        return {name.encode().decode(): _json_text(value).encode() for name, value in pairs}
+
+
+def _json_text(value: object) -> str:
+    if isinstance(value, _Pairs):
+        return "{" + ",".join(f"{json.dumps(name)}:{_json_text(member)}" for name, member in value) + "}"
+    return json.dumps(value)
+
+
+def _is_part_of_an_array(line: str) -> bool:
+    """Whether a line that is no object is the start or an element of an array of objects."""
+    text = line.strip()
+    if text.endswith(("[", "[{")) or (text.startswith("[") and text[1:].lstrip().startswith("{")):
+        return True
+    element = text.removesuffix(",")
+    return element != text and _record(element, Counter()).get(MALFORMED) != _NO_OBJECT
 
 
 def _records_chunk(records: list[dict[str, str | None]], numbers: list[int]) -> pa.Table:
@@ -568,17 +635,18 @@ def _read_parquet(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     try:
         # INT96 has no years after 2262 in nanoseconds.
         with path.open("rb") as source, pq.ParquetFile(source, coerce_int96_timestamp_unit="us") as file:
-            names = file.schema_arrow.names
-            _check_header(names, path)
-            used = [column for column in names if _is_used(column)]
+            names = {name: _column(name) for name in file.schema_arrow.names}
+            _check_header([_column(name) for name in file.schema_arrow.names], path)
+            used = {name: column for name, column in names.items() if _is_used(column)}
             in_utc = _int96_columns_of_spark(file)
             total = 0
-            for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=used):
+            for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=list(used)):
                 rows = pa.array(np.arange(total + 1, total + 1 + batch.num_rows, dtype=np.int64))
                 total += batch.num_rows
-                yield _typed_chunk({column: batch.column(column) for column in used}, rows, in_utc, path)
+                columns = {column: batch.column(name) for name, column in used.items()}
+                yield _typed_chunk(columns, rows, in_utc, path)
             for column in names:
-                if not _is_used(column):
+                if column not in used:
                     _count_ignored(ignored, column, total)
     except pa.ArrowException as error:
         raise ManifestUnreadable(path, f"is not a readable Parquet file ({type(error).__name__})") from error
@@ -589,7 +657,7 @@ def _int96_columns_of_spark(file: pq.ParquetFile) -> set[str]:
     if _SPARK not in (file.metadata.metadata or {}):
         return set()
     columns = (file.schema.column(index) for index in range(len(file.schema)))
-    return {column.path for column in columns if column.physical_type == "INT96"}
+    return {_column(column.path) for column in columns if column.physical_type == "INT96"}
 
 
 def _typed_chunk(columns: Mapping[str, Column], rows: Column, in_utc: set[str], path: Path) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import subprocess
 import sys
 import uuid
@@ -170,6 +171,102 @@ def test_jsonl(zone: Any) -> None:
         (8, "missing_field"),
         (9, "malformed_row"),
     ]
+
+
+GOOD = '"id_file":"id.jpg","selfie_file":"selfie.png"'
+
+
+def test_jsonl_values_that_json_does_not_have_matter_only_where_they_are_used(zone: Any) -> None:
+    lines = [
+        f'{{"submission_id":"A1",{GOOD},"score":NaN,"tags":{{"k":"ü","l":"w"}}}}',
+        f'{{"submission_id":"A2",{GOOD},"score":[-Infinity],"note":"\\ud83d"}}',
+        f'{{"submission_id":"A3",{GOOD},"tags":{{"k":NaN}}}}',
+        f'{{"submission_id":"A4",{GOOD},"tag.k":"\\ud83d"}}',
+        f'{{"submission_id":"A5",{GOOD},"\\ud83d":1}}',
+        f'{{"submission_id":"A6",{GOOD},"score":NaN,"submission_id":"A7"}}',
+        f'{{"submission_id":"A8",{GOOD},"score":NaN,"tags":{{"k":"v","k":"w"}}}}',
+    ]
+    zone.manifest("a.jsonl", "\n".join(lines))
+    assert zone.ingest().ignored_columns == {"note": 1, "score": 3}
+    assert seen(zone) == [("A1", [("k", "ü"), ("l", "w")]), ("A2", [])]
+    assert zone.reasons() == [
+        (3, "invalid_tags"),
+        (4, "malformed_row"),
+        (5, "malformed_row"),
+        (6, "malformed_row"),
+        (7, "invalid_tags"),
+    ]
+
+
+ELEMENT = f'{{"submission_id":"A1",{GOOD}}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[{ELEMENT}]",
+        f"\n[\n {ELEMENT},\n {ELEMENT}\n]\n",
+        f"[{ELEMENT},\n{ELEMENT}]",
+        f'[{{\n"submission_id":"A1"\n}},\n{ELEMENT}\n]',
+        f'{{"rows":[\n{ELEMENT}\n]}}',
+        f'{{\n"rows":\n[{ELEMENT},\n{ELEMENT}\n]\n}}',
+        f"{ELEMENT},\n{ELEMENT}",
+    ],
+)
+def test_a_json_array_is_refused_as_a_whole(zone: Any, text: str) -> None:
+    zone.manifest("a.jsonl", text)
+    with pytest.raises(KycError, match=r"a\.jsonl: is a JSON array \(line \d\): write one object per line$"):
+        zone.ingest()
+
+
+def test_a_comma_after_a_later_line_rejects_only_that_line(zone: Any) -> None:
+    zone.manifest("a.jsonl", f"{ELEMENT}\n{ELEMENT},\n")
+    zone.ingest()
+    assert zone.ids() == ["A1"]
+    assert zone.reasons() == [(2, "malformed_row")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_files_that_were_joined_with_their_byte_order_marks(zone: Any, name: str, encoding: str) -> None:
+    rows = [HEADER + "A1,id.jpg,selfie.png,\n", "A2,id.jpg,selfie.png,\n"]
+    if name == "a.jsonl":
+        rows = [f"{ELEMENT}\n", f"{ELEMENT}\n".replace("A1", "A2")]
+    zone.manifest(name, "".join(f"\ufeff{text}" for text in rows).encode(encoding))
+    zone.ingest()
+    assert zone.ids() == ["A1", "A2"]
+
+
+def test_names_of_columns_in_other_case_and_with_blanks(zone: Any) -> None:
+    names = ["Submission ID", " ID_FILE", "selfie-file ", "TAG. Customer Id ", "Submitted At"]
+    values = ["A1", "id.jpg", "selfie.png", "9", "2024-09-01T10:00:00Z"]
+    row = dict(zip(names, values, strict=True))
+    for name, content in (
+        ("a.csv", f"{';'.join(names)}\n{';'.join(values)}\n".encode()),
+        ("a.jsonl", json.dumps(row).encode()),
+        ("a.parquet", parquet_of([row])),
+    ):
+        path = zone.manifest(name, content)
+        zone.ingest()
+        assert [(r["submission_id"], r["tags"], r["submitted_at"].year) for r in zone.accepted()] == [
+            ("A1", [("Customer Id", "9")], 2024)
+        ]
+        path.unlink()
+
+
+def test_two_names_of_one_column_are_refused(zone: Any) -> None:
+    zone.manifest("a.jsonl", f'{{"submission_id":"A1",{GOOD},"ID file":"id.jpg"}}')
+    zone.ingest()
+    assert zone.rejected()[0]["detail"] == "the line has a duplicate key"
+    zone.manifest("b.csv", "submission_id,id_file,selfie_file,ID File\n")
+    with pytest.raises(KycError, match="has the column id_file twice"):
+        zone.ingest()
+
+
+def parquet_of(rows: list[dict[str, str]]) -> bytes:
+    target = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), target)
+    return target.getvalue()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
