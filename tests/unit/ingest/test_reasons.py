@@ -160,6 +160,27 @@ def test_each_broken_row_has_its_reason_and_stops_no_other(full_zone: Any) -> No
     assert found[5]["submission_id"] == "A 1"
 
 
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("folder\\é.jpg", "separate folders by / and not by a backslash"),
+        (" id.jpg", "the path begins or ends with a blank"),
+        ("id.jpg\u00a0", "the path begins or ends with a blank"),
+        ("folder/é.jpg", "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"),
+        ("folder/è.jpg", None),
+    ],
+)
+def test_a_path_that_only_looks_right_is_explained(
+    zone: Any, make_image: Any, path: str, detail: str | None
+) -> None:
+    zone.document("folder/e\u0301.jpg", make_image())
+    zone.rows({"id_file": path}, {"submission_id": "A2", "id_file": "folder/e\u0301.jpg"})
+    zone.ingest()
+    assert zone.ids() == ["A2"]
+    expected = "id_file: the file does not exist" + (f": {detail}" if detail else "")
+    assert [(row["reason"], row["detail"]) for row in zone.rejected()] == [("file_not_found", expected)]
+
+
 def test_details_repeat_no_path_and_no_tag(full_zone: Any) -> None:
     full_zone.rows(
         {"id_file": "../secret-name.jpg"}, {"submission_id": "A2", "tags": '{"a": "secret-name", "a": ""}'}
