@@ -170,7 +170,7 @@ def _text_blocks(path: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 before = error.object[: error.start].decode(error.encoding, "replace")
                 line = lines + _line_ends(before) + 1
-                reason = f"is not {error.encoding} text (line {line}): save it as UTF-8"
+                reason = f"is not {error.encoding} text (line {line}): save it as UTF-8 (CSV UTF-8 in Excel)"
                 raise ManifestUnreadable(path, reason) from error
             if "\0" in text:
                 line = lines + _line_ends(text[: text.index("\0")]) + 1
@@ -260,10 +260,12 @@ class _CsvRows:
     A row of nothing but separators is skipped like an empty line.
     """
 
-    def __init__(self, path: Path, separator: str, header: list[str], width: int) -> None:
+    def __init__(self, path: Path, separator: str, names: list[str], width: int) -> None:
+        header = [_column(name) for name in names]
         self._path = path
         self._separator = separator
         self._named = len(header)
+        self._names = [*FIELDS, *names]
         self._header = [*header, *[""] * width][:width]
         self.width = width
         self._id = header.index("submission_id")
@@ -273,8 +275,8 @@ class _CsvRows:
         self._swallowing: int | None = None  # pyarrow does not pass on what its handler raises
         self._next_number = 1
         self.unnamed_cells = 0
-        self.lines = 0
-        """How many lines of the file the rows so far account for."""
+        self.lines = 1 + sum(len(_LINE_ENDS.findall(name)) for name in names)
+        """How many lines of the file the header and the rows so far account for."""
 
     def __call__(self, row: pacsv.InvalidRow) -> Literal["skip"]:
         # The serial reader always knows the row number; the header is row 1.
@@ -348,12 +350,27 @@ class _CsvRows:
                     raise self._swallows_rows(numbers[row].as_py())
                 if name.startswith(TAG_PREFIX):
                     problems[row] = _TORN_TAG
+        for row in np.flatnonzero(pc.is_in(columns[self._id], pa.array(self._names))).tolist():
+            if self._is_header([column[row].as_py() for column in columns], numbers[row].as_py()):
+                problems[row] = "the row repeats the names of the columns"
         used = {name: column for name, column in zip(self._header, columns, strict=True) if _is_used(name)}
         malformed = pa.array([problems.get(row) for row in range(len(numbers))]) if problems else None
         chunk = _chunk(used, numbers, malformed)
         if not columns[self._id].null_count:
             return chunk
         return chunk.filter(pa.array(np.logical_or.reduce([_filled(column) for column in columns])))
+
+    def _is_header(self, cells: list[str | None], number: int) -> bool:
+        """Whether a row is the header of another file, joined to this one."""
+        names = [_column(cell or "") for cell in cells]
+        if not set(REQUIRED) <= set(names):
+            return False
+        pairs = zip(names, self._header, strict=True)
+        if any(name != column and (_is_used(name) or _is_used(column)) for name, column in pairs):
+            raise ManifestUnreadable(
+                self._path, f"names other columns in row {number}: deliver joined files one by one"
+            )
+        return True
 
     def _swallows(self, cell: str, index: int) -> bool:
         """Whether the lines of a cell in column `index` are the rest of one row, and other rows.
@@ -396,8 +413,7 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     header = [_column(name) for name in names]
     _check_header(header, path)
     stream = _BlockStream(itertools.chain([start], blocks))
-    rows = _CsvRows(path, separator, header, width)
-    rows.lines = 1 + sum(len(_LINE_ENDS.findall(name)) for name in names)
+    rows = _CsvRows(path, separator, names, width)
     total = 0
     try:
         for chunk in _merged(_csv_chunks(stream, rows, separator)):

@@ -237,6 +237,14 @@ def test_files_that_were_joined_with_their_byte_order_marks(zone: Any, name: str
     assert zone.ids() == ["A1", "A2"]
 
 
+def test_a_header_that_is_repeated_is_a_malformed_row(zone: Any) -> None:
+    header = HEADER.replace("submission_id", "Submission ID")
+    zone.manifest("a.csv", header + "A1,id.jpg,selfie.png,\n" + header + "A2,id.jpg,selfie.png,\n")
+    zone.ingest()
+    assert zone.ids() == ["A1", "A2"]
+    assert zone.reasons() == [(2, "malformed_row")]
+
+
 def test_names_of_columns_in_other_case_and_with_blanks(zone: Any) -> None:
     names = ["Submission ID", " ID_FILE", "selfie-file ", "TAG. Customer Id ", "Submitted At"]
     values = ["A1", "id.jpg", "selfie.png", "9", "2024-09-01T10:00:00Z"]
@@ -476,6 +484,18 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
     ("NUL bytes", "a.csv", (HEADER + "A1,i\0d.jpg,selfie.png,\n").encode(), "is not text: line 2 has a NUL"),
     ("half a UTF-16 character", "a.csv", CSV.encode("utf-16")[:-1], "is not utf-16-le text"),
     ("open quote", "a.csv", (HEADER + 'A1,"id.jpg,selfie.png,\nA2,id.jpg,selfie.png,\n').encode(), "quotes"),
+    (
+        "a joined file with other columns",
+        "a.csv",
+        (HEADER + "A1,i,s,\nsubmission_id,selfie_file,id_file,tags\nA2,s,i,\n").encode(),
+        r"names other columns in row 2: deliver joined files one by one",
+    ),
+    (
+        "ANSI",
+        "a.csv",
+        (HEADER + "A1,id.jpg,é.png,\n").encode("cp1252"),
+        r"\(line 2\): save it as UTF-8 \(CSV",
+    ),
     (
         "quotes that swallow rows",
         "a.csv",
