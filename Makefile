@@ -14,7 +14,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-header --n
 DEV_PORT ?= 3000
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 
-.PHONY: help setup demo demo-ui dev test test-unit check format dictionary install lock audit bench clean
+.PHONY: help setup demo demo-ui dev test test-unit simulate check format dictionary install lock audit bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ test: setup ## run all tests; installs a browser if there is none
 
 test-unit: setup ## run the tests that need no servers and no browser
 	$(BIN)/python -m pytest tests/unit -m "not e2e" --numprocesses 2 --dist loadfile
+
+simulate: setup ## simulate SEEDS=10000 worlds with all kinds of faults, or replay one: SEED=123
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000))
 
 check: setup ## check style, types, imports, dependencies, SQL, data dictionary and definitions
 	$(BIN)/ruff check .

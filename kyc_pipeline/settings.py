@@ -10,7 +10,7 @@ import re
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -20,6 +20,8 @@ from kyc_pipeline.errors import UsageError
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 MIN_PSEUDONYM_KEY_LENGTH = 16
+_NAME: Final = re.compile(r"^[^#=\n]+(?==)", re.MULTILINE)
+_PLACEHOLDER: Final = re.compile(r"[^A-Za-z0-9]*|<.*>|\[.*\]|\{.*\}|[$%].*")
 
 
 def is_loopback(host: str) -> bool:
@@ -34,8 +36,13 @@ def is_loopback(host: str) -> bool:
 
 def _split_url(value: str) -> SplitResult:
     """The parts of an https URL or of an http URL on loopback. Raises :class:`ValueError` for any other."""
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        parts = urlsplit(value)
+        host = (parts.hostname or "").encode("idna")
+        is_url = parts.scheme in {"http", "https"} and host.strip(b".") and parts.port != 0
+    except ValueError:  # its message shows the value
+        is_url = False
+    if not is_url or parts.hostname is None:
         raise ValueError("must be an http(s) URL such as https://api.deepxl.ai")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ValueError("must use https: http is allowed for loopback hosts only")
@@ -47,7 +54,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env",
-        env_file_encoding="utf-8",
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -106,6 +113,27 @@ class Settings(BaseSettings):
     """An https URL that receives a JSON POST for each failed run. Secret, because it contains a key."""
     kyc_source_url: str | None = None
     """Base URL of this repository, including the branch; the UI links to its code and docs."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_characters(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = value.strip()
+            if problem := _unprintable(value):
+                raise ValueError(f"has {problem}: type it again instead of pasting it")
+        return value
+
+    @field_validator("deepxl_api_token")
+    @classmethod
+    def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
+        token = value.get_secret_value() if value is not None else "unset"
+        if _PLACEHOLDER.fullmatch(token):
+            raise ValueError("is a placeholder: put the credential that DeepXL issued in its place")
+        if not token.isascii() or " " in token:
+            raise ValueError(
+                "must be the credential alone, as DeepXL issued it: ASCII characters without blanks"
+            )
+        return value
 
     @field_validator("kyc_home")
     @classmethod
@@ -190,9 +218,11 @@ class Settings(BaseSettings):
 def load_settings(env_file: str | None = ".env") -> Settings:
     """The settings from the environment and `env_file`.
 
-    Raises :class:`UsageError` with one line that names each invalid variable. It never shows a value, which
-    may be a misplaced credential.
+    Raises :class:`UsageError` with one line that names the file, or each invalid variable. It never shows a
+    value, which may be a misplaced credential.
     """
+    if env_file is not None:
+        _check_file(Path(env_file))
     try:
         return Settings(_env_file=env_file)
     except ValidationError as error:
@@ -201,3 +231,25 @@ def load_settings(env_file: str | None = ".env") -> Settings:
             for item in error.errors(include_input=False, include_url=False, include_context=False)
         )
         raise UsageError(f"wrong settings: {problems}") from None
+
+
+def _check_file(file: Path) -> None:
+    """Raises :class:`UsageError` for a file that would be read wrongly."""
+    if not file.is_file():
+        return
+    try:
+        text = file.read_text("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # UTF-16 without its mark may be valid UTF-8
+        raise UsageError(f"{file} is not UTF-8 text (perhaps UTF-16 or Latin-1): save it as UTF-8")
+    if problem := _unprintable("".join(_NAME.findall(text)).replace("\t", "")):
+        raise UsageError(f"{file}: the name of a setting has {problem}: type it again")
+
+
+def _unprintable(text: str) -> str:
+    """What is unprintable in `text`, such as a zero-width blank; empty if nothing is."""
+    found = next((character for character in text if not character.isprintable()), "")
+    return f"an invisible character (U+{ord(found):04X})" if found else ""

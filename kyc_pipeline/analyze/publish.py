@@ -2,11 +2,12 @@
 
 A new file is built beside the published one and replaces it with one rename. Open connections keep the old
 build; new ones get the old or the new build, complete, without waiting. DuckDB itself cannot do this: while
-one process has a file open for writing, no other process can open it.
+one process has a file open for writing, no other process can open it. So nobody may write the published file.
 """
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,12 @@ import duckdb
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake import atomic
 from kyc_pipeline.lake.atomic import StrPath
+from kyc_pipeline.lake.storage import duckdb_path
+from kyc_pipeline.lake.tables import Zone
 
-_FILE_MODE: Final = 0o644
+_FILE_MODE: Final = 0o444
 _CATALOG: Final = "kyc"
+_HOLDER: Final = re.compile(r"lock is held in (?P<program>.+?) \(PID (?P<pid>[0-9]+)\)")
 
 
 @contextlib.contextmanager
@@ -72,7 +76,8 @@ def open_warehouse(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A read-only connection to the published build, which later publications do not change.
 
     It attaches the file to a new in-memory database: `duckdb.connect(path)` would return an old build if this
-    process still has that open. Raises :class:`KycError` without a warehouse.
+    process still has that open. Raises :class:`KycError` without a warehouse, or if somebody has it open for
+    writing all the same.
     """
     if not path.is_file():
         raise KycError(f"there is no warehouse at {path}: run a partition, or set KYC_WAREHOUSE")
@@ -81,6 +86,33 @@ def open_warehouse(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             name = str(path).replace("'", "''")
             connection.execute(f"ATTACH '{name}' AS {_CATALOG} (READ_ONLY)")
         except duckdb.Error as error:
-            raise KycError(f"the warehouse at {path} cannot be opened: build it again") from error
+            raise KycError(_why_closed(path, error)) from error
         connection.execute(f"USE {_CATALOG}")
         yield connection
+
+
+def _why_closed(path: Path, error: duckdb.Error) -> str:
+    if "Could not set lock" not in str(error):
+        return f"the warehouse at {path} cannot be opened: build it again"
+    holder = _HOLDER.search(str(error))
+    who = f"{holder['program']} (process {holder['pid']})" if holder else "another program"
+    return (
+        f"the warehouse at {path} is open for writing in {who}: close it there, and open it read-only; "
+        "or publish again, which puts a new file in its place"
+    )
+
+
+def seal(connection: duckdb.DuckDBPyConnection, lake: str) -> None:
+    """Leaves a connection of `open_warehouse` nothing to read but the warehouse, and no setting to change.
+
+    If facts are views over the lake at `lake`, its curated zone stays open. DuckDB would then also
+    write there: refuse COPY before.
+    """
+    views = "FROM duckdb_views() WHERE database_name = $1 AND NOT internal"
+    if connection.execute(views, [_CATALOG]).fetchall():
+        curated = f"{lake}/{Zone.CURATED}"
+        folders = "', '".join(each.replace("'", "''") for each in (curated, duckdb_path(curated)))
+        connection.execute(f"SET allowed_directories = ['{folders}']")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")

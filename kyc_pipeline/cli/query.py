@@ -5,6 +5,7 @@ import datetime
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -16,7 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.publish import open_warehouse, seal
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.settings import load_settings
@@ -24,6 +25,7 @@ from kyc_pipeline.settings import load_settings
 TABLE_ROWS = 200
 """Maximum rows of `--format table`."""
 _BATCH_ROWS = 4096
+_WRITES_FILES = re.compile(r"\b(COPY|EXPORT)\b", re.IGNORECASE)
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
 
@@ -53,7 +55,8 @@ def query(sql: str | None, script: TextIO | None, form: str | None, output: Path
 
     `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of a table. If there are several
     statements, only the last one prints its rows. In csv output, an apostrophe precedes text that a
-    spreadsheet would run as a formula.
+    spreadsheet would run as a formula. The SQL reads the warehouse and nothing else: no files, settings or
+    extensions.
     """
     text = _text(sql, script)
     if form is None:
@@ -63,8 +66,11 @@ def query(sql: str | None, script: TextIO | None, form: str | None, output: Path
         raise UsageError(f"{output} does not say how to write the rows: add --format {'|'.join(WRITERS)}")
     if form == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("parquet is binary: write it to a file with --output, or redirect it")
-    with open_warehouse(load_settings().kyc_warehouse) as connection:
+    settings = load_settings()
+    with open_warehouse(settings.kyc_warehouse) as connection:
+        seal(connection, settings.kyc_lake)
         try:
+            _check(connection, text)
             relation = connection.sql(text)
             if relation is None:
                 raise UsageError("no rows to show: end with a query, such as SELECT, FROM or DESCRIBE")
@@ -89,6 +95,13 @@ def _text(sql: str | None, script: TextIO | None) -> str:
         return script.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{script.name} cannot be read as UTF-8 text") from error
+
+
+def _check(connection: duckdb.DuckDBPyConnection, text: str) -> None:
+    """Raises :class:`UsageError` for a statement that writes a file, also within EXPLAIN and PREPARE."""
+    for statement in connection.extract_statements(text):
+        if statement.type != duckdb.StatementType.SELECT and _WRITES_FILES.search(statement.query):
+            raise UsageError("SQL writes no files here: end with the query itself, and add --output FILE")
 
 
 def _one_line(error: Exception) -> str:

@@ -11,6 +11,7 @@
       * AccessDenied            401, 402, 403
       * WrongAddress            404, 405
     * ContractBroken            2xx without `result`, `verificationId` or boolean `verified`; has `text`
+      * NotAResponse            2xx, but no JSON: proves nothing; the client raises MaybeProcessed instead
     * UnexpectedRedirect        3xx, never followed: stops the run; may have been processed
     * LookupFailed              the history could not tell whether a record exists
 
@@ -122,6 +123,10 @@ class ContractBroken(DeepXLError):
     def __init__(self, message: str, *, text: str, http_status: int | None = None) -> None:
         super().__init__(message, http_status=http_status, body=text)
         self.text = text
+
+
+class NotAResponse(ContractBroken):
+    """A 2xx body that is no JSON, such as a web page or a part of a response."""
 
 
 _BY_STATUS: Final[dict[int, type[DeepXLError]]] = {

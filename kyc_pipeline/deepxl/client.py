@@ -28,6 +28,7 @@ from kyc_pipeline.deepxl.call_errors import (
     DocumentUnavailable,
     LookupFailed,
     MaybeProcessed,
+    NotAResponse,
     NotProcessed,
     Refused,
     UnexpectedRedirect,
@@ -38,7 +39,9 @@ from kyc_pipeline.deepxl.call_errors import (
 )
 from kyc_pipeline.deepxl.contract import receive, redact
 from kyc_pipeline.deepxl.echo import CLOCKS_APART, Echo, echo_of
+from kyc_pipeline.deepxl.jsontext import MAX_DEPTH, cut_depth
 from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, no_objection
+from kyc_pipeline.deepxl.packing import ACCEPT
 from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Reply, Transport
 from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
@@ -91,8 +94,10 @@ class _Call:
             error.requested_at = self._requested_at
             error.latency_ms = self._latency_ms()
 
-    def parse(self, status: int, body: bytes) -> VerificationResponse:
-        """Parses the response in `body`. Raises :class:`ContractBroken`."""
+    def parse(self, status: int, body: bytes, problem: str = "") -> VerificationResponse:
+        """Parses the response in `body`, unless it has a `problem`. Raises :class:`ContractBroken`."""
+        if problem:
+            raise NotAResponse(f"the response is {problem}", text="")
         if status not in _WITH_RESULT:
             raise ContractBroken(f"a response with status {status} has no result", text=redact(body))
         received = receive(body)
@@ -116,6 +121,15 @@ class _Page(msgspec.Struct, rename="camel"):
 
     total_count: int
     data: list[msgspec.Raw]
+
+
+def _page(body: bytes) -> _Page:
+    """Raises `MsgspecError` or UnicodeDecodeError."""
+    try:
+        return msgspec.json.decode(body, type=_Page)
+    except RecursionError:
+        # In a page a record lies one level deeper than in a response.
+        return msgspec.json.decode(cut_depth(body.decode(), MAX_DEPTH + 1), type=_Page)
 
 
 class _Tag(msgspec.Struct):
@@ -189,11 +203,20 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 raise _no_response_error(subject, body, error) from None
             status = reply.response.status_code
             if reply.is_early:
+                if body.handed_over:  # so the connection is kept, and the real response may still come
+                    self.distrust_connections()
                 raise _early_response_error(subject, body, reply, fresh=fresh)
             if not reply.response.is_success:
                 raise _status_error(subject, reply.response, reply.body)
             try:
-                return call.parse(status, reply.body)
+                return call.parse(status, reply.body, reply.problem)
+            except NotAResponse as error:
+                self.distrust_connections()
+                raise MaybeProcessed(
+                    f"{subject}: DeepXL responded with {status}, but {error}",
+                    http_status=status,
+                    body=error.text or None,
+                ) from None
             except ContractBroken as error:
                 raise ContractBroken(f"{subject}: {error}", text=error.text, http_status=status) from None
 
@@ -207,7 +230,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         return {
             "User-Agent": f"kyc-pipeline/{__version__}",
             "Accept": "application/json",
-            "Accept-Encoding": "gzip, deflate",  # all that httpx always decodes; aiohttp would add more
+            "Accept-Encoding": ACCEPT,
             **(
                 {"Authorization": f"Bearer {secret}"}
                 if self._auth_scheme == "bearer"
@@ -235,7 +258,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 }
                 status, body = await self._look_up(subject, self._verifications.copy_with(params=params))
                 try:
-                    page = msgspec.json.decode(body, type=_Page)
+                    page = _page(body)
                     ours = [
                         msgspec.json.decode(record, type=_Tagged).belongs_to(submission_id)
                         for record in page.data
@@ -291,7 +314,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                     http_status=status,
                 )
             try:
-                msgspec.json.decode(body, type=_Page)
+                _page(body)
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 return False
             if response.is_success:
@@ -334,14 +357,15 @@ def _early_response_error(subject: str, body: MultipartBody, reply: Reply, *, fr
     result never counts.
     """
     response = reply.response
-    if response.is_success:
+    error = _status_error(subject, response, reply.body)
+    was_sent = body.handed_over  # while the response was read
+    if response.is_success or (was_sent and not fresh and isinstance(error, Refused)):
         return MaybeProcessed(
             f"{subject}: DeepXL responded with {response.status_code} before the documents were sent",
             http_status=response.status_code,
             body=redact(reply.body),
         )
-    error = _status_error(subject, response, reply.body)
-    if body.handed_over:  # while the response was read
+    if was_sent:
         return error
     if not error.stops_run and not (fresh and isinstance(error, Refused)):
         error = NotProcessed(

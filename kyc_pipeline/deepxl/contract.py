@@ -20,13 +20,14 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.inspect import is_struct_type
 
-from kyc_pipeline.deepxl.call_errors import ContractBroken
+from kyc_pipeline.deepxl.call_errors import ContractBroken, NotAResponse
 from kyc_pipeline.deepxl.jsontext import (
     STRING,
     Json,
     NotJson,
     Number,
     Object,
+    cut_depth,
     escape_surrogates,
     read_json,
     unquote,
@@ -264,7 +265,7 @@ def receive(body: bytes) -> Received:
     """Checks the body of a 2xx response against the hard contract.
 
     `verificationId` is an int64, or a string of its digits; `verified` is `true` or `false`. Raises
-    :class:`ContractBroken`, whose `text` is the body to quarantine.
+    :class:`ContractBroken`, whose `text` is the body to quarantine, or :class:`NotAResponse` for no JSON.
     """
     return reread(redact(body))
 
@@ -274,7 +275,7 @@ def reread(text: str) -> Received:
     try:
         envelope = read_json(text)
     except NotJson:
-        raise ContractBroken("the response is not JSON", text=text) from None
+        raise NotAResponse("the response is not JSON", text=text) from None
     result = _only(envelope, "result")
     if not isinstance(result, Object):
         raise ContractBroken("the response has no `result` object", text=text)
@@ -305,14 +306,15 @@ def _identifier(literal: str) -> int | None:
 
 
 def redact(body: bytes) -> str:
-    """The body as text to store: without biometric geometry, otherwise as received.
+    """The body as text to store: without biometric geometry and too deep nesting, otherwise as received.
 
-    The value of a geometry key (any depth, any case) becomes `"[geometry removed: N]"`, where N is the
+    A value nested too deep becomes `jsontext.DEEP_MARKER`.
+    The value of a geometry key (any case) becomes `"[geometry removed: N]"`, where N is the
     number of its elements; null and empty values stay. A body that is not JSON is cut at the first geometry
     key, since the end of the geometry is unknown. The text is valid UTF-8 without NUL: a byte that is not
     UTF-8 becomes the JSON escape `\\udcNN`, and a lone surrogate its own escape.
     """
-    text = _storable(body)
+    text = cut_depth(_storable(body))
     if not _may_name_geometry(text) and "\\u" not in text:
         return text
     try:

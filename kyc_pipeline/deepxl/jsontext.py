@@ -1,7 +1,8 @@
 """Reads JSON text exactly: it keeps what other parsers silently change.
 
-Numbers keep their literals, objects their repeated keys. Nesting may have any depth; `NaN` and raw line
-breaks in strings are accepted. Slower than msgspec, so use it only for responses that need it.
+Numbers keep their literals, objects their repeated keys. `NaN` and raw line breaks in strings are accepted.
+A value nested deeper than `MAX_DEPTH` is read as `DEEP_MARKER`, so that no reader meets the limit of its
+stack. Slower than msgspec, so use it only for responses that need it.
 """
 
 import json
@@ -34,63 +35,50 @@ class Object(msgspec.Struct, frozen=True):
 Json: TypeAlias = "Object | list[Json] | str | Number | bool | None"
 
 STRING: Final = r'"[^"\\]*(?:\\.[^"\\]*)*"'
-_BLANK: Final = r"[ \t\n\r]*"
-_VALUE: Final = re.compile(
-    rf"{_BLANK}(?:(?P<string>{STRING})|(?P<open>[{{\[])|(?P<word>true|false|null)"
-    r"|(?P<number>-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|Infinity)|NaN))",
-    re.DOTALL,
-)
-_KEY: Final = re.compile(rf"{_BLANK}({STRING}){_BLANK}:", re.DOTALL)
-_CLOSE: Final = re.compile(rf"{_BLANK}([}}\]])")
-_NEXT: Final = re.compile(rf"{_BLANK}([,}}\]])")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_REST: Final = re.compile(_BLANK)
+MAX_DEPTH: Final = 64
+"""How deep objects and lists may be nested; the vendor's example has five levels."""
+DEEP_MARKER: Final = f"[nested deeper than {MAX_DEPTH} levels: removed]"
+# A string without an end reaches to the end of the text: else each quote in it would be tried again.
+_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 # `Number` keeps every literal and never meets the length limit of `int`.
 _EXACT: Final = json.JSONDecoder(
     object_pairs_hook=Object, parse_float=Number, parse_int=Number, parse_constant=Number, strict=False
 )
-_WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
 
 
 def read_json(text: str) -> Json:
     """Parses `text`. Raises :class:`NotJson`, never RecursionError."""
     try:
-        return _EXACT.decode(text)  # type: ignore[no-any-return]
-    except RecursionError:
-        return _read_deep(text)
+        return _EXACT.decode(cut_depth(text))  # type: ignore[no-any-return]
     except ValueError:
         raise NotJson("the text is not JSON") from None
 
 
-def _read_deep(text: str) -> Json:
-    """`read_json` with its own stack: any depth, but seven times slower.
+def cut_depth(text: str, depth: int = MAX_DEPTH) -> str:
+    """The JSON `text` with each value nested deeper than `depth` replaced by the string `DEEP_MARKER`.
 
-    It ensures that no paid response is lost and that geometry is cut at any depth.
+    A text that ends within such a value, and so is not JSON, ends with the marker.
     """
-    value, position, opened = _value(text, 0)
-    # The open containers, each already in its parent.
-    stack: list[Object | list[Json]] = []
-    root = value
-    while True:
-        if opened:
-            assert isinstance(value, Object | list)
-            empty = _CLOSE.match(text, position)
-            if empty is None:
-                stack.append(value)
-                value, position, opened = _member(text, position, value)
-                continue
-            _check_pair(value, empty[1])
-            position = empty.end()
-        while stack and (after := _NEXT.match(text, position)) is not None:
-            position = after.end()
-            if after[1] == ",":
-                break
-            _check_pair(stack.pop(), after[1])
-        else:
-            if stack or _REST.fullmatch(text, position) is None:
-                raise NotJson("a bracket or a comma is missing, or text follows the value")
-            return root
-        value, position, opened = _member(text, position, stack[-1])
+    if text.count("[") + text.count("{") <= depth:
+        return text
+    pieces: list[str] = []
+    level = kept = start = 0
+    for token in _TOKEN.finditer(text):
+        mark = token[0]
+        if mark in "[{":
+            level += 1
+            if level == depth + 1:
+                start = token.start()
+        elif mark in "]}":
+            level -= 1
+            if level == depth:
+                pieces += [text[kept:start], f'"{DEEP_MARKER}"']
+                kept = token.end()
+    if level > depth:
+        pieces += [text[kept:start], f'"{DEEP_MARKER}"']
+        kept = len(text)
+    return "".join([*pieces, text[kept:]])
 
 
 def write_json(value: Json) -> str:
@@ -138,41 +126,3 @@ def unquote(literal: str) -> str:
         return str(json.loads(literal, strict=False))
     except ValueError:
         raise NotJson("invalid escape in a string") from None
-
-
-def _member(text: str, position: int, parent: Object | list[Json]) -> tuple[Json, int, bool]:
-    """Reads the next member of `parent` and appends it."""
-    if isinstance(parent, list):
-        value, position, opened = _value(text, position)
-        parent.append(value)
-        return value, position, opened
-    key = _KEY.match(text, position)
-    if key is None:
-        raise NotJson("expected a key")
-    value, position, opened = _value(text, key.end())
-    parent.members.append((unquote(key[1]), value))
-    return value, position, opened
-
-
-def _value(text: str, position: int) -> tuple[Json, int, bool]:
-    """Reads a scalar or the start of a container: the value, the next position, whether it is a container."""
-    match = _VALUE.match(text, position)
-    if match is None:
-        raise NotJson("expected a value")
-    kind = str(match.lastgroup)
-    token = match[kind]
-    value: Json
-    if kind == "string":
-        value = unquote(token)
-    elif kind == "number":
-        value = Number(token)
-    elif kind == "word":
-        value = _WORDS[token]
-    else:
-        value = Object([]) if token == "{" else []
-    return value, match.end(), kind == "open"
-
-
-def _check_pair(container: Object | list[Json], closing: str) -> None:
-    if closing != ("}" if isinstance(container, Object) else "]"):
-        raise NotJson("brackets do not match")

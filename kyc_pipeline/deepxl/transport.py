@@ -4,6 +4,7 @@
 here. ADR 0009 says what going without it saves, and why aiohttp carries httpx's requests.
 """
 
+import asyncio
 import select
 import ssl
 from contextlib import suppress
@@ -18,10 +19,14 @@ from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
 
 from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
+from kyc_pipeline.deepxl.packing import TooLarge, Unusable, unpack
 from kyc_pipeline.deepxl.patience import Patience
 
 MAX_ERROR_BYTES: Final = 64 * 1024
-_MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+_MAX_BYTES: Final = {"POST": 4 * 1024 * 1024, "GET": 16 * 1024 * 1024}
+"""Of a response or of a page of the history: as received, and again each time that it is unpacked."""
+_QUICK_BYTES: Final = 64 * 1024
+"""More than this is unpacked in a thread."""
 _MAX_HEADER_BYTES: Final = 128 * 1024
 _MAX_HEADERS: Final = 1000
 # Shorter than common servers' own (uvicorn: 5 s): a request on a connection that the server is just closing
@@ -30,11 +35,15 @@ _KEEPALIVE_SECONDS: Final = 3.0
 
 
 class Reply(NamedTuple):
-    """A response and its body. `is_early`: it began before the last byte of the request's body had left."""
+    """A response and its body. `is_early`: it began before the last byte of the request's body had left.
+
+    `problem` says why a 2xx response has no usable body; it completes "the response is".
+    """
 
     response: httpx.Response
     body: bytes
     is_early: bool
+    problem: str = ""
 
 
 class Transport:
@@ -94,6 +103,7 @@ class Transport:
     ) -> Reply:
         response: httpx.Response | None = None
         is_early = False
+        body, problem = b"", ""
         try:
             async with Patience(self._timeout_seconds) as patience:
                 if upload is not None:
@@ -103,12 +113,15 @@ class Transport:
                 response = await pool.handle_async_request(request)
                 is_early = upload is not None and not upload.handed_over
                 body = await _read(response)
+        except Unusable as error:
+            problem = str(error)
         finally:
             if response is not None:
                 # An error while closing must not lose a response that has been read.
                 with suppress(Exception):
                     await response.aclose()
-        return Reply(response, body, is_early)
+        assert response is not None
+        return Reply(response, body, is_early, problem)
 
     def _pool(self, *, keeps: bool = True) -> AiohttpTransport:
         """A pool of connections. Without `keeps`, each connection is for one request."""
@@ -163,20 +176,28 @@ def _tls() -> ssl.SSLContext:
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """The body up to a limit; a truncated one is not valid JSON, so the contract rejects it.
+    """The unpacked body. Raises :class:`Unusable` if it is cut, damaged or too large: it then proves nothing.
 
-    For an error, the status is enough: if its body is lost, it counts as empty.
+    For an error, the status is enough: a longer body is cut, and one that is lost counts as empty.
     """
-    limit = _MAX_RESPONSE_BYTES if response.is_success else MAX_ERROR_BYTES
-    if "x-gzip" in (encoding := response.headers.get("Content-Encoding", "").lower()):
-        response.headers["Content-Encoding"] = encoding.replace("x-gzip", "gzip")  # the same (RFC 9110)
-    body = bytearray()
+    limit = _MAX_BYTES[response.request.method] if response.is_success else MAX_ERROR_BYTES
+    received = bytearray()
     try:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) >= limit:
+        async for chunk in response.aiter_raw():
+            received += chunk
+            if len(received) > limit and response.is_success:
+                raise TooLarge(limit)
+            if len(received) > limit:
                 break
-    except httpx.HTTPError:
+        return await _unpack(bytes(received[:limit]), response.headers.get("Content-Encoding", ""), limit)
+    except (httpx.HTTPError, Unusable):
         if response.is_success:
             raise
-    return bytes(body[:limit])
+        return b""
+
+
+async def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
+    try:
+        return unpack(body, encoding, min(_QUICK_BYTES, limit))
+    except TooLarge:
+        return await asyncio.to_thread(unpack, body, encoding, limit)

@@ -6,10 +6,11 @@ The content decides, never the file name. `images.py` decodes images to their en
 import hashlib
 import io
 import os
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -87,7 +88,29 @@ class Documents:
             known[file] = self._cache[file] = document
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
-        return results | {path: known[file] for path, file in resolved.items()}
+        results |= {path: known[file] for path, file in resolved.items()}
+        return {path: self._explained(path, document) for path, document in results.items()}
+
+    def _explained(self, path: str, document: Document) -> Document:
+        """If the file is not found: what may be wrong with the path, since a reader may not see it."""
+        if document.problem is not Reason.FILE_NOT_FOUND:
+            return document
+        if "\\" in path:
+            hint = "separate folders by / and not by a backslash"
+        elif path != path.strip():
+            hint = "the path begins or ends with a blank"
+        elif any(map(self._exists, {unicodedata.normalize(form, path) for form in ("NFC", "NFD")} - {path})):
+            hint = "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"
+        else:
+            return document
+        return replace(document, detail=f"{document.detail}: {hint}")
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self._folder.open(self._folder.resolve(path)).close()
+        except (DocumentProblem, OSError):
+            return False
+        return True
 
 
 def _refused(problem: DocumentProblem) -> Document:

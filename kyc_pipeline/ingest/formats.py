@@ -16,18 +16,19 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Literal, TypeAlias, cast
+from typing import IO, Final, Literal, TypeAlias, cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.typed_values import Column, has_texts, tags_json, texts, times, without_text
 
 FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at")
 REQUIRED: Final = FIELDS[:3]
@@ -36,7 +37,6 @@ ROW: Final = "manifest_row"
 MALFORMED: Final = "malformed"
 SUBMISSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-Column: TypeAlias = "pa.Array[Any]"
 Reader: TypeAlias = Callable[[Path, Counter[str]], Iterator[pa.Table]]
 
 CHUNK_ROWS: Final = 16_384
@@ -48,6 +48,7 @@ MAX_ROW_BYTES: Final = BLOCK_BYTES
 MAX_IGNORED_NAMES: Final = 100
 MAX_SHOWN_COLUMNS: Final = 20
 _COLUMN_NAME: Final = re.compile(r"(tag\.)?[A-Za-z_][A-Za-z_ -]{0,39}")
+_BLANKS: Final = re.compile(r"[\s_-]+")
 _SEPARATORS: Final = (",", ";", "\t", "|")
 
 
@@ -124,6 +125,22 @@ def _count_ignored(ignored: Counter[str], name: str, rows: int) -> None:
     ignored[printable(name)[:64] if known else "(others)"] += rows
 
 
+def _column(name: str) -> str:
+    """The field or tag that a name in a manifest means.
+
+    Upper and lower case, blanks and hyphens make no difference to a field. The name of a tag is kept, without
+    blanks around it.
+    """
+    name = name.strip()
+    if name in FIELDS:
+        return name
+    field = _BLANKS.sub("_", name).lower()
+    if field in FIELDS:
+        return field
+    prefix, dot, tag = name.partition(".")
+    return TAG_PREFIX + tag.strip() if dot and prefix.strip().lower() == "tag" else name
+
+
 def _is_used(column: str) -> bool:
     return column in FIELDS or column.startswith(TAG_PREFIX)
 
@@ -153,12 +170,15 @@ def _text_blocks(path: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 before = error.object[: error.start].decode(error.encoding, "replace")
                 line = lines + _line_ends(before) + 1
-                reason = f"is not {error.encoding} text (line {line}): save it as UTF-8"
+                reason = f"is not {error.encoding} text (line {line}): save it as UTF-8 (CSV UTF-8 in Excel)"
                 raise ManifestUnreadable(path, reason) from error
             if "\0" in text:
                 line = lines + _line_ends(text[: text.index("\0")]) + 1
                 raise ManifestUnreadable(path, f"is not text: line {line} has a NUL character")
             lines += _line_ends(text)
+            if "\ufeff" in text:
+                # Files that were joined have a byte order mark at the start of each.
+                text = _LATER_MARK.sub("", text[last[-1:] in ("\r", "\n") and text[0] == "\ufeff" :])
             if text:
                 last = text
                 yield text
@@ -166,6 +186,9 @@ def _text_blocks(path: Path) -> Iterator[str]:
         decoder.decode(b"", final=True)
         if last and last[-1] not in "\r\n":
             yield "\n"
+
+
+_LATER_MARK: Final = re.compile(r"(?<=[\r\n])\ufeff")
 
 
 def _line_ends(text: str) -> int:
@@ -186,13 +209,15 @@ def _encoding_of(start: bytes) -> str:
 
 
 class _BlockStream(io.RawIOBase):
-    """Text blocks as a stream of UTF-8 bytes, for pyarrow. Counts the quotes."""
+    """Text blocks as a stream of UTF-8 bytes, for pyarrow. Counts quotes and non-empty lines."""
 
     def __init__(self, blocks: Iterator[str]) -> None:
         super().__init__()
         self._blocks = blocks
         self._rest = memoryview(b"")
+        self._at_line_start = True
         self.quotes = 0
+        self.lines = 0
 
     def readable(self) -> bool:
         return True
@@ -200,75 +225,198 @@ class _BlockStream(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed has no narrower type
         if not self._rest:
             data = next(self._blocks, "").encode()
-            self.quotes += data.count(b'"')
+            self._count(data)
             self._rest = memoryview(data)
         size = min(len(buffer), len(self._rest))
         buffer[:size] = self._rest[:size]
         self._rest = self._rest[size:]
         return size
 
+    def _count(self, data: bytes) -> None:
+        if data:
+            self.quotes += data.count(b'"')
+            codes = np.frombuffer(data, np.uint8)
+            ends = (codes == ord("\n")) | (codes == ord("\r"))
+            starts = ~ends & np.concatenate(([self._at_line_start], ends[:-1]))
+            self.lines += int(np.count_nonzero(starts))
+            self._at_line_start = bool(ends[-1])
+
 
 # --- CSV --------------------------------------------------------------------------------------------------
 
+_LINE_ENDS: Final = re.compile(r"[\r\n]+")
+_SEPARATOR_LINE: Final = re.compile(r'"?sep=.?"?[\r\n]+', re.IGNORECASE)
+"""Excel's own first line, which names the separator. It is not data."""
 
-class _BadRows:
-    """pyarrow's `invalid_row_handler`: collects the rows that have more or fewer fields than the header."""
 
-    def __init__(self, separator: str, header: list[str]) -> None:
+_TORN_TAG: Final = 'a tag has a line end: is a quote (") missing or stray?'
+
+
+class _CsvRows:
+    """Turns what pyarrow reads into chunks, and accounts for each line of the file.
+
+    It is pyarrow's `invalid_row_handler` too: a row with more or fewer fields than the header is malformed,
+    unless only empty cells without a name make the difference, as Excel leaves them.
+    A row of nothing but separators is skipped like an empty line.
+    """
+
+    def __init__(self, path: Path, separator: str, names: list[str], width: int) -> None:
+        header = [_column(name) for name in names]
+        self._path = path
         self._separator = separator
-        self._header = header
-        self._pending: list[tuple[int, str | None, str]] = []
+        self._named = len(header)
+        self._names = [*FIELDS, *names]
+        self._header = [*header, *[""] * width][:width]
+        self.width = width
+        self._id = header.index("submission_id")
+        self._odd_numbers: list[int] = []
+        self._malformed: list[tuple[int, str | None, str]] = []
+        self._repaired: list[tuple[int, list[str | None]]] = []
+        self._swallowing: int | None = None  # pyarrow does not pass on what its handler raises
         self._next_number = 1
+        self.unnamed_cells = 0
+        self.lines = 1 + sum(len(_LINE_ENDS.findall(name)) for name in names)
+        """How many lines of the file the header and the rows so far account for."""
 
     def __call__(self, row: pacsv.InvalidRow) -> Literal["skip"]:
         # The serial reader always knows the row number; the header is row 1.
         number = (row.number or 0) - 1
-        detail = f"expected {row.expected_columns} fields, found {row.actual_columns}"
-        self._pending.append((number, self._id_in(row.text), detail))
+        self._odd_numbers.append(number)
+        try:
+            values = next(csv.reader(io.StringIO(row.text, newline=""), delimiter=self._separator), [])
+        except csv.Error:
+            values = []
+        width = self.width
+        lines = _LINE_ENDS.split(row.text.strip("\r\n"))
+        if len(lines) == 1 and values and not any(self._header[len(values) :]) and not any(values[width:]):
+            padded = values[:width] + [""] * (width - len(values))
+            self._repaired.append((number, [value or None for value in padded]))
+            return "skip"
+        self.lines += len(lines)
+        if sum(self._looks_like_columns(line, 0, width) for line in lines) > 1:
+            self._swallowing = self._swallowing or number
+        found = values[self._id] if self._id < len(values) else ""
+        shown = found if SUBMISSION_ID.fullmatch(found) else None
+        detail = f"expected {self._named} fields, found {row.actual_columns}"
+        self._malformed.append((number, shown, detail))
         return "skip"
 
-    def good_row_numbers(self, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-        """The row numbers of the next `count` good rows: the numbers between those of bad rows."""
-        bad = np.array([number for number, _, _ in self._pending], dtype=np.int64)
-        numbers = np.arange(self._next_number, self._next_number + count + len(bad), dtype=np.int64)
-        numbers = numbers[~np.isin(numbers, bad)][:count]
+    def good(self, columns: Sequence[Column]) -> Iterator[pa.Table]:
+        """Yields the chunk of rows that have as many fields as the header.
+
+        Their numbers are those between the numbers of the others.
+        """
+        count = len(columns[0])
+        odd = np.array(self._odd_numbers, dtype=np.int64)
+        numbers = np.arange(self._next_number, self._next_number + count + len(odd), dtype=np.int64)
+        numbers = numbers[~np.isin(numbers, odd)][:count]
         if count:
             self._next_number = int(numbers[-1]) + 1
-        return numbers
+            self._odd_numbers = [number for number in self._odd_numbers if number >= self._next_number]
+            yield self._rows(columns, pa.array(numbers))
 
-    def chunks(self, *, final: bool = False) -> Iterator[pa.Table]:
-        """Yields a chunk of the bad rows before the next good row, or of all the rest if `final`."""
-        due = [row for row in self._pending if final or row[0] < self._next_number]
-        self._pending = self._pending[len(due) :]
-        if due:
-            numbers, ids, details = zip(*due, strict=True)
+    def others(self) -> Iterator[pa.Table]:
+        """Yields the rows since the last call that have more or fewer fields than the header."""
+        if self._swallowing is not None:
+            raise self._swallows_rows(self._swallowing)
+        if self._repaired:
+            numbers, rows = zip(*self._repaired, strict=True)
+            self._repaired = []
+            columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+            yield self._rows(columns, pa.array(numbers, pa.int64()))
+        if self._malformed:
+            numbers, ids, details = zip(*self._malformed, strict=True)
+            self._malformed = []
             yield _chunk(
                 {"submission_id": pa.array(ids, pa.string())},
                 pa.array(numbers, pa.int64()),
                 pa.array(details, pa.string()),
             )
 
-    def _id_in(self, text: str) -> str | None:
-        try:
-            values = next(csv.reader(io.StringIO(text, newline=""), delimiter=self._separator), [])
-        except csv.Error:
-            return None
-        index = self._header.index("submission_id")
-        found = values[index] if index < len(values) else ""
-        return found if SUBMISSION_ID.fullmatch(found) else None
+    def _rows(self, columns: Sequence[Column], numbers: Column) -> pa.Table:
+        self.lines += len(numbers)
+        problems: dict[int, str] = {}
+        for index, (name, column) in enumerate(zip(self._header, columns, strict=True)):
+            if index >= self._named and column.null_count < len(column):
+                surplus = f"expected {self._named} fields, found {index + 1}"
+                problems |= dict.fromkeys(np.flatnonzero(_filled(column)).tolist(), surplus)
+            elif not name:
+                self.unnamed_cells += len(column) - column.null_count
+            found = pc.count_substring_regex(cast("pa.StringArray", column), _LINE_ENDS.pattern)
+            line_ends = found.fill_null(0).to_numpy()
+            self.lines += int(line_ends.sum())
+            for row in np.flatnonzero(line_ends).tolist():
+                if self._swallows(column[row].as_py(), index):
+                    raise self._swallows_rows(numbers[row].as_py())
+                if name.startswith(TAG_PREFIX):
+                    problems[row] = _TORN_TAG
+        for row in np.flatnonzero(pc.is_in(columns[self._id], pa.array(self._names))).tolist():
+            if self._is_header([column[row].as_py() for column in columns], numbers[row].as_py()):
+                problems[row] = "the row repeats the names of the columns"
+        used = {name: column for name, column in zip(self._header, columns, strict=True) if _is_used(name)}
+        malformed = pa.array([problems.get(row) for row in range(len(numbers))]) if problems else None
+        chunk = _chunk(used, numbers, malformed)
+        if not columns[self._id].null_count:
+            return chunk
+        return chunk.filter(pa.array(np.logical_or.reduce([_filled(column) for column in columns])))
+
+    def _is_header(self, cells: list[str | None], number: int) -> bool:
+        """Whether a row is the header of another file, joined to this one."""
+        names = [_column(cell or "") for cell in cells]
+        if not set(REQUIRED) <= set(names):
+            return False
+        pairs = zip(names, self._header, strict=True)
+        if any(name != column and (_is_used(name) or _is_used(column)) for name, column in pairs):
+            raise ManifestUnreadable(
+                self._path, f"names other columns in row {number}: deliver joined files one by one"
+            )
+        return True
+
+    def _swallows(self, cell: str, index: int) -> bool:
+        """Whether the lines of a cell in column `index` are the rest of one row, and other rows.
+
+        An address or a note of several lines is none of these.
+        """
+        first, *middle, last = _LINE_ENDS.split(cell)
+        return self._looks_like_columns(first, index, self.width) and (
+            self._looks_like_columns(last, 0, index + 1)
+            or any(self._looks_like_columns(line, 0, self.width) for line in middle)
+        )
+
+    def _looks_like_columns(self, line: str, start: int, stop: int) -> bool:
+        fields = line.split(self._separator)
+        if len(fields) < stop - start:
+            return False
+        return not start <= self._id < stop or bool(
+            SUBMISSION_ID.fullmatch(fields[self._id - start].strip().strip('"'))
+        )
+
+    def _swallows_rows(self, number: int) -> ManifestUnreadable:
+        return ManifestUnreadable(
+            self._path,
+            f"has a quoted cell with whole rows in it (row {number}): close or double its quotes",
+        )
+
+
+def _filled(column: Column) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    return column.is_valid().to_numpy(zero_copy_only=False)
 
 
 def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     blocks = _text_blocks(path)
     start = next(blocks, "").lstrip("\r\n")
+    if separator_line := _SEPARATOR_LINE.match(start):
+        start = start[separator_line.end() :]
     if not start.strip():
         raise ManifestUnreadable(path, "is empty: its first row must name the columns")
-    separator, header = _header(start, path)
+    separator, names, width = _header(start, path)
+    header = [_column(name) for name in names]
     _check_header(header, path)
     stream = _BlockStream(itertools.chain([start], blocks))
+    rows = _CsvRows(path, separator, names, width)
     total = 0
     try:
-        for chunk in _merged(_csv_chunks(stream, separator, header)):
+        for chunk in _merged(_csv_chunks(stream, rows, separator)):
             total += chunk.num_rows
             yield chunk
     except pa.ArrowInvalid as error:
@@ -277,41 +425,46 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
                 path, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
             ) from error
         raise ManifestUnreadable(path, "is not a valid CSV file") from error
+    _reconcile(stream, rows, path)
+    for column in header:
+        if column and not _is_used(column):
+            _count_ignored(ignored, column, total)
+    if rows.unnamed_cells:
+        _count_ignored(ignored, "", rows.unnamed_cells)
+
+
+def _reconcile(stream: _BlockStream, rows: _CsvRows, path: Path) -> None:
     # An open quote swallows every row up to the next quote, so some rows were misread.
     if stream.quotes % 2:
         raise ManifestUnreadable(path, 'has an odd number of quotes ("): close or double the stray one')
-    for column in header:
-        if not _is_used(column):
-            _count_ignored(ignored, column, total)
+    if rows.lines != stream.lines:
+        raise ManifestUnreadable(
+            path, f"has {stream.lines} lines, but its rows have {rows.lines}: is a quote missing or stray?"
+        )
 
 
-def _csv_chunks(stream: "_BlockStream", separator: str, header: list[str]) -> Iterator[pa.Table]:
-    used = {str(i): column for i, column in enumerate(header) if _is_used(column)}
-    bad_rows = _BadRows(separator, header)
+def _csv_chunks(stream: _BlockStream, rows: _CsvRows, separator: str) -> Iterator[pa.Table]:
+    keys = [str(index) for index in range(rows.width)]
     reader = pacsv.open_csv(
         cast("IO[bytes]", stream),
         # Only the serial reader knows row numbers.
         read_options=pacsv.ReadOptions(
-            use_threads=False,
-            block_size=BLOCK_BYTES,
-            column_names=[str(i) for i in range(len(header))],
-            skip_rows_after_names=1,
+            use_threads=False, block_size=BLOCK_BYTES, column_names=keys, skip_rows_after_names=1
         ),
         parse_options=pacsv.ParseOptions(
-            delimiter=separator, newlines_in_values=True, invalid_row_handler=bad_rows
+            delimiter=separator, newlines_in_values=True, invalid_row_handler=rows
         ),
         convert_options=pacsv.ConvertOptions(
-            column_types=dict.fromkeys(used, pa.string()),
-            include_columns=list(used),
+            column_types=dict.fromkeys(keys, pa.string()),
             strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
             null_values=[""],
         ),
     )
     for batch in reader:
-        columns = {column: batch.column(key) for key, column in used.items()}
-        yield _chunk(columns, pa.array(bad_rows.good_row_numbers(batch.num_rows)))
-        yield from bad_rows.chunks()
-    yield from bad_rows.chunks(final=True)
+        yield from rows.good(batch.columns)
+        yield from rows.others()
+    yield from rows.others()
 
 
 def _merged(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -319,6 +472,8 @@ def _merged(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
     pending: list[pa.Table] = []
     rows = 0
     for chunk in chunks:
+        if not chunk.num_rows:
+            continue
         pending.append(chunk)
         rows += chunk.num_rows
         if rows >= CHUNK_ROWS:
@@ -328,16 +483,28 @@ def _merged(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(pending, promote_options="default").combine_chunks()
 
 
-def _header(start: str, path: Path) -> tuple[str, list[str]]:
-    """The separator and the column names: the combination with the most known names."""
+def _header(start: str, path: Path) -> tuple[str, list[str], int]:
+    """The separator, the column names, and how many fields a row has.
+
+    The separator is the one that gives the most known names. Often all rows have some empty cells more than
+    the header, or fewer than its names: the first row decides.
+    """
     readings = []
     for separator in _SEPARATORS:
+        rows = filter(None, csv.reader(io.StringIO(start, newline=""), delimiter=separator))
         try:
-            row = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator), [])
+            readings.append((separator, next(rows, []), rows))
         except csv.Error as error:
             raise ManifestUnreadable(path, "has no readable header row") from error
-        readings.append((separator, [column.strip() for column in row]))
-    return max(readings, key=lambda reading: (sum(map(_is_used, reading[1])), len(reading[1])))
+    separator, names, rows = max(
+        readings, key=lambda reading: (sum(_is_used(_column(name)) for name in reading[1]), len(reading[1]))
+    )
+    first: list[str] = []
+    with contextlib.suppress(csv.Error):
+        first = next(rows, [])
+    differ_in_empty_cells = first and not any([*names[len(first) :], *first[len(names) :]])
+    is_one_line = not any(map(_LINE_ENDS.search, first))
+    return separator, names, len(first) if differ_in_empty_cells and is_one_line else len(names)
 
 
 def _check_header(columns: list[str], path: Path) -> None:
@@ -364,14 +531,22 @@ def _described(columns: list[str]) -> str:
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
+_NO_OBJECT: Final = "the line is not a JSON object"
+_DUPLICATE_KEY: Final = "the line has a duplicate key"
 
 
 def _read_jsonl(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     records: list[dict[str, str | None]] = []
     numbers: list[int] = []
     size = 0
+    is_lines = False
     for number, line in enumerate(_lines(path), 1):
-        records.append(_record(line, ignored))
+        record = _record(line, ignored)
+        # Once a line was an object, the file is JSON Lines.
+        is_lines = is_lines or record.get(MALFORMED) != _NO_OBJECT
+        if not is_lines and _is_part_of_an_array(line):
+            raise ManifestUnreadable(path, f"is a JSON array (line {number}): write one object per line")
+        records.append(record)
         numbers.append(number)
         size += len(line)
         if len(records) == CHUNK_ROWS or size >= CHUNK_BYTES:
@@ -400,28 +575,64 @@ def has_duplicate_key(text: str) -> bool:
 
 
 def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
-    data = line.strip().encode()
     try:
-        raw = _OBJECT.decode(data)
+        values = _values(line.strip())
         # The size of the compact JSON: if the line is just as long, it has no duplicate key.
-        compact = 1 + sum(len(name.encode()) + len(bytes(value)) + 4 for name, value in raw.items())
-        if compact != len(data) and has_duplicate_key(line):
-            return {MALFORMED: "the line has a duplicate key"}
+        compact = 1 + sum(len(name.encode()) + len(value) + 4 for name, value in values.items())
+        if compact != len(line.strip().encode()) and has_duplicate_key(line):
+            return {MALFORMED: _DUPLICATE_KEY}
     except (ValueError, RecursionError):
-        return {MALFORMED: "the line is not a JSON object"}
+        return {MALFORMED: _NO_OBJECT}
     record: dict[str, str | None] = {}
-    for name, value in raw.items():
+    for key, value in values.items():
+        name = _column(key)
         if not _is_used(name):
             _count_ignored(ignored, name, 1)
             continue
+        if name in record:
+            return {MALFORMED: _DUPLICATE_KEY}
         try:
             record[name] = _TEXT.decode(value)
         except ValueError:
             if name == "tags":
-                record[name] = bytes(value).decode()
+                record[name] = value.decode()
             else:
                 record[MALFORMED] = f"{name if name in FIELDS else 'a tag'} must be text"
     return record
+
+
+class _Pairs(list[tuple[str, object]]):
+    """The members of a JSON object."""
+
+
+def _values(line: str) -> Mapping[str, bytes]:
+    """The JSON text of each value of an object. Raises ValueError or RecursionError.
+
+    Other tools write NaN, and halves of characters, which JSON does not have. Each value that is used is
+    checked on its own, so that these do no harm in a column that is not.
+    """
+    try:
+        return {name: bytes(value) for name, value in _OBJECT.decode(line).items()}
+    except msgspec.DecodeError:
+        pairs = json.loads(line, object_pairs_hook=_Pairs)
+        if not isinstance(pairs, _Pairs):
+            raise
+        return {name.encode().decode(): _json_text(value).encode() for name, value in pairs}
+
+
+def _json_text(value: object) -> str:
+    if isinstance(value, _Pairs):
+        return "{" + ",".join(f"{json.dumps(name)}:{_json_text(member)}" for name, member in value) + "}"
+    return json.dumps(value)
+
+
+def _is_part_of_an_array(line: str) -> bool:
+    """Whether a line that is no object is the start or an element of an array of objects."""
+    text = line.strip()
+    if text.endswith(("[", "[{")) or (text.startswith("[") and text[1:].lstrip().startswith("{")):
+        return True
+    element = text.removesuffix(",")
+    return element != text and _record(element, Counter()).get(MALFORMED) != _NO_OBJECT
 
 
 def _records_chunk(records: list[dict[str, str | None]], numbers: list[int]) -> pa.Table:
@@ -433,75 +644,57 @@ def _records_chunk(records: list[dict[str, str | None]], numbers: list[int]) -> 
 # --- Parquet ----------------------------------------------------------------------------------------------
 
 
+_SPARK: Final = b"org.apache.spark.version"
+
+
 def _read_parquet(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     try:
-        with path.open("rb") as source, pq.ParquetFile(source) as file:
-            schema = file.schema_arrow
-            _check_header(schema.names, path)
-            used = [column for column in schema.names if _is_used(column)]
-            for column in used:
-                _check_type(column, schema.field(column).type, path)
+        # INT96 has no years after 2262 in nanoseconds.
+        with path.open("rb") as source, pq.ParquetFile(source, coerce_int96_timestamp_unit="us") as file:
+            names = {name: _column(name) for name in file.schema_arrow.names}
+            _check_header([_column(name) for name in file.schema_arrow.names], path)
+            used = {name: column for name, column in names.items() if _is_used(column)}
+            in_utc = _int96_columns_of_spark(file)
             total = 0
-            for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=used):
+            for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=list(used)):
                 rows = pa.array(np.arange(total + 1, total + 1 + batch.num_rows, dtype=np.int64))
                 total += batch.num_rows
-                yield _chunk({column: _as_text(batch.column(column)) for column in used}, rows)
-            for column in schema.names:
-                if not _is_used(column):
+                columns = {column: batch.column(name) for name, column in used.items()}
+                yield _typed_chunk(columns, rows, in_utc, path)
+            for column in names:
+                if column not in used:
                     _count_ignored(ignored, column, total)
     except pa.ArrowException as error:
         raise ManifestUnreadable(path, f"is not a readable Parquet file ({type(error).__name__})") from error
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_null(kind)
-    )
+def _int96_columns_of_spark(file: pq.ParquetFile) -> set[str]:
+    """INT96 has no time zone, but Spark writes UTC; other tools write local time."""
+    if _SPARK not in (file.metadata.metadata or {}):
+        return set()
+    columns = (file.schema.column(index) for index in range(len(file.schema)))
+    return {_column(column.path) for column in columns if column.physical_type == "INT96"}
 
 
-def _check_type(column: str, kind: pa.DataType, path: Path) -> None:
-    is_readable = (
-        _is_text(kind)
-        or (column == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)))
-        or (column == "submitted_at" and pa.types.is_timestamp(kind))
-    )
-    if not is_readable:
-        raise ManifestUnreadable(path, f"has the column {printable(column)} of type {kind}: it must be text")
-
-
-def _as_text(array: Column) -> Column:
-    kind = array.type
-    if pa.types.is_map(kind):
-        return pa.array(
-            [None if tags is None else _pairs_json(tags) for tags in array.to_pylist()], pa.string()
-        )
-    if pa.types.is_struct(kind):
-        # Every row of a struct has every field: a null means that the tag is absent.
-        rows = array.to_pylist()
-        return pa.array(
-            [row and _pairs_json([(k, v) for k, v in row.items() if v is not None]) for row in rows],
-            pa.string(),
-        )
-    if pa.types.is_timestamp(kind):
-        # Without a time zone the text has no offset, and the row is rejected as in any other format.
-        times = cast("list[datetime | None]", array.cast(pa.timestamp("us", kind.tz and "UTC")).to_pylist())
-        return pa.array([time and time.isoformat() for time in times], pa.string())
-    return array.cast(pa.string())
-
-
-def _pairs_json(pairs: list[tuple[str, object]]) -> str:
-    """A JSON object of the pairs, in order and with duplicate keys, which a tag rule rejects later."""
-    members = (f"{_json(name)}:{_json(value)}" for name, value in pairs)
-    return "{" + ",".join(members) + "}"
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+def _typed_chunk(columns: Mapping[str, Column], rows: Column, in_utc: set[str], path: Path) -> pa.Table:
+    found: dict[str, Column] = {}
+    malformed = pa.nulls(len(rows), pa.string())
+    for name, array in columns.items():
+        kind = array.type
+        if name == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
+            found[name] = tags_json(array)
+        elif name == "submitted_at" and pa.types.is_timestamp(kind):
+            found[name] = times(array.cast(pa.timestamp(kind.unit, "UTC")) if name in in_utc else array)
+        else:
+            is_allowed = has_texts(kind) and (name.startswith(TAG_PREFIX) or not pa.types.is_date(kind))
+            if not is_allowed and array.null_count < len(array):
+                raise ManifestUnreadable(
+                    path, f"has the column {printable(name)} of type {kind}: it must be text"
+                )
+            found[name] = texts(array)
+            problem = f"{name if name in FIELDS else 'a tag'} must be text"
+            malformed = pc.if_else(without_text(array, found[name]), problem, malformed)
+    return _chunk(found, rows, malformed)
 
 
 _READERS: Final[dict[str, Reader]] = {

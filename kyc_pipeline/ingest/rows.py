@@ -21,9 +21,9 @@ from kyc_pipeline.ingest.formats import (
     ROW,
     SUBMISSION_ID,
     TAG_PREFIX,
-    Column,
     has_duplicate_key,
 )
+from kyc_pipeline.ingest.typed_values import Column
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
 from kyc_pipeline.privacy.erased import ErasedSubjects
@@ -139,9 +139,11 @@ def _read_times(texts: "pd.Series[str]", verdicts: _Verdicts) -> "pd.Series[pd.T
 
     given = texts.notna() & (texts.str.strip() != "").fillna(False)
     well_formed = given & texts.str.fullmatch(_ISO_8601).fillna(False)
-    times = pd.to_datetime(texts.where(well_formed), utc=True, format="ISO8601", errors="coerce").dt.as_unit(
-        "us"
-    )
+    # pandas reads all values in the finest unit of one of them, and nanoseconds end in the year 2262.
+    in_microseconds = texts.where(well_formed).str.replace(r"[.,](\d{1,6})\d*", r".\1", regex=True)
+    times = pd.to_datetime(in_microseconds, utc=True, format="ISO8601", errors="coerce").dt.as_unit("us")
+    # An offset can move a time to a year that Python does not have.
+    times = times.where(times.dt.year.between(1, 9999))
     verdicts.reject(
         given & times.isna(),
         Reason.INVALID_SUBMITTED_AT,

@@ -1,9 +1,10 @@
 """The ledger's database: connections, creation and migrations.
 
-If a power cut could undo a claim, a call could be paid twice: `sqlite.py` says how SQLite is made durable; a
-session on PostgreSQL sets `synchronous_commit`. On SQLite a write transaction begins with `BEGIN IMMEDIATE`:
-it waits for the lock at its start and never fails half-way. On PostgreSQL the same code takes row locks
-(`FOR UPDATE`, which SQLite ignores).
+If a power cut could undo a claim, a call could be paid twice: `sqlite.py` says how SQLite is made durable;
+each transaction on PostgreSQL sets `synchronous_commit`. A session there keeps no settings, prepared
+statements or locks, since a pooler such as pgbouncer may give each transaction another session. On SQLite a
+write transaction begins with `BEGIN IMMEDIATE`: it waits for the lock at its start and never fails half-way.
+On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores).
 """
 
 import contextlib
@@ -38,11 +39,25 @@ _LIBPQ_OPTIONS: Final = {
 }
 """Close a dead connection within a minute. The URL can override them."""
 _READ_ONLY: Final = "kyc_read_only"
-_DURABLE: Final = (
-    "SELECT set_config('synchronous_commit', 'on', false) "
-    "WHERE current_setting('synchronous_commit') <> 'remote_apply'"
-)
-"""Overrides the default of the server, the database or the role."""
+_SETTINGS: Final = """
+SELECT
+    set_config('lock_timeout', '{lock}', true),
+    set_config('idle_in_transaction_session_timeout', '{idle}', true),
+    set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)
+"""
+"""For one transaction, whatever the server, the database or the role defaults to; times in milliseconds.
+
+Without `lock_timeout`, a row that another session keeps locked would block a run forever, unlike on SQLite. A
+process that is suspended in a transaction must not keep its locks.
+"""
+_POOLER_REFUSES: Final = {
+    "not allowed in statement pooling mode": (
+        "a pooler such as pgbouncer gives each statement another session: set its pool_mode to transaction"
+    ),
+    "unsupported startup parameter": "the pooler refuses `options` in KYC_LEDGER_URL: remove them",
+}
+"""By the pooler's words."""
 
 
 class LedgerError(KycError):
@@ -168,13 +183,13 @@ class Ledger:
             self._file_id = sqlite.file_id(Path(str(self._url.database)))
         self._check_file()
 
-    def _configure_postgres(self, connection: Any, _record: Any) -> None:
-        # As on SQLite. Without it, a row that another session keeps locked would block a run forever.
-        connection.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
-        # A process that is suspended in a transaction must not keep its locks.
-        connection.execute(f"SET idle_in_transaction_session_timeout = {int(LEASE_SECONDS * 1000)}")
-        connection.execute(_DURABLE)
-        connection.commit()
+    def _begin_postgres(self, connection: Connection) -> None:
+        lock, idle = int(self._busy_timeout * 1000), int(LEASE_SECONDS * 1000)
+        # Not with a cursor on the server, which would set nothing before it is read.
+        connection.exec_driver_sql(
+            _SETTINGS.format(lock=lock, idle=idle),
+            execution_options={"stream_results": False, "yield_per": None},
+        )
 
     @property
     def is_open_but_gone(self) -> bool:
@@ -242,9 +257,13 @@ class Ledger:
         if not self._is_sqlite:
             options = {key: value for key, value in _LIBPQ_OPTIONS.items() if key not in self._url.query}
             engine = create_engine(
-                self._url, hide_parameters=True, connect_args=options, pool_size=4, pool_pre_ping=True
+                self._url,
+                hide_parameters=True,
+                connect_args={**options, "prepare_threshold": None},
+                pool_size=4,
+                pool_pre_ping=True,
             )
-            event.listen(engine, "connect", self._configure_postgres)
+            event.listen(engine, "begin", self._begin_postgres)
             return engine
         engine = create_engine(
             self._url, hide_parameters=True, connect_args={"timeout": self._busy_timeout}, pool_size=4
@@ -294,6 +313,9 @@ def _cause(error: Exception) -> str:
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
         return str(origin)
+    for words, cause in _POOLER_REFUSES.items():
+        if words in str(origin):
+            return cause
     if isinstance(origin, OSError) and origin.strerror:
         return origin.strerror
     return type(origin).__name__

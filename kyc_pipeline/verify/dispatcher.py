@@ -301,13 +301,15 @@ class Dispatcher:
     def _contradictions(self, item: Work, echo: Echo, *, exactly: bool = False) -> list[str]:
         """What shows that a record is not about this submission's calls."""
         now = datetime.now(UTC)
+        # A first attempt that lies ahead was timed by a wrong clock: no response would count until then.
+        since = min(item.first_sent or now, now)
         return contradictions(
             echo,
             item.submission_id,
             id_size=item.row["id_size"],
             selfie_size=item.row["selfie_size"],
             tags=dict(item.row["tags"]),
-            since=item.first_sent or now,
+            since=since,
             until=now,
             exactly=exactly,
         )

@@ -156,7 +156,16 @@ def test_analysts_read_a_complete_build_while_the_next_one_is_published(
         assert reader.stdout.readline() == "ready\n"
         with duckdb.connect(str(demo.warehouse), read_only=True) as kept_open:
             [(old,)] = kept_open.execute("SELECT run_id FROM build_info").fetchall()
-            demo.command("publish", "--force", KYC_HOME=str(demo.folder), KYC_LAKE="lake")
+            demo.command(
+                "publish",
+                "--force",
+                DAGSTER_HOME=str(demo.folder / "dagster_home"),
+                KYC_HOME=str(demo.folder),
+                KYC_LAKE="lake",
+                KYC_LEDGER_URL="sqlite:///ledger.sqlite",
+                KYC_WAREHOUSE="warehouse/kyc.duckdb",
+                KYC_REPORT="report/index.html",
+            )
             assert kept_open.execute("SELECT run_id FROM build_info").fetchall() == [(old,)]
             assert kept_open.execute("SELECT count(*) FROM pass_rates").fetchall() != [(0,)]
     finally:

@@ -1,5 +1,8 @@
 """Settings: names and defaults as promised, one clear line for what is wrong, secrets never shown."""
 
+import re
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -123,3 +126,104 @@ def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_token_says_what_to_do() -> None:
     with pytest.raises(UsageError, match="DEEPXL_API_TOKEN is not set"):
         load_settings(None).require_token()
+
+
+MAIN = "from kyc_pipeline.cli import main; main()"
+ENV = "# Schlüssel\nDEEPXL_API_TOKEN=secretvalue\nDEEPXL_MAX_CONCURRENCY=4\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252"])
+def test_an_env_file_that_is_not_utf_8_is_named(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / ".env"
+    for text in (ENV, ENV.replace("ü", "u")):
+        file.write_bytes(text.encode(encoding))
+        if encoding in ("latin-1", "cp1252") and text.isascii():
+            continue
+        with pytest.raises(UsageError, match=r"\.env is not UTF-8 text .*: save it as UTF-8$") as caught:
+            load_settings(str(file))
+        assert "secretvalue" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["\ufeff" + ENV, ENV.replace("\n", "\r\n"), ENV.replace("value", "value  ")])
+def test_an_env_file_as_windows_writes_it(tmp_path: Path, text: str) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(text.encode())
+    settings = load_settings(str(file))
+    assert settings.require_token().get_secret_value() == "secretvalue"
+    assert settings.deepxl_max_concurrency == 4
+
+
+@pytest.mark.parametrize(
+    "mark", ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\x1b", "\u00a0", "\0"]
+)
+def test_an_invisible_character_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    file = tmp_path / ".env"
+    for name in ("DEEPXL_API_TOKEN", "DEEPXL_CURRENCY", "KYC_LANDING", "KYC_PSEUDONYM_KEY", "KYC_START_DATE"):
+        file.write_text(f"{name}='secret{mark}value'\n", encoding="utf-8")
+        with pytest.raises(UsageError) as caught:
+            load_settings(str(file))
+        line = str(caught.value)
+        assert (
+            "UTF-8" in line
+            if mark == "\0"
+            else f"{name}: has an invisible character (U+{ord(mark):04X})" in line
+        )
+        assert "secret" not in line
+        assert "\n" not in line
+    file.write_text(f"DEEPXL_API_TOKEN{mark}=secretvalue\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"\.env"):
+        load_settings(str(file))
+
+
+@pytest.mark.parametrize(
+    "token", ["…", "...", "<token>", "***", "$TOKEN", "${TOKEN}", "{{ token }}", "[token]"]
+)
+def test_a_placeholder_is_no_credential(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("DEEPXL_API_TOKEN", token)
+    with pytest.raises(UsageError, match=r"^wrong settings: DEEPXL_API_TOKEN: is a placeholder"):
+        load_settings(None)
+
+
+@pytest.mark.parametrize(
+    "token", ["Bearer secretvalue", "secretvalue…", "sécretvalue", "secretvalue make dev"]
+)
+def test_what_no_header_can_carry_is_no_credential(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("DEEPXL_API_TOKEN", token)
+    with pytest.raises(UsageError, match="DEEPXL_API_TOKEN: must be the credential alone") as caught:
+        load_settings(None)
+    assert "cret" not in str(caught.value).replace("credential", "")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://…", "https://us℀er:secretvalue@host", "https://[secretvalue", "https://host:secretvalue"]
+)
+def test_an_odd_url_is_not_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    for name in ("DEEPXL_BASE_URL", "KYC_ALERT_WEBHOOK"):
+        monkeypatch.setenv(name, url)
+        with pytest.raises(
+            UsageError, match=rf"^wrong settings: {name}: must be an http\(s\) URL such as"
+        ) as caught:
+            load_settings(None)
+        assert "secretvalue" not in str(caught.value)
+        monkeypatch.delenv(name)
+
+
+def test_a_blank_line_end_in_the_environment_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPXL_API_TOKEN", "secretvalue\n")
+    assert load_settings(None).require_token().get_secret_value() == "secretvalue"
+
+
+def test_no_document_has_a_token_to_paste() -> None:
+    root = README.parent
+    for file in (README, *root.glob("*.md"), *root.glob("docs/**/*.md")):
+        assert not re.findall(r"DEEPXL_API_TOKEN=(?![\"$ ])\S+", file.read_text(encoding="utf-8")), file.name
+
+
+def test_the_command_line_names_the_file_and_exits_with_2(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(ENV.encode("utf-16"))
+    command = [sys.executable, "-c", MAIN, "plan", "--from", "2024-09-01", "--to", "2024-09-01"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "kyc-pipeline: .env is not UTF-8 text (perhaps UTF-16 or Latin-1): save it as UTF-8"
+    ]

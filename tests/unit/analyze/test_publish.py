@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier, Semaphore
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_publication_replaces_the_file_and_leaves_nothing_else(warehouse: Path) 
     published(warehouse, 1)
     published(warehouse, 2)
     assert [path.name for path in warehouse.parent.iterdir()] == ["kyc.duckdb"]
-    assert stat.S_IMODE(warehouse.stat().st_mode) == 0o644
+    assert stat.S_IMODE(warehouse.stat().st_mode) == 0o444
     with open_warehouse(warehouse) as connection:
         assert version_of(connection) == 2
 
@@ -79,11 +80,61 @@ def test_a_reader_cannot_write(warehouse: Path) -> None:
 
 def test_someone_who_has_the_file_open_for_writing_does_not_stop_publication(warehouse: Path) -> None:
     published(warehouse, 1)
+    os.chmod(warehouse, 0o644)
     with duckdb.connect(warehouse) as writer:
         writer.execute("CREATE TABLE mine AS SELECT 1 AS a")
         published(warehouse, 2)
     with open_warehouse(warehouse) as connection:
         assert version_of(connection) == 2
+
+
+OPEN_FOR_WRITING = """
+import os, sys
+import duckdb
+if os.geteuid() == 0 and sys.argv[2] == "analyst":
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    connection = duckdb.connect(sys.argv[1])
+except duckdb.IOException as error:
+    print("refused:", error)
+else:
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def opened_for_writing(warehouse: Path, who: str) -> "subprocess.Popen[str]":
+    arguments = [sys.executable, "-c", OPEN_FOR_WRITING, str(warehouse), who]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_an_analyst_cannot_open_it_for_writing() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # reachable for other users, unlike pytest's
+        os.chmod(folder, 0o755)
+        warehouse = Path(folder) / "warehouse" / "kyc.duckdb"
+        published(warehouse, 1)
+        with opened_for_writing(warehouse, "analyst") as analyst:
+            assert analyst.stdout is not None
+            assert "Permission denied" in analyst.stdout.readline()
+            with open_warehouse(warehouse) as connection:
+                assert version_of(connection) == 1
+
+
+def test_who_has_it_open_for_writing_all_the_same_is_named(warehouse: Path) -> None:
+    published(warehouse, 1)
+    os.chmod(warehouse, 0o644)
+    with opened_for_writing(warehouse, "owner") as owner:
+        assert owner.stdout is not None
+        assert owner.stdin is not None
+        assert owner.stdout.readline() == "open\n"
+        wanted = rf"kyc\.duckdb is open for writing in .*python.* \(process {owner.pid}\): close it there"
+        with pytest.raises(KycError, match=wanted), open_warehouse(warehouse):
+            pass
+        published(warehouse, 2)
+        with open_warehouse(warehouse) as connection:
+            assert version_of(connection) == 2
+        owner.stdin.close()
 
 
 def test_no_warehouse_is_one_clear_line(warehouse: Path) -> None:
@@ -141,6 +192,7 @@ def test_drafts_of_ended_processes_are_removed_and_those_of_running_ones_are_not
 
 def test_a_log_that_someone_left_beside_the_warehouse_does_not_reach_the_next_build(warehouse: Path) -> None:
     published(warehouse, 1)
+    os.chmod(warehouse, 0o644)
     crash = (
         "import duckdb, os, sys; c = duckdb.connect(sys.argv[1]);"
         "c.execute('SET checkpoint_threshold = \\'1TB\\''); c.execute('CREATE TABLE mine AS SELECT 1');"

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from kyc_pipeline.cli.query import TABLE_ROWS, query
 from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.lake.storage import duckdb_path
 
 VALUES = (
     "SELECT * FROM (VALUES (DATE '2024-09-08', 'plain', 0.5::DOUBLE, 1.25::DECIMAL(9, 2), true, ['a', 'b']),"
@@ -140,6 +142,78 @@ def test_wrong_sql_is_one_line(warehouse: Path, sql: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         run(sql)
     assert "\n" not in str(raised.value)
+
+
+FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/new.parquet"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"FROM read_text('{FILE}')",
+        f"FROM read_csv('{FILE}')",
+        f"FROM '{FILE}'",
+        f"FROM query('FROM read_csv(''{FILE}'')')",
+        f"FROM query_table('{FILE}')",
+        "FROM glob('{folder}/*')",
+        "FROM read_blob('/proc/self/environ')",
+        f"COPY (FROM pass_rates) TO '{NEW}'; SELECT 1",
+        f"COPY (FROM pass_rates) TO '{LAKE}'; SELECT 1",
+        f"EXPLAIN ANALYZE COPY (FROM pass_rates) TO '{LAKE}'",
+        f"/* */ explain (analyze) copy pass_rates to '{LAKE}'",
+        f"PREPARE p AS COPY (FROM pass_rates) TO '{LAKE}'; EXECUTE p",
+        f"COPY (PIVOT pass_rates ON check_type) TO '{LAKE}'; SELECT 1",
+        f"CREATE TABLE memory.t (a INT); COPY memory.t FROM '{FILE}'; FROM memory.t",
+        f"EXPORT DATABASE '{NEW}'; SELECT 1",
+        f"IMPORT DATABASE '{NEW}'; SELECT 1",
+        f"ATTACH '{NEW}' AS other; SELECT 1",
+        "COPY (FROM pass_rates) TO '.tmp/new.csv'; SELECT 1",
+        "INSTALL httpfs; SELECT 1",
+        "LOAD httpfs; SELECT 1",
+        "SELECT getenv('HOME')",
+        "FROM text",  # a variable of the code that runs the query
+        "SET enable_external_access = true; SELECT 1",
+        "RESET lock_configuration; SELECT 1",
+        "SET allowed_directories = ['/']; SELECT 1",
+        f"PRAGMA profiling_output = '{NEW}'; SELECT 1",
+        "CREATE SECRET s (TYPE s3, KEY_ID 'x'); SELECT 1",
+        f"CALL enable_logging(storage = 'file', storage_config = {{{{'path': '{NEW}'}}}}); SELECT 1",
+    ],
+)
+@pytest.mark.parametrize("has_views", [False, True])
+def test_sql_reads_the_warehouse_and_nothing_else(
+    warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str, has_views: bool
+) -> None:
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    curated = tmp_path / "lake" / "curated"
+    curated.mkdir(parents=True)
+    (tmp_path / ".tmp").mkdir()
+    monkeypatch.setenv("KYC_LAKE", str(tmp_path / "lake"))
+    with duckdb.connect(warehouse) as connection:
+        connection.execute(f"COPY (SELECT 7 AS a) TO '{curated}/facts.parquet'")
+        if has_views:
+            connection.execute(f"CREATE VIEW facts AS FROM read_parquet(['{curated}/facts.parquet'])")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError) as raised:
+        run(sql.format(folder=tmp_path))
+    assert "\n" not in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    if has_views:
+        assert run("FROM facts", "--format", "csv").stdout.splitlines() == ["a", "7"]
+
+
+def test_facts_that_are_views_are_read_from_a_lake_with_an_odd_name(
+    warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = tmp_path / "it's [1]"
+    (lake / "curated").mkdir(parents=True)
+    monkeypatch.setenv("KYC_LAKE", str(lake))
+    file = str(lake / "curated" / "facts.parquet")
+    pq.write_table(pa.table({"a": [7]}), file)
+    with duckdb.connect(warehouse) as connection:
+        literal = duckdb_path(file).replace("'", "''")
+        connection.execute(f"CREATE VIEW facts AS FROM read_parquet(['{literal}'])")
+    assert run("FROM facts", "--format", "csv").stdout.splitlines() == ["a", "7"]
 
 
 def test_sql_from_a_file_and_from_standard_input(warehouse: Path, tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def test_a_damaged_warehouse_is_a_reason(
 ) -> None:
     whole = published.warehouse
     copy = Path(shutil.copy2(whole, tmp_path / "kyc.duckdb"))
+    copy.chmod(0o644)
     inputs = build_inputs(published.settings(), KEY_ID)
     before = read_published(copy)
     assert before

@@ -237,7 +237,7 @@ FAULTS: list[tuple[Fault, type[DeepXLError]]] = [
     (Responds(429, record=True), TurnedAway),
     (Responds(500, record=True), MaybeProcessed),
     (HTML_502, MaybeProcessed),
-    (HTML_200, ContractBroken),
+    (HTML_200, MaybeProcessed),
     (EMPTY_OBJECT_200, ContractBroken),
     (Resets(), MaybeProcessed),
     (Resets(record=True), MaybeProcessed),

@@ -6,11 +6,13 @@ The raw servers count the requests that reach them: a POST must never be sent a 
 import asyncio
 import gzip
 import io
+import json
 import os
 import socket
 import struct
 import threading
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +32,8 @@ from kyc_pipeline.deepxl.call_errors import (
     WrongAddress,
 )
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
+from kyc_pipeline.deepxl.contract import receive, redact
+from kyc_pipeline.deepxl.jsontext import DEEP_MARKER, MAX_DEPTH
 from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.errors import KycError
 
@@ -356,6 +360,37 @@ async def test_a_response_before_the_end_of_the_body(
     assert '"verificationId": 457' in (error.body or "")
 
 
+@pytest.mark.parametrize(("fresh", "meaning"), [(False, MaybeProcessed), (True, Refused)])
+async def test_the_body_ends_while_an_early_refusal_is_read(
+    fresh: bool, meaning: type[DeepXLError], connect: Connect, make_request: MakeRequest
+) -> None:
+    """On a kept connection the refusal may be about an earlier request; this one is whole all the same.
+
+    Its own response is still to come, so the connection is not used again.
+    """
+    connections = 0
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        _, length = await read_head(reader)
+        head, end, body = response().replace(b"200 OK", b"422 X").partition(b"\r\n\r\n")
+        writer.write(head + end)
+        await reader.readexactly(length)
+        writer.write(body)
+        await read_request(reader)
+        writer.write(response())
+
+    async with serving(handler) as url, connect(url) as client:
+        with pytest.raises(DeepXLError) as caught:
+            await client.verify(make_request(size=LARGE), fresh=fresh)
+        with pytest.raises(DeepXLError):
+            await client.verify(make_request(size=LARGE))
+    assert connections == 2
+    assert type(caught.value) is meaning
+    assert caught.value.is_whole
+
+
 @pytest.mark.parametrize("when", ["already read", "not read yet"])
 async def test_a_surplus_response_on_an_idle_connection_is_nobodys(
     when: str, connect: Connect, make_request: MakeRequest
@@ -429,30 +464,124 @@ async def test_odd_headers_cost_no_response(
     assert not any(b"cookie" in head.lower() for head in seen)
 
 
-@pytest.mark.parametrize("encoding", [b"gzip", b"x-gzip", b"X-GZIP"])
-async def test_a_compressed_response(encoding: bytes, connect: Connect, make_request: MakeRequest) -> None:
-    async def handler(reader: Reader, writer: Writer) -> None:
-        await read_request(reader)
-        packed = response(gzip.compress(SEED))
-        writer.write(packed.replace(b"\r\n", b"\r\nContent-Encoding: " + encoding + b"\r\n", 1))
+def raw_deflate(body: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(body) + compressor.flush()
 
-    async with serving(handler) as url, connect(url) as client:
-        assert (await client.verify(make_request())).verification_id == 457
+
+def bomb(size: int, layers: int) -> bytes:
+    """`size` blanks, compressed again and again."""
+    compressor = zlib.compressobj(9, wbits=31)
+    body = b"".join(compressor.compress(bytes(1 << 20)) for _ in range(size >> 20)) + compressor.flush()
+    for _ in range(layers - 1):
+        body = gzip.compress(body)
+    return body
+
+
+def replying(
+    body: bytes, *lines: bytes, status: bytes = b"200 OK", asked: list[bytes] | None = None
+) -> Handler:
+    """A server that replies to every request with `body` and the header `lines`."""
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        while True:
+            head, length = await read_head(reader)
+            if asked is not None:
+                asked.append(head)
+            while length:
+                length -= len(await reader.read(min(length, 1 << 20)))
+            writer.write(
+                b"\r\n".join([b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *lines, b"", body])
+            )
+            await writer.drain()
+
+    return handler
 
 
 @pytest.mark.parametrize(
-    "head",
-    [b"200 OK\r\nContent-Encoding: br", b"200 OK\r\nContent-Encoding: zstd", b"202 Accepted", b"206 X"],
+    ("encoding", "body"),
+    [
+        (b"gzip", gzip.compress(SEED)),
+        (b"x-gzip", gzip.compress(SEED)),
+        (b"X-GZIP", gzip.compress(SEED)),
+        (b"gzip, x-gzip", gzip.compress(gzip.compress(SEED))),
+        (b"gzip", gzip.compress(gzip.compress(SEED))),
+        (b"gzip", gzip.compress(SEED[:500]) + gzip.compress(SEED[500:])),
+        (b"gzip", SEED),
+        (b"application/gzip", gzip.compress(SEED)),
+        (b"", gzip.compress(SEED)),
+        (b"gzip", gzip.compress(SEED + b" " * 1_000_000)),
+        (b"deflate", zlib.compress(SEED)),
+        (b"deflate", raw_deflate(SEED)),
+        (b"deflate, gzip", gzip.compress(zlib.compress(SEED))),
+        (b"utf-8", SEED),
+        (b"br", SEED),
+    ],
 )
+async def test_a_compressed_response(
+    encoding: bytes, body: bytes, connect: Connect, make_request: MakeRequest
+) -> None:
+    asked: list[bytes] = []
+    handler = replying(body, b"Content-Encoding: " + encoding, asked=asked)
+    async with serving(handler) as url, connect(url) as client:
+        assert (await client.verify(make_request())).verification_id == 457
+    assert b"\r\naccept-encoding: gzip, identity\r\n" in asked[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "message"),
+    [
+        (b"br", b"\x8b\x03\x80" + SEED, "compressed in a way that was not asked for"),
+        (b"zstd", b"\x28\xb5\x2f\xfd" + SEED, "compressed in a way that was not asked for"),
+        (b"gzip, br", b"\x8b\x03\x80" + SEED, "compressed in a way that was not asked for"),
+        (b"gzip", gzip.compress(SEED)[:-8], "compressed, and cut off"),
+        (b"gzip", gzip.compress(SEED)[:200], "compressed, and cut off"),
+        (b"gzip", gzip.compress(SEED)[:-8] + bytes(8), "compressed, and damaged"),
+        (b"deflate", b"hello", "compressed, and damaged"),
+        (b"gzip", bomb(32 << 20, 1), "larger than 4 MiB"),
+        (b"gzip, gzip", bomb(64 << 20, 2), "larger than 4 MiB"),
+        (b"gzip", bomb(1 << 20, 9), "compressed more than 3 times"),
+        (b"gzip", gzip.compress(b"") * 1000, "compressed in too many pieces"),
+        (b"identity", SEED + b" " * (4 << 20), "larger than 4 MiB"),
+        (b"identity", SEED[:500], "not JSON"),
+        (b"identity", b"<html>Jane Doe", "not JSON"),
+        (b"identity", b"", "not JSON"),
+    ],
+)
+async def test_a_body_that_cannot_be_read_proves_nothing(
+    encoding: bytes, body: bytes, message: str, connect: Connect, make_request: MakeRequest
+) -> None:
+    async with serving(replying(body, b"Content-Encoding: " + encoding)) as url:
+        error = await failure(connect(url), make_request())
+    assert type(error) is MaybeProcessed
+    assert message in str(error)
+    assert error.http_status == 200
+    # A compressed text would hide biometric geometry from the one who cuts it.
+    assert (error.body or "") == (redact(body) if message == "not JSON" else "")
+
+
+async def test_a_bomb_takes_no_more_memory_than_the_limit(
+    connect: Connect, make_request: MakeRequest
+) -> None:
+    packed = bomb(512 << 20, 2)
+    assert len(packed) < 10_000
+    for status in (b"200 OK", b"500 X"):
+        async with serving(replying(packed, b"Content-Encoding: gzip, gzip", status=status)) as url:
+            tracemalloc.start()
+            try:
+                error = await failure(connect(url), make_request())
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert type(error) is MaybeProcessed
+        assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("head", [b"202 Accepted", b"206 X"])
 async def test_what_is_no_response_breaks_the_contract(
     head: bytes, connect: Connect, make_request: MakeRequest
 ) -> None:
-    async def handler(reader: Reader, writer: Writer) -> None:
-        await read_request(reader)
-        body = SEED if b"OK" not in head else b"\x8b\x03\x80"
-        writer.write(response(body).replace(b"200 OK", head))
-
-    async with serving(handler) as url:
+    async with serving(replying(SEED, status=head)) as url:
         error = await failure(connect(url), make_request())
     assert type(error) is ContractBroken
 
@@ -460,11 +589,56 @@ async def test_what_is_no_response_breaks_the_contract(
 async def test_a_response_that_is_cut_without_a_length(connect: Connect, make_request: MakeRequest) -> None:
     async def handler(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + SEED[:500])
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + SEED[:500])
 
     async with serving(handler) as url:
         error = await failure(connect(url), make_request())
-    assert type(error) is ContractBroken
+    assert type(error) is MaybeProcessed
+
+
+async def test_an_unreadable_response_ends_its_connection(
+    connect: Connect, make_request: MakeRequest
+) -> None:
+    connections = 0
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await read_request(reader)
+            writer.write(response(b"<html>") if connections == 1 else response())
+
+    async with serving(handler) as url, connect(url) as client:
+        with pytest.raises(MaybeProcessed):
+            await client.verify(make_request())
+        assert (await client.verify(make_request())).verification_id == 457
+    assert connections == 2
+
+
+@pytest.mark.parametrize("depth", [60, 968, 3_000, 50_000])
+async def test_a_deep_response_is_received_and_found_alike(
+    depth: int, connect: Connect, make_request: MakeRequest
+) -> None:
+    deep = b"[" * depth + b"]" * depth
+    record = json.dumps(json.loads(SEED)["result"]).encode()
+    record = record[:-1] + b', "deep": ' + deep + b', "verified": true, "deep": ' + deep + b"}"
+    id_tag = b'{"name": "submissionId", "value": "s-1"}'
+    record = record.replace(b'"tags": [', b'"tags": [' + id_tag + b", ")
+    page = b'{"totalCount": 1, "count": 1, "data": [' + record + b"]}"
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        while True:
+            head, length = await read_head(reader)
+            await reader.readexactly(length)
+            writer.write(response(page if head.startswith(b"GET") else b'{"result": ' + record + b"}"))
+
+    async with serving(handler) as url, connect(url) as client:
+        received = await client.verify(make_request("s-1"))
+        assert await client.check_access()
+        (found,) = await client.find("s-1")
+    assert found.text.replace(" ", "") == received.text.replace(" ", "")
+    assert (DEEP_MARKER in received.text) is (depth > MAX_DEPTH)
+    assert receive(received.text.encode()).text == received.text
 
 
 @pytest.mark.parametrize("missing", ["id_file", "selfie_file"])

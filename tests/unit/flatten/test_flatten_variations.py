@@ -698,6 +698,19 @@ def test_an_unknown_key_is_reported_in_every_object(day: Day) -> None:
     assert day.drift() == Counter(expected)
 
 
+@pytest.mark.parametrize("depth", [300, 968, 50_000])
+def test_a_deep_response_does_not_stop_the_day(day: Day, depth: int) -> None:
+    """As an earlier version stored it: with equal groups of checks in both places, which are compared."""
+    deep = "[" * depth + "1" + "]" * depth
+    response = text_of(
+        echo("s-0", modelResults={"technicalChecks": "DEEP"}, technicalChecks="DEEP", new="DEEP")
+    )
+    summary = day.flatten(response.replace('"DEEP"', deep), text_of(echo("s-1")))
+    assert summary.verifications == 2
+    assert [row["submission_id"] for row in day.rows(MODEL_CHECKS)] == ["s-1"] * 3
+    assert ("result.modelResults.technicalChecks[]", "type_mismatch") in day.drift()
+
+
 def test_drift_names_the_first_submission_and_counts_all(day: Day) -> None:
     texts = [text_of(echo(f"s-{index}", new=[1] * index)) for index in range(4)]
     summary = day.flatten(*texts)

@@ -43,6 +43,8 @@ BROKEN: list[tuple[str, dict[str, str], Reason]] = [
         {"submitted_at": "2024-09-01T10:00:00+99:99"},
         Reason.INVALID_SUBMITTED_AT,
     ),
+    ("time in year 10000", {"submitted_at": "9999-12-31T23:59:59-01:00"}, Reason.INVALID_SUBMITTED_AT),
+    ("time in year 0", {"submitted_at": "0001-01-01T00:00:00+01:00"}, Reason.INVALID_SUBMITTED_AT),
     ("path upwards", {"id_file": "../manifests/2024-09-01/a.csv"}, Reason.PATH_OUTSIDE_DOCUMENTS),
     ("path up and elsewhere", {"id_file": "x/../../secret.jpg"}, Reason.PATH_OUTSIDE_DOCUMENTS),
     ("absolute path", {"id_file": "/etc/hostname"}, Reason.PATH_OUTSIDE_DOCUMENTS),
@@ -86,6 +88,8 @@ FINE: list[tuple[str, dict[str, str]]] = [
     ("time with offset", {"submitted_at": OFFSET}),
     ("time in UTC", {"submitted_at": "2024-09-01 10:00Z"}),
     ("time with a fraction", {"submitted_at": "2024-09-01T10:00:00.123456789-0330"}),
+    ("time with a comma", {"submitted_at": "2024-09-01T10:00:00,5Z"}),
+    ("last time", {"submitted_at": "9999-12-31T23:59:59Z"}),
     ("link inside", {"id_file": "link-in.jpg"}),
     ("up and back", {"id_file": "folder/../id.jpg"}),
     ("below a folder", {"id_file": "folder/id.webp"}),
@@ -154,6 +158,27 @@ def test_each_broken_row_has_its_reason_and_stops_no_other(full_zone: Any) -> No
     assert all(row["detail"] and row["manifest"] == "a.csv" for row in found.values())
     assert found[1]["submission_id"] is None
     assert found[5]["submission_id"] == "A 1"
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("folder\\é.jpg", "separate folders by / and not by a backslash"),
+        (" id.jpg", "the path begins or ends with a blank"),
+        ("id.jpg\u00a0", "the path begins or ends with a blank"),
+        ("folder/é.jpg", "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"),
+        ("folder/è.jpg", None),
+    ],
+)
+def test_a_path_that_only_looks_right_is_explained(
+    zone: Any, make_image: Any, path: str, detail: str | None
+) -> None:
+    zone.document("folder/e\u0301.jpg", make_image())
+    zone.rows({"id_file": path}, {"submission_id": "A2", "id_file": "folder/e\u0301.jpg"})
+    zone.ingest()
+    assert zone.ids() == ["A2"]
+    expected = "id_file: the file does not exist" + (f": {detail}" if detail else "")
+    assert [(row["reason"], row["detail"]) for row in zone.rejected()] == [("file_not_found", expected)]
 
 
 def test_details_repeat_no_path_and_no_tag(full_zone: Any) -> None:

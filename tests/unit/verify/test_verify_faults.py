@@ -1,6 +1,7 @@
 """Every way a response can go wrong, against a real server that counts its requests."""
 
 import contextlib
+import gzip
 import json
 import time
 from collections import Counter
@@ -46,6 +47,13 @@ def records_of(simulator: Simulator, submission_id: str) -> list[int]:
 
 HTML = {"Content-Type": "text/html"}
 TURNED_AWAY = (408, 425, 429, 503)
+UNREADABLE = [
+    ("zstd", {"Content-Encoding": "zstd"}, b"\x28\xb5\x2f\xfd" * 9),
+    ("gzip that is cut", {"Content-Encoding": "gzip"}, gzip.compress(b'{"result": {}}')[:-8]),
+    ("a gzip bomb", {"Content-Encoding": "gzip, gzip"}, gzip.compress(gzip.compress(bytes(5 << 20)))),
+    ("a large response", {}, b'{"result": {}}'.ljust(5 << 20)),
+    ("a part of a response", {}, b'{"result": {"verificationId": 1, "verified": tr'),
+]
 
 # The faults of a submission, its outcome, and how often it was sent, also after two more runs.
 FAULTS: list[tuple[str, Sequence[Fault], str, int]] = [
@@ -84,6 +92,16 @@ FAULTS: list[tuple[str, Sequence[Fault], str, int]] = [
         "completed",
         1,
     ),
+    *[
+        (
+            f"{name}, {'processed' if known else 'not processed'}",
+            [Responds(200, coding, body, record=known)],
+            outcome,
+            1,
+        )
+        for name, coding, body in UNREADABLE
+        for known, outcome in ((True, "completed"), (False, "uncertain"))
+    ],
     ("403 then well", [Responds(403)], "refused", 1),
 ]
 
@@ -499,6 +517,20 @@ def test_a_record_that_cannot_be_this_calls_is_not_adopted(
         assert "cannot be this call's" in world.responses()["a"]["error"]
         assert simulator.received["a"] == 1
         # An operator who knows better may send it.
+        resolve_held(world.ledger, "a", "retry", "operator")
+        world.verify(run_id="run-2")
+        assert simulator.received["a"] == 2
+    assert world.outcomes() == {"a": "completed"}
+
+
+def test_a_first_attempt_under_a_wrong_clock_does_not_hold_the_next_response(sqlite_world: World) -> None:
+    world = sqlite_world
+    world.submit("a")
+    with running_simulator(token=TOKEN, faults={"a": [Responds(502)]}) as simulator:
+        world.server = simulator.url
+        world.verify()
+        with world.ledger.write() as connection:  # the clock was two hours ahead
+            connection.execute(sa.update(attempts).values(started_at=attempts.c.started_at + 7_200_000_000))
         resolve_held(world.ledger, "a", "retry", "operator")
         world.verify(run_id="run-2")
         assert simulator.received["a"] == 2

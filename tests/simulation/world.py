@@ -1,0 +1,545 @@
+"""One simulation: runs, an operator and DeepXL over one lake and one ledger, from one seed.
+
+`simulate` draws a world from the seed: submissions, settings, which faults happen and how often, how many
+runs there are, when they start, crash or freeze. Then the faults stop, and the world must come to order. It
+raises :class:`Violation`, whose text has the seed and the log.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import gc
+import hashlib
+import os
+import random
+import secrets
+import select
+import shutil
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any, ClassVar
+
+import aiohappyeyeballs
+import aiohttp.connector
+import pyarrow as pa
+from sqlalchemy import Engine
+
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.storage import Lake, PartitionMissing
+from kyc_pipeline.lake.tables import SUBMISSIONS, Table
+from kyc_pipeline.ledger import process as process_identity
+from kyc_pipeline.ledger import sqlite
+from kyc_pipeline.ledger.database import Ledger, LedgerError
+from kyc_pipeline.ledger.decisions import list_held, resolve_held
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.engine import VerifySummary, verify_partition
+from kyc_pipeline.verify.signals import StopFlag
+from tests.simulation import kernel as simulated
+from tests.simulation import network
+from tests.simulation.kernel import Kernel, Process, Stuck
+from tests.simulation.vendor import BASE_URL, SIZES, Fault, Handover, Vendor
+
+DATE = "2024-09-01"
+LEASE_SECONDS = 60.0
+
+
+class Violation(AssertionError):
+    """An invariant does not hold in the simulation of one seed."""
+
+
+class _Ledger(Ledger):
+    """The real ledger. Around each transaction others may run; some fail, before or after the commit."""
+
+    engine: ClassVar[Engine | None] = None
+    """Shared by all processes and worlds: each would compile the same statements again."""
+
+    def __init__(self, url: str, world: "World") -> None:
+        super().__init__(url, lease_seconds=LEASE_SECONDS)
+        self._world = world
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Any]:
+        self._world.kernel.preempt()
+        fails = self._world.happens(Fault.LEDGER_FAILS)
+        if fails and self._world.rng.random() < 0.7:
+            raise LedgerError("simulated: the disk is full")
+        with super().write() as connection:
+            yield connection
+        if fails:
+            raise LedgerError("simulated: the connection was lost during the commit")
+        self._world.kernel.preempt()
+
+    def _create_engine(self) -> Engine:
+        if _Ledger.engine is None:
+            _Ledger.engine = super()._create_engine()
+        assert self.file is not None
+        self._file_id = sqlite.file_id(self.file)
+        return _Ledger.engine
+
+    def _configure_sqlite(self, connection: sqlite3.Connection, _record: Any) -> None:
+        sqlite.configure(connection)  # for all: the engine remembers no world's file
+
+    def close(self) -> None:
+        """Leaves the connections to the other processes."""
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Any]:
+        self._world.kernel.check_alive()
+        with super().read() as connection:
+            yield connection
+
+
+class _Lake(Lake):
+    """A lake in memory. Around each replacement others may run, and the process may crash."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(str(world.root / "lake"))  # for its identity
+        self._world = world
+        self._partitions: dict[tuple[str, str], pa.Table] = {}
+
+    @contextlib.contextmanager
+    def writer(
+        self,
+        table: Table,
+        date: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        keep_identical: bool = False,
+    ) -> Iterator[Any]:
+        """Replaces a partition if the block succeeds."""
+        self._world.kernel.preempt()
+        draft = _Draft(table, dict(metadata or {}))
+        yield draft
+        self._partitions[table.name, date] = draft.table()
+        self._world.kernel.preempt()
+
+    def exists(self, table: Table, date: str) -> bool:
+        """Whether the partition has been written."""
+        return (table.name, date) in self._partitions
+
+    def dates(self, table: Table) -> list[str]:
+        """The dates that have been written."""
+        return sorted(date for name, date in self._partitions if name == table.name)
+
+    def read(self, table: Table, date: str, columns: list[str] | None = None) -> pa.Table:
+        """The partition's rows."""
+        if not self.exists(table, date):
+            raise PartitionMissing(f"{table.name} {date}")
+        found = self._partitions[table.name, date]
+        return found.select(columns) if columns else found
+
+    def batches(
+        self, table: Table, date: str, columns: list[str] | None = None, batch_size: int = 4096
+    ) -> Iterator[pa.RecordBatch]:
+        """The partition's rows in batches."""
+        yield from self.read(table, date, columns).to_batches(max_chunksize=batch_size)
+
+    def metadata(self, table: Table, date: str) -> dict[str, str]:
+        """What the writer added."""
+        return {k.decode(): v.decode() for k, v in (self.read(table, date).schema.metadata or {}).items()}
+
+
+class _Draft:
+    """Takes the place of the lake's `PartitionWriter`."""
+
+    def __init__(self, table: Table, metadata: dict[str, str]) -> None:
+        self._schema, self._metadata, self._rows = table.schema, metadata, []  # type: ignore[var-annotated]
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Adds rows."""
+        self._rows += rows
+
+    def add_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Adds to the metadata."""
+        self._metadata.update(metadata)
+
+    @property
+    def rows(self) -> int:
+        """Rows written."""
+        return len(self._rows)
+
+    def table(self) -> pa.Table:
+        """The partition."""
+        return pa.Table.from_pylist(self._rows, schema=self._schema.with_metadata(self._metadata))
+
+
+@functools.cache
+def _templates() -> tuple[Path, dict[str, Any]]:
+    """A folder with documents and an empty ledger, and what every submission has in common; made once."""
+    root = Path(tempfile.mkdtemp(prefix="kyc-simulation-", dir=_memory()))
+    # Unlike `atexit`, it works in the processes of a pool too.
+    Finalize(None, shutil.rmtree, (root,), {"ignore_errors": True}, exitpriority=1)
+    documents = root / "landing" / "documents"
+    documents.mkdir(parents=True)
+    row: dict[str, Any] = {
+        "submitted_at": None,
+        "tags": [("companyId", "COMP-001")],
+        "manifest": "m.csv",
+    }
+    for name, content in (("id", b"\0" * SIZES[0]), ("selfie", b"\1" * SIZES[1])):
+        (documents / f"{name}.jpg").write_bytes(content)
+        row |= {
+            f"{name}_file": f"{name}.jpg",
+            f"{name}_sha256": hashlib.sha256(content).hexdigest(),
+            f"{name}_size": len(content),
+            f"{name}_content_type": "image/jpeg",
+        }
+    with Ledger(f"sqlite:///{root}/ledger.sqlite") as ledger, ledger.write():
+        pass
+    return root, row
+
+
+def ids_of(count: int) -> list[str]:
+    """The ids of that many submissions."""
+    return [f"s-{number}" for number in range(1, count + 1)]
+
+
+def _memory() -> str | None:
+    """A folder in memory, if the machine has one: the simulation does not test the disk's durability."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of the engine, in a process of its own."""
+
+    name: str
+    process: Process | None = None
+    summary: VerifySummary | None = None
+    error: BaseException | None = None
+    is_over: bool = False
+    ledger: Ledger | None = None
+
+
+def _are_over(runs: Iterable[Run]) -> bool:
+    return all(run.is_over for run in runs)
+
+
+class World:
+    """The world of one seed."""
+
+    def __init__(self, seed: int, faults: frozenset[Fault], root: Path) -> None:
+        self.seed, self.root = seed, root
+        self.rng = rng = random.Random(seed)
+        self.kernel = Kernel(rng)
+        # Few kinds of faults at a time, each often: rare combinations would hardly occur otherwise.
+        self.faults = frozenset(fault for fault in sorted(faults) if rng.random() < max(0.3, 2 / len(faults)))
+        self.rate = rng.choice([0.1, 0.3, 0.6])
+        self.ids = ids_of(rng.randint(1, 6))
+        refused = frozenset(key for key in self.ids if rng.random() < 0.1)
+        self.vendor = Vendor(rng, self.faults, self.rate, refused)
+        self.refused = refused
+        if Fault.FOREIGN_RECORD in self.faults:
+            self.vendor.add_foreign_record(rng.choice(self.ids))
+        templates, row = _templates()
+        self.ledger_file = root / "ledger.sqlite"
+        shutil.copyfile(templates / "ledger.sqlite", self.ledger_file)
+        self._observer = sqlite3.connect(self.ledger_file, isolation_level=None)
+        self.lake = _Lake(self)
+        self.lake.write(
+            SUBMISSIONS,
+            DATE,
+            [
+                row | {"submission_id": key, "content_sha256": f"{number:064x}", "manifest_row": number}
+                for number, key in enumerate(self.ids, 1)
+            ],
+        )
+        self.settings = Settings(
+            _env_file=None,
+            deepxl_base_url=BASE_URL,
+            deepxl_api_token="t",
+            deepxl_requests_per_second=rng.choice([0, 0, 5]),
+            deepxl_max_concurrency=rng.choice([1, 2, 4]),
+            deepxl_max_attempts=rng.choice([1, 2, 5]),
+            deepxl_timeout_seconds=30,
+            deepxl_uncertain="retry" if rng.random() < 0.25 else "hold",
+            kyc_landing=templates / "landing",
+            kyc_lake=self.lake.root,
+            kyc_ledger_url=f"sqlite:///{self.ledger_file}",
+        )
+        self.runs: list[Run] = []
+        self.violations: list[str] = []
+        """What was seen in the midst of a run, where production code would catch an exception."""
+        self.given_up: set[str] = set()
+        """The submissions that an operator gave up during the storm."""
+        self.granted: list[str] = []
+        """One entry for each operator's decision `retry`."""
+        self.kernel.log.append(
+            f"seed {seed}: {len(self.ids)} submissions, {self.settings.deepxl_uncertain}, "
+            f"{self.rate:.0%} of {', '.join(sorted(fault.name for fault in self.faults)) or 'no faults'}"
+        )
+
+    def happens(self, fault: Fault) -> bool:
+        """Whether this fault happens now."""
+        return fault in self.faults and self.rng.random() < self.rate / 5
+
+    def new_ledger(self) -> Ledger:
+        """A process's own connection to the ledger."""
+        return _Ledger(self.settings.kyc_ledger_url, self)
+
+    def start(self, *, machine: str = "machine") -> Run:
+        """Starts a run of the partition in a new process."""
+        run = Run(f"run-{len(self.runs) + 1}", ledger=self.new_ledger())
+        self.runs.append(run)
+        stop = StopFlag()
+
+        def main() -> None:
+            assert run.ledger is not None
+            try:
+                run.summary = verify_partition(
+                    settings=self.settings,
+                    lake=self.lake,
+                    ledger=run.ledger,
+                    date=DATE,
+                    run_id=run.name,
+                    stop=stop,
+                    progress=self._check_progress,
+                )
+                self.kernel.note(f"ends: {run.summary}")
+            except Exception as error:
+                run.error = error
+                self.kernel.note(f"ends: {type(error).__name__}: {error}")
+            run.is_over = True
+
+        run.process = self.kernel.spawn(run.name, machine, main)
+        self._plan_mishaps(run.process, stop)
+        return run
+
+    def _check_progress(self, progress: Any) -> None:
+        if progress.done > progress.total or progress.billable_calls > progress.calls:
+            self.violations.append(f"progress cannot be true: {progress}")
+
+    def _plan_mishaps(self, process: Process, stop: StopFlag) -> None:
+        """What happens to a process, each before a step that the seed draws."""
+        rng, kernel = self.rng, self.kernel
+
+        def die() -> None:
+            kernel.note(f"{process.name} is killed")
+            kernel.kill(process)
+
+        def step_clock() -> None:
+            kernel.clock_step += rng.choice([-7200.0, -90.0, 90.0, 7200.0])
+            kernel.note(f"the clock is stepped to {kernel.clock_step:+.0f} s")
+
+        mishaps: dict[Fault, Callable[[], None]] = {
+            Fault.CRASH: die,
+            Fault.FREEZE: lambda: kernel.freeze(process, rng.choice([5.0, 40.0, 100.0, 300.0])),
+            Fault.SLEEP: lambda: kernel.sleep_machine(rng.choice([20.0, 300.0])),
+            Fault.STOP: stop.escalate,
+            Fault.CLOCK_STEP: step_clock,
+        }
+        for fault, happens in mishaps.items():
+            if fault in self.faults and rng.random() < 0.7:
+                process.at_step[int(10 ** rng.uniform(0.3, 2.7))] = happens
+
+    def execute(self, decide: Callable[[Ledger], None]) -> None:
+        """Lets an operator do something, in a process of their own."""
+        done: list[bool] = []
+
+        def main() -> None:
+            with self.new_ledger() as ledger, contextlib.suppress(KycError):
+                decide(ledger)
+            done.append(True)
+
+        process = self.kernel.spawn("operator", "machine", main)
+        self.kernel.run(lambda: bool(done), self.kernel.now + 3600)
+        self.check_threads()
+        del process
+
+    def decide_held(self, decision: str, share: float = 1.0) -> None:
+        """An operator decides about held submissions."""
+
+        def decide(ledger: Ledger) -> None:
+            for held in list_held(ledger):
+                if self.rng.random() < share:
+                    # Counted before it is made: it may take effect although the ledger reports an error.
+                    self.granted += [held.submission_id] * (decision == "retry")
+                    if decision == "abandon" and self.faults:
+                        self.given_up.add(held.submission_id)
+                    self.kernel.note(f"{held.submission_id} is decided: {decision}")
+                    resolve_held(ledger, held.submission_id, decision, "operator")
+
+        self.execute(decide)
+
+    def wait(self, *runs: Run) -> None:
+        """Until these runs have ended or died."""
+        self.kernel.run(
+            lambda: all(run.is_over or (run.process and run.process.is_dead) for run in runs),
+            self.kernel.now + 20_000,
+        )
+        self.check_threads()
+
+    def check_threads(self) -> None:
+        """Raises what was seen, and what a thread raised that nobody expected."""
+        if self.violations:
+            raise Violation(self.violations[0])
+        for thread in simulated.all_threads(self.kernel):
+            if thread.error is not None:
+                raise thread.error
+        for run in self.runs:
+            if run.error is not None and not isinstance(run.error, KycError):
+                raise run.error
+
+    # --- the course of events -------------------------------------------------------------------------
+
+    def storm(self) -> None:
+        """Runs start, disturb each other and end in all ways, while an operator decides."""
+        for _ in range(self.rng.choice([1, 1, 2, 3])):
+            machines = self.rng.choices(["machine", "container"], k=self.rng.choice([1, 1, 2]))
+            begun = [self.start(machine=machine) for machine in machines]
+            # Some start while others still run or are frozen.
+            patience = self.rng.choice([2.0, 80.0, 80.0, 20_000.0])
+            with contextlib.suppress(Stuck):
+                self.kernel.run(functools.partial(_are_over, begun), self.kernel.now + patience)
+            self.check_threads()
+            if self.rng.random() < 0.4:
+                self.decide_held(self.rng.choice(["retry", "retry", "abandon"]), share=0.5)
+
+    def calm(self) -> None:
+        """The faults stop; runs that live go on to their end, and leases and the history come to rest."""
+        self.kernel.note("the faults stop")
+        self.faults = self.vendor.faults = frozenset()
+        for process in self.kernel.processes:
+            process.at_step.clear()
+        self.wait(*self.runs)
+        self.kernel.clock_step = 0.0
+        end = self.kernel.now + 8000
+        self.kernel.at(end, lambda: None)
+        self.kernel.run(lambda: self.kernel.now >= end, end)
+
+    def close(self) -> None:
+        """Ends what is left of the processes."""
+        for process in self.kernel.processes:
+            self.kernel.kill(process)
+        self._observer.close()
+        if _Ledger.engine is not None:
+            _Ledger.engine.dispose()
+
+    def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Rows of the ledger, read beside the pipeline."""
+        return self._observer.execute(sql, parameters).fetchall()
+
+
+@contextlib.contextmanager
+def simulation() -> Iterator[None]:
+    """Puts all of the pipeline on simulated threads, clocks and network."""
+    replaced: dict[Any, Any] = {
+        time: simulated.clocks(),
+        threading: simulated.Substitute(
+            threading, Thread=simulated.Thread, Event=simulated.Event, Condition=simulated.Condition
+        ),
+        secrets: simulated.Substitute(
+            secrets, token_hex=lambda size=16: f"{random.getrandbits(size * 8):0{size * 2}x}"
+        ),
+        select: simulated.Substitute(select, poll=network.Poll),
+        datetime: simulated.Datetime,
+    }
+    undo: list[tuple[Any, str, Any]] = []
+
+    def replace(owner: Any, name: str, value: Any) -> None:
+        undo.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("kyc_pipeline."):
+            for attribute, value in list(vars(module).items()):
+                with contextlib.suppress(TypeError):
+                    if value in replaced:
+                        replace(module, attribute, replaced[value])
+
+    def vendor() -> Vendor:
+        return Kernel.current_kernel.vendor  # type: ignore[attr-defined,no-any-return]
+
+    async def start_connection(*_: object, **__: object) -> Any:
+        return await network.connect(vendor())
+
+    replace(sys, "unraisablehook", lambda _: None)  # what the remains of killed processes raise
+    replace(asyncio, "run", network.run)
+    replace(aiohttp.connector, "monotonic", replaced[time].monotonic)
+    replace(aiohappyeyeballs, "start_connection", start_connection)
+    _replace_identity(replace)
+    state, threshold = random.getstate(), gc.get_threshold()
+    try:
+        with warnings.catch_warnings():
+            # What a killed process never awaited.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
+            gc.collect()
+    finally:
+        for owner, name, value in reversed(undo):
+            setattr(owner, name, value)
+        random.setstate(state)
+        gc.set_threshold(*threshold)
+
+
+def _replace_identity(replace: Callable[[Any, str, Any], None]) -> None:
+    """Who a process is, and what another one does, is the kernel's to say."""
+
+    def current() -> Process:
+        thread = Kernel.current_kernel.current
+        assert thread is not None
+        return thread.process
+
+    def state_and_start(pid: int) -> tuple[str, str]:
+        for process in Kernel.current_kernel.processes:
+            if process.pid == pid and process.is_running():
+                return ("T" if process.frozen_until > Kernel.current_kernel.now else "R"), "1"
+        return "", ""
+
+    def kill(pid: int, _signal: int) -> None:
+        if not state_and_start(pid)[1]:
+            raise ProcessLookupError
+
+    values = {
+        # The boot, then the namespaces of pid and time.
+        "_machine": lambda: f"boot/{current().machine}/time",
+        "_start_time": lambda pid: state_and_start(pid)[1] or None,
+        "_state_and_start": state_and_start,
+        "_proc_is_ours": lambda: True,
+        "os": simulated.Substitute(os, getpid=lambda: current().pid, kill=kill),
+    }
+    for name, value in values.items():
+        if hasattr(process_identity, name):
+            replace(process_identity, name, value)
+
+
+def simulate(seed: int, faults: frozenset[Fault] = frozenset(Fault)) -> World:
+    """Simulates one world, inside :func:`simulation`. Raises :class:`Violation`."""
+    from tests.simulation import invariants
+
+    root = _templates()[0] / "world"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    random.seed(seed)
+    gc.disable()
+    world = World(seed, faults, root)
+    world.kernel.vendor = world.vendor  # type: ignore[attr-defined]
+    world.vendor.on_handover = lambda handover: world.violations.extend(
+        invariants.wrong_with(world, handover)
+    )
+    try:
+        world.storm()
+        world.calm()
+        invariants.check_end(world)
+    except Exception as error:
+        raise Violation(
+            f"{type(error).__name__}: {error}\n"
+            + "\n".join(world.kernel.log)
+            + f"\nreplay with: make simulate SEED={seed}"
+        ) from error
+    finally:
+        world.close()
+        gc.enable()
+    return world
+
+
+__all__ = ["Handover", "Violation", "World", "simulate", "simulation"]
