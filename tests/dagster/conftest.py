@@ -29,10 +29,13 @@ class WaitsForTest:
     """The simulator processes the call, but waits for the test before it responds."""
 
     go: threading.Event = field(default_factory=threading.Event)
+    received: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Released for each call that waits."""
     record: bool = True
     early: bool = False
 
     async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
+        self.received.release()
         await asyncio.to_thread(self.go.wait)
         return web.Response(body=body, content_type="application/json")
 

@@ -57,12 +57,11 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
 ) -> None:
     ids = landing.day(DAY, 3)
     waits = WaitsForTest()
-    with running_simulator(token=TOKEN, faults={ids[-1]: [waits]}) as simulator:
-        settings = settings.model_copy(update={"deepxl_base_url": simulator.url, "deepxl_max_concurrency": 1})
+    with running_simulator(token=TOKEN, faults={id_: [waits] for id_ in ids}) as simulator:
+        settings = settings.model_copy(update={"deepxl_base_url": simulator.url})
         pipeline = Pipeline(settings)
         assert ingest(pipeline) == []
         before = contents(pipeline.lake)
-        under_way = threading.Event()
 
         def verify() -> None:
             with pipeline.open_ledger() as ledger:
@@ -73,12 +72,12 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
                     date=DAY,
                     run_id="the-other-run",
                     stop=StopFlag(),
-                    progress=lambda progress: under_way.set() if progress.calls else None,
                 )
 
         other = threading.Thread(target=verify)
         other.start()
-        assert under_way.wait(30)
+        for _ in ids:
+            assert waits.received.acquire(timeout=60)
         # Every submission is delivered again, under its id but with another image.
         landing.manifest(DAY, [landing.submission(id_, 1000 + n) for n, id_ in enumerate(ids)])
         try:
