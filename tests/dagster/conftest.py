@@ -1,16 +1,12 @@
 """A pipeline over temporary folders, against the simulator over HTTP."""
 
-import asyncio
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from aiohttp import web
 
 from kyc_pipeline.cli import main
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
@@ -22,22 +18,6 @@ from kyc_pipeline.settings import Settings
 TOKEN = "test-token"
 DAILY = [dg.AssetKey(table.name) for table in TABLES]
 """The lake's assets. A run of them alone takes a quarter of the time of one that publishes too."""
-
-
-@dataclass(frozen=True)
-class WaitsForTest:
-    """The simulator processes the call, but waits for the test before it responds."""
-
-    go: threading.Event = field(default_factory=threading.Event)
-    received: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    """Released for each call that waits."""
-    record: bool = True
-    early: bool = False
-
-    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
-        self.received.release()
-        await asyncio.to_thread(self.go.wait)
-        return web.Response(body=body, content_type="application/json")
 
 
 def make_settings(folder: Path, url: str, **changes: Any) -> Settings:

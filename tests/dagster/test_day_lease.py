@@ -20,7 +20,7 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
 from tests.conftest import Landing
-from tests.dagster.conftest import WaitsForTest
+from tests.faults import WaitsForTest
 
 DAY = "2024-09-08"
 TOKEN = "test-token"

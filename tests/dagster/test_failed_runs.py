@@ -1,14 +1,10 @@
 """What the command line says after a run that went wrong."""
 
-import asyncio
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from kyc_pipeline.cli.local_run import HomeUnusable, usable_home
 from kyc_pipeline.deepxl.simulator import running_simulator
@@ -19,42 +15,30 @@ from kyc_pipeline.orchestration.assets import ingest as ingest_assets
 from kyc_pipeline.orchestration.checks.ingest import RECONCILES, check_partition
 from tests.conftest import Landing
 from tests.dagster.conftest import TOKEN, Run
+from tests.faults import Meanwhile
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 RANGE = ("--from", DAY, "--to", NEXT_DAY)
 
 
-@dataclass(frozen=True)
-class Breaks:
-    """The server does `damage` before it responds."""
-
-    damage: Callable[[], None]
-    record: bool = True
-    early: bool = False
-
-    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
-        self.damage()
-        return web.Response(body=body, content_type="application/json")
-
-
-def breaks_the_lake(table: Path) -> Breaks:
+def breaks_the_lake(table: Path) -> Meanwhile:
     """Makes the run unable to replace the day's table of responses."""
 
     def damage() -> None:
         table.rename(table.with_suffix(".kept"))
         (table / "in-the-way").mkdir(parents=True)
 
-    return Breaks(damage)
+    return Meanwhile(damage)
 
 
-def breaks_dagster(home: Path) -> Breaks:
+def breaks_dagster(home: Path) -> Meanwhile:
     """Makes Dagster unable to write to its home."""
 
     def damage() -> None:
         home.rename(home.with_name("away"))
         home.touch()
 
-    return Breaks(damage)
+    return Meanwhile(damage)
 
 
 def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_printed(

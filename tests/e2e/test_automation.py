@@ -21,7 +21,6 @@ from kyc_pipeline.deepxl.simulator.faults import Fault, Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from tests.conftest import Landing
-from tests.dagster.conftest import WaitsForTest
 from tests.e2e.servers import (
     CODE_LOCATION,
     REPOSITORY,
@@ -32,6 +31,7 @@ from tests.e2e.servers import (
     script,
     webserver,
 )
+from tests.faults import WaitsForTest
 
 pytestmark = pytest.mark.e2e
 

@@ -1,19 +1,16 @@
 """A ledger that is not the one it was: nothing is sent, the line says why, and nothing is forgotten."""
 
-import asyncio
 import contextlib
 import dataclasses
 import json
 import shutil
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from kyc_pipeline.deepxl.client import VerificationResponse
 from kyc_pipeline.deepxl.echo import read_echo
@@ -32,6 +29,7 @@ from kyc_pipeline.ledger.times import now
 from kyc_pipeline.verify.engine import CallBudget, Stopped
 from kyc_pipeline.verify.look_up_first import discovery
 from kyc_pipeline.verify.partition import work
+from tests.faults import Meanwhile
 from tests.unit.postgres import running_postgres
 from tests.unit.verify.world import DATE, TOKEN, World
 
@@ -181,19 +179,6 @@ def rename_over(file: Path, backup: Path) -> None:
 
 def copy_over(file: Path, backup: Path) -> None:
     shutil.copyfile(backup, file)
-
-
-@dataclass(frozen=True)
-class Meanwhile:
-    """Processes the call, then does something before it responds."""
-
-    act: Callable[[], None]
-    record: bool = True
-    early: bool = False
-
-    async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
-        self.act()
-        return web.Response(body=body, content_type="application/json")
 
 
 @pytest.mark.parametrize("how", [remove, rename_over, copy_over])
