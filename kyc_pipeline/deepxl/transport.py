@@ -102,7 +102,6 @@ class Transport:
         self, pool: AiohttpTransport, request: httpx.Request, upload: MultipartBody | None = None
     ) -> Reply:
         response: httpx.Response | None = None
-        is_early = False
         body, problem = b"", ""
         try:
             async with Patience(self._timeout_seconds) as patience:
@@ -112,15 +111,15 @@ class Transport:
                     patience.restart()
                 response = await pool.handle_async_request(request)
                 is_early = upload is not None and not upload.handed_over
-                body = await _read(response)
-        except Unusable as error:
-            problem = str(error)
+                try:
+                    body = await _read(response)
+                except Unusable as error:
+                    problem = str(error)
         finally:
             if response is not None:
                 # An error while closing must not lose a response that has been read.
                 with suppress(Exception):
                     await response.aclose()
-        assert response is not None
         return Reply(response, body, is_early, problem)
 
     def _pool(self, *, keeps: bool = True) -> AiohttpTransport:

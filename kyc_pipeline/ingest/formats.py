@@ -260,8 +260,7 @@ class _CsvRows:
     A row of nothing but separators is skipped like an empty line.
     """
 
-    def __init__(self, path: Path, separator: str, names: list[str], width: int) -> None:
-        header = [_column(name) for name in names]
+    def __init__(self, path: Path, separator: str, names: list[str], header: list[str], width: int) -> None:
         self._path = path
         self._separator = separator
         self._named = len(header)
@@ -413,7 +412,7 @@ def _read_csv(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
     header = [_column(name) for name in names]
     _check_header(header, path)
     stream = _BlockStream(itertools.chain([start], blocks))
-    rows = _CsvRows(path, separator, names, width)
+    rows = _CsvRows(path, separator, names, header, width)
     total = 0
     try:
         for chunk in _merged(_csv_chunks(stream, rows, separator)):
@@ -652,7 +651,7 @@ def _read_parquet(path: Path, ignored: Counter[str]) -> Iterator[pa.Table]:
         # INT96 has no years after 2262 in nanoseconds.
         with path.open("rb") as source, pq.ParquetFile(source, coerce_int96_timestamp_unit="us") as file:
             names = {name: _column(name) for name in file.schema_arrow.names}
-            _check_header([_column(name) for name in file.schema_arrow.names], path)
+            _check_header([names[name] for name in file.schema_arrow.names], path)
             used = {name: column for name, column in names.items() if _is_used(column)}
             in_utc = _int96_columns_of_spark(file)
             total = 0
