@@ -29,11 +29,12 @@ from typing import Any
 
 import duckdb
 
-from kyc_pipeline.analyze.build import build, open_draft
+from kyc_pipeline.analyze.build import PREVIOUS_TABLES, build, open_draft
+from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.quality import check_build
-from kyc_pipeline.analyze.sql_models import LAKE, load_steps, macros_sql
+from kyc_pipeline.analyze.sql_models import LAKE, PREVIOUS, load_steps, macros_sql
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
-from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
 from kyc_pipeline.settings import Settings
 
 MAX_RATIO = 3.0
@@ -45,7 +46,8 @@ DuckDB does not count, such as the footers of 8,760 files."""
 UNLIMITED = "80%"
 DAYS = 1095
 START = date(2022, 1, 1)
-PRICE = Decimal("0.35")
+CHOICES = Choices(Decimal("0.35"), min_cell=5)
+"""Small cells are hidden, as by default; plain DuckDB hides nothing."""
 
 
 def make_lake(root: Path, verifications: int) -> None:
@@ -87,10 +89,13 @@ def make_lake(root: Path, verifications: int) -> None:
                 """
             )
             queries = {
-                "submissions": "SELECT submission_id, noon AS submitted_at, 100::BIGINT AS id_size FROM v",
+                "submissions": "SELECT submission_id, noon AS submitted_at, 100::BIGINT AS id_size,"
+                " MAP {'companyId': company::VARCHAR, 'customerId': customer::VARCHAR,"
+                " 'country': ['NL', 'DE', 'FR', 'ES'][company % 4 + 1]} AS tags FROM v",
                 "rejected_submissions": "SELECT submission_id, 'file_not_found' AS reason FROM v LIMIT 1",
                 "verification_responses": "SELECT submission_id, 'completed' AS outcome, 200 AS http_status,"
-                " 1 AS attempts, 300 + 200 * random() AS latency_ms, 1 AS billable_calls FROM v",
+                " 1 AS attempts, 300 + 200 * random() AS latency_ms, 1 AS billable_calls,"
+                " noon + INTERVAL 1 MINUTE AS responded_at FROM v",
                 "verifications": "SELECT verification_id, submission_id, ok AS verified, 'kyc-1' AS model,"
                 " NULL::VARCHAR AS model_version, 'jpeg' AS id_file_type, 1::BIGINT AS id_file_size,"
                 " 'jpeg' AS selfie_file_type, 1::BIGINT AS selfie_file_size,"
@@ -138,7 +143,7 @@ def run_build(root: Path, limits: Limits) -> dict[str, Any]:
             Lake(str(root)),
             draft,
             run_id="bench",
-            price_per_call=PRICE,
+            choices=CHOICES,
             memory_limit=limits.memory,
             threads=limits.threads,
             max_fact_rows=limits.max_fact_rows,
@@ -174,17 +179,24 @@ def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
     with spill, duckdb.connect(config=config) as connection:
         connection.execute(f"ATTACH ':memory:' AS {LAKE}")
         connection.execute(macros_sql())
-        connection.execute("SET VARIABLE price_per_call = $1::DECIMAL(18, 6)", [PRICE])
+        CHOICES.set_variables(connection)
         for table in TABLES:
             files = root / table.zone / table.name / "date=*" / FILE_NAME
+            added = CHOICES.submission_columns() if table is SUBMISSIONS else {}
+            columns = "".join(f", {sql} AS {name}" for name, (sql, _) in added.items())
             connection.execute(
                 f"CREATE VIEW {LAKE}.{table.name} AS"
-                f" SELECT * FROM read_parquet('{files}', hive_partitioning = true)"
+                f" SELECT *{columns} FROM read_parquet('{files}', hive_partitioning = true)"
             )
         connection.execute(
-            f"CREATE TABLE {LAKE}.partitions AS SELECT DISTINCT date, 'verification_responses' AS table_name"
-            f" FROM {LAKE}.verification_responses"
+            f"CREATE TABLE {LAKE}.partitions AS SELECT date, table_name, count(*) AS rows"
+            f" FROM {LAKE}.verification_responses,"
+            " (VALUES ('submissions'), ('verification_responses'), ('verifications')) AS t(table_name)"
+            " GROUP BY ALL"
         )
+        connection.execute(f"ATTACH ':memory:' AS {PREVIOUS}")
+        for name, columns in PREVIOUS_TABLES.items():
+            connection.execute(f"CREATE TABLE {PREVIOUS}.{name} ({columns})")
         seconds: dict[str, float] = {}
         for model in models:
             started = time.perf_counter()

@@ -74,7 +74,9 @@ def pandas_whole(landing: Path, out: Path) -> tuple[int, int]:
     )
     times = pd.to_datetime(frame["submitted_at"].where(iso), utc=True, format="ISO8601", errors="coerce")
     bad_time = (frame["submitted_at"] != "") & times.isna()
-    with Documents(landing / "documents") as documents:
+    from kyc_pipeline.document_folder import DocumentFolder
+
+    with Documents(DocumentFolder(landing / "documents")) as documents:
         found = documents.examine({*frame["id_file"].unique(), *frame["selfie_file"].unique()})
     for side in ("id", "selfie"):
         for field in ("sha256", "size", "content_type", "problem"):

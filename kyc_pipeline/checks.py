@@ -22,14 +22,20 @@ class CheckDefinition:
     severity: Severity
     description: str
 
-    def result(self, passed: bool, description: str, **metadata: Any) -> "CheckResult":
-        """The result of one run of this check."""
-        return CheckResult(self, passed, description, metadata)
+    def result(self, passed: bool, if_passed: str, if_failed: str, **metadata: Any) -> "CheckResult":
+        """The result of one run of this check, with the text for its case.
+
+        Both texts name the figure and the day; `if_failed` also says what to do.
+        """
+        return CheckResult(self, passed, if_passed if passed else if_failed, metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of one check. `description` says what to do about a failure, `metadata` has the figures."""
+    """The result of one check.
+
+    `description` says what was found, and what to do about a failure; `metadata` has the figures.
+    """
 
     definition: CheckDefinition
     passed: bool

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from kyc_pipeline.orchestration.alerts import alert_on_failure
+from kyc_pipeline.orchestration.alerts.sensor import alerts_sensor
 from kyc_pipeline.orchestration.assets.flatten import flatten_assets
 from kyc_pipeline.orchestration.assets.ingest import ingest_assets
 from kyc_pipeline.orchestration.assets.verify import verify_assets
@@ -13,8 +13,16 @@ from kyc_pipeline.orchestration.maintenance import maintenance
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import daily_partitions
 from kyc_pipeline.orchestration.resources import Pipeline
-from kyc_pipeline.orchestration.schedules import catch_up, daily_verification, weekly_maintenance
+from kyc_pipeline.orchestration.retention import retention
+from kyc_pipeline.orchestration.schedules import (
+    catch_up,
+    daily_retention,
+    daily_verification,
+    weekly_maintenance,
+)
 from kyc_pipeline.orchestration.sensors import new_manifests, run_left_behind
+from kyc_pipeline.orchestration.shown_resources import resources_of
+from kyc_pipeline.orchestration.unfinished import unfinished_days
 from kyc_pipeline.settings import load_settings
 
 
@@ -42,15 +50,16 @@ def build_defs(
         assets += [build_warehouse, report]
     return dg.Definitions(
         assets=[*dg.map_asset_specs(add_catalog_entry(settings.kyc_source_url), assets)],
-        jobs=[verify_and_publish, flatten_and_publish, resolve_held_submission, maintenance],
-        schedules=[daily_verification, catch_up, weekly_maintenance],
+        asset_checks=[unfinished_days(partitions)],
+        jobs=[verify_and_publish, flatten_and_publish, resolve_held_submission, retention, maintenance],
+        schedules=[daily_verification, catch_up, daily_retention, weekly_maintenance],
         sensors=[
             new_manifests,
             run_left_behind,
             publish_when_new,
-            alert_on_failure(configured=settings.kyc_alert_webhook is not None),
+            alerts_sensor(configured=settings.sends_alerts),
         ],
-        resources={"pipeline": pipeline},
+        resources=resources_of(pipeline),
         # A run has a process of its own anyway, and a step in it starts in 0.1 s instead of 2.5 s.
         executor=dg.in_process_executor,
     )

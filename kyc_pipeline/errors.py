@@ -5,11 +5,18 @@ to do. It never contains personal data or a secret, because it may reach logs, t
 standard error. The command line exits with `exit_code`.
 """
 
+import errno
 import traceback
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, TypeGuard
 
 FULL_ERRORS: Final = "kyc_pipeline.full_errors"
 """The logger for unredacted errors, with tracebacks. Only `--verbose` shows it."""
+
+
+LISTED: Final = 3
+"""How many messages a line lists; further ones are only counted."""
+_DISK_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 class KycError(Exception):
@@ -24,6 +31,18 @@ class UsageError(KycError):
     exit_code = 2
 
 
+def in_one_line(messages: Iterable[str]) -> str:
+    """The distinct messages in one line: the first few, and the number of the others."""
+    found = list(dict.fromkeys(messages))
+    more = f"; and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return "; ".join(found[:LISTED]) + more
+
+
+def is_disk_fault(error: BaseException) -> TypeGuard[OSError]:
+    """Whether a disk was full, failed or was read-only."""
+    return isinstance(error, OSError) and error.errno in _DISK_FAULTS
+
+
 def plain_line(error: BaseException) -> str:
     """One line that is safe to log: a :class:`KycError`'s message, or the class and location of other errors.
 
@@ -36,4 +55,6 @@ def plain_line(error: BaseException) -> str:
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] == __package__:
             location = f" in {module}, line {line}"
+    if is_disk_fault(error):
+        return f"a disk cannot be used ({error.strerror}{location}): free space or repair it, then run again"
     return f"unexpected {type(error).__name__}{location}"

@@ -14,8 +14,9 @@ _MAJOR_BRANDS: Final = {
     b"M4A ": "audio/mp4",
     b"M4B ": "audio/mp4",
     **dict.fromkeys((b"avif", b"avis"), "image/avif"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "image/heic"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "image/heic"),
 }
+_ANY_CODEC: Final = (b"mif1", b"msf1")  # a still image: its compatible brands name the codec
 _MP4_BRANDS: Final = frozenset(
     (
         *(b"isom", b"iso2", b"iso3", b"iso4", b"iso5", b"iso6", b"iso7", b"iso8", b"iso9"),
@@ -47,7 +48,10 @@ def _by_brand(head: bytes) -> str | None:
     if kind := _MAJOR_BRANDS.get(major):
         return kind
     end = int.from_bytes(head[:4])
-    brands = {major, *(head[at : at + 4] for at in range(16, min(end, len(head)), 4))}
+    compatible = [head[at : at + 4] for at in range(16, min(end, len(head)), 4)]
+    if major in _ANY_CODEC:
+        return next(filter(None, map(_MAJOR_BRANDS.get, compatible)), None)
+    brands = {major, *compatible}
     return None if brands.isdisjoint(_MP4_BRANDS) else "video/mp4"
 
 
@@ -58,7 +62,7 @@ def _is_old_quicktime(head: bytes) -> bool:
         if head[at + 4 : at + 8] not in _QUICKTIME_BOXES:
             return False
         size = int.from_bytes(head[at : at + 4])
-        if size < 8:  # up to the file's end, or a size of 64 bits
+        if size < 8:  # 0: up to the end of the file; 1: a 64-bit size follows
             return size <= 1
         at += size
     return at > 0

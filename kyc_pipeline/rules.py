@@ -6,7 +6,7 @@ SQL files refer to them as `{low_n}`, in queries and in headers; the loader fill
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from kyc_pipeline.vocabulary import Anomaly, Outcome
+from kyc_pipeline.vocabulary import UNDECIDED, Anomaly, Outcome
 
 LOW_N: Final = 30
 """Sample size below which a rate is marked `low_n`."""
@@ -18,24 +18,45 @@ RECENT_DAYS: Final = 28
 BASELINE_DAYS: Final = 28
 """Days before a day that form the baseline of its confidences."""
 DRIFT_MIN_CHECKS: Final = 200
-"""Checks needed on the day and in its baseline; with fewer, the drift level is `insufficient`."""
+"""Checks needed to measure drift: on a day (or the days that stand in for it), and in its baseline."""
 PSI_MODERATE: Final = 0.1
 PSI_LARGE: Final = 0.25
 """Population stability index (PSI) at which drift becomes moderate or large."""
+PSI_NOISE_FACTOR: Final = 21.665994
+"""99% quantile of chi-squared with 9 degrees of freedom: ten bins."""
+
+ALARM_RATE: Final = 0.01
+"""Chance of any false alarm in a week, over all series."""
+ALARM_WINDOWS: Final = (1, 2, 4, 8)
+"""Lengths, in weeks, of what is compared with the weeks before it."""
+ALARM_BASELINE_WEEKS: Final = 26
+ALARM_MIN_WEEKS: Final = 8
+"""Weeks of the baseline: at most, and at least."""
+ALARM_MIN_EFFECT: Final = 0.005
+"""A smaller change of a rate raises no alarm."""
+ALARM_MIN_DAYS: Final = 4
+"""Complete days that a week needs to count."""
+OUTAGE_SHARE: Final = 0.1
+"""Share of a day's submissions without a sound response that makes it an outage."""
+
+SUPPRESSED: Final = "SUPPRESSED"
+"""Stands for the companies and values of small cells: see :mod:`kyc_pipeline.analyze.small_cells`."""
 
 REJECTED_ROWS: Final = 5
 REJECTED_SHARE: Final = 0.1
-"""A day has many rejections from this number of rejected rows, if they are also this share of its rows."""
+"""A day has many rejections if at least this many of its rows, and at least this share, were rejected."""
 ISO_OFFSET_SECONDS: Final = 1
-"""Difference from which ISO text and epoch disagree. A smaller one is only a difference in precision."""
+"""ISO text and epoch disagree if they differ by at least this; a smaller difference is one of precision."""
 
 UNEXPECTED_FIELDS: Final = (Anomaly.UNKNOWN_FIELD, Anomaly.DUPLICATE_FIELD, Anomaly.TYPE_MISMATCH)
 UNEXPECTED_TYPES: Final = (Anomaly.UNKNOWN_TYPE,)
 """Kinds of contract drift that are a warning, because they mean that the API has changed."""
+UNUSABLE_CONFIDENCES: Final = (Anomaly.CONFIDENCE_OUT_OF_RANGE, Anomaly.CONFIDENCE_NOT_A_NUMBER)
+UNKNOWN_STATUSES: Final = (Anomaly.UNKNOWN_STATUS,)
 
 
 def has_many_rejections(rejected: int, received: int) -> bool:
-    """Whether a day has so many rejected rows that it is a warning."""
+    """Whether so many of a day's rows were rejected that its check warns."""
     return rejected >= REJECTED_ROWS and rejected / received >= REJECTED_SHARE
 
 
@@ -51,11 +72,21 @@ SQL_PARAMETERS: Final[Mapping[str, str]] = {
     "drift_min_checks": str(DRIFT_MIN_CHECKS),
     "psi_moderate": str(PSI_MODERATE),
     "psi_large": str(PSI_LARGE),
+    "psi_noise_factor": str(PSI_NOISE_FACTOR),
+    "alarm_baseline_weeks": str(ALARM_BASELINE_WEEKS),
+    "alarm_min_days": str(ALARM_MIN_DAYS),
+    "outage_share": str(OUTAGE_SHARE),
+    "outage_percent": f"{OUTAGE_SHARE:.0%}",
+    "suppressed": SUPPRESSED,
     "rejected_rows": str(REJECTED_ROWS),
     "rejected_share": str(REJECTED_SHARE),
     "rejected_percent": f"{REJECTED_SHARE:.0%}",
     "iso_offset_seconds": str(ISO_OFFSET_SECONDS),
     "outcomes": _literals(Outcome),
+    "undecided_outcomes": _literals(UNDECIDED),
     "unexpected_kinds": _literals((*UNEXPECTED_FIELDS, *UNEXPECTED_TYPES)),
+    "anomalies_with_a_check": _literals(
+        (*UNEXPECTED_FIELDS, *UNEXPECTED_TYPES, *UNUSABLE_CONFIDENCES, *UNKNOWN_STATUSES)
+    ),
 }
 """Parameter → its text in SQL files."""

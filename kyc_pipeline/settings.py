@@ -7,20 +7,25 @@ the README lists every setting.
 
 import ipaddress
 import re
+import stat
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.vocabulary import SUBMISSION_TAG
+from kyc_pipeline.vocabulary import DOCUMENT_TYPES, SUBMISSION_TAG, DocumentType
 
-MIN_PSEUDONYM_KEY_LENGTH = 16
+MIN_KEY_LENGTH: Final = 32
+MIN_KEY_VARIETY: Final = 10
+_OTHERS: Final = stat.S_IRWXO
 _NAME: Final = re.compile(r"^[^#=\n]+(?==)", re.MULTILINE)
+_ADDRESS: Final = r"^[^@\s,;<>]+@[^@\s,;<>]+$"
+_S3_URL: Final = re.compile(r"s3://[^/]+(/[^/]+)*/?")
 _PLACEHOLDER: Final = re.compile(r"[^A-Za-z0-9]*|<.*>|\[.*\]|\{.*\}|[$%].*")
 
 
@@ -32,6 +37,26 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def key_problem(key: str) -> str:
+    """Why a pseudonym key could be guessed; empty if it looks random. Never shows the key.
+
+    Whoever has a pseudonym and knows its value can try keys. 32 random hexadecimal digits pass: fewer than
+    10 different ones among them are a case of one in ten thousand.
+    """
+    if len(key) >= MIN_KEY_LENGTH and len(set(key)) >= MIN_KEY_VARIETY:
+        return ""
+    return (
+        f"can be guessed: it must have at least {MIN_KEY_LENGTH} characters, {MIN_KEY_VARIETY} of them "
+        "different; `openssl rand -hex 32` makes one"
+    )
+
+
+def require_private(file: Path) -> None:
+    """Raises :class:`UsageError` if other users of this machine may read or write a file with a secret."""
+    if file.stat().st_mode & _OTHERS:
+        raise UsageError(f"{file} holds a secret, but other users may open it: run `chmod o= {file}`")
 
 
 def _split_url(value: str) -> SplitResult:
@@ -59,14 +84,21 @@ class Settings(BaseSettings):
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
+    kyc_home: Path = Field(default=Path(), validate_default=True)
+    """Relative paths of the other settings begin here."""
     deepxl_base_url: str = "https://api.deepxl.ai"
     """Base URL of the API. Only loopback hosts may use http."""
     deepxl_api_token: SecretStr | None = None
     """The credential; only calls need it."""
     deepxl_auth_scheme: Literal["bearer", "api_key"] = "bearer"
     """The header that carries the credential: `Authorization: Bearer` or `x-api-key`."""
+    deepxl_proxy: SecretStr | None = None
+    """http(s) URL of the proxy to the API; it may contain a user and a password."""
+    deepxl_ca_file: Path | None = None
+    """PEM file with the only certificate authorities to trust, such as your company's own."""
     deepxl_max_concurrency: int = Field(default=16, ge=1, le=1024)
     """Calls in flight, per run."""
     deepxl_requests_per_second: float = Field(default=10, ge=0)
@@ -77,20 +109,34 @@ class Settings(BaseSettings):
     """Maximum attempts per submission and run. The pipeline retries only if that is safe."""
     deepxl_max_calls_per_run: int | None = Field(default=None, ge=0)
     """Budget: a run stops cleanly before exceeding it."""
+    deepxl_max_calls_per_day: int | None = Field(default=None, ge=0)
+    """Budget of a UTC day, over all runs and hosts that share the ledger. No option of a run raises it."""
     deepxl_price_per_call: Decimal | None = Field(default=None, ge=0)
     """Price of one call, for cost figures."""
     deepxl_currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$")
     """Currency of the price and of all amounts (ISO 4217)."""
     deepxl_uncertain: Literal["hold", "retry"] = "hold"
     """`retry`: send an uncertain submission again, once ever, if a look-up shows no record of it."""
-    kyc_home: Path = Field(default=Path(), validate_default=True)
-    """Relative paths of the other settings begin here."""
-    kyc_landing: Path = Field(default=Path("data/landing"), validate_default=True)
-    """Manifests and documents."""
+    deepxl_document_types: Annotated[frozenset[DocumentType], NoDecode, Field(min_length=1)] = DOCUMENT_TYPES
+    """Media types of documents that DeepXL accepts (comma-separated)."""
+    kyc_landing: Path | str = Field(default=Path("data/landing"), validate_default=True)
+    """Manifests and documents; a folder or `s3://bucket/prefix`."""
+    kyc_csv_encoding: str | None = Field(default=None, pattern=r"^windows-125[0-8]$")
+    """Encoding of CSV manifests that are neither UTF-8 nor UTF-16; without it, these are refused."""
+    kyc_duplicate_documents: Literal["warn", "reject"] = "warn"
+    """What to do with a new submission that has the two documents of another one."""
+    kyc_send_tags: Annotated[frozenset[str], NoDecode] | None = None
+    """Tags that are sent (comma-separated), besides `submissionId`; by default all."""
+    kyc_strip_metadata: bool = False
+    """Remove metadata from JPEG and PNG documents before they are sent."""
+    kyc_require_consent: Annotated[frozenset[str], NoDecode] = frozenset()
+    """Accepted values of the column `consent` (comma-separated); each row needs one. By default none does."""
     kyc_lake: str = Field(default="data/lake", validate_default=True)
     """Parquet; a folder or `s3://bucket/prefix`."""
-    kyc_ledger_url: str = Field(default="sqlite:///data/ledger.sqlite", validate_default=True)
-    """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts."""
+    kyc_ledger_url: SecretStr = Field(
+        default=SecretStr("sqlite:///data/ledger.sqlite"), validate_default=True
+    )
+    """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts. It may have a password."""
     kyc_warehouse: Path = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
     """The DuckDB file that analysts open."""
     kyc_warehouse_memory: str = Field(default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$")
@@ -101,16 +147,57 @@ class Settings(BaseSettings):
     """The report."""
     kyc_pseudonym_key: SecretStr | None = None
     """HMAC key of the pseudonyms. By default, a key file is created on first use: `pseudonym_key_file`."""
+    kyc_pseudonym_old_keys: SecretStr | None = None
+    """Earlier keys (comma-separated), for `rekey`, and to recognise people who were erased under them."""
     kyc_clear_tags: Annotated[frozenset[str], NoDecode] = frozenset(
         {SUBMISSION_TAG, "companyId", "companyName"}
     )
     """Tags whose values analysts may see (comma-separated)."""
+    kyc_retain_days: int | None = Field(default=None, ge=0)
+    """Days after the end of a relationship when `retention` removes rows, responses and ledger bodies."""
+    kyc_retain_documents_days: int | None = Field(default=None, ge=0)
+    """Days after the end of a relationship when `retention` deletes the documents in the landing zone."""
+    kyc_retain_rejected_days: int | None = Field(default=None, ge=0)
+    """Days after delivery when `retention` removes id and detail of rejected rows."""
+    kyc_retention_apply: bool = False
+    """Whether the job `retention` removes what is due, or only reports it."""
+    kyc_operator: str | None = None
+    """The person who acts, for the audit trail; by default the login name."""
+    kyc_dimensions: Annotated[tuple[str, ...], NoDecode] = ()
+    """Tags that slice rates and outcomes (comma-separated). Analysts see their values."""
+    kyc_subject_tags: Annotated[tuple[str, ...], NoDecode, Field(min_length=1, max_length=3)] = (
+        "companyId",
+        "customerId",
+    )
+    """Tags that identify a person (comma-separated): the last one, which is unique within the others."""
+    kyc_min_cell: int = Field(default=5, ge=1)
+    """Companies and values with fewer people on a day are hidden in what is published; 1 hides nothing."""
+    kyc_verdict_target_seconds: int = Field(default=86_400, ge=1)
+    """Target for the time from a submission to its verdict."""
     kyc_start_date: date = date(2024, 9, 1)
     """First daily partition."""
     kyc_catch_up_days: int = Field(default=30, ge=1)
     """How far back the catch-up schedule looks."""
     kyc_alert_webhook: SecretStr | None = None
-    """An https URL that receives a JSON POST for each failed run. Secret, because it contains a key."""
+    """An https URL that receives alerts as a JSON POST. Secret, because it contains a key."""
+    kyc_alert_webhook_form: Literal["json", "slack"] = "json"
+    """Format of the JSON: for programs, or that of a Slack incoming webhook."""
+    kyc_alert_email_from: str | None = Field(default=None, pattern=_ADDRESS)
+    """The sender of alerts by e-mail."""
+    kyc_alert_email_to: Annotated[
+        frozenset[Annotated[str, StringConstraints(pattern=_ADDRESS)]], NoDecode
+    ] = frozenset()
+    """The recipients of alerts by e-mail (comma-separated)."""
+    kyc_alert_smtp_url: SecretStr | None = None
+    """The mail server: `smtp://user:password@host:587` (STARTTLS) or `smtps://…:465`. May have a password."""
+    kyc_alert_calls_per_day: int | None = Field(default=None, ge=0)
+    """Alert if a UTC day has more billable calls."""
+    kyc_ui_url: str | None = None
+    """Base URL of the Dagster UI, for the links in alerts."""
+    kyc_metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of `kyc-pipeline metrics`."""
+    kyc_ui_password: SecretStr | None = Field(default=None, min_length=12)
+    """The password that `kyc-pipeline ui` asks for. It must be set to listen beyond loopback."""
     kyc_source_url: str | None = None
     """Base URL of this repository, including the branch; the UI links to its code and docs."""
 
@@ -140,11 +227,38 @@ class Settings(BaseSettings):
     def _make_absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("kyc_landing", "kyc_warehouse", "kyc_report")
+    @field_validator("deepxl_proxy")
+    @classmethod
+    def _check_proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                parts = urlsplit(value.get_secret_value())
+                is_proxy = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+            except ValueError:  # its message shows the value
+                is_proxy = False
+            if not is_proxy or parts.path not in ("", "/") or parts.query or parts.fragment:
+                raise ValueError("must be an http(s) URL without a path, such as http://proxy.example:3128")
+        return value
+
+    @field_validator("deepxl_ca_file")
+    @classmethod
+    def _ca_file_below_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else cls._below_home(value, info)
+
+    @field_validator("kyc_landing")
+    @classmethod
+    def _landing_below_home(cls, value: Path | str, info: ValidationInfo) -> Path | str:
+        if "://" not in str(value):
+            return cls._below_home(Path(value), info)
+        if not _S3_URL.fullmatch(str(value)) or {".", ".."} & set(str(value).split("/")):
+            raise ValueError("must be a folder or s3://bucket/prefix, without empty, . or .. parts")
+        return str(value).rstrip("/")
+
+    @field_validator("kyc_warehouse", "kyc_report")
     @classmethod
     def _below_home(cls, value: Path, info: ValidationInfo) -> Path:
-        # Absolute, so that a process that changes its folder keeps its ledger. `kyc_home` is there unless it
-        # is invalid itself, which is the error that the user sees.
+        # Absolute, so that a new working directory does not mean a new ledger. `kyc_home` is missing
+        # only if it is invalid itself, and then the user sees that error.
         home: Path = info.data.get("kyc_home", Path())
         return home / value
 
@@ -155,40 +269,56 @@ class Settings(BaseSettings):
 
     @field_validator("kyc_ledger_url")
     @classmethod
-    def _ledger_below_home(cls, value: str, info: ValidationInfo) -> str:
-        scheme, separator, path = value.partition(":///")
+    def _ledger_below_home(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        scheme, separator, path = value.get_secret_value().partition(":///")
         if not (separator and scheme.startswith("sqlite") and path) or path.startswith((":memory:", "file:")):
             return value
-        return f"{scheme}:///{cls._below_home(Path(path), info)}"
+        return SecretStr(f"{scheme}:///{cls._below_home(Path(path), info)}")
 
-    @field_validator("kyc_clear_tags", mode="before")
+    @field_validator(
+        "kyc_clear_tags",
+        "kyc_send_tags",
+        "kyc_require_consent",
+        "deepxl_document_types",
+        "kyc_dimensions",
+        "kyc_subject_tags",
+        "kyc_alert_email_to",
+        mode="before",
+    )
     @classmethod
-    def _split_tags(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
-            return frozenset(name.strip() for name in value.split(",") if name.strip())
+            return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+        return value
+
+    @field_validator("kyc_dimensions")
+    @classmethod
+    def _check_dimensions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "model_version" in value:
+            raise ValueError("must not contain model_version, which is always a dimension")
         return value
 
     @field_validator("kyc_pseudonym_key")
     @classmethod
     def _check_pseudonym_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value) < MIN_PSEUDONYM_KEY_LENGTH:
-            raise ValueError(f"must have at least {MIN_PSEUDONYM_KEY_LENGTH} characters")
+        if value is not None and (problem := key_problem(value.get_secret_value())):
+            raise ValueError(problem)
         return value
 
-    @field_validator("deepxl_base_url", "kyc_source_url")
+    @field_validator("deepxl_base_url", "kyc_source_url", "kyc_ui_url")
     @classmethod
     def _check_base_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         parts = _split_url(value)
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must not carry a user, a query or a fragment")
+            raise ValueError("must not contain a user, a query or a fragment")
         return value.rstrip("/")
 
     @field_validator("deepxl_base_url")
     @classmethod
     def _cut_version(cls, value: str) -> str:
-        """The client adds `/v1/verification`, so what was copied with it is cut."""
+        """Cuts a copied `/v1/verification`, which the client adds."""
         return re.sub(r"/v1(/verification)?$", "", value)
 
     @field_validator("kyc_alert_webhook")
@@ -198,6 +328,33 @@ class Settings(BaseSettings):
             _split_url(value.get_secret_value())
         return value
 
+    @field_validator("kyc_alert_smtp_url")
+    @classmethod
+    def _check_smtp_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value.get_secret_value())
+            is_url = parts.scheme in {"smtp", "smtps"} and parts.hostname and parts.port != 0
+        except ValueError:  # its message shows the value
+            is_url = False
+        if not is_url:
+            raise ValueError("must be a URL such as smtp://user:password@mail.example:587 or smtps://…")
+        if not (info.data.get("kyc_alert_email_from") and info.data.get("kyc_alert_email_to")):
+            raise ValueError("needs KYC_ALERT_EMAIL_FROM and KYC_ALERT_EMAIL_TO")
+        return value
+
+    @property
+    def sends_alerts(self) -> bool:
+        """Whether a channel for alerts is configured."""
+        return self.kyc_alert_webhook is not None or self.kyc_alert_smtp_url is not None
+
+    @property
+    def old_pseudonym_keys(self) -> tuple[str, ...]:
+        """The keys of `KYC_PSEUDONYM_OLD_KEYS`."""
+        keys = self.kyc_pseudonym_old_keys.get_secret_value() if self.kyc_pseudonym_old_keys else ""
+        return tuple(filter(None, map(str.strip, keys.split(","))))
+
     @property
     def pseudonym_key_file(self) -> Path:
         """The file with the pseudonym key if `KYC_PSEUDONYM_KEY` is not set."""
@@ -205,14 +362,25 @@ class Settings(BaseSettings):
 
     @property
     def data_dir(self) -> Path:
-        """The data folder, which holds the landing zone."""
-        return self.kyc_landing.parent
+        """The data folder: that of the landing zone, or `data` if that is in S3."""
+        return self.kyc_landing.parent if isinstance(self.kyc_landing, Path) else self.kyc_home / "data"
+
+    @property
+    def has_token(self) -> bool:
+        """Whether there is a credential."""
+        return bool(self.deepxl_api_token and self.deepxl_api_token.get_secret_value().strip())
 
     def require_token(self) -> SecretStr:
         """The credential, or :class:`UsageError` if it is missing."""
-        if self.deepxl_api_token is None or not self.deepxl_api_token.get_secret_value().strip():
+        if self.deepxl_api_token is None or not self.has_token:
             raise UsageError("DEEPXL_API_TOKEN is not set: put the credential in the environment or in .env")
         return self.deepxl_api_token
+
+
+_SECRETS: Final = {
+    name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
+}
+"""A `.env` with one of these must be private."""
 
 
 def load_settings(env_file: str | None = ".env") -> Settings:
@@ -243,10 +411,12 @@ def _check_file(file: Path) -> None:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         text = "\0"
-    if "\0" in text:  # UTF-16 without its mark may be valid UTF-8
+    if "\0" in text:  # UTF-16 without a byte order mark may be valid UTF-8
         raise UsageError(f"{file} is not UTF-8 text (perhaps UTF-16 or Latin-1): save it as UTF-8")
     if problem := _unprintable("".join(_NAME.findall(text)).replace("\t", "")):
         raise UsageError(f"{file}: the name of a setting has {problem}: type it again")
+    if _SECRETS & {name.strip().removeprefix("export ").strip().lower() for name in _NAME.findall(text)}:
+        require_private(file)
 
 
 def _unprintable(text: str) -> str:

@@ -12,6 +12,23 @@ TECHNICAL_CHECKS: Final = "technicalChecks"
 """The group of checks in every response."""
 
 
+class DocumentType(StrEnum):
+    """Media types that a document may have."""
+
+    JPEG = "image/jpeg"
+    PNG = "image/png"
+    WEBP = "image/webp"
+    HEIC = "image/heic"
+    PDF = "application/pdf"
+    MP4 = "video/mp4"
+    QUICKTIME = "video/quicktime"
+    WEBM = "video/webm"
+
+
+DOCUMENT_TYPES: Final = frozenset(DocumentType) - {DocumentType.HEIC}
+"""What DeepXL takes, as far as its documentation says."""
+
+
 class Reason(StrEnum):
     """Why a manifest row cannot be submitted."""
 
@@ -30,6 +47,10 @@ class Reason(StrEnum):
     UNSUPPORTED_FILE_TYPE = "unsupported_file_type"
     UNREADABLE_IMAGE = "unreadable_image"
     ERASED_SUBJECT = "erased_subject"
+    DUPLICATE_DOCUMENTS = "duplicate_documents"
+    """Only with `KYC_DUPLICATE_DOCUMENTS=reject`."""
+    MISSING_CONSENT = "missing_consent"
+    """Only with `KYC_REQUIRE_CONSENT`."""
 
 
 class Outcome(StrEnum):
@@ -43,14 +64,20 @@ class Outcome(StrEnum):
     """The response breaks the hard contract; not sent again unless an operator reopens it."""
     UNCERTAIN = "uncertain"
     """Sent, but without a sound response, and a look-up did not settle it; held for a decision."""
+    ABANDONED = "abandoned"
+    """It was uncertain, and an operator decided never to send it again."""
     FAILED = "failed"
     """Not processed, as far as DeepXL reports; a later run sends it, after a look-up if it was sent whole."""
     NOT_ATTEMPTED = "not_attempted"
     """The run stopped or its budget ran out before this submission."""
 
 
+SETTLED: Final = (Outcome.COMPLETED, Outcome.REFUSED, Outcome.QUARANTINED)
+"""Outcomes of submissions that were paid for, or refused, and that no later run sends."""
 LEFT_FOR_LATER: Final = (Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 """Outcomes of submissions that a later run sends."""
+UNDECIDED: Final = (Outcome.UNCERTAIN, *LEFT_FOR_LATER)
+"""Outcomes of submissions whose verdict may still come without an operator's reopening."""
 
 
 class CheckStatus(StrEnum):
@@ -123,7 +150,7 @@ class Anomaly(StrEnum):
 
     CONFIDENCE_NOT_A_NUMBER = (
         "confidence_not_a_number",
-        "A confidence is a text, a boolean or nested; `confidence` is NULL, `confidence_raw` keeps it.",
+        "A confidence is a text, a boolean or nested; `confidence` is NULL, `confidence_raw` OTHER.",
     )
     TIMESTAMP_MILLISECONDS = (
         "timestamp_milliseconds",
@@ -143,6 +170,10 @@ class Anomaly(StrEnum):
     )
     TAG_REPEATED = "tag_repeated", "A tag's name occurs more than once; every occurrence has a row."
     TAG_WITHOUT_NAME = "tag_without_name", "A tag has no name, so no row; the raw response keeps it."
+    TEXT_WITHHELD = (
+        "text_withheld",
+        "A text that may be personal is OTHER in the tables; the raw response keeps it.",
+    )
     INVALID_UNICODE = "invalid_unicode", "A text is not valid Unicode; U+FFFD replaces the invalid parts."
     ECHO_SIZE_MISMATCH = "echo_size_mismatch", "A file size in the response differs from the one sent."
     ECHO_TAGS_MISMATCH = (

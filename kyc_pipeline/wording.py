@@ -1,5 +1,6 @@
-"""Amounts and counts as text."""
+"""Amounts, counts and commands as text."""
 
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -23,6 +24,17 @@ class Money:
 
     def __float__(self) -> float:
         return float(self.amount)
+
+
+def run_again(first: str, last: str | None = None) -> str:
+    """The command that runs a day, or a range of days, again, as part of a message."""
+    return f"`kyc-pipeline backfill --from {first} --to {last or first}`"
+
+
+def counted(count: int, nouns: str) -> str:
+    """`1 anomaly`, `2 anomalies`: :func:`plural` for nouns that are known in the plural."""
+    singular = re.sub(r"s\b", "", re.sub(r"ies\b", "y", nouns))
+    return f"{count} {singular if count == 1 else nouns}"
 
 
 def plural(count: int, noun: str, nouns: str | None = None) -> str:

@@ -3,27 +3,56 @@
 import io
 import json
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import hypothesis
 import pytest
 from PIL import Image
 
-# On a busy machine an example may take any time; `pytest-timeout` finds what hangs.
-hypothesis.settings.register_profile("kyc_pipeline", deadline=None)
-hypothesis.settings.load_profile("kyc_pipeline")
+from tests import new_ledgers
+
+# On a busy machine an example may take any time; `pytest-timeout` finds what hangs. The same examples run
+# each time, so that a change fails for what it changes. `--hypothesis-profile=random` looks for new ones.
+hypothesis.settings.register_profile("random", deadline=None)
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+
+LONGEST = {
+    "test_automation.py",
+    "test_cli.py",
+    "test_demo.py",
+    "test_formats.py",
+    "test_publication.py",
+    "test_simulation.py",
+    "test_up_to_date.py",
+    "test_verify_faults.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.parent.name != "e2e")
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.parent.name != "e2e"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
     """SIGINT is taken, by children too, also where a shell runs the tests in its background, ignoring it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_ledgers() -> Iterator[None]:
+    """A new ledger in this process takes milliseconds."""
+    with new_ledgers.quickly_made():
+        yield
+
+
+@pytest.fixture
+def real_migrations(quick_ledgers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new ledger is made as in production, by Alembic."""
+    monkeypatch.setattr("kyc_pipeline.ledger.database._migrate", new_ledgers.really_migrate)
 
 
 def image_bytes(shade: int, kind: str = "JPEG") -> bytes:

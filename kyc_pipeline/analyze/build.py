@@ -8,9 +8,9 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
@@ -18,18 +18,44 @@ import duckdb
 import pyarrow as pa
 
 from kyc_pipeline import __version__
-from kyc_pipeline.analyze.publish import remove_draft
-from kyc_pipeline.analyze.sql_models import LAKE, Model, load_macros, load_models, load_steps, macros_sql
+from kyc_pipeline.analyze.changes import write_changes
+from kyc_pipeline.analyze.choices import Choices, literal
+from kyc_pipeline.analyze.publish import EXACT, open_warehouse, remove_draft, restricted_path
+from kyc_pipeline.analyze.small_cells import publish_submissions
+from kyc_pipeline.analyze.sql_models import (
+    LAKE,
+    PREVIOUS,
+    Model,
+    load_macros,
+    load_models,
+    load_steps,
+    macros_sql,
+    sliced_models,
+    steps_for,
+)
 from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import DAY_OF_PATH, Lake, Partition, duckdb_path
-from kyc_pipeline.lake.tables import TABLES, Table
+from kyc_pipeline.lake.tables import CHANGED_KEY, SUBMISSIONS, TABLES, Table
 
 STORAGE_VERSION: Final = "v1.5.0"
 """Format of the file: DuckDB 1.5 and newer can open it."""
 _READ_ATTEMPTS: Final = 3
 _FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags", "verification_files")
 """Facts that become views over the lake when they exceed `max_fact_rows`; all are curated."""
+_HIDDEN_IN: Final = "submissions"
+"""The model whose rows hide small cells; all tables by company or dimension are counted from it."""
+_FILLED: Final = {"found_changes": write_changes}
+"""Models whose SQL only defines the columns, with the functions that fill them."""
+
+PREVIOUS_TABLES: Final = {
+    "daily_figures": "date DATE, table_name VARCHAR, metric VARCHAR, check_group VARCHAR, check_type VARCHAR,"
+    " value DOUBLE, first_seen_build VARCHAR, is_complete BOOLEAN",
+    "restatements": "date DATE, table_name VARCHAR, metric VARCHAR, check_group VARCHAR, check_type VARCHAR,"
+    ' was DOUBLE, "is" DOUBLE, first_seen_build VARCHAR, changed_by VARCHAR, changed_at TIMESTAMP,'
+    " was_complete BOOLEAN, is_complete BOOLEAN",
+}
+"""Tables of the published warehouse that models read, with their columns."""
 
 Partitions = dict[str, dict[str, Partition]]
 """Table name → day → partition."""
@@ -65,6 +91,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("rows", "Rows in the partition."),
             ("source", "Identity of the responses that a curated partition was made from."),
             ("version", "Identity of the file; it changes whenever the partition is replaced."),
+            ("is_complete", "Whether no submission of the day is undecided; see `days`."),
         ),
     ),
     "build_checks": (
@@ -75,7 +102,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
             ("passed", "Whether the check found no violation."),
             ("count", "Number of violations."),
             ("unit", "What `count` counts."),
-            ("description", "What must hold."),
+            ("description", "What must hold; after a violation, what was found and what to do."),
             ("sample", "The first violations as JSON: ids and counts."),
         ),
     ),
@@ -110,8 +137,8 @@ def build(
     destination: Path,
     *,
     run_id: str,
-    price_per_call: Decimal | None = None,
-    currency: str = "EUR",
+    choices: Choices = Choices(),  # noqa: B008 - immutable
+    previous: Path | None = None,
     memory_limit: str | None = None,
     threads: int | None = None,
     max_fact_rows: int | None = None,
@@ -120,6 +147,9 @@ def build(
 ) -> BuildSummary:
     """Builds the warehouse as a new file, `destination`. The lake may be empty, and a day may lack tables.
 
+    If small cells are hidden, the exact tables go into the file at its :func:`restricted_path`.
+
+    `previous` is the published warehouse, if there is one: `restatements` says what differs from it.
     `memory_limit` is DuckDB's, such as `2GB`; DuckDB spills the rest to disk beside the destination. A fact
     with more rows than `max_fact_rows` becomes a view over the lake instead of a table, unless the lake is in
     an object store, where each reader would need credentials. `inputs` is recorded in `build_inputs`: see
@@ -135,13 +165,13 @@ def build(
             with duckdb.connect(
                 destination, config=_config(destination, memory_limit, threads)
             ) as connection:
-                run = _Build(connection, lake, files, max_fact_rows, progress)
-                run.read(price_per_call)
+                run = _Build(connection, lake, files, choices, max_fact_rows, progress)
+                run.read(run_id, previous, restricted_path(destination))
                 # Models over a view read the lake again, so with views only the check after them counts.
                 if run.views or _unchanged(lake, files):
                     run.derive()
                     if not run.views or _unchanged(lake, files):
-                        return run.finish(run_id, price_per_call, currency, inputs or {})
+                        return run.finish(run_id, inputs or {})
         except duckdb.Error as error:
             remove_draft(destination)
             if _unchanged(lake, files):
@@ -153,6 +183,19 @@ def build(
 def open_draft(draft: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
     """Opens a finished build read-only, for its checks, with a build's memory limit."""
     return duckdb.connect(str(draft), read_only=True, config=_config(draft, memory_limit, None))
+
+
+@contextmanager
+def open_day(lake: Lake, date: str, queries: Iterable[str]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection for `queries` over `date` alone: the models that they read are views."""
+    models = steps_for(queries)
+    sources = {source for model in models for source in model.sources}
+    files = {table.name: lake.partitions(table, date) for table in TABLES if table.name in sources}
+    with duckdb.connect() as connection:
+        _Build(connection, lake, files, Choices(), None, None).attach()
+        for model in models:
+            connection.execute(f"CREATE VIEW {model.name} AS {model.sql}")
+        yield connection
 
 
 def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
@@ -233,56 +276,81 @@ class _Build:
         connection: duckdb.DuckDBPyConnection,
         lake: Lake,
         files: Partitions,
+        choices: Choices,
         max_fact_rows: int | None,
         progress: Callable[[str, float], None] | None,
     ) -> None:
         self._connection = connection
         self._lake = lake
         self._files = files
+        self._choices = choices
         self._max_fact_rows = max_fact_rows
         self._progress = progress
-        self._built_at = datetime.datetime.now(datetime.UTC)
+        self._built_at = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
         self._seconds: dict[str, float] = {}
         self._rows: dict[str, int] = {}
         self._scans: dict[str, str] = {}
         self.views: set[str] = set()
 
-    def read(self, price_per_call: Decimal | None) -> None:
+    def read(self, run_id: str, previous: Path | None, restricted: Path) -> None:
         """Runs the models that read the lake."""
+        self.attach()
+        if self._hides_cells:
+            self._connection.execute(f"ATTACH {literal(str(restricted))} AS {EXACT}")
+        self._connection.execute("SET VARIABLE run_id = $1::VARCHAR", [run_id])
+        self._connection.execute("SET VARIABLE built_at = $1::TIMESTAMP", [self._built_at])
+        self._remember(previous)
+        self._run_each([model for model in load_steps() if model.reads_lake])
+
+    def attach(self) -> None:
+        """Creates what models read: the schema `lake`, the choices and the macros."""
         if not self._lake.is_local:
             self._connection.register_filesystem(self._lake.fs)
         self._connection.execute(f"ATTACH ':memory:' AS {LAKE}")
         for table in TABLES:
+            if table.name not in self._files:
+                continue
             self._scans[table.name] = scan = self._scan(table)
             self._connection.execute(f"CREATE VIEW {LAKE}.{table.name} AS {scan}")
         self._record_partitions()
-        self._connection.execute("SET VARIABLE price_per_call = $1::DECIMAL(18, 6)", [price_per_call])
+        self._choices.set_variables(self._connection)
         self._connection.execute(macros_sql())
-        self._run_each([model for model in load_steps() if model.reads_lake])
 
     def derive(self) -> None:
         """Runs the other models."""
         self._run_each([model for model in load_steps() if not model.reads_lake])
+        if self._hides_cells:
+            self._derive_exact()
 
-    def finish(
-        self,
-        run_id: str,
-        price_per_call: Decimal | None,
-        currency: str,
-        inputs: Mapping[str, str | None],
-    ) -> BuildSummary:
+    @property
+    def _hides_cells(self) -> bool:
+        return self._choices.min_cell > 1
+
+    def _derive_exact(self) -> None:
+        """Runs the models that count by company or dimension again, on the exact submissions."""
+        execute = self._connection.execute
+        ((published,),) = execute("SELECT current_database()").fetchall()
+        execute(f"SET search_path = '{EXACT}.main,\"{published}\".main'")
+        for model in sliced_models():
+            self._create(model)
+        execute(f'USE "{published}"')
+
+    def finish(self, run_id: str, inputs: Mapping[str, str | None]) -> BuildSummary:
         """Writes the tables about the build, and all comments."""
         execute = self._connection.execute
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
         days = sorted({date for partitions in self._files.values() for date in partitions})
-        execute(f"CREATE TABLE build_partitions AS FROM {LAKE}.partitions ORDER BY date, table_name")
+        execute(
+            "CREATE TABLE build_partitions AS SELECT p.* EXCLUDE (changed), d.is_complete"
+            f" FROM {LAKE}.partitions AS p JOIN days AS d USING (date) ORDER BY date, table_name"
+        )
         execute("CREATE TABLE build_inputs (name VARCHAR, value VARCHAR)")
         for name, value in inputs.items():
             execute("INSERT INTO build_inputs VALUES ($1, $2)", [name, value])
         for name in ("build_partitions", "build_inputs"):
             self._rows[name] = self._count(name)
         execute(
-            "CREATE TABLE build_info AS SELECT $1::TIMESTAMPTZ AS built_at, $2::VARCHAR AS run_id,"
+            "CREATE TABLE build_info AS SELECT $1::TIMESTAMP AS built_at, $2::VARCHAR AS run_id,"
             " $3::BIGINT AS partitions, $4::BIGINT AS rows, $5::VARCHAR AS code_version,"
             " $6::VARCHAR AS duckdb_version, $7::DATE AS first_date, $8::DATE AS last_date,"
             " $9::DECIMAL(18, 6) AS price_per_call, $10::VARCHAR AS currency",
@@ -295,8 +363,8 @@ class _Build:
                 duckdb.__version__,
                 days[0] if days else None,
                 days[-1] if days else None,
-                price_per_call,
-                currency,
+                self._choices.price_per_call,
+                self._choices.currency,
             ],
         )
         ((built_ns,),) = execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
@@ -306,12 +374,28 @@ class _Build:
         for name in ("build_info", "build_inputs", "build_partitions"):
             _comment(self._connection, "TABLE", name, *BUILD_TABLES[name])
         for macro in load_macros():
-            execute(f"COMMENT ON MACRO {macro.name} IS {_literal(macro.description)}")
+            execute(f"COMMENT ON MACRO {macro.name} IS {literal(macro.description)}")
         execute("COMMIT")
+        if self._hides_cells:
+            self._finish_exact()
         execute(f"DETACH {LAKE}")
+        execute(f"DETACH {PREVIOUS}")
         execute("CHECKPOINT")
         views_read = self._files if self.views else {}
         return BuildSummary({**self._rows, "build_info": 1}, tuple(days), self._seconds, built_ns, views_read)
+
+    def _finish_exact(self) -> None:
+        """Writes `build_info` and all comments of the restricted file."""
+        execute = self._connection.execute
+        execute("BEGIN")  # a transaction can write one database
+        execute(f"CREATE TABLE {EXACT}.build_info AS FROM build_info")
+        _comment(self._connection, "TABLE", f"{EXACT}.build_info", *BUILD_TABLES["build_info"])
+        exact = {_HIDDEN_IN, *(model.name for model in sliced_models())}
+        for model in load_models():
+            if model.name in exact:
+                _comment(self._connection, "TABLE", f"{EXACT}.{model.name}", model.description, model.columns)
+        execute("COMMIT")
+        execute(f"DETACH {EXACT}")
 
     def _run_each(self, models: Sequence[Model]) -> None:
         for model in models:
@@ -328,14 +412,22 @@ class _Build:
         if self._is_too_large(model):
             self._connection.execute(f"CREATE VIEW {model.name} AS {self._view_sql(model)}")
             self.views.add(model.name)
+        elif model.name == _HIDDEN_IN and self._hides_cells:
+            self._connection.execute(f"CREATE TABLE {EXACT}.{model.name} AS {model.sql}")
+            publish_submissions(self._connection, self._choices.min_cell)
         else:
-            kind = "TABLE" if model.published else "TEMP TABLE"
-            self._connection.execute(f"CREATE {kind} {model.name} AS {model.sql}")
+            self._create(model)
         if model.published:
             self._rows[model.name] = self._count(model.name)
         self._seconds[model.name] = time.perf_counter() - started
         if self._progress:
             self._progress(model.name, self._seconds[model.name])
+
+    def _create(self, model: Model) -> None:
+        kind = "TABLE" if model.published else "TEMP TABLE"
+        self._connection.execute(f"CREATE {kind} {model.name} AS {model.sql}")
+        if model.name in _FILLED:
+            _FILLED[model.name](self._connection)
 
     def _is_too_large(self, model: Model) -> bool:
         """Whether the model is a fact with more rows than a table may have."""
@@ -357,24 +449,27 @@ class _Build:
         """
         paths = _paths(self._files[table.name])
         columns = [column for column in table.columns if not column.personal]
+        added = self._choices.submission_columns() if table is SUBMISSIONS else {}
         empty = self._connection.from_arrow(pa.schema([(c.name, c.type) for c in columns]).empty_table())
         types = dict(zip(empty.columns, map(str, empty.types), strict=True))
         if not paths:
-            nulls = ", ".join(f"NULL::{types[column.name]} AS {column.name}" for column in columns)
-            return f"SELECT NULL::DATE AS date, {nulls} WHERE false"
+            nulls = [f"NULL::{types[column.name]} AS {column.name}" for column in columns]
+            nulls += [f"NULL::{kind} AS {name}" for name, (_, kind) in added.items()]
+            return f"SELECT NULL::DATE AS date, {', '.join(nulls)} WHERE false"
         source = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false, filename = true)"
         present = {str(row[0]) for row in self._connection.execute(f"DESCRIBE FROM {source}").fetchall()}
-        values = ", ".join(
+        values = [
             f"{column.name if column.name in present else 'NULL'}::{types[column.name]} AS {column.name}"
             for column in columns
-        )
-        return f"SELECT {_day_of('filename')} AS date, {values} FROM {source}"
+        ]
+        values += [f"({sql})::{kind} AS {name}" for name, (sql, kind) in added.items()]
+        return f"SELECT {_day_of('filename')} AS date, {', '.join(values)} FROM {source}"
 
     def _record_partitions(self) -> None:
         """Creates `lake.partitions`: the partitions read, with rows and source from the files' footers."""
         self._connection.execute(
             f"CREATE TABLE {LAKE}.partitions"
-            " (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR, version VARCHAR)"
+            " (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR, changed BIGINT, version VARCHAR)"
         )
         for name, partitions in self._files.items():
             if not partitions:
@@ -383,20 +478,35 @@ class _Build:
             self._connection.execute(
                 f"""
                 INSERT INTO {LAKE}.partitions
-                SELECT v.date, $1, f.num_rows, k.source, v.version
+                SELECT v.date, $1, f.num_rows, k.source, coalesce(k.changed, 0), v.version
                 FROM parquet_file_metadata([{paths}]) AS f
                 JOIN (
                     SELECT unnest($2::DATE[]) AS date, unnest($3::VARCHAR[]) AS version
                 ) AS v ON v.date = {_day_of("f.file_name")}
                 LEFT JOIN (
-                    SELECT file_name, any_value(decode(value)) AS source
+                    SELECT
+                        file_name,
+                        any_value(decode(value)) FILTER (WHERE key = 'source'::BLOB) AS source,
+                        any_value(decode(value)) FILTER (WHERE key = '{CHANGED_KEY}'::BLOB)::BIGINT AS changed
                     FROM parquet_kv_metadata([{paths}])
-                    WHERE key = 'source'::BLOB
+                    WHERE key IN ('source'::BLOB, '{CHANGED_KEY}'::BLOB)
                     GROUP BY file_name
                 ) AS k ON k.file_name = f.file_name
                 """,
                 [name, [*partitions], [partition_version(file) for file in partitions.values()]],
             )
+
+    def _remember(self, previous: Path | None) -> None:
+        """Creates the schema `previous`. Its tables stay empty without a readable published build."""
+        self._connection.execute(f"ATTACH ':memory:' AS {PREVIOUS}")
+        for table, columns in PREVIOUS_TABLES.items():
+            self._connection.execute(f"CREATE TABLE {PREVIOUS}.{table} ({columns})")
+        if previous is None:
+            return
+        with suppress(KycError, duckdb.Error), open_warehouse(previous) as published:
+            for table in PREVIOUS_TABLES:
+                rows = published.sql(f"FROM {table}").to_arrow_table()
+                self._connection.from_arrow(rows).insert_into(f"{PREVIOUS}.main.{table}")
 
     def _count(self, name: str) -> int:
         return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
@@ -409,21 +519,16 @@ def _comment(
     description: str,
     columns: Sequence[tuple[str, str]],
 ) -> None:
-    connection.execute(f"COMMENT ON {kind} {name} IS {_literal(description)}")
+    connection.execute(f"COMMENT ON {kind} {name} IS {literal(description)}")
     for column, meaning in columns:
-        connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {_literal(meaning)}')
+        connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {literal(meaning)}')
 
 
 def _paths(partitions: Mapping[str, Partition]) -> str:
     """The elements of a SQL list of the partitions' paths."""
-    return ", ".join(_literal(duckdb_path(partition.path)) for partition in partitions.values())
+    return ", ".join(literal(duckdb_path(partition.path)) for partition in partitions.values())
 
 
 def _day_of(path: str) -> str:
     """The SQL expression for the day of the partition at `path`, itself an expression."""
-    return f"regexp_extract({path}, {_literal(DAY_OF_PATH)}, 1)::DATE"
-
-
-def _literal(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"
+    return f"regexp_extract({path}, {literal(DAY_OF_PATH)}, 1)::DATE"

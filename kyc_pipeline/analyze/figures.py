@@ -37,8 +37,8 @@ _ALL_DAYS: Final = {
     "submission_funnel": "sum(uncertain) AS held_all_days",
     "api_performance": "sum(estimated_cost) AS estimated_cost_all_days",
     "threshold_sensitivity": "check_type, any_value(auc) AS auc_all_days",
-    "pass_rate_changes": "count(*) FILTER (significant AND week = (SELECT max(week) FROM pass_rate_changes))"
-    " AS significant_changes_this_week",
+    "alarms": "count(*) FILTER (explained_by IS NULL AND is_recent(to_date, (SELECT max(date) FROM days)))"
+    " AS recent_alarms",
 }
 """Table → figures of all its days."""
 _WAREHOUSE: Final = {
@@ -99,6 +99,29 @@ def column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, s
     ).fetchall():
         found.setdefault(table, {})[column] = kind
     return found
+
+
+def pass_rates_preview(connection: duckdb.DuckDBPyConnection) -> str | None:
+    """Markdown with the pass rates of the newest day by check type; None without any."""
+    rows = connection.execute(
+        """
+        SELECT date::VARCHAR, check_type, checks, passed, failed, other,
+            pass_rate, pass_rate_low, pass_rate_high
+        FROM pass_rates
+        WHERE date = (SELECT max(date) FROM pass_rates)
+        ORDER BY checks DESC, check_type
+        LIMIT $1
+        """,
+        [_TYPES_SHOWN],
+    ).fetchall()
+    if not rows:
+        return None
+    heads = ("date", "check", "checks", "passed", "failed", "other", "pass rate", "95 % interval")
+    lines = [heads, ("---",) * len(heads)]
+    for *counts, rate, low, high in rows:
+        interval = ("–", "–") if rate is None else (f"{rate:.2%}", f"{low:.2%} – {high:.2%}")
+        lines.append((*(str(value).replace("|", "/") for value in counts), *interval))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def confidence_picture(connection: duckdb.DuckDBPyConnection) -> str | None:

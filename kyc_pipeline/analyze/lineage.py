@@ -15,11 +15,14 @@ from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import Scope, build_scope
 from sqlglot.schema import MappingSchema
 
+from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.sql_models import LAKE, Model, load_models, load_steps, parsed
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
 
 _WAREHOUSE: Final = "warehouse"
+_FROM_TAGS: Final = tuple(Choices().submission_columns())
+"""Columns that a build adds to `lake.submissions`, made from its `tags`."""
 _LAKE_TABLES: Final = {table.name: table for table in TABLES}
 
 
@@ -36,6 +39,7 @@ class Source:
 def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
     """Model → column → its direct sources; a constant, such as a bin's edge, has none."""
     lake = {table.name: ["date", *(column.name for column in table.columns)] for table in TABLES}
+    lake[SUBMISSIONS.name] += _FROM_TAGS
     warehouse = {model.name: [name for name, _ in model.columns] for model in load_steps()}
     schema = MappingSchema(
         {
@@ -137,12 +141,15 @@ def _expression_sources(scope: Scope, expression: exp.Expr) -> Iterator[Source]:
         if isinstance(source, Scope):
             yield from _column_sources(source, column.name)
         elif isinstance(source, exp.Table) and source.name in _tables_of(source.db):
-            yield Source(source.db == LAKE, source.name, column.name)
+            name = "tags" if source.db == LAKE and column.name in _FROM_TAGS else column.name
+            yield Source(source.db == LAKE, source.name, name)
 
 
 def _tables_of(schema: str) -> Collection[str]:
-    """The tables with lineage: neither functions such as `range` nor `lake.partitions`."""
-    return _LAKE_TABLES if schema == LAKE else {model.name for model in load_steps()}
+    """The tables with lineage: not functions such as `range`, `lake.partitions` or the previous build."""
+    if schema == LAKE:
+        return _LAKE_TABLES
+    return {model.name for model in load_steps()} if schema == _WAREHOUSE else ()
 
 
 def _count_sources(scope: Scope, *, has_filter: bool) -> Iterator[Source]:

@@ -15,6 +15,7 @@ from typing import Final
 
 import duckdb
 
+from kyc_pipeline.analyze.choices import literal
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake import atomic
 from kyc_pipeline.lake.atomic import StrPath
@@ -22,8 +23,16 @@ from kyc_pipeline.lake.storage import duckdb_path
 from kyc_pipeline.lake.tables import Zone
 
 _FILE_MODE: Final = 0o444
+_RESTRICTED_MODE: Final = 0o600
 _CATALOG: Final = "kyc"
+EXACT: Final = "exact"
+"""The name under which the restricted file is attached."""
 _HOLDER: Final = re.compile(r"lock is held in (?P<program>.+?) \(PID (?P<pid>[0-9]+)\)")
+
+
+def restricted_path(warehouse: Path) -> Path:
+    """The restricted file of a warehouse (or of its draft), which has the tables without hidden cells."""
+    return warehouse.with_stem(f"{warehouse.stem}_restricted")
 
 
 @contextlib.contextmanager
@@ -32,25 +41,28 @@ def new_draft(warehouse: Path) -> Iterator[Path]:
 
     Removes the drafts of crashed builds first.
     """
-    warehouse.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(warehouse.parent)
     atomic.remove_drafts(atomic.drafts_of(warehouse))
     with atomic.new_draft(warehouse) as draft:
         folder = Path(atomic.draft_folder(draft.name))
-        folder.mkdir()
+        folder.mkdir(mode=0o700)  # the draft of the restricted file is in it
         yield folder / warehouse.name
 
 
 def remove_draft(draft: Path) -> None:
-    """Removes a database file with its WAL and its spill folder."""
+    """Removes a draft and its restricted file, with their WALs and the spill folder."""
     shutil.rmtree(f"{draft}.tmp", ignore_errors=True)
-    for path in (draft, draft.with_name(f"{draft.name}.wal")):
+    for path in (draft, restricted_path(draft)):
         path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
 
 
 def publish(draft: Path, warehouse: Path, built_ns: int | None = None) -> None:
     """Replaces `warehouse` with `draft`, which is closed and on the same file system: atomic and durable.
 
-    `built_ns`, the time of the build, becomes the file's modification time: see :mod:`up_to_date`.
+    The restricted file is replaced first, so that a published build never has an older one beside it; if the
+    draft has none, that of an earlier build is removed. `built_ns`, the time of the build, becomes the files'
+    modification time: see :mod:`up_to_date`.
 
     Raises :class:`KycError` if the draft is missing or was not closed. The published file is then unchanged.
     """
@@ -58,12 +70,20 @@ def publish(draft: Path, warehouse: Path, built_ns: int | None = None) -> None:
         raise KycError(f"there is no draft to publish as {warehouse.name}: build it first")
     if draft.with_name(f"{draft.name}.wal").exists():
         raise KycError(f"the draft of {warehouse.name} was not closed: build it again")
-    os.chmod(draft, _FILE_MODE)
+    if restricted_path(draft).is_file():
+        _replace(restricted_path(draft), restricted_path(warehouse), _RESTRICTED_MODE, built_ns)
+    else:
+        restricted_path(warehouse).unlink(missing_ok=True)
+    _replace(draft, warehouse, _FILE_MODE, built_ns)
+
+
+def _replace(draft: Path, target: Path, mode: int, built_ns: int | None) -> None:
+    os.chmod(draft, mode)
     if built_ns is not None:
         stamp(draft, built_ns)
     # A WAL that somebody's writable connection left belongs to the old file.
-    warehouse.with_name(f"{warehouse.name}.wal").unlink(missing_ok=True)
-    atomic.move_into_place(draft, warehouse)
+    target.with_name(f"{target.name}.wal").unlink(missing_ok=True)
+    atomic.move_into_place(draft, target)
 
 
 def stamp(path: StrPath, time_ns: int) -> None:
@@ -72,23 +92,36 @@ def stamp(path: StrPath, time_ns: int) -> None:
 
 
 @contextlib.contextmanager
-def open_warehouse(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_warehouse(path: Path, *, exact: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A read-only connection to the published build, which later publications do not change.
 
+    `exact`: the tables of the restricted file take the place of the published ones.
+
     It attaches the file to a new in-memory database: `duckdb.connect(path)` would return an old build if this
-    process still has that open. Raises :class:`KycError` without a warehouse, or if somebody has it open for
-    writing all the same.
+    process still has that open. Raises :class:`KycError` without a warehouse (or restricted file), or if
+    somebody has it open for writing all the same.
     """
     if not path.is_file():
         raise KycError(f"there is no warehouse at {path}: run a partition, or set KYC_WAREHOUSE")
     with duckdb.connect() as connection:
-        try:
-            name = str(path).replace("'", "''")
-            connection.execute(f"ATTACH '{name}' AS {_CATALOG} (READ_ONLY)")
-        except duckdb.Error as error:
-            raise KycError(_why_closed(path, error)) from error
+        _attach(connection, path, _CATALOG)
         connection.execute(f"USE {_CATALOG}")
+        if exact:
+            restricted = restricted_path(path)
+            if not restricted.is_file():
+                raise KycError(f"there is no {restricted}: with KYC_MIN_CELL=1, {path.name} is already exact")
+            if not os.access(restricted, os.R_OK):
+                raise KycError(f"{restricted} can be read only by its owner, who runs the pipeline")
+            _attach(connection, restricted, EXACT)
+            connection.execute(f"SET search_path = '{EXACT}.main,{_CATALOG}.main'")
         yield connection
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:
+    try:
+        connection.execute(f"ATTACH {literal(str(path))} AS {name} (READ_ONLY)")
+    except duckdb.Error as error:
+        raise KycError(_why_closed(path, error)) from error
 
 
 def _why_closed(path: Path, error: duckdb.Error) -> str:

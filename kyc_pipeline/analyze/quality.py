@@ -1,18 +1,22 @@
 """The warehouse's checks: each file in `sql/checks/` is a query that returns the violations.
 
-The header has the severity, and what the check counts: the rows of the query (`counts: days`) or, if the
-query groups, the sum of a column (`counts: sum of verifications`).
+The header has the severity, what to do about a violation (`todo`), and what the check counts: the rows of the
+query (`counts: days`) or, if the query groups, the sum of a column (`counts: sum of verifications`).
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import duckdb
 
+from kyc_pipeline.analyze.build import open_day
 from kyc_pipeline.analyze.sql_models import parse_header, sql_folder
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.wording import counted
 
 ASSET: Final = "warehouse"
 SAMPLE_ROWS: Final = 5
@@ -26,6 +30,7 @@ class SqlCheck:
     definition: CheckDefinition
     unit: str
     is_summed: bool
+    todo: str
     sql: str
 
 
@@ -38,7 +43,7 @@ def load_checks() -> tuple[SqlCheck, ...]:
         header = dict(fields)
         unit = header["counts"].removeprefix(_SUM)
         definition = CheckDefinition(ASSET, path.stem, Severity(header["severity"]), description)
-        checks.append(SqlCheck(definition, unit, unit != header["counts"], sql))
+        checks.append(SqlCheck(definition, unit, unit != header["counts"], header["todo"], sql))
     return tuple(checks)
 
 
@@ -47,19 +52,30 @@ def check_build(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
 
     A result's metadata are the `count` of the violations and its `unit`.
     """
-    results: list[CheckResult] = []
-    for check in load_checks():
-        violations = connection.sql(check.sql)
-        counted = f"sum({check.unit})::BIGINT" if check.is_summed else "count(*)"
-        (count,) = violations.aggregate(f"coalesce({counted}, 0)").fetchall()[0]
-        sample = tuple(
-            dict(zip(violations.columns, map(str, row), strict=True))
-            for row in (violations.order("ALL").limit(SAMPLE_ROWS).fetchall() if count else [])
-        )
-        metadata = {"count": int(count), "unit": check.unit}
-        definition = check.definition
-        results.append(CheckResult(definition, count == 0, definition.description, metadata, sample))
-    return results
+    return [_run(connection, check) for check in load_checks()]
+
+
+def violations_of_day(lake: Lake, date: str, names: Collection[str]) -> dict[str, int]:
+    """The number of violations of the checks called `names`, in the curated tables of `date` alone."""
+    checks = [check for check in load_checks() if check.definition.name in names]
+    with open_day(lake, date, (check.sql for check in checks)) as connection:
+        return {check.definition.name: _run(connection, check).metadata["count"] for check in checks}
+
+
+def _run(connection: duckdb.DuckDBPyConnection, check: SqlCheck) -> CheckResult:
+    violations = connection.sql(check.sql)
+    amount = f"sum({check.unit})::BIGINT" if check.is_summed else "count(*)"
+    days = "min(date)::VARCHAR, max(date)::VARCHAR" if "date" in violations.columns else "NULL, NULL"
+    count, *range_ = violations.aggregate(f"coalesce({amount}, 0), {days}").fetchall()[0]
+    sample = tuple(
+        dict(zip(violations.columns, map(str, row), strict=True))
+        for row in (violations.order("ALL").limit(SAMPLE_ROWS).fetchall() if count else [])
+    )
+    metadata = {"count": int(count), "unit": check.unit}
+    definition = check.definition
+    at = f" ({' to '.join(dict.fromkeys(range_))})" if all(range_) else ""
+    text = f"{counted(count, check.unit)}{at}: {check.todo}" if count else definition.description
+    return CheckResult(definition, count == 0, text, metadata, sample)
 
 
 def recorded_checks(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:

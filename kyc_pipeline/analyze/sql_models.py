@@ -3,11 +3,13 @@
 The folder is the model's kind: `sql/facts/`, `sql/marts/`, or `sql/intermediate/` for temporary tables that
 several marts read. The header is a comment: the description, an empty comment line, then one `name: meaning`
 per column, in order (an indented line continues the one above). DuckDB's comments, Dagster's descriptions and
-the data dictionary come from it. Dependencies come from the SQL: `lake.<table>` is a table of the lake, any
-other name is another model. A parameter such as `{low_n}` stands for a value of :mod:`kyc_pipeline.rules`.
+the data dictionary come from it. Dependencies come from the SQL: `lake.<table>` is a table of the lake,
+`previous.<table>` one of the published warehouse, any other name another model. A parameter such as `{low_n}`
+stands for a value of :mod:`kyc_pipeline.rules`.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -23,6 +25,9 @@ if TYPE_CHECKING:  # sqlglot takes a third of a second to import, and an up-to-d
 
 LAKE: Final = "lake"
 """The schema under which models read the lake."""
+PREVIOUS: Final = "previous"
+"""The schema under which models read the published warehouse, which their build will replace."""
+_COUNTS_BY_SLICE: Final = "submission_counts"
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
@@ -108,13 +113,10 @@ def parsed(sql: str) -> "exp.Expr":
     return sqlglot.parse_one(sql, read="duckdb")
 
 
-def _read_model(kind: Kind, path: Path) -> Model:
+def reads(sql: str) -> tuple[set[str], set[str]]:
+    """The models and the tables of the lake that a query reads."""
     from sqlglot import exp
 
-    name = f"{kind}/{path.stem}"
-    description, columns, sql = parse_header(name, path.read_text(encoding="utf-8"))
-    if not description or not columns:
-        raise KycError(f"sql/{name}.sql: the header must describe the table and each column")
     tree = parsed(sql)
     ctes = {cte.alias for cte in tree.find_all(exp.CTE)}
     models: set[str] = set()
@@ -122,8 +124,17 @@ def _read_model(kind: Kind, path: Path) -> Model:
     for table in tree.find_all(exp.Table):
         if table.db == LAKE:
             sources.add(table.name)
-        elif isinstance(table.this, exp.Identifier) and table.name not in ctes:
+        elif table.db != PREVIOUS and isinstance(table.this, exp.Identifier) and table.name not in ctes:
             models.add(table.name)
+    return models, sources
+
+
+def _read_model(kind: Kind, path: Path) -> Model:
+    name = f"{kind}/{path.stem}"
+    description, columns, sql = parse_header(name, path.read_text(encoding="utf-8"))
+    if not description or not columns:
+        raise KycError(f"sql/{name}.sql: the header must describe the table and each column")
+    models, sources = reads(sql)
     return Model(
         name=path.stem,
         kind=kind,
@@ -165,6 +176,26 @@ def load_steps() -> tuple[Model, ...]:
             early |= {model.name, *model.depends_on}
     ordered = [replace(model, reads_lake=model.name in early) for model in ordered]
     return tuple(sorted(ordered, key=lambda model: not model.reads_lake))
+
+
+def steps_for(queries: Iterable[str]) -> list[Model]:
+    """The models that `queries` read, directly or not, in the order of :func:`load_steps`."""
+    needed = {name for query in queries for name in reads(query)[0]}
+    found: list[Model] = []
+    for model in reversed(load_steps()):
+        if model.name in needed:
+            found.insert(0, model)
+            needed.update(model.depends_on)
+    return found
+
+
+@lru_cache(maxsize=1)
+def sliced_models() -> tuple[Model, ...]:
+    """The models that count submissions by company or dimension, in the order of :func:`load_steps`."""
+    found = {_COUNTS_BY_SLICE}
+    while more := {m.name for m in load_steps() if found.intersection(m.depends_on)} - found:
+        found |= more
+    return tuple(model for model in load_steps() if model.name in found)
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 
 from kyc_pipeline.analyze.build import list_partitions, partition_version
-from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.publish import open_warehouse, restricted_path
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.errors import KycError
@@ -35,6 +35,10 @@ def build_inputs(settings: Settings, key_id: str | None) -> Inputs:
         "DEEPXL_CURRENCY": settings.deepxl_currency,
         "DEEPXL_PRICE_PER_CALL": None if price is None else str(price),
         "KYC_CLEAR_TAGS": ",".join(sorted(settings.kyc_clear_tags)),
+        "KYC_DIMENSIONS": ",".join(settings.kyc_dimensions),
+        "KYC_MIN_CELL": str(settings.kyc_min_cell),
+        "KYC_SUBJECT_TAGS": ",".join(settings.kyc_subject_tags),
+        "KYC_VERDICT_TARGET_SECONDS": str(settings.kyc_verdict_target_seconds),
         "KYC_WAREHOUSE_MAX_FACT_ROWS": str(settings.kyc_warehouse_max_fact_rows),
     }
 
@@ -63,6 +67,7 @@ class Published:
             *([f"{changed} partitions are new, changed or gone"] if changed else []),
             *self.changed_inputs(inputs),
             *([] if self.has_stamp(self.path) else ["the warehouse was changed after its publication"]),
+            *([] if self._has_restricted() else ["its restricted file is missing or of another build"]),
         ]
 
     def changed_inputs(self, inputs: Inputs) -> list[str]:
@@ -70,6 +75,10 @@ class Published:
         return [
             f"{name} has changed" for name, _ in sorted(dict(inputs.items() ^ self.inputs.items()).items())
         ]
+
+    def _has_restricted(self) -> bool:
+        """Whether the restricted file belongs to this build, if there should be one."""
+        return self.inputs.get("KYC_MIN_CELL") == "1" or self.has_stamp(restricted_path(self.path))
 
     def has_stamp(self, path: Path) -> bool:
         """Whether a published file was made from this build and not changed since."""

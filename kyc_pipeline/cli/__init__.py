@@ -12,22 +12,33 @@ import traceback
 import click
 
 from kyc_pipeline import __version__
-from kyc_pipeline.errors import FULL_ERRORS, KycError, plain_line
+from kyc_pipeline.errors import FULL_ERRORS, KycError, is_disk_fault, plain_line
 
 COMMANDS = {
+    "audit": "Show and verify the audit trail.",
     "backfill": "Ingest, verify, flatten and publish a range of days.",
     "demo": "Run synthetic submissions through the whole pipeline.",
     "erase": "Remove one person from all stored data.",
+    "export": "Export everything that is stored about one person.",
     "held": "List submissions with an uncertain outcome and decide about them.",
     "ledger": "Check, move or restore the ledger of paid calls.",
+    "legal-hold": "Set, lift or list legal holds, which block erasures.",
     "limits": "Show the rate limits that all runs share, or reset them.",
+    "mcp": "Let an assistant query the published warehouse, read-only.",
+    "metrics": "Serve metrics for Prometheus.",
     "plan": "Show what a backfill would do and cost.",
     "publish": "Build and publish the warehouse and the report from the lake.",
     "query": "Query the published warehouse.",
+    "rejected": "List rejected rows with file, row and reason.",
+    "rekey": "Replace the key of the pseudonyms.",
     "reopen": "Let a refused or quarantined submission be sent again.",
+    "retention": "Remove data whose retention period is over.",
+    "security-check": "Check what you must do to protect the data: encryption, access, budget.",
     "simulator": "Run the bundled DeepXL-compatible server.",
+    "ui": "Show the Dagster UI, and run schedules and sensors.",
+    "vendor-deletions": "List what DeepXL must delete of erased people, and confirm that it did.",
 }
-"""The help line of each command. Its module, and the function in it, have the command's name."""
+"""The help line of each command. Its module, and the function in it, have the command's name, with `_`."""
 
 EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
@@ -44,7 +55,8 @@ class LazyGroup(click.Group):
         """The command `cmd_name`, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -59,8 +71,8 @@ class LazyGroup(click.Group):
 def cli(verbose: bool) -> None:
     """Verify people with DeepXL, one paid call per submission, and publish the analytics.
 
-    Exit codes: 0 done; 1 failure; 2 wrong usage or settings; 3 finished, but some submissions are held,
-    failed or not attempted.
+    Exit codes: 0 done; 1 failure; 2 wrong usage or settings; 3 done, but something is left for you, such as
+    submissions that are held, failed or not attempted.
     """
 
 
@@ -84,10 +96,11 @@ def main() -> None:
             traceback.print_exc()
         click.echo(f"kyc-pipeline: {error}", err=True)
         code = error.exit_code
-    # A bug. Its message may quote the data that caused it.
+    # A full disk, or a bug. Its message may quote the data that caused it.
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        click.echo(f"kyc-pipeline: {plain_line(error)}: please report it (--verbose shows more)", err=True)
+        advice = "" if is_disk_fault(error) else ": please report it (--verbose shows more)"
+        click.echo(f"kyc-pipeline: {plain_line(error)}{advice}", err=True)
         code = 1
     sys.exit(code or 0)

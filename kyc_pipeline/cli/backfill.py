@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -21,12 +21,14 @@ from kyc_pipeline.cli.options import (
     force_option,
     is_verbose,
 )
+from kyc_pipeline.cli.plan import read_day_budget
 from kyc_pipeline.cli.preflight import check_api_when_needed
 from kyc_pipeline.cli.progress import progress_bar
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, in_one_line
+from kyc_pipeline.ingest.manifests import kept_line
+from kyc_pipeline.ingest.state import kept_rows
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS
-from kyc_pipeline.ledger.models import Decision
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.ledger.queries import read_spend_of_runs
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -34,10 +36,9 @@ from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.verify.partition import present_outcomes
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 from kyc_pipeline.verify.summary import estimated_cost
-from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, SETTLED, UNDECIDED, Outcome
 from kyc_pipeline.wording import plural
 
-UNFINISHED = (Outcome.UNCERTAIN, *LEFT_FOR_LATER)
 LISTED = 20
 NOT_PUBLISHED = "not published: `kyc-pipeline publish` builds warehouse and report"
 STOPPING = "finishing the calls in flight, which are paid for; a second signal abandons them"
@@ -50,7 +51,7 @@ Result = TypeVar("Result")
 @click.option(
     "--max-calls",
     type=click.IntRange(min=0),
-    help="Maximum calls; by default DEEPXL_MAX_CALLS_PER_RUN.",
+    help="Maximum calls; by default DEEPXL_MAX_CALLS_PER_RUN. It cannot raise DEEPXL_MAX_CALLS_PER_DAY.",
 )
 @click.option(
     "--look-up-first",
@@ -125,18 +126,31 @@ def run_backfill(
         click.echo(f"{day}  {submission_id}  {outcome}")
     if len(left) > LISTED:
         click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
-    click.echo(row_counts(pipeline.lake, days, results.outcomes))
+    rejected = rejected_rows(pipeline.lake, days)
+    kept = sum(kept_rows(pipeline.lake, day) for day in days if pipeline.lake.exists(SUBMISSIONS, day))
+    accepted = results.outcomes.total() - kept
+    click.echo(f"rows       {accepted} accepted, {rejected} rejected{kept_line(kept)}")
+    click.echo(f"outcomes   {results}")
     click.echo(spending(pipeline, controls.run_ids))
     if publish and show_paths and settings.kyc_warehouse.exists():
         click.echo(output_paths(settings))
+    if rejected and show_paths:
+        notes.append(
+            f"{rejected} rejected: `kyc-pipeline rejected --from {days[0]} --to {days[-1]}` shows them"
+        )
     for note in notes:
         click.echo(note)
     if failures:
-        raise KycError("; ".join(dict.fromkeys(failures)))  # a day that was run again may fail again
+        raise KycError(in_one_line(failures))  # each once: a day that was run again may fail again
+    reached = (
+        f"{results.count(SETTLED)} settled, {results.count(LEFT_FOR_LATER)} left: run the same days again"
+    )
     if controls.stop.draining:
-        click.echo("stopped on request: run the same days again to continue")
+        click.echo(f"stopped on request; {reached}")
     elif left and controls.budget and controls.budget.is_used_up:
-        click.echo("stopped: the budget of calls is used up; run the same days again to continue")
+        click.echo(f"stopped: the budget of calls is used up; {reached}")
+    elif left and (day_budget := read_day_budget(pipeline)).is_used_up:
+        click.echo(f"stopped: {day_budget}; {reached} then")
     return EXIT_UNFINISHED if left or controls.stop.draining else 0
 
 
@@ -163,26 +177,30 @@ class Results:
     left: list[tuple[str, str, Outcome]] = field(default_factory=list)
     """Date, id and outcome of those that are held, failed or not attempted."""
 
+    def count(self, outcomes: Iterable[Outcome]) -> int:
+        """How many have one of these outcomes."""
+        return sum(self.outcomes[outcome] for outcome in outcomes)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {name}" for name in Outcome if (count := self.outcomes[name])) or "none"
+
 
 def read_results(pipeline: Pipeline, days: Sequence[str]) -> Results:
-    """The present outcomes, from the ledger: a run that failed may not have written the lake's table."""
+    """The current outcomes, from the ledger: a run that failed may not have written the lake's table."""
     results = Results()
     with pipeline.open_ledger() as ledger:
-        for day, submission_id, outcome, entry in present_outcomes(pipeline.lake, ledger, days):
+        for day, submission_id, outcome, _ in present_outcomes(pipeline.lake, ledger, days):
             results.outcomes[outcome] += 1
-            # An abandoned submission stays uncertain, but is no longer held.
-            if outcome in UNFINISHED and not (entry and entry.decision is Decision.ABANDON):
+            if outcome in UNDECIDED:
                 results.left.append((day, submission_id, outcome))
     return results
 
 
-def row_counts(lake: Lake, days: Sequence[str], outcomes: Counter[Outcome]) -> str:
-    """The manifest rows of `days` and their outcomes, counted, in two lines."""
-    rejected = sum(
+def rejected_rows(lake: Lake, days: Sequence[str]) -> int:
+    """How many rows of `days` were rejected."""
+    return sum(
         lake.row_count(REJECTED_SUBMISSIONS, day) for day in days if lake.exists(REJECTED_SUBMISSIONS, day)
     )
-    found = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in Outcome if outcomes[outcome])
-    return f"rows       {outcomes.total()} accepted, {rejected} rejected\noutcomes   {found or 'none'}"
 
 
 def run_interruptibly(stop: StopFlag, work: Callable[[], Result]) -> Result:

@@ -19,6 +19,7 @@ import duckdb
 
 from kyc_pipeline.analyze.publish import open_warehouse
 from kyc_pipeline.cli.backfill import output_paths, run_backfill
+from kyc_pipeline.cli.free_port import require_free
 from kyc_pipeline.cli.local_run import make_home
 from kyc_pipeline.cli.options import display_path, format_table, is_verbose
 from kyc_pipeline.deepxl.simulator import running_simulator
@@ -34,13 +35,6 @@ LATENCY_MS = 40.0
 TOKEN = "demo"
 SIGNALLED = 128
 
-# The location name is that of the real workspace.yaml, so that links into the UI are the same.
-WORKSPACE = """load_from:
-  - python_module:
-      module_name: kyc_pipeline.definitions
-      location_name: kyc_pipeline
-"""
-
 PASS_RATES = """
 SELECT check_type, sum(checks), sum(passed), sum(failed), sum(other),
     ratio(sum(passed), sum(passed) + sum(failed)),
@@ -49,6 +43,10 @@ SELECT check_type, sum(checks), sum(passed), sum(failed), sum(other),
 FROM pass_rates GROUP BY check_type ORDER BY check_type
 """
 REJECTED = "SELECT reason, sum(rejected) FROM rejected_by_reason GROUP BY reason ORDER BY 2 DESC, 1"
+ON_PURPOSE = (
+    "Rejected rows, shared documents and warnings are there on purpose: the demo has every kind of bad row,\n"
+    "and the simulator responds with everything that DeepXL may send."
+)
 FUNNEL = (
     "SELECT sum(received), sum(rejected), sum(accepted), sum(completed), coalesce(sum(verified), 0)"
     " FROM submission_funnel"
@@ -132,17 +130,13 @@ def _prepare_instance(folder: Path) -> None:
 def _run_ui(folder: Path, port: int) -> int:
     if not (folder / "warehouse").is_dir():
         raise UsageError(f"there is no demo in {display_path(folder)}: run `make demo` first")
+    require_free(port)
     _prepare_instance(folder)
     with _simulator(folder) as url:
         settings = demo_settings(folder, _first_day(folder), url)
-        workspace = folder / "dagster_home" / "workspace.yaml"
-        workspace.write_text(WORKSPACE, encoding="utf-8")
-        command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace)]
-        click.echo(f"Dagster UI on http://127.0.0.1:{port} (Ctrl-C ends it)")
+        command = [sys.executable, "-m", "kyc_pipeline.cli", "ui", "--port", str(port)]
         # In the demo's folder, where there is no `.env`.
-        process = subprocess.Popen(
-            [*command, "-h", "127.0.0.1", "-p", str(port)], env=_environment(settings), cwd=folder
-        )
+        process = subprocess.Popen(command, env=_environment(settings), cwd=folder)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _frame: process.send_signal(received))
         return exit_code(process.wait())
@@ -168,7 +162,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 def _print_results(settings: Settings) -> None:
     with open_warehouse(settings.kyc_warehouse) as warehouse:
-        click.echo(f"\n{results(warehouse)}")
+        click.echo(f"\n{results(warehouse)}\n\n{ON_PURPOSE}")
     program, path = (shlex.quote(display_path(file)) for file in (Path(sys.argv[0]), settings.kyc_warehouse))
     click.echo(f"\n{output_paths(settings)}")
     click.echo(f"lake       {display_path(Path(settings.kyc_lake))}")

@@ -4,20 +4,34 @@ Prints counts and DeepXL's ids only, never a tag value, a name or a document pat
 what remains and what to do in other systems.
 """
 
-import secrets
-import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import click
 
-from kyc_pipeline.cli.options import format_table, is_verbose
+from kyc_pipeline.analyze.publish import restricted_path
+from kyc_pipeline.cli import EXIT_UNFINISHED
+from kyc_pipeline.cli.options import (
+    accountable,
+    format_table,
+    is_verbose,
+    open_trail,
+    person,
+    reading_pseudonymizer,
+)
 from kyc_pipeline.erasure.find import Findings, find
 from kyc_pipeline.erasure.remove import erase as erase_found
+from kyc_pipeline.erasure.remove import require_no_hold
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.ledger.audit import Action
 from kyc_pipeline.ledger.identity import open_ledger
-from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key, load_pseudonymizer
+from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
+from kyc_pipeline.privacy.pseudonyms import DOCUMENT_DOMAIN
 from kyc_pipeline.settings import Settings, load_settings
+from kyc_pipeline.vocabulary import SUBMISSION_TAG
+from kyc_pipeline.wording import plural
 
 
 @click.command()
@@ -29,100 +43,192 @@ from kyc_pipeline.settings import Settings, load_settings
     "means standard input, which keeps the real value out of the shell history.",
 )
 @click.option("--landing", is_flag=True, help="Also delete the person's documents in the landing zone.")
+@click.option(
+    "--with-responses",
+    is_flag=True,
+    help="Also erase submissions that were sent without the tag, but whose response has it.",
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@accountable
 @click.pass_context
-def erase(context: click.Context, tag: str, landing: bool, dry_run: bool) -> None:
+def erase(
+    context: click.Context,
+    tag: str,
+    landing: bool,
+    with_responses: bool,
+    dry_run: bool,
+    reason: str | None,
+    request: str | None,
+) -> None:
     """Remove one person from lake, ledger, warehouse and report, permanently.
 
     From now on, their manifest rows are rejected as `erased_subject`. It is safe to repeat the command.
     """
-    name, value = _person(tag)
+    name, value = person(tag)
     settings = load_settings()
     with open_ledger(settings) as ledger:
-        stores = Stores.of(settings, ledger, _pseudonymizer(settings, dry_run=dry_run))
-        found = find(stores, name, value)
-        click.echo(_describe(found, stores.landing.unreadable, delete_documents=landing))
+        pseudonymizer = reading_pseudonymizer if dry_run else ledgers_pseudonymizer
+        stores = Stores.of(settings, ledger, pseudonymizer(settings, ledger))
+        found = find(stores, name, value, with_responses=with_responses)
+        documents = landing and found.deletable_documents
+        is_to_do = bool(found.is_stored or found.unfinished or documents or found.remembered)
         if dry_run:
-            return
-        documents = landing and len(found.documents) > len(found.shared_documents)
-        is_new = found.manifest_rows > 0 and not found.was_erased
-        if not (found.is_stored or found.unfinished or documents or is_new):
-            return
+            click.echo("dry run: nothing changes. The erasure would do this:")
+        click.echo(_describe(found, delete_documents=landing))
+        if is_to_do and _is_published(settings):
+            click.echo("warehouse and report are rebuilt")
+        if dry_run or not is_to_do:
+            _end(context, found)
+        require_no_hold(found)
         verbose = is_verbose(context)
-        # Before any change, so that invalid Dagster settings fail first.
-        publish = _publisher(settings, verbose=verbose) if _is_published(settings) else None
+        publish = publisher(settings, verbose=verbose)
+        trail = open_trail(settings, ledger, reason=reason, request=request)
+        trail.record(Action.ERASE, (name, value), _counts(found, len(documents) if documents else 0))
         erased = erase_found(
             stores,
             found,
             delete_documents=landing,
+            request=request,
             progress=lambda step: click.echo(step, err=True) if verbose else None,
         )
-        # A run may have published the person before the tombstone existed.
-        if publish or _is_published(settings):
-            (publish or _publisher(settings, verbose=verbose))()
+        publish()
+        trail.record(Action.ERASED, (name, value), {"left": found.left})
         stores.ledger.finish(erased.tombstones)
-    click.echo("erased: nothing of the person is left in lake, ledger, warehouse and report")
-    if settings.kyc_ledger_url.startswith("postgresql"):
+    if not found.is_known:
+        click.echo("erased: what was left of people who had been erased before; nobody new")
+    elif found.left:
+        click.echo("erased: everything else about the person in lake, ledger, warehouse and report")
+    else:
+        click.echo("erased: nothing of the person is left in lake, ledger, warehouse and report")
+    if ledger.file is None:
         click.echo("PostgreSQL keeps deleted data in its pages and logs for a while: see docs/erasure.md")
+    _end(context, found)
+
+
+def _end(context: click.Context, found: Findings) -> NoReturn:
+    """Ends the command. The exit code says whether somebody must act."""
+    if found.left:
+        click.echo(
+            f"{plural(found.left, 'submission')} left that only the response ties to the person (see "
+            "`export`); if this person's, erase again with --with-responses",
+            err=True,
+        )
+    context.exit(EXIT_UNFINISHED if found.left or found.holds or not found.is_known else 0)
 
 
 def _is_published(settings: Settings) -> bool:
-    return settings.kyc_warehouse.exists() or settings.kyc_report.exists()
+    """Whether there is a warehouse, its restricted file or a report."""
+    warehouse = settings.kyc_warehouse
+    return any(path.exists() for path in (warehouse, restricted_path(warehouse), settings.kyc_report))
 
 
-def _person(tag: str) -> tuple[str, str]:
-    """The tag's name and value. An error never shows the value."""
-    name, separator, value = tag.partition("=")
-    name = name.strip()
-    if value == "-":
-        value = sys.stdin.readline().rstrip("\r\n")
-    if not (name and separator and value.strip()):
-        raise UsageError(
-            "--tag must be name=value, such as customerId=9999; name=- reads the value from standard input"
-        )
-    return name, value
+def _counts(found: Findings, documents: int) -> dict[str, int]:
+    """What the audit trail keeps of an erasure."""
+    return {
+        **{table.name: count for table, count in found.rows.items()},
+        "ledger": len(found.ledger),
+        "documents": documents,
+        "remembered": len(found.remembered),
+        "vendor_records": len(found.vendor),
+    }
 
 
-def _pseudonymizer(settings: Settings, *, dry_run: bool) -> Pseudonymizer:
-    if dry_run and not has_pseudonym_key(settings):
-        # Without a key there are no pseudonyms yet, and a dry run creates no key.
-        return Pseudonymizer(secrets.token_hex(32))
-    return load_pseudonymizer(settings)
+def _describe(found: Findings, *, delete_documents: bool) -> str:
+    landing = _describe_landing(found, delete_documents=delete_documents)
+    return "\n".join([*_describe_stored(found), *landing, *_describe_rest(found)])
 
 
-def _describe(found: Findings, unreadable: int, *, delete_documents: bool) -> str:
+def _describe_stored(found: Findings) -> Iterator[str]:
     rows: list[tuple[object, ...]] = [
         (f"lake: {table.name}", count, sum(bool(day.rows[table]) for day in found.days.values()))
         for table, count in found.rows.items()
     ]
     if found.ledger:
         rows.append(("ledger: submissions", len(found.ledger), len(set(found.ledger.values()))))
-    lines = []
+    if not found.is_known:
+        yield "nobody found: no submission and no manifest has this tag with this value"
+        if rows:
+            yield "stored again, of people who had been erased before:"
+    elif not rows:
+        yield "nothing is left: the person was erased before" if found.was_erased else "nothing is stored"
     if rows:
-        lines.append(format_table(("stored in", "rows", "days"), rows))
-    elif found.was_erased:
-        lines.append("nothing is left: the person was erased before")
-    else:
-        lines.append("nothing found")
+        yield format_table(("stored in", "rows", "days"), rows)
+    if found.spellings > 1:
+        yield f"the value is written in {found.spellings} ways, which count as one person"
+    if found.echoed:
+        fate = "are erased too" if found.with_responses else "stay"
+        yield f"{len(found.echoed)} submissions have the tag only in the response, not as sent: they {fate}"
+    if found.vendor:
+        known = (
+            [f"verifications {', '.join(map(str, found.verification_ids))}"] if found.verification_ids else []
+        )
+        unknown = sum(record.is_incomplete for record in found.vendor.values())
+        calls = [f"{plural(unknown, 'submission')} with a record of unknown id"] if unknown else []
+        yield (
+            "DeepXL keeps its own records; request their deletion (`kyc-pipeline vendor-deletions list`): "
+            + "; ".join(known + calls)
+        )
+
+
+def _describe_rest(found: Findings) -> Iterator[str]:
+    if found.remembered:
+        yield f"remembered as pseudonyms: {', '.join(_describe_remembered(found))}"
+    for hold in found.holds:
+        yield f"refused: {hold}"
+
+
+def _describe_remembered(found: Findings) -> Iterator[str]:
+    counts = Counter(each.name for each in found.remembered)
+    submissions, documents = counts.pop(SUBMISSION_TAG, 0), counts.pop(DOCUMENT_DOMAIN, 0)
+    if counts:
+        yield "the tag"
+    if submissions:
+        yield plural(submissions, "submission")
+    if documents:
+        yield plural(documents, "document")
+
+
+def _describe_landing(found: Findings, *, delete_documents: bool) -> Iterator[str]:
     if found.manifest_rows:
-        lines.append(
+        yield (
             f"landing zone: {found.manifest_rows} rows in {len(found.manifests)} manifests; they stay, "
             "and are rejected as erased_subject"
         )
-    if found.documents:
+    if found.unreadable:
+        yield (
+            f"landing zone: {found.unreadable} manifests are unreadable and were not searched; "
+            "documents stay, because these manifests may name them"
+        )
+    elif found.documents:
         shared = len(found.shared_documents)
         fate = "are deleted" if delete_documents else "stay; --landing deletes them"
         used = f", except {shared} that other people's submissions use" if shared else ""
-        lines.append(f"landing zone: {len(found.documents)} documents {fate}{used}")
-    if unreadable:
-        lines.append(f"landing zone: {unreadable} manifests are unreadable and were not searched")
-    if found.verification_ids:
-        ids = ", ".join(map(str, sorted(found.verification_ids)))
-        lines.append(f"DeepXL keeps its own records; request their deletion: verifications {ids}")
-    return "\n".join(lines)
+        yield f"landing zone: {len(found.documents)} documents {fate}{used}"
 
 
-def _publisher(settings: Settings, *, verbose: bool) -> Callable[[], None]:
+def publisher(
+    settings: Settings,
+    *,
+    verbose: bool,
+    failure: str = "erased from lake and ledger; the published warehouse still has the person, because it "
+    "could not be rebuilt: fix the cause and erase again",
+) -> Callable[[], None]:
+    """A function that rebuilds warehouse and report after an erasure, if they exist then.
+
+    Call this before any change, so that invalid Dagster settings raise first. `failure` begins the error if
+    they cannot be rebuilt.
+    """
+    prepared = _prepared(settings, failure, verbose=verbose) if _is_published(settings) else None
+
+    def publish() -> None:
+        # A run may have published the person before the tombstone existed.
+        if prepared or _is_published(settings):
+            (prepared or _prepared(settings, failure, verbose=verbose))()
+
+    return publish
+
+
+def _prepared(settings: Settings, failure: str, *, verbose: bool) -> Callable[[], None]:
     # Imported here because Dagster takes a second and a dry run does not need it.
     from kyc_pipeline.cli.local_run import open_instance, run_partitions
     from kyc_pipeline.orchestration.resources import Pipeline
@@ -132,9 +238,6 @@ def _publisher(settings: Settings, *, verbose: bool) -> Callable[[], None]:
     def publish() -> None:
         failures = run_partitions(Pipeline(settings), [], instance, force=True, verbose=verbose)
         if failures:
-            raise KycError(
-                "erased from lake and ledger; the published warehouse still has the person, because it could "
-                f"not be rebuilt: fix the cause and erase again: {'; '.join(failures)}"
-            )
+            raise KycError(f"{failure}: {'; '.join(failures)}")
 
     return publish

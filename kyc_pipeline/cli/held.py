@@ -1,11 +1,15 @@
 """`kyc-pipeline held`: submissions with an uncertain outcome, and the operator's decision."""
 
+from datetime import date
+
 import click
 
-from kyc_pipeline.cli.options import format_table
-from kyc_pipeline.ledger.decisions import list_held, operator, resolve_held
+from kyc_pipeline.cli.options import IsoDate, accountable, format_table, open_trail
+from kyc_pipeline.ledger.audit import operator
+from kyc_pipeline.ledger.decisions import list_held, partitions_of, resolve_all_held, resolve_held
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
+from kyc_pipeline.wording import run_again
 
 
 @click.group()
@@ -39,7 +43,9 @@ def list_command() -> None:
 
 
 @held.command("resolve")
-@click.option("--submission", "submission_id", required=True, help="The submission's id.")
+@click.option("--submission", "submission_id", help="One submission's id.")
+@click.option("--date", "day", type=IsoDate(), help="All held submissions of this day.")
+@click.option("--all", "is_all", is_flag=True, help="All held submissions.")
 @click.option(
     "--as",
     "decision",
@@ -47,8 +53,33 @@ def list_command() -> None:
     required=True,
     help="retry: look it up, then send it again, which may cost a second call. abandon: never send it again.",
 )
-def resolve_command(submission_id: str, decision: str) -> None:
-    """Decide about one held submission. The next run of its day applies the decision."""
-    with open_ledger(load_settings()) as ledger:
-        resolve_held(ledger, submission_id, decision, operator())
-    click.echo(f"{submission_id}: {decision}")
+@accountable
+def resolve_command(
+    submission_id: str | None,
+    day: date | None,
+    is_all: bool,
+    decision: str,
+    reason: str | None,
+    request: str | None,
+) -> None:
+    """Decide about held submissions: one, those of a day, or all. The next run of their day applies it."""
+    if sum((submission_id is not None, day is not None, is_all)) != 1:
+        raise click.UsageError("give one of --submission, --date and --all")
+    settings = load_settings()
+    who = operator(settings.kyc_operator)
+    with (
+        open_ledger(settings) as ledger,
+        open_trail(settings, ledger, reason=reason, request=request).noted() as trail,
+    ):
+        if submission_id is not None:
+            resolve_held(ledger, submission_id, decision, who, trail=trail)
+            ids = [submission_id]
+        else:
+            ids = resolve_all_held(ledger, decision, who, day.isoformat() if day else None, trail=trail)
+        days = partitions_of(ledger, ids)
+    for key in ids:
+        click.echo(f"{key}: {decision}")
+    if ids:
+        click.echo(f"now run {run_again(days[0], days[-1])}: it applies the decision")
+    else:
+        click.echo("nothing is held")

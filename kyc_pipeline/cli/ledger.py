@@ -4,15 +4,17 @@ from pathlib import Path
 
 import click
 
-from kyc_pipeline.cli.options import format_table
-from kyc_pipeline.errors import UsageError
+from kyc_pipeline.cli.options import accountable, format_table, open_trail
+from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.identity import check_bond, check_outcomes, read_identity
+from kyc_pipeline.ledger.pseudonym_key import forget_pseudonym_key
 from kyc_pipeline.ledger.times import to_datetime
 from kyc_pipeline.settings import load_settings
+from kyc_pipeline.wording import plural
 
 
 @click.group()
@@ -26,7 +28,13 @@ def ledger() -> None:
     is_flag=True,
     help="Make it the ledger of a lake that was rebuilt or lost its id, if it knows all the lake's outcomes.",
 )
-def check_command(bind: bool) -> None:
+@click.option(
+    "--forget-pseudonym-key",
+    "forget_key",
+    is_flag=True,
+    help="Let the ledger accept a new KYC_PSEUDONYM_KEY, unless somebody was erased or a legal hold is set.",
+)
+def check_command(bind: bool, forget_key: bool) -> None:
     """Check that the ledger is sound, durable and this lake's, and knows every outcome in the lake."""
     lake, mine = _open()
     with mine:
@@ -36,6 +44,8 @@ def check_command(bind: bool) -> None:
             return
         if bind:
             transfer.bind_again(lake, mine)
+        if forget_key:
+            forget_pseudonym_key(mine)
         transfer.check_file(mine)
         check_outcomes(lake, mine, lake.dates(VERIFICATION_RESPONSES))
         known = read_identity(mine)
@@ -43,7 +53,8 @@ def check_command(bind: bool) -> None:
         lines = [
             ("ledger", mine.name),
             ("id", known.ledger_id),
-            ("lake", f"{lake.root} ({known.lake_id or 'not bound before the first call'})"),
+            ("lake", f"{lake.root} ({known.lake_id or 'not bound until the first call'})"),
+            ("key id", known.pseudonym_key_id or "none until the first pseudonym"),
             ("restored", f"{restored:%Y-%m-%d %H:%M} UTC" if restored else "never"),
             *((state.value, count) for state, count in transfer.count_states(mine).items()),
         ]
@@ -70,28 +81,64 @@ def move_command(url: str) -> None:
 @ledger.command("restore")
 @click.argument("backup", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--replace", is_flag=True, help="First rename an existing ledger file.")
-def restore_command(backup: Path | None, replace: bool) -> None:
+@accountable
+def restore_command(backup: Path | None, replace: bool, reason: str | None, request: str | None) -> None:
     """Restore the ledger from BACKUP, a SQLite file, and complete it with the outcomes in the lake.
 
     Without BACKUP it uses the ledger that you restored at KYC_LEDGER_URL (with pg_restore, say), or creates
-    one from the lake alone. Before later runs send anything, they look up what the ledger may lack.
+    one from the lake alone. Before later runs send anything, they look up what the ledger may lack. With
+    --replace, it keeps the audit trail, the legal holds, the register of vendor deletions and the tombstones
+    of the former ledger, if that can be read.
     """
     lake, mine = _open()
     with mine:
-        if replace and (aside := transfer.set_aside(mine)):
+        aside = transfer.set_aside(mine) if replace else None
+        if aside is not None:
             click.echo(f"the former ledger is {aside} now")
         if backup is not None:
             if mine.file is not None and mine.file.exists():
                 raise UsageError(f"there is a ledger at {mine.name}: add --replace to rename its file first")
             with transfer.opened_backup(backup) as source:
                 _show(transfer.copy_backup(lake, source, mine))
+        if aside is not None:
+            _carry_over(lake, aside, mine)
         added = transfer.complete_from_lake(lake, mine)
         transfer.declare_restored(lake, mine)
+        trail = open_trail(load_settings(), mine, reason=reason, request=request)
+        lost = trail.record_restore()
     click.echo(f"completed with {added} outcomes from the lake")
+    click.echo("restored: before runs send anything, they look up at DeepXL what the ledger may lack")
+    if lost != 0:
+        missing = "may lack entries" if lost is None else f"lacks {plural(lost, 'entry', 'entries')}"
+        click.echo(
+            f"the audit trail {missing}: repeat the erasures, legal holds, confirmed deletions and decisions "
+            "made since the backup"
+        )
+
+
+def _carry_over(lake: Lake, aside: Path, mine: Ledger) -> None:
+    try:
+        with transfer.opened_backup(aside) as former:
+            carried = transfer.carry_over(lake, former, mine)
+    except KycError as error:
+        click.echo(f"nothing of the former ledger was kept: {error}")
+        return
     click.echo(
-        "restored: before runs send anything, they look up at DeepXL what the ledger may lack; repeat the "
-        "erasures made since the backup"
+        f"kept of the former ledger: {plural(carried.legal_holds, 'legal hold')}, "
+        f"{plural(carried.vendor_deletions, 'vendor deletion')}, "
+        f"{plural(carried.entries, 'newer entry', 'newer entries')} of the audit trail, "
+        f"{plural(carried.tombstones, 'newer tombstone')}"
     )
+    if carried.tombstones:
+        click.echo(
+            "the backup brought back data of people erased since: repeat one of these erasures "
+            "(`kyc-pipeline erase`), which completes all of them"
+        )
+    if carried.needs_rekey:
+        click.echo(
+            "the backup has pseudonyms of an earlier key: leave that in KYC_PSEUDONYM_OLD_KEYS, and run "
+            "`kyc-pipeline rekey`"
+        )
 
 
 def _open() -> tuple[Lake, Ledger]:

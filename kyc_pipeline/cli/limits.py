@@ -2,10 +2,12 @@
 
 import click
 
-from kyc_pipeline.cli.options import format_table
+from kyc_pipeline.cli.options import accountable, format_table, open_trail
+from kyc_pipeline.ledger.audit import Action
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.rate_limits import list_rate_limits, reset_rate_limits
 from kyc_pipeline.settings import load_settings
+from kyc_pipeline.wording import plural
 
 
 @click.group()
@@ -33,11 +35,16 @@ def list_command() -> None:
 
 
 @limits.command("reset")
-def reset_command() -> None:
+@accountable
+def reset_command(reason: str | None, request: str | None) -> None:
     """Forget bookings and pauses, for example after the clock was wrong. Waiting runs continue."""
-    with Ledger(load_settings().kyc_ledger_url) as ledger:
+    settings = load_settings()
+    with Ledger(settings.kyc_ledger_url) as ledger:
+        trail = open_trail(settings, ledger, reason=reason, request=request)  # before: it may be refused
         count = reset_rate_limits(ledger)
-    click.echo(f"{count} rate limits reset")
+        if count:
+            trail.record(Action.RESET_LIMITS, details={"limits": count})
+    click.echo(f"{plural(count, 'rate limit')} reset")
 
 
 def _seconds(microseconds: int) -> str:

@@ -6,36 +6,42 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 
+import kyc_pipeline
 from kyc_pipeline.definitions import build_defs
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError, UsageError, in_one_line
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
-from kyc_pipeline.orchestration.jobs import TRIGGER, VERIFY_AND_PUBLISH, range_tags
+from kyc_pipeline.orchestration.endings import FAILED, UNFINISHED
+from kyc_pipeline.orchestration.jobs import COMMAND_LINE, TRIGGER, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
-from kyc_pipeline.orchestration.partitions import batches
+from kyc_pipeline.orchestration.partitions import FAILURES, batches
+from kyc_pipeline.orchestration.publication import REPORT, UP_TO_DATE, WAREHOUSE, Publication
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.run_origin import belonging_to
 from kyc_pipeline.orchestration.sensors import INGEST_STEP
-from kyc_pipeline.orchestration.up_to_date import REPORT, UP_TO_DATE, WAREHOUSE, Publication
+from kyc_pipeline.orchestration.unfinished import EXIT_CODE
 from kyc_pipeline.verify.budget import CallBudget
 
 DEFAULT_HOME = Path("dagster_home")
-INSTANCE = """# The Dagster settings of this folder; the project's dagster_home/dagster.yaml explains them.
-telemetry:
-  enabled: false
-run_monitoring:
-  enabled: true
-"""
+INSTANCE = "dagster.yaml"
 
 
 def make_home(folder: Path) -> None:
-    """Makes `folder` a Dagster home; keeps an existing `dagster.yaml`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError), (folder / "dagster.yaml").open("x", encoding="utf-8") as file:
-        file.write(INSTANCE)
+    """Makes `folder` a Dagster home with the project's `dagster.yaml`; keeps an existing one."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), (folder / INSTANCE).open("x", encoding="utf-8") as file:
+        file.write(_instance_file().read_text(encoding="utf-8"))
+
+
+def _instance_file() -> Path:
+    """The project's `dagster.yaml`: in the installed package, or beside it in a checkout."""
+    package = Path(kyc_pipeline.__file__).parent
+    installed = package / INSTANCE
+    return installed if installed.is_file() else package.parent / DEFAULT_HOME / INSTANCE
 
 
 def open_instance() -> dg.DagsterInstance:
@@ -58,7 +64,7 @@ class HomeUnusable(KycError):
 def usable_home() -> Iterator[None]:
     """Turns Dagster's errors about its files into one line, and restores standard output and error.
 
-    While a step runs, Dagster redirects both to files in its home; if the disk is full, it leaves them so.
+    While a step runs, Dagster redirects both to files in its home; on a full disk it leaves them there.
     """
     saved = [(number, os.dup(number)) for number in (1, 2)]
     try:
@@ -90,15 +96,15 @@ def run_partitions(
 ) -> list[str]:
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
-    Returns one line per failed step. A failed day does not stop the others. After an error that would fail
-    every call, and when the budget is used up, the remaining days record their outcomes without a call. A
-    stop request skips the remaining runs. In any case the warehouse is published from the lake, unless
-    `publish` is false, Dagster can no longer record its runs, or the warehouse is up to date (then `announce`
-    gets a line). `force` flattens and publishes even what is up to date.
+    Returns one line per failed step; `announce` gets what somebody must decide about. A failed day does not
+    stop the others. After a fault that would fail every call, and when the budget is used up, the remaining
+    days record their outcomes without a call. A stop request skips the remaining runs. At the end the
+    warehouse is published from the lake, unless `publish` is false, Dagster can no longer record its runs, or
+    the warehouse is up to date (then `announce` gets a line). `force` flattens and publishes in any case.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
-    runs = _Runs(pipeline, instance, controls, force=force, verbose=verbose)
+    runs = _Runs(pipeline, instance, controls, force=force, verbose=verbose, announce=announce)
     try:
         runs.run_days(days)
         if publish and not runs.publish():
@@ -119,7 +125,9 @@ class _Runs:
         *,
         force: bool,
         verbose: bool,
+        announce: Callable[[str], None],
     ) -> None:
+        self._announce = announce
         self._pipeline = pipeline
         self._instance = instance
         self._controls = controls
@@ -171,11 +179,11 @@ class _Runs:
         """Runs `job`; `force` applies to `steps`. Returns the run's id if ingest failed."""
         run_id = str(uuid.uuid4())
         self._controls.run_ids.append(run_id)
-        with usable_home():
+        with usable_home(), belonging_to(self._instance, VERIFY_AND_PUBLISH):
             result = job.execute_in_process(
                 run_id=run_id,
                 instance=self._instance,
-                tags={**tags, TRIGGER: "command line"},
+                tags={**tags, TRIGGER: COMMAND_LINE},
                 run_config={
                     "loggers": {"console": {"config": {"log_level": self._log_level}}},
                     "ops": {step: {"config": {"force": self._force}} for step in steps},
@@ -185,8 +193,19 @@ class _Runs:
             self._ingested.update(ingested_by(self._instance, run_id))
         failed = result.filter_events(lambda event: event.is_step_failure)
         for event in failed:
-            self.failures.extend(failed_checks(result, event) or [failure_line(event)])
+            lines = failed_checks(result, event) or failure_lines(event)
+            if exit_code_of(event) == UNFINISHED:
+                self._announce(in_one_line(lines))
+            else:
+                self.failures.extend(lines)
         return run_id if INGEST_STEP in {event.step_key for event in failed} else None
+
+
+def exit_code_of(failure: dg.DagsterEvent) -> int:
+    """The exit code for a failed step."""
+    data = failure.step_failure_data.user_failure_data
+    code = data.metadata.get(EXIT_CODE) if data else None
+    return FAILED if code is None else int(str(code.value))
 
 
 def failed_checks(result: dg.ExecuteInProcessResult, failure: dg.DagsterEvent) -> list[str]:
@@ -197,15 +216,11 @@ def failed_checks(result: dg.ExecuteInProcessResult, failure: dg.DagsterEvent) -
     error = failure.step_failure_data.error
     if error is None or error.cls_name != "DagsterAssetCheckFailedError":
         return []
-    found = [
-        (check.partition or check.metadata["date"].value, check)
+    return [
+        f"check {check.check_name}: {check.description}"
         for check in result.get_asset_check_evaluations()
         if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR
     ]
-    # The result of a run over several days repeats the check of one of them.
-    return list(
-        dict.fromkeys(f"{day}: check {check.check_name}: {check.description}" for day, check in found)
-    )
 
 
 def publication_job(pipeline: Pipeline) -> dg.JobDefinition:
@@ -213,6 +228,13 @@ def publication_job(pipeline: Pipeline) -> dg.JobDefinition:
     definitions = build_defs(pipeline)
     published = [spec.key for spec in definitions.resolve_all_asset_specs() if spec.partitions_def is None]
     return definitions.resolve_job_def(VERIFY_AND_PUBLISH).get_subset(asset_selection=set(published))
+
+
+def failure_lines(event: dg.DagsterEvent) -> list[str]:
+    """The failure in one line per day, or in one line."""
+    data = event.step_failure_data.user_failure_data
+    days = data.metadata.get(FAILURES) if data else None
+    return [failure_line(event)] if days is None else [str(line) for line in cast("list[str]", days.value)]
 
 
 def failure_line(event: dg.DagsterEvent) -> str:

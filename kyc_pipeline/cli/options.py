@@ -1,6 +1,8 @@
 """Options, checks and output that several commands share."""
 
 import os
+import secrets
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,8 +11,14 @@ from typing import Any, TypeVar
 import click
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ingest.manifests import ignored_count, require_landing, stray_folders
+from kyc_pipeline.ingest.formats import SUFFIXES
+from kyc_pipeline.ingest.manifests import ignored_files, kinds_of, require_landing, stray_folders
 from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.landing.opening import open_landing
+from kyc_pipeline.ledger.audit import AuditTrail, Author, operator
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key
 from kyc_pipeline.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,6 +47,56 @@ def date_range(function: F) -> F:
     return click.option("--from", "first", type=IsoDate(), required=True, help="First day.")(function)
 
 
+request_option = click.option(
+    "--request", help="Number of the request or case, for the audit trail; no personal data."
+)
+
+
+def accountable(function: F) -> F:
+    """Adds the options `--reason` and `--request`, which the audit trail keeps."""
+    function = request_option(function)
+    return click.option("--reason", help="Why, for the audit trail; no personal data.")(function)
+
+
+def open_trail(
+    settings: Settings, ledger: Ledger, *, reason: str | None = None, request: str | None = None
+) -> AuditTrail:
+    """The audit trail, with this process's operator as the author of new entries."""
+    author = Author(operator(settings.kyc_operator), reason=reason, request=request)
+    # As early as possible: in an entry's transaction, the ledger could not store the key's id.
+    is_certain = has_pseudonym_key(settings) or ledger.file is None
+    checked = ledgers_pseudonymizer(settings, ledger) if is_certain else None
+    return AuditTrail(
+        ledger,
+        Lake(settings.kyc_lake),
+        author,
+        lambda: checked or ledgers_pseudonymizer(settings, ledger, keeps=False),
+    )
+
+
+def person(tag: str) -> tuple[str, str]:
+    """The tag's name and value. An error never shows the value."""
+    name, separator, value = tag.partition("=")
+    name = name.strip()
+    if value == "-":
+        value = sys.stdin.readline().rstrip("\r\n")
+    if not (name and separator and value.strip()):
+        raise UsageError(
+            "--tag must be name=value, such as customerId=9999; name=- reads the value from standard input"
+        )
+    return name, value
+
+
+def reading_pseudonymizer(settings: Settings, ledger: Ledger) -> Pseudonymizer:
+    """The pseudonymizer for a command that changes nothing: it creates no key.
+
+    Without a key there are no pseudonyms yet, so any key works.
+    """
+    if has_pseudonym_key(settings):
+        return ledgers_pseudonymizer(settings, ledger)
+    return Pseudonymizer(secrets.token_hex(32))
+
+
 force_option = click.option(
     "--force", is_flag=True, help="Build again what is up to date. Makes no additional call."
 )
@@ -62,18 +120,17 @@ def check_landing(settings: Settings, days: Sequence[str]) -> None:
     """Raises if there is no landing zone, and warns on standard error about what ingest ignores.
 
     It ignores folders whose name is not a day and, in the folders of `days`, files without the suffix of a
-    manifest. The warning only counts files, because their names may be personal.
+    manifest. The warning shows only counts and common suffixes, because the names may be personal.
     """
-    require_landing(settings.kyc_landing, Lake(settings.kyc_lake))
-    warnings = [
-        f"manifests/{name} is not read: a day's folder is named like 2024-09-01"
-        for name in stray_folders(settings.kyc_landing)
-    ]
-    counts = {day: ignored_count(settings.kyc_landing, day) for day in days}
+    landing = open_landing(settings.kyc_landing).snapshot()
+    require_landing(landing, Lake(settings.kyc_lake))
+    stray = len(stray_folders(landing))
+    warnings = [f"manifests/: {stray} folders not read: days are named like 2024-09-01"] if stray else []
+    ignored = {day: ignored_files(landing, day) for day in days}
     warnings += [
-        f"manifests/{day}: {count} not read: manifests are .csv, .tsv, .jsonl or .parquet files"
-        for day, count in counts.items()
-        if count
+        f"manifests/{day}: {len(names)} not read ({kinds_of(names)}): manifests are {SUFFIXES} files"
+        for day, names in ignored.items()
+        if names
     ]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -1,21 +1,29 @@
 """`kyc-pipeline plan`: what a backfill would do and cost. Makes no call and changes nothing."""
 
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 
 import click
 
 from kyc_pipeline.cli.options import check_landing, date_range, days_between, format_table
-from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.manifests import awaits_files, ingest_partition, is_ingested
+from kyc_pipeline.errors import KycError, in_one_line
+from kyc_pipeline.ingest.manifests import IngestSummary, awaits_files, ingest_partition, is_ingested
+from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.ledger.day_budget import DayBudget
 from kyc_pipeline.orchestration.partitions import batches
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.settings import load_settings
-from kyc_pipeline.verify.planning import PartitionPlan, plan_partitions, total
+from kyc_pipeline.verify.planning import (
+    PartitionPlan,
+    duplicate_documents_line,
+    plan_partitions,
+    total,
+)
 from kyc_pipeline.vocabulary import Reason
 
 OF_DOCUMENTS = (
@@ -25,8 +33,10 @@ OF_DOCUMENTS = (
     Reason.UNSUPPORTED_FILE_TYPE,
     Reason.UNREADABLE_IMAGE,
     Reason.PATH_OUTSIDE_DOCUMENTS,
+    Reason.DUPLICATE_DOCUMENTS,
+    Reason.MISSING_CONSENT,
 )
-"""Reasons that no longer apply once a sound file has the same name."""
+"""Reasons that may no longer apply once another file has the same name, or the setting has changed."""
 HEADINGS = ("date", "submissions", "rejected", "already paid", "held", "calls to make")
 
 
@@ -37,7 +47,8 @@ def plan(first: date, last: date) -> None:
     settings = load_settings()
     days = days_between(first, last, settings)
     check_landing(settings, days)
-    plans, unreadable = plan_days(Pipeline(settings), days)
+    pipeline = Pipeline(settings)
+    plans, unreadable = plan_days(pipeline, days)
     rows: dict[str, list[object]] = {
         entry.date: _row(entry) for entry in plans if entry.submissions or entry.rejected
     }
@@ -45,12 +56,20 @@ def plan(first: date, last: date) -> None:
     if not rows:
         click.echo(f"no manifests from {first} to {last}: nothing to do")
         return
+    overall = total(plans, settings)
     headings = (*HEADINGS, f"estimated cost ({settings.deepxl_currency})")
-    click.echo(format_table(headings, [*(rows[day] for day in sorted(rows)), _row(total(plans, settings))]))
+    click.echo(format_table(headings, [*(rows[day] for day in sorted(rows)), _row(overall)]))
+    if overall.duplicate_documents:
+        click.echo(duplicate_documents_line(overall.duplicate_documents))
+    for warning in overall.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    day_budget = read_day_budget(pipeline)
+    if day_budget.left is not None:
+        click.echo(str(day_budget))
     if settings.deepxl_price_per_call is None:
         click.echo("set DEEPXL_PRICE_PER_CALL to see the cost")
     if unreadable:
-        raise KycError("; ".join(f"{day}: {error}" for day, error in unreadable.items()))
+        raise KycError(in_one_line(f"{day}: {error}" for day, error in unreadable.items()))
 
 
 def _row(entry: PartitionPlan) -> list[object]:
@@ -65,34 +84,53 @@ def _row(entry: PartitionPlan) -> list[object]:
     ]
 
 
+def read_day_budget(pipeline: Pipeline) -> DayBudget:
+    """What is left of `DEEPXL_MAX_CALLS_PER_DAY`."""
+    with pipeline.open_ledger() as ledger:
+        return DayBudget(pipeline.settings.deepxl_max_calls_per_day).read(ledger)
+
+
 def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPlan], dict[str, KycError]]:
     """The plans of the days, and the error of each day whose manifests cannot be read.
 
     Days that the run's ingest may change are ingested into a temporary lake, in the order of the run, because
-    a day may get an id that another one gives up. So the plan is what the run does.
+    a day may get an id that another one gives up. So the plan matches the run.
     """
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
+    options = LandingOptions.of(pipeline.settings)
     unreadable: dict[str, KycError] = {}
-    with tempfile.TemporaryDirectory(prefix="kyc-plan-") as folder, pipeline.open_ledger() as ledger:
+    found: dict[str, IngestSummary] = {}
+    with scratch_folder() as folder, pipeline.open_ledger() as ledger:
         scratch = Lake(folder)
         erased = pipeline.erased_subjects(ledger)
 
         def plan_of(day: str) -> PartitionPlan:
             source = scratch if scratch.exists(SUBMISSIONS, day) else lake
-            return plan_partitions(source, ledger, [day], pipeline.settings)[0]
+            plan = plan_partitions(source, ledger, [day], pipeline.settings)[0]
+            if (summary := found.get(day)) is None:
+                return plan
+            warnings = (str(summary.personal_ids),) if summary.personal_ids else ()
+            return replace(plan, duplicate_documents=summary.duplicate_documents, warnings=warnings)
 
         def is_outdated(day: str) -> bool:
-            return day not in unreadable and not is_ingested(landing, lake, day, scratch)
+            return day not in unreadable and not is_ingested(landing, lake, day, scratch, options)
 
         def ingest(day: str) -> None:
             try:
-                ingest_partition(landing=landing, lake=lake, date=day, erased=erased, destination=scratch)
+                found[day] = ingest_partition(
+                    landing=landing,
+                    lake=lake,
+                    date=day,
+                    erased=erased,
+                    destination=scratch,
+                    options=options,
+                )
             except KycError as error:
                 unreadable[day] = error
 
         for batch in batches(days):
             for day in turns(batch, is_outdated):
-                # What was sent stays. Other rows may change with their documents, though no manifest does.
+                # What was sent stays. Other rows may change with their documents, even if no manifest does.
                 if is_outdated(day) or awaits_files(lake, day, OF_DOCUMENTS) or plan_of(day).calls_to_make:
                     ingest(day)
         for day in filter(is_outdated, days):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from kyc_pipeline.cli.plan import plan_days
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
+from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.planning import plan_partitions
@@ -26,7 +27,8 @@ def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
 def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
     landing, lake = pipeline.settings.kyc_landing, pipeline.lake
     wanted = sorted(set(days).intersection(manifest_dates(landing)))
-    if not all(is_ingested(landing, lake, day) for day in wanted):
+    options = LandingOptions.of(pipeline.settings)
+    if not all(is_ingested(landing, lake, day, options=options) for day in wanted):
         return True  # very likely, and faster than reading all manifests
     with pipeline.open_ledger() as ledger:
         if any(plan.calls_to_make for plan in plan_partitions(lake, ledger, wanted, pipeline.settings)):
@@ -39,11 +41,5 @@ async def _check_access(settings: Settings) -> None:
     # Imported here because an HTTP client takes half a second to import, and paid days need none.
     from kyc_pipeline.deepxl.client import DeepXLClient
 
-    async with DeepXLClient(
-        settings.deepxl_base_url,
-        settings.require_token(),
-        auth_scheme=settings.deepxl_auth_scheme,
-        timeout_seconds=settings.deepxl_timeout_seconds,
-        max_connections=1,
-    ) as client:
+    async with DeepXLClient.of(settings, max_connections=1) as client:
         await client.check_access()

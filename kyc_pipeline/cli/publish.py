@@ -5,7 +5,7 @@ import click
 from kyc_pipeline.cli.backfill import output_paths
 from kyc_pipeline.cli.local_run import open_instance, run_partitions
 from kyc_pipeline.cli.options import force_option, is_verbose
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, in_one_line
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import load_settings
 
@@ -24,5 +24,5 @@ def publish(context: click.Context, force: bool) -> None:
         pipeline, [], open_instance(), force=force, verbose=is_verbose(context), announce=click.echo
     )
     if failures:
-        raise KycError("; ".join(failures))
+        raise KycError(in_one_line(failures))
     click.echo(output_paths(settings))

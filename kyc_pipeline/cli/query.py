@@ -1,8 +1,11 @@
 """`kyc-pipeline query`: runs SQL on the published warehouse, read-only."""
 
+import codecs
+import contextlib
 import csv
 import datetime
 import io
+import itertools
 import json
 import math
 import re
@@ -10,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 import click
 import duckdb
@@ -20,13 +23,25 @@ import pyarrow.parquet as pq
 from kyc_pipeline.analyze.publish import open_warehouse, seal
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import replacing
-from kyc_pipeline.settings import load_settings
+from kyc_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 TABLE_ROWS = 200
 """Maximum rows of `--format table`."""
 _BATCH_ROWS = 4096
-_WRITES_FILES = re.compile(r"\b(COPY|EXPORT)\b", re.IGNORECASE)
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+SHEET_ROWS = 1_048_576
+"""Rows of a sheet, with its header."""
+_SHEET_TEXT = 32_767
+"""Characters of a cell."""
+_SHEET_INTEGERS = 10**15
+"""Spreadsheets round integers from here on."""
+_NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_WRITES_FILES = re.compile(r"\b(COPY|EXPORT|ATTACH)\b", re.IGNORECASE)
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+# A spreadsheet that separates by semicolon or tab starts a cell there, even inside quotes.
+_FORMULA_INSIDE = re.compile(r"([;\t|\r\n][\s\"]*)(?=[=+\-@＝＋－＠])")
 Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
 
 
@@ -42,7 +57,7 @@ Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["table", "csv", "json", "parquet"]),
+    type=click.Choice(["table", "csv", "json", "parquet", "xlsx"]),
     help="Output format; by default, the suffix of --output, or else a table.",
 )
 @click.option(
@@ -50,13 +65,17 @@ Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write to this file instead of standard output.",
 )
-def query(sql: str | None, script: TextIO | None, form: str | None, output: Path | None) -> None:
+@click.option("--bom", is_flag=True, help="Begin csv with a byte order mark: Excel then reads it as UTF-8.")
+@click.option("--exact", is_flag=True, help="Also read the restricted file, whose tables hide nothing.")
+def query(
+    sql: str | None, script: TextIO | None, form: str | None, output: Path | None, bom: bool, exact: bool
+) -> None:
     """Run SQL on the published warehouse (KYC_WAREHOUSE), read-only.
 
     `"SHOW TABLES"` lists the tables, `"DESCRIBE pass_rates"` the columns of a table. If there are several
     statements, only the last one prints its rows. In csv output, an apostrophe precedes text that a
-    spreadsheet would run as a formula. The SQL reads the warehouse and nothing else: no files, settings or
-    extensions.
+    spreadsheet would run as a formula; xlsx writes ids, long integers and formulas as text. The SQL reads the
+    warehouse and nothing else: no files, settings or extensions.
     """
     text = _text(sql, script)
     if form is None:
@@ -64,24 +83,63 @@ def query(sql: str | None, script: TextIO | None, form: str | None, output: Path
     write = WRITERS.get(form)
     if write is None:
         raise UsageError(f"{output} does not say how to write the rows: add --format {'|'.join(WRITERS)}")
-    if form == "parquet" and output is None and sys.stdout.isatty():
-        raise UsageError("parquet is binary: write it to a file with --output, or redirect it")
-    settings = load_settings()
-    with open_warehouse(settings.kyc_warehouse) as connection:
+    if form in {"parquet", "xlsx"} and output is None and sys.stdout.isatty():
+        raise UsageError(f"{form} is binary: write it to a file with --output, or redirect it")
+    if bom:
+        if form != "csv":
+            raise UsageError("--bom is for csv: add --format csv")
+        write = _write_csv_with_bom
+    with sealed_warehouse(load_settings(), exact=exact) as connection:
+        reader = run_query(connection, text)
+        if output is None:
+            write(reader, cast("IO[bytes]", _Terminal()) if sys.stdout.isatty() else sys.stdout.buffer)
+            sys.stdout.flush()
+        else:
+            _write_file(reader, write, output)
+
+
+@contextlib.contextmanager
+def sealed_warehouse(settings: Settings, *, exact: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The published warehouse, read-only, for untrusted SQL, which can read nothing else.
+
+    With `exact`, its tables hide nothing. Raises :class:`UsageError` with DuckDB's message in one
+    line.
+    """
+    with open_warehouse(settings.kyc_warehouse, exact=exact) as connection:
         seal(connection, settings.kyc_lake)
         try:
-            _check(connection, text)
-            relation = connection.sql(text)
-            if relation is None:
-                raise UsageError("no rows to show: end with a query, such as SELECT, FROM or DESCRIBE")
-            reader = relation.to_arrow_reader(_BATCH_ROWS)
-            if output is None:
-                write(reader, sys.stdout.buffer)
-                sys.stdout.flush()
-            else:
-                _write_file(reader, write, output)
+            yield connection
         except duckdb.Error as error:
             raise UsageError(_one_line(error)) from error
+
+
+def run_query(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatchReader:
+    """The rows of the last statement in `text`.
+
+    Raises :class:`UsageError` if there are none, or if a statement writes a file.
+    """
+    _check(connection, text)
+    relation = connection.sql(text)
+    if relation is None:
+        raise UsageError("no rows to show: end with a query, such as SELECT, FROM or DESCRIBE")
+    reader: pa.RecordBatchReader = relation.to_arrow_reader(_BATCH_ROWS)
+    return reader
+
+
+class _Terminal(io.RawIOBase):
+    """Standard output that is a terminal: replaces control characters in the values."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        rows = bytes(data)
+        sys.stdout.buffer.write(_printable(rows.decode(), kept="\r\n").encode())
+        return len(rows)
+
+
+def _printable(text: str, kept: str = "") -> str:
+    return "".join(each if each.isprintable() or each in kept else "?" for each in text)
 
 
 def _text(sql: str | None, script: TextIO | None) -> str:
@@ -101,7 +159,7 @@ def _check(connection: duckdb.DuckDBPyConnection, text: str) -> None:
     """Raises :class:`UsageError` for a statement that writes a file, also within EXPLAIN and PREPARE."""
     for statement in connection.extract_statements(text):
         if statement.type != duckdb.StatementType.SELECT and _WRITES_FILES.search(statement.query):
-            raise UsageError("SQL writes no files here: end with the query itself, and add --output FILE")
+            raise UsageError("SQL cannot write files here: end with the query itself, and add --output FILE")
 
 
 def _one_line(error: Exception) -> str:
@@ -128,7 +186,8 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         raise UsageError(_one_line(error)) from error
 
 
-def _rows(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
+def rows_of(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
+    """The rows, one by one."""
     for batch in _batches(reader):
         columns = [column.to_pylist() for column in batch.columns]
         yield from (list(row) for row in zip(*columns, strict=True))
@@ -139,7 +198,7 @@ def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     numeric = [_is_numeric(field.type) for field in reader.schema]
     rows: list[list[str]] = []
     more = False
-    for row in _rows(reader):
+    for row in rows_of(reader):
         if len(rows) == TABLE_ROWS:
             more = True
             break
@@ -161,17 +220,51 @@ def _write_csv(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     text = io.TextIOWrapper(sink, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(reader.schema.names)
-    for row in _rows(reader):
+    for row in rows_of(reader):
         writer.writerow([_csv_cell(value) for value in row])
     text.detach()
+
+
+def _write_csv_with_bom(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
+    sink.write(codecs.BOM_UTF8)
+    _write_csv(reader, sink)
+
+
+def _write_xlsx(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
+    """One sheet. Raises :class:`UsageError` for more rows than a sheet has."""
+    # Not at load: it takes a fifth of a second.
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
+
+    names = reader.schema.names
+    are_ids = [name.endswith("_id") for name in names]
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("query")
+    sheet.freeze_panes = "A2"
+    try:
+        for number, row in enumerate(itertools.chain([names], rows_of(reader))):
+            if number == SHEET_ROWS:
+                raise UsageError(f"a sheet has {SHEET_ROWS:,} rows: add LIMIT, or use --format csv")
+            cells = []
+            for value, is_id in zip(row, are_ids, strict=True):
+                content = _xlsx_value(value, is_id)
+                cell = WriteOnlyCell(sheet, content)
+                if isinstance(content, str):
+                    cell.data_type = "s"  # not "f", a formula
+                    cell.number_format = "@"
+                cells.append(cell)
+            sheet.append(cells)
+    finally:
+        sheet.close()
+    book.save(sink)
 
 
 def _write_json(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     names = reader.schema.names
     sink.write(b"[")
     separator = b"\n"
-    for row in _rows(reader):
-        entry = {name: _json_value(value) for name, value in zip(names, row, strict=True)}
+    for row in rows_of(reader):
+        entry = {name: json_value(value) for name, value in zip(names, row, strict=True)}
         sink.write(separator + json.dumps(entry, ensure_ascii=False).encode())
         separator = b",\n"
     sink.write(b"\n]\n")
@@ -188,6 +281,7 @@ WRITERS: dict[str, Writer] = {
     "csv": _write_csv,
     "json": _write_json,
     "parquet": _write_parquet,
+    "xlsx": _write_xlsx,
 }
 
 
@@ -200,29 +294,47 @@ def _table_cell(value: object) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    # A value must not send control characters to the terminal.
-    return "".join(character if character.isprintable() else "?" for character in str(value))
+    return _printable(str(value))
 
 
 def _csv_cell(value: object) -> object:
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return f"'{value}"
+    if isinstance(value, str):
+        value = _FORMULA_INSIDE.sub(r"\1'", value)
+        return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()
     if isinstance(value, list | dict):
-        return json.dumps(_json_value(value), ensure_ascii=False)
+        return json.dumps(json_value(value), ensure_ascii=False)
     return value
 
 
-def _json_value(value: object) -> object:
+def _xlsx_value(value: object, is_id: bool) -> object:
+    """The value in a form that Excel keeps exactly: its numbers have 15 digits, its times no zone."""
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        return value.astimezone(datetime.UTC).replace(tzinfo=None)
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | dict):
+        value = json.dumps(json_value(value), ensure_ascii=False)
+    if isinstance(value, int) and not isinstance(value, bool) and (is_id or abs(value) >= _SHEET_INTEGERS):
+        value = str(value)
+    if value is None or isinstance(value, bool | int | float | Decimal | datetime.date | datetime.time):
+        return value
+    return _NOT_IN_XML.sub("?", str(value))[:_SHEET_TEXT]
+
+
+def json_value(value: object) -> object:
+    """The value as JSON can represent it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, list):
-        return [_json_value(entry) for entry in value]
+        if value and all(isinstance(entry, tuple) for entry in value):  # Arrow's form of a MAP
+            return {str(name): json_value(entry) for name, entry in value}
+        return [json_value(entry) for entry in value]
     if isinstance(value, dict):
-        return {str(name): _json_value(entry) for name, entry in value.items()}
+        return {str(name): json_value(entry) for name, entry in value.items()}
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, datetime.date | datetime.datetime | datetime.time):

@@ -2,16 +2,16 @@
 
 * KycError
   * DeepXLError                 `http_status`, `body`, `retry_after`, `requested_at`, `latency_ms`
-    * NotProcessed              surely not processed: no connection, or the last byte of the body never left
+    * NotProcessed              not processed: no connection, or the last byte of the body never left
       * DocumentUnavailable     a document is not there as it was accepted
     * MaybeProcessed            sent, but no sound response: look it up before anything else
       * TurnedAway              408, 425, 429, 503: send it again if a look-up finds no record
-    * Refused                   final refusal: 4xx
+    * Refused                   final refusal: 400, 413, 415, 422 and a few other 4xx
     * Denied                    other calls show whether the fault is the run's or the submission's
       * AccessDenied            401, 402, 403
       * WrongAddress            404, 405
     * ContractBroken            2xx without `result`, `verificationId` or boolean `verified`; has `text`
-      * NotAResponse            2xx, but no JSON: proves nothing; the client raises MaybeProcessed instead
+      * NotAResponse            2xx, but not JSON: proves nothing; the client raises MaybeProcessed instead
     * UnexpectedRedirect        3xx, never followed: stops the run; may have been processed
     * LookupFailed              the history could not tell whether a record exists
 
@@ -26,6 +26,7 @@ import json
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from http import HTTPStatus
 from typing import ClassVar, Final
 
@@ -35,12 +36,21 @@ RETRY_AFTER_CAP_SECONDS: Final = 3600.0
 """The longest wait that a server can impose."""
 
 
+class Sent(Enum):
+    """How much of a request may have left this machine."""
+
+    NOTHING = "nothing"
+    """Not a byte: no connection, or no document to send. It counts as no call."""
+    PART = "part"
+    WHOLE = "whole"
+
+
 class DeepXLError(KycError):
     """A call to DeepXL failed.
 
     `http_status` is None without a response. `body` is the response's text without geometry: personal data,
     for the restricted ledger only. `retry_after` is in seconds. The client sets `requested_at` (UTC) and
-    `latency_ms`. `is_whole` is False if the last byte of the body never left.
+    `latency_ms`. `sent` is how much of the request may have left.
     """
 
     stops_run: ClassVar[bool] = False
@@ -58,13 +68,13 @@ class DeepXLError(KycError):
         self.http_status = http_status
         self.body = body
         self.retry_after = retry_after
-        self.is_whole = True
+        self.sent = Sent.WHOLE
         self.requested_at: datetime | None = None
         self.latency_ms: float | None = None
 
 
 class NotProcessed(DeepXLError):
-    """Surely not processed: no connection, or the last byte of the body never left."""
+    """Not processed: no connection, or the last byte of the body never left."""
 
 
 class DocumentUnavailable(NotProcessed):
@@ -74,7 +84,8 @@ class DocumentUnavailable(NotProcessed):
 class MaybeProcessed(DeepXLError):
     """The request was sent, but there is no sound response to it.
 
-    Timeout, lost connection, 5xx, 409, or a response that came too early or is not about this submission.
+    Timeout, lost connection, 5xx, 409, a gateway's own 4xx such as 499, or a response that came too early or
+    is not about this submission.
     """
 
 
@@ -83,7 +94,7 @@ class TurnedAway(MaybeProcessed):
 
 
 class Refused(DeepXLError):
-    """A final refusal: 400, 413, 415, 422 and every 4xx not named elsewhere."""
+    """A final refusal, by DeepXL or by an HTTP server before it acts on the request."""
 
 
 class Denied(DeepXLError):
@@ -126,22 +137,21 @@ class ContractBroken(DeepXLError):
 
 
 class NotAResponse(ContractBroken):
-    """A 2xx body that is no JSON, such as a web page or a part of a response."""
+    """A 2xx body that is not JSON, such as a web page or a part of a response."""
 
 
 _BY_STATUS: Final[dict[int, type[DeepXLError]]] = {
+    **dict.fromkeys((400, 406, 410, 411, 413, 414, 415, 417, 418, 422, 431, 451), Refused),
     401: AccessDenied,
     402: AccessDenied,
     403: AccessDenied,
     404: WrongAddress,
     405: WrongAddress,
     408: TurnedAway,
-    409: MaybeProcessed,  # "already processing" is no refusal
     425: TurnedAway,
     429: TurnedAway,
     503: TurnedAway,
 }
-_BY_HUNDRED: Final[dict[int, type[DeepXLError]]] = {3: UnexpectedRedirect, 4: Refused, 5: MaybeProcessed}
 
 _ADVICE: Final[dict[int, str]] = {
     401: "check DEEPXL_API_TOKEN and DEEPXL_AUTH_SCHEME",
@@ -156,8 +166,12 @@ _ADVICE: Final[dict[int, str]] = {
 
 
 def error_class(status: int) -> type[DeepXLError]:
-    """The error class for this status (not 2xx) in response to a whole request."""
-    return _BY_STATUS.get(status) or _BY_HUNDRED.get(status // 100, MaybeProcessed)
+    """The error class for this status (not 2xx) in response to a whole request.
+
+    A status that proves nothing is `MaybeProcessed`: 5xx, 409 ("already processing"), 499 (a gateway assumes
+    that the client hung up), and any other status that a gateway may invent.
+    """
+    return _BY_STATUS.get(status, UnexpectedRedirect if status // 100 == 3 else MaybeProcessed)
 
 
 def status_error(subject: str, status: int, body: str, retry_after: float | None) -> DeepXLError:

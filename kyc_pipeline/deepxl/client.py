@@ -7,12 +7,15 @@ afterwards it may have processed it. The transport's exceptions do not distingui
 refused connection and a server that hangs up after the request as `ConnectTimeout`.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -31,24 +34,26 @@ from kyc_pipeline.deepxl.call_errors import (
     NotAResponse,
     NotProcessed,
     Refused,
+    Sent,
     UnexpectedRedirect,
     describe,
     error_class,
     parse_retry_after,
     status_error,
 )
-from kyc_pipeline.deepxl.contract import receive, redact
-from kyc_pipeline.deepxl.echo import CLOCKS_APART, Echo, echo_of
+from kyc_pipeline.deepxl.compression import ACCEPT
+from kyc_pipeline.deepxl.contract import Received, receive, redact
+from kyc_pipeline.deepxl.echo import MAX_CLOCK_SKEW, Echo, echo_of
 from kyc_pipeline.deepxl.jsontext import MAX_DEPTH, cut_depth
-from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, no_objection
-from kyc_pipeline.deepxl.packing import ACCEPT
-from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, Reply, Transport
-from kyc_pipeline.document_folder import AcceptedDocument
+from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, Sendable, no_objection
+from kyc_pipeline.deepxl.tracing import span_of
+from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, QUICK_BYTES, Reply, Transport
+from kyc_pipeline.settings import Settings
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 _WITH_RESULT: Final = frozenset({200, 201})
 """The statuses of a response with a result; any other 2xx, such as 202 or 204, has none."""
-_PAGE: Final = 100
+_PAGE_SIZE: Final = 100
 _MAX_PAGES: Final = 10
 
 
@@ -57,8 +62,8 @@ class VerificationRequest:
     """One submission to verify. Its `repr` shows no personal data."""
 
     submission_id: str
-    id_file: AcceptedDocument = field(repr=False)
-    selfie_file: AcceptedDocument = field(repr=False)
+    id_file: Sendable = field(repr=False)
+    selfie_file: Sendable = field(repr=False)
     tags: Mapping[str, str] = field(repr=False)
 
 
@@ -94,22 +99,27 @@ class _Call:
             error.requested_at = self._requested_at
             error.latency_ms = self._latency_ms()
 
-    def parse(self, status: int, body: bytes, problem: str = "") -> VerificationResponse:
-        """Parses the response in `body`, unless it has a `problem`. Raises :class:`ContractBroken`."""
+    async def parse(self, status: int, body: bytes, problem: str = "") -> VerificationResponse:
+        """Parses the response in `body`, unless it has a `problem`. Raises :class:`ContractBroken`.
+
+        A thread parses a large body: megabytes may take seconds, in which the other calls must go on.
+        """
+        responded_at, latency_ms = datetime.now(UTC), self._latency_ms()
         if problem:
             raise NotAResponse(f"the response is {problem}", text="")
         if status not in _WITH_RESULT:
             raise ContractBroken(f"a response with status {status} has no result", text=redact(body))
-        received = receive(body)
+        is_quick = len(body) <= QUICK_BYTES
+        received, echo = _parsed(body) if is_quick else await asyncio.to_thread(_parsed, body)
         return VerificationResponse(
             http_status=status,
             text=received.text,
-            echo=echo_of(received.parsed),
+            echo=echo,
             verification_id=received.verification_id,
             verified=received.verified,
             requested_at=self._requested_at,
-            responded_at=datetime.now(UTC),
-            latency_ms=self._latency_ms(),
+            responded_at=responded_at,
+            latency_ms=latency_ms,
         )
 
     def _latency_ms(self) -> float:
@@ -121,6 +131,12 @@ class _Page(msgspec.Struct, rename="camel"):
 
     total_count: int
     data: list[msgspec.Raw]
+    count: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all records, according to each of its numbers."""
+        return len(self.data) == self.total_count and self.count in (None, len(self.data))
 
 
 def _page(body: bytes) -> _Page:
@@ -149,7 +165,7 @@ class _Tagged(msgspec.Struct):
 class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
     """An asynchronous client for one DeepXL account. Use it with `async with` in one event loop.
 
-    `timeout_seconds` limits reading the documents, then the upload, then the wait. Every error is a
+    `timeout_seconds` limits each step: reading the documents, the upload, the wait. Every error is a
     :class:`DeepXLError` with `requested_at` and `latency_ms` set.
     """
 
@@ -161,12 +177,29 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         auth_scheme: Literal["bearer", "api_key"] = "bearer",
         timeout_seconds: float = 60,
         max_connections: int = 16,
+        proxy: SecretStr | None = None,
+        ca_file: Path | None = None,
     ) -> None:
         self._base = httpx.URL(base_url.rstrip("/"))
         self._verifications = httpx.URL(f"{self._base}/v1/verification")
         self._token = token
         self._auth_scheme = auth_scheme
-        self._transport = Transport(timeout_seconds=timeout_seconds, max_connections=max_connections)
+        self._transport = Transport(
+            timeout_seconds=timeout_seconds, max_connections=max_connections, proxy=proxy, ca_file=ca_file
+        )
+
+    @classmethod
+    def of(cls, settings: Settings, *, max_connections: int | None = None) -> Self:
+        """As configured. Raises :class:`UsageError` without a credential."""
+        return cls(
+            settings.deepxl_base_url,
+            settings.require_token(),
+            auth_scheme=settings.deepxl_auth_scheme,
+            timeout_seconds=settings.deepxl_timeout_seconds,
+            max_connections=max_connections or settings.deepxl_max_concurrency,
+            proxy=settings.deepxl_proxy,
+            ca_file=settings.deepxl_ca_file,
+        )
 
     def __repr__(self) -> str:
         return f"DeepXLClient({str(self._base)!r})"
@@ -194,7 +227,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             Document("selfieFile", "selfie", request.selfie_file),
         )
         body = MultipartBody({**request.tags, SUBMISSION_TAG: request.submission_id}, documents, confirm)
-        with _Call() as call:
+        with span_of("verify", "POST", self._base.host), _Call() as call:
             try:
                 reply = await self._transport.post(self._verifications, self._headers(), body, fresh=fresh)
             # The transport also raises several of aiohttp's errors. For all of them the only question is
@@ -203,13 +236,13 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 raise _no_response_error(subject, body, error) from None
             status = reply.response.status_code
             if reply.is_early:
-                if body.handed_over:  # so the connection is kept, and the real response may still come
+                if body.handed_over:  # the connection is kept, so the real response may still arrive
                     self.distrust_connections()
                 raise _early_response_error(subject, body, reply, fresh=fresh)
             if not reply.response.is_success:
                 raise _status_error(subject, reply.response, reply.body)
             try:
-                return call.parse(status, reply.body, reply.problem)
+                return await call.parse(status, reply.body, reply.problem)
             except NotAResponse as error:
                 self.distrust_connections()
                 raise MaybeProcessed(
@@ -249,14 +282,15 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         found: list[VerificationResponse] = []
         is_proof = True
         offset = 0
-        with _Call() as call:
+        with span_of("find", "GET", self._base.host), _Call() as call:
             for _ in range(_MAX_PAGES):
                 params: dict[str, str | int] = {
                     "tagFilter": f"{SUBMISSION_TAG}={submission_id}",
-                    "limit": _PAGE,
+                    "limit": _PAGE_SIZE,
                     "offset": offset,
                 }
-                status, body = await self._look_up(subject, self._verifications.copy_with(params=params))
+                response, body = await self._look_up(subject, self._verifications.copy_with(params=params))
+                status = response.status_code
                 try:
                     page = _page(body)
                     ours = [
@@ -264,7 +298,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                         for record in page.data
                     ]
                     found += [
-                        call.parse(status, b'{"result":' + bytes(record) + b"}")
+                        await call.parse(status, b'{"result":' + bytes(record) + b"}")
                         for record, is_ours in zip(page.data, ours, strict=True)
                         if is_ours
                     ]
@@ -274,13 +308,14 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                         http_status=status,
                         body=redact(body[:MAX_ERROR_BYTES]),
                     ) from None
-                is_proof = is_proof and None not in ours and len(page.data) == page.total_count
+                is_proof = is_proof and None not in ours and page.is_whole and _is_current(response)
                 offset += len(page.data)
                 if offset >= page.total_count or not page.data:
                     break
             if not found and not is_proof:
                 raise LookupFailed(
-                    f"{subject}: the history has more than one page, or records without one submissionId"
+                    f"{subject}: the history's response is partial, in several pages or from a cache, or has "
+                    "records without exactly one submissionId"
                 )
         return found
 
@@ -289,13 +324,14 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
 
         Returns whether DeepXL's history responded. Raises :class:`AccessDenied` (401, 402, 403),
         :class:`UnexpectedRedirect` (3xx), :class:`NotProcessed` (cannot connect), :class:`DeepXLError` (the
-        response is a web page, so the server is another; or the clocks differ). Ignores other failures of the
+        response is a web page, so this is not the API; or the clocks differ). Ignores other failures of the
         history: they say nothing about verifications.
         """
         subject = "access check"
-        with _Call():
+        with span_of("check_access", "GET", self._base.host), _Call():
             try:
-                response, body = await self._get(self._verifications.copy_with(params={"limit": 1}))
+                url = self._verifications.copy_with(params={"limit": 1})
+                response, body = await self._transport.get(url, self._headers())
             except (httpx.ReadTimeout, TimeoutError):
                 return False
             # As in `verify`, of any class; here they all mean "not reachable".
@@ -321,16 +357,20 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 _check_clock(response)
             return response.is_success
 
-    async def _look_up(self, subject: str, url: httpx.URL) -> tuple[int, bytes]:
-        """Status and body of a 2xx response to a GET; raises for everything else."""
+    async def _look_up(self, subject: str, url: httpx.URL) -> tuple[httpx.Response, bytes]:
+        """The 2xx response to a GET and its body; raises for everything else.
+
+        Uses a new connection, because nothing in an empty page shows that it is the response to this request.
+        """
         try:
-            response, body = await self._get(url)
-        # As in `verify`; a look-up is free, so it does not matter how its response was lost.
+            headers = self._headers() | {"Cache-Control": "no-cache"}
+            response, body = await self._transport.get(url, headers, fresh=True)
+        # As in `verify`; a look-up is free, so how its response was lost does not matter.
         except Exception as error:
             raise LookupFailed(f"{subject}: no response ({_cause(error)})") from None
         status = response.status_code
         if response.is_success:
-            return status, body
+            return response, body
         failure = _status_error(subject, response, body)
         if status in (401, 402) or isinstance(failure, UnexpectedRedirect):
             raise failure
@@ -341,8 +381,10 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             retry_after=failure.retry_after,
         )
 
-    async def _get(self, url: httpx.URL) -> tuple[httpx.Response, bytes]:
-        return await self._transport.get(url, self._headers())
+
+def _parsed(body: bytes) -> tuple[Received, Echo]:
+    received = receive(body)
+    return received, echo_of(received.parsed)
 
 
 def _status_error(subject: str, response: httpx.Response, body: bytes) -> DeepXLError:
@@ -374,8 +416,13 @@ def _early_response_error(subject: str, body: MultipartBody, reply: Reply, *, fr
             body=error.body,
             retry_after=error.retry_after,
         )
-    error.is_whole = False
+    error.sent = Sent.PART
     return error
+
+
+def _is_current(response: httpx.Response) -> bool:
+    """Whether the response is complete and current: status 200, and from no cache."""
+    return response.status_code == HTTPStatus.OK and response.headers.get("Age", "0").strip() == "0"
 
 
 def _check_clock(response: httpx.Response) -> None:
@@ -385,7 +432,7 @@ def _check_clock(response: httpx.Response) -> None:
     except (ValueError, TypeError):
         return
     ahead = datetime.now(UTC) - (theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC))
-    if abs(ahead) > CLOCKS_APART:
+    if abs(ahead) > MAX_CLOCK_SKEW:
         minutes = round(ahead.total_seconds() / 60)
         raise DeepXLError(
             f"this machine's clock is {abs(minutes)} minutes {'ahead of' if minutes > 0 else 'behind'} "
@@ -397,14 +444,18 @@ def _no_response_error(subject: str, body: MultipartBody, error: Exception) -> D
     """The error for a request without a whole response."""
     if body.handed_over:
         return MaybeProcessed(f"{subject}: sent, but the response was lost ({_cause(error)})")
+    failure: NotProcessed
     if body.objection:
-        return NotProcessed(f"{subject}: not sent: {body.objection}")
-    if body.problem:
-        return DocumentUnavailable(
+        failure = NotProcessed(f"{subject}: not sent: {body.objection}")
+    elif body.problem:
+        failure = DocumentUnavailable(
             f"{subject}: not sent: {body.problem}; put the accepted file back, or run its day again, "
             "which ingests the file that is there now"
         )
-    return NotProcessed(f"{subject}: could not be sent ({_cause(error)})")
+    else:
+        failure = NotProcessed(f"{subject}: could not be sent ({_cause(error)})")
+    failure.sent = Sent.PART if body.begun else Sent.NOTHING
+    return failure
 
 
 def _cause(error: BaseException) -> str:

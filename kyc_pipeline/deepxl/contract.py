@@ -2,7 +2,7 @@
 
 `receive` checks a body against the hard contract: a `result` object, an integer `verificationId`, a boolean
 `verified`. The rest is the soft contract: the shape of a response (`Result`), its fields and known variations
-(`FIELDS`), and the table of statuses. Deviations from it are kept and counted, never refused. `redact` cuts
+(`FIELDS`), and the table of statuses. Deviations are stored and counted, never rejected. `redact` cuts
 biometric geometry out of a body before it is stored.
 """
 
@@ -77,7 +77,7 @@ class Field:
 
     `path`: keys joined by dots; `[]` is any position of a list, `*` any other key of an object.
     `aliases`: other names of the field. `unless`: siblings that may stand in for it.
-    `odd`: whether a value of the right kind counts as `drift`.
+    `odd`: whether a value of the right kind is drift all the same, of the kind `drift`.
     """
 
     path: str = ""
@@ -100,8 +100,8 @@ def is_unit_interval(value: Json) -> bool:
 
 
 SECONDS_BELOW: Final = 10**11
-"""Timestamps below this (the year 5138) are in seconds; up to 1000 times this, in milliseconds (from 1973 to
-5138)."""
+"""A timestamp below this is in seconds (up to the year 5138); one from this to 1000 times this is in
+milliseconds (1973 to 5138)."""
 
 
 def integer(value: Json) -> int | None:
@@ -265,13 +265,13 @@ def receive(body: bytes) -> Received:
     """Checks the body of a 2xx response against the hard contract.
 
     `verificationId` is an int64, or a string of its digits; `verified` is `true` or `false`. Raises
-    :class:`ContractBroken`, whose `text` is the body to quarantine, or :class:`NotAResponse` for no JSON.
+    :class:`ContractBroken`, whose `text` is to be quarantined, or :class:`NotAResponse` if it is not JSON.
     """
     return reread(redact(body))
 
 
 def reread(text: str) -> Received:
-    """Does the same for a stored response."""
+    """Checks a stored response in the same way."""
     try:
         envelope = read_json(text)
     except NotJson:
@@ -283,10 +283,10 @@ def reread(text: str) -> Received:
     literal = given.literal if isinstance(given, Number) else given if isinstance(given, str) else ""
     identifier = _identifier(literal)
     if identifier is None:
-        raise ContractBroken("the response's `result.verificationId` is not one 64-bit integer", text=text)
+        raise ContractBroken("the response needs one 64-bit integer `result.verificationId`", text=text)
     verified = _only(result, "verified")
     if not isinstance(verified, bool):
-        raise ContractBroken("the response's `result.verified` is not one boolean", text=text)
+        raise ContractBroken("the response needs one boolean `result.verified`", text=text)
     return Received(text, identifier, verified, envelope)
 
 
@@ -306,9 +306,9 @@ def _identifier(literal: str) -> int | None:
 
 
 def redact(body: bytes) -> str:
-    """The body as text to store: without biometric geometry and too deep nesting, otherwise as received.
+    """The body as text to store: without biometric geometry and excessive nesting, otherwise as received.
 
-    A value nested too deep becomes `jsontext.DEEP_MARKER`.
+    A value nested too deeply becomes `jsontext.DEEP_MARKER`.
     The value of a geometry key (any case) becomes `"[geometry removed: N]"`, where N is the
     number of its elements; null and empty values stay. A body that is not JSON is cut at the first geometry
     key, since the end of the geometry is unknown. The text is valid UTF-8 without NUL: a byte that is not

@@ -12,16 +12,16 @@ from kyc_pipeline.deepxl.contract import FIELDS, SECONDS_BELOW, integer
 from kyc_pipeline.deepxl.jsontext import Json, NotJson, Number, Object, read_json
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Anomaly
 
-CLOCKS_APART: Final = timedelta(minutes=5)
+MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
 """How far DeepXL's clock may be from ours."""
 _ZONES_APART: Final = timedelta(hours=26)
-"""How far an ISO time without an offset may be from UTC, to both sides together."""
+"""The same for an ISO time without an offset: time zones span UTC-12 to UTC+14."""
 
 
 class Echo(NamedTuple):
     """What a response repeats of its request: sizes in bytes, names and values of tags, and its time.
 
-    None if absent; that is no mismatch.
+    None if the response lacks it; that is no mismatch.
     """
 
     id_size: int | None
@@ -107,7 +107,7 @@ def contradictions(
     ]
     if echo.tags is None:
         found.append(f"tag {SUBMISSION_TAG}")
-    margin = CLOCKS_APART if echo.is_exact else _ZONES_APART
+    margin = MAX_CLOCK_SKEW if echo.is_exact else _ZONES_APART
     if echo.at is not None and not since - margin <= echo.at <= until + margin:
         found.append("timestamp")
     return found

@@ -1,7 +1,7 @@
 """Reads JSON text exactly: it keeps what other parsers silently change.
 
 Numbers keep their literals, objects their repeated keys. `NaN` and raw line breaks in strings are accepted.
-A value nested deeper than `MAX_DEPTH` is read as `DEEP_MARKER`, so that no reader meets the limit of its
+A value nested deeper than `MAX_DEPTH` is read as `DEEP_MARKER`, so that no reader overflows its
 stack. Slower than msgspec, so use it only for responses that need it.
 """
 
@@ -39,9 +39,9 @@ SURROGATE: Final = re.compile("[\ud800-\udfff]")
 MAX_DEPTH: Final = 64
 """How deep objects and lists may be nested; the vendor's example has five levels."""
 DEEP_MARKER: Final = f"[nested deeper than {MAX_DEPTH} levels: removed]"
-# A string without an end reaches to the end of the text: else each quote in it would be tried again.
+# An unterminated string ends with the text: otherwise each of its quotes would be tried again.
 _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
-# `Number` keeps every literal and never meets the length limit of `int`.
+# `Number` keeps every literal and never hits the length limit of `int`.
 _EXACT: Final = json.JSONDecoder(
     object_pairs_hook=Object, parse_float=Number, parse_int=Number, parse_constant=Number, strict=False
 )

@@ -10,11 +10,11 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import httpx
 
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentProblem
+from kyc_pipeline.document_folder import DocumentProblem, cause
 from kyc_pipeline.errors import KycError
 
 Confirm = Callable[[], Awaitable[None]]
@@ -22,7 +22,7 @@ Confirm = Callable[[], Awaitable[None]]
 
 # Just below the size from which malloc maps new pages for each buffer, which takes longer than filling it.
 _CHUNK_BYTES: Final = 120 * 1024
-# Up to this size a body is read once, in one turn of a thread.
+# Up to this size a body is read once, by one call in a thread.
 _MEMORY_BYTES: Final = 1024 * 1024
 # Random, so that nobody can put it into a document.
 _BOUNDARY: Final = secrets.token_hex(16)
@@ -35,6 +35,7 @@ _EXTENSIONS: Final = {
     "image/jpeg": "jpg",
     "image/png": "png",
     "image/webp": "webp",
+    "image/heic": "heic",
     "application/pdf": "pdf",
     "video/mp4": "mp4",
     "video/quicktime": "mov",
@@ -46,12 +47,30 @@ async def no_objection() -> None:
     """Lets every request be completed."""
 
 
+class Sendable(Protocol):
+    """A document to send. Its methods raise as those of `AcceptedDocument` do."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    @property
+    def content_type(self) -> str:
+        """Its media type."""
+
+    def read(self, into: memoryview, /) -> None:
+        """Fills `into`, which has `size` bytes."""
+
+    def chunks(self, chunk_bytes: int, /) -> Iterator[bytes]:
+        """Yields the content in chunks."""
+
+
 class Document(NamedTuple):
     """A file for the form field `field`, sent under a neutral name since the vendor puts it into URLs."""
 
     field: str
     stem: str
-    file: AcceptedDocument
+    file: Sendable
 
     def head(self) -> str:
         """The header of its part."""
@@ -63,7 +82,7 @@ class Document(NamedTuple):
 class MultipartBody(httpx.AsyncByteStream):
     """The form field `tags` (JSON) and the documents, in a few large chunks: each costs a system call.
 
-    `prepare` reads and compares the documents before anything is sent. Small ones stay in memory; large ones
+    Before anything is sent, `prepare` reads and compares the documents. Small ones stay in memory; large ones
     are read again while they are sent, and compared again. The last chunk, with the closing boundary, follows
     only if every document was the accepted one and `confirm` does not raise: the upload may have taken long,
     or the process may have been suspended meanwhile. `objection` keeps what `confirm` raised.
@@ -80,6 +99,8 @@ class MultipartBody(httpx.AsyncByteStream):
         self._small: memoryview | None = None
         self.length = sum(len(head) + document.file.size for head, document in self._parts) + len(_END)
         self.on_end: Callable[[], None] = lambda: None
+        self.begun = False
+        """Whether the transport has the first chunk. It holds the headers back until then."""
         self.handed_over = False
         """Whether the transport has the last chunk, so that the call may be processed."""
         self.problem: str | None = None
@@ -104,18 +125,20 @@ class MultipartBody(httpx.AsyncByteStream):
         if (small := self._small) is not None:
             last = (self.length - 1) // _CHUNK_BYTES * _CHUNK_BYTES
             for start in range(0, last, _CHUNK_BYTES):
+                self.begun = True
                 yield bytes(small[start : start + _CHUNK_BYTES])
             end = bytes(small[last:])
         else:
             chunks = self._chunks()
             while chunk := await asyncio.to_thread(next, chunks, b""):
+                self.begun = True
                 yield chunk
         try:
             await self._confirm()
         except KycError as error:
             self.objection = error
             raise
-        self.handed_over = True
+        self.begun = self.handed_over = True
         self.on_end()
         yield end
 
@@ -145,5 +168,5 @@ class MultipartBody(httpx.AsyncByteStream):
             self.problem = f"{document.field}: {problem}"
             raise
         except OSError as error:
-            self.problem = f"{document.field}: the storage failed ({type(error).__name__})"
+            self.problem = f"{document.field}: the storage failed ({cause(error)})"
             raise

@@ -11,11 +11,11 @@ from typing import Final, Self
 _STEP: Final = 1.0
 """Seconds between two looks at the clock, and the least time left after a standstill."""
 _STANDSTILL: Final = 0.25
-"""Seconds by which a look at the clock is late only if the process stood still."""
+"""If a look at the clock is later than this (in seconds), the process was suspended."""
 
 
 class Patience:
-    """Raises TimeoutError in an `async with` block that takes longer than `seconds` without a standstill."""
+    """Raises TimeoutError in an `async with` block that runs longer than `seconds`, suspensions excluded."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -38,7 +38,7 @@ class Patience:
         await self._timeout.__aexit__(kind, error, traceback)
 
     def restart(self) -> None:
-        """Begins anew with the full time."""
+        """Starts again with the full time."""
         self._timer.cancel()
         self._left = self._seconds
         self._wait()

@@ -5,10 +5,12 @@ here. ADR 0009 says what going without it saves, and why aiohttp carries httpx's
 """
 
 import asyncio
+import base64
 import select
 import ssl
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Final, NamedTuple, Self
 from weakref import WeakSet
 
@@ -17,16 +19,18 @@ import httpx
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
+from pydantic import SecretStr
 
+from kyc_pipeline.deepxl.compression import TooLarge, Unusable, unpack
 from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, MultipartBody
-from kyc_pipeline.deepxl.packing import TooLarge, Unusable, unpack
 from kyc_pipeline.deepxl.patience import Patience
+from kyc_pipeline.errors import UsageError
 
 MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_BYTES: Final = {"POST": 4 * 1024 * 1024, "GET": 16 * 1024 * 1024}
-"""Of a response or of a page of the history: as received, and again each time that it is unpacked."""
-_QUICK_BYTES: Final = 64 * 1024
-"""More than this is unpacked in a thread."""
+"""Limits of a response (POST) and a history page (GET): as received, and after each decompression."""
+QUICK_BYTES: Final = 64 * 1024
+"""A larger body is decompressed and parsed in a thread."""
 _MAX_HEADER_BYTES: Final = 128 * 1024
 _MAX_HEADERS: Final = 1000
 # Shorter than common servers' own (uvicorn: 5 s): a request on a connection that the server is just closing
@@ -49,12 +53,24 @@ class Reply(NamedTuple):
 class Transport:
     """Sends one request and reads the whole response; never repeats a POST. Use it with `async with`.
 
-    `timeout_seconds` limits first reading the documents, then the upload, then the wait for the whole
+    `timeout_seconds` limits each step: reading the documents, the upload, the wait for the whole
     response. A kept connection is not reused if anything has arrived since its last response: it would count
     as the next request's response.
+
+    `proxy` is an http(s) URL, perhaps with user and password; an https request goes through it by CONNECT.
+    `ca_file` has the only certificate authorities to trust. The environment never sets either.
     """
 
-    def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_seconds: float,
+        max_connections: int,
+        proxy: SecretStr | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        self._proxy = None if proxy is None else _proxy(proxy)
+        self._tls = _tls(ca_file)
         self._timeout_seconds = timeout_seconds
         self._max_connections = max_connections
         # `Patience` limits the rest.
@@ -76,10 +92,12 @@ class Transport:
         self._kept = self._pool()
         self._pools.append(self._kept)
 
-    async def get(self, url: httpx.URL, headers: dict[str, str]) -> tuple[httpx.Response, bytes]:
-        """The response and its body."""
+    async def get(
+        self, url: httpx.URL, headers: dict[str, str], *, fresh: bool = False
+    ) -> tuple[httpx.Response, bytes]:
+        """The response and its body; `fresh` as in `post`."""
         request = httpx.Request("GET", url, headers=headers, extensions=self._extensions)
-        reply = await self._send(self._kept, request)
+        reply = await self._send(self._fresh if fresh else self._kept, request)
         return reply.response, reply.body
 
     async def post(
@@ -94,7 +112,7 @@ class Transport:
         try:
             return await self._send(self._fresh if fresh else self._kept, request, body)
         except httpx.HTTPError as error:
-            if not isinstance(error.__cause__, _UsedUp):
+            if not isinstance(error.__cause__, _StaleConnection):
                 raise
         return await self._send(self._fresh, request, body)  # nothing was sent
 
@@ -129,7 +147,7 @@ class Transport:
             return aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self._max_connections,
-                    ssl=_tls(),
+                    ssl=self._tls,
                     **({"keepalive_timeout": _KEEPALIVE_SECONDS} if keeps else {"force_close": True}),
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -139,22 +157,22 @@ class Transport:
                 max_headers=_MAX_HEADERS,
             )
 
-        return AiohttpTransport(verify=_tls(), client=session)
+        return AiohttpTransport(verify=self._tls, client=session, proxy=self._proxy)
 
 
 _used: "WeakSet[ResponseHandler]" = WeakSet()
 """Connections that have carried a request."""
 
 
-class _UsedUp(aiohttp.ServerDisconnectedError):
+class _StaleConnection(aiohttp.ServerDisconnectedError):
     """A kept connection on which something has arrived since its last response."""
 
 
 class _Request(aiohttp.ClientRequest):
-    """Checks a kept connection before it sends anything. Then aiohttp closes it, and repeats a GET."""
+    """Checks a kept connection before it sends anything. aiohttp closes a stale one, and repeats a GET."""
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        """Sends the request. Raises :class:`_UsedUp`."""
+        """Sends the request. Raises :class:`_StaleConnection`."""
         protocol, transport = conn.protocol, conn.transport
         assert protocol is not None
         assert transport is not None
@@ -163,21 +181,38 @@ class _Request(aiohttp.ClientRequest):
             poll = select.poll()
             poll.register(socket.fileno(), select.POLLIN)
             if protocol.should_close or poll.poll(0):
-                raise _UsedUp
+                raise _StaleConnection
         _used.add(protocol)
         return await super().send(conn)
 
 
 @cache
-def _tls() -> ssl.SSLContext:
-    """httpx's default certificates and TLS versions. Loading takes 0.1 s, so it is done once."""
-    return httpx.create_ssl_context(trust_env=False)
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
+    """httpx's default certificates, or those of a file. Loading takes 0.1 s, so it is done once."""
+    if ca_file is None:
+        return httpx.create_ssl_context(trust_env=False)
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except (OSError, ssl.SSLError) as error:
+        why = error.strerror if type(error) in (FileNotFoundError, PermissionError) else "it has none"
+        raise UsageError(
+            f"DEEPXL_CA_FILE: no certificate can be read from {ca_file} ({why}): it must be a PEM file"
+        ) from None
+
+
+def _proxy(url: SecretStr) -> httpx.Proxy:
+    found = httpx.URL(url.get_secret_value())
+    headers = {}
+    if found.userinfo:
+        credentials = base64.b64encode(f"{found.username}:{found.password}".encode()).decode()
+        headers["Proxy-Authorization"] = f"Basic {credentials}"
+    return httpx.Proxy(found.copy_with(userinfo=b""), headers=headers)
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """The unpacked body. Raises :class:`Unusable` if it is cut, damaged or too large: it then proves nothing.
+    """The unpacked body. Raises :class:`Unusable` if it is cut off, damaged or too large.
 
-    For an error, the status is enough: a longer body is cut, and one that is lost counts as empty.
+    For an error, the status is enough: a longer body is truncated, and a lost one counts as empty.
     """
     limit = _MAX_BYTES[response.request.method] if response.is_success else MAX_ERROR_BYTES
     received = bytearray()
@@ -197,6 +232,6 @@ async def _read(response: httpx.Response) -> bytes:
 
 async def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
     try:
-        return unpack(body, encoding, min(_QUICK_BYTES, limit))
+        return unpack(body, encoding, min(QUICK_BYTES, limit))
     except TooLarge:
         return await asyncio.to_thread(unpack, body, encoding, limit)

@@ -4,16 +4,22 @@ The landing zone belongs to its owner: manifests are never changed, and document
 """
 
 import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from kyc_pipeline.document_folder import DocumentFolder, DocumentProblem
-from kyc_pipeline.ingest.formats import ROW, ManifestUnreadable, fails_alone, read_manifest
+from kyc_pipeline.document_folder import DocumentFile, DocumentProblem, FileIdentity, cause
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.formats import read_manifest
+from kyc_pipeline.ingest.formats.columns import ROW
+from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone
 from kyc_pipeline.ingest.manifests import is_made_from, list_manifests, manifest_dates
 from kyc_pipeline.ingest.rows import identities
 from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.landing.opening import Root, open_landing
+from kyc_pipeline.landing.zone import ManifestFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +39,15 @@ class LandingRow:
 
 
 class LandingZone:
-    """The landing zone at a path. If the folder does not exist, there are no rows and no documents."""
+    """The landing zone at a root. If the folder does not exist, there are no rows and no documents.
 
-    def __init__(self, landing: Path) -> None:
-        self._landing = landing
-        self._documents = landing / "documents"
+    `csv_encoding` is that of CSV manifests that are neither UTF-8 nor UTF-16.
+    """
+
+    def __init__(self, landing: Root, csv_encoding: str | None = None) -> None:
+        self._csv_encoding = csv_encoding
+        self._landing = open_landing(landing)
+        self._folder = self._landing.documents
         self.unreadable = 0
         """Number of manifests that the last search could not read completely."""
 
@@ -47,7 +57,7 @@ class LandingZone:
         for date in manifest_dates(self._landing):
             for manifest in list_manifests(self._landing, date).manifests:
                 try:
-                    yield from _rows(date, manifest.name, manifest.path)
+                    yield from _rows(date, manifest.name, manifest.path, self._csv_encoding)
                 except ManifestUnreadable:
                     self.unreadable += 1
 
@@ -55,29 +65,55 @@ class LandingZone:
         """Whether the day's partitions were made from its current manifests."""
         return is_made_from(self._landing, lake, date)
 
-    def existing(self, files: Iterable[str]) -> list[str]:
+    def identity(self, file: str) -> FileIdentity | None:
+        """What identifies the document under all its names; None if it does not exist."""
+        return self._folder.identity(file)
+
+    def size(self, file: str) -> int | None:
+        """The document's size in bytes; None if there is no such file inside the folder."""
+        with _named("read"), contextlib.suppress(DocumentProblem), self._opened(file) as document:
+            return document.size
+        return None
+
+    def sha256(self, file: str) -> str | None:
+        """The SHA-256 (hex) of a document's bytes; None if there is no such file inside the folder.
+
+        Raises :class:`KycError` if it cannot be read.
+        """
+        with _named("read"), contextlib.suppress(DocumentProblem), self._opened(file) as document:
+            return hashlib.file_digest(document, "sha256").hexdigest()
+        return None
+
+    def _opened(self, file: str) -> DocumentFile:
+        return self._folder.open(self._folder.resolve(file))
+
+    def existing(self, files: Iterable[str]) -> dict[str, FileIdentity]:
         """Those of `files` that exist inside the documents folder."""
-        return [file for file in files if self._resolve(file) is not None]
+        names = list(files)
+        with _named("searched"), ThreadPoolExecutor(self._folder.readers) as pool:
+            found = zip(names, pool.map(self._folder.existing, names), strict=True)
+            return {file: identity for file, identity in found if identity}
 
-    def delete(self, files: Iterable[str]) -> None:
-        """Deletes documents, and the symlinks that lead to them."""
-        for file in files:
-            path = self._resolve(file)
-            if path is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
-                    (self._documents / file).unlink()
-
-    def _resolve(self, file: str) -> Path | None:
-        try:
-            path = self._documents.resolve() / DocumentFolder(self._documents).resolve(file)
-            return path if path.is_file() else None
-        except (DocumentProblem, OSError):  # OSError: a name that is too long
-            return None
+    def delete(self, files: Mapping[str, FileIdentity]) -> None:
+        """Deletes documents unless another file took their place, and the symlinks that lead to them."""
+        with _named("deleted"):
+            for file, identity in files.items():
+                self._folder.delete(file, identity)
 
 
-def _rows(date: str, name: str, path: Path) -> Iterator[LandingRow]:
-    for chunk in read_manifest(path, Counter()):
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Explains that documents could not be searched, read or deleted, without naming one."""
+    try:
+        yield
+    except OSError as error:
+        raise KycError(
+            f"documents cannot be {what} ({cause(error)}): correct that, and repeat the command"
+        ) from error
+
+
+def _rows(date: str, name: str, path: ManifestFile, csv_encoding: str | None) -> Iterator[LandingRow]:
+    for chunk in read_manifest(path, Counter(), csv_encoding):
         numbers = chunk[ROW].to_numpy()
         with fails_alone(path):
             pairs = zip(chunk["id_file"].to_pylist(), chunk["selfie_file"].to_pylist(), strict=True)

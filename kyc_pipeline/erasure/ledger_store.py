@@ -6,26 +6,65 @@ its response, errors and content are removed. The table `erasures` holds the tom
 
 import contextlib
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, func, insert, literal, select, text, update
+from sqlalchemy import (
+    Connection,
+    LargeBinary,
+    Table,
+    and_,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 
+from kyc_pipeline.deepxl.call_errors import ContractBroken
+from kyc_pipeline.deepxl.contract import reread
 from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import hold
+from kyc_pipeline.ledger.legal_holds import Hold, key_ids, read_holds
 from kyc_pipeline.ledger.models import Decision, State
-from kyc_pipeline.ledger.schema import ERASED_CONTENT, attempts, decisions, erasures, submissions
+from kyc_pipeline.ledger.pseudonym_key import use_key
+from kyc_pipeline.ledger.schema import (
+    ERASED_CONTENT,
+    attempts,
+    decisions,
+    erasures,
+    legal_holds,
+    submissions,
+    vendor_deletions,
+)
 from kyc_pipeline.ledger.times import now
+from kyc_pipeline.ledger.transfer import check_idle
+from kyc_pipeline.ledger.vendor_deletions import VendorRecord, find_records, register
 from kyc_pipeline.privacy.erased import Tombstone
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.privacy.spelling import fold
+from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 RUN_ID: Final = "erase"
 _ROWS_PER_FETCH: Final = 500
 _ROWS_PER_COMMIT: Final = 500
-_PLAIN: Final = re.compile(r"[A-Za-z0-9]+")
+_PLAIN: Final = re.compile(r"[a-z0-9]+")
+
+
+class Rekeyed(NamedTuple):
+    """What was replaced in the ledger with a new key."""
+
+    former: str | None
+    """The id of the ledger's key until then; None if it had none."""
+    tombstones: int
+    legal_holds: int
 
 
 class LedgerErasure:
@@ -37,8 +76,12 @@ class LedgerErasure:
     def tombstones(self) -> list[Tombstone]:
         """All tombstones."""
         columns = erasures.c
-        query = select(columns.name, columns.pseudonym, columns.key_id, columns.finished_at.is_not(None))
-        return [Tombstone(*row) for row in self._rows(query)]
+        is_finished = columns.finished_at.is_not(None)
+        query = select(columns.name, columns.pseudonym, columns.key_id, is_finished, columns.earlier_keys)
+        return [
+            Tombstone(name, pseudonym, key_id, finished, key_ids(earlier))
+            for name, pseudonym, key_id, finished, earlier in self._rows(query)
+        ]
 
     def state(self) -> frozenset[tuple[object, ...]]:
         """A value that changes whenever an erasure begins, finishes sweeping the stores, or ends."""
@@ -52,19 +95,66 @@ class LedgerErasure:
         for row in self._rows(query):
             yield row[0], row[1]
 
-    def responded_with(self, name: str, value: str, is_same: Callable[[str], bool]) -> list[str]:
-        """Ids of submissions whose stored response has the tag `name` with the same value.
+    def responded_with(self, value: str, has: Callable[[str, str], bool]) -> list[str]:
+        """Ids of submissions whose stored response has a tag for which `has(name, value)` is true.
 
-        `is_same` compares values; `value` only narrows the search.
+        `value` only narrows the search: it is one of the spellings that `has` accepts.
         """
-        query = select(submissions.c.submission_id, submissions.c.response).where(
-            submissions.c.response.is_not(None)
-        )
-        # Whatever the JSON escapes, the value's longest run of plain characters is in the text.
-        runs = _PLAIN.findall(unicodedata.normalize("NFC", value))
-        if runs:
-            query = query.where(submissions.c.response.contains(max(runs, key=len), autoescape=True))
-        return [row[0] for row in self._rows(query) if _has_tag(row[1], name, is_same)]
+        response = submissions.c.response
+        query = select(submissions.c.submission_id, response).where(response.is_not(None))
+        # Whatever the JSON escapes, the value's longest run of plain characters is in the text, unless these
+        # are written in others, such as full-width digits.
+        if runs := _PLAIN.findall(fold(value)):
+            size = func.octet_length if self._ledger.file is None else _sqlite_size
+            query = query.where(
+                response.icontains(max(runs, key=len), autoescape=True)
+                | response.contains("\\u", autoescape=True)
+                | (size(response) != func.length(response))
+            )
+        return [row[0] for row in self._rows(query) if has_tag(row[1], has)]
+
+    def holds(self) -> list[Hold]:
+        """All legal holds."""
+        return read_holds(self._ledger)
+
+    def responses_of(self, submission_ids: Iterable[str]) -> Iterator[str]:
+        """The stored responses of these submissions."""
+        ids = sorted(submission_ids)
+        for start in range(0, len(ids), _ROWS_PER_FETCH):
+            part = submissions.c.submission_id.in_(ids[start : start + _ROWS_PER_FETCH])
+            query = select(submissions.c.response).where(part, submissions.c.response.is_not(None))
+            for row in self._rows(query):
+                yield row[0]
+
+    def rows_of(
+        self, submission_ids: Collection[str], pseudonyms: Collection[str]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """All that the ledger has of these submissions, by table. `pseudonyms` are those of their ids."""
+        columns = [table.c.submission_id for table in (submissions, attempts, decisions)]
+        wanted = [(column, sorted(submission_ids)) for column in columns]
+        wanted.append((vendor_deletions.c.submission, sorted(pseudonyms)))
+        return {
+            column.table.name: [
+                dict(row._mapping)
+                for start in range(0, len(values), _ROWS_PER_FETCH)
+                for row in self._rows(
+                    select(column.table)
+                    .where(column.in_(values[start : start + _ROWS_PER_FETCH]))
+                    .order_by(*column.table.primary_key.columns)
+                )
+            ]
+            for column, values in wanted
+        }
+
+    def vendor_records(self, ids: Iterable[str], found: dict[str, VendorRecord]) -> None:
+        """Adds to `found` what the calls of these submissions may have left at DeepXL."""
+        find_records(self._ledger, sorted(ids), found, _verification_id)
+
+    def register(
+        self, records: Mapping[str, VendorRecord], pseudonyms: Mapping[str, str], request: str | None
+    ) -> None:
+        """Registers what DeepXL must delete."""
+        register(self._ledger, records, pseudonyms, request)
 
     @contextlib.contextmanager
     def holding(self, dates: Sequence[str]) -> Iterator[Callable[[], None]]:
@@ -98,6 +188,25 @@ class LedgerErasure:
             if new:
                 connection.execute(insert(erasures), new)
 
+    def rekey(
+        self, pseudonymizer: Pseudonymizer, record: Callable[[Connection, Rekeyed], None]
+    ) -> Rekeyed | None:
+        """Makes this the ledger's key and replaces all pseudonyms, in one transaction, which `record` gets.
+
+        Returns None if there was nothing to do. Raises :class:`KycError` if a run is active.
+        """
+        with self._ledger.write() as connection:
+            check_idle(self._ledger, connection)
+            former = use_key(connection, pseudonymizer.key_id)
+            counts = Counter(
+                {table.name: _rekey(connection, table, pseudonymizer) for table in (erasures, legal_holds)}
+            )
+            if former == pseudonymizer.key_id and not counts.total():
+                return None
+            rekeyed = Rekeyed(former, counts[erasures.name], counts[legal_holds.name])
+            record(connection, rekeyed)
+        return rekeyed
+
     def erase(self, pseudonyms: Mapping[str, str]) -> None:
         """Reduces submissions to their figures. `pseudonyms` maps each id to its replacement."""
         pairs = list(pseudonyms.items())
@@ -118,7 +227,7 @@ class LedgerErasure:
         if ledger.file is None:
             with ledger.read() as connection:
                 connection.execution_options(isolation_level="AUTOCOMMIT").execute(
-                    text("VACUUM submissions, attempts, decisions")
+                    text("VACUUM submissions, attempts, decisions, vendor_deletions, erasures, legal_holds")
                 )
             return
         with ledger.upkeep(ledger.file) as connection:
@@ -150,6 +259,34 @@ class LedgerErasure:
             return
         with self._ledger.read() as connection:
             yield from connection.execution_options(yield_per=_ROWS_PER_FETCH).execute(query)
+
+
+def _rekey(connection: Connection, table: Table, pseudonymizer: Pseudonymizer) -> int:
+    """Replaces the pseudonyms of other keys in `erasures` or `legal_holds`; returns how many."""
+    columns = table.c
+    rows = connection.execute(
+        select(columns.name, columns.pseudonym, columns.key_id, columns.earlier_keys).where(
+            columns.key_id != pseudonymizer.key_id
+        )
+    ).all()
+    for name, pseudonym, key_id, earlier in rows:
+        new = Tombstone(name, pseudonym, key_id, earlier_keys=key_ids(earlier)).rekeyed(pseudonymizer)
+        this = and_(columns.name == name, columns.pseudonym == pseudonym)
+        there = select(columns.name).where(columns.name == name, columns.pseudonym == new.pseudonym)
+        if connection.execute(there).first() is not None:  # a restore kept it of the former ledger
+            connection.execute(delete(table).where(this))
+        else:
+            values = {"pseudonym": new.pseudonym, "key_id": new.key_id}
+            values["earlier_keys"] = ",".join(new.earlier_keys)
+            connection.execute(update(table).where(this).values(values))
+        if table is erasures and name == SUBMISSION_TAG:  # its pseudonym stands in place of its id
+            _erase(connection, pseudonym, new.pseudonym)
+            connection.execute(
+                update(vendor_deletions)
+                .where(vendor_deletions.c.submission == pseudonym)
+                .values(submission=new.pseudonym)
+            )
+    return len(rows)
 
 
 _KEPT: Final = ("partition_date", "http_status", "requested_at", "responded_at", "latency_ms")
@@ -186,7 +323,7 @@ def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
     connection.execute(
         update(attempts)
         .where(attempts.c.submission_id == submission_id)
-        .values(submission_id=pseudonym, number=attempts.c.number + earlier, error=None, body=None)
+        .values(submission_id=pseudonym, number=attempts.c.number + earlier, error=None, body=None, sent=None)
     )
     connection.execute(
         update(decisions)
@@ -196,7 +333,19 @@ def _erase(connection: Connection, submission_id: str, pseudonym: str) -> None:
     connection.execute(submissions.delete().where(theirs))
 
 
-def _has_tag(response: str, name: str, is_same: Callable[[str], bool]) -> bool:
+def _sqlite_size(value: Any) -> Any:
+    return func.length(cast(value, LargeBinary))
+
+
+def _verification_id(response: str) -> int | None:
+    """The verification id of a stored response; None if it breaks the contract."""
+    try:
+        return reread(response).verification_id
+    except ContractBroken:
+        return None
+
+
+def has_tag(response: str, has: Callable[[str, str], bool]) -> bool:
     """Whether a response has the tag anywhere: as `{"name": …, "value": …}` or as `{name: value}`."""
     try:
         todo: list[object] = [msgspec.json.decode(response)]
@@ -207,8 +356,11 @@ def _has_tag(response: str, name: str, is_same: Callable[[str], bool]) -> bool:
         if isinstance(value, list):
             todo += value
         elif isinstance(value, dict):
-            values = [value.get(name), value.get("value") if value.get("name") == name else None]
-            if any(isinstance(each, str | int) and is_same(str(each)) for each in values):
+            pairs = [*value.items(), (value.get("name"), value.get("value"))]
+            if any(
+                isinstance(name, str) and isinstance(each, str | int) and has(name, str(each))
+                for name, each in pairs
+            ):
                 return True
             todo += value.values()
     return False

@@ -5,18 +5,29 @@ tombstone is erased, even if nothing else links it to the person any more. Tombs
 only when nothing is left and everything derived from the lake was rebuilt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kyc_pipeline.erasure.find import ID_COLUMN, Day, Findings, Place, find_again, is_among, is_at, places_of
+from kyc_pipeline.erasure.find import (
+    ID_COLUMN,
+    Day,
+    Findings,
+    Place,
+    find_again,
+    find_holds,
+    is_among,
+    is_at,
+    places_of,
+)
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake
 from kyc_pipeline.lake.tables import (
+    CHANGED_KEY,
     CONTRACT_DRIFT,
     CURATED_TABLES,
     REJECTED_SUBMISSIONS,
@@ -25,10 +36,18 @@ from kyc_pipeline.lake.tables import (
     VERIFICATION_RESPONSES,
     Table,
 )
+from kyc_pipeline.ledger.legal_holds import Held
 from kyc_pipeline.privacy.erased import DETAIL, ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 MAX_PASSES: Final = 3
+
+
+def delete_documents(stores: Stores, found: Findings) -> None:
+    """Deletes the documents that were found. Raises :class:`Held` if a legal hold forbids it."""
+    found.holds = find_holds(stores, found)  # again: one may have been set since the search
+    require_no_hold(found)
+    stores.landing.delete(found.deletable_documents)
 
 
 def erase(
@@ -36,14 +55,19 @@ def erase(
     found: Findings,
     *,
     delete_documents: bool = False,
+    request: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ErasedSubjects:
     """Removes what was found from lake and ledger, and what runs add during the erasure.
 
     Afterwards rebuild the warehouse, then pass the returned tombstones to `ledger.finish`; until then, the
-    next erasure continues this one. `progress` is called with the name of each step before it begins.
-    Raises :class:`KycError` with the holder's name, before any change, if a run works on one of the days.
+    next erasure continues this one. `request` goes to the register of what DeepXL must delete. `progress` is
+    called with the name of each step before it begins.
+    Before any change, it raises :class:`Held` if a legal hold forbids it, and :class:`KycError` with the
+    holder's name if a run works on one of the days.
     """
+    found.holds = find_holds(stores, found)  # again: one may have been set since the search
+    require_no_hold(found)
     for _ in range(MAX_PASSES):
         with stores.ledger.holding(found.dates) as check_leases:
             progress("tombstones")
@@ -52,17 +76,16 @@ def erase(
             with stores.ledger.ingest_lock() as check_lock:
                 stores.ledger.remember(found.erased.tombstones)
                 check_lock()
+            # Also before anything is removed: a killed erasure must not forget what DeepXL has.
+            stores.ledger.register(found.vendor, _pseudonyms(stores, found.vendor), request)
             if delete_documents:
                 progress("documents")
-                shared = set(found.shared_documents)
-                stores.landing.delete(file for file in found.documents if file not in shared)
+                stores.landing.delete(found.deletable_documents)
             for date, day in sorted(found.days.items()):
                 _erase_day(stores, date, day, progress, check_leases)
             progress("ledger")
             check_leases()
-            stores.ledger.erase(
-                {key: stores.pseudonymizer.tag(SUBMISSION_TAG, key) for key in sorted(found.ledger)}
-            )
+            stores.ledger.erase(_pseudonyms(stores, found.ledger))
         # From here on, a run that read the old rows reads them again or publishes nothing. Rows that it
         # wrote earlier are found now.
         stores.ledger.swept(found.erased.tombstones)
@@ -79,6 +102,19 @@ def erase(
     return found.erased
 
 
+def _pseudonyms(stores: Stores, ids: Iterable[str]) -> dict[str, str]:
+    return {key: stores.pseudonymizer.tag(SUBMISSION_TAG, key) for key in sorted(ids)}
+
+
+def require_no_hold(found: Findings) -> None:
+    """Raises :class:`Held`, which names the holds, if one forbids the erasure."""
+    if found.holds:
+        raise Held(
+            f"nothing was erased: {'; '.join(map(str, found.holds))}; "
+            "`kyc-pipeline legal-hold remove` lifts a hold"
+        )
+
+
 def _erase_day(
     stores: Stores, date: str, day: Day, progress: Callable[[str], None], check_leases: Callable[[], None]
 ) -> None:
@@ -88,9 +124,9 @@ def _erase_day(
             check_leases()
             # Rejected rows first: a crash in between leaves a row in both tables, never in none.
             progress(f"{date} {REJECTED_SUBMISSIONS.name}")
-            _reject(lake, date, day)
+            changed = _reject(lake, date, day)
             progress(f"{date} {SUBMISSIONS.name}")
-            _drop_rows(lake, SUBMISSIONS, date, day)
+            _drop_rows(lake, SUBMISSIONS, date, day, changed)
     check_leases()
     progress(f"{date} {VERIFICATION_RESPONSES.name}")
     _drop_rows(lake, VERIFICATION_RESPONSES, date, day)
@@ -108,8 +144,11 @@ def _erase_day(
         _drop_rows(lake, table, date, day)
 
 
-def _reject(lake: Lake, date: str, day: Day) -> None:
-    """Rejects the person's rows as `erased_subject`, without their ids, as the day's next ingest would."""
+def _reject(lake: Lake, date: str, day: Day) -> int:
+    """Rejects the person's rows as `erased_subject`, without their ids, as the day's next ingest would.
+
+    Returns how many of their submissions were changed after they were sent, so that their rows were rejected.
+    """
     accepted: set[Place] = set()
     if lake.exists(SUBMISSIONS, date):
         for batch in lake.batches(SUBMISSIONS, date, ["submission_id", "manifest", "manifest_row"]):
@@ -119,6 +158,8 @@ def _reject(lake: Lake, date: str, day: Day) -> None:
     before = lake.read(REJECTED_SUBMISSIONS, date) if exists else REJECTED_SUBMISSIONS.schema.empty_table()
     is_theirs = pc.or_(is_among(before["submission_id"], day.ids), is_at(before, day.places | accepted))
     others = before.filter(pc.invert(is_theirs))
+    is_erased = pc.equal(before["reason"], pa.scalar(Reason.ERASED_SUBJECT.value))
+    changed = len(accepted.intersection(places_of(before.filter(pc.invert(is_erased)))))
     places = sorted({*places_of(before.filter(is_theirs)), *accepted})
     erased = pa.Table.from_pylist(
         [
@@ -135,18 +176,21 @@ def _reject(lake: Lake, date: str, day: Day) -> None:
     )
     rows = pa.concat_tables([others.cast(REJECTED_SUBMISSIONS.schema), erased])
     rows = rows.sort_by([("manifest", "ascending"), ("manifest_row", "ascending")])
-    if rows.equals(before):
-        return
-    lake.write(
-        REJECTED_SUBMISSIONS, date, rows, lake.metadata(REJECTED_SUBMISSIONS, date) if exists else None
-    )
+    if not rows.equals(before):
+        lake.write(
+            REJECTED_SUBMISSIONS, date, rows, lake.metadata(REJECTED_SUBMISSIONS, date) if exists else None
+        )
+    return changed
 
 
-def _drop_rows(lake: Lake, table: Table, date: str, day: Day) -> None:
-    """Removes the person's rows from a partition; its footer metadata stays."""
+def _drop_rows(lake: Lake, table: Table, date: str, day: Day, changed: int = 0) -> None:
+    """Removes the person's rows from a partition. Its footer stays, with `changed` fewer changed rows."""
     if not day.rows[table] or not lake.exists(table, date):
         return
-    with lake.writer(table, date, lake.metadata(table, date)) as writer:
+    metadata = lake.metadata(table, date)
+    if changed:
+        metadata[CHANGED_KEY] = str(max(int(metadata.get(CHANGED_KEY, 0)) - changed, 0))
+    with lake.writer(table, date, metadata) as writer:
         for batch in lake.batches(table, date, batch_size=ROW_GROUP_ROWS):
             theirs = is_among(batch[ID_COLUMN[table]], day.ids)
             if table is CONTRACT_DRIFT:

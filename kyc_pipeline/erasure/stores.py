@@ -7,7 +7,7 @@ from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.privacy.erased import Tombstone
+from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
 
@@ -27,13 +27,19 @@ class Stores:
     def of(cls, settings: Settings, ledger: Ledger, pseudonymizer: Pseudonymizer) -> "Stores":
         """The configured stores."""
         return cls(
-            LandingZone(settings.kyc_landing),
+            LandingZone(settings.kyc_landing, settings.kyc_csv_encoding),
             Lake(settings.kyc_lake),
             LedgerErasure(ledger),
             pseudonymizer,
             settings.kyc_clear_tags,
         )
 
+    def held_as(self, name: str, value: str) -> Tombstone:
+        """The subject of the tag's legal hold, perhaps with earlier keys; without a hold, a new one."""
+        subjects = (hold.subject for hold in self.ledger.holds())
+        known = (each for each in subjects if ErasedSubjects([each], self.pseudonymizer).has(name, value))
+        return next(known, self.tombstone(name, value))
+
     def tombstone(self, name: str, value: str) -> Tombstone:
         """The tombstone of the tag `name` with this value."""
-        return Tombstone(name, self.pseudonymizer.tag(name, value), self.pseudonymizer.key_id)
+        return Tombstone.of_tag(self.pseudonymizer, name, value)

@@ -18,7 +18,7 @@ import pyarrow.json as pj
 
 from kyc_pipeline.deepxl.contract import CHECK_TYPES, Envelope, Kind, Result, kind_of, normalize_status
 from kyc_pipeline.deepxl.echo import Echo, echo_mismatches
-from kyc_pipeline.flatten.values import MICROSECONDS, direct_columns, iso_microseconds
+from kyc_pipeline.flatten.values import CODE, MAX_LITERAL, MICROSECONDS, direct_columns, iso_microseconds
 from kyc_pipeline.lake.tables import (
     MODEL_CHECKS,
     TIMESTAMP,
@@ -62,10 +62,13 @@ _RESULT: Final[Any] = _arrow_type(Result)
 _SCHEMA: Final = pa.schema([("result", _RESULT)])
 _ENVELOPE: Final = msgspec.json.Decoder(Envelope)
 _SENT_TAGS: Final = pa.list_(pa.struct([("key", _TEXT), ("value", _TEXT)]))
+WITHHELD: Final = "withheld_tags"
+"""Column of the submission's tags that were not sent."""
 _OPTIONAL: Final = "modelVersion"
 _SCALARS: Final = [f.name for f in _RESULT if not pa.types.is_nested(f.type) and f.name != _OPTIONAL]
 # Quotes are everywhere, so matching the first quote last makes the search a third faster.
 _CONFIDENCE: Final = re.compile(rb'confidence(?<="confidence)"[ \t\r]*:[ \t\r]*(-?[0-9][-+0-9.eE]*)')
+_CODES: Final = ("idFileType", "selfieFileType", "model")
 _LONGEST: Final = 1 << 16
 """Maximum bytes of a response (usual: 1,500). Longer ones take the exact path, to keep blocks small."""
 _SMALLEST: Final = 64
@@ -79,8 +82,8 @@ _EXACT_OFFSET: Final = 2**53
 def select(ids: Column, texts: Column, sent: Block) -> Block:
     """The responses of a batch that the fast path takes; `position` is their place in the batch.
 
-    `sent` has one row per response: `id_sha256`, `id_size`, `selfie_size` and `tags`, NULL if no submission
-    has its id.
+    `sent` has one row per response: `id_sha256`; `id_size`, `selfie_size` and `tags` as they were sent; NULL
+    if no submission has its id; and `withheld_tags`.
     """
     block = _read(ids, texts, sent)
     block = _where(block, _fits(block))
@@ -125,6 +128,13 @@ class BlockFlattener:
     def _verification_tags(self, block: Block) -> pa.Table:
         rows, tags = _items(block, "tags")
         names, values = tags.field("name"), tags.field("value")
+        withheld_rows, withheld = _items(block, WITHHELD)
+        if len(withheld):
+            rows = np.concatenate([rows, withheld_rows])
+            order = np.argsort(rows, kind="stable")
+            rows = rows[order]
+            names = pa.concat_arrays([names, withheld.field("key")]).take(pa.array(order))
+            values = pa.concat_arrays([values, withheld.field("value")]).take(pa.array(order))
         is_clear = pc.is_in(names, value_set=pa.array(sorted(self._clear_tags), _TEXT))
         return _table(
             VERIFICATION_TAGS,
@@ -149,6 +159,7 @@ def _read(ids: Column, texts: Column, sent: Block) -> Block:
                 "id_size": sent["id_size"].take(position),
                 "selfie_size": sent["selfie_size"].take(position),
                 "sent_tags": sent["tags"].take(position).cast(_SENT_TAGS),
+                WITHHELD: sent[WITHHELD].take(position).cast(_SENT_TAGS),
             }
         ),
         [lines[place] for place in places],
@@ -219,7 +230,9 @@ def _fits(block: Block) -> Mask:
     fits = np.ones(block.num_rows, dtype=np.bool_)
     for name in _SCALARS:
         fits &= _is_filled(block[name])
-    fits &= _true(pc.not_equal(block[_OPTIONAL], pa.scalar("")), absent=True)
+    for name in _CODES:
+        fits &= _is_code(block[name])
+    fits &= _true(pc.match_substring_regex(block[_OPTIONAL], CODE), absent=True)
     fits &= _in_range(block["timestamp"], _LATEST)
     fits &= _true(pc.equal(block["idFileSize"], block["id_size"]))
     fits &= _true(pc.equal(block["selfieFileSize"], block["selfie_size"]))
@@ -228,7 +241,11 @@ def _fits(block: Block) -> Mask:
     conditions: dict[str, Callable[[Column], Mask]] = {
         TECHNICAL_CHECKS: lambda checks: _is_known_check(checks, literals),
         "tags": lambda tags: np.ones(len(tags), dtype=np.bool_),
-        "files": lambda files: _in_range(files.field("timestamp"), _LATEST),
+        "files": lambda files: (
+            _in_range(files.field("timestamp"), _LATEST)
+            & _is_code(files.field("category"))
+            & _is_code(files.field("contentType"))
+        ),
     }
     for name, condition in conditions.items():
         parents, items = _items(block, name)
@@ -253,7 +270,8 @@ def _is_known_check(checks: Column, literals: Column) -> Mask:
     ]
     scores = checks.field("confidence")
     return (
-        _true(pc.is_in(checks.field("type"), value_set=pa.array(sorted(CHECK_TYPES), _TEXT)))
+        _true(pc.less_equal(pc.utf8_length(literals), pa.scalar(MAX_LITERAL)))
+        & _true(pc.is_in(checks.field("type"), value_set=pa.array(sorted(CHECK_TYPES), _TEXT)))
         & _true(pa.array(known, pa.bool_()).take(statuses.indices))
         & _in_range(scores, 1, closed=True)
         & _true(pc.equal(pc.cast(literals, pa.float64()), scores))
@@ -357,6 +375,10 @@ def _is_filled(array: Column) -> Mask:
     if array.type == _TEXT:
         return _true(pc.greater(array, pa.scalar("")))
     return _true(pc.is_valid(array))
+
+
+def _is_code(texts: Column) -> Mask:
+    return _true(pc.match_substring_regex(texts, CODE))
 
 
 def _true(condition: Column, *, absent: bool = False) -> Mask:

@@ -23,11 +23,19 @@ from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.deepxl import contract
 from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.flatten.blocks import BlockFlattener, Column, Whole, select
+from kyc_pipeline.flatten.blocks import WITHHELD, BlockFlattener, Column, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
+from kyc_pipeline.lake.sent import read_sent
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
-from kyc_pipeline.lake.tables import CONTRACT_DRIFT, SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS, Table
+from kyc_pipeline.lake.tables import (
+    CONTRACT_DRIFT,
+    STRING_MAP,
+    SUBMISSIONS,
+    VERIFICATION_RESPONSES,
+    VERIFICATIONS,
+    Table,
+)
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import DriftKind, Outcome
 
@@ -40,9 +48,11 @@ BATCH_BYTES: Final = 1 << 24
 """Maximum bytes of a batch, on the day's average: more than twice the usual."""
 _INPUTS: Final = (VERIFICATION_RESPONSES, SUBMISSIONS)
 _OUTPUTS: Final = (*FACTS, CONTRACT_DRIFT)
+KEY_ID: Final = "key_id"
+"""Footer key of the pseudonym key's id."""
 _SUMMARY_KEY: Final = "summary"
 """Footer key of the summary (JSON)."""
-_RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response"]
+_RESPONSE_COLUMNS: Final = ["submission_id", "outcome", "response", "sent"]
 _SENT_COLUMNS: Final = ["submission_id", "id_sha256", "id_size", "selfie_size", "tags"]
 _SENT_SCHEMA: Final = pa.schema([pa.field(name, SUBMISSIONS.column(name).type) for name in _SENT_COLUMNS])
 
@@ -89,7 +99,7 @@ def flatten_partition(
     metadata = {
         "source": source,
         "contract_version": contract.VERSION,
-        "key_id": pseudonymizer.key_id,
+        KEY_ID: pseudonymizer.key_id,
         "clear_tags": ",".join(sorted(clear_tags)),
         "code": code_identity(),
     }
@@ -180,7 +190,8 @@ class _Flattener:
                 summary.unreadable += 1
                 self.drift.add("result", DriftKind.TYPE_MISMATCH, submission_id)
                 continue
-            submission["tags"] = dict(submission["tags"] or [])
+            for name in ("tags", WITHHELD):
+                submission[name] = dict(submission[name] or [])
             self._records.add(rows, submission_id, received, Sent(**submission) if known else None)
         for codes in rows.columns[VERIFICATIONS.name]["anomalies"]:
             summary.anomalies.update(codes)
@@ -224,8 +235,24 @@ def _batches(lake: Lake, date: str) -> Generator[_Batch, None, None]:
         all_are = pc.all(is_completed).as_py()
         completed = responses if all_are else responses.filter(is_completed)
         ids = completed["submission_id"]
-        yield _Batch(responses.num_rows, ids, completed["response"], submissions.of(ids))
+        sent = as_sent(submissions.of(ids), completed["sent"])
+        yield _Batch(responses.num_rows, ids, completed["response"], sent)
     submissions.read_rest()
+
+
+def as_sent(submissions: pa.Table, differences: Column) -> pa.Table:
+    """The rows of `submissions` as they were sent; withheld tags are in a column of their own."""
+    if differences.null_count == len(differences):
+        no_text = pa.array([], pa.string())
+        offsets: Column = pa.array(np.zeros(submissions.num_rows + 1, np.int32))
+        return submissions.append_column(WITHHELD, pa.MapArray.from_arrays(offsets, no_text, no_text))
+    rows = submissions.to_pylist()
+    for row, text in zip(rows, differences.to_pylist(), strict=True):
+        sent = read_sent(text).echoed(row)
+        withheld = [(name, value) for name, value in row["tags"] or () if name not in sent["tags"]]
+        row |= sent | {"tags": [*sent["tags"].items()], WITHHELD: withheld}
+    schema = submissions.schema.append(pa.field(WITHHELD, STRING_MAP))
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _batch_rows(rows: int, size: int) -> int:

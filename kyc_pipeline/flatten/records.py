@@ -13,13 +13,18 @@ import pyarrow as pa
 from kyc_pipeline.deepxl.contract import Received, integer, normalize_status
 from kyc_pipeline.deepxl.echo import Echo, echo_mismatches
 from kyc_pipeline.deepxl.jsontext import Json, Object, write_json
-from kyc_pipeline.flatten.drift import DriftCounter, shown, survey
+from kyc_pipeline.flatten.drift import DriftCounter, survey
 from kyc_pipeline.flatten.values import (
     MICROSECONDS,
+    OTHER,
+    check_status,
+    check_type,
+    code,
     confidence,
     direct_columns,
     epoch_microseconds,
     iso_microseconds,
+    number_text,
     valid_unicode,
 )
 from kyc_pipeline.lake.tables import (
@@ -50,6 +55,8 @@ class Sent:
     selfie_size: int
     tags: dict[str, str]
     """Without `submissionId`."""
+    withheld_tags: dict[str, str] = field(default_factory=dict)
+    """Tags of the submission that were not sent."""
 
 
 @dataclass(slots=True)
@@ -109,6 +116,14 @@ class _Members:
         """A 64-bit integer; None for anything else."""
         return integer(self.get(name, *aliases))
 
+    def code(self, name: str, *aliases: str) -> str | None:
+        """A known name or a version, or `OTHER`; None for anything else."""
+        text = self.text(name, *aliases)
+        shown = code(text)
+        if shown != text:
+            self._odd.add(Anomaly.TEXT_WITHHELD)
+        return shown
+
     def epoch(self, name: str, *aliases: str) -> int | None:
         """An epoch timestamp in microseconds."""
         moment, anomaly = epoch_microseconds(self.get(name, *aliases))
@@ -124,7 +139,7 @@ class _Members:
 
 _Read: TypeAlias = Callable[..., str | int | None]
 _READERS: Final[dict[pa.DataType, _Read]] = {
-    STRING: _Members.text,
+    STRING: _Members.code,
     INT64: _Members.integer,
     TIMESTAMP: _Members.epoch,
 }
@@ -133,7 +148,7 @@ _READERS: Final[dict[pa.DataType, _Read]] = {
 def _readers(table: Table, parent: str) -> list[tuple[str, _Read, tuple[str, ...]]]:
     """How to read each direct column of `table`: its name, the reader, and the field's names."""
     return [
-        (name, _READERS[table.column(name).type], field.names)
+        (name, _Members.text if name == "timestamp_iso" else _READERS[table.column(name).type], field.names)
         for name, field in direct_columns(table, parent).items()
         if name not in _HARD_COLUMNS
     ]
@@ -165,12 +180,20 @@ class RecordFlattener:
             check_count += 1
             rows.append(MODEL_CHECKS, key | _check(check, odd) | {"check_group": group, "check_index": index})
         tags = list(_tags(result.get("tags"), odd))
+        sent_names = self._clear_tags | {SUBMISSION_TAG} | (sent.tags.keys() if sent else set())
         for name, value in tags:
-            rows.append(VERIFICATION_TAGS, key | self._tag(name, value))
+            shown_name = valid_unicode(name) if name in sent_names else OTHER
+            if shown_name is OTHER:
+                odd.add(Anomaly.TEXT_WITHHELD)
+            rows.append(VERIFICATION_TAGS, key | self._tag(name, value) | {"name": shown_name})
+        for name, value in (sent.withheld_tags if sent else {}).items():
+            rows.append(VERIFICATION_TAGS, key | self._tag(name, value) | {"name": name})
         for item in result.objects("files"):
             rows.append(VERIFICATION_FILES, key | _read(_Members(item, odd), _OF_FILE))
         verification = _read(result, _OF_RESULT)
         iso_offset = _iso_offset_seconds(verification, odd)
+        if Anomaly.TIMESTAMP_ISO_UNREADABLE in odd:
+            verification["timestamp_iso"] = OTHER
         if sent is None:
             odd.add(Anomaly.SUBMISSION_MISSING)
         else:
@@ -197,7 +220,7 @@ class RecordFlattener:
     def _survey(self, response: Json, submission_id: str, sent: Sent | None) -> Iterator[Anomaly]:
         personal = {
             value.lower()
-            for name, value in (sent.tags if sent else {}).items()
+            for name, value in (sent.tags | sent.withheld_tags if sent else {}).items()
             if name not in self._clear_tags
         }
         for path, kind in survey(response, personal):
@@ -206,7 +229,6 @@ class RecordFlattener:
 
     def _tag(self, name: str, value: str | None) -> dict[str, Any]:
         return {
-            "name": valid_unicode(name),
             "value": valid_unicode(value) if value is not None and name in self._clear_tags else None,
             # A blank value identifies nobody.
             "pseudonym": self._pseudonymizer.tag(name, value) if value and value.strip() else None,
@@ -230,7 +252,7 @@ def _checks(result: _Members, odd: set[Anomaly]) -> Iterator[tuple[str, int, _Me
     """Every check with its group and its index in the group."""
     model_results = result.get("modelResults")
     groups = dict(model_results.members) if isinstance(model_results, Object) else {}
-    found = [(shown(key), value) for key, value in groups.items()]
+    found = [(key if key == TECHNICAL_CHECKS else OTHER, value) for key, value in groups.items()]
     elsewhere = result.get(TECHNICAL_CHECKS)
     if not groups.get(TECHNICAL_CHECKS):
         found.append((TECHNICAL_CHECKS, elsewhere))
@@ -239,6 +261,8 @@ def _checks(result: _Members, odd: set[Anomaly]) -> Iterator[tuple[str, int, _Me
     for group, checks in found:
         for index, check in enumerate(checks if isinstance(checks, list) else []):
             if isinstance(check, Object):
+                if group is OTHER:
+                    odd.add(Anomaly.TEXT_WITHHELD)
                 yield group, index, _Members(check, odd)
 
 
@@ -249,11 +273,11 @@ def _check(check: _Members, odd: set[Anomaly]) -> dict[str, Any]:
     if anomaly is not None:
         odd.add(anomaly)
     return {
-        "type": check.text("type", "checkType"),
-        "status": status,
+        "type": check_type(check.text("type", "checkType")),
+        "status": check_status(status),
         "normalized_status": normalize_status(status),
         "confidence": score,
-        "confidence_raw": write_json(given) if "confidence" in check else None,
+        "confidence_raw": number_text(given) if "confidence" in check else None,
         "details": check.text("details"),
     }
 

@@ -9,12 +9,36 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from kyc_pipeline.deepxl.contract import FIELDS, SECONDS_BELOW, Field, Kind, integer, is_unit_interval
+from kyc_pipeline.deepxl.contract import (
+    CHECK_TYPES,
+    FIELDS,
+    SECONDS_BELOW,
+    Field,
+    Kind,
+    integer,
+    is_unit_interval,
+    normalize_status,
+)
 from kyc_pipeline.deepxl.jsontext import SURROGATE, Json, Number
 from kyc_pipeline.lake.tables import Table
-from kyc_pipeline.vocabulary import Anomaly
+from kyc_pipeline.vocabulary import Anomaly, CheckStatus
 
 MICROSECONDS: Final = 1_000_000
+OTHER: Final = "OTHER"
+"""Stands for a vendor's text that is not known to be free of personal data; the raw response keeps it."""
+_FORMATS: Final = "jpe?g|png|webp|gif|bmp|tiff?|heic|heif|avif|pdf|mp4|m4v|mov|quicktime|webm|3gpp?"
+_WORDS: Final = f"(?:(?:image|video|application)/)?(?:{_FORMATS})|id|face|selfie|verification"
+_VERSION: Final = (
+    r"v?(?:0|[1-9][0-9]{0,2})(?:\.(?:0|[1-9][0-9]{0,2})){0,3}(?:-?(?:alpha|beta|rc)\.?[0-9]{0,2})?"
+)
+CODE: Final = rf"(?i)^(?:{_WORDS}|{_VERSION})\z"
+"""The known names of models, categories and file types, and the shape of a version such as 1.0.0-rc1.
+
+Any other word may be a person's name or a document's number. (RE2's syntax; Python says `\\Z`.)
+"""
+_CODE: Final = re.compile(CODE.replace(r"\z", r"\Z"))
+MAX_LITERAL: Final = 40
+"""The longest literal of a number that is shown, in characters."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ISO: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?"
@@ -38,6 +62,30 @@ def direct_columns(table: Table, parent: str) -> dict[str, Field]:
 def valid_unicode(text: str) -> str:
     """`text` with each lone surrogate, which no UTF-8 column can hold, replaced by U+FFFD."""
     return text if text.isascii() else SURROGATE.sub("\ufffd", text)
+
+
+def code(text: str | None) -> str | None:
+    """`text` if it is a version or the known name of a model, a category or a file type, else `OTHER`."""
+    return text if not text or _CODE.match(text) else OTHER
+
+
+def check_type(text: str | None) -> str | None:
+    """`text` if it is a type of the contract, else `OTHER`."""
+    return text if not text or text in CHECK_TYPES else OTHER
+
+
+def check_status(text: str | None) -> str | None:
+    """`text` if the table of statuses has it, else `OTHER`."""
+    return text if not text or normalize_status(text) is not CheckStatus.UNKNOWN else OTHER
+
+
+def number_text(value: Json) -> str:
+    """The literal of a number, or `null`; `OTHER` for any other value and for a very long literal."""
+    if value is None:
+        return "null"
+    if isinstance(value, Number) and len(value.literal) <= MAX_LITERAL:
+        return value.literal
+    return OTHER
 
 
 def confidence(value: Json) -> tuple[float | None, Anomaly | None]:

@@ -4,34 +4,31 @@ The content decides, never the file name. `images.py` decodes images to their en
 """
 
 import hashlib
-import io
-import os
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
-from kyc_pipeline.document_folder import DocumentFolder, DocumentProblem
+from kyc_pipeline.document_folder import DocumentFile, DocumentProblem, DocumentStore, cause
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.images import PILLOW_FORMATS, image_problem
 from kyc_pipeline.media_types import HEAD_BYTES, media_type
-from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.vocabulary import DOCUMENT_TYPES, DocumentType, Reason
 
 MAX_BYTES: Final = 50_000_000
 """The vendor's limit is "50 MB"; the decimal reading is the safe one."""
 CACHE_SIZE: Final = 65_536
-MAX_WORKERS: Final = 4
+_KNOWN_TYPES: Final = frozenset(DocumentType)
 
 
 class Role(Enum):
-    """A document's role. The value is the set of media types that the API accepts for it."""
+    """A document's role. The value is what its media type may begin with."""
 
-    ID = frozenset({*PILLOW_FORMATS, "application/pdf"})
-    SELFIE = frozenset({*PILLOW_FORMATS, "video/mp4", "video/quicktime", "video/webm"})
+    ID = ("image/", "application/")
+    SELFIE = ("image/", "video/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +41,40 @@ class Document:
     problem: Reason | None = None
     detail: str | None = None
 
-    def problem_as(self, role: Role, field: str) -> tuple[Reason, str] | None:
-        """Why the file that `field` names cannot be sent in `role`: a reason and its detail, or None."""
+    def fits(self, role: Role) -> bool:
+        """Whether the media type is one that `role` may have."""
+        kind = self.content_type
+        return kind is not None and kind in _KNOWN_TYPES and kind.startswith(role.value)
+
+    def problem_as(
+        self, role: Role, field: str, types: Collection[str] = DOCUMENT_TYPES
+    ) -> tuple[Reason, str] | None:
+        """Why the file that `field` names cannot be sent in `role`: a reason and its detail, or None.
+
+        `types` are the media types that DeepXL takes.
+        """
         if self.problem is not None:
             return self.problem, f"{field}: {self.detail}"
-        if self.content_type not in role.value:
-            kind = self.content_type or "an unknown type"
-            return Reason.UNSUPPORTED_FILE_TYPE, f"{field}: the content is {kind}, which is not accepted"
-        return None
+        kind = self.content_type or "an unknown type"
+        if self.fits(role) and kind in types:
+            return None
+        why = "not among DEEPXL_DOCUMENT_TYPES" if self.fits(role) else "not accepted"
+        return Reason.UNSUPPORTED_FILE_TYPE, f"{field}: the content is {kind}, which is {why}"
 
 
 class Documents:
-    """Examines the documents below one folder in a bounded thread pool, and caches the results."""
+    """Examines documents in a bounded thread pool, and caches the results.
 
-    def __init__(self, root: Path) -> None:
-        self._folder = DocumentFolder(root)
+    `types` are the media types that DeepXL takes.
+    """
+
+    def __init__(self, folder: DocumentStore, types: Collection[str] = DOCUMENT_TYPES) -> None:
+        self.types_of_roles: set[str] = set()
+        """The media types so far that `types` accepted or rejected."""
+        self._types = types
+        self._folder = folder
         self._cache: OrderedDict[str, Document] = OrderedDict()
-        self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "kyc-documents")
+        self._pool = ThreadPoolExecutor(folder.readers, "kyc-documents")
 
     def __enter__(self) -> "Documents":
         return self
@@ -91,6 +105,12 @@ class Documents:
         results |= {path: known[file] for path, file in resolved.items()}
         return {path: self._explained(path, document) for path, document in results.items()}
 
+    def problem_as(self, role: Role, field: str, document: Document) -> tuple[Reason, str] | None:
+        """As :meth:`Document.problem_as`."""
+        if document.problem is None and document.content_type is not None and document.fits(role):
+            self.types_of_roles.add(document.content_type)
+        return document.problem_as(role, field, self._types)
+
     def _explained(self, path: str, document: Document) -> Document:
         """If the file is not found: what may be wrong with the path, since a reader may not see it."""
         if document.problem is not Reason.FILE_NOT_FOUND:
@@ -117,7 +137,7 @@ def _refused(problem: DocumentProblem) -> Document:
     return Document(problem=problem.reason, detail=str(problem))
 
 
-def examine_file(folder: DocumentFolder, resolved: str) -> Document:
+def examine_file(folder: DocumentStore, resolved: str) -> Document:
     """Reads the file at `resolved` (a result of `folder.resolve`) and checks its content."""
     try:
         with folder.open(resolved) as file:
@@ -126,12 +146,12 @@ def examine_file(folder: DocumentFolder, resolved: str) -> Document:
         return _refused(problem)
     except OSError as error:
         raise KycError(
-            f"documents cannot be read ({type(error).__name__}): check the landing zone's storage"
+            f"documents cannot be read ({cause(error)}): check the landing zone's storage"
         ) from error
 
 
-def _examine(file: io.BufferedReader) -> Document:
-    size = os.fstat(file.fileno()).st_size
+def _examine(file: DocumentFile) -> Document:
+    size = file.size
     if size == 0:
         return Document(size=0, problem=Reason.FILE_EMPTY, detail="the file has no content")
     if size > MAX_BYTES:

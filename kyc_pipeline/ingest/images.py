@@ -5,12 +5,13 @@ decoded: a large colour profile or text is no fault.
 """
 
 import io
-import re
 import threading
 from contextlib import nullcontext
 from typing import BinaryIO, Final
 
 from PIL import Image
+
+from kyc_pipeline.image_metadata import JPEG_MARKER
 
 PILLOW_FORMATS: Final = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 """Pillow's name of each media type that is decoded."""
@@ -30,8 +31,6 @@ _LARGE_BYTES: Final = 10_000_000
 # One at a time: an image that cannot be decoded at a reduced size takes up to 360 MB.
 _large_image_lock = threading.RLock()
 
-_JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")
-"""A marker with a segment, or the end mark: not a stuffed byte and no restart."""
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _END_MARK: Final = b"\xff\xd9"
 _PNG_SIGNATURE_BYTES: Final = 8
@@ -92,7 +91,7 @@ def _jpeg_scans(content: bytes) -> tuple[int, bool]:
     """How many scans a JPEG has, and whether it has an end mark."""
     at = scans = skipped = 0
     for _ in range(MAX_PARTS):
-        marker = _JPEG_MARKER.search(content, at)
+        marker = JPEG_MARKER.search(content, at)
         if marker is None:
             return scans, False
         kind = content[marker.end() - 1]

@@ -3,34 +3,32 @@
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date as calendar_date
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, cast
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kyc_pipeline.document_folder import cause
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.documents import Documents
-from kyc_pipeline.ingest.formats import (
-    ManifestUnreadable,
-    fails_alone,
-    printable,
-    read_manifest,
-    reader_of,
-    shown_path,
-)
+from kyc_pipeline.ingest.formats import needs_encoding, read_manifest, reader_of
+from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone, printable, shown_path
+from kyc_pipeline.ingest.options import DEFAULTS, LandingOptions
 from kyc_pipeline.ingest.ownership import CANDIDATES_FILE, REJECTED_FILE, Ownership
+from kyc_pipeline.ingest.personal_ids import PersonalIds
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows
 from kyc_pipeline.ingest.state import (
     ACCEPTED_KEY,
+    DECIDED_KEY,
     MANIFESTS_KEY,
     OWNERS_KEY,
     RECEIVED_KEY,
@@ -39,14 +37,25 @@ from kyc_pipeline.ingest.state import (
     has_received_rows,
 )
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.lake.tables import CHANGED_KEY, REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.landing.opening import Root, open_landing
+from kyc_pipeline.landing.zone import Landing, ManifestFile, Signature
 from kyc_pipeline.privacy.erased import ErasedSubjects
+from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.wording import plural
 
-Signature: TypeAlias = tuple[int, int, int]
-"""Size, modification time in nanoseconds and inode: at least one changes when a file is written to."""
-
-_UNFINISHED: Final = (".tmp", ".part")
+_HIDDEN: Final = (".", "~$")
+"""Excel writes `~$name.xlsx` beside a workbook that somebody has open."""
+_USUAL_SUFFIXES: Final = frozenset(
+    {".7z", ".bak", ".doc", ".docx", ".gz", ".html", ".jpeg", ".jpg", ".md", ".ods", ".pdf", ".png"}
+    | {".tar", ".txt", ".xls", ".xlsm", ".xml", ".yaml", ".zip", ".zst"}
+)
+"""Suffixes that describe a file and reveal nothing about a person."""
+_UNFINISHED: Final = (".tmp", ".part", ".partial", ".filepart", ".crdownload", ".download")
+"""rsync and Firefox, rclone, WinSCP, Chrome and Safari."""
+_MARKERS: Final = ("_success", "_committed_", "_started_")
+"""Empty files of Spark and Databricks, which say that a folder is complete."""
 READ_ATTEMPTS: Final = 3
 _NO_LOCK: Final = contextlib.nullcontext(lambda: None)
 
@@ -55,7 +64,7 @@ _NO_LOCK: Final = contextlib.nullcontext(lambda: None)
 class Manifest:
     """One manifest file, as it was when its content was hashed."""
 
-    path: Path
+    path: ManifestFile
     sha256: str
     signature: Signature
 
@@ -64,12 +73,12 @@ class Manifest:
         """The printable file name, for messages and the lake."""
         return printable(self.path.name)
 
-    def is_unchanged(self) -> bool:
+    def is_unchanged(self, landing: Landing) -> bool:
         """Whether the file is still the one that was hashed."""
         try:
-            return _signature(self.path) == self.signature
-        except FileNotFoundError:
-            return False
+            return landing.signature(self.path) == self.signature
+        except OSError as error:
+            raise ManifestUnreadable(self.path, f"cannot be opened ({cause(error)})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,8 @@ class DayFolder:
     """A day's manifest folder: the files that ingest reads, and those that it skips.
 
     `redelivered`: byte-identical copies of a manifest of the same day. `ignored`: files without a manifest's
-    suffix, and entries that are not regular files. Unfinished files (hidden, `.tmp`, `.part`) are left out.
+    suffix, and entries that are not regular files. Unfinished files (hidden, `.tmp`, `.part`, …) and Spark's
+    markers are left out.
     """
 
     manifests: tuple[Manifest, ...]
@@ -90,7 +100,7 @@ class DayFolder:
         return _digest((manifest.path.name, manifest.sha256) for manifest in self.manifests)
 
 
-def require_landing(landing: Path, lake: Lake) -> None:
+def require_landing(landing: Root | Landing, lake: Lake) -> None:
     """Raises :class:`UsageError` unless the landing zone has a manifest folder for at least one day."""
     require_mounted(landing, lake)
     if not manifest_dates(landing):
@@ -99,17 +109,17 @@ def require_landing(landing: Path, lake: Lake) -> None:
         )
 
 
-def manifest_dates(landing: Path) -> list[str]:
+def manifest_dates(landing: Root | Landing) -> list[str]:
     """The days that have a manifest folder, in order."""
     return [name for name in _folders(landing) if _is_date(name)]
 
 
-def stray_folders(landing: Path) -> list[str]:
+def stray_folders(landing: Root | Landing) -> list[str]:
     """Folders below `manifests/` whose name is not a date. Nothing in them is read."""
     return [name for name in _folders(landing) if not _is_date(name)]
 
 
-def manifest_signature(landing: Path, date: str) -> str:
+def manifest_signature(landing: Root | Landing, date: str) -> str:
     """Hash (hex) of the manifests' names, sizes and times: changes when one of them is written to.
 
     Reads no content. Two equal signatures some time apart mean that the files are complete.
@@ -118,7 +128,7 @@ def manifest_signature(landing: Path, date: str) -> str:
     return _digest((path.name, repr(signature)) for path, signature in files)
 
 
-def manifest_identity(landing: Path, date: str) -> str:
+def manifest_identity(landing: Root | Landing, date: str) -> str:
     """Hash (hex) of the manifests' names and contents, without byte-identical copies.
 
     A file is read again only if its size, time or inode changed.
@@ -126,19 +136,25 @@ def manifest_identity(landing: Path, date: str) -> str:
     return list_manifests(landing, date, hash_file=_cached_sha256).identity
 
 
-def is_ingested(landing: Path, lake: Lake, date: str, planned: Lake | None = None) -> bool:
+def is_ingested(
+    landing: Root | Landing,
+    lake: Lake,
+    date: str,
+    planned: Lake | None = None,
+    options: LandingOptions = DEFAULTS,
+) -> bool:
     """Whether the day's `submissions` were made from its current manifests and still hold; see :mod:`state`.
 
-    Days in `planned` take precedence over those in `lake`. False if the manifests cannot be read: the day's
-    ingest reports why.
+    Days in `planned` take precedence over those in `lake`. `options` come from the settings. False if the
+    manifests cannot be read: the day's ingest reports why.
     """
     try:
-        return Records(lake, planned).is_current(date, manifest_identity(landing, date))
+        return Records(lake, planned, options=options).is_current(date, manifest_identity(landing, date))
     except KycError:
         return False
 
 
-def is_made_from(landing: Path, lake: Lake, date: str) -> bool:
+def is_made_from(landing: Root | Landing, lake: Lake, date: str) -> bool:
     """Whether the day's partitions were made from its current manifests; another day may outdate them."""
     try:
         return Records(lake).of(date).manifests == manifest_identity(landing, date)
@@ -147,9 +163,9 @@ def is_made_from(landing: Path, lake: Lake, date: str) -> bool:
 
 
 def awaits_files(lake: Lake, date: str, reasons: Collection[Reason] = (Reason.FILE_NOT_FOUND,)) -> bool:
-    """Whether the day has a row that was rejected for a missing document, which may have arrived since.
+    """Whether the day has a row that was rejected for one of `reasons`.
 
-    Or, with other `reasons`, for one of these.
+    By default, for a missing document, which may have arrived since.
     """
     if not lake.exists(REJECTED_SUBMISSIONS, date):
         return False
@@ -161,7 +177,7 @@ def awaits_files(lake: Lake, date: str, reasons: Collection[Reason] = (Reason.FI
 
 
 def list_manifests(
-    landing: Path, date: str, hash_file: Callable[[Path, Signature], str] | None = None
+    landing: Root | Landing, date: str, hash_file: Callable[[ManifestFile, Signature], str] | None = None
 ) -> DayFolder:
     """The day's manifests, sorted by name. Without a folder there are none."""
     files, ignored = _manifest_files(landing, date)
@@ -176,15 +192,13 @@ def list_manifests(
     return DayFolder(tuple(manifests.values()), tuple(redelivered), tuple(ignored))
 
 
-def require_mounted(landing: Path, lake: Lake) -> None:
+def require_mounted(landing: Root | Landing, lake: Lake) -> None:
     """Raises :class:`UsageError` if the landing zone is missing, or empty though the lake was made from it.
 
     Probably its volume is not mounted, which must not look like days without manifests.
     """
-    if not landing.is_dir():
-        raise UsageError(
-            f"KYC_LANDING: {landing} is not a folder: mount its volume, create it, or set KYC_LANDING"
-        )
+    if problem := open_landing(landing).problem():
+        raise UsageError(f"KYC_LANDING: {landing} {problem}")
     if not manifest_dates(landing) and has_received_rows(lake):
         raise UsageError(
             f"KYC_LANDING: {landing} has no manifests, but the lake has days that were made from manifests: "
@@ -192,9 +206,11 @@ def require_mounted(landing: Path, lake: Lake) -> None:
         )
 
 
-def _folders(landing: Path) -> list[str]:
-    root = landing / "manifests"
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+def _folders(landing: Root | Landing) -> list[str]:
+    try:
+        return open_landing(landing).folders()
+    except OSError as error:
+        raise KycError(f"KYC_LANDING: {landing}: manifests/ cannot be listed ({cause(error)})") from error
 
 
 def _is_date(name: str) -> bool:
@@ -204,53 +220,58 @@ def _is_date(name: str) -> bool:
         return False
 
 
-def ignored_count(landing: Path, date: str) -> int:
-    """How many files and folders of the day are not manifests.
+def ignored_files(landing: Root | Landing, date: str) -> list[str]:
+    """The names of the day's files and folders that are not manifests. Do not show them: see `kinds_of`.
 
-    0 if the day's folder cannot be listed: its ingest reports that, and other days are not held up.
+    Empty if the day's folder cannot be listed: its ingest reports that, and other days are not held up.
     """
     try:
-        return len(_manifest_files(landing, date)[1])
+        return _manifest_files(landing, date)[1]
     except KycError:
-        return 0
+        return []
 
 
-def _manifest_files(landing: Path, date: str) -> tuple[list[tuple[Path, Signature]], list[str]]:
+def kinds_of(names: Iterable[str]) -> str:
+    """What ignored files are, such as `.docx, other`: their names may be personal, a usual suffix is not."""
+    suffixes = {Path(name).suffix.lower() for name in names}
+    known = sorted(suffixes.intersection(_USUAL_SUFFIXES))
+    return ", ".join([*known, "other"] if suffixes.difference(known) else known)
+
+
+def _manifest_files(
+    landing: Root | Landing, date: str
+) -> tuple[list[tuple[ManifestFile, Signature]], list[str]]:
     """The day's manifest files, sorted by name, and the names of other entries."""
     if not _is_date(date):
         raise UsageError(f"not a partition date: {printable(date)}: use YYYY-MM-DD")
-    folder = landing / "manifests" / date
-    found, ignored = [], []
     try:
-        entries = sorted(folder.iterdir(), key=lambda path: printable(path.name)) if folder.is_dir() else []
-        for path in entries:
-            if path.name.startswith(".") or path.name.lower().endswith(_UNFINISHED):
-                continue
-            # A pipe or a device would block the reader forever.
-            if reader_of(path) and path.is_file():
-                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                    found.append((path, _signature(path)))
-            else:
-                ignored.append(printable(path.name))
+        entries = sorted(open_landing(landing).entries(date), key=lambda entry: printable(entry[0].name))
     except OSError as error:
-        raise KycError(f"manifests/{date}: cannot be listed ({type(error).__name__})") from error
+        raise KycError(f"manifests/{date}: cannot be listed ({cause(error)})") from error
+    found, ignored = [], []
+    for path, signature in entries:
+        name = path.name.lower()
+        if name.startswith(_HIDDEN) or name.endswith(_UNFINISHED):
+            continue
+        if reader_of(path) and signature:
+            found.append((path, signature))
+        elif not name.startswith(_MARKERS):
+            ignored.append(printable(path.name))
     return found, ignored
 
 
-def _signature(path: Path) -> Signature:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _sha256(path: Path, _: Signature) -> str:
+def _sha256(path: ManifestFile, _: Signature) -> str:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(cast("io.BufferedReader", file), "sha256").hexdigest()
     except OSError as error:
-        raise ManifestUnreadable(path, f"cannot be opened ({type(error).__name__})") from error
+        raise ManifestUnreadable(path, f"cannot be opened ({cause(error)})") from error
 
 
-_cached_sha256: Final = functools.lru_cache(maxsize=4096)(_sha256)  # the signature is part of the key
+# The signature is part of the key.
+_cached_sha256: Final = cast(
+    "Callable[[ManifestFile, Signature], str]", functools.lru_cache(maxsize=4096)(_sha256)
+)
 
 
 def _digest(pairs: Iterable[tuple[str, str]]) -> str:
@@ -268,7 +289,9 @@ class IngestSummary:
     `received`, `accepted` and `kept` are counted independently, so it is a real check that `received` equals
     `accepted_rows` plus the sum of `rejected`.
     `ignored_columns` counts the rows of each unused column; `ignored_files` are not manifests; `redelivered`
-    are byte-identical copies of a manifest, which change nothing. `identity` is :func:`manifest_identity`.
+    are byte-identical copies of a manifest, which change nothing. `duplicate_documents` of the accepted rows
+    were not sent and have the two documents of another submission. `personal_ids` are rows whose id looks
+    like personal data. `identity` is :func:`manifest_identity`.
     """
 
     date: str
@@ -276,10 +299,12 @@ class IngestSummary:
     accepted: int
     kept: int
     rejected: Mapping[Reason, int]
+    duplicate_documents: int
     manifests: int
     redelivered: tuple[str, ...]
     ignored_files: tuple[str, ...]
     ignored_columns: Mapping[str, int]
+    personal_ids: PersonalIds
     identity: str
 
     @property
@@ -287,16 +312,30 @@ class IngestSummary:
         """Manifest rows that were accepted."""
         return self.accepted - self.kept
 
+    def __str__(self) -> str:
+        if not self.manifests:
+            return f"no manifests{kept_line(self.kept)}"
+        return (
+            f"{plural(self.received, 'row')} in {plural(self.manifests, 'manifest')}, {self.accepted_rows} "
+            f"accepted, {sum(self.rejected.values())} rejected{kept_line(self.kept)}"
+        )
+
+
+def kept_line(kept: int) -> str:
+    """The end of a line about rows: how many submissions have no manifest row any more; empty for none."""
+    return f"; {kept} more sent earlier, whose rows were changed or removed" if kept else ""
+
 
 def ingest_partition(
     *,
-    landing: Path,
+    landing: Root | Landing,
     lake: Lake,
     date: str,
     erased: ErasedSubjects | None = None,
     destination: Lake | None = None,
     lock: AbstractContextManager[Callable[[], None]] = _NO_LOCK,
     confirm: Callable[[], None] = lambda: None,
+    options: LandingOptions = DEFAULTS,
 ) -> IngestSummary:
     """Reads the day's manifests and replaces its `submissions` and `rejected_submissions`.
 
@@ -306,23 +345,39 @@ def ingest_partition(
     Rows of `erased` subjects are rejected. A day without manifests gets two empty partitions. The same input
     gives the same partitions. `lock` (see :mod:`lock`) is held while ids are compared with those of other
     days. The caller must ensure that nothing sends the day's submissions during the ingest; `confirm` is
-    called before anything is replaced and raises if that is no longer so.
+    called before anything is replaced and raises if that is no longer so. `options` come from the settings.
     Raises :class:`KycError` if a manifest cannot be read. Errors before publication leave the lake unchanged.
     """
     target = destination or lake
-    with tempfile.TemporaryDirectory(prefix="kyc-ingest-") as name:
+    with scratch_folder() as name:
         folder = Path(name)
-        day, received, ignored = _stage_stable(landing, lake, date, folder, erased)
+        day, staged = _stage_stable(open_landing(landing), lake, date, folder, erased, options)
         with (
             lock as check_lock,
-            Ownership(lake, date, folder, erased, destination) as ownership,
+            Ownership(
+                lake,
+                date,
+                folder,
+                erased,
+                destination,
+                reject_duplicate_documents=options.reject_duplicate_documents,
+            ) as ownership,
         ):
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
-            kept = ownership.kept()
+            kept, changed = ownership.kept(), ownership.changed()
+            decided = options.decide(
+                needs_encoding=staged.needs_encoding,
+                types=staged.types,
+                has_duplicates=bool(
+                    ownership.duplicate_documents or rejected.get(Reason.DUPLICATE_DOCUMENTS)
+                ),
+            )
             footer = {
                 MANIFESTS_KEY: day.identity,
-                RECEIVED_KEY: str(received),
+                DECIDED_KEY: str(decided),
+                RECEIVED_KEY: str(staged.received),
                 OWNERS_KEY: json.dumps(ownership.owners()),
+                **({CHANGED_KEY: str(changed)} if changed else {}),
             }
             ids = Digest()
             # The inner partition is published first. The footer of the outer one marks the day as ingested.
@@ -342,53 +397,84 @@ def ingest_partition(
             check_lock()
     return IngestSummary(
         date=date,
-        received=received,
+        received=staged.received,
         accepted=submissions.rows,
         kept=kept,
         rejected=rejected,
+        duplicate_documents=ownership.duplicate_documents,
         manifests=len(day.manifests),
         redelivered=day.redelivered,
         ignored_files=day.ignored,
-        ignored_columns=dict(sorted(ignored.items())),
+        ignored_columns=dict(sorted(staged.ignored.items())),
+        personal_ids=staged.personal,
         identity=day.identity,
     )
 
 
+@dataclass(slots=True)
+class _Staged:
+    """A day's rows in files, before they are compared with other rows."""
+
+    personal: PersonalIds
+    received: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    types: set[str] = field(default_factory=set)
+    """Media types of documents that the settings accepted or rejected."""
+    needs_encoding: bool = False
+    """Whether a CSV is neither UTF-8 nor UTF-16."""
+
+
 def _stage_stable(
-    landing: Path, lake: Lake, date: str, folder: Path, erased: ErasedSubjects | None
-) -> tuple[DayFolder, int, Counter[str]]:
+    landing: Landing,
+    lake: Lake,
+    date: str,
+    folder: Path,
+    erased: ErasedSubjects | None,
+    options: LandingOptions,
+) -> tuple[DayFolder, _Staged]:
     """Writes the day's rows to `folder`. Starts again if a manifest changed while it was read."""
     changed = ""
     for _ in range(READ_ATTEMPTS):
         day = list_manifests(landing, date)
         if not day.manifests:
             require_mounted(landing, lake)
-        ignored: Counter[str] = Counter()
+        staged = _Staged(PersonalIds(date))
         try:
-            received = _stage(landing, day, folder, erased, ignored)
+            _stage(landing, day, folder, erased, options, staged)
         except ManifestUnreadable:
-            if all(manifest.is_unchanged() for manifest in day.manifests):
+            if all(manifest.is_unchanged(landing) for manifest in day.manifests):
                 raise
-        changed = next((shown_path(m.path) for m in day.manifests if not m.is_unchanged()), "")
+        changed = next((shown_path(m.path) for m in day.manifests if not m.is_unchanged(landing)), "")
         if not changed:
-            return day, received, ignored
+            if staged.received:  # afterwards, since the folder may have vanished meanwhile
+                landing.documents.require_mounted()
+            return day, staged
     raise KycError(f"{changed}: is still being written: run the day again once it is complete")
 
 
 def _stage(
-    landing: Path, day: DayFolder, folder: Path, erased: ErasedSubjects | None, ignored: Counter[str]
-) -> int:
-    received = 0
+    landing: Landing,
+    day: DayFolder,
+    folder: Path,
+    erased: ErasedSubjects | None,
+    options: LandingOptions,
+    staged: _Staged,
+) -> None:
     with (
-        Documents(landing / "documents") as documents,
+        Documents(landing.documents, options.document_types) as documents,
         pq.ParquetWriter(folder / CANDIDATES_FILE, CANDIDATES) as candidates,
         pq.ParquetWriter(folder / REJECTED_FILE, REJECTED) as rejected,
     ):
         for manifest in day.manifests:
-            for chunk in read_manifest(manifest.path, ignored):
+            if options.csv_encoding and needs_encoding(manifest.path):
+                staged.needs_encoding = True
+            for chunk in read_manifest(manifest.path, staged.ignored, options.csv_encoding):
                 with fails_alone(manifest.path):
-                    accepted_rows, rejected_rows = validate_rows(chunk, manifest.name, documents, erased)
+                    accepted_rows, rejected_rows = validate_rows(
+                        chunk, manifest.name, documents, erased, options.consents
+                    )
+                staged.personal.add(accepted_rows)
                 candidates.write_table(accepted_rows)
                 rejected.write_table(rejected_rows)
-                received += chunk.num_rows
-    return received
+                staged.received += chunk.num_rows
+        staged.types = documents.types_of_roles

@@ -1,8 +1,9 @@
 """Decides which row owns a submission id: within a day, across days, and against rows that were sent.
 
 An id belongs forever to the first row accepted with it: within a day, the first by manifest name and row;
-across days, that of the day ingested first. A row that may have been sent is never changed or dropped, since
-it may have been paid for. DuckDB joins the lake's Parquet files in bounded memory.
+across days, that of the day ingested first. With `KYC_DUPLICATE_DOCUMENTS=reject`, the same applies to a pair
+of documents. A row that may have been sent is never changed or dropped, since it may have been paid for.
+DuckDB joins the lake's Parquet files in bounded memory.
 """
 
 import itertools
@@ -83,6 +84,32 @@ SELECT seq, submission_id,
             ELSE 'the submission is in ' || first_place
        END AS detail
 FROM placed;
+
+-- Accepted rows that were certainly not sent and have the two documents of another submission.
+CREATE TEMP TABLE duplicate AS
+WITH fresh AS (
+    SELECT seq, submission_id, id_sha256, selfie_sha256, manifest || ' row ' || manifest_row AS place
+    FROM candidate
+    WHERE problem IS NULL AND submission_id NOT IN (SELECT submission_id FROM sent)
+      AND seq NOT IN (SELECT seq FROM verdict WHERE reason IS NOT NULL)
+), before AS (
+    SELECT id_sha256, selfie_sha256, min(date) AS date
+    FROM (SELECT * FROM same_documents UNION ALL SELECT id_sha256, selfie_sha256, $date FROM sent)
+    GROUP BY ALL
+)
+SELECT seq, submission_id, 'duplicate_documents' AS reason,
+       'both documents are those of a submission ' || CASE WHEN date IS NULL THEN 'in ' || first_place
+           ELSE 'of ' || date END AS detail
+FROM (
+    SELECT *, first_value(place) OVER pair AS first_place, row_number() OVER pair AS nth
+    FROM fresh WINDOW pair AS (PARTITION BY id_sha256, selfie_sha256 ORDER BY seq)
+) LEFT JOIN before USING (id_sha256, selfie_sha256)
+WHERE nth > 1 OR date IS NOT NULL;
+"""
+
+_REJECT_DUPLICATES: Final = """
+DELETE FROM verdict WHERE seq IN (SELECT seq FROM duplicate);
+INSERT INTO verdict SELECT * FROM duplicate;
 """
 
 _COLUMNS: Final = ", ".join(column.name for column in SUBMISSIONS.columns)
@@ -102,6 +129,11 @@ WHERE submission_id NOT IN (SELECT submission_id FROM verdict WHERE reason IS NU
 ) WHERE submission_id >= getvariable('low') AND submission_id < getvariable('high')
 ORDER BY submission_id
 """  # noqa: S608 - the column names are the data dictionary's
+
+_KEPT: Final = """
+SELECT submission_id FROM sent
+WHERE submission_id NOT IN (SELECT submission_id FROM verdict WHERE reason IS NULL)
+"""
 
 _REJECTED: Final = """
 SELECT submission_id, reason, detail, manifest, manifest_row FROM rejected
@@ -123,6 +155,8 @@ class Ownership:
         folder: Path,
         erased: ErasedSubjects | None,
         planned: Lake | None = None,
+        *,
+        reject_duplicate_documents: bool = False,
     ) -> None:
         """`folder` has the day's rows in two files; days in `planned` take precedence over `lake`."""
         self._lake = lake
@@ -145,7 +179,12 @@ class Ownership:
         self._connection.read_parquet(duckdb_path(folder / REJECTED_FILE)).create_view("rejected")
         self._load_sent(folder / "sent.parquet", erased)
         self._load_elsewhere()
-        self._connection.execute(_DECIDE)
+        self._connection.execute(_DECIDE, {"date": date})
+        ((self.duplicate_documents,),) = self._connection.execute("SELECT count(*) FROM duplicate").fetchall()
+        """Accepted rows that were not sent and have the two documents of another submission."""
+        if reject_duplicate_documents:
+            self._connection.execute(_REJECT_DUPLICATES)
+            self.duplicate_documents = 0
 
     def __enter__(self) -> "Ownership":
         return self
@@ -171,11 +210,13 @@ class Ownership:
 
     def kept(self) -> int:
         """Number of rows that may have been sent and whose id has no accepted manifest row."""
+        ((rows,),) = self._connection.execute(f"SELECT count(*) FROM ({_KEPT})").fetchall()  # noqa: S608
+        return int(rows)
+
+    def changed(self) -> int:
+        """How many of :meth:`kept` have a manifest row, which is rejected."""
         ((rows,),) = self._connection.execute(
-            """
-            SELECT count(*) FROM sent
-            WHERE submission_id NOT IN (SELECT submission_id FROM verdict WHERE reason IS NULL)
-            """
+            f"SELECT count(*) FROM ({_KEPT}) SEMI JOIN ({_REJECTED}) USING (submission_id)"  # noqa: S608
         ).fetchall()
         return int(rows)
 
@@ -254,7 +295,10 @@ class Ownership:
             ) from error
 
     def _load_elsewhere(self) -> None:
-        """Creates `elsewhere`: the day's ids that another day owns, with that day."""
+        """Creates `elsewhere`, the day's ids that another day owns, with that day.
+
+        Also creates `same_documents`, the pairs of documents that another day has too.
+        """
         others = {
             date: (lake, partition)
             for lake in (self._lake, self._planned)
@@ -263,21 +307,28 @@ class Ownership:
             if date != self._date
         }
         self._connection.execute(
-            "CREATE TEMP TABLE elsewhere (submission_id VARCHAR, content_sha256 VARCHAR, date VARCHAR)"
+            """
+            CREATE TEMP TABLE seen (submission_id VARCHAR, content_sha256 VARCHAR, id_sha256 VARCHAR,
+                                    selfie_sha256 VARCHAR, date VARCHAR);
+            CREATE TEMP VIEW elsewhere AS
+            SELECT submission_id, arg_min(content_sha256, date) AS content_sha256, min(date) AS date
+            FROM seen WHERE submission_id IN (SELECT submission_id FROM candidate)
+            GROUP BY submission_id;
+            CREATE TEMP VIEW same_documents AS SELECT id_sha256, selfie_sha256, date FROM seen
+            """
         )
         if not others:
             return
         try:
             self._connection.execute(
                 """
-                INSERT INTO elsewhere
-                SELECT submission_id, arg_min(content_sha256, date), min(date)
-                FROM (
-                    SELECT submission_id, content_sha256, regexp_extract(filename, $day, 1) AS date
-                    FROM read_parquet($paths, filename = true, hive_partitioning = false)
-                )
+                INSERT INTO seen
+                SELECT submission_id, content_sha256, id_sha256, selfie_sha256,
+                       regexp_extract(filename, $day, 1) AS date
+                FROM read_parquet($paths, filename = true, hive_partitioning = false)
                 WHERE submission_id IN (SELECT submission_id FROM candidate)
-                GROUP BY submission_id
+                   OR hash(id_sha256, selfie_sha256) IN
+                      (SELECT hash(id_sha256, selfie_sha256) FROM candidate WHERE problem IS NULL)
                 """,
                 {
                     "day": DAY_OF_PATH,

@@ -6,7 +6,7 @@ conflicts) are in `ownership.py`.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -15,15 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.ingest.documents import Documents, Role
-from kyc_pipeline.ingest.formats import (
-    MALFORMED,
-    REQUIRED,
-    ROW,
-    SUBMISSION_ID,
-    TAG_PREFIX,
-    has_duplicate_key,
-)
-from kyc_pipeline.ingest.typed_values import Column
+from kyc_pipeline.ingest.formats.columns import MALFORMED, REQUIRED, ROW, SUBMISSION_ID, TAG_PREFIX
+from kyc_pipeline.ingest.formats.jsonl import has_duplicate_key
+from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
 from kyc_pipeline.privacy.erased import ErasedSubjects
@@ -50,11 +44,15 @@ REJECTED: Final = REJECTED_SUBMISSIONS.schema
 
 
 def validate_rows(
-    chunk: pa.Table, manifest: str, documents: Documents, erased: ErasedSubjects | None
+    chunk: pa.Table,
+    manifest: str,
+    documents: Documents,
+    erased: ErasedSubjects | None,
+    consents: Collection[str] = (),
 ) -> tuple[pa.Table, pa.Table]:
     """Splits a chunk of `read_manifest` into candidates (:data:`CANDIDATES`) and rejected rows.
 
-    Every row is in exactly one of them.
+    Every row is in exactly one of them. If there are `consents`, each candidate has one of them.
     """
     import pandas as pd
 
@@ -76,6 +74,10 @@ def validate_rows(
         Reason.INVALID_SUBMISSION_ID,
         "submission_id must be 1 to 64 of A-Z a-z 0-9 . _ -",
     )
+    if consents:
+        given = frame["consent"].str.strip().str.casefold()
+        lacks = ~given.isin({each.casefold() for each in consents}).fillna(False)
+        verdicts.reject(lacks, Reason.MISSING_CONSENT, "consent must be one of KYC_REQUIRE_CONSENT")
     tags = _read_tags(chunk, verdicts)
     submitted_at = _read_times(frame["submitted_at"], verdicts)
 
@@ -87,10 +89,16 @@ def validate_rows(
         "tags": _tag_maps([tags[index] for index in passed]),
         "manifest": pa.array([manifest] * len(passed), pa.string()),
         "manifest_row": pa.array(candidates[ROW]),
+        "consent": pa.array(candidates["consent"]),
     }
     columns |= _document_columns(candidates, documents)
     columns["content_sha256"] = _content_hashes(columns, [tags[index] for index in passed])
     accepted = pa.table({field.name: columns[field.name].cast(field.type) for field in CANDIDATES})
+    if erased is not None:
+        theirs = _has_erased_document(accepted, erased)
+        for index in itertools.compress(passed, theirs):
+            verdicts.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
+        accepted = accepted.filter(pa.array([not each for each in theirs], pa.bool_()))
 
     failed = verdicts.failed()
     rejected: dict[str, list[str | None] | list[str] | list[int]] = {
@@ -216,6 +224,8 @@ def _merge(text: str | None, cells: list[tuple[str, str]]) -> Tags:
             raise _TagError(Reason.INVALID_TAGS, "a tag has two different values")
     if "" in tags:
         raise _TagError(Reason.INVALID_TAGS, "a tag has no name")
+    if any("\0" in name or "\0" in value for name, value in tags.items()):
+        raise _TagError(Reason.INVALID_TAGS, "a tag has a NUL character")
     if SUBMISSION_TAG in tags:
         raise _TagError(Reason.RESERVED_TAG, f"the tag {SUBMISSION_TAG} is the pipeline's own: leave it out")
     return dict(sorted(tags.items()))
@@ -252,7 +262,7 @@ def _document_columns(rows: "pd.DataFrame", documents: Documents) -> dict[str, C
     for (name, role), column in zip(_ROLES.items(), files.values(), strict=True):
         side = name.removesuffix("_file")
         distinct = [results[path] for path in column.dictionary.to_pylist()]
-        found = [document.problem_as(role, name) or (None, None) for document in distinct]
+        found = [documents.problem_as(role, name, document) or (None, None) for document in distinct]
 
         def per_row(
             values: Iterable[str | int | None], kind: pa.DataType, indices: Column = column.indices
@@ -268,6 +278,12 @@ def _document_columns(rows: "pd.DataFrame", documents: Documents) -> dict[str, C
         problems.append(per_row((reason for reason, _ in found), pa.string()))
         details.append(per_row((detail for _, detail in found), pa.string()))
     return {**columns, "problem": pc.coalesce(*problems), "problem_detail": pc.coalesce(*details)}
+
+
+def _has_erased_document(rows: pa.Table, erased: ErasedSubjects) -> list[bool]:
+    """Of each row, whether one of its documents is an erased person's."""
+    pairs = zip(rows["id_sha256"].to_pylist(), rows["selfie_sha256"].to_pylist(), strict=True)
+    return [any(map(erased.has_document, pair)) for pair in pairs]
 
 
 def _content_hashes(columns: Mapping[str, Column], tags: list[Tags]) -> Column:

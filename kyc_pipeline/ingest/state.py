@@ -1,8 +1,9 @@
 """What the lake records of each day's ingest, and whether that still holds.
 
-A day is ingested if its `submissions` were made from its present manifests, and if every id that it left to
-another day still belongs to that day, with the same content. Otherwise the id may be free: the day must be
-ingested again, or a row that moved from one day to another would be in neither.
+A day is ingested if its `submissions` were made from its present manifests, if the settings would still
+decide as they did, and if every id that it left to another day still belongs to that day, with the same
+content. Otherwise the id may be free: the day must be ingested again, or a row that moved from one day to
+another would be in neither.
 """
 
 import functools
@@ -16,12 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.options import DEFAULTS, LandingOptions
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.vocabulary import Reason
 
 MANIFESTS_KEY: Final = "manifests"
 """Footer key of `submissions`: the identity of the manifests."""
+DECIDED_KEY: Final = "decided"
+"""Footer key: what the settings decided; see :class:`~kyc_pipeline.ingest.options.Decided`."""
 RECEIVED_KEY: Final = "received"
 """Footer key: the manifest rows."""
 ACCEPTED_KEY: Final = "accepted"
@@ -59,6 +63,7 @@ class Record:
     date: str
     version: object
     manifests: str
+    decided: str
     received: int
     accepted: str
     owners: Mapping[str, tuple[str, str]]
@@ -68,11 +73,19 @@ class Records:
     """The records of the lake. Those of `planned`, if given, take precedence."""
 
     def __init__(
-        self, lake: Lake, planned: Lake | None = None, versions: Mapping[str, object] | None = None
+        self,
+        lake: Lake,
+        planned: Lake | None = None,
+        versions: Mapping[str, object] | None = None,
+        options: LandingOptions = DEFAULTS,
     ) -> None:
-        """`versions` of the lake's days, if known from a listing, save a request for each day."""
+        """`versions` of the lake's days, if known from a listing, save a request for each day.
+
+        `options` come from the settings.
+        """
         self._lakes = [lake] if planned is None else [planned, lake]
         self._versions = versions
+        self._options = options
 
     def of(self, date: str) -> Record:
         """The record of a day. Raises :class:`PartitionMissing` or :class:`PartitionUnreadable`."""
@@ -87,12 +100,14 @@ class Records:
         return _read(lake, date, version)
 
     def is_current(self, date: str, manifests: str) -> bool:
-        """Whether the day was made from the manifests of this identity, and its decisions still hold.
+        """Whether the day was made from the manifests of this identity, and all decisions still hold.
 
         The first digits of the identity are enough.
         """
         try:
-            return self.of(date).manifests.startswith(manifests) and self.holds(date)
+            record = self.of(date)
+            is_made = record.manifests.startswith(manifests) and self._options.would_repeat(record.decided)
+            return is_made and self.holds(date)
         except KycError:
             return False
 
@@ -123,6 +138,15 @@ def has_received_rows(lake: Lake) -> bool:
     return any(map(received, lake.dates(SUBMISSIONS)))
 
 
+def kept_rows(lake: Lake, date: str) -> int:
+    """How many of the day's `submissions` have no manifest row any more, but may have been paid for.
+
+    Raises as :meth:`Records.of`.
+    """
+    rows = lake.row_count(SUBMISSIONS, date) + lake.row_count(REJECTED_SUBMISSIONS, date)
+    return max(rows - Records(lake).of(date).received, 0)
+
+
 def turns(days: Sequence[str], is_outdated: Callable[[str], bool]) -> Iterator[str]:
     """The days in the order in which a run ingests them: each once, then those that a later one outdated.
 
@@ -141,6 +165,7 @@ def _read(lake: Lake, date: str, version: object) -> Record:
         date=date,
         version=version,
         manifests=footer.get(MANIFESTS_KEY, ""),
+        decided=footer.get(DECIDED_KEY, ""),
         received=int(footer.get(RECEIVED_KEY, 0)),
         accepted=footer.get(ACCEPTED_KEY, ""),
         owners={day: (accepted, owned) for day, (accepted, owned) in owners.items()},

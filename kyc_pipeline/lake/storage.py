@@ -25,7 +25,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.lake.atomic import DRAFT_PREFIX, remove_drafts, replacing
+from kyc_pipeline.lake.atomic import DRAFT_PREFIX, make_folder, remove_drafts, replacing
 from kyc_pipeline.lake.tables import Table, Zone
 
 FILE_NAME: Final = "part-0.parquet"
@@ -47,6 +47,7 @@ COPY_ATTEMPTS: Final = 10
 DAY_OF_PATH: Final = f"date=([0-9-]+)/{re.escape(FILE_NAME)}$"
 """Regular expression, for Python and DuckDB, whose first group is the day of a partition's file."""
 _COPY_BYTES: Final = 1 << 22
+_Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 _IDENTITY: Final = ("size", "mtime", "ino", "LastModified", "created")
 """File metadata that changes when a file is replaced; each file system has some of these fields. In an object
 store, the `ETag` alone identifies the content."""
@@ -157,7 +158,7 @@ class Lake:
             with _uploading(self.fs, target) as upload:
                 yield upload
             return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        make_folder(os.path.dirname(target))
         if table.zone is Zone.RESTRICTED:
             os.chmod(f"{self.root}/{table.zone}", 0o700)  # closed to other users of this machine
         with replacing(target, keep_identical=keep_identical) as draft:
@@ -185,29 +186,35 @@ class Lake:
         """The partitions that have been written, in order."""
         return list(self.partitions(table))
 
-    def partitions(self, table: Table) -> dict[str, Partition]:
-        """The partitions that have been written, by day in order, from one listing."""
+    def full_path(self, path: str) -> str:
+        """A path of the file system, with its protocol if it is not local."""
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
+    def partitions(self, table: Table, date: str | None = None) -> dict[str, Partition]:
+        """The partitions that have been written (of `date` alone, if given), by day in order: one listing."""
+        place = self.folder(table) if date is None else os.path.dirname(self.path(table, date))
         folder = re.compile(re.escape(f"{self.folder(table)}/") + DAY_OF_PATH)
         return {
             found[1]: Partition(
-                path if self.is_local else str(self.fs.unstrip_protocol(path)),
+                self.full_path(path),
                 _version(info),
             )
-            for path, info in sorted(self.fs.find(self.folder(table), detail=True).items())
+            for path, info in sorted(self.fs.find(place, detail=True).items())
             if (found := folder.fullmatch(path))
         }
 
     def read(self, table: Table, date: str, columns: list[str] | None = None) -> pa.Table:
         """The partition's rows. Raises :class:`PartitionMissing` or :class:`PartitionUnreadable`."""
         with self._parquet(table, date) as file:
-            return file.read(columns=columns)
+            return _with_new_columns(file.read(columns=columns), table, columns)
 
     def batches(
         self, table: Table, date: str, columns: list[str] | None = None, batch_size: int = 4096
     ) -> Iterator[pa.RecordBatch]:
         """The partition's rows in batches, from one snapshot and in bounded memory."""
         with self._parquet(table, date) as file:
-            yield from file.iter_batches(batch_size=batch_size, columns=columns)
+            for batch in file.iter_batches(batch_size=batch_size, columns=columns):
+                yield _with_new_columns(batch, table, columns)
 
     def row_count(self, table: Table, date: str) -> int:
         """Number of rows, from the partition's footer."""
@@ -290,6 +297,15 @@ class Lake:
             return 0
         pattern = f"{glob.escape(self.folder(table))}/date={date}/{DRAFT_PREFIX}*"
         return remove_drafts(pattern, older_than=older_than)
+
+
+def _with_new_columns(rows: _Rows, table: Table, columns: list[str] | None) -> _Rows:
+    """The rows, with NULL in the columns that the table got after they were written."""
+    for column in table.columns:
+        is_wanted = columns is None or column.name in columns
+        if is_wanted and column.nullable and column.name not in rows.schema.names:
+            rows = rows.append_column(column.name, pa.array([None] * rows.num_rows, column.type))
+    return rows
 
 
 @contextlib.contextmanager

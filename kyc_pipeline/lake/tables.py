@@ -71,6 +71,12 @@ STATE_KEY: Final = "state"
 """Key in the footer of `verification_responses`; its value is a :class:`ResponsesState`."""
 
 
+CHANGED_KEY: Final = "changed"
+"""Key in the footer of `submissions`: how many of them stay as they were sent although their row was changed.
+
+Their rows are rejected, so they are in both tables. Absent if there are none."""
+
+
 class ResponsesState(StrEnum):
     """Whether a run may still change a day's `verification_responses`."""
 
@@ -118,10 +124,17 @@ SUBMISSIONS = Table(
         Column("selfie_size", INT64, "Size of the selfie in bytes."),
         Column("id_content_type", STRING, "Media type of the ID document, detected from its content."),
         Column("selfie_content_type", STRING, "Media type of the selfie, detected from its content."),
-        Column("tags", STRING_MAP, "Tags to send, except `submissionId`.", personal=True),
+        Column("tags", STRING_MAP, "Tags, except `submissionId`.", personal=True),
         Column("content_sha256", STRING, "SHA-256 (hex) of both file hashes and the tags.", personal=True),
         Column("manifest", STRING, "File name of the manifest."),
         Column("manifest_row", INT64, "Row number in the manifest; 1 is the first data row."),
+        Column(
+            "consent",
+            STRING,
+            "Consent, or another lawful basis, as in the manifest; NULL if it has none.",
+            nullable=True,
+            personal=True,
+        ),
     ),
 )
 
@@ -153,8 +166,12 @@ VERIFICATION_RESPONSES = Table(
         Column(
             "http_status", INT32, "HTTP status of the last response; NULL if there was none.", nullable=True
         ),
-        Column("attempts", INT32, "POST calls started for this submission, over all runs."),
-        Column("requested_at", TIMESTAMP, "When the last call started.", nullable=True),
+        Column(
+            "attempts",
+            INT32,
+            "Calls for this submission, over all runs: requests of which at least a byte may have left.",
+        ),
+        Column("requested_at", TIMESTAMP, "When the last call started, or was about to.", nullable=True),
         Column("responded_at", TIMESTAMP, "When its response was complete.", nullable=True),
         Column(
             "latency_ms",
@@ -178,6 +195,16 @@ VERIFICATION_RESPONSES = Table(
             "`content_sha256` of the submission as it was sent.",
             personal=True,
             made_from=("submissions.content_sha256",),
+        ),
+        Column(
+            "sent",
+            STRING,
+            "JSON of what was sent if it is less than the submission: `tags`, the names of those sent; `id` "
+            "and `selfie`, SHA-256 (hex) and size in bytes of a document without its metadata. NULL: "
+            "everything, unchanged.",
+            nullable=True,
+            personal=True,
+            made_from=("submissions.id_sha256", "submissions.selfie_sha256", "submissions.tags"),
         ),
     ),
 )
@@ -241,6 +268,7 @@ VERIFICATIONS = Table(
                 "submissions.selfie_size",
                 "submissions.submission_id",
                 "submissions.tags",
+                "verification_responses.sent",
             ),
         ),
     ),
@@ -254,16 +282,25 @@ MODEL_CHECKS = Table(
         _VERIFICATION_ID,
         _RESPONSE_ID,
         Column(
-            "check_group", STRING, "Key under `modelResults`, such as `technicalChecks`.", made_from=_CHECKS
+            "check_group",
+            STRING,
+            "Key under `modelResults`: `technicalChecks`, or OTHER for any other; `result.technicalChecks` "
+            "for a list outside that differs.",
+            made_from=_CHECKS,
         ),
         Column("check_index", INT32, "Position in the group, from 0.", made_from=_CHECKS),
         _optional(
             "type",
             STRING,
-            "Check type as received (`type`, else `checkType`); NULL if the response has none.",
+            "Check type as received (`type`, else `checkType`); OTHER if it is unknown, NULL if absent.",
             *_checks("type"),
         ),
-        _optional("status", STRING, "Status as received.", *_checks("status")),
+        _optional(
+            "status",
+            STRING,
+            "Status as received; OTHER if it is not in the status table.",
+            *_checks("status"),
+        ),
         Column(
             "normalized_status",
             STRING,
@@ -277,7 +314,10 @@ MODEL_CHECKS = Table(
             *_checks("confidence"),
         ),
         _optional(
-            "confidence_raw", STRING, "JSON text of the confidence as received.", *_checks("confidence")
+            "confidence_raw",
+            STRING,
+            "JSON text of the confidence as received if it is a number or null; else OTHER.",
+            *_checks("confidence"),
         ),
         _optional(
             "details",
@@ -292,22 +332,30 @@ MODEL_CHECKS = Table(
 VERIFICATION_TAGS = Table(
     "verification_tags",
     Zone.CURATED,
-    "One row per tag of a response; only tags that analysts may see have a value.",
+    "One row per tag of a response, and per tag of its submission that was not sent; only tags that analysts "
+    "may see have a value.",
     (
         _VERIFICATION_ID,
         _RESPONSE_ID,
-        Column("name", STRING, "Tag name.", made_from=("result.tags[].name",)),
+        Column(
+            "name",
+            STRING,
+            "Tag name; OTHER if the submission does not have it.",
+            made_from=("result.tags[].name", "submissions.tags"),
+        ),
         _optional(
             "value",
             STRING,
             "Tag value, only for names in `KYC_CLEAR_TAGS`; otherwise NULL.",
             "result.tags[].value",
+            "submissions.tags",
         ),
         _optional(
             "pseudonym",
             STRING,
             "HMAC-SHA-256 of the value; each tag name has pseudonyms of its own.",
             "result.tags[].value",
+            "submissions.tags",
         ),
     ),
 )
@@ -319,8 +367,18 @@ VERIFICATION_FILES = Table(
     (
         _VERIFICATION_ID,
         _RESPONSE_ID,
-        _optional("category", STRING, "`id`, `face` or as received.", "result.files[].category"),
-        _optional("content_type", STRING, "Media type as received.", "result.files[].contentType"),
+        _optional(
+            "category",
+            STRING,
+            "As received, such as `id` or `face`; OTHER if it is not a short word.",
+            "result.files[].category",
+        ),
+        _optional(
+            "content_type",
+            STRING,
+            "Media type as received; OTHER if it is not a short word.",
+            "result.files[].contentType",
+        ),
         _optional("file_size", INT64, "Size in bytes, as received.", "result.files[].fileSize"),
         _optional(
             "uploaded_at",

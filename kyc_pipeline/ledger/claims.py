@@ -3,10 +3,10 @@
 * A submission is *claimed* before it is sent, and only the holder of its partition's lease can claim.
 * A claim ends with a recorded result or becomes `uncertain`; it never becomes "not sent".
 * `completed` is final. `refused` and `quarantined` are never claimed again unless an operator reopens them.
-* `failed` (surely not processed) may be claimed again; `turned_away` after a look-up that found no record.
-  Both take the submission's current date and content; one that may have been processed keeps its own.
+* `failed` (certainly not processed) may be claimed again; `turned_away` after a look-up that found no record.
+  Both take the submission's current date and content; an uncertain one keeps those that were sent.
 * `uncertain` is claimed again only after such a look-up, and only if an operator or the policy allows it. The
-  policy counts once for each submission, and only while at most one of its calls is in doubt.
+  policy allows it once for each submission, and only while at most one of its calls is in doubt.
 * While an earlier call is in doubt, only a sound response or an adopted record settles a submission.
 * The result of a call is always recorded, even if the lease was lost: the call was made. A submission shows
   one response. If there is another (from a second call, or from a call whose record a look-up had already
@@ -18,6 +18,7 @@
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -38,7 +39,8 @@ from sqlalchemy import (
 )
 
 from kyc_pipeline.ledger.database import InvariantBroken, Ledger
-from kyc_pipeline.ledger.identity import advance
+from kyc_pipeline.ledger.day_budget import DayBudget, count_calls, unsent_calls
+from kyc_pipeline.ledger.identity import advance, lock_identity
 from kyc_pipeline.ledger.leases import is_held
 from kyc_pipeline.ledger.models import (
     Adoption,
@@ -60,11 +62,18 @@ POLICY: Final = "DEEPXL_UNCERTAIN=retry"
 """Who decided, if no operator did."""
 _WITH_RESPONSE: Final = frozenset({State.COMPLETED, State.QUARANTINED})
 _CLAIMABLE: Final = (State.FAILED, State.TURNED_AWAY, State.UNCERTAIN)
+_UNKNOWN_RUN: Final = "unknown"
+"""The run of a call that only DeepXL's history knows."""
 _NOT_COUNTED: Final = -1
 """Row count of a driver that does not count inserted rows; an INSERT that fails raises an error anyway."""
 _SECOND: Final = "a second response: the submission already had one"
 _KEEPS_DECISION: Final = frozenset(
-    {AttemptResult.NOT_PROCESSED, AttemptResult.TURNED_AWAY, AttemptResult.ACCESS_DENIED}
+    {
+        AttemptResult.NOT_SENT,
+        AttemptResult.NOT_PROCESSED,
+        AttemptResult.TURNED_AWAY,
+        AttemptResult.ACCESS_DENIED,
+    }
 )
 
 
@@ -73,34 +82,51 @@ def commit(
     lease: Lease,
     claims: Sequence[Claim],
     results: Sequence[Settlement],
+    day_budget: DayBudget | None = None,
 ) -> frozenset[str]:
     """Records results, then makes claims, in one transaction. Returns the tokens of the claims won.
 
-    No claim is won once the lease is lost. A claim is lost if the submission is in a state that may
-    not be sent, or may have been sent with another date or content.
+    No claim is won once the lease is lost, or beyond `day_budget`. A claim is lost if the submission is in a
+    state that may not be sent, or may have been sent with another date or content.
     """
     with ledger.write() as connection:
+        if day_budget is not None and day_budget.max_calls is not None:
+            # No other limited run may claim until this commit ends. Always first, even without claims: if
+            # some commits took this lock first and others last, they could deadlock on PostgreSQL.
+            lock_identity(connection)
         # Lock the lease before any submission, as a takeover does: the reverse can deadlock on PostgreSQL.
         may_claim = is_held(connection, lease)
-        _record(connection, [result for result in results if isinstance(result, Result)])
+        time, calls = now(), Counter[int]()
+        ended = [result for result in results if isinstance(result, Result)]
+        calls.subtract(unsent_calls(connection, ended))
+        _record(connection, ended)
         _adopt(connection, [result for result in results if isinstance(result, Adoption)])
-        _discover(connection, lease, [result for result in results if isinstance(result, Discovery)])
-        _judge(connection, [result for result in results if isinstance(result, Judgement)])
-        won = _claim(connection, lease, claims) if claims and may_claim else frozenset()
+        found = [result for result in results if isinstance(result, Discovery)]
+        calls[time] += _discover(connection, lease, found, time)
+        judged = [result for result in results if isinstance(result, Judgement)]
+        # Only the lease shows that nobody has sent it since the look-up.
+        _judge(connection, [each for each in judged if may_claim or each.state is not State.FAILED])
+        won: frozenset[str] = frozenset()
+        if claims and may_claim:
+            won, started = _claim(connection, lease, claims, day_budget or DayBudget(), time)
+            calls[time] += started
         generation = advance(ledger, connection)
+        count_calls(connection, calls)
     ledger.generation = max(ledger.generation, generation)
     return won
 
 
-def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> frozenset[str]:
-    """Makes the claims that are allowed; returns their tokens.
+def _claim(
+    connection: Connection, lease: Lease, claims: Sequence[Claim], day_budget: DayBudget, time: int
+) -> tuple[frozenset[str], int]:
+    """Makes the claims that are allowed; returns their tokens, and how many of them are new.
 
     The lease's row is locked, so nobody else claims for this date. The submissions' rows are locked too
     (in one order, against deadlocks), since a failed submission may be claimed for another date.
     """
     known = _known(connection, claims)
     numbers = _attempts_so_far(connection, known)
-    time = now()
+    room = day_budget.room(connection, time)
     won: set[str] = set()
     new: dict[str, dict[str, Any]] = {}
     again: dict[str, dict[str, Any]] = {}
@@ -114,11 +140,14 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
             continue
         if key in new or key in again or not (row is None or _may_be_sent(row, lease, claim)):
             continue
+        if room is not None and len(started) >= room:
+            continue
         (new if row is None else again)[key] = {
             "key": key,
             "partition_date": lease.partition_date,
             "content_sha256": claim.content_sha256,
             "claim_token": claim.token,
+            "sent": claim.sent,
             "time": time,
         }
         won.add(claim.token)
@@ -132,6 +161,7 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
                 "run_id": lease.run_id,
                 "started_at": time,
                 "billable": 1,
+                "sent": claim.sent,
             }
         )
     if new:
@@ -142,7 +172,8 @@ def _claim(connection: Connection, lease: Lease, claims: Sequence[Claim]) -> fro
         _expect(connection.execute(insert(attempts), started).rowcount, len(started), "attempts")
     if decided:
         connection.execute(_DECIDE, decided)
-    return frozenset(won)
+    day_budget.take(len(started))
+    return frozenset(won), len(started)
 
 
 _CLAIMED: Final = {
@@ -344,6 +375,7 @@ def _new_state(result: Result, time: int) -> dict[str, Any]:
         "latency_ms": result.latency_ms,
         "response": result.response,
         "error": result.error,
+        "sent": result.claim.sent,
         "updated_at": time,
     }
 
@@ -364,6 +396,7 @@ def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
                 "responded_at": to_microseconds(adoption.responded_at),
                 "response": adoption.response,
                 "error": adoption.error,
+                "sent": adoption.sent,
                 "updated_at": time,
             }
             for adoption in adoptions
@@ -372,7 +405,7 @@ def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
 
 
 _ADOPTABLE: Final = (State.UNCERTAIN, State.TURNED_AWAY, State.QUARANTINED)
-_was_open: Final = exists().where(
+_IS_ADOPTABLE: Final = exists().where(
     submissions.c.submission_id == bindparam("key"), submissions.c.state.in_(_ADOPTABLE)
 )
 # Keeps `requested_at`, and clears the latency: that of the look-up is not that of the call.
@@ -395,19 +428,21 @@ _BILL_NEWEST: Final = (
         .where(_newest.c.submission_id == bindparam("key"))
         .scalar_subquery(),
         ~exists().where(_others.c.submission_id == bindparam("key"), _others.c.billable == 1),
-        _was_open,
+        _IS_ADOPTABLE,
     )
     .values(billable=1)
 )
 
 
-def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) -> None:
-    """Records calls that the ledger does not know, with an attempt each, so that costs add up."""
+def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery], time: int) -> int:
+    """Records calls that the ledger does not know, with an attempt each, so that costs add up.
+
+    Returns how many.
+    """
     if not found:
-        return
+        return 0
     known = _known(connection, found)
     numbers = _attempts_so_far(connection, known)
-    time = now()
     # A state other than failed is the result of a call that the ledger knows: it stays.
     news = [
         each
@@ -426,6 +461,7 @@ def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) 
             "latency_ms": None,
             "response": each.response,
             "error": each.error,
+            "sent": each.sent,
             "updated_at": time,
         }
         key = each.submission_id
@@ -438,24 +474,26 @@ def _discover(connection: Connection, lease: Lease, found: Sequence[Discovery]) 
                 submission_id=key,
                 number=numbers.get(key, 0) + 1,
                 token=row["claim_token"],
-                run_id=lease.run_id,
+                run_id=_UNKNOWN_RUN,
                 started_at=time,
                 ended_at=time,
                 result=AttemptResult.RESPONDED if each.response else AttemptResult.MAYBE_PROCESSED,
                 http_status=each.http_status,
                 billable=1,
                 error=each.error,
+                sent=each.sent,
             )
         )
+    return len(news)
 
 
 def _judge(connection: Connection, judgements: Sequence[Judgement]) -> None:
     if not judgements:
         return
     time = now()
-    in_doubt = [{"key": each.submission_id} for each in judgements if each.state is State.UNCERTAIN]
-    if in_doubt:
-        connection.execute(_BILL_NEWEST, in_doubt)
+    billed = [{"key": each.submission_id} for each in judgements if each.state in _BILLED]
+    if billed:
+        connection.execute(_BILL_NEWEST, billed)
     connection.execute(
         _JUDGE,
         [
@@ -463,6 +501,7 @@ def _judge(connection: Connection, judgements: Sequence[Judgement]) -> None:
                 "key": judgement.submission_id,
                 "partition_date": judgement.partition_date,
                 "content_sha256": judgement.content_sha256,
+                "of_date": judgement.partition_date,
                 "to_state": judgement.state,
                 "error": judgement.error,
                 "updated_at": time,
@@ -472,17 +511,18 @@ def _judge(connection: Connection, judgements: Sequence[Judgement]) -> None:
     )
 
 
+_to_state: Final = bindparam("to_state", type_=submissions.c.state.type)
+_BILLED: Final = (State.UNCERTAIN, State.TURNED_AWAY)
 _JUDGE: Final = (
     update(submissions)
     .where(
         submissions.c.submission_id == bindparam("key"),
         or_(
             submissions.c.state == State.TURNED_AWAY,
-            and_(
-                submissions.c.state == State.UNCERTAIN,
-                bindparam("to_state", type_=submissions.c.state.type) == State.UNCERTAIN,
-            ),
+            and_(submissions.c.state == State.UNCERTAIN, _to_state == State.UNCERTAIN),
         ),
+        # It may have been sent for another day since.
+        or_(_to_state != State.FAILED, submissions.c.partition_date == bindparam("of_date")),
     )
-    .values(state=bindparam("to_state", type_=submissions.c.state.type))
+    .values(state=_to_state)
 )

@@ -4,24 +4,30 @@ If a power cut could undo a claim, a call could be paid twice: `sqlite.py` says 
 each transaction on PostgreSQL sets `synchronous_commit`. A session there keeps no settings, prepared
 statements or locks, since a pooler such as pgbouncer may give each transaction another session. On SQLite a
 write transaction begins with `BEGIN IMMEDIATE`: it waits for the lock at its start and never fails half-way.
-On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores).
+On PostgreSQL the same code takes row locks (`FOR UPDATE`, which SQLite ignores). If the server is away, a
+transaction waits for it before it begins, while nothing is in doubt yet.
 """
 
 import contextlib
+import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from filelock import FileLock
-from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, inspect, text
+from pydantic import SecretStr
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.ledger import sqlite
+from kyc_pipeline.ledger import file_systems, sqlite
 from kyc_pipeline.ledger.schema import HEAD_REVISION
 from kyc_pipeline.ledger.times import SYSTEM_CLOCK, Clock
 
@@ -29,6 +35,9 @@ LEASE_SECONDS: Final = 60.0
 """Time after which a lease expires unless it is renewed."""
 BUSY_TIMEOUT_SECONDS: Final = 30.0
 """How long a statement waits for a lock that another process holds."""
+AWAY_SECONDS: Final = 60.0
+"""How long a transaction waits for a PostgreSQL server that is away."""
+_AWAY_POLL_SECONDS: Final = 0.5
 _MIGRATION_LOCK: Final = 0x6B79635F  # "kyc_": the key of PostgreSQL's advisory lock
 _LIBPQ_OPTIONS: Final = {
     "connect_timeout": 10,
@@ -39,6 +48,8 @@ _LIBPQ_OPTIONS: Final = {
 }
 """Close a dead connection within a minute. The URL can override them."""
 _READ_ONLY: Final = "kyc_read_only"
+_INVARIANT: Final = "invariant: "
+"""How the message of a trigger begins, see `migrations/`: our own words, without data."""
 _SETTINGS: Final = """
 SELECT
     set_config('lock_timeout', '{lock}', true),
@@ -57,7 +68,11 @@ _POOLER_REFUSES: Final = {
     ),
     "unsupported startup parameter": "the pooler refuses `options` in KYC_LEDGER_URL: remove them",
 }
-"""By the pooler's words."""
+"""Part of the pooler's message → cause and remedy."""
+_COMES_BACK: Final = ("starting up", "shutting down", "not yet accepting", "recovery", "too many", "slots")
+"""Parts of a server's temporary refusals, unlike that of a wrong password."""
+_T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
 
 
 class LedgerError(KycError):
@@ -84,18 +99,20 @@ class Ledger:
 
     def __init__(
         self,
-        url: str,
+        url: str | SecretStr,
         *,
         lease_seconds: float = LEASE_SECONDS,
         busy_timeout: float = BUSY_TIMEOUT_SECONDS,
+        away_seconds: float = AWAY_SECONDS,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.lease_seconds = lease_seconds
         self.clock = clock
         self.generation = 0
         """The highest generation that this object has committed; see `identity.py`."""
-        self._url = _checked_url(url)
+        self._url = checked_url(url.get_secret_value() if isinstance(url, SecretStr) else url)
         self._busy_timeout = busy_timeout
+        self._away_seconds = away_seconds
         self._engine: Engine | None = None
         self._is_ready = False
         self._opening = threading.Lock()
@@ -113,8 +130,9 @@ class Ledger:
 
     @property
     def name(self) -> str:
-        """The URL with the password hidden."""
-        return self._url.render_as_string(hide_password=True)
+        """The URL with its passwords hidden."""
+        query = {key: "hidden" if "pass" in key.lower() else value for key, value in self._url.query.items()}
+        return self._url.set(query=query).render_as_string(hide_password=True)
 
     @property
     def file(self) -> Path | None:
@@ -128,8 +146,9 @@ class Ledger:
                 return False
             with self._translated_file_errors(self.file):
                 sqlite.has_log(self.file)
-        with self._translated(), self._connected().connect() as connection:
-            return _revision(connection) is not None
+        with self._translated(), self._reached(self._connected().connect) as connection:
+            # Without a write lock, which would wait for a writer, even for one in this thread.
+            return _revision(connection.execution_options(**{_READ_ONLY: True})) is not None
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -137,14 +156,18 @@ class Ledger:
 
         Raises :class:`LedgerError`; :class:`WrongLedger` if the file is no longer the one that was opened.
         """
-        with self._translated(), self._ready().begin() as connection:
+        with (
+            self._translated(),
+            self._reached(self._ready().connect) as connection,
+            connection.begin(),
+        ):
             yield connection
             self._check_file()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A read-only transaction on one snapshot. On SQLite, commits wait until it ends."""
-        with self._translated(), self._ready().connect() as connection:
+        with self._translated(), self._reached(self._ready().connect) as connection:
             yield connection.execution_options(**{_READ_ONLY: True})
 
     @contextlib.contextmanager
@@ -185,7 +208,7 @@ class Ledger:
 
     def _begin_postgres(self, connection: Connection) -> None:
         lock, idle = int(self._busy_timeout * 1000), int(LEASE_SECONDS * 1000)
-        # Not with a cursor on the server, which would set nothing before it is read.
+        # No server-side cursor: it would set nothing until it is read.
         connection.exec_driver_sql(
             _SETTINGS.format(lock=lock, idle=idle),
             execution_options={"stream_results": False, "yield_per": None},
@@ -210,9 +233,32 @@ class Ledger:
         except (DBAPIError, PoolTimeout, sqlite3.Error, OSError) as error:
             if self._file_id is not None:
                 self._check_file()  # SQLite calls a file that was moved away "readonly"
+            cause = _cause(error)
             kind = ChangeRefused if isinstance(error, (DataError, IntegrityError)) else LedgerError
+            if cause.startswith(_INVARIANT):
+                kind = InvariantBroken
             # `from None`: a driver's message can quote the row that failed.
-            raise kind(f"the ledger {self.name} cannot be used: {_cause(error)}") from None
+            raise kind(f"the ledger {self.name} cannot be used: {cause}") from None
+
+    def _reached(self, connect: Callable[[], _T]) -> _T:
+        """What `connect` returns. While a PostgreSQL server is away, tries again for up to `away_seconds`."""
+        deadline: float | None = None
+        while True:
+            try:
+                return connect()
+            except OperationalError as error:
+                if self._is_sqlite or not _is_away(error):
+                    raise
+                if deadline is None:
+                    deadline = time.monotonic() + self._away_seconds
+                    _logger.warning(
+                        "the ledger %s cannot be reached: trying again for up to %.0f s",
+                        self.name,
+                        self._away_seconds,
+                    )
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_AWAY_POLL_SECONDS)
 
     def _connected(self) -> Engine:
         with self._opening:
@@ -231,9 +277,10 @@ class Ledger:
 
     def _prepare(self, engine: Engine) -> None:
         if self.file is None:
-            _migrate(engine)
+            self._reached(lambda: _migrate(engine))
             return
         with self._translated_file_errors(self.file):
+            file_systems.check(self.file)
             sqlite.prepare(self.file, self._busy_timeout)
         with engine.connect() as connection:
             current = _revision(connection)
@@ -247,11 +294,22 @@ class Ledger:
             yield
         except sqlite.ForeignLog as error:
             raise WrongLedger(
-                f"beside the ledger {file} lies {error}, the log of another database: move the log away, "
+                f"{error} beside the ledger {file} is the log of another database: move the log away, "
                 "then run `kyc-pipeline ledger restore` with the backup"
             ) from None
         except sqlite.Damaged as error:
             raise damaged(self, error) from None
+        except file_systems.MountedFile:
+            raise WrongLedger(
+                f"the file of the ledger {self.name} is mounted without its folder, where SQLite keeps the "
+                "journal of an unfinished commit: nothing is sent; mount the folder instead"
+            ) from None
+        except file_systems.NetworkFolder as kind:
+            raise WrongLedger(
+                f"the ledger {self.name} is on a network file system ({kind}), where locks and flushes are "
+                "not reliable and another machine could send too: nothing is sent; end all runs, copy the "
+                "file to a local disk and set KYC_LEDGER_URL, or use PostgreSQL"
+            ) from None
 
     def _create_engine(self) -> Engine:
         if not self._is_sqlite:
@@ -275,12 +333,9 @@ class Ledger:
 
 def insert_if_absent(connection: Connection, table: Table, **values: Any) -> bool:
     """Inserts a row; False if its key is taken. Only one of two concurrent inserts succeeds."""
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(table).values(**values))
-    except IntegrityError:
-        return False
-    return True
+    dialect = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql
+    query = dialect.insert(table).values(**values).on_conflict_do_nothing()
+    return connection.execute(query.returning(*table.primary_key)).first() is not None
 
 
 def damaged(ledger: Ledger, error: Exception) -> WrongLedger:
@@ -291,10 +346,11 @@ def damaged(ledger: Ledger, error: Exception) -> WrongLedger:
     )
 
 
-def _checked_url(url: str) -> URL:
+def checked_url(url: str) -> URL:
+    """`KYC_LEDGER_URL`, parsed. Raises :class:`UsageError` if no ledger can be there."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: the port is not a number
         raise UsageError(
             "KYC_LEDGER_URL: not a SQLAlchemy URL such as sqlite:///data/ledger.sqlite"
         ) from None
@@ -316,9 +372,21 @@ def _cause(error: Exception) -> str:
     for words, cause in _POOLER_REFUSES.items():
         if words in str(origin):
             return cause
+    if str(origin).startswith(_INVARIANT):
+        return str(origin).splitlines()[0]
     if isinstance(origin, OSError) and origin.strerror:
         return origin.strerror
+    if isinstance(error, OperationalError) and _is_away(error):
+        return "no connection to the server"
     return type(origin).__name__
+
+
+def _is_away(error: OperationalError) -> bool:
+    """Whether no server responded, or it refuses connections for now."""
+    if error.orig is None or getattr(error.orig, "sqlstate", None):
+        return False  # of a statement
+    message = str(error.orig)
+    return "FATAL" not in message or any(words in message for words in _COMES_BACK)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,24 +1,26 @@
 """Held submissions: sent, but without a sound response, and a look-up did not settle the outcome.
 
 An operator decides. `retry`: the next run looks the submission up once more and sends it again if it is not
-found, which may be billed twice. `abandon`: it is never sent again. Its outcome stays `uncertain` (a `failed`
-submission would be sent again), but it is no longer held. `reopen`, with a reason, makes a `refused` or
-`quarantined` submission uncertain again, with `retry`. The policy `DEEPXL_UNCERTAIN=retry` decides once for
-each submission; `claims.py` records it.
+found, which may be billed twice. `abandon`: it is never sent again, and its outcome is `abandoned`. `reopen`,
+with a reason, makes a `refused` or `quarantined` submission uncertain again, with `retry`. The policy
+`DEEPXL_UNCERTAIN=retry` decides once for each submission; `claims.py` records it.
 """
 
-import getpass
-import os
-from typing import Literal
+from collections.abc import Sequence
+from typing import Final, Literal
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from kyc_pipeline.errors import UsageError
+from kyc_pipeline.ledger.audit import Action, AuditTrail
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import Decision, HeldSubmission, State
-from kyc_pipeline.ledger.queries import calls_in_doubt
+from kyc_pipeline.ledger.queries import call_count, calls_in_doubt, is_undecided, read_entries
 from kyc_pipeline.ledger.schema import attempts, decisions, submissions
 from kyc_pipeline.ledger.times import now, to_datetime
+from kyc_pipeline.vocabulary import SUBMISSION_TAG
+
+_ACTIONS: Final = {Decision.RETRY: Action.RETRY, Decision.ABANDON: Action.ABANDON}
 
 
 def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSubmission]:
@@ -29,12 +31,12 @@ def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSub
         select(
             submissions.c.submission_id,
             submissions.c.partition_date,
-            func.count(attempts.c.number),
+            call_count,
             func.max(attempts.c.started_at),
             submissions.c.error,
         )
         .outerjoin(attempts, attempts.c.submission_id == submissions.c.submission_id)
-        .where(submissions.c.state == State.UNCERTAIN, submissions.c.decision.is_(None))
+        .where(is_undecided)
         .group_by(submissions.c.submission_id)
         .order_by(submissions.c.partition_date, submissions.c.submission_id)
     )
@@ -47,38 +49,79 @@ def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSub
         ]
 
 
-def resolve_held(ledger: Ledger, submission_id: str, decision: str, who: str) -> None:
+def resolve_held(
+    ledger: Ledger, submission_id: str, decision: str, who: str, *, trail: AuditTrail | None = None
+) -> None:
     """Records the decision (`retry` or `abandon`) and who made it; the newest decision counts.
 
-    Raises :class:`UsageError` if the decision is neither, or the submission is unknown or not uncertain.
+    The same transaction adds an entry to `trail`. Raises :class:`UsageError` if the decision is neither, or
+    the submission is unknown or not uncertain.
     """
-    if decision not in (Decision.RETRY, Decision.ABANDON):
-        raise UsageError(f"a held submission is resolved as retry or abandon, not as {decision!r}")
-    chosen = Decision(decision)
+    chosen = _checked(decision)
     if not ledger.exists():
         raise _unknown(submission_id)
     with ledger.write() as connection:
         state = _locked_state(connection, submission_id)
         if state is not State.UNCERTAIN:
             raise UsageError(f"submission {submission_id} is {state}, not held: nothing to decide")
-        decided_at = now()
-        connection.execute(
-            update(submissions)
-            .where(submissions.c.submission_id == submission_id)
-            .values(decision=chosen, updated_at=decided_at)
-        )
-        connection.execute(
-            insert(decisions).values(
-                submission_id=submission_id, decision=chosen, decided_by=who[:255], decided_at=decided_at
-            )
-        )
+        _decide(connection, [submission_id], chosen, who, trail)
 
 
-def reopen(ledger: Ledger, submission_id: str, reason: str, who: str) -> str:
+def resolve_all_held(
+    ledger: Ledger,
+    decision: str,
+    who: str,
+    partition_date: str | None = None,
+    *,
+    trail: AuditTrail | None = None,
+) -> list[str]:
+    """As `resolve_held`, for all that are held, or those of one partition; returns their ids.
+
+    Those that already have a decision keep it. Does not create a ledger.
+    """
+    chosen = _checked(decision)
+    if not ledger.exists():
+        return []
+    query = select(submissions.c.submission_id).where(is_undecided).order_by(submissions.c.submission_id)
+    if partition_date is not None:
+        query = query.where(submissions.c.partition_date == partition_date)
+    with ledger.write() as connection:
+        ids = [str(key) for key in connection.execute(query.with_for_update()).scalars()]
+        _decide(connection, ids, chosen, who, trail)
+    return ids
+
+
+def _checked(decision: str) -> Decision:
+    if decision not in (Decision.RETRY, Decision.ABANDON):
+        raise UsageError(f"a held submission is resolved as retry or abandon, not as {decision!r}")
+    return Decision(decision)
+
+
+def _decide(
+    connection: Connection, ids: Sequence[str], decision: Decision, who: str, trail: AuditTrail | None
+) -> None:
+    if not ids:
+        return
+    made = {"decision": decision, "decided_by": who[:255], "decided_at": now()}
+    connection.execute(
+        update(submissions)
+        .where(submissions.c.submission_id == bindparam("key"))
+        .values(decision=decision, updated_at=made["decided_at"]),
+        [{"key": key} for key in ids],
+    )
+    connection.execute(insert(decisions), [{"submission_id": key, **made} for key in ids])
+    if trail is not None:
+        trail.append(connection, _ACTIONS[decision], [(SUBMISSION_TAG, key) for key in ids])
+
+
+def reopen(
+    ledger: Ledger, submission_id: str, reason: str, who: str, *, trail: AuditTrail | None = None
+) -> str:
     """Lets a refused or quarantined submission be sent again, and records why; returns its partition.
 
-    The next run of the partition looks it up, adopts what it finds, or sends it. Raises :class:`UsageError`
-    without a reason, or if the submission is unknown or in another state.
+    The next run of the partition looks it up, adopts what it finds, or sends it. The same transaction adds
+    an entry to `trail`. Raises :class:`UsageError` without a reason, or if the submission is unknown or in
+    another state.
     """
     if not reason.strip():
         raise UsageError("say why the submission is reopened: --reason must not be empty")
@@ -112,7 +155,12 @@ def reopen(ledger: Ledger, submission_id: str, reason: str, who: str) -> str:
                 reason=reason.strip(),
             )
         )
-        return str(connection.execute(select(submissions.c.partition_date).where(this)).scalar_one())
+        date = connection.execute(select(submissions.c.partition_date).where(this)).scalar_one()
+        if trail is not None:
+            trail.append(
+                connection, Action.REOPEN, [(SUBMISSION_TAG, submission_id)], {"date": date, "was": state}
+            )
+        return str(date)
 
 
 def _locked_state(connection: Connection, submission_id: str) -> State:
@@ -125,15 +173,12 @@ def _locked_state(connection: Connection, submission_id: str) -> State:
 
 
 def _unknown(submission_id: str) -> UsageError:
-    return UsageError(f"submission {submission_id} is not in the ledger: see `held list`")
+    return UsageError(f"submission {submission_id} is not in the ledger: see `kyc-pipeline held list`")
 
 
-def operator() -> str:
-    """The login name of this process, recorded with a decision."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return f"user {os.getuid()}"
+def partitions_of(ledger: Ledger, ids: Sequence[str]) -> list[str]:
+    """The partitions of these submissions, in order."""
+    return sorted({entry.partition_date for entry in read_entries(ledger, ids).values()})
 
 
 def dates_to_send_again(ledger: Ledger, policy: Literal["hold", "retry"]) -> list[str]:

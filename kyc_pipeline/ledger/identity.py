@@ -35,6 +35,8 @@ from kyc_pipeline.vocabulary import Outcome
 
 _NOTE_SECONDS: Final = 5.0
 """Interval at which a run writes the ledger's generation into the lake."""
+_IDENTITY: Final = select(identity)
+_LOCKED: Final = _IDENTITY.with_for_update()
 _RESTORE: Final = "restore it with `kyc-pipeline ledger restore`"
 
 
@@ -50,17 +52,22 @@ class Identity:
     """When it was last restored (microseconds since the epoch): it may lack calls made before."""
     moved_to: str | None
     """The URL of the ledger that took its place."""
+    pseudonym_key_id: str | None
+    """Identifies the key of the pseudonyms; None before the first."""
 
 
 def lock_identity(connection: Connection) -> Identity:
     """The ledger's identity, whose row stays locked until the transaction ends."""
-    return Identity(*connection.execute(select(identity).with_for_update()).one())
+    return Identity(*connection.execute(_LOCKED).one())
 
 
 def read_identity(ledger: Ledger) -> Identity:
-    """The ledger's identity."""
+    """The ledger's identity. Raises :class:`WrongLedger` if somebody removed it."""
     with ledger.read() as connection:
-        return Identity(*connection.execute(select(identity)).one())
+        row = connection.execute(_IDENTITY).one_or_none()
+    if row is None:
+        raise WrongLedger(f"the ledger {ledger.name} has lost its identity: {_RESTORE}")
+    return Identity(*row)
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -150,7 +157,7 @@ def bind(lake: Lake, ledger: Ledger) -> Identity:
 
 
 def advance(ledger: Ledger, connection: Connection) -> int:
-    """Counts the generation up and returns it. The last statement of a commit, since it locks the only row.
+    """Increments and returns the generation. Call it last in a transaction, since it locks the only row.
 
     Raises :class:`WrongLedger` if the ledger was moved away, or an older copy took its place.
     """

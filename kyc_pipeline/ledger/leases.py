@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, select, update
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.database import Ledger, LedgerError, insert_if_absent
@@ -26,7 +26,7 @@ from kyc_pipeline.ledger.schema import leases, submissions
 from kyc_pipeline.ledger.times import now
 
 _MARGIN: Final = 0.1
-"""The last part of a lease, which counts as expired: sending takes a moment too."""
+"""This share at the end of a lease counts as expired, because sending takes time too."""
 _INTERRUPTED: Final = "the run that sent it ended before the response was recorded"
 
 
@@ -216,6 +216,17 @@ def _advice(life: Life, pid: int, seconds_left: float) -> str:
     return "wait for it to end"
 
 
+def leased_partitions(ledger: Ledger) -> dict[str, str]:
+    """The partitions with a lease that has not expired, and their runs. Does not create a ledger."""
+    if not ledger.exists():
+        return {}
+    with ledger.read() as connection:
+        query = select(leases.c.partition_date, leases.c.run_id).where(
+            leases.c.expires_at > ledger.now(connection)
+        )
+        return dict(connection.execute(query).tuples().all())
+
+
 def renew_lease(ledger: Ledger, lease: Lease) -> bool:
     """Extends the lease; False if another run has taken it."""
     with ledger.write() as connection:
@@ -245,8 +256,11 @@ def mark_open_claims_uncertain(ledger: Ledger, lease: Lease) -> int:
 
 def is_held(connection: Connection, lease: Lease) -> bool:
     """Whether the lease is still held. Locks its row until the transaction ends."""
-    query = select(leases.c.token).where(leases.c.partition_date == lease.partition_date).with_for_update()
-    return bool(connection.execute(query).scalar_one_or_none() == lease.token)
+    row = connection.execute(_HOLDER, {"date": lease.partition_date})
+    return bool(row.scalar_one_or_none() == lease.token)
+
+
+_HOLDER: Final = select(leases.c.token).where(leases.c.partition_date == bindparam("date")).with_for_update()
 
 
 def _mark_open_claims(connection: Connection, partition_date: str) -> int:
@@ -258,7 +272,7 @@ def _mark_open_claims(connection: Connection, partition_date: str) -> int:
 
 
 def _expiry(ledger: Ledger, connection: Connection) -> dict[str, int]:
-    """When a lease expires that is renewed now."""
+    """When a lease that is renewed now expires."""
     lifetime = _lifetime(ledger)
     return {
         "expires_at": ledger.now(connection) + lifetime,
@@ -267,7 +281,7 @@ def _expiry(ledger: Ledger, connection: Connection) -> dict[str, int]:
 
 
 def _sure_until(ledger: Ledger) -> tuple[int, int]:
-    """Until when a lease is surely valid that is renewed after this call, by both clocks."""
+    """Until when, by both clocks, a lease that is renewed after this call is certainly valid."""
     sure = int(_lifetime(ledger) * (1 - _MARGIN))
     return ledger.clock.now() + sure, ledger.clock.since_boot() + sure
 

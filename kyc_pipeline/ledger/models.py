@@ -10,10 +10,10 @@ from kyc_pipeline.vocabulary import Outcome
 
 
 class State(StrEnum):
-    """Where a submission stands. All but `claimed` are outcomes of `vocabulary.Outcome`."""
+    """Where a submission stands: see `outcome_of`."""
 
     CLAIMED = "claimed"
-    """The intent to send is recorded but no result: the call may be in flight."""
+    """The intent to send is recorded, but no result yet: the call may be in flight."""
     COMPLETED = "completed"
     REFUSED = "refused"
     QUARANTINED = "quarantined"
@@ -30,7 +30,7 @@ class Decision(StrEnum):
     RETRY = "retry"
     """Look it up once more, and send it again if it is not found."""
     ABANDON = "abandon"
-    """Never send it again. It stays `uncertain` but is no longer held."""
+    """Never send it again. Its state stays `uncertain`; its outcome is `abandoned`."""
     REOPEN = "reopen"
     """A refused or quarantined one is uncertain again, with `retry`. Only in the history of decisions."""
 
@@ -42,6 +42,8 @@ class AttemptResult(StrEnum):
     """There is a sound response. The stored value keeps the former name."""
     REFUSED = "refused"
     CONTRACT_BROKEN = "contract_broken"
+    NOT_SENT = "not_sent"
+    """Not a byte left: a claim, but no call."""
     NOT_PROCESSED = "not_processed"
     TURNED_AWAY = "turned_away"
     MAYBE_PROCESSED = "maybe_processed"
@@ -49,8 +51,14 @@ class AttemptResult(StrEnum):
 
 
 _OTHER_OUTCOMES: Final = {State.CLAIMED: Outcome.UNCERTAIN, State.TURNED_AWAY: Outcome.FAILED}
-OUTCOMES: Final = {state: _OTHER_OUTCOMES.get(state) or Outcome(state.value) for state in State}
-"""The outcome of each state; a claim without a result counts as uncertain."""
+_OUTCOMES: Final = {state: _OTHER_OUTCOMES.get(state) or Outcome(state.value) for state in State}
+
+
+def outcome_of(state: State, decision: Decision | None) -> Outcome:
+    """The outcome of a submission; a claim without a result counts as uncertain."""
+    if state is State.UNCERTAIN and decision is Decision.ABANDON:
+        return Outcome.ABANDONED
+    return _OUTCOMES[state]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ class Lease:
     token: str
     run_id: str
     recovered: int = 0
-    """Open claims of an earlier holder that became uncertain."""
+    """How many open claims of earlier holders became uncertain."""
 
 
 @dataclass(slots=True)
@@ -75,7 +83,9 @@ class Claim:
     is uncertain and a decision allows it."""
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     by_policy: bool = False
-    """`DEEPXL_UNCERTAIN=retry` decides so, which counts once for each submission."""
+    """Whether `DEEPXL_UNCERTAIN=retry` allows it, which it does once for each submission."""
+    sent: str | None = field(default=None, repr=False)
+    """What is sent, if that is less than the submission: see `lake/sent.py`. Other classes have it, too."""
 
 
 @dataclass(slots=True)
@@ -106,13 +116,14 @@ class Adoption:
     responded_at: datetime
     response: str = field(repr=False)
     error: str | None = None
+    sent: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
     """A record that a look-up found for a submission that the ledger does not know, or knows as failed.
 
-    A `response` counts as DeepXL's; without one the submission is held, and `error` says why.
+    With a `response` the submission is completed; without one it is held, and `error` says why.
     """
 
     submission_id: str
@@ -121,14 +132,16 @@ class Discovery:
     responded_at: datetime
     response: str | None = field(repr=False)
     error: str | None = None
+    sent: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What became clear after a call was recorded.
+    """A conclusion about a call that is already recorded.
 
-    A turned-away submission is `uncertain` (a look-up could not tell) or `refused` (others succeeded); or the
-    reason why an uncertain one is held.
+    A turned-away submission becomes `uncertain` (a look-up could not tell) or `refused` (others succeeded);
+    an uncertain one stays so, and `error` says why it is held. A withdrawn one becomes `failed`, or stays
+    `turned_away`, and is billed, if DeepXL has a record of it.
     """
 
     submission_id: str
@@ -153,7 +166,7 @@ class Entry(NamedTuple):
     updated_at: int
     """Microseconds since the epoch."""
     calls_in_doubt: int = 0
-    """Of an uncertain or claimed one: its calls that may have been billed."""
+    """Its calls that may have been billed; counted only while it is uncertain or claimed."""
 
     @property
     def held(self) -> bool:
@@ -162,8 +175,8 @@ class Entry(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
-        """The outcome of its state."""
-        return OUTCOMES[self.state]
+        """The outcome of its state and decision."""
+        return outcome_of(self.state, self.decision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +186,24 @@ class HeldSubmission:
     submission_id: str
     partition_date: str
     attempts: int
+    """Calls."""
     last_sent_at: datetime | None
     error: str | None
 
 
 @dataclass(frozen=True, slots=True)
+class HeldDay:
+    """The held submissions of a partition."""
+
+    partition_date: str
+    submissions: int
+    since: datetime
+    """Since when the oldest one is held."""
+
+
+@dataclass(frozen=True, slots=True)
 class Spend:
-    """Calls: of a partition over all runs, or of some runs over all partitions."""
+    """The calls of a partition over all runs, or of some runs over all partitions."""
 
     calls: int
     billable_calls: int

@@ -21,9 +21,9 @@ class Life(Enum):
 
     RUNNING = "running"
     STOPPED = "stopped"
-    """By SIGSTOP, a terminal or a debugger: it does nothing until it is continued."""
+    """Stopped by SIGSTOP, a terminal or a debugger: it does nothing until it is continued."""
     DEAD = "dead"
-    """Certainly."""
+    """It has certainly ended."""
     UNKNOWN = "unknown"
 
 

@@ -1,7 +1,7 @@
 """Rate limits that all runs on this ledger share.
 
 Times are by the ledger's wall clock, which may have been wrong when they were written. So a time that is too
-far ahead counts as the furthest possible.
+far ahead is capped.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def locked_rate_limit(
 ) -> Iterator[RateLimit]:
     """Locks the rate limit `name` while the block runs, then stores its `arrival` and `paused_until`.
 
-    They are at most `arrival_ahead` and `pause_ahead` microseconds ahead.
+    When read, they are capped at `arrival_ahead` and `pause_ahead` microseconds from now.
     """
     this = rate_limits.c.name == name
     query = select(rate_limits.c.arrival, rate_limits.c.paused_until).where(this).with_for_update()

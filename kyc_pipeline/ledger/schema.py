@@ -26,13 +26,20 @@ from sqlalchemy import (
 
 from kyc_pipeline.ledger.models import Decision, State
 
-HEAD_REVISION: Final = "0005"
+HEAD_REVISION: Final = "0014"
 """The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
 """The `content_sha256` of erased submissions, whose `submission_id` is a pseudonym."""
 
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+
+
+def storable(value: str) -> str:
+    """The text with NUL and lone surrogates as their JSON escapes."""
+    if value.isascii() and "\0" not in value:
+        return value
+    return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 class StorableText(TypeDecorator[str]):
@@ -43,9 +50,7 @@ class StorableText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """The text to store."""
-        if value is None or (value.isascii() and "\0" not in value):
-            return value
-        return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+        return None if value is None else storable(value)
 
 
 def _one_of(values: type[StrEnum]) -> Enum:
@@ -70,6 +75,7 @@ submissions = Table(
     Column("latency_ms", Float),
     Column("response", StorableText),
     Column("error", StorableText),
+    Column("sent", StorableText),  # by the response's call, else the newest one: see `lake/sent.py`
     Column("updated_at", BigInteger, nullable=False),
     Index("submissions_by_partition", "partition_date", "state"),
 )
@@ -86,9 +92,11 @@ attempts = Table(
     Column("result", String(16)),
     Column("http_status", Integer),
     Column("latency_ms", Float),
-    Column("billable", Integer, nullable=False),  # 1 unless the call was surely not processed
+    Column("billable", Integer, nullable=False),  # 1 unless the call was certainly not processed
     Column("error", StorableText),
     Column("body", StorableText),  # of a failed call, or a second response; see `submissions.response`
+    Column("sent", StorableText),
+    Index("attempts_by_start", "started_at", "result"),
 )
 
 leases = Table(
@@ -117,6 +125,13 @@ decisions = Table(
     Column("reason", StorableText),
 )
 
+calls_of_days = Table(
+    "calls_of_days",
+    metadata,
+    Column("day", BigInteger, primary_key=True, autoincrement=False),  # when it began, at midnight UTC
+    Column("calls", Integer, nullable=False),  # attempts of the day that are calls
+)
+
 rate_limits = Table(
     "rate_limits",
     metadata,
@@ -133,14 +148,60 @@ erasures = Table(
     Column("key_id", String(8), nullable=False),  # of the pseudonym's key
     Column("erased_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),  # NULL: unfinished, repeat the erasure
+    Column("earlier_keys", Text, nullable=False, server_default=""),  # ids, separated by commas: see `rekey`
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),  # from 1, without gaps
+    Column("happened_at", BigInteger, nullable=False),
+    Column("operator", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject_name", Text),  # of the tag; `submissionId` for a submission
+    Column("subject", String(64)),  # pseudonym of its value, which is not stored
+    Column("key_id", String(8)),  # of the pseudonym's key
+    Column("reason", Text),
+    Column("request", Text),
+    Column("details", Text, nullable=False),  # JSON object
+    Column("previous_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+vendor_deletions = Table(
+    "vendor_deletions",
+    metadata,
+    Column("submission", String(64), primary_key=True),  # pseudonym of the erased submission's id
+    Column("submission_id", String(64)),  # while DeepXL may have a record that only this finds
+    Column("verification_ids", Text, nullable=False),  # separated by commas
+    Column("sent_at", BigInteger),
+    Column("erased_at", BigInteger, nullable=False),
+    Column("request", Text),
+    Column("confirmed_on", String(10)),  # NULL: DeepXL has not confirmed the deletion
+    Column("confirmed_by", Text),
+    Column("evidence", Text),
+)
+
+legal_holds = Table(
+    "legal_holds",
+    metadata,
+    Column("name", Text, primary_key=True),  # as in `erasures`
+    Column("pseudonym", String(64), primary_key=True),
+    Column("key_id", String(8), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("set_at", BigInteger, nullable=False),
+    Column("set_by", Text, nullable=False),
+    Column("earlier_keys", Text, nullable=False, server_default=""),  # as in `erasures`
 )
 
 identity = Table(  # one row
     "identity",
     metadata,
-    Column("ledger_id", String(32), primary_key=True),  # made with the ledger; moves with its content
+    Column("ledger_id", String(32), primary_key=True),  # created with the ledger; copied with its content
     Column("lake_id", String(32)),  # NULL until the first call
-    Column("generation", BigInteger, nullable=False),  # counted up by every commit of claims and results
-    Column("restored_at", BigInteger),  # it may lack calls made before
+    Column("generation", BigInteger, nullable=False),  # incremented by every commit of claims and results
+    Column("restored_at", BigInteger),  # it may lack calls made before this
     Column("moved_to", Text),  # URL without the password: this copy is out of use
+    Column("pseudonym_key_id", String(8)),  # NULL until the first pseudonym
 )

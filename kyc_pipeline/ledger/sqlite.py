@@ -7,7 +7,7 @@ It uses a rollback journal (`TRUNCATE`) with `synchronous=EXTRA`, never a WAL:
 * Between commits the ledger is one file. There is no `-wal` that a copy can lack, or that can belong to an
   older file and be applied to a newer one.
 
-The price is three more flushes to disk in a commit, which the calls in flight share, and readers that hold up
+The price is three more flushes to disk in a commit, which the calls in flight share, and readers that block
 commits while they read: keep reads short.
 """
 
@@ -20,16 +20,17 @@ from typing import Any, Final, TypeAlias
 from filelock import FileLock
 
 from kyc_pipeline.lake.atomic import make_folder
+from kyc_pipeline.ledger import hot_journal
 
 FileId: TypeAlias = tuple[int, int]
-"""Device and inode: they tell a file from another one at the same path."""
+"""Device and inode: they differ if another file has taken the path."""
 
 _MAGIC: Final = b"SQLite format 3\0"
 _WAL: Final = "wal"
 
 
 class ForeignLog(Exception):
-    """A `-wal` file lies beside a database that has none."""
+    """A `-wal` file lies beside a database that is not in WAL mode, or the journal of another database."""
 
 
 class Damaged(Exception):
@@ -58,8 +59,12 @@ def configure(connection: sqlite3.Connection) -> None:
 def has_log(path: Path) -> bool:
     """Whether a `-wal` with content lies beside the file, which an older version may have left.
 
-    Raises :class:`ForeignLog` if it is not the file's own: SQLite would apply it on the first read.
+    Raises :class:`ForeignLog` if it, or a journal, is not the file's own: SQLite would apply it on the first
+    read.
     """
+    path = path.resolve()  # they lie beside the file that a link leads to
+    if hot_journal.is_foreign(path):
+        raise ForeignLog(f"{path.name}-journal")
     log = Path(f"{path}-wal")
     if not (log.exists() and log.stat().st_size):
         return False

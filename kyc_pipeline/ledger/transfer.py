@@ -4,20 +4,22 @@ import contextlib
 import hashlib
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-from sqlalchemy import Connection, Table, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select, text, update
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.identity import LakeIdentity, note_generation, read_lake_identity, write_lake_identity
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import sqlite
+from kyc_pipeline.ledger.audit import newest_entry
 from kyc_pipeline.ledger.database import Ledger, WrongLedger
+from kyc_pipeline.ledger.day_budget import recount
 from kyc_pipeline.ledger.identity import (
     check_bond,
     check_health,
@@ -25,30 +27,41 @@ from kyc_pipeline.ledger.identity import (
     lock_identity,
     read_identity,
 )
-from kyc_pipeline.ledger.models import State
+from kyc_pipeline.ledger.models import AttemptResult, Decision, State
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, read_entries
-from kyc_pipeline.ledger.schema import attempts, identity, leases, metadata, submissions
+from kyc_pipeline.ledger.schema import (
+    attempts,
+    audit,
+    erasures,
+    identity,
+    leases,
+    legal_holds,
+    metadata,
+    submissions,
+    vendor_deletions,
+)
 from kyc_pipeline.ledger.times import now
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.scratch import scratch_folder
+from kyc_pipeline.vocabulary import SETTLED, Outcome
 
 _ROWS: Final = 500
 _COPIED: Final = [table for table in metadata.sorted_tables if table is not leases]
 """All but the leases: they belong to processes, and none is held while a ledger is copied."""
-_SETTLED: Final = frozenset({State.COMPLETED, State.REFUSED, State.QUARANTINED})
+_SETTLED: Final = frozenset(State(outcome) for outcome in SETTLED)
 
 
 def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
     """Copies everything to `target`, which must be empty, and puts `source` out of use.
 
-    Returns the rows of each table, after counts and digests agreed. Raises :class:`KycError` if a run is
+    Returns the rows of each table, once counts and digests agree. Raises :class:`KycError` if a run is
     active, and if anything differs; the source then stays in use.
     """
     check_bond(lake, source)
     check_health(source)
     check_health(target)
     with source.write() as connection:
-        _check_idle(source, connection)
+        check_idle(source, connection)
         # Now no run can claim. A change by another command makes the digests differ.
         connection.execute(update(identity).values(moved_to=target.name))
     try:
@@ -65,16 +78,18 @@ def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
 
 @contextlib.contextmanager
 def opened_backup(backup: Path) -> Iterator[Ledger]:
-    """The ledger in a backup file. It opens a copy, so the backup stays unchanged."""
+    """The ledger in a backup, or in a file that was set aside. It opens a copy: the file stays unchanged."""
     if not backup.is_file():
         raise UsageError(f"there is no backup {backup}")
-    with tempfile.TemporaryDirectory(prefix="kyc-restore-") as folder:
+    with scratch_folder() as folder:
         copy = Path(folder) / "ledger.sqlite"
         try:
             shutil.copyfile(backup, copy)
-            log = backup.with_name(f"{backup.name}-wal")  # an older version was copied with its log
-            if log.exists() and sqlite.uses_wal(backup):
-                shutil.copyfile(log, copy.with_name(f"{copy.name}-wal"))
+            # An older version was copied with its log, or a killed run left its journal.
+            for side in ("-wal", "-journal"):
+                log = backup.with_name(f"{backup.name}{side}")
+                if log.exists() and (side == "-journal" or sqlite.uses_wal(backup)):
+                    shutil.copyfile(log, copy.with_name(f"{copy.name}{side}"))
         except OSError as error:
             raise KycError(f"cannot copy the backup {backup}: {error.strerror}") from error
         with Ledger(f"sqlite:///{copy}") as ledger:
@@ -106,6 +121,72 @@ def copy_backup(lake: Lake, backup: Ledger, ledger: Ledger) -> dict[str, int]:
     return _copy(backup, ledger)
 
 
+@dataclass(frozen=True, slots=True)
+class CarriedOver:
+    """What a restored ledger has from the ledger that it replaces, beyond its backup."""
+
+    entries: int = 0
+    """Entries of the audit trail."""
+    legal_holds: int = 0
+    """All of them: those of the backup may have been lifted."""
+    vendor_deletions: int = 0
+    """All of them: those of the backup may have been confirmed since."""
+    tombstones: int = 0
+    """Of erasures made since the backup: unfinished again, because the backup brought the data back."""
+    needs_rekey: bool = False
+    """Whether the backup has pseudonyms of an earlier key than the ledger that it replaces."""
+
+
+def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
+    """Copies what people did since the backup from the ledger that it replaces.
+
+    That is the audit trail, legal holds, the register of vendor deletions and the tombstones; calls and
+    outcomes come from the lake and DeepXL's history. Raises :class:`KycError`, having changed nothing, if
+    `former` is damaged or is not a later state of this lake's restored ledger.
+    """
+    check_health(former)
+    known, theirs = read_lake_identity(lake), read_identity(former)
+    if known is not None and theirs.lake_id != known.lake_id:
+        raise KycError(f"it belongs to another lake than {lake.root}")
+    with former.read() as reading, ledger.write() as writing:
+        head = newest_entry(writing)
+        same = select(audit.c.hash).where(audit.c.number == head.number)
+        if head.number and reading.execute(same).scalar() != head.hash:
+            raise KycError("it is not a later state of the restored ledger")
+        columns = erasures.c.name, erasures.c.pseudonym
+        before = {tuple(row) for row in writing.execute(select(*columns))}
+        rows = {
+            audit: _rows(reading, audit, audit.c.number > head.number),
+            legal_holds: _rows(reading, legal_holds),
+            vendor_deletions: _rows(reading, vendor_deletions),
+            erasures: [
+                row | {"finished_at": None}
+                for row in _rows(reading, erasures)
+                if (row["name"], row["pseudonym"]) not in before
+            ],
+        }
+        for table in (legal_holds, vendor_deletions):
+            writing.execute(delete(table))
+        for table, carried in rows.items():
+            if carried:
+                writing.execute(insert(table), carried)
+        mine = lock_identity(writing).pseudonym_key_id
+        if mine is None or not before:  # the backup has no pseudonyms of its own
+            mine = theirs.pseudonym_key_id
+            writing.execute(update(identity).values(pseudonym_key_id=mine))
+    return CarriedOver(
+        entries=len(rows[audit]),
+        legal_holds=len(rows[legal_holds]),
+        vendor_deletions=len(rows[vendor_deletions]),
+        tombstones=len(rows[erasures]),
+        needs_rekey=mine != theirs.pseudonym_key_id,
+    )
+
+
+def _rows(connection: Connection, table: Table, *which: ColumnElement[bool]) -> list[dict[str, Any]]:
+    return [dict(row._mapping) for row in connection.execute(select(table).where(*which))]
+
+
 def complete_from_lake(lake: Lake, ledger: Ledger) -> int:
     """Adds the outcomes that only the lake knows; returns how many submissions it added."""
     return sum(
@@ -116,9 +197,9 @@ def complete_from_lake(lake: Lake, ledger: Ledger) -> int:
 
 
 def declare_restored(lake: Lake, ledger: Ledger) -> None:
-    """Makes the ledger the lake's. Runs look up what they would send on any day up to now.
+    """Declares this the lake's ledger. Runs then look up what they would send for any day up to today.
 
-    It gets a new id, so that the ledger that it replaces is not used again by mistake.
+    It gets a new id, so that nobody uses the ledger that it replaces by mistake.
     """
     check_health(ledger)
     check_outcomes(lake, ledger, lake.dates(VERIFICATION_RESPONSES))
@@ -138,6 +219,7 @@ def declare_restored(lake: Lake, ledger: Ledger) -> None:
                 moved_to=None,
             )
         )
+        recount(connection)  # the lake may have added calls
         # Before the commit: if this fails, the ledger is not declared restored.
         write_lake_identity(lake, new)
     ledger.generation = new.generation
@@ -177,7 +259,8 @@ def check_file(ledger: Ledger) -> None:
             ) from None
 
 
-def _check_idle(ledger: Ledger, connection: Connection) -> None:
+def check_idle(ledger: Ledger, connection: Connection) -> None:
+    """Raises :class:`KycError`, which names the run, if one is active."""
     time = ledger.now(connection)
     for row in connection.execute(select(leases).where(leases.c.expires_at > time)):
         holder = ProcessIdentity(row.machine, row.host, row.pid, row.pid_started)
@@ -189,15 +272,17 @@ def _check_idle(ledger: Ledger, connection: Connection) -> None:
 
 
 def _copy(source: Ledger, target: Ledger) -> dict[str, int]:
-    with source.read() as reading, target.write() as writing:
-        if writing.execute(select(submissions.c.submission_id).limit(1)).first() is not None:
+    with target.write() as writing:  # any error rolls the copy back
+        if any(writing.execute(select(each).limit(1)).first() for each in (submissions, audit)):
             raise UsageError(f"the ledger {target.name} is not empty: nothing was copied")
         for table in reversed(_COPIED):
             writing.execute(delete(table))
-        for table in _COPIED:
-            rows = reading.execution_options(yield_per=_ROWS).execute(select(table))
-            for part in rows.partitions():
-                writing.execute(insert(table), [dict(row._mapping) for row in part])
+        with source.read() as reading:
+            for table in _COPIED:
+                rows = reading.execution_options(yield_per=_ROWS).execute(select(table))
+                for part in rows.partitions():
+                    writing.execute(insert(table), [dict(row._mapping) for row in part])
+            before = _digests(reading)
         if target.file is None:  # copying ids does not advance PostgreSQL's sequence
             writing.execute(
                 text(
@@ -205,23 +290,14 @@ def _copy(source: Ledger, target: Ledger) -> dict[str, int]:
                     "(SELECT coalesce(max(id), 0) + 1 FROM decisions), false)"
                 )
             )
-        before, after = _digests(reading), _digests(writing)
+        after = _digests(writing)
         if before != after:
             wrong = ", ".join(name for name in before if before[name] != after[name])
             raise KycError(f"the copy differs in {wrong}: nothing was copied")
-    # Another command may have changed the source meanwhile.
-    with source.read() as reading:
-        if _digests(reading) != before:
-            _clear(target)
-            raise KycError("the ledger changed while it was copied: stop what uses it, and try again")
+        with source.read() as reading:  # another command may have changed it meanwhile
+            if _digests(reading) != before:
+                raise KycError("the ledger changed while it was copied: stop what uses it, and try again")
     return {name: rows for name, (rows, _) in after.items()}
-
-
-def _clear(target: Ledger) -> None:
-    with target.write() as writing:
-        for table in reversed(_COPIED):
-            if table is not identity:
-                writing.execute(delete(table))
 
 
 def _digests(connection: Connection) -> dict[str, tuple[int, int]]:
@@ -256,7 +332,7 @@ def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch) -> int:
                 connection.execute(
                     update(submissions)
                     .where(submissions.c.submission_id == entry.submission_id)
-                    .values(values | {"decision": None})
+                    .values(values)
                 )
             else:
                 continue
@@ -279,13 +355,15 @@ def _columns(row: dict[str, Any], date: str, state: State) -> dict[str, Any]:
         "partition_date": date,
         "content_sha256": row["content_sha256"],
         "state": state,
+        "decision": Decision.ABANDON if row["outcome"] == Outcome.ABANDONED else None,
         "updated_at": now(),
     } | {name: row[name] for name in RESPONSE_COLUMNS}
 
 
 def _attempts(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """The calls as the lake counts them; at least one."""
+    """The calls as the lake counts them. A submission without any was claimed, but not sent."""
     time = row["requested_at"] or now()
+    calls = max(row["attempts"], row["billable_calls"])
     return [
         {
             "submission_id": row["submission_id"],
@@ -294,7 +372,9 @@ def _attempts(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
             "run_id": "restored",
             "started_at": time,
             "ended_at": time,
+            "result": None if calls else AttemptResult.NOT_SENT,
             "billable": int(number <= row["billable_calls"]),
+            "sent": row["sent"],
         }
-        for number in range(1, max(row["attempts"], row["billable_calls"], 1) + 1)
+        for number in range(1, max(calls, 1) + 1)
     ]

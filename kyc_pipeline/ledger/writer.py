@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import ChangeRefused, InvariantBroken, Ledger, LedgerError, WrongLedger
+from kyc_pipeline.ledger.day_budget import DayBudget
 from kyc_pipeline.ledger.models import Adoption, Claim, Discovery, Lease, Result, Settlement
 
 _MAX_GROUP: Final = 512
@@ -52,8 +53,10 @@ class GroupWriter:
         *,
         patience_seconds: float,
         after_commit: Callable[[], None] = lambda: None,
+        day_budget: DayBudget | None = None,
     ) -> None:
         self._ledger = ledger
+        self._day_budget = day_budget
         self._after_commit = after_commit
         self._lease = lease
         self._patience_seconds = patience_seconds
@@ -83,11 +86,17 @@ class GroupWriter:
         await asyncio.to_thread(self._thread.join)
 
     def new_claim(
-        self, submission_id: str, content_sha256: str, *, resend: bool, by_policy: bool = False
+        self,
+        submission_id: str,
+        content_sha256: str,
+        *,
+        resend: bool,
+        by_policy: bool = False,
+        sent: str | None = None,
     ) -> Claim:
         """A claim with a unique token: the lease's random token and a number."""
         token = f"{self._lease.token[:20]}{next(self._claims):012x}"
-        return Claim(submission_id, content_sha256, resend, token, by_policy)
+        return Claim(submission_id, content_sha256, resend, token, by_policy, sent)
 
     async def claim(self, claim: Claim) -> bool:
         """Makes a claim durable; False if it was lost. Raises :class:`LedgerError`."""
@@ -152,17 +161,17 @@ class GroupWriter:
         claims = [change for change in changes if isinstance(change, Claim)]
         results = [change for change in changes if not isinstance(change, Claim)]
         deadline: float | None = None
-        was_refused = len(changes) > 1
+        may_repeat = len(changes) == 1
         while True:
             try:
-                won = commit(self._ledger, self._lease, claims, results)
+                won = commit(self._ledger, self._lease, claims, results, self._day_budget)
             except (WrongLedger, InvariantBroken):
                 raise  # trying again does not help
             except ChangeRefused:
-                # Try a single change once more: another host may just have written the same row.
-                if was_refused:
+                # Repeat a single change once: another host may just have written the same row.
+                if not may_repeat:
                     raise
-                was_refused = True
+                may_repeat = False
             except LedgerError:
                 # From the first failure on: this process may have been suspended during the commit.
                 deadline = deadline or time.monotonic() + self._patience_seconds

@@ -8,13 +8,14 @@ and partitions materialized by hand. The condition waits while a dependency is i
 import dagster as dg
 
 from kyc_pipeline.orchestration.jobs import TRIGGER
+from kyc_pipeline.orchestration.specs import ANALYZE
 
 _When = dg.AutomationCondition
 _REQUESTED_HERE = {TRIGGER: "publish_when_new"}
-# eager() asks "updated since handled?". This asks "not handled since updated?", which also publishes data
-# from before the sensor was switched on, and data that arrives between the same two ticks as a publication
-# (`&` and `|` of Dagster 1.13 lose the order). A build that this sensor requested counts as handled from the
-# request, not from its end, because days may arrive while it reads.
+# eager() publishes if an update followed the last publication. This publishes unless a publication followed
+# the last update: so it also publishes data from before the sensor was on, and data that arrives between the
+# same two ticks as a publication (`&` and `|` of Dagster 1.13 lose the order). A build that this sensor
+# requested counts as handled from the request, not from its end, because days may arrive while it reads.
 _HANDLED = _When.newly_requested() | (
     _When.newly_updated() & ~_When.executed_with_tags(tag_values=_REQUESTED_HERE)
 )
@@ -31,7 +32,7 @@ PUBLISH_WHEN_NEW = (
 
 publish_when_new = dg.AutomationConditionSensorDefinition(
     name="publish_when_new",
-    target=dg.AssetSelection.groups("analyze"),
+    target=dg.AssetSelection.groups(ANALYZE),
     minimum_interval_seconds=30,
     run_tags={**_REQUESTED_HERE, "dagster/priority": "5"},
     description="Builds and publishes the warehouse after its upstream tables were updated.",

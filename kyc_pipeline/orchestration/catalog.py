@@ -11,26 +11,29 @@ import dagster as dg
 
 from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.orchestration.automation import PUBLISH_WHEN_NEW
+from kyc_pipeline.orchestration.checks.analyze import DEADLINE_HOUR
+from kyc_pipeline.orchestration.specs import ANALYZE, FLATTEN, INGEST, VERIFY
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-ANALYZE: Final = "analyze"
 DICTIONARY: Final = "docs/data-dictionary.md"
 OPERATIONS: Final = "docs/operations.md"
 
 OWNERS: Final = {
-    "ingest": "team:data-engineering",
-    "verify": "team:data-engineering",
-    "flatten": "team:data-engineering",
+    INGEST: "team:data-engineering",
+    VERIFY: "team:data-engineering",
+    FLATTEN: "team:data-engineering",
     ANALYZE: "team:analytics",
 }
 
 FRESHNESS: Final = dg.FreshnessPolicy.cron(
-    deadline_cron="0 7 * * *", lower_bound_delta=timedelta(hours=7), timezone="UTC"
+    deadline_cron=f"0 {DEADLINE_HOUR} * * *",
+    lower_bound_delta=timedelta(hours=DEADLINE_HOUR),
+    timezone="UTC",
 )
 """For the tables that analysts read: by 07:00 UTC, each must have been built since midnight.
 
-The daily tables have no policy: Dagster looks at the latest materialization of any partition, so a backfill
-of an old day would hide that yesterday is missing.
+A policy looks only at the latest materialization. So the daily tables have none: a backfill of an old day
+would hide that yesterday is missing. The check `yesterday_is_included` shows whether a publication has it.
 """
 
 
@@ -47,11 +50,11 @@ def add_catalog_entry(source_url: str | None) -> Callable[[dg.AssetSpec], dg.Ass
     """A function that adds the entry to a spec; links go to `source_url` or to files of this checkout."""
 
     def add(spec: dg.AssetSpec) -> dg.AssetSpec:
-        references = _references(spec)
+        references = [one for one in _references(spec) if source_url or (ROOT / one.path).is_file()]
         metadata: dict[str, Any] = {**spec.metadata, **_code_references(references, source_url)}
         changes: dict[str, Any] = {
             "owners": [OWNERS[str(spec.group_name)]],
-            "description": f"{spec.description}\n\n{_see_also(references, source_url)}",
+            "description": "\n\n".join(filter(None, [spec.description, _see_also(references, source_url)])),
         }
         if spec.group_name == ANALYZE:
             changes |= {"freshness_policy": FRESHNESS, "automation_condition": PUBLISH_WHEN_NEW}
@@ -72,15 +75,15 @@ def _references(spec: dg.AssetSpec) -> list[Reference]:
 
 
 def _see_also(references: list[Reference], source_url: str | None) -> str:
-    """A sentence with links to the documents among `references`."""
-    links = (
+    """A sentence with links to the documents among `references`; empty if there are none."""
+    links = [
         f"[{reference.label}]({source_url}/{reference.path}{reference.anchor})"
         if source_url
         else f"{reference.label}: `{reference.path}`"
         for reference in references
         if reference.path.startswith("docs/")
-    )
-    return "See " + "; ".join(links) + "."
+    ]
+    return f"See {'; '.join(links)}." if links else ""
 
 
 def _code_references(references: list[Reference], source_url: str | None) -> dict[str, Any]:

@@ -2,17 +2,17 @@
 
 A partition needs one if
 
-- it is missing, its manifests changed, or another day gave up an id that it wants,
+- it is missing, its manifests or a setting about them changed, or another day gave up an id that it wants,
 - a killed run left it unfinished,
 - it has submissions that failed, were not attempted, or that an operator decided to send again,
-- it has rows whose files were missing.
+- it has rows whose files were missing,
+- it has submissions that were turned away and then withdrawn, and were not looked up since.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from pathlib import Path
 
 import dagster as dg
 import pyarrow.compute as pc
@@ -27,7 +27,7 @@ from kyc_pipeline.ingest.manifests import (
     manifest_signature,
     require_mounted,
 )
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.lake.tables import (
     STATE_KEY,
     SUBMISSIONS,
@@ -35,9 +35,13 @@ from kyc_pipeline.lake.tables import (
     VERIFICATIONS,
     ResponsesState,
 )
+from kyc_pipeline.landing.opening import open_landing
+from kyc_pipeline.landing.zone import Landing
 from kyc_pipeline.ledger.decisions import dates_to_send_again
+from kyc_pipeline.ledger.queries import dates_turned_away
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.partition import withdrawn
 from kyc_pipeline.vocabulary import LEFT_FOR_LATER
 
 _ID = ["submission_id"]
@@ -50,24 +54,26 @@ class Due:
 
     days: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Days with unreadable manifests, and the reason. Each gets a run of its own, which fails with it."""
+    """Days with unreadable manifests, and the reason. Each gets its own run, which fails with the reason."""
 
 
 def due_days(pipeline: Pipeline, *, until: date) -> Due:
     """The days up to `until` that need a run.
 
-    A day with an operator's decision is due whatever its age, and even if its manifests were archived. Other
-    days are due only if they have manifests and are within `KYC_CATCH_UP_DAYS`.
+    A day with an operator's decision, or with a withdrawn submission to look up, is due whatever its age, and
+    even if its manifests were archived. Other days are due only if they have manifests and are within
+    `KYC_CATCH_UP_DAYS`.
 
     Raises :class:`UsageError` if the landing zone is missing, or empty though the lake was made from it.
     """
     settings, lake = pipeline.settings, pipeline.lake
-    landing = settings.kyc_landing
+    landing = open_landing(settings.kyc_landing).snapshot()
     require_mounted(landing, lake)
     first = max(settings.kyc_start_date, until - timedelta(days=settings.kyc_catch_up_days - 1))
     with pipeline.open_ledger() as ledger:
-        decided = set(dates_to_send_again(ledger, "hold"))
-        again = set(dates_to_send_again(ledger, settings.deepxl_uncertain))
+        to_look_up = {day for day in dates_turned_away(ledger) if withdrawn(lake, ledger, day)}
+        decided = set(dates_to_send_again(ledger, "hold")) | to_look_up
+        again = set(dates_to_send_again(ledger, settings.deepxl_uncertain)) | to_look_up
     within = {day for day in manifest_dates(landing) if first.isoformat() <= day <= until.isoformat()}
     decided = {day for day in decided if settings.kyc_start_date.isoformat() <= day <= until.isoformat()}
     due = Due()
@@ -77,7 +83,7 @@ def due_days(pipeline: Pipeline, *, until: date) -> Due:
         except KycError as error:
             due.unreadable[day] = str(error)
             continue
-        if day in again or _needs_run(landing, lake, day) or awaits_files(lake, day):
+        if day in again or _needs_run(pipeline, landing, day) or awaits_files(lake, day):
             due.days.append(day)
     return due
 
@@ -98,8 +104,9 @@ def days_left_behind(
     Dagster skips all downstream steps even if ingest failed for one day of ten. A run whose ingest failed has
     ingested fewer days than it was given, so the follow-up runs shrink and come to an end.
     """
-    landing, lake = pipeline.settings.kyc_landing, pipeline.lake
-    return contiguous_ranges([day for day in ingested_by(instance, run_id) if _needs_run(landing, lake, day)])
+    landing = open_landing(pipeline.settings.kyc_landing)
+    days = ingested_by(instance, run_id)
+    return contiguous_ranges([day for day in days if _needs_run(pipeline, landing, day)])
 
 
 def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
@@ -112,9 +119,10 @@ def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     )
 
 
-def _needs_run(landing: Path, lake: Lake, day: str) -> bool:
+def _needs_run(pipeline: Pipeline, landing: Landing, day: str) -> bool:
     """Whether a table of the day is missing, unreadable or outdated, or submissions are unfinished."""
-    if not is_ingested(landing, lake, day):
+    lake = pipeline.lake
+    if not is_ingested(landing, lake, day, options=LandingOptions.of(pipeline.settings)):
         return True
     try:
         responses = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])

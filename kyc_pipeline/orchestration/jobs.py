@@ -6,18 +6,25 @@ from typing import Literal
 import dagster as dg
 from pydantic import Field
 
-from kyc_pipeline.ledger.decisions import operator, resolve_held
+from kyc_pipeline.ledger.audit import AuditTrail, Author, operator
+from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
+from kyc_pipeline.orchestration.specs import ANALYZE, FLATTEN
 
 VERIFY_AND_PUBLISH = "verify_and_publish"
 
-TODAY = {"dagster/priority": "10"}
+NEW_DATA = {"dagster/priority": "10"}
 """Tags of runs for new data: the queue starts them before the runs of a backfill, which have priority 0."""
 CATCH_UP = {"dagster/priority": "5"}
 """Tags of the catch-up runs."""
 TRIGGER = "kyc/trigger"
 """Tag that says what requested a run."""
+COMMAND_LINE = "command line"
+"""The tag's value for `kyc-pipeline backfill`, which runs the days that a failed run left behind."""
+
+BACKFILL = "dagster/backfill"
+"""Dagster's tag with the id of the run's backfill."""
 
 verify_and_publish = dg.define_asset_job(
     VERIFY_AND_PUBLISH,
@@ -28,7 +35,7 @@ verify_and_publish = dg.define_asset_job(
 
 flatten_and_publish = dg.define_asset_job(
     "flatten_and_publish",
-    selection=dg.AssetSelection.groups("flatten", "analyze"),
+    selection=dg.AssetSelection.groups(FLATTEN, ANALYZE),
     description="Rebuild the curated tables from the stored responses, and publish. Makes no call and costs "
     "nothing. For use after an upgrade that changes how responses are read.",
 )
@@ -51,7 +58,11 @@ def record_decision(
 ) -> None:
     """Raises :class:`~dagster.Failure` if the submission is not held."""
     with pipeline.open_ledger() as ledger:
-        resolve_held(ledger, config.submission_id, config.decision, f"{operator()}, run {context.run_id}")
+        who = f"{operator(pipeline.settings.kyc_operator)}, run {context.run_id}"
+        pseudonymizer = pipeline.pseudonymizer  # now: in the transaction, the ledger could not record the key
+        trail = AuditTrail(ledger, pipeline.lake, Author(who), lambda: pseudonymizer)
+        with trail.noted():
+            resolve_held(ledger, config.submission_id, config.decision, who, trail=trail)
     context.log.info(f"{config.submission_id}: {config.decision}")
 
 

@@ -7,7 +7,6 @@ stays while it holds the latest materialization of an asset or partition.
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,20 +21,25 @@ from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
+from kyc_pipeline.scratch import scratch_folders
 
-SCRATCH: Final = ("kyc-ingest-*", "kyc-plan-*")
 _PAGE: Final = 500
 _ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
-class MaintenanceConfig(dg.Config):
-    """What the job keeps."""
+class RunsConfig(dg.Config):
+    """Which runs the job keeps."""
 
     keep_runs_days: int = Field(
         default=90,
         ge=1,
         description="Delete older runs, unless they hold a latest materialization.",
     )
+
+
+class FilesConfig(dg.Config):
+    """Which files the job keeps."""
+
     keep_files_hours: int = Field(
         default=24, ge=1, description="Remove unfinished files of killed processes if they are older."
     )
@@ -43,7 +47,7 @@ class MaintenanceConfig(dg.Config):
 
 @dg.op(description="Deletes old runs, unless they hold a latest materialization.")
 @safe_errors
-def prune_runs(context: dg.OpExecutionContext, config: MaintenanceConfig) -> None:
+def prune_runs(context: dg.OpExecutionContext, config: RunsConfig) -> None:
     """Logs how many runs it deleted and kept."""
     before = datetime.now(UTC) - timedelta(days=config.keep_runs_days)
     deleted, kept = delete_runs(context.instance, before)
@@ -63,7 +67,7 @@ def vacuum_ledger(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[Pip
 @dg.op(ins={"after": dg.In(dg.Nothing)}, description="Removes unfinished files of killed processes.")
 @safe_errors
 def remove_stale_files(
-    context: dg.OpExecutionContext, config: MaintenanceConfig, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.OpExecutionContext, config: FilesConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> None:
     """Logs how many files and folders it removed."""
     older_than = time.time() - config.keep_files_hours * 3600
@@ -130,11 +134,10 @@ def remove_stale(pipeline: Pipeline, older_than: float) -> int:
     removed = sum(pipeline.lake.remove_drafts(table, older_than=older_than) for table in TABLES)
     for target in (pipeline.settings.kyc_warehouse, pipeline.settings.kyc_report):
         remove_drafts(drafts_of(target), older_than=older_than)
-    for pattern in SCRATCH:
-        for folder in Path(tempfile.gettempdir()).glob(pattern):
-            if _is_stale(folder, older_than):
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
+    for folder in scratch_folders():
+        if _is_stale(folder, older_than):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed += 1
     return removed
 
 

@@ -19,10 +19,13 @@ import dagster as dg
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.manifests import manifest_identity, manifest_signature
+from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.landing.opening import open_landing
+from kyc_pipeline.landing.zone import Landing
 from kyc_pipeline.orchestration.catch_up import unreadable_key
-from kyc_pipeline.orchestration.jobs import days_of
+from kyc_pipeline.orchestration.jobs import BACKFILL, days_of
 from kyc_pipeline.orchestration.resources import Pipeline
 
 DIGITS = 16
@@ -30,7 +33,6 @@ DIGITS = 16
 ASK_AGAIN_SECONDS = 60
 """Wait before the next request for a day that is still not ingested; it doubles each time."""
 ASK_AGAIN_MAX_SECONDS = 86_400
-BACKFILL = "dagster/backfill"
 QUEUED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
 STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
@@ -77,11 +79,13 @@ class Seen(NamedTuple):
 
 @dataclass
 class Tick:
-    """One tick of the sensor: ask :meth:`run_key` for each day with a manifest folder."""
+    """One tick of the sensor: call :meth:`run_key` for each day with a manifest folder."""
 
     pipeline: Pipeline
     instance: dg.DagsterInstance
     cursor: str
+    landing: Landing = field(init=False)
+    """As at the start of the tick."""
     seen: dict[str, Seen] = field(init=False)
     unreadable: dict[str, KycError] = field(default_factory=dict)
 
@@ -90,19 +94,20 @@ class Tick:
         self._versions = {
             day: partition.version for day, partition in self.pipeline.lake.partitions(SUBMISSIONS).items()
         }
-        self._records = Records(self.pipeline.lake, versions=self._versions)
+        options = LandingOptions.of(self.pipeline.settings)
+        self._records = Records(self.pipeline.lake, versions=self._versions, options=options)
+        self.landing = open_landing(self.pipeline.settings.kyc_landing).snapshot()
         self.seen = {}
 
     def run_key(self, day: str) -> str | None:
         """The key of the run that the day needs now, or None."""
-        landing = self.pipeline.settings.kyc_landing
         before = self._before.get(day, Seen())
         try:
-            signature = manifest_signature(landing, day)[:DIGITS]
+            signature = manifest_signature(self.landing, day)[:DIGITS]
             if signature != before.signature:
                 self.seen[day] = before._replace(signature=signature, identity="")
                 return None
-            now = before._replace(identity=before.identity or manifest_identity(landing, day)[:DIGITS])
+            now = before._replace(identity=before.identity or manifest_identity(self.landing, day)[:DIGITS])
         except KycError as error:
             self.unreadable[day] = error
             return unreadable_key(self.pipeline.settings, day)
@@ -136,7 +141,7 @@ class Tick:
 def ranges_under_way(instance: dg.DagsterInstance) -> Iterator[tuple[str, str]]:
     """The days (first, last) of each run that has not ended.
 
-    Without the queued runs of a backfill, which may wait for days, and without runs from before yesterday,
+    Without the queued runs of a backfill, which may wait for days, and without runs older than a day,
     which Dagster may still count as started after a reboot.
     """
     filters = dg.RunsFilter(statuses=[*QUEUED, *STARTED], created_after=datetime.now(UTC) - timedelta(days=1))

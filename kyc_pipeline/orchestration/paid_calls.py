@@ -1,26 +1,35 @@
 """Paid calls in a Dagster run: how to control them, the run's log, the metadata of a day."""
 
+import contextlib
+import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.day_budget import DayBudget
 from kyc_pipeline.ledger.models import Spend
-from kyc_pipeline.orchestration.specs import row_count
+from kyc_pipeline.orchestration.jobs import BACKFILL
+from kyc_pipeline.orchestration.shown import shown
+from kyc_pipeline.orchestration.unfinished import FAULT
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.planning import PartitionPlan, total
 from kyc_pipeline.verify.signals import StopFlag
-from kyc_pipeline.verify.summary import Progress, VerifySummary, estimated_cost, percentile
+from kyc_pipeline.verify.summary import Progress, Stopped, VerifySummary, estimated_cost, percentile
 
 if TYPE_CHECKING:  # a code location loads without an HTTP client
     from kyc_pipeline.verify.dispatcher import Timing
 
 LOG_EVERY_SECONDS = 15.0
+LOOK_AT_BACKFILL_SECONDS = 2.0
+_CANCELLED = {"CANCELING", "CANCELED"}
+STOPPED = "stopped"
+"""Metadata of a day whose run ended early: why (see `Stopped`)."""
 
 
 @dataclass
@@ -41,15 +50,61 @@ class CallControls:
     """The runs that the command line has started."""
 
 
-def log_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], settings: Settings) -> None:
+@contextlib.contextmanager
+def stopped_with_backfill(context: dg.AssetExecutionContext, stop: StopFlag) -> Iterator[None]:
+    """Stops the calls of the block as soon as the run's backfill is cancelled.
+
+    Dagster's daemon would terminate the run only when it next looks at its backfills, up to 30 s later.
+    """
+    backfill = context.run.tags.get(BACKFILL)
+    if backfill is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def look() -> bool:
+        """Whether there is something left to watch."""
+        found = None
+        # If the instance cannot be read, the daemon still terminates the run.
+        with contextlib.suppress(Exception):
+            found = context.instance.get_backfill(backfill)
+        if found is None or found.status.value not in _CANCELLED:
+            return True
+        context.log.warning(f"backfill {backfill} was cancelled: no further call")
+        stop.drain()
+        return False
+
+    def watch() -> None:
+        while not ended.wait(LOOK_AT_BACKFILL_SECONDS) and look():
+            pass
+
+    watcher = threading.Thread(target=watch, name="backfill", daemon=True)
+    if look():
+        watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if watcher.is_alive():
+            watcher.join()
+
+
+def log_plan(
+    context: dg.AssetExecutionContext,
+    plans: Sequence[PartitionPlan],
+    settings: Settings,
+    day_budget: DayBudget,
+) -> None:
     """Logs what the run is about to spend: in total and per day, with an observation per day."""
     max_calls = settings.deepxl_max_calls_per_run
     budget = "" if max_calls is None else f"; the budget is {max_calls} calls"
+    if day_budget.left is not None:
+        budget += f"; {day_budget}"
     context.log.info(f"plan: {total(plans, settings)}{budget}")
     for plan in plans:
         if len(plans) > 1:
             context.log.info(f"plan of {plan.date}: {plan}")
-        figures: dict[str, int | float | str] = {
+        figures: dict[str, int | float] = {
             "submissions": plan.submissions,
             "already_paid": plan.already_paid,
             "held": plan.held,
@@ -57,9 +112,9 @@ def log_plan(context: dg.AssetExecutionContext, plans: Sequence[PartitionPlan], 
         }
         if plan.estimated_cost is not None:
             figures["estimated_cost"] = float(plan.estimated_cost)
-            figures["currency"] = plan.estimated_cost.currency
+        metadata = shown(figures, settings.deepxl_currency)
         context.log_event(
-            dg.AssetObservation(VERIFICATION_RESPONSES.name, partition=plan.date, metadata=figures)
+            dg.AssetObservation(VERIFICATION_RESPONSES.name, partition=plan.date, metadata=metadata)
         )
 
 
@@ -97,17 +152,17 @@ def day_metadata(
     """
     cost = estimated_cost(settings, spend.billable_calls)
     figures: dict[str, Any] = {
-        **row_count(sum(summary.outcomes.values())),
         **{outcome.value: count for outcome, count in summary.outcomes.items()},
         "held": summary.held,
+        STOPPED: None if summary.stopped is Stopped.NONE else summary.stopped.value,
         "calls": spend.calls,
         "billable_calls": spend.billable_calls,
         "calls_of_this_run": summary.calls,
         "retries": summary.retries,
         "adopted": summary.adopted,
         "estimated_cost": None if cost is None else float(cost),
-        "currency": None if cost is None else cost.currency,
         "latency_p50_ms": percentile(latencies, 0.50),
         "latency_p95_ms": percentile(latencies, 0.95),
+        FAULT: summary.fault,
     }
-    return {name: value for name, value in figures.items() if value is not None}
+    return shown(figures, settings.deepxl_currency)

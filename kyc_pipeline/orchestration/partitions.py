@@ -12,17 +12,24 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.checks import CheckResult
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, in_one_line
 from kyc_pipeline.ingest.state import turns
-from kyc_pipeline.orchestration.checks import check_evaluation, check_result
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration.checks import check_evaluation, check_events
+from kyc_pipeline.orchestration.publication import UP_TO_DATE, up_to_date
 from kyc_pipeline.orchestration.safe_errors import safe_message
-from kyc_pipeline.orchestration.up_to_date import UP_TO_DATE, up_to_date
 
 BACKFILL_DAYS_PER_RUN = 10
 """Days per run of a backfill; see docs/decisions/0005-runs-take-a-few-days.md."""
 BACKFILL_POLICY = dg.BackfillPolicy.multi_run(max_partitions_per_run=BACKFILL_DAYS_PER_RUN)
 
+FAILURES = "failures"
+"""Metadata of a failed step: one line per failed day."""
+
 Metadata = Mapping[str, Any]
+StepEvent = dg.MaterializeResult[Any] | dg.AssetCheckEvaluation | dg.Output[None]
+"""What a step over days yields."""
 
 
 def daily_partitions(start: date) -> dg.DailyPartitionsDefinition:
@@ -35,6 +42,24 @@ def batches(days: Sequence[str]) -> list[Sequence[str]]:
     return [
         days[start : start + BACKFILL_DAYS_PER_RUN] for start in range(0, len(days), BACKFILL_DAYS_PER_RUN)
     ]
+
+
+def days_to_check(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, lake: Lake
+) -> Sequence[str]:
+    """The days of a run that checks responses: all days with responses if it has no partition.
+
+    "Execute all" in the UI starts such a run, because the UI cannot choose a partition for a check.
+    """
+    if context.has_partition_key or context.has_partition_key_range:
+        days: Sequence[str] = context.partition_keys
+        return days
+    return lake.dates(VERIFICATION_RESPONSES)
+
+
+def selected_checks(context: dg.AssetExecutionContext) -> list[dg.AssetCheckSpec]:
+    """The checks of this step that the run has selected."""
+    return [spec for spec in context.assets_def.check_specs if spec.key in context.selected_asset_check_keys]
 
 
 @dataclass(frozen=True)
@@ -51,12 +76,15 @@ def work_through(
     context: dg.AssetExecutionContext,
     work: Callable[[str], DayResult],
     is_outdated: Callable[[str], bool] = lambda day: False,
-) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+) -> Iterator[StepEvent]:
     """Calls `work` for each day of the run, then once more for days that have become outdated.
 
     Yields the step's results. A :class:`KycError` fails its day only; any other error also skips the
     remaining days. If a day failed, so does the step, with one line per failed day.
+
+    A step always writes all its tables. If the run has selected only some of them, it reports the others too.
     """
+    _require_assets(context)
     days = list(context.partition_keys)
     done: dict[str, DayResult] = {}
     failures: list[str] = []
@@ -78,58 +106,61 @@ def work_through(
                 context.log.info(f"{day}: {UP_TO_DATE}")
                 for asset in result.metadata:
                     context.log_event(up_to_date(dg.AssetKey(asset), partition=day))
-            _log_checks(context, day, result, ranged=len(days) > 1)
+            for check in result.checks:
+                if not check.passed:
+                    context.log.warning(f"check {check.name}: {check.description}")
         complete = not failures
     finally:
         if not complete:
-            _report_finished(context, done)
+            _report(context, done)
     if failures:
         raise dg.Failure(
-            description="; ".join(failures[:20]),
-            metadata={"failed_partitions": len(failures), "finished_partitions": len(done)},
+            description=in_one_line(failures),
+            metadata={
+                FAILURES: dg.MetadataValue.json(failures),
+                "failed_partitions": len(failures),
+                "finished_partitions": len(done),
+            },
             allow_retries=False,
         )
     yield from _step_results(context, done)
 
 
-def _log_checks(context: dg.AssetExecutionContext, day: str, result: DayResult, *, ranged: bool) -> None:
-    for check in result.checks:
-        if not check.passed:
-            context.log.warning(f"{day}: check {check.name}: {check.description}")
-        if ranged:
-            context.log_event(check_evaluation(check, day))
+def _require_assets(context: dg.AssetExecutionContext) -> None:
+    """Raises `dg.Failure` if the run has selected only checks, which need the step's work."""
+    if not context.selected_asset_keys:
+        keys = {key.asset_key.to_user_string() for key in context.selected_asset_check_keys}
+        tables = ", ".join(sorted(keys))
+        raise dg.Failure(
+            f"the checks of the step {context.op_def.name} cannot run on their own: materialize {tables}",
+            allow_retries=False,
+        )
 
 
-def _report_finished(context: dg.AssetExecutionContext, done: Mapping[str, DayResult]) -> None:
+def _report(
+    context: dg.AssetExecutionContext,
+    done: Mapping[str, DayResult],
+    assets: Callable[[dg.AssetKey], bool] = lambda key: True,
+    checks: Callable[[dg.AssetCheckKey], bool] = lambda key: True,
+) -> None:
+    """Reports results that the step does not yield."""
     for day, result in done.items():
         for asset, metadata in result.metadata.items():
-            context.log_event(
-                dg.AssetMaterialization(asset_key=dg.AssetKey(asset), partition=day, metadata=metadata)
-            )
-
-
-def _step_results(
-    context: dg.AssetExecutionContext, done: Mapping[str, DayResult]
-) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-    for day, result in done.items():
-        for asset, metadata in result.metadata.items():
-            context.add_asset_metadata(metadata, asset_key=dg.AssetKey(asset), partition_key=day)
-    for key in context.selected_asset_keys:
-        yield dg.MaterializeResult(asset_key=key)
-    yield from _worst_checks(context, done)
-
-
-def _worst_checks(
-    context: dg.AssetExecutionContext, done: Mapping[str, DayResult]
-) -> Iterator[dg.AssetCheckResult]:
-    """One result per check: that of the last day that failed it, or of the last day if none did."""
-    worst: dict[tuple[str, str], tuple[str, CheckResult]] = {}
-    for day, result in done.items():
+            if assets(key := dg.AssetKey(asset)):
+                context.log_event(dg.AssetMaterialization(asset_key=key, partition=day, metadata=metadata))
         for check in result.checks:
-            key = (check.definition.asset, check.name)
-            if not check.passed or key not in worst or worst[key][1].passed:
-                worst[key] = (day, check)
-    selected = {(key.asset_key.to_user_string(), key.name) for key in context.selected_asset_check_keys}
-    for key, (day, check) in worst.items():
-        if key in selected:
-            yield check_result(check, date=day)
+            if checks(dg.AssetCheckKey(dg.AssetKey(check.definition.asset), check.name)):
+                context.log_event(check_evaluation(context.instance, check, day))
+
+
+def _step_results(context: dg.AssetExecutionContext, done: Mapping[str, DayResult]) -> Iterator[StepEvent]:
+    assets, checks = context.selected_asset_keys, context.selected_asset_check_keys
+    _report(context, done, lambda key: key not in assets, lambda key: key not in checks)
+    for day, result in done.items():
+        for asset, metadata in result.metadata.items():
+            if (key := dg.AssetKey(asset)) in assets:
+                context.add_asset_metadata(metadata, asset_key=key, partition_key=day)
+    for key in assets:
+        yield dg.MaterializeResult(asset_key=key)
+    results = ((day, check) for day, result in done.items() for check in result.checks)
+    yield from check_events(context.instance, selected_checks(context), results)

@@ -14,8 +14,9 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.leases import hold
+from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.privacy.erased import ErasedSubjects
-from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key, load_pseudonymizer
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key
 from kyc_pipeline.settings import Settings
 
 
@@ -49,12 +50,25 @@ class Pipeline:
 
     @cached_property
     def pseudonymizer(self) -> Pseudonymizer:
-        """The pseudonymizer; its key is created on first use."""
-        return load_pseudonymizer(self.settings)
+        """The pseudonymizer with the ledger's key, which is created on first use."""
+        with Ledger(self.settings.kyc_ledger_url) as ledger:
+            return ledgers_pseudonymizer(self.settings, ledger)
 
     def pseudonym_key_id(self) -> str | None:
         """The identity of the pseudonym key; None if there is none yet. Creates no key."""
-        return self.pseudonymizer.key_id if has_pseudonym_key(self.settings) else None
+        known = self._known_pseudonymizer()
+        return known.key_id if known else None
+
+    def subject_secret(self) -> str:
+        """What makes the published pseudonyms of people; empty if there is no key yet. Creates no key."""
+        known = self._known_pseudonymizer()
+        return known.secret("subjects") if known else ""
+
+    def _known_pseudonymizer(self) -> Pseudonymizer | None:
+        if not has_pseudonym_key(self.settings):
+            return None
+        with Ledger(self.settings.kyc_ledger_url) as ledger:
+            return ledgers_pseudonymizer(self.settings, ledger, keeps=False)
 
     def erased_subjects(self, ledger: Ledger) -> ErasedSubjects | None:
         """The subjects erased so far; None if there are none."""
@@ -63,6 +77,6 @@ class Pipeline:
 
     def erasure_state(self) -> frozenset[tuple[object, ...]]:
         """A value that changes with every erasure. What was read before may contain the erased person."""
-        # Unguarded: publishing needs no ledger, and creates none.
+        # Without the check of `open_ledger`: publishing neither needs nor creates a ledger.
         with Ledger(self.settings.kyc_ledger_url) as ledger:
             return LedgerErasure(ledger).state()

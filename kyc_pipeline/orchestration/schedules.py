@@ -1,14 +1,16 @@
-"""The schedules: yesterday's partition every night, then whatever was missed, and a weekly clean-up."""
+"""The schedules: yesterday's partition, missed days and retention every day; a clean-up every week."""
 
 from collections.abc import Iterator
 from datetime import UTC, timedelta
 
 import dagster as dg
 
+from kyc_pipeline.erasure.retention import NO_PERIOD, Rules
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, unreadable_key
-from kyc_pipeline.orchestration.jobs import CATCH_UP, TODAY, TRIGGER, VERIFY_AND_PUBLISH, range_tags
+from kyc_pipeline.orchestration.jobs import CATCH_UP, NEW_DATA, TRIGGER, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.maintenance import maintenance
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.orchestration.retention import retention
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 
@@ -22,7 +24,7 @@ from kyc_pipeline.orchestration.safe_errors import safe_errors
 def daily_verification(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Requests yesterday's partition at 01:15 UTC, which leaves an hour for late manifests."""
     day = (context.scheduled_execution_time.astimezone(UTC).date() - timedelta(days=1)).isoformat()
-    return dg.RunRequest(run_key=day, partition_key=day, tags={**TODAY, TRIGGER: "daily_verification"})
+    return dg.RunRequest(run_key=day, partition_key=day, tags={**NEW_DATA, TRIGGER: "daily_verification"})
 
 
 @dg.schedule(
@@ -50,6 +52,20 @@ def catch_up(
     for day, reason in due.unreadable.items():
         context.log.warning(f"{day}: {reason}")
         yield dg.RunRequest(run_key=unreadable_key(pipeline.settings, day), partition_key=day, tags=tags)
+
+
+@dg.schedule(
+    job=retention,
+    cron_schedule="0 6 * * *",
+    execution_timezone="UTC",
+    description="Reports, and with KYC_RETENTION_APPLY removes, data whose retention period is over.",
+)
+@safe_errors
+def daily_retention(pipeline: dg.ResourceParam[Pipeline]) -> dg.RunRequest | dg.SkipReason:
+    """Requests the job at 06:00 UTC, after the night's runs, if there is a retention period."""
+    if Rules.of(pipeline.settings).is_empty:
+        return dg.SkipReason(NO_PERIOD)
+    return dg.RunRequest()
 
 
 weekly_maintenance = dg.ScheduleDefinition(

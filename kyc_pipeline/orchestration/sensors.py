@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ingest.formats import printable
 from kyc_pipeline.ingest.manifests import manifest_dates, require_mounted, stray_folders
 from kyc_pipeline.orchestration.catch_up import days_left_behind
 from kyc_pipeline.orchestration.jobs import (
-    TODAY,
+    COMMAND_LINE,
+    NEW_DATA,
     TRIGGER,
     VERIFY_AND_PUBLISH,
     days_of,
@@ -32,7 +32,8 @@ TICK_BUDGET_SECONDS = 30.0
 @dg.sensor(
     job_name=VERIFY_AND_PUBLISH,
     minimum_interval_seconds=15,
-    description="Starts a run for each day with new or changed manifests in the landing zone.",
+    description="Starts a run for each day with new or changed manifests in the landing zone, once two looks "
+    "in a row see the same files. So a test tick shows no request for a file that has just arrived.",
 )
 @safe_errors
 def new_manifests(
@@ -40,8 +41,8 @@ def new_manifests(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Requests a run for each day that is not ingested, until it is; see :mod:`new_manifests`.
 
-    So a run is requested whenever what the lake records of a day's manifests differs from the files, also
-    when a former version of a manifest comes back, and when another day gives up an id that this day has.
+    A day needs a run if the lake's record of its manifests differs from the files, even if an old version of
+    a manifest came back, or if another day gave up an id that this day has.
 
     A day with unreadable manifests gets a run too, which fails with the reason. Its run key changes only when
     the files change, so Dagster starts it once. It does not block the other days.
@@ -55,9 +56,9 @@ def new_manifests(
     started = time.monotonic()
     tick = Tick(pipeline, context.instance, context.cursor or "")
     requested = 0
-    tags = {**TODAY, TRIGGER: "new_manifests"}
+    tags = {**NEW_DATA, TRIGGER: "new_manifests"}
     first, last = settings.kyc_start_date.isoformat(), datetime.now(UTC).date().isoformat()
-    for day in manifest_dates(settings.kyc_landing):
+    for day in manifest_dates(tick.landing):
         # A request for a partition that does not exist would fail the tick for all days.
         if not first <= day <= last:
             continue
@@ -69,13 +70,13 @@ def new_manifests(
     context.update_cursor(tick.new_cursor())
     for day, reason in tick.unreadable.items():
         context.log.warning(f"{day}: {reason}")
-    stray = [printable(name) for name in stray_folders(settings.kyc_landing)]
+    stray = len(stray_folders(tick.landing))
     if stray:
-        context.log.warning(f"{STRAY}: {', '.join(stray)}")
+        context.log.warning(f"{STRAY}: {stray}")
     if not requested:
         yield dg.SkipReason(
-            "no new or changed manifests that are complete"
-            + (f"; {STRAY}: {', '.join(stray[:5])}" if stray else "")
+            "no new or changed manifests, or they are still being written"
+            + (f"; {STRAY}: {stray}" if stray else "")
         )
 
 
@@ -96,8 +97,8 @@ def run_left_behind(
     run = context.dagster_run
     failed = {event.step_key for event in context.get_step_failure_events()}
     first_day, last_day = days_of(run.tags) or ("", "")
-    if first_day == last_day or INGEST_STEP not in failed:
-        yield dg.SkipReason("not a run over several days whose ingest failed")
+    if first_day == last_day or INGEST_STEP not in failed or run.tags.get(TRIGGER) == COMMAND_LINE:
+        yield dg.SkipReason("not a run over several days whose ingest failed, or one of the command line")
         return
     for first, last in days_left_behind(pipeline, context.instance, run.run_id):
         yield dg.RunRequest(

@@ -5,10 +5,13 @@ from typing import Any
 
 import dagster as dg
 
+from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES, Table
 
 RESPONSE = dg.AssetKey(["deepxl", "response"])
 """DeepXL's response as a source in column lineage. It is no asset; its columns are field paths."""
+INGEST, VERIFY, FLATTEN, ANALYZE = "ingest", "verify", "flatten", "analyze"
+"""The groups of assets: one per stage."""
 LAKE_TABLES = frozenset(table.name for table in TABLES)
 
 
@@ -77,6 +80,7 @@ def _source(path: str) -> dg.TableColumnDep:
     return dg.TableColumnDep(table, column) if table in LAKE_TABLES else dg.TableColumnDep(RESPONSE, path)
 
 
-def row_count(rows: int) -> dict[str, Any]:
-    """The metadata that Dagster shows as a partition's row count."""
-    return {"dagster/partition_row_count": rows}
+def partition_metadata(lake: Lake, table: Table, day: str, rows: int) -> dict[str, Any]:
+    """A partition's row count, in the form that Dagster shows, and its file."""
+    path = lake.full_path(lake.path(table, day))
+    return {"dagster/partition_row_count": rows, "path": dg.MetadataValue.path(path)}

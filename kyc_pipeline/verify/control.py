@@ -35,12 +35,12 @@ class RunControl:
 
     @property
     def halted(self) -> bool:
-        """Whether even a claimed call must not be sent. The end of the budget is no such reason."""
+        """Whether even a claimed call must not be sent. The end of a budget is no such reason."""
         return self._stop.draining or self._halted
 
     def end(self, reason: Stopped, error: Exception | None = None) -> None:
         """Ends the run once the calls in flight have finished. The engine raises `error` after writing."""
-        self._halted |= reason is not Stopped.BUDGET
+        self._halted |= reason not in (Stopped.BUDGET, Stopped.DAY_BUDGET)
         if not self._ending.is_set():
             self.reason = reason
             self.error = error

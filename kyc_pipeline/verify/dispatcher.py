@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 from kyc_pipeline.deepxl.call_errors import (
@@ -36,13 +35,15 @@ from kyc_pipeline.deepxl.call_errors import (
     MaybeProcessed,
     NotProcessed,
     Refused,
+    Sent,
     TurnedAway,
     UnexpectedRedirect,
     WrongAddress,
 )
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest, VerificationResponse
 from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
+from kyc_pipeline.lake.sent import SentContent
+from kyc_pipeline.ledger.day_budget import DayBudget
 from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Judgement, Result, State
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
@@ -51,6 +52,7 @@ from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.fence import Fence
 from kyc_pipeline.verify.gate import BREAKER_WAITS, Gate, Health
+from kyc_pipeline.verify.outgoing import Outgoing, Package
 from kyc_pipeline.verify.partition import STANDINGS, Action, Standing, Work
 from kyc_pipeline.verify.summary import Stopped, Tally
 
@@ -113,8 +115,9 @@ class Dispatcher:
         gate: Gate,
         control: RunControl,
         budget: CallBudget,
+        day_budget: DayBudget,
         tally: Tally,
-        documents: Path,
+        outgoing: Outgoing,
         settings: Settings,
         timing: Timing,
         is_trusted: bool,
@@ -126,8 +129,9 @@ class Dispatcher:
         self._gate = gate
         self._control = control
         self._budget = budget
+        self._day_budget = day_budget
         self._tally = tally
-        self._documents = DocumentFolder(documents)
+        self._outgoing = outgoing
         self._max_attempts = settings.deepxl_max_attempts
         self._max_concurrency = settings.deepxl_max_concurrency
         self._policy_resends = settings.deepxl_uncertain == "retry"
@@ -151,6 +155,32 @@ class Dispatcher:
         # A cancelled worker leaves its claim open; the claim becomes uncertain when the run ends.
         await asyncio.gather(*workers, return_exceptions=True)
         await self._judge_denials()
+
+    async def look_up_withdrawn(self, items: Sequence[Work]) -> list[str]:
+        """Looks up submissions that were turned away and then withdrawn; returns the ids of those on record.
+
+        Such a record has no row to be compared with, so it is not adopted. Those without one were surely not
+        processed.
+        """
+        found: list[str] = []
+
+        async def settle(item: Work) -> None:
+            sought = await self._look_up(item, self._timing.look_ups)
+            if sought is Sought.STRANGE:
+                found.append(item.submission_id)
+                why = "withdrawn after it was turned away, but DeepXL has a record of it"
+                await self._writer.record(self._judgement(item, State.TURNED_AWAY, why))
+            elif sought is Sought.NONE:
+                why = "withdrawn after it was turned away; DeepXL has no record of it"
+                await self._writer.record(self._judgement(item, State.FAILED, why))
+
+        try:
+            for start in range(0, len(items), self._max_concurrency):
+                if not self._control.ending:
+                    await asyncio.gather(*map(settle, items[start : start + self._max_concurrency]))
+        except Exception as error:  # the outcomes of the others must still be written
+            self._control.end(Stopped.ERROR, error)
+        return sorted(found)
 
     async def _work_through(self, source: "_Source") -> None:
         try:
@@ -209,6 +239,7 @@ class Dispatcher:
 
     async def _call(self, item: Work, *, is_retry: bool) -> DeepXLError | None:
         """Claims, sends and records once. Returns the error; None also if nothing was sent."""
+        package = await self._outgoing.package(item.row)
         async with self._gate.passage() as passage:
             if self._control.ending or not self._take_from_budget():
                 return None
@@ -217,13 +248,15 @@ class Dispatcher:
                 item.row["content_sha256"],
                 resend=item.standing is not Standing.CLEAR,
                 by_policy=item.standing is Standing.IN_DOUBT,
+                sent=package.sent.text(),
             )
             item.first_sent = item.first_sent or datetime.now(UTC)
             if not await self._claim(claim):
                 return None
             if item.standing is Standing.IN_DOUBT:
                 item.standing = Standing.DECIDED  # by the policy, on record now
-            result, error = await self._send(item, claim, is_retry=is_retry)
+            item.sending(package.sent)
+            result, error = await self._counted(item, package, claim, is_retry=is_retry)
             if error is None:
                 self._blame.responded()
             passage.health = _health(error)
@@ -237,20 +270,36 @@ class Dispatcher:
             self._control.end(Stopped.CIRCUIT_OPEN)
         await self._writer.record(result)
         self._tally.billable_calls += result.billable
-        if result.latency_ms is not None and error is None:
-            self._tally.latencies.append(result.latency_ms)
         if item.standing is not Standing.DECIDED or result.result is AttemptResult.MAYBE_PROCESSED:
             item.standing = STANDINGS.get(result.state, item.standing)
         return error
 
-    async def _send(self, item: Work, claim: Claim, *, is_retry: bool) -> tuple[Result, DeepXLError | None]:
+    async def _counted(
+        self, item: Work, package: Package, claim: Claim, *, is_retry: bool
+    ) -> tuple[Result, DeepXLError | None]:
+        """As `_send`. It counts as a call, unless not a byte left."""
+        self._tally.calls += 1
+        self._tally.retries += item.was_sent
+        result, error = await self._send(item, package, claim, is_retry=is_retry)
+        if result.result is AttemptResult.NOT_SENT:
+            self._budget.give_back()
+            self._tally.calls -= 1
+            self._tally.retries -= item.was_sent
+        else:
+            item.was_sent = True
+        return result, error
+
+    async def _send(
+        self, item: Work, package: Package, claim: Claim, *, is_retry: bool
+    ) -> tuple[Result, DeepXLError | None]:
         """Sends once. Returns what to record, and the error unless there is a sound response."""
         try:
             self._check_not_halted()
-            self._tally.calls += 1
-            self._tally.retries += is_retry
             # A retry uses a new connection, where no response to an earlier request can arrive.
-            response = await self._client.verify(self._request(item), self._fence.confirm, fresh=is_retry)
+            request = VerificationRequest(
+                item.submission_id, package.id_file, package.selfie_file, package.tags
+            )
+            response = await self._client.verify(request, self._fence.confirm, fresh=is_retry)
             wrong = self._contradictions(item, response.echo)
             if not wrong:
                 return self._completed(claim, response), None
@@ -299,16 +348,18 @@ class Dispatcher:
         return Judgement(item.submission_id, self._date, item.row["content_sha256"], state, why)
 
     def _contradictions(self, item: Work, echo: Echo, *, exactly: bool = False) -> list[str]:
-        """What shows that a record is not about this submission's calls."""
+        """Why a response is not about the newest call or, with `exactly`, why a record is about no call."""
+        candidates = item.sent if exactly else item.sent[-1:]
+        return min((self._compared(item, sent, echo, exactly=exactly) for sent in candidates), key=len)
+
+    def _compared(self, item: Work, sent: SentContent, echo: Echo, *, exactly: bool) -> list[str]:
         now = datetime.now(UTC)
         # A first attempt that lies ahead was timed by a wrong clock: no response would count until then.
         since = min(item.first_sent or now, now)
         return contradictions(
             echo,
             item.submission_id,
-            id_size=item.row["id_size"],
-            selfie_size=item.row["selfie_size"],
-            tags=dict(item.row["tags"]),
+            **sent.echoed(item.row),
             since=since,
             until=now,
             exactly=exactly,
@@ -317,8 +368,9 @@ class Dispatcher:
     def _check_not_halted(self) -> None:
         """Raises if the run must stop, or lost its lease, while the claim was being written."""
         if self._control.halted:
-            self._budget.give_back()
-            raise NotProcessed("the run ended before the call was sent")
+            error = NotProcessed("the run ended before the call was sent")
+            error.sent = Sent.NOTHING
+            raise error
 
     def _take_from_budget(self) -> bool:
         if not self._budget.take():
@@ -333,6 +385,8 @@ class Dispatcher:
         finally:
             if not won:
                 self._budget.give_back()
+        if not won and self._day_budget.is_used_up:
+            self._control.end(Stopped.DAY_BUDGET)
         return won
 
     async def _look_up(self, item: Work, waits: Sequence[float]) -> Sought:
@@ -378,20 +432,6 @@ class Dispatcher:
         seconds = min(self._timing.back_off_cap, self._timing.back_off * 2.0 ** (attempt - 1))
         return seconds * random.uniform(0.5, 1.0)
 
-    def _request(self, item: Work) -> VerificationRequest:
-        row = item.row
-        id_file, selfie_file = (
-            AcceptedDocument(
-                self._documents,
-                row[f"{side}_file"],
-                size=row[f"{side}_size"],
-                sha256=row[f"{side}_sha256"],
-                content_type=row[f"{side}_content_type"],
-            )
-            for side in ("id", "selfie")
-        )
-        return VerificationRequest(item.submission_id, id_file, selfie_file, tags=dict(row["tags"]))
-
     @staticmethod
     def _completed(claim: Claim, response: VerificationResponse) -> Result:
         return Result(
@@ -408,6 +448,7 @@ class Dispatcher:
 
     def _adoption(self, item: Work, found: Sequence[VerificationResponse]) -> Adoption:
         first = min(found, key=lambda response: response.verification_id)
+        sent = min(item.sent, key=lambda each: len(self._compared(item, each, first.echo, exactly=True)))
         several = f"the history has {len(found)} records of this submission: adopted the first"
         return Adoption(
             item.submission_id,
@@ -417,6 +458,7 @@ class Dispatcher:
             first.responded_at,
             first.text,
             several if len(found) > 1 else None,
+            sent.text(),
         )
 
 
@@ -445,7 +487,9 @@ def _meaning(error: DeepXLError) -> tuple[State, AttemptResult, bool]:
 
 def _failed(claim: Claim, error: DeepXLError, standing: Standing) -> Result:
     state, result, billable = _meaning(error)
-    if state is State.TURNED_AWAY and not error.is_whole:
+    if error.sent is Sent.NOTHING:
+        result = AttemptResult.NOT_SENT
+    if state is State.TURNED_AWAY and error.sent is not Sent.WHOLE:
         state = State.FAILED
     if state is State.FAILED and standing is Standing.TURNED_AWAY:
         state = State.TURNED_AWAY  # this call was not processed, but the one before may have been

@@ -14,16 +14,19 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from kyc_pipeline.deepxl.call_errors import AccessDenied, DeepXLError
+from kyc_pipeline.deepxl.call_errors import AccessDenied, DeepXLError, Denied
 from kyc_pipeline.deepxl.client import DeepXLClient
+from kyc_pipeline.document_folder import DocumentStore
 from kyc_pipeline.errors import KycError, UsageError, plain_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState
+from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.ledger.database import Ledger, WrongLedger
+from kyc_pipeline.ledger.day_budget import DayBudget
 from kyc_pipeline.ledger.identity import (
     LakeNote,
     bind,
@@ -40,12 +43,21 @@ from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
 from kyc_pipeline.verify.fence import Fence
 from kyc_pipeline.verify.gate import Gate
-from kyc_pipeline.verify.gc_threshold import raised_gc_threshold
 from kyc_pipeline.verify.look_up_first import look_up_first
-from kyc_pipeline.verify.partition import Action, Scan, Work, is_current, scan, work, write_responses
+from kyc_pipeline.verify.outgoing import Outgoing
+from kyc_pipeline.verify.partition import (
+    Action,
+    Scan,
+    Work,
+    is_current,
+    scan,
+    withdrawn,
+    work,
+    write_responses,
+)
 from kyc_pipeline.verify.rate_limit import shared_limiter
 from kyc_pipeline.verify.signals import StopFlag
-from kyc_pipeline.verify.summary import Progress, Stopped, Tally, VerifySummary, estimated_cost, percentile
+from kyc_pipeline.verify.summary import Progress, Stopped, Tally, VerifySummary, estimated_cost
 from kyc_pipeline.vocabulary import Outcome
 
 __all__ = [
@@ -64,7 +76,17 @@ _logger = logging.getLogger(__name__)
 
 
 class LedgerConflict(KycError):
-    """The ledger has some submissions under another date or with other content; the rest were verified."""
+    """The ledger has some submissions under another date, with other content or without a row.
+
+    The rest were verified.
+    """
+
+
+def _withdrawn_text(submission_id: str) -> str:
+    return (
+        f"submission {submission_id} was turned away, then withdrawn from the manifests, but DeepXL has a "
+        "record of it: deliver it again, and the record is adopted without a call"
+    )
 
 
 def verify_partition(
@@ -81,6 +103,7 @@ def verify_partition(
     timing: Timing | None = None,
     planned: Scan | None = None,
     look_up_first: bool = False,
+    raises: bool = True,
 ) -> VerifySummary:
     """Verifies what is left of partition `date` and replaces its table `verification_responses`.
 
@@ -95,8 +118,9 @@ def verify_partition(
 
     Raises :class:`UsageError` if it needs a credential and has none, :class:`PartitionBusy`,
     :class:`LedgerConflict`, :class:`LedgerError` (:class:`WrongLedger` if this is not the lake's ledger),
-    :class:`PartitionMissing`, and the :class:`DeepXLError` that denied access.
-    With `dry_run` it calls and writes nothing.
+    :class:`PartitionMissing`, and the :class:`DeepXLError` that ended the run. Without `raises`, the summary
+    has that last error as its `error`, provided that the table could be written. With `dry_run` it calls and
+    writes nothing.
     """
     run = _Run(
         settings=settings,
@@ -105,13 +129,17 @@ def verify_partition(
         date=date,
         run_id=run_id,
         budget=budget or CallBudget(settings.deepxl_max_calls_per_run),
+        day_budget=DayBudget(settings.deepxl_max_calls_per_day),
         dry_run=dry_run,
         timing=timing or Timing(),
         planned=planned,
         look_up_first=look_up_first,
     )
     with stop.watched(lambda: run.stop.now() if stop.immediate else run.stop.drain()):
-        return run.in_thread(progress)
+        summary = run.in_thread(progress)
+    if summary.error is not None and raises:
+        raise summary.error
+    return summary
 
 
 @dataclass
@@ -124,6 +152,7 @@ class _Run:
     date: str
     run_id: str
     budget: CallBudget
+    day_budget: DayBudget
     dry_run: bool
     timing: Timing
     planned: Scan | None
@@ -132,7 +161,9 @@ class _Run:
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
     stopped: Stopped = Stopped.NONE
+    error: DeepXLError | None = None
     calls_to_make: int = 0
+    withdrawn_on_record: Sequence[str] = ()
 
     # --- in the calling thread ------------------------------------------------------------------------
 
@@ -190,32 +221,47 @@ class _Run:
     def run(self) -> VerifySummary:
         check_bond(self.lake, self.ledger)
         known = self.ledger if self.ledger.exists() else None
+        to_look_up = 0
         before = self.planned or scan(self.lake, known, self.date, self.settings.deepxl_uncertain)
         if known is not None:
             # Before the table is replaced: its outcomes may be known nowhere else.
             if before.outcomes[Outcome.NOT_ATTEMPTED]:
                 check_outcomes(self.lake, known, [self.date])
             self.look_up_first |= may_lack_calls(known, self.date)
+            to_look_up = len(withdrawn(self.lake, known, self.date))
         self.calls_to_make = before.to_send
-        self.tally.to_settle = before.to_settle if self.has_token else before.to_send
+        self.tally.to_settle = before.to_settle if self.settings.has_token else before.to_send
         if self.dry_run:
             return self.summary(before)
-        to_send = 0 if self.budget.is_used_up else before.to_send
-        to_look_up = before.actions[Action.LOOK_UP] + (before.to_send if self.look_up_first else 0)
-        to_look_up *= self.has_token
+        is_spent = self.budget.is_used_up or self.day_budget.read(self.ledger).is_used_up
+        to_send = 0 if is_spent else before.to_send
+        to_look_up += before.actions[Action.LOOK_UP] + (before.to_send if self.look_up_first else 0)
+        if not self.settings.has_token:
+            to_look_up = 0
         if not to_send and not to_look_up:
             if before.to_send:
-                self.stopped = Stopped.BUDGET
+                self.stopped = Stopped.BUDGET if self.budget.is_used_up else Stopped.DAY_BUDGET
             return self.without_calls(before)
         try:
             # Before anything is claimed.
             self.settings.require_token()
+            if to_send:
+                self.documents.require_mounted()
             return asyncio.run(self.dispatch())
-        except (UsageError, DeepXLError):
-            # The caller needs the error that ended the run, not one that follows from it.
-            with contextlib.suppress(KycError):
-                self.without_calls(before)
-            raise
+        except (UsageError, DeepXLError) as error:
+            return self.after_error(before, error)
+
+    def after_error(self, before: Scan, error: UsageError | DeepXLError) -> VerifySummary:
+        """Writes every outcome. Raises `error` unless the summary has it; never raises one that follows."""
+        if isinstance(error, DeepXLError):
+            self.ended_by(error)
+        try:
+            summary = self.without_calls(before)
+        except KycError:
+            raise error from None
+        if self.error is None:
+            raise error
+        return summary
 
     def without_calls(self, before: Scan) -> VerifySummary:
         """Writes every submission's outcome from the ledger, unless the table is current."""
@@ -228,28 +274,27 @@ class _Run:
         return self.summary(after, written=True)
 
     @property
-    def has_token(self) -> bool:
-        token = self.settings.deepxl_api_token
-        return token is not None and bool(token.get_secret_value().strip())
+    def documents(self) -> DocumentStore:
+        return open_landing(self.settings.kyc_landing).documents
 
     async def dispatch(self) -> VerifySummary:
-        settings = self.settings
-        client = DeepXLClient(
-            settings.deepxl_base_url,
-            settings.require_token(),
-            auth_scheme=settings.deepxl_auth_scheme,
-            timeout_seconds=settings.deepxl_timeout_seconds,
-            max_connections=settings.deepxl_max_concurrency,
-        )
+        client = DeepXLClient.of(self.settings)
         async with client:
             is_trusted = await self.check_access(client)
             bind(self.lake, self.ledger)
             with hold(self.ledger, self.date, self.run_id, self.stop.drain) as held:
                 after, error = await self.dispatch_under(held, client, is_trusted)
-        if error is not None:
+        if error is None:
+            self.raise_conflict(after)
+        elif isinstance(error, DeepXLError):
+            self.ended_by(error)
+        else:
             raise error
-        self.raise_conflict(after)
         return self.summary(after, written=True)
+
+    def ended_by(self, error: DeepXLError) -> None:
+        self.error = error
+        self.stopped = Stopped.ACCESS_DENIED if isinstance(error, Denied) else Stopped.ERROR
 
     @staticmethod
     async def check_access(client: DeepXLClient) -> bool:
@@ -269,7 +314,7 @@ class _Run:
         self, held: HeldLease, client: DeepXLClient, is_trusted: bool
     ) -> tuple[Scan, Exception | None]:
         control = RunControl(self.stop)
-        with control.watching(), raised_gc_threshold():
+        with control.watching():
             self.write_table(ResponsesState.DISPATCHING)
             gate = Gate(
                 max_concurrency=self.settings.deepxl_max_concurrency,
@@ -283,7 +328,9 @@ class _Run:
                 held.lease,
                 patience_seconds=self.timing.ledger_patience,
                 after_commit=note,
+                day_budget=self.day_budget,
             ) as writer:
+                outgoing = Outgoing(self.documents, self.settings)
                 if self.look_up_first:
                     await look_up_first(
                         self.work(),
@@ -292,23 +339,29 @@ class _Run:
                         gate=gate,
                         control=control,
                         tally=self.tally,
+                        outgoing=outgoing,
                         concurrency=self.settings.deepxl_max_concurrency,
                         waits=self.timing.look_ups,
                     )
-                await Dispatcher(
+                dispatcher = Dispatcher(
                     client=client,
                     writer=writer,
                     fence=Fence(held),
                     gate=gate,
                     control=control,
                     budget=self.budget,
+                    day_budget=self.day_budget,
                     tally=self.tally,
-                    documents=self.settings.kyc_landing / "documents",
+                    outgoing=outgoing,
                     settings=self.settings,
                     timing=self.timing,
                     is_trusted=is_trusted,
                     date=self.date,
-                ).run(self.work())
+                )
+                await dispatcher.run(self.work())
+                self.withdrawn_on_record = await dispatcher.look_up_withdrawn(
+                    withdrawn(self.lake, self.ledger, self.date)
+                )
             self.check_ledger(held)
             note.write()
             self.stopped = control.reason
@@ -336,9 +389,10 @@ class _Run:
         return write_responses(self.lake, self.ledger, self.date, state, self.settings.deepxl_uncertain)
 
     def raise_conflict(self, seen: Scan) -> None:
-        if seen.conflicts:
-            more = seen.conflict_count - 1
-            raise LedgerConflict(seen.conflicts[0] + (f" (and {more} more)" if more else ""))
+        lines = [*seen.conflicts, *map(_withdrawn_text, self.withdrawn_on_record)]
+        if lines:
+            more = seen.conflict_count + len(self.withdrawn_on_record) - 1
+            raise LedgerConflict(lines[0] + (f" (and {more} more)" if more else ""))
 
     def summary(self, seen: Scan, *, written: bool = False) -> VerifySummary:
         tally = self.tally
@@ -354,9 +408,8 @@ class _Run:
             estimated_cost=estimated_cost(self.settings, tally.billable_calls),
             held=seen.held,
             held_ids=tuple(seen.held_ids),
-            seconds=time.monotonic() - self.started,
-            p50_ms=percentile(tally.latencies, 0.5),
-            p95_ms=percentile(tally.latencies, 0.95),
             stopped=self.stopped,
+            error=self.error,
+            why=str(self.day_budget) if self.stopped is Stopped.DAY_BUDGET else "",
             written=written,
         )

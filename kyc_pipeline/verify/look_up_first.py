@@ -11,10 +11,12 @@ from kyc_pipeline.deepxl.call_errors import AccessDenied, LookupFailed, Unexpect
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationResponse
 from kyc_pipeline.deepxl.echo import echo_mismatches
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.sent import UNCHANGED, SentContent
 from kyc_pipeline.ledger.models import Discovery
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.verify.control import RunControl
 from kyc_pipeline.verify.gate import Gate
+from kyc_pipeline.verify.outgoing import Outgoing
 from kyc_pipeline.verify.partition import Action, Work
 from kyc_pipeline.verify.summary import Stopped, Tally
 
@@ -27,6 +29,7 @@ async def look_up_first(
     gate: Gate,
     control: RunControl,
     tally: Tally,
+    outgoing: Outgoing,
     concurrency: int,
     waits: Sequence[float],
 ) -> None:
@@ -48,7 +51,7 @@ async def look_up_first(
                 control.end(Stopped.ACCESS_DENIED if denied else Stopped.ERROR, error)
                 return
             if found:
-                await writer.record(discovery(item, found))
+                await writer.record(discovery(item, found, await outgoing.possible(item.row)))
                 tally.adopted += 1
                 tally.settled += 1
 
@@ -69,10 +72,16 @@ async def look_up_first(
         await asyncio.gather(*(settle(item) for item in batch if item.action is Action.SEND))
 
 
-def discovery(item: Work, found: Sequence[VerificationResponse]) -> Discovery:
-    """What the history's records of a submission mean for the ledger."""
-    matching = [response for response in found if not _differs(item, response)]
-    best = min(matching or found, key=lambda response: response.verification_id)
+def discovery(
+    item: Work, found: Sequence[VerificationResponse], possible: Sequence[SentContent] = (UNCHANGED,)
+) -> Discovery:
+    """What the history's records of a submission mean for the ledger, if the calls sent one of `possible`."""
+    matching = [
+        (response, sent) for response in found for sent in possible if not _differs(item, sent, response)
+    ]
+    best, sent = min(
+        matching or [(response, UNCHANGED) for response in found], key=lambda pair: pair[0].verification_id
+    )
     notes = [] if matching else ["DeepXL has a record of this submission with other documents or tags"]
     if len(found) > 1:
         notes.append(f"the history has {len(found)} records of this submission")
@@ -83,10 +92,10 @@ def discovery(item: Work, found: Sequence[VerificationResponse]) -> Discovery:
         best.responded_at,
         best.text if matching else None,
         "; ".join(notes) or None,
+        sent.text(),
     )
 
 
-def _differs(item: Work, response: VerificationResponse) -> bool:
-    row = item.row
-    sent = {"id_size": row["id_size"], "selfie_size": row["selfie_size"], "tags": dict(row["tags"])}
-    return any(name is not None for _, name in echo_mismatches(response.echo, **sent))
+def _differs(item: Work, sent: SentContent, response: VerificationResponse) -> bool:
+    mismatches = echo_mismatches(response.echo, **sent.echoed(item.row))
+    return any(name is not None for _, name in mismatches)

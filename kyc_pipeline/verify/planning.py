@@ -9,10 +9,8 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.partition import Scan, scan
 from kyc_pipeline.verify.summary import estimated_cost
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.vocabulary import SETTLED
 from kyc_pipeline.wording import Money, plural
-
-_PAID = (Outcome.COMPLETED, Outcome.REFUSED, Outcome.QUARANTINED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +28,10 @@ class PartitionPlan:
     conflicts: int
     estimated_cost: Money | None
     """Of `calls_to_make`; None without a price."""
+    duplicate_documents: int = 0
+    """Calls to make for two documents that another submission has too. Ingest counts them."""
+    warnings: tuple[str, ...] = ()
+    """What ingest warns of, one line each."""
     scan: Scan | None = None
     """The scan behind the plan; a run that starts at once can begin with it."""
 
@@ -39,6 +41,14 @@ class PartitionPlan:
             f"{plural(self.submissions, 'submission')}, {self.already_paid} already paid, {self.held} held, "
             f"{plural(self.calls_to_make, 'call')} to make{cost}"
         )
+
+
+def duplicate_documents_line(count: int) -> str:
+    """Says how many calls would pay for the same documents twice, and how to prevent that."""
+    return (
+        f"{plural(count, 'call')} would pay for two documents that another submission has too: set "
+        "KYC_DUPLICATE_DOCUMENTS=reject to reject these rows"
+    )
 
 
 def plan_partitions(
@@ -60,6 +70,8 @@ def total(plans: Sequence[PartitionPlan], settings: Settings) -> PartitionPlan:
         calls_to_make=calls,
         held=sum(plan.held for plan in plans),
         conflicts=sum(plan.conflicts for plan in plans),
+        duplicate_documents=sum(plan.duplicate_documents for plan in plans),
+        warnings=tuple(f"{plan.date}: {warning}" for plan in plans for warning in plan.warnings),
         estimated_cost=estimated_cost(settings, calls),
     )
 
@@ -73,7 +85,7 @@ def _plan(lake: Lake, ledger: Ledger | None, date: str, settings: Settings) -> P
         date=date,
         submissions=seen.submissions,
         rejected=rejected,
-        already_paid=sum(seen.outcomes[outcome] for outcome in _PAID),
+        already_paid=sum(seen.outcomes[outcome] for outcome in SETTLED),
         calls_to_make=seen.to_send,
         held=seen.held,
         conflicts=seen.conflict_count,

@@ -1,13 +1,17 @@
 """The figures of a run, in progress and at its end."""
 
-import math
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, SETTLED, Outcome
 from kyc_pipeline.wording import Money, plural
 
 
@@ -16,10 +20,16 @@ class Stopped(StrEnum):
 
     NONE = "none"
     BUDGET = "budget"
+    DAY_BUDGET = "day_budget"
+    """A run on a later day continues."""
     CANCELLED = "cancelled"
     ACCESS_DENIED = "access_denied"
     CIRCUIT_OPEN = "circuit_open"
     ERROR = "error"
+
+
+NO_RESPONSE: Final = "too many calls in a row failed: DeepXL, or the way to it, is out of order"
+"""The meaning of an open circuit."""
 
 
 @dataclass(slots=True)
@@ -35,7 +45,6 @@ class Tally:
     billable_calls: int = 0
     uncertain: int = 0
     """Submissions still uncertain after a call of this run."""
-    latencies: "array[float]" = field(default_factory=lambda: array("d"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ class VerifySummary:
     calls_to_make: int
     """Submissions to send when the run began."""
     calls: int = 0
-    """Paid calls started."""
+    """Requests of which at least a byte may have left."""
     retries: int = 0
     lookups: int = 0
     adopted: int = 0
@@ -96,10 +105,11 @@ class VerifySummary:
     """Uncertain submissions that await a decision."""
     held_ids: tuple[str, ...] = ()
     """The first of the held submissions."""
-    seconds: float = 0.0
-    p50_ms: float | None = None
-    p95_ms: float | None = None
     stopped: Stopped = Stopped.NONE
+    error: KycError | None = None
+    """The error that ended the run, if one did."""
+    why: str = ""
+    """More about `stopped`: what to do, and when a run can continue."""
     written: bool = False
     """Whether the run replaced the lake's partition; False if nothing had changed."""
 
@@ -109,25 +119,41 @@ class VerifySummary:
         return sum(self.outcomes.values())
 
     @property
+    def paid(self) -> int:
+        """Submissions that no later run sends."""
+        return sum(self.outcomes.get(outcome, 0) for outcome in SETTLED)
+
+    @property
+    def left(self) -> int:
+        """Submissions that a later run sends."""
+        return sum(self.outcomes.get(outcome, 0) for outcome in LEFT_FOR_LATER)
+
+    @property
+    def fault(self) -> str | None:
+        """Why the run ended early, if somebody must act: not for a budget or a request to stop."""
+        if self.error is not None:
+            return str(self.error)
+        return NO_RESPONSE if self.stopped is Stopped.CIRCUIT_OPEN else None
+
+    @property
     def is_complete(self) -> bool:
         """Whether no submission is held, failed or not attempted."""
-        return self.held == 0 and not any(self.outcomes.get(outcome) for outcome in LEFT_FOR_LATER)
+        return self.held == 0 and self.left == 0
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
+        counts = ", ".join(f"{count} {name}" for name in Outcome if (count := self.outcomes.get(name)))
         return (
             f"{plural(self.submissions, 'submission')} ({counts or 'none'}), {plural(self.calls, 'call')}, "
             f"{plural(self.retries, 'retry', 'retries')}, {self.adopted} adopted by look-up, {self.held} held"
             + ("" if self.estimated_cost is None else f", estimated cost {self.estimated_cost}")
-            + ("" if self.stopped is Stopped.NONE else f", stopped: {self.stopped}")
+            + ("" if self.stopped is Stopped.NONE else f", stopped: {self.why or self.stopped}")
         )
 
 
 def percentile(values: "array[float]", share: float) -> float | None:
-    """The nearest-rank percentile, with `share` from 0 to 1; None without values."""
-    if not values:
-        return None
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    """The percentile at `share` (0 to 1), interpolated as in `quantile_cont`; None without values."""
+    found: float | None = pc.quantile(pa.array(values, pa.float64()), q=share)[0].as_py()
+    return found
 
 
 def estimated_cost(settings: Settings, billable_calls: int) -> Money | None:

@@ -2,6 +2,7 @@
 --
 -- severity: error
 -- counts: rows
+-- todo: launch flatten_and_publish for these days
 SELECT
     coalesce(v.date, c.date) AS date,
     coalesce(v.verification_id, c.verification_id) AS verification_id,

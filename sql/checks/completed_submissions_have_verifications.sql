@@ -1,8 +1,9 @@
 -- On every flattened day, each completed submission has a verification, and each verification has a completed
--- submission. If not, materialize the flatten assets of that day.
+-- submission.
 --
 -- severity: error
 -- counts: rows
+-- todo: launch flatten_and_publish for these days
 SELECT
     coalesce(s.date, v.date) AS date,
     coalesce(s.submission_id, v.submission_id) AS submission_id,

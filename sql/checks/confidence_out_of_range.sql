@@ -2,6 +2,7 @@
 --
 -- severity: warning
 -- counts: sum of checks
+-- todo: ask DeepXL; such confidences are NULL in the figures
 SELECT check_type, count(*) AS checks
 FROM model_checks
 WHERE

@@ -3,6 +3,7 @@
 --
 -- severity: warning
 -- counts: sum of occurrences
+-- todo: read contract_drift; DeepXL changed its responses
 SELECT kind, path, sum(occurrences) AS occurrences
 FROM contract_drift
 WHERE

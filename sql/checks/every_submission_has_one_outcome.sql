@@ -1,8 +1,8 @@
--- Every accepted submission has exactly one of the documented outcomes. If not, materialize
--- `verification_responses` of that day again (it repeats no paid call).
+-- Every accepted submission has exactly one of the documented outcomes.
 --
 -- severity: error
 -- counts: submissions
+-- todo: materialize verification_responses of these days; it repeats no paid call
 SELECT date, submission_id, outcome
 FROM submissions
 WHERE

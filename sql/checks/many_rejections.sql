@@ -3,6 +3,7 @@
 --
 -- severity: warning
 -- counts: days
+-- todo: read them with `kyc-pipeline rejected`, and correct the manifests
 SELECT date, received, rejected
 FROM submission_funnel
 WHERE

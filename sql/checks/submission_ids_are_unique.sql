@@ -2,6 +2,7 @@
 --
 -- severity: error
 -- counts: repeated ids
+-- todo: materialize submissions of the later day
 SELECT submission_id, count(*) AS occurrences
 FROM submissions
 GROUP BY submission_id

@@ -2,6 +2,7 @@
 --
 -- severity: warning
 -- counts: sum of verifications
+-- todo: the figures use the epoch; ask DeepXL
 SELECT iso_offset_seconds, count(*) AS verifications
 FROM verifications
 WHERE

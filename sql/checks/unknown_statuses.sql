@@ -2,6 +2,7 @@
 --
 -- severity: warning
 -- counts: sum of checks
+-- todo: read contract_drift; DeepXL changed its responses
 SELECT check_type, status, count(*) AS checks
 FROM model_checks
 WHERE normalized_status = 'UNKNOWN' AND is_recent(date, (SELECT max(date) FROM verifications))

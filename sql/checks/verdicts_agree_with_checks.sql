@@ -2,6 +2,7 @@
 --
 -- severity: warning
 -- counts: sum of verifications
+-- todo: read failure_attribution
 SELECT date, check_type AS kind, failing AS verifications
 FROM failure_attribution
 WHERE

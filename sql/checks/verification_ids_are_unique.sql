@@ -1,7 +1,8 @@
--- No verification id occurs twice over all days; if one does, a call was counted or paid twice.
+-- No verification id occurs twice over all days.
 --
 -- severity: error
 -- counts: repeated ids
+-- todo: a call was counted or paid twice; see docs/operations.md
 SELECT verification_id, count(*) AS occurrences
 FROM verifications
 GROUP BY verification_id

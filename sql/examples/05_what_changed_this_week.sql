@@ -1,4 +1,4 @@
--- Which pass rates changed significantly against the week before (Newcombe interval of the difference),
+-- Which pass rates changed significantly from the week before (Newcombe interval of the difference),
 -- newest week first.
 SELECT week, days, check_type, pass_rate, previous_pass_rate, change, change_low, change_high
 FROM pass_rate_changes

@@ -16,6 +16,7 @@
 -- check_count: Number of checks in the response, over all groups.
 -- id_document_pseudonym: HMAC of the ID document's content: equal for equal files, under one key.
 -- anomalies: Codes of the response's differences from the contract and from what was sent.
+-- is_complete: Whether no submission of the day is undecided; see days.
 SELECT
     date,
     verification_id,
@@ -23,7 +24,7 @@ SELECT
     verified,
     model,
     model_version,
-    verified_at,
+    verified_at AT TIME ZONE 'UTC' AS verified_at,
     timestamp_iso,
     iso_offset_seconds,
     id_file_type,
@@ -32,5 +33,10 @@ SELECT
     selfie_file_size,
     check_count,
     id_document_pseudonym,
-    anomalies
+    anomalies,
+    date IN (
+        SELECT date
+        FROM days
+        WHERE is_complete
+    ) AS is_complete
 FROM lake.verifications

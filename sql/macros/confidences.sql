@@ -37,6 +37,12 @@ CREATE TEMP MACRO js_term(p, q) AS
     CASE WHEN p > 0 THEN 0.5 * p * log2(2 * p / (p + q)) ELSE 0 END
     + CASE WHEN q > 0 THEN 0.5 * q * log2(2 * q / (p + q)) ELSE 0 END;
 
+-- Variance of an observed AUC over n passed and m failed scores if the true one is `auc` (Newcombe 2006,
+-- method 5: that of Hanley and McNeil with the mean of n and m for both).
+CREATE TEMP MACRO auc_variance(auc, n, m) AS
+    auc * (1 - auc) / (n * m)
+    * (1 + ((n + m) / 2 - 1) * ((1 - auc) / (2 - auc) + auc / (1 + auc)));
+
 -- Kolmogorov's series: Q(l) = 2 sum_{j>=1} (-1)^(j-1) exp(-2 j^2 l^2); below l = 1.18 by the dual series
 -- 1 - sqrt(2 pi) / l sum_{j>=1} exp(-(2j-1)^2 pi^2 / (8 l^2)), which converges there within three terms.
 CREATE TEMP MACRO kolmogorov_q(l) AS

@@ -45,6 +45,12 @@ CREATE MACRO newcombe_high(k1, n1, k2, n2) AS
         (wilson_high(k1, n1) - ratio(k1, n1)) ** 2 + (ratio(k2, n2) - wilson_low(k2, n2)) ** 2
     );
 
+-- Lower bound of k / n once `undecided` more are decided: if none of them succeeds.
+CREATE MACRO rate_worst(k, n, undecided) AS ratio(k, n + undecided);
+
+-- Upper bound of k / n once `undecided` more are decided: if all of them succeed.
+CREATE MACRO rate_best(k, n, undecided) AS ratio(k + undecided, n + undecided);
+
 -- Whether a sample of size n is too small to base decisions on: below {low_n}.
 CREATE MACRO is_low_n(n) AS n < {low_n};
 

@@ -1,9 +1,9 @@
 -- Calls to DeepXL by day: number, latency and estimated cost. Latencies are those of each submission's last
--- call with a response. All costs use the price at the time of the build (`build_info.price_per_call`). In a
--- build without `DEEPXL_PRICE_PER_CALL` they are NULL for all days, past days included.
+-- call with a response. All costs use the price at the time of the build (`build_info.price_per_call`). In
+-- a build without `DEEPXL_PRICE_PER_CALL` they are NULL for all days, past days included.
 --
 -- date: Day of the manifest, the daily partition.
--- calls: POST calls started.
+-- calls: Requests of which at least a byte may have left.
 -- retries: Calls beyond the first of each submission.
 -- p50_ms: Median latency in milliseconds, from the start of a call to its complete response.
 -- p90_ms: 90th percentile.
@@ -13,8 +13,10 @@
 -- billable_calls: Calls that were or may have been billed: 2xx and ambiguous ones.
 -- estimated_cost: billable_calls times `DEEPXL_PRICE_PER_CALL`, in the price's currency; NULL without a
 --   price.
--- cost_per_verified: estimated_cost per verified submission; NULL without a price, or if nobody was verified.
--- timeouts: Submissions sent without a response; the latencies exclude them.
+-- cost_per_verified: estimated_cost per verified submission; NULL without a price, if nobody was verified,
+--   or on an incomplete day, which has calls without a verdict yet. Aggregate complete days only.
+-- timeouts: Uncertain and abandoned submissions: sent, but without a sound response; latencies exclude them.
+-- is_complete: Whether no submission of the day is undecided; see days.
 WITH calls AS (
     SELECT
         date,
@@ -23,7 +25,7 @@ WITH calls AS (
         quantile_cont(latency_ms, [0.5, 0.9, 0.95, 0.99]) AS quantiles,
         max(latency_ms) AS max_ms,
         sum(billable_calls)::BIGINT AS billable_calls,
-        count(*) FILTER (WHERE outcome = 'uncertain') AS timeouts
+        count(*) FILTER (WHERE outcome IN ('uncertain', 'abandoned')) AS timeouts
     FROM lake.verification_responses
     GROUP BY date
 ),
@@ -33,10 +35,7 @@ decided AS (
     GROUP BY date
 ),
 costs AS (
-    SELECT
-        *,
-        (billable_calls::DECIMAL(18, 0) * getvariable('price_per_call')::DECIMAL(18, 6))::DECIMAL(38, 6)
-            AS estimated_cost
+    SELECT *, cost_of(billable_calls) AS estimated_cost
     FROM calls
 )
 SELECT
@@ -50,8 +49,11 @@ SELECT
     c.max_ms,
     c.billable_calls,
     c.estimated_cost,
-    (c.estimated_cost / nullif(d.verified, 0))::DECIMAL(38, 6) AS cost_per_verified,
-    c.timeouts
+    CASE WHEN y.is_complete THEN (c.estimated_cost / nullif(d.verified, 0))::DECIMAL(38, 6) END
+        AS cost_per_verified,
+    c.timeouts,
+    y.is_complete
 FROM costs AS c
 LEFT JOIN decided AS d ON d.date = c.date
+JOIN days AS y ON y.date = c.date
 ORDER BY c.date

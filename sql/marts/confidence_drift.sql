@@ -1,24 +1,29 @@
--- Distance of a day's confidences from those of the {baseline_days} days before it, by check type. Act on the
--- distances (psi, ks, js_distance), not on the p-value: in large samples it is near zero even for negligible
--- differences.
--- PSI and the Jensen-Shannon distance use the ten fixed bins [0, 0.1), … [0.9, 1]. KS is exact for a type
--- with up to two million combinations of a day and a distinct confidence. Beyond that, confidences are
--- rounded to 0.001, with an error of at most the share of checks within such a step.
+-- Distance of a day's confidences from those of the {baseline_days} days before it, by check type. If the
+-- day has fewer than {drift_min_checks} checks, a window of 7 or {baseline_days} days that ends on it takes
+-- its place, if that has enough. Act on the distances (psi, ks, js_distance), not on the p-value: in
+-- large samples it is near zero even for negligible differences. PSI and the Jensen-Shannon distance use
+-- the ten fixed bins [0, 0.1), … [0.9, 1]. KS is exact for a type with at most two million pairs of day and
+-- distinct confidence. Beyond that, confidences are rounded to 0.001, and the error is at most the share of
+-- checks within one such step.
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
 -- check_type: Type of the check; UNKNOWN if the response has none.
--- checks: Checks of the day that have a confidence.
--- baseline_checks: Checks of the {baseline_days} days before that have a confidence.
+-- checks: Checks with a confidence on the day or in the window.
+-- baseline_checks: Checks with a confidence in the {baseline_days} days before the day or the window.
 -- psi: Population stability index, with shares floored at 0.0001; NULL if a side is empty.
--- psi_noise_floor: Expected PSI without drift: 9 * (1/checks + 1/baseline_checks).
+-- psi_noise_floor: What the PSI exceeds in one of a hundred samples without drift: the 99% quantile of
+--   chi-squared with 9 degrees of freedom, times (1/checks + 1/baseline_checks).
 -- ks: Kolmogorov-Smirnov statistic: the largest distance between the two distribution functions.
--- ks_p_value: Two-sided asymptotic p-value of ks (Kolmogorov's series): within 0.01 of the exact p-value for
---   200 checks or more on each side, within 0.06 for five.
+-- ks_p_value: Two-sided asymptotic p-value of ks (Kolmogorov's series): within 0.05 of the exact p-value
+--   for 200 checks or more on each side, within 0.2 for fewer. NULL for rounded confidences.
 -- js_distance: Jensen-Shannon distance: square root of the divergence in bits, 0 to 1.
 -- ks_rounding: Rounding of the confidences for ks: 0 (none, exact) or 0.001.
--- level: none (psi < {psi_moderate}), moderate (< {psi_large}) or large; insufficient if a side has fewer
---   than {drift_min_checks} checks.
+-- level: none (psi < {psi_moderate}, or not above the noise floor), moderate (< {psi_large}) or large;
+--   insufficient if a side has fewer than {drift_min_checks} checks.
+-- window_days: Length of the window, which ends on this day: 1, 7 or {baseline_days} days. Longer windows of
+--   neighbouring days overlap, so one drift shows on several days.
+-- is_complete: Whether no submission of the day is undecided; see days.
 WITH resolution AS (
     -- Exact up to a size that the sliding window handles in seconds.
     SELECT
@@ -40,27 +45,69 @@ points AS (
     JOIN resolution USING (check_group, check_type)
     GROUP BY ALL
 ),
-days AS (
-    SELECT DISTINCT date, check_group, check_type FROM confidence_counts
+daily AS (
+    SELECT date, check_group, check_type, sum(checks) AS checks
+    FROM confidence_counts
+    GROUP BY date, check_group, check_type
+),
+sizes AS (
+    SELECT
+        *,
+        sum(checks) OVER (this RANGE BETWEEN INTERVAL 6 DAYS PRECEDING AND CURRENT ROW) AS checks_week,
+        sum(checks) OVER (
+            this RANGE BETWEEN to_days({baseline_days} + 6) PRECEDING AND to_days(7) PRECEDING -- noqa: PRS
+        ) AS before_week,
+        sum(checks) OVER (
+            this RANGE BETWEEN to_days({baseline_days} - 1) PRECEDING AND CURRENT ROW -- noqa: PRS
+        ) AS checks_long,
+        sum(checks) OVER (
+            this
+            RANGE BETWEEN to_days(2 * {baseline_days} - 1) PRECEDING -- noqa: PRS
+            AND to_days({baseline_days}) PRECEDING
+        ) AS before_long
+    FROM daily
+    WINDOW this AS (PARTITION BY check_group, check_type ORDER BY date)
+),
+present AS (
+    SELECT
+        date,
+        check_group,
+        check_type,
+        CASE
+            WHEN checks >= {drift_min_checks} THEN 1
+            WHEN checks_week >= {drift_min_checks} AND before_week >= {drift_min_checks} THEN 7
+            WHEN checks_long >= {drift_min_checks} AND before_long >= {drift_min_checks} THEN {baseline_days}
+            ELSE 1
+        END AS window_days
+    FROM sizes
 ),
 grid AS (
     -- Every day of a type with every point of the type, so that one sliding window gives all baselines.
-    SELECT d.date, p.check_group, p.check_type, p.point, coalesce(n.checks, 0) AS checks
+    SELECT d.date, d.window_days, p.check_group, p.check_type, p.point, coalesce(n.checks, 0) AS checks
     FROM (SELECT DISTINCT check_group, check_type, point FROM points) AS p
-    JOIN days AS d USING (check_group, check_type)
+    JOIN present AS d USING (check_group, check_type)
     LEFT JOIN points AS n USING (date, check_group, check_type, point)
 ),
 with_baseline AS (
     SELECT
-        *,
+        date,
+        check_group,
+        check_type,
+        sum(checks) OVER (
+            PARTITION BY check_group, check_type, point
+            ORDER BY date
+            RANGE BETWEEN to_days(window_days - 1) PRECEDING AND CURRENT ROW -- noqa: PRS
+        )::BIGINT AS checks,
         coalesce(
             sum(checks) OVER (
                 PARTITION BY check_group, check_type, point
                 ORDER BY date
-                RANGE BETWEEN INTERVAL {baseline_days} DAYS PRECEDING AND INTERVAL 1 DAY PRECEDING
+                RANGE BETWEEN to_days(window_days + {baseline_days} - 1) PRECEDING -- noqa: PRS
+                AND to_days(window_days) PRECEDING
             ),
             0
-        )::BIGINT AS baseline_checks
+        )::BIGINT AS baseline_checks,
+        point
     FROM grid
 ),
 occupied AS (
@@ -103,8 +150,8 @@ day_bins AS (
     GROUP BY ALL
 ),
 bin_grid AS (
-    SELECT d.date, d.check_group, d.check_type, b.bin, coalesce(c.checks, 0) AS checks
-    FROM days AS d
+    SELECT d.date, d.window_days, d.check_group, d.check_type, b.bin, coalesce(c.checks, 0) AS checks
+    FROM present AS d
     CROSS JOIN (SELECT range::INTEGER AS bin FROM range(10)) AS b
     LEFT JOIN day_bins AS c USING (date, check_group, check_type, bin)
 ),
@@ -114,12 +161,17 @@ binned AS (
         check_group,
         check_type,
         bin,
-        checks,
+        sum(checks) OVER (
+            PARTITION BY check_group, check_type, bin
+            ORDER BY date
+            RANGE BETWEEN to_days(window_days - 1) PRECEDING AND CURRENT ROW -- noqa: PRS
+        ) AS checks,
         coalesce(
             sum(checks) OVER (
                 PARTITION BY check_group, check_type, bin
                 ORDER BY date
-                RANGE BETWEEN INTERVAL {baseline_days} DAYS PRECEDING AND INTERVAL 1 DAY PRECEDING
+                RANGE BETWEEN to_days(window_days + {baseline_days} - 1) PRECEDING -- noqa: PRS
+                AND to_days(window_days) PRECEDING
             ),
             0
         ) AS baseline_checks
@@ -155,18 +207,22 @@ SELECT
     d.n AS checks,
     d.m AS baseline_checks,
     v.psi,
-    9 * (1 / nullif(d.n, 0) + 1 / nullif(d.m, 0)) AS psi_noise_floor,
+    {psi_noise_factor} * (1 / nullif(d.n, 0) + 1 / nullif(d.m, 0)) AS psi_noise_floor,
     d.ks,
-    ks_p(d.ks, d.n, d.m) AS ks_p_value,
+    CASE WHEN r.ks_rounding = 0 THEN ks_p(d.ks, d.n, d.m) END AS ks_p_value,
     v.js_distance,
     r.ks_rounding,
     CASE
         WHEN least(d.n, d.m) < {drift_min_checks} THEN 'insufficient'
-        WHEN v.psi < {psi_moderate} THEN 'none'
+        WHEN v.psi < {psi_moderate} OR v.psi <= psi_noise_floor THEN 'none'
         WHEN v.psi < {psi_large} THEN 'moderate'
         ELSE 'large'
-    END AS level
+    END AS level,
+    p.window_days,
+    y.is_complete
 FROM distances AS d
 LEFT JOIN divergences AS v USING (date, check_group, check_type)
 JOIN resolution AS r USING (check_group, check_type)
+JOIN present AS p USING (date, check_group, check_type)
+JOIN days AS y USING (date)
 ORDER BY date, check_group, check_type

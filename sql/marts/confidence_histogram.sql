@@ -10,6 +10,7 @@
 -- bin_low: Lower edge, included.
 -- bin_high: Upper edge, excluded except for the last bin.
 -- checks: Checks with a confidence in the bin.
+-- is_complete: Whether no submission of the day is undecided; see days.
 WITH counts AS (
     SELECT
         date,
@@ -35,8 +36,10 @@ SELECT
     b.bin,
     b.bin / 100 AS bin_low,
     (b.bin + 1) / 100 AS bin_high,
-    coalesce(c.checks, 0) AS checks
+    coalesce(c.checks, 0) AS checks,
+    d.is_complete
 FROM present AS p
+JOIN days AS d ON d.date = p.date
 CROSS JOIN bins AS b
 LEFT JOIN counts AS c
     ON

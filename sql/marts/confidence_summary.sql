@@ -19,6 +19,7 @@
 -- max: Largest confidence.
 -- distinct_values: Number of distinct confidences.
 -- saturated: Checks with a confidence of exactly 0 or 1.
+-- is_complete: Whether no submission of the day is undecided; see days.
 WITH figures AS (
     SELECT
         date,
@@ -116,8 +117,10 @@ SELECT
     q.p99,
     f.max,
     coalesce(d.distinct_values, 0) AS distinct_values,
-    f.saturated
+    f.saturated,
+    y.is_complete
 FROM figures AS f
+JOIN days AS y USING (date)
 LEFT JOIN quantiles AS q USING (date, check_group, check_type)
 LEFT JOIN distinct_values AS d USING (date, check_group, check_type)
 ORDER BY f.date, f.check_group, f.check_type

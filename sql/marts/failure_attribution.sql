@@ -11,6 +11,7 @@
 -- sole_blocker: Those in which no other check failed; 0 in the special rows.
 -- not_verified: All declined verifications of the day.
 -- failing_verified: Verifications that were verified despite a failure of this check.
+-- is_complete: Whether no submission of the day is undecided; see days.
 WITH failures AS (
     SELECT DISTINCT date, verification_id, check_group, check_type
     FROM model_checks
@@ -26,7 +27,7 @@ verdicts AS (
     FROM verifications AS v
     LEFT JOIN failed AS f ON f.date = v.date AND f.verification_id = v.verification_id
 ),
-days AS (
+by_day AS (
     SELECT
         date,
         count(*) FILTER (WHERE NOT verified) AS not_verified,
@@ -60,15 +61,16 @@ attributions AS (
         d.not_verified,
         coalesce(a.failing_verified, 0) AS failing_verified
     FROM types AS t
-    JOIN days AS d ON d.date = t.date
+    JOIN by_day AS d ON d.date = t.date
     LEFT JOIN attributed AS a
         ON a.date = t.date AND a.check_group = t.check_group AND a.check_type = t.check_type
     UNION ALL
-    SELECT date, 'verdict', 'UNEXPLAINED_DECLINE', unexplained, 0, not_verified, 0 FROM days
+    SELECT date, 'verdict', 'UNEXPLAINED_DECLINE', unexplained, 0, not_verified, 0 FROM by_day
     UNION ALL
     SELECT date, 'verdict', 'OVERRIDE', overrides AS failing, 0, not_verified, overrides AS failing_verified
-    FROM days
+    FROM by_day
 )
-SELECT date, check_group, check_type, failing, sole_blocker, not_verified, failing_verified
+SELECT date, check_group, check_type, failing, sole_blocker, not_verified, failing_verified, is_complete
 FROM attributions
+JOIN days USING (date)
 ORDER BY date, check_group, check_type

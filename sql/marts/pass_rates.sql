@@ -12,6 +12,10 @@
 -- pass_rate_low: Lower bound of the 95% Wilson interval (z = {z_95}).
 -- pass_rate_high: Upper bound of the same interval.
 -- low_n: Fewer than {low_n} decided checks: do not base decisions on this row alone.
+-- undecided: Submissions of the day that may still get a verdict; see days.
+-- rate_worst: The rate if none of them passes this check; on a complete day, the rate itself.
+-- rate_best: The rate if all of them pass it.
+-- is_complete: Whether none is undecided.
 WITH counts AS (
     SELECT
         date,
@@ -34,6 +38,11 @@ SELECT
     ratio(passed, passed + failed) AS pass_rate,
     wilson_low(passed, passed + failed) AS pass_rate_low,
     wilson_high(passed, passed + failed) AS pass_rate_high,
-    is_low_n(passed + failed) AS low_n
+    is_low_n(passed + failed) AS low_n,
+    undecided,
+    rate_worst(passed, passed + failed, undecided) AS rate_worst,
+    rate_best(passed, passed + failed, undecided) AS rate_best,
+    is_complete
 FROM counts
+JOIN days USING (date)
 ORDER BY date, check_group, check_type

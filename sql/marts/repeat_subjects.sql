@@ -1,5 +1,6 @@
--- People who return, by cohort: the day on which they were first seen. A subject is a pseudonym of the tag
--- `customerId`. Its submissions are its completed verifications in the order of day, submitted_at and
+-- People who return, by cohort: the day on which they were first seen. A subject is a pseudonym of the tags
+-- in `KYC_SUBJECT_TAGS`, by default company and customer; without the last of these tags a submission has
+-- no subject. Its submissions are its completed verifications in the order of day, submitted_at and
 -- verification id. Compare only mature cohorts: recent ones have had less time to return.
 --
 -- date: Day on which these subjects were first seen.
@@ -7,17 +8,13 @@
 -- repeat_subjects: Those with two or more submissions, up to the last day of the data.
 -- first_attempt_passed: Those whose first submission was verified.
 -- passed_within_3: Those with a verified submission among their first three, up to the last day.
--- shared_documents: ID documents (same content) that a second subject first presented on this day.
--- passed_within_7_days: Those with a verified submission among their first three, within 7 days of the first.
+-- shared_documents: ID documents (by content) that a second subject presented for the first time on this
+--   day.
+-- passed_within_7_days: Those with a verified submission among their first three, within 7 days of the
+--   first.
 -- mature: Whether the data extend 7 days beyond the cohort's day, so that passed_within_7_days is final.
-WITH subjects AS (
-    -- 128 bits instead of the pseudonym's 64 digits: sorting and grouping them takes far less memory.
-    SELECT date, verification_id, min(md5_number(pseudonym)) AS subject
-    FROM verification_tags
-    WHERE name = 'customerId' AND pseudonym IS NOT NULL
-    GROUP BY date, verification_id
-),
-attempts AS (
+-- is_complete: Whether no submission of the day is undecided; see days.
+WITH attempts AS (
     SELECT
         t.subject,
         v.date,
@@ -28,7 +25,8 @@ attempts AS (
         ) AS attempt,
         min(v.date) OVER (PARTITION BY t.subject) AS first_date
     FROM verifications AS v
-    JOIN subjects AS t ON t.date = v.date AND t.verification_id = v.verification_id
+    JOIN submission_subjects AS t
+        ON t.date = v.date AND t.submission_id = v.submission_id AND t.is_from_response
     LEFT JOIN submissions AS s ON s.date = v.date AND s.submission_id = v.submission_id
 ),
 by_subject AS (
@@ -80,8 +78,10 @@ SELECT
     coalesce(c.passed_within_3, 0) AS passed_within_3,
     coalesce(s.shared_documents, 0) AS shared_documents,
     coalesce(c.passed_within_7_days, 0) AS passed_within_7_days,
-    coalesce(date + 7 <= l.last_date, FALSE) AS mature
+    coalesce(date + 7 <= l.last_date, FALSE) AS mature,
+    y.is_complete
 FROM cohorts AS c
 FULL JOIN shared AS s USING (date)
+JOIN days AS y USING (date)
 CROSS JOIN last_day AS l
 ORDER BY date

@@ -1,5 +1,5 @@
--- Simulated pass rate of each check type over all days, if a check passed exactly when its confidence is at
--- or above a threshold. It does not predict the vendor's decisions. Trust flips_to_pass only if
+-- Simulated pass rate of each check type over all days, if a check passed exactly when its confidence was
+-- at or above a threshold. It does not predict the vendor's decisions. Trust flips_to_pass only if
 -- orientation_verified is true.
 --
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
@@ -11,9 +11,10 @@
 -- rate_null_as_fail: at_or_above / all checks of the type: a check without a confidence counts as failed.
 -- flips_to_fail: Checks with status PASS and a confidence below the threshold.
 -- flips_to_pass: Checks with status FAIL and a confidence at or above it.
--- orientation_verified: Whether auc is above 0.5, so that a higher confidence means a better check; false if
---   no check passed or none failed.
+-- orientation_verified: Whether auc_low is above 0.5: beyond chance, a higher confidence means a better
+--   check. False if no check passed or none failed.
 -- auc: Probability that a passed check has a higher confidence than a failed one; ties count half.
+-- auc_low: Lower bound of its 95% interval (Newcombe's method 5), rounded down to 0.001.
 WITH scores AS (
     SELECT
         check_group,
@@ -39,10 +40,29 @@ orientation AS (
     SELECT
         check_group,
         check_type,
+        sum(passed)::DOUBLE AS passed,
+        sum(failed)::DOUBLE AS failed,
         sum(passed::DOUBLE * (failed_below + failed / 2))
         / nullif(sum(passed)::DOUBLE * sum(failed)::DOUBLE, 0) AS auc
     FROM ranked
     GROUP BY check_group, check_type
+),
+bounds AS (
+    -- The interval holds each value that is not further from the AUC than z standard errors of its own.
+    SELECT
+        o.check_group,
+        o.check_type,
+        greatest(
+            min(t.value) FILTER (
+                WHERE t.value / 1000 <= o.auc
+                AND (o.auc - t.value / 1000) ** 2
+                <= {z_95} ** 2 * auc_variance(t.value / 1000, o.passed, o.failed)
+            ) - 1,
+            0
+        ) / 1000 AS auc_low
+    FROM orientation AS o
+    CROSS JOIN (SELECT range AS value FROM range(1001)) AS t
+    GROUP BY o.check_group, o.check_type
 ),
 totals AS (
     SELECT
@@ -93,8 +113,10 @@ SELECT
     ratio(s.at_or_above, s.checks) AS rate_null_as_fail,
     s.flips_to_fail::BIGINT AS flips_to_fail,
     s.flips_to_pass::BIGINT AS flips_to_pass,
-    coalesce(o.auc > 0.5, FALSE) AS orientation_verified,
-    o.auc
+    coalesce(b.auc_low > 0.5, FALSE) AS orientation_verified,
+    o.auc,
+    b.auc_low
 FROM simulated AS s
 LEFT JOIN orientation AS o ON o.check_group = s.check_group AND o.check_type = s.check_type
+LEFT JOIN bounds AS b ON b.check_group = s.check_group AND b.check_type = s.check_type
 ORDER BY s.check_group, s.check_type, s.step

@@ -1,28 +1,27 @@
--- Share of verifications decided as verified, by day and company, with its 95% Wilson interval.
+-- Share of verifications whose decision was `verified`, by day and company, with its 95% Wilson interval.
 --
 -- date: Day of the manifest, the daily partition.
--- company_id: Value of the tag `companyId` (the smallest one if it is repeated); UNKNOWN without it.
+-- company_id: Value of the tag `companyId` in the manifest; UNKNOWN without it, {suppressed} for all
+--   companies with few people: see submissions.
 -- verifications: Completed verifications.
--- verified: Those decided as verified.
+-- verified: Those whose decision was `verified`.
 -- verified_rate: verified / verifications.
 -- verified_rate_low: Lower bound of the 95% Wilson interval (z = {z_95}).
 -- verified_rate_high: Upper bound of the same interval.
 -- low_n: Fewer than {low_n} verifications: do not base decisions on this row alone.
-WITH companies AS (
-    SELECT date, verification_id, min(value) AS company_id
-    FROM verification_tags
-    WHERE name = 'companyId' AND value <> ''
-    GROUP BY date, verification_id
-),
-counts AS (
+-- undecided: Submissions of the company that may still get a verdict; see days.
+-- rate_worst: The rate if none of them is verified; without undecided ones, the rate itself.
+-- rate_best: The rate if all of them are.
+-- is_complete: Whether none is undecided.
+WITH counts AS (
     SELECT
-        v.date,
-        coalesce(c.company_id, 'UNKNOWN') AS company_id,
-        count(*) AS verifications,
-        count(*) FILTER (WHERE v.verified) AS verified
-    FROM verifications AS v
-    LEFT JOIN companies AS c ON c.date = v.date AND c.verification_id = v.verification_id
-    GROUP BY ALL
+        date,
+        company_id,
+        coalesce(sum(submissions) FILTER (WHERE verified IS NOT NULL), 0)::BIGINT AS verifications,
+        coalesce(sum(submissions) FILTER (WHERE verified), 0)::BIGINT AS verified,
+        coalesce(sum(submissions) FILTER (WHERE is_undecided), 0)::BIGINT AS undecided
+    FROM submission_counts
+    GROUP BY date, company_id
 )
 SELECT
     date,
@@ -32,6 +31,11 @@ SELECT
     ratio(verified, verifications) AS verified_rate,
     wilson_low(verified, verifications) AS verified_rate_low,
     wilson_high(verified, verifications) AS verified_rate_high,
-    is_low_n(verifications) AS low_n
+    is_low_n(verifications) AS low_n,
+    undecided,
+    rate_worst(verified, verifications, undecided) AS rate_worst,
+    rate_best(verified, verifications, undecided) AS rate_best,
+    undecided = 0 AS is_complete
 FROM counts
+WHERE verifications > 0
 ORDER BY date, company_id

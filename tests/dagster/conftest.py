@@ -7,8 +7,10 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
-from kyc_pipeline.cli import main
+from kyc_pipeline.cli import backfill, local_run, main, publish
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import TABLES
@@ -30,9 +32,26 @@ def make_settings(folder: Path, url: str, **changes: Any) -> Settings:
         "kyc_ledger_url": f"sqlite:///{folder / 'ledger.sqlite'}",
         "kyc_warehouse": folder / "warehouse" / "kyc.duckdb",
         "kyc_report": folder / "report" / "index.html",
-        "kyc_pseudonym_key": "p" * 32,
+        "kyc_pseudonym_key": "0123456789abcdef" * 2,
     }
     return Settings(_env_file=None, **values | changes)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_are_read_once() -> Iterator[None]:
+    """Dagster would read its 89 migrations for both databases of each new instance."""
+    read = ScriptDirectory.from_config
+    known: dict[str | None, ScriptDirectory] = {}
+
+    def from_config(config: Config) -> ScriptDirectory:
+        folder = config.get_main_option("script_location")
+        if folder not in known:
+            known[folder] = read(config)
+        return known[folder]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
 
 
 @pytest.fixture
@@ -67,12 +86,13 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(
+def run_on_disk(
     tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Runs the command in an empty working directory; returns exit code, standard output and standard error.
 
-    Keyword arguments are settings for one call.
+    Keyword arguments are settings for one call. Dagster's home is on disk, which takes most of a run's time:
+    use `run` for what does not concern it.
     """
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
@@ -105,3 +125,11 @@ def run(
         return int(ended.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def run(run_on_disk: Run, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command as `run_on_disk` does, but Dagster records in `instance`."""
+    for module in (backfill, publish, local_run):  # erase imports it when it publishes
+        monkeypatch.setattr(module, "open_instance", lambda: instance)
+    return run_on_disk

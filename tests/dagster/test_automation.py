@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
-from kyc_pipeline.deepxl.simulator.faults import HTML_502
+from kyc_pipeline.deepxl.simulator.faults import HTML_502, Responds
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES, ResponsesState
@@ -129,11 +129,13 @@ def test_an_unreadable_manifest_fails_its_run_and_blocks_no_other(
     assert broken not in tick_twice(definitions, instance, cursor)[0]
 
 
-def test_the_skip_message_names_folders_that_are_no_days(
+def test_the_skip_message_counts_folders_that_are_no_days(
     landing: Landing, definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
-    (landing.root / "manifests" / "2024-9-8").mkdir()
-    assert "2024-9-8" in (tick(definitions, instance).skip_message or "")
+    (landing.root / "manifests" / "Jane Doe").mkdir()
+    message = tick(definitions, instance).skip_message or ""
+    assert "are not read: 1" in message
+    assert "Jane" not in message
 
 
 def test_a_missing_landing_zone_requests_nothing_and_keeps_the_cursor(
@@ -232,7 +234,9 @@ def test_days_that_an_operator_decided_to_retry_are_due(
         changed = settings.model_copy(update={"deepxl_base_url": simulator.url})
         pipeline, controls = Pipeline(changed), CallControls(timing=Timing(look_ups=(0.0,)))
         job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
-        job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
+        job.execute_in_process(
+            instance=instance, partition_key=DAY, asset_selection=DAILY, raise_on_error=False
+        )
         assert due_days(pipeline, until=date(2024, 9, 9)).days == []
         with pipeline.open_ledger() as ledger:
             resolve_held(ledger, lost, "retry", "an engineer")
@@ -256,7 +260,9 @@ def test_a_decision_makes_its_day_due_whatever_its_age_and_without_its_manifests
 
         def run() -> None:
             for day in (*days, NEXT_DAY):
-                job.execute_in_process(instance=instance, partition_key=day, asset_selection=DAILY)
+                job.execute_in_process(
+                    instance=instance, partition_key=day, asset_selection=DAILY, raise_on_error=False
+                )
 
         run()
         shutil.rmtree(landing.root / "manifests" / DAY)
@@ -271,6 +277,29 @@ def test_a_decision_makes_its_day_due_whatever_its_age_and_without_its_manifests
         run()
         assert simulator.received["archived"] == 2
         assert due_days(pipeline, until=date(2024, 9, 9)).days == []
+
+
+def test_a_day_with_a_withdrawn_submission_to_look_up_is_due(
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    [key] = landing.day(DAY, 1)
+    landing.day(NEXT_DAY, 1)
+    with running_simulator(token="test-token", faults={key: [Responds(503)]}) as simulator:
+        changed = settings.model_copy(update={"deepxl_base_url": simulator.url, "deepxl_max_attempts": 1})
+        pipeline, controls = Pipeline(changed), CallControls(timing=Timing(look_ups=(0.0,)))
+        job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
+
+        def due_after_run() -> list[str]:
+            job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), asset_selection=DAILY)
+            return due_days(pipeline, until=date(2024, 9, 9)).days
+
+        assert due_after_run() == [DAY]
+        shutil.rmtree(landing.root / "manifests" / DAY)
+        simulator.lookup = Responds(500)
+        assert due_after_run() == [DAY]
+        simulator.lookup = None
+        assert due_after_run() == []
+        assert simulator.received[key] == 1
 
 
 def test_days_with_a_corrupt_table_are_due(

@@ -3,6 +3,7 @@
 import asyncio
 import http.server
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,8 +22,8 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.rate_limits import list_rate_limits, reset_rate_limits
+from kyc_pipeline.orchestration import partitions
 from kyc_pipeline.orchestration.paid_calls import CallControls
-from kyc_pipeline.orchestration.partitions import BACKFILL_DAYS_PER_RUN
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify import rate_limit
@@ -70,7 +71,8 @@ def test_backfill_then_plan_then_backfill_again_then_query(
     assert [row["submission_id"] for row in rows] == ids
     assert all(f'"{row["submission_id"]}"' in row["response"] for row in rows)
     # What is paid for needs no credential, and no API.
-    assert run("backfill", *RANGE, DEEPXL_API_TOKEN="", DEEPXL_BASE_URL="http://127.0.0.1:9")[0] == 0
+    nowhere = {"DEEPXL_API_TOKEN": "", "DEEPXL_BASE_URL": "http://127.0.0.1:9"}
+    assert run("backfill", "--no-publish", *RANGE, **nowhere)[0] == 0
     assert simulator.received.total() == 4
     code, out, _ = run("query", "SELECT date, received, completed FROM submission_funnel", "--format", "csv")
     assert (code, out.splitlines()[-1]) == (0, f"{DAY},4,4")
@@ -78,26 +80,27 @@ def test_backfill_then_plan_then_backfill_again_then_query(
 
 def test_plan_reports_days_without_manifests_and_stray_folders(landing: Landing, run: Run) -> None:
     landing.day(DAY, 1)
-    (landing.root / "manifests" / "2024-9-7").mkdir()
+    (landing.root / "manifests" / "Jane\nDoe \x1b[31m").mkdir()
     code, out, err = run("plan", "--from", "2024-09-09", "--to", "2024-09-10")
     assert (code, out) == (0, "no manifests from 2024-09-09 to 2024-09-10: nothing to do\n")
-    assert "manifests/2024-9-7" in one_line(err)
+    assert "1 folders not read" in one_line(err)
+    assert "Jane" not in err
 
 
 def test_an_ignored_file_is_reported_without_its_name_and_a_default_dagster_home_is_created(
-    landing: Landing, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    landing: Landing, run_on_disk: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     landing.day(DAY, 1)
     shutil.rmtree(tmp_path / "dagster_home")
-    code, _, err = run("backfill", *RANGE)
+    code, _, err = run_on_disk("backfill", *RANGE)
     assert code == 2
     assert "DAGSTER_HOME" in one_line(err)
     monkeypatch.delenv("DAGSTER_HOME")
-    (landing.root / "manifests" / DAY / "Maria.xlsx").write_text("not read")
+    (landing.root / "manifests" / DAY / "Maria.docx").write_text("not read")
     for command in (["plan"], ["backfill", "--no-publish"]):
-        code, _, err = run(*command, *RANGE)
+        code, _, err = run_on_disk(*command, *RANGE)
         assert code == 0
-        assert f"warning: manifests/{DAY}: 1 not read: manifests are .csv, .tsv, .jsonl or .parquet" in err
+        assert f"warning: manifests/{DAY}: 1 not read (.docx): manifests are .csv, .tsv, .jsonl" in err
         assert "Maria" not in err
     assert (tmp_path / "dagster_home" / "dagster.yaml").exists()
 
@@ -150,16 +153,62 @@ def test_a_budget_exits_with_3_and_lists_what_is_left_and_nothing_is_published_o
     assert not (tmp_path / "warehouse").exists()
 
 
-def test_a_budget_covers_all_runs_of_a_backfill(landing: Landing, run: Run, simulator: Simulator) -> None:
-    days = [f"2024-09-{n:02d}" for n in range(1, 13)]
+def test_a_budget_covers_all_runs_of_a_backfill(
+    landing: Landing, run: Run, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "BACKFILL_DAYS_PER_RUN", 1)
+    days = [f"2024-09-{n:02d}" for n in range(1, 4)]
     for day in days:
         landing.manifest(
             day, [landing.submission(f"{day}-{n}", 100 * int(day[-2:]) + 2 * n) for n in range(2)]
         )
-    code, out, _ = run("backfill", "--no-publish", "--from", days[0], "--to", days[-1], "--max-calls", "5")
+    code, out, _ = run("backfill", "--no-publish", "--from", days[0], "--to", days[-1], "--max-calls", "3")
     assert code == 3
-    assert simulator.received.total() == 5
-    assert "19 not_attempted" in out
+    assert simulator.received.total() == 3
+    assert "3 not_attempted" in out
+
+
+def test_a_plan_warns_of_ids_like_personal_data_and_asks_for_consent(landing: Landing, run: Run) -> None:
+    landing.manifest(DAY, [landing.submission("b", 1), landing.submission("anna.1985-03-12", 20)])
+    code, out, err = run("plan", *RANGE)
+    assert code == 0
+    assert re.fullmatch(rf"warning: {DAY}: 1 submission id may be .* \(\S+ row 2\): .*\n", err)
+    assert "1985" not in out + err
+    code, out, err = run("plan", *RANGE, KYC_REQUIRE_CONSENT="explicit")
+    assert re.search(rf"^{DAY} +0 +2 +0 +0 +0 ", out, re.MULTILINE), out
+    assert err == ""
+
+
+def test_documents_under_several_ids_are_told_before_they_are_paid(
+    landing: Landing, run: Run, simulator: Simulator
+) -> None:
+    row = landing.submission("A", 1)
+    landing.manifest(DAY, [{**row, "submission_id": key} for key in "ABC"])
+    code, out, _ = run("plan", *RANGE)
+    assert code == 0
+    assert "2 calls would pay for two documents that another submission has too" in out
+    code, out, _ = run("backfill", "--no-publish", *RANGE, KYC_DUPLICATE_DOCUMENTS="reject")
+    assert code == 0
+    assert dict(simulator.received) == {"A": 1}
+    code, out, _ = run("plan", *RANGE)
+    assert "2 calls would pay for two documents" in out, "the setting no longer rejects them"
+
+
+def test_no_option_raises_the_budget_of_the_day(landing: Landing, run: Run, simulator: Simulator) -> None:
+    landing.day(DAY, 5)
+    budget = {"DEEPXL_MAX_CALLS_PER_DAY": "3"}
+    command = ("backfill", "--no-publish", *RANGE, "--max-calls")
+    _, out, _ = run("plan", *RANGE, **budget)
+    assert "the day's budget (DEEPXL_MAX_CALLS_PER_DAY=3) has 3 calls left" in out
+    code, out, _ = run(*command, "1", **budget)
+    assert (code, simulator.received.total()) == (3, 1)
+    assert "stopped: the budget of calls is used up" in out
+    code, out, _ = run(*command, "100", **budget)
+    assert (code, simulator.received.total()) == (3, 3)
+    stopped = "the day's budget (DEEPXL_MAX_CALLS_PER_DAY=3) is used up; it begins again at "
+    assert f"stopped: {stopped}" in out
+    _, out, _ = run("plan", *RANGE, **budget)
+    assert stopped in out
 
 
 @pytest.mark.parametrize(
@@ -297,7 +346,8 @@ def test_a_signal_stops_the_work_and_keeps_its_result() -> None:
 def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
     landing: Landing, run: Run, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    days = [f"2024-09-{day:02}" for day in range(1, BACKFILL_DAYS_PER_RUN + 2)]
+    monkeypatch.setattr(partitions, "BACKFILL_DAYS_PER_RUN", 2)
+    days = [f"2024-09-{day:02}" for day in range(1, 4)]
     for day in days:
         landing.day(day, 1)
     build = build_defs
@@ -365,7 +415,7 @@ def test_a_long_wait_for_the_rate_limit_is_announced_and_can_be_ended(
         name, booked, _, paused, _ = out.splitlines()[1].split()
         assert (name, booked) == (simulator.url, "0.0")
         assert 2900 < float(paused.replace(",", "")) <= 3000
-        assert run("limits", "reset")[:2] == (0, "1 rate limits reset\n")
+        assert run("limits", "reset")[:2] == (0, "1 rate limit reset\n")
         asyncio.run(pause(3000))
 
         def reset_when_a_call_waits() -> None:

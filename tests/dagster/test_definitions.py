@@ -16,6 +16,7 @@ from syrupy.extensions.json import JSONSnapshotExtension
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.orchestration import catalog
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 
@@ -123,6 +124,18 @@ def test_code_references_are_files_of_this_checkout(definitions: dg.Definitions)
             assert Path(reference.file_path).is_file(), reference
 
 
+def test_only_files_that_exist_are_referenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an installed package, which has neither `docs/` nor `sql/` beside it."""
+    source = tmp_path / "kyc_pipeline" / "orchestration" / "assets" / "analyze.py"
+    source.parent.mkdir(parents=True)
+    source.touch()
+    monkeypatch.setattr(catalog, "ROOT", tmp_path)
+    installed = build_defs(Pipeline(Settings(_env_file=None, kyc_landing=tmp_path / "landing")))
+    assert [reference.file_path for reference in code_references(installed, "pass_rates")] == [str(source)]
+    [spec] = [spec for spec in installed.resolve_all_asset_specs() if spec.key == dg.AssetKey("pass_rates")]
+    assert "docs/" not in (spec.description or "")
+
+
 def test_code_references_are_links_if_a_source_url_is_set(tmp_path: Path) -> None:
     settings = Settings(
         _env_file=None, kyc_landing=tmp_path / "landing", kyc_source_url="https://git.example/kyc/main"
@@ -142,9 +155,14 @@ def test_code_references_are_links_if_a_source_url_is_set(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("job", "step", "fields"),
     [
-        ("verify_and_publish", "verify", {"max_calls", "price_per_call", "dry_run"}),
+        (
+            "verify_and_publish",
+            "verify",
+            {"max_calls", "max_concurrency", "price_per_call", "look_up_first", "dry_run"},
+        ),
         ("resolve_held_submission", "record_decision", {"submission_id", "decision"}),
-        ("maintenance", "prune_runs", {"keep_runs_days", "keep_files_hours"}),
+        ("maintenance", "prune_runs", {"keep_runs_days"}),
+        ("maintenance", "remove_stale_files", {"keep_files_hours"}),
     ],
 )
 def test_every_field_of_the_launchpad_has_a_description(
@@ -153,7 +171,7 @@ def test_every_field_of_the_launchpad_has_a_description(
     schema: Any = definitions.resolve_job_def(job).run_config_schema
     steps = schema.config_type.fields["ops"].config_type.fields
     config = steps[step].config_type.fields["config"].config_type.fields
-    assert set(config) >= fields
+    assert set(config) == fields
     assert not [name for name, field in config.items() if not field.description]
 
 

@@ -1,6 +1,7 @@
 """`kyc-pipeline erase`, byte by byte: lake, ledger, warehouse, report, Dagster's storage."""
 
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,17 +10,20 @@ from typing import Any
 import dagster as dg
 import duckdb
 import pytest
+from sqlalchemy import select, text
 
 from kyc_pipeline.analyze import build as build_module
 from kyc_pipeline.analyze.build import BuildSummary
 from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.erasure.find import ID_COLUMN
 from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.ingest.manifests import ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
+from kyc_pipeline.ledger.schema import erasures, submissions
 from kyc_pipeline.orchestration.assets import analyze as assets
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.privacy.erased import Tombstone
@@ -27,7 +31,7 @@ from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 RANGE = ("--from", DAY, "--to", NEXT_DAY)
-KEY = "p" * 32
+KEY = "0123456789abcdef" * 2
 MARK = "Zq7mark"
 CUSTOMER = f"{MARK}-9999"
 TAG = f"customerId={CUSTOMER}"
@@ -38,7 +42,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def pseudonym_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def pseudonym_key(run_on_disk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KYC_PSEUDONYM_KEY", KEY)
 
 
@@ -78,11 +82,12 @@ def warehouse_rows(root: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
-    landing: Any, run: Run, simulator: Simulator, tmp_path: Path
+    landing: Any, run_on_disk: Run, simulator: Simulator, tmp_path: Path
 ) -> None:
+    run = run_on_disk
     deliver(landing)
     assert run("backfill", *RANGE)[0] == 0
-    pseudonym = Pseudonymizer(KEY).tag("customerId", CUSTOMER)
+    pseudonym = Tombstone.of_tag(Pseudonymizer(KEY), "customerId", CUSTOMER).pseudonym
     before, published = warehouse_rows(tmp_path), (tmp_path / "warehouse" / "kyc.duckdb").read_bytes()
     stored = places_with(tmp_path, MARK)
     assert {"warehouse submissions", "warehouse verification_tags", f"submissions {DAY}"} <= stored
@@ -93,13 +98,16 @@ def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
     assert "lake: submissions" in out
     assert "2 rows in 2 manifests" in out
     assert MARK not in out
+    header, _, dry_run = out.partition("\n")
+    assert header == "dry run: nothing changes. The erasure would do this:"
     assert places_with(tmp_path, MARK) == stored
     assert (tmp_path / "warehouse" / "kyc.duckdb").read_bytes() == published
 
     # It fails after lake and ledger, because the report cannot be written.
     (tmp_path / "blocked").mkdir()
     code, out, err = run("erase", "--tag", TAG, KYC_REPORT="blocked")
-    ids = [record.verification_id for record in simulator.records if MARK in str(record.tags)]
+    assert out == dry_run
+    ids = sorted(record.verification_id for record in simulator.records if MARK in str(record.tags))
     assert f"verifications {ids[0]}, {ids[1]}" in out
     assert code == 1
     assert "erase again" in err
@@ -139,11 +147,68 @@ def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
     assert run("plan", *RANGE)[0] == 0
 
 
+def their_rows(root: Path) -> dict[str, int]:
+    """How many rows of each store have the id of one of the person's submissions."""
+    lake = Lake(str(root / "lake"))
+    ids = {
+        f"lake: {table.name}": [
+            row[ID_COLUMN[table]] for date in lake.dates(table) for row in lake.read(table, date).to_pylist()
+        ]
+        for table in TABLES
+    }
+    with Ledger(f"sqlite:///{root / 'ledger.sqlite'}") as ledger, ledger.read() as connection:
+        ids["ledger: submissions"] = list(connection.execute(select(submissions.c.submission_id)).scalars())
+        ids["tombstones"] = [MARK for _ in connection.execute(select(erasures))]
+    counts = {name: sum(MARK in str(each) for each in own) for name, own in ids.items()}
+    counts["documents"] = len(list((root / "landing" / "documents").glob(f"*{MARK}*")))
+    return {name: count for name, count in counts.items() if count}
+
+
+def test_the_dry_run_lists_exactly_what_the_erasure_does(landing: Any, run: Run, tmp_path: Path) -> None:
+    deliver(landing)
+    landing.manifest(NEXT_DAY, [{"submission_id": f"{MARK}-x", "tags": THEIR_TAGS}], name="more.jsonl")
+    assert run("backfill", *RANGE)[0] == 0
+    before = their_rows(tmp_path)
+    _, out, _ = run("erase", "--tag", TAG, "--landing", "--dry-run")
+    listed = {
+        name: int(count)
+        for name, count in re.findall(r"^((?:lake|ledger): \w+) +(\d+) +\d+$", out, re.MULTILINE)
+    }
+    assert "remembered as pseudonyms: the tag, 2 submissions, 4 documents" in out
+    assert "4 documents are deleted" in out
+    assert "warehouse and report are rebuilt" in out
+    assert before == listed | {"documents": 4}
+    assert their_rows(tmp_path) == before
+    assert run("erase", "--tag", TAG, "--landing")[0] == 0
+    assert their_rows(tmp_path) == {"tombstones": 7}
+
+
+def test_what_only_the_response_ties_to_the_person_stays_and_is_told(landing: Any, run: Run) -> None:
+    deliver(landing)
+    assert run("backfill", *RANGE)[0] == 0
+    with Ledger("sqlite:///ledger.sqlite") as ledger, ledger.write() as connection:
+        echo = (
+            "UPDATE submissions SET response = replace(response, 'other-0', :new) WHERE submission_id = :id"
+        )
+        connection.execute(text(echo), {"new": CUSTOMER, "id": f"{DAY}-0"})
+    for arguments in (("--dry-run",), (), ()):
+        code, out, err = run("erase", "--tag", TAG, *arguments)
+        assert code == 3
+        assert "1 submission left that only the response ties to the person" in err
+        assert "erase again with --with-responses" in err
+        assert "nothing of the person is left" not in out
+        assert MARK not in out + err
+    code, out, err = run("erase", "--tag", TAG, "--with-responses")
+    assert (code, err) == (0, "")
+    assert "nothing of the person is left" in out
+
+
 def test_an_unknown_person_is_no_failure_and_one_not_yet_ingested_is_rejected(
     landing: Any, run: Run, tmp_path: Path
 ) -> None:
     deliver(landing)
-    assert run("erase", "--tag", "customerId=unknown")[:2] == (0, "nothing found\n")
+    nobody = (3, "nobody found: no submission and no manifest has this tag with this value\n")
+    assert run("erase", "--tag", "customerId=unknown")[:2] == nobody
     assert not (tmp_path / "ledger.sqlite").exists()
     # The person is in the manifests but not yet ingested.
     assert run("erase", "--tag", TAG)[0] == 0
@@ -151,6 +216,8 @@ def test_an_unknown_person_is_no_failure_and_one_not_yet_ingested_is_rejected(
     assert out.splitlines()[-2].split()[:3] == ["total", "8", "2"]
     code, out, _ = run("erase", "--tag", TAG)
     assert (code, "the person was erased before" in out, "erased:" in out) == (0, True, False)
+    # The rows of a person who was erased are not those of a mistyped one.
+    assert run("erase", "--tag", f"{TAG}0")[:2] == nobody
 
 
 def test_a_leased_day_fails_with_the_name_of_the_holder(landing: Any, run: Run, tmp_path: Path) -> None:

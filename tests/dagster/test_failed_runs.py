@@ -42,13 +42,13 @@ def breaks_dagster(home: Path) -> Meanwhile:
 
 
 def test_a_dagster_home_that_fails_in_mid_run_is_named_and_the_calls_are_printed(
-    landing: Landing, run: Run, tmp_path: Path
+    landing: Landing, run_on_disk: Run, tmp_path: Path
 ) -> None:
     *_, last = landing.day(DAY, 3)
     home = tmp_path / "dagster_home"
     with running_simulator(token=TOKEN, faults={last: [breaks_dagster(home)]}) as simulator:
         settings = {"DEEPXL_BASE_URL": simulator.url, "DEEPXL_MAX_CONCURRENCY": "1"}
-        code, out, err = run("backfill", "--no-publish", "--from", DAY, "--to", DAY, **settings)
+        code, out, err = run_on_disk("backfill", "--no-publish", "--from", DAY, "--to", DAY, **settings)
     assert code == 1
     assert err.splitlines()[-1].startswith(f"kyc-pipeline: DAGSTER_HOME: {home} cannot be used (")
     assert "this run   3 calls, 0 retries" in out
@@ -107,11 +107,13 @@ def test_a_failed_check_says_what_is_wrong(
         ingest_assets,
         "check_partition",
         lambda summary: [
-            RECONCILES.result(summary.date == DAY, "3 rows are unaccounted for: ingest again"),
+            RECONCILES.result(
+                summary.date == DAY, "fine", f"{summary.date}: 3 rows are unaccounted for: ingest again"
+            ),
             *real(summary)[1:],
         ],
     )
     code, _, err = run("backfill", "--no-publish", *RANGE)
     assert code == 1
-    line = f"kyc-pipeline: {NEXT_DAY}: check received_reconciles: 3 rows are unaccounted for: ingest again"
+    line = f"kyc-pipeline: check received_reconciles: {NEXT_DAY}: 3 rows are unaccounted for: ingest again"
     assert err.splitlines()[-1] == line

@@ -1,8 +1,10 @@
 """What Dagster stores and the console shows of a failure."""
 
 import ast
+import errno
 import getpass
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -68,7 +70,7 @@ def raise_with_causes() -> None:
 
 
 def test_every_step_and_tick_has_safe_errors() -> None:
-    run_by_dagster = {"dg.op", "dg.asset", "dg.multi_asset"}
+    run_by_dagster = {"dg.op", "dg.asset", "dg.multi_asset", "dg.multi_asset_check"}
     run_by_dagster |= {"dg.sensor", "dg.run_failure_sensor", "dg.schedule"}
     found = 0
     for path in Path(kyc_pipeline.__file__).parent.rglob("*.py"):
@@ -78,7 +80,7 @@ def test_every_step_and_tick_has_safe_errors() -> None:
                 if run_by_dagster.intersection(names):
                     found += 1
                     assert names[1:] == ["safe_errors"], f"{path.name}: {node.name}"
-    assert found >= 11
+    assert found >= 12
 
 
 @pytest.mark.parametrize("step", [fail_in_function, fail_in_generator])
@@ -144,6 +146,21 @@ def test_a_bug_of_a_command_is_one_line(
     assert SECRET not in line
 
 
+def test_a_full_disk_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fill(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), SECRET)
+
+    monkeypatch.setattr(kyc_pipeline.cli.cli, "main", fill)
+    monkeypatch.setattr(sys, "argv", ["kyc-pipeline"])
+    with pytest.raises(SystemExit, match="1"):
+        kyc_pipeline.cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "kyc-pipeline: a disk cannot be used (No space left on device in kyc_pipeline.cli, "
+    )
+    assert line.endswith(": free space or repair it, then run again")
+
+
 def test_a_plain_line_names_the_line_of_our_code() -> None:
     assert plain_line(UsageError("do this")) == "do this"
     with pytest.raises(ValueError, match="not a partition date") as raised:
@@ -161,7 +178,7 @@ def test_the_operators_name_is_in_the_ledger_and_not_in_the_run(
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         definitions = build_defs(pipeline, CallControls(timing=Timing(look_ups=(0.0,))))
         definitions.resolve_job_def("verify_and_publish").execute_in_process(
-            instance=instance, partition_key=DAY, asset_selection=DAILY
+            instance=instance, partition_key=DAY, asset_selection=DAILY, raise_on_error=False
         )
         result = definitions.resolve_job_def("resolve_held_submission").execute_in_process(
             instance=instance,
@@ -187,7 +204,9 @@ def test_a_rejected_credential_leaves_no_day_without_outcomes(
     )
     (failure,) = result.filter_events(lambda event: event.is_step_failure)
     # The second day records its outcomes without a call.
-    assert failure_line(failure).startswith(f"{DAY}: ")
+    assert failure.step_key == "unfinished_days"
+    assert failure_line(failure).startswith(f"{DAY}: 0 settled, 0 held, 2 left; ")
+    assert "401" in failure_line(failure)
     assert NEXT_DAY not in failure_line(failure)
     assert not simulator.received
     for day in (DAY, NEXT_DAY):

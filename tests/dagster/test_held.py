@@ -1,6 +1,8 @@
 """Decisions about held submissions, on the command line and in the launchpad."""
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -17,10 +19,12 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.decisions import list_held
+from kyc_pipeline.ledger.pseudonym_key import forget_pseudonym_key
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.wording import run_again
 from tests.conftest import Landing
 from tests.dagster.conftest import DAILY
 
@@ -38,9 +42,19 @@ def outcomes(settings: Settings) -> Counter[str]:
     return Counter(outcomes)
 
 
+def run_until_held(job: dg.JobDefinition, instance: dg.DagsterInstance) -> None:
+    """A run that holds a submission fails, after it has flattened the others."""
+    run = job.execute_in_process(
+        instance=instance, partition_key=DAY, asset_selection=DAILY, raise_on_error=False
+    )
+    (failure,) = run.filter_events(lambda event: event.is_step_failure)
+    assert failure.step_key == "unfinished_days"
+    assert DAY in instance.get_materialized_partitions(dg.AssetKey("verifications"))
+
+
 @pytest.mark.parametrize(
     ("decision", "received", "after"),
-    [("retry", 2, Counter(completed=2)), ("abandon", 1, Counter(completed=1, uncertain=1))],
+    [("retry", 2, Counter(completed=2)), ("abandon", 1, Counter(completed=1, abandoned=1))],
 )
 def test_a_decision_in_the_launchpad(
     landing: Landing,
@@ -55,11 +69,14 @@ def test_a_decision_in_the_launchpad(
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         definitions = build_defs(pipeline, CallControls(timing=Timing(look_ups=(0.0, 0.05))))
         job = definitions.resolve_job_def("verify_and_publish")
-        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
+        run_until_held(job, instance)
         assert outcomes(settings) == Counter(completed=1, uncertain=1)
         with Ledger(settings.kyc_ledger_url) as ledger:
             assert [found.submission_id for found in list_held(ledger, None)] == [lost]
         assert read_results(pipeline, [DAY]).left == [(DAY, lost, "uncertain")]
+        with Ledger(settings.kyc_ledger_url) as ledger:
+            forget_pseudonym_key(ledger)  # a ledger of an older version has none
+        vars(pipeline).pop("pseudonymizer")  # another process
         resolve = definitions.resolve_job_def("resolve_held_submission")
         assert resolve.execute_in_process(instance=instance, run_config=config(lost, decision)).success
         assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
@@ -79,23 +96,39 @@ def test_a_decision_about_a_submission_that_is_not_held_fails_with_one_line(
     assert "unknown" in failure.user_failure_data.description
 
 
+@pytest.mark.parametrize("which", [lambda key: ["--submission", key], lambda _: ["--date", DAY]])
 def test_a_decision_on_the_command_line(
-    landing: Landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    landing: Landing,
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    which: Callable[[str], list[str]],
 ) -> None:
-    monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url)
+    monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url.get_secret_value())
+    assert settings.kyc_pseudonym_key is not None
+    monkeypatch.setenv("KYC_PSEUDONYM_KEY", settings.kyc_pseudonym_key.get_secret_value())
+    monkeypatch.setenv("KYC_HOME", str(tmp_path))
     kept, lost = landing.day(DAY, 2)
     with running_simulator(token=TOKEN, faults={lost: [HTML_502]}) as simulator:
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         controls = CallControls(timing=Timing(look_ups=(0.0,)))
         job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
-        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
+        run_until_held(job, instance)
         listed = CliRunner().invoke(held, ["list"])
         assert listed.exit_code == 0
         assert lost in listed.output
         assert "502" in listed.output
         assert kept not in listed.output
-        resolved = CliRunner().invoke(held, ["resolve", "--submission", lost, "--as", "retry"])
-        assert resolved.exit_code == 0, resolved.output
+        for wrong in ([], ["--all", "--date", DAY], ["--submission", lost, "--all"]):
+            assert CliRunner().invoke(held, ["resolve", *wrong, "--as", "retry"]).exit_code == 2
+        other = CliRunner().invoke(held, ["resolve", "--date", "2024-09-09", "--as", "retry"])
+        assert (other.exit_code, other.output) == (0, "nothing is held\n")
+        resolved = CliRunner().invoke(held, ["resolve", *which(lost), "--as", "retry"])
+        assert (resolved.exit_code, resolved.output) == (
+            0,
+            f"{lost}: retry\nnow run {run_again(DAY)}: it applies the decision\n",
+        )
         assert "nothing is held" in CliRunner().invoke(held, ["list"]).output
         assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
         assert simulator.received == Counter({kept: 1, lost: 2})
@@ -103,20 +136,27 @@ def test_a_decision_on_the_command_line(
 
 
 def test_a_refusal_is_taken_back_on_the_command_line(
-    landing: Landing, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    landing: Landing,
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url)
+    monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url.get_secret_value())
+    assert settings.kyc_pseudonym_key is not None
+    monkeypatch.setenv("KYC_PSEUDONYM_KEY", settings.kyc_pseudonym_key.get_secret_value())
+    monkeypatch.setenv("KYC_HOME", str(tmp_path))
     kept, refused = landing.day(DAY, 2)
     with running_simulator(token=TOKEN, faults={refused: [Responds(422)]}) as simulator:
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         controls = CallControls(timing=Timing(look_ups=(0.0,)))
         job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
-        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
         assert outcomes(settings) == Counter(completed=1, refused=1)
         reopened = CliRunner().invoke(reopen, ["--submission", refused, "--reason", "the proxy refused it"])
         assert (reopened.exit_code, DAY in reopened.output) == (0, True), reopened.output
         again = CliRunner().invoke(reopen, ["--submission", kept, "--reason", "why not"])
         assert "completed" in str(again.exception)
-        assert job.execute_in_process(instance=instance, partition_key=DAY).success
+        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
         assert simulator.received == Counter({kept: 1, refused: 2})
     assert outcomes(settings) == Counter(completed=2)

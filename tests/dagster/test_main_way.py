@@ -124,22 +124,28 @@ def test_a_rerun_without_calls_keeps_the_days_figures(
     landing: Landing, job: dg.JobDefinition, instance: dg.DagsterInstance
 ) -> None:
     landing.day(DAY, 10)
-    config = {"ops": {"verify": {"config": {"price_per_call": "0.25"}}}}
+    config = {"ops": {"verify": {"config": {"price_per_call": 0.25}}}}
     for _ in range(2):
         assert job.execute_in_process(
             instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
         ).success
         figures = plotted(instance, "verification_responses", DAY)
-        assert {name: figures[name] for name in ("completed", "held", "calls", "estimated_cost")} == {
+        assert {name: figures[name] for name in ("completed", "held", "calls", "estimated_cost EUR")} == {
             "completed": 10,
             "held": 0,
             "calls": 10,
-            "estimated_cost": 2.5,
+            "estimated_cost EUR": 2.5,
         }
         assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"]
     assert plotted(instance, "submissions", DAY)["received"] == 10
-    assert 0 <= plotted(instance, "verifications", DAY)["verified_rate"] <= 1
-    assert 0 <= plotted(instance, "model_checks", DAY)["pass_rate"] <= 1
+    assert 0 <= plotted(instance, "verifications", DAY)["verified_rate %"] <= 100
+    checks = plotted(instance, "model_checks", DAY)
+    rates = [value for name, value in checks.items() if name.endswith("pass_rate %")]
+    assert {"pass_rate %", "LIVENESS pass_rate %", "FACE_MATCH pass_rate %"} <= set(checks)
+    assert all(1 < rate <= 100 for rate in rates)
+    assert min(rates) <= checks["pass_rate %"] <= max(rates)
+    for asset in DAILY:
+        assert Path(plotted(instance, asset.to_user_string(), DAY)["path"]).is_file()
 
 
 def test_a_failed_day_leaves_the_good_one_green_and_gives_the_reason(
@@ -194,10 +200,34 @@ def test_a_dry_run_makes_no_call_and_writes_nothing(
 ) -> None:
     landing.day(DAY, 3)
     config = {"ops": {"verify": {"config": {"dry_run": True}}}}
-    assert job.execute_in_process(instance=instance, partition_key=DAY, run_config=config).success
+    assert job.execute_in_process(
+        instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
+    ).success
     assert not simulator.received
     assert not Lake(settings.kyc_lake).exists(VERIFICATION_RESPONSES, DAY)
     assert materialized(instance, "verification_responses") == set()
+
+
+def test_the_launchpad_does_not_raise_the_budget_of_the_day(
+    landing: Landing, instance: dg.DagsterInstance, settings: Settings, simulator: Simulator
+) -> None:
+    landing.day(DAY, 5)
+    pipeline = Pipeline(settings.model_copy(update={"deepxl_max_calls_per_day": 2}))
+    result = (
+        build_defs(pipeline)
+        .resolve_job_def("verify_and_publish")
+        .execute_in_process(
+            instance=instance,
+            partition_key=DAY,
+            asset_selection=DAILY,
+            run_config={"ops": {"verify": {"config": {"max_calls": 100}}}},
+        )
+    )
+    assert result.success
+    assert simulator.received.total() == 2
+    (left,) = [check for check in result.get_asset_check_evaluations() if check.check_name == "all_attempted"]
+    assert not left.passed
+    assert "it begins again at" in str(left.description)
 
 
 def test_a_budget_stops_the_run_cleanly_and_the_next_run_continues(
@@ -283,9 +313,7 @@ def test_the_documented_example_passes_through_the_whole_pipeline(
     ]
     tags = {row["name"]: row["value"] for row in lake.read(VERIFICATION_TAGS, DAY).to_pylist()}
     assert tags == {
-        "customerId": None,
-        "customerName": None,
-        "documentId": None,
+        "OTHER": None,  # customerId, customerName and documentId, which were not sent
         "companyName": "DeepXL",
         "companyId": "COMP-001",
         "submissionId": f"{DAY}-0000",

@@ -139,7 +139,7 @@ def test_stale_files_are_removed_and_files_in_use_stay(
     for path in (*stale, *in_use):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
-    old_scratch, new_scratch = scratch / "kyc-ingest-old", scratch / "kyc-plan-new"
+    old_scratch, new_scratch = scratch / "kyc-scratch-old", scratch / "kyc-scratch-new"
     for path in (old_scratch, new_scratch):
         path.mkdir()
         (path / "rows.parquet").write_bytes(b"half")

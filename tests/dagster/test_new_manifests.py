@@ -11,6 +11,8 @@ from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration import new_manifests
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.vocabulary import DocumentType
 from tests.conftest import Landing
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
@@ -145,6 +147,26 @@ def test_a_day_is_requested_when_another_gives_up_its_id(landing: Landing, deplo
     assert deployment.ingest(NEXT_DAY)
     assert deployment.ids(NEXT_DAY) == ["moved"]
     assert deployment.requests() == {}
+
+
+def test_a_changed_setting_about_its_files_is_a_run_again(
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    for day in (DAY, NEXT_DAY):
+        landing.day(day, 1)
+    row = landing.submission("heic", 5)
+    landing.document("heic-id.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    landing.manifest(DAY, [row], name="more.jsonl")
+    before = Deployment(Pipeline(settings), instance)
+    assert all(map(before.ingest, (DAY, NEXT_DAY)))
+    assert before.requests() == {}
+    changed = settings.model_copy(update={"deepxl_document_types": frozenset(DocumentType)})
+    after = Deployment(Pipeline(changed), instance)
+    after.cursor = before.cursor
+    assert set(after.requests()) == {DAY}
+    assert after.ingest(DAY)
+    assert "heic" in after.ids(DAY)
+    assert after.requests() == {}
 
 
 def test_a_sensor_without_a_cursor_requests_no_day_that_is_ingested(

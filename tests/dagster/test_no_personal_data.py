@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+import stat
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from kyc_pipeline.cli.local_run import make_home
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.definitions import build_defs
@@ -52,12 +54,16 @@ def response(submission_id: str, verification_id: int | None) -> bytes:
         "details": f"{MARK}details does not look like the holder",
         "idFaces": [{"landmarks": [f"{MARK}geometry"]}],
     }
+    odd = [
+        {"type": f"{MARK}type", "status": f"{MARK}status", "confidence": f"{MARK}confidence"},
+        {"type": "LIVENESS", "status": "PASS", "confidence": {f"{MARK} of a person": f"{MARK}object"}},
+    ]
     files = [
         {
-            "category": category,
+            "category": f"{MARK}{category}",
             "fileName": f"{MARK}filename{category}.jpg",
             "fileSize": 1,
-            "contentType": "image/jpeg",
+            "contentType": f"image/{MARK}",
             "timestamp": 1725795600,
             "timestampISO": "2024-09-08T11:40:00",
             "url": f"https://api.deepxl.ai/v1/files/{MARK}url{category}",
@@ -65,18 +71,23 @@ def response(submission_id: str, verification_id: int | None) -> bytes:
         for category in ("id", "face")
     ]
     result: dict[str, object] = {
-        "idFileType": "jpeg",
+        "idFileType": f"{MARK}type",
         "idFileName": f"{MARK}idfilename.jpg",
-        "selfieFileType": "jpeg",
+        "selfieFileType": f"{MARK}type",
         "selfieFileName": f"{MARK}selfiefilename.jpg",
-        "model": "verification",
+        "model": f"{MARK}model",
         "verified": False,
-        "modelResults": {"technicalChecks": [check, {"type": "LIVENESS", "confidence": "0.97"}]},
+        "modelResults": {
+            "technicalChecks": [check, {"type": "LIVENESS", "confidence": "0.97"}, *odd],
+            f"{MARK} of a person": [check],
+        },
         "timestamp": int(time.time()),
-        "timestampISO": "2024-09-08T11:40:00",
+        "timestampISO": f"{MARK}iso",
+        "modelVersion": f"{MARK}version",
         "tags": [
             {"name": name, "value": value} for name, value in (TAGS | {"submissionId": submission_id}).items()
-        ],
+        ]
+        + [{"name": f"{MARK}tagname", "value": f"{MARK}tagvalue"}],
         "files": files,
         "holder": {"name": f"{MARK}unknownfield", TAGS["customerName"]: f"{MARK}unknownvalue"},
     }
@@ -117,11 +128,12 @@ def write_landing(landing: Landing) -> None:
         good[0] | {"submission_id": "r-6", "submitted_at": f"{MARK}date"},
         good[0] | {"submission_id": "s-plain", "tags": TAGS | {"note": f"{MARK}conflict"}},
     ]
-    landing.manifest(DAY, [*good, *rejected])
+    landing.manifest(DAY, [*(row | {f"{MARK}key": f"{MARK}value"} for row in good), *rejected])
+    (landing.root / "manifests" / f"{MARK}folder").mkdir()
     # A file without a header, whose first row is read as one: no error message may quote it.
     headless = landing.root / "manifests" / NEXT_DAY / "headless.csv"
     headless.parent.mkdir()
-    line = f"s-9,{MARK}folder/{MARK}id.jpg,{MARK}folder/{MARK}selfie.jpg,{MARK}name\n"
+    line = f"s-nine,{MARK}name,{MARK}surname,tag.{MARK}\n"
     headless.write_text(2 * line, encoding="utf-8")
 
 
@@ -183,6 +195,19 @@ def found(places: Iterator[tuple[str, bytes]], needles: list[bytes]) -> dict[str
     return hits
 
 
+def readable_by_others(folder: Path) -> set[str]:
+    """The files below `folder` that another user of this machine could read."""
+    if not folder.stat().st_mode & stat.S_IXOTH:
+        return set()
+    readable = set()
+    for path in folder.iterdir():
+        if path.is_dir():
+            readable |= readable_by_others(path)
+        elif path.stat().st_mode & stat.S_IROTH:
+            readable.add(str(path))
+    return readable
+
+
 def metadata_of(instance: dg.DagsterInstance, asset: str) -> Mapping[str, dg.MetadataValue]:
     event = instance.get_latest_materialization_event(dg.AssetKey(asset))
     assert event is not None
@@ -201,7 +226,7 @@ def test_marks_are_only_in_the_restricted_zone(
     needles = marks(landing)
     assert len(needles) > len(marked_responses())
     home = tmp_path / "dagster_home"
-    home.mkdir()
+    make_home(home)
     with (
         running_simulator(token=TOKEN, seed=7, faults=marked_responses()) as simulator,
         dg.DagsterInstance.local_temp(str(home)) as instance,
@@ -219,7 +244,7 @@ def test_marks_are_only_in_the_restricted_zone(
         assert not bad_day.success
         # Dagster's metadata exists, so the search covers it.
         shown = metadata_of(instance, "pass_rates")
-        assert {"dagster/row_count", "dagster/column_lineage", "FACE_MATCH pass_rate"} <= set(shown)
+        assert {"dagster/row_count", "dagster/column_lineage", "FACE_MATCH pass_rate %"} <= set(shown)
         assert "confidences" in metadata_of(instance, "confidence_histogram")
         assert metadata_of(instance, "warehouse")["rejected"].value == 7
         assert instance.get_run_records()
@@ -249,3 +274,13 @@ def test_marks_are_only_in_the_restricted_zone(
     logs = {"log": caplog.text, "stdout": output.out, "stderr": output.err}
     assert found(iter((name, text.encode()) for name, text in logs.items()), needles) == {}
     assert "RUN_SUCCESS" in logs["stderr"] + logs["log"]
+
+    tmp_path.chmod(0o755)
+    readable = {Path(path).relative_to(tmp_path).parts[:2] for path in readable_by_others(tmp_path)}
+    meant = (settings.kyc_warehouse, settings.kyc_report)
+    assert readable == {
+        *(("landing", name) for name in ("manifests", "documents")),
+        ("lake", "curated"),
+        ("lake", "identity.json"),  # an id and no more
+        *(path.relative_to(tmp_path).parts for path in meant),
+    }

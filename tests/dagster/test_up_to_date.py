@@ -1,6 +1,5 @@
 """Nothing new, nothing done: what a second run builds, what Dagster shows, and what makes it build again."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES
-from kyc_pipeline.orchestration import up_to_date
+from kyc_pipeline.orchestration import publication
 from kyc_pipeline.settings import Settings
 from tests.conftest import Landing
 from tests.dagster.conftest import Run
@@ -36,12 +35,10 @@ def inodes(folder: Path) -> list[int]:
 
 
 def test_the_command_line_builds_only_what_is_new(
-    landing: Landing, run: Run, simulator: Simulator, tmp_path: Path
+    landing: Landing, run: Run, simulator: Simulator, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     landing.day(DAY, 3, lambda n: {"customerId": str(n)})
-    code, out, _ = run("backfill", *RANGE, "--max-calls", "2")
-    assert code == 3
-    assert UP_TO_DATE not in out
+    assert run("backfill", "--no-publish", *RANGE, "--max-calls", "2")[0] == 3
     code, out, _ = run("backfill", *RANGE)  # the third submission arrives late
     assert code == 0
     assert UP_TO_DATE not in out
@@ -51,24 +48,19 @@ def test_the_command_line_builds_only_what_is_new(
     assert UP_TO_DATE in out
     assert inodes(tmp_path) == before
     assert simulator.received.total() == 3
-    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
-        for asset in ("warehouse", "report"):
-            [seen] = instance.fetch_observations(dg.AssetKey(asset), limit=9).records
-            observed = seen.event_log_entry.asset_observation
-            assert observed
-            assert observed.metadata["built_by"].value == first
-            built = instance.get_latest_materialization_event(dg.AssetKey(asset))
-            assert built
-            assert built.run_id == first
+    for asset in ("warehouse", "report"):
+        [seen] = instance.fetch_observations(dg.AssetKey(asset), limit=9).records
+        observed = seen.event_log_entry.asset_observation
+        assert observed
+        assert observed.metadata["built_by"].value == first
+        built = instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert built
+        assert built.run_id == first
     assert run("publish")[1].splitlines()[0] == UP_TO_DATE
-    Path(FILES[1]).unlink()
-    assert UP_TO_DATE not in run("publish")[1]
-    assert Path(FILES[1]).exists()
-    second = build_of(tmp_path)
     assert run("erase", "--tag", "customerId=1")[0] == 0
-    third = build_of(tmp_path)
+    second = build_of(tmp_path)
     assert UP_TO_DATE not in run("backfill", *RANGE, "--force")[1]
-    assert len({first, second, third, build_of(tmp_path)}) == 4
+    assert len({first, second, build_of(tmp_path)}) == 3
     assert simulator.received.total() == 3
 
 
@@ -113,7 +105,7 @@ def test_a_run_of_dagster_observes_what_is_up_to_date_and_keeps_the_results_of_t
     assert checks(second) == checks(first)
     # The freshness policy counts materializations only, so a day's first publication is one.
     with monkeypatch.context() as patch:
-        patch.setattr(up_to_date, "midnight", lambda: float("inf"))
+        patch.setattr(publication, "midnight", lambda: float("inf"))
         recorded = run()
     assert {"warehouse", "report", "pass_rates"} <= events(recorded, materialization).keys()
     last = instance.get_latest_materialization_event(dg.AssetKey("pass_rates"))
@@ -129,16 +121,9 @@ def test_a_run_of_dagster_observes_what_is_up_to_date_and_keeps_the_results_of_t
     forced = run(flatten=force, build_warehouse=force, report=force)
     assert not events(forced, observation)["verifications"]
     assert {"warehouse", "report"} <= events(forced, materialization).keys()
-
-
-@pytest.mark.parametrize("config", [{}, {"ops": {"report": {"config": {"force": True}}}}])
-def test_the_report_alone_is_drawn_only_if_it_is_not_up_to_date(
-    landing: Landing, job: dg.JobDefinition, instance: dg.DagsterInstance, config: dict[str, object]
-) -> None:
-    landing.day(DAY, 1)
-    assert job.execute_in_process(instance=instance, partition_key=DAY).success
-    alone = job.execute_in_process(
-        instance=instance, asset_selection=[dg.AssetKey("report")], run_config=config
-    )
-    kind = dg.DagsterEventType.ASSET_MATERIALIZATION if config else dg.DagsterEventType.ASSET_OBSERVATION
-    assert events(alone, kind)["report"] == 1
+    # The report alone is drawn only if it is not up to date.
+    for config, kind in (({}, observation), ({"ops": {"report": force}}, materialization)):
+        alone = job.execute_in_process(
+            instance=instance, asset_selection=[dg.AssetKey("report")], run_config=config
+        )
+        assert events(alone, kind)["report"] == 1

@@ -28,14 +28,26 @@ FLAGS = (
 )
 TIMEOUT_MS = 60_000
 INSTALL_SECONDS = 600
-NO_BROWSER = f"no browser: skipping its tests; install chromium, or set {VARIABLE} to a browser's path"
+PLAYWRIGHT = (sys.executable, "-m", "playwright")
+DRIVER_NEEDS = "libatomic1"
+"""The package that Playwright's driver, a Node.js, needs and a bare Debian lacks."""
+NO_BROWSER = (
+    f"no browser: skipping its tests; install chromium and {DRIVER_NEEDS}, "
+    f"or set {VARIABLE} to a browser's path"
+)
 
 
 def find() -> Path | None:
-    """The browser's executable, or None. Raises FileNotFoundError if `KYC_TEST_BROWSER` is not a file."""
-    if configured := os.environ.get(VARIABLE):
-        if not Path(configured).is_file():
-            raise FileNotFoundError(f"{VARIABLE} is not a file: {configured}")
+    """The browser's executable; None if there is none, or if Playwright's driver does not start.
+
+    Raises FileNotFoundError if `KYC_TEST_BROWSER` is not a file.
+    """
+    configured = os.environ.get(VARIABLE)
+    if configured and not Path(configured).is_file():
+        raise FileNotFoundError(f"{VARIABLE} is not a file: {configured}")
+    if not _driver_starts():
+        return None
+    if configured:
         return Path(configured)
     for name in NAMES:
         if found := shutil.which(name):
@@ -46,15 +58,26 @@ def find() -> Path | None:
 
 
 def install() -> Path | None:
-    """Installs a browser. Returns None if that fails."""
-    playwright = [sys.executable, "-m", "playwright", "install", "chromium"]
-    if os.geteuid() == 0:
-        playwright.insert(-1, "--with-deps")
-    if _succeeds(playwright) and (found := find()):
+    """Installs a browser, and what Playwright's driver needs. Returns None if that fails."""
+    is_root = os.geteuid() == 0
+    if not _driver_starts() and is_root:
+        _install_package(DRIVER_NEEDS)
+    if _succeeds([*PLAYWRIGHT, "install", *(["--with-deps"] if is_root else []), "chromium"]) and (
+        found := find()
+    ):
         return found
-    if os.geteuid() == 0 and shutil.which("apt-get") and _succeeds(["apt-get", "update", "-qq"]):
-        _succeeds(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"])
+    if is_root:
+        _install_package("chromium")
     return find()
+
+
+def _driver_starts() -> bool:
+    return _succeeds([*PLAYWRIGHT, "--version"])
+
+
+def _install_package(name: str) -> None:
+    if shutil.which("apt-get") and _succeeds(["apt-get", "update", "-qq"]):
+        _succeeds(["apt-get", "install", "-y", "-qq", "--no-install-recommends", name])
 
 
 def _succeeds(command: list[str]) -> bool:

@@ -25,7 +25,8 @@ CODE_LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "
 START_SECONDS = 300.0
 """Far more than a start takes, because the machine may be busy."""
 STOP_SECONDS = 180.0
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
+"""A look at the webserver takes processor time from what the test waits for."""
 Value = TypeVar("Value")
 _PAUSE = threading.Event()
 

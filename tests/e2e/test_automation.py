@@ -1,17 +1,14 @@
 """A real daemon: sensor, backfill, killed worker, terminated run, changed manifest, publication, alert."""
 
-import http.server
-import json
 import os
 import re
 import shutil
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -32,6 +29,7 @@ from tests.e2e.servers import (
     webserver,
 )
 from tests.faults import WaitsForTest
+from tests.receiver import Receiver, receiving
 
 pytestmark = pytest.mark.e2e
 
@@ -61,7 +59,7 @@ class Site:
     simulator: Simulator
     server: Webserver
     responses: WaitsForTest
-    alerts: list[dict[str, object]]
+    alerts: list[dict[str, Any]]
     backfill_id: str
 
     @property
@@ -149,28 +147,6 @@ def start_backfill(server: Webserver) -> str:
     return str(response["backfillId"])
 
 
-@contextmanager
-def webhook() -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """A webhook on loopback: its URL, and the bodies that it received."""
-    bodies: list[dict[str, object]] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Keeps the test's output clean."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", bodies
-        server.shutdown()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
@@ -187,7 +163,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     }
     port = free_port()
     command = [script("dagster"), "dev", "-w", str(REPOSITORY / "workspace.yaml")]
-    with running_simulator(token=TOKEN, seed=11, faults=faults) as simulator, webhook() as (hook, alerts):
+    with running_simulator(token=TOKEN, seed=11, faults=faults) as simulator, receiving(Receiver()) as hook:
         env = clean_environment(
             folder,
             DAGSTER_HOME=str(home),
@@ -195,7 +171,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             DEEPXL_API_TOKEN=TOKEN,
             DEEPXL_REQUESTS_PER_SECOND="0",
             DEEPXL_MAX_CONCURRENCY=str(IN_FLIGHT),
-            KYC_ALERT_WEBHOOK=hook,
+            KYC_ALERT_WEBHOOK=hook.url,
             KYC_LANDING=str(folder / "landing"),
             KYC_LAKE=str(folder / "lake"),
             KYC_LEDGER_URL=f"sqlite:///{folder / 'ledger.sqlite'}",
@@ -207,7 +183,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             with webserver(command, cwd=folder, env=env, log=folder / "dagster.log", port=port) as server:
                 server.start_sensor("publish_when_new")
                 # The daemon looks for backfills every 30 s: start this one before the first test.
-                yield Site(folder, simulator, server, responses, alerts, start_backfill(server))
+                yield Site(folder, simulator, server, responses, hook.bodies, start_backfill(server))
         finally:
             responses.go.set()
 
@@ -263,9 +239,14 @@ def test_a_backfill_whose_worker_is_killed_continues_and_pays_nothing_twice(site
 
 def test_the_killed_run_was_posted_to_the_webhook(site: Site) -> None:
     [killed] = [r for r in site.server.runs(dagster__backfill=site.backfill_id) if r["status"] == "FAILURE"]
-    site.server.wait(lambda: site.alerts, "the alert")
-    assert [alert["run_id"] for alert in site.alerts] == [killed["runId"]]
-    assert site.alerts[0]["partitions"] == f"{BACKFILLED[0]}..{BACKFILLED[-1]}"
+
+    def told() -> list[dict[str, Any]]:
+        alerts = [alert for message in site.alerts for alert in message["alerts"]]
+        return [alert for alert in alerts if killed["runId"] in alert["runs"]]
+
+    site.server.wait(told, "the alert")
+    [alert] = told()
+    assert (alert["kind"], alert["days"]) == ("run_failed", list(BACKFILLED))
 
 
 def test_the_backfill_is_published_by_automation(site: Site) -> None:

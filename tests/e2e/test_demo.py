@@ -1,6 +1,7 @@
 """The demo: a newcomer runs it, analysts read the warehouse while it is replaced, a browser opens the UI."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FloatRect, Page, expect
 
 from tests.e2e.browser import TIMEOUT_MS, running_browser
 from tests.e2e.servers import REPOSITORY, Webserver, clean_environment, free_port, script, webserver
@@ -19,6 +20,9 @@ pytestmark = pytest.mark.e2e
 
 DAYS, PER_DAY = 14, 60
 SCREENSHOTS = REPOSITORY / "build" / "screenshots"
+PICTURES = REPOSITORY / "docs" / "images"
+UPDATE_PICTURES = "KYC_UPDATE_PICTURES"
+"""Variable: if it is set, the tests write the README's pictures too (`make pictures`)."""
 
 READER = '''
 """Reads the warehouse until standard input ends; prints the builds that it saw."""
@@ -233,6 +237,14 @@ def shot(page: Page, name: str) -> None:
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
+def picture(page: Page, name: str, x: int, y: int, width: int, height: int) -> None:
+    """Takes a picture of a part of the page; with `KYC_UPDATE_PICTURES`, it is the README's from now on."""
+    clip: FloatRect = {"x": x, "y": y, "width": width, "height": height}
+    content = page.screenshot(path=SCREENSHOTS / f"{name}.png", clip=clip)
+    if os.environ.get(UPDATE_PICTURES):
+        (PICTURES / f"{name}.png").write_bytes(content)
+
+
 def test_the_ui_shows_every_day_green(ui: Webserver) -> None:
     for asset in ("submissions", "verification_responses", "verifications", "model_checks"):
         stats = ui.partition_stats(asset)
@@ -254,13 +266,39 @@ def test_browser_asset_graph_of_the_daily_assets(page: Page) -> None:
     shows(page, "15 partitions", "93% filled")
     for waiting in ("Loading...", "fetching statuses"):
         expect(page.get_by_text(waiting)).to_have_count(0, timeout=TIMEOUT_MS)
-    shot(page, "asset-graph")
+    picture(page, "asset-graph", 405, 205, 1505, 610)  # the graph without the list and the controls
+
+
+def test_browser_report(demo: Demo, page: Page) -> None:
+    before = page.viewport_size
+    page.set_viewport_size({"width": 1280, "height": 1190})
+    page.goto((demo.folder / "report" / "index.html").as_uri())
+    expect(page.locator("svg, canvas").first).to_be_visible(timeout=TIMEOUT_MS)
+    picture(page, "report", 0, 0, 1280, 1190)
+    if before is not None:
+        page.set_viewport_size(before)
 
 
 def test_browser_partitions(page: Page) -> None:
     page.goto("/assets/verification_responses?view=partitions")
     shows(page, f"Materialized ({DAYS})", "Failed (0)")
     shot(page, "partitions")
+
+
+def test_browser_executing_the_checks_of_responses_makes_no_call(
+    demo: Demo, ui: Webserver, page: Page
+) -> None:
+    calls, runs = demo.calls(), len(ui.runs())
+    page.goto("/assets/verification_responses?view=checks")
+    page.get_by_role("button", name="Execute all").click()
+    ui.wait(lambda: len(ui.runs()) > runs, "the run of the checks")
+    ui.wait(lambda: ui.runs()[0]["status"] == "SUCCESS", "its end")
+    assert demo.calls() == calls
+
+
+def test_browser_resources(page: Page) -> None:
+    page.goto("/locations/__repository__@kyc_pipeline/resources/api")
+    shows(page, "max_concurrency", "DEEPXL_API_TOKEN")
 
 
 def test_browser_catalog_page(page: Page) -> None:

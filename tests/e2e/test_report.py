@@ -14,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from kyc_pipeline.analyze.build import build, open_draft, record_checks
+from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.publish import publish
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.analyze.report import write_report
@@ -24,7 +25,7 @@ from tests.unit.analyze.lake_maker import Check, Submission, rejected, write_day
 
 pytestmark = pytest.mark.e2e
 
-CHECKS = ("FACE_MATCH", "LIVENESS", "ID_QUALITY", "DOCUMENT_FORGERY")
+CHECKS = ("FACE_MATCH", "LIVENESS", "ID_QUALITY", "DOCUMENT  FORGERY")
 HOSTILE = "</script><img src=x onerror=document.title='hit'>"
 FIRST = date(2024, 9, 2)
 DAYS, A_DAY, BUSY_DAYS, A_BUSY_DAY = 30, 8, 2, 210
@@ -70,7 +71,7 @@ def submission(chance: random.Random, day: int) -> Submission:
 
 def make_warehouse(lake: Lake, warehouse: Path, price: Decimal | None = Decimal("0.35")) -> Path:
     draft = warehouse.with_suffix(".draft")
-    build(lake, draft, run_id="run-1", price_per_call=price)
+    build(lake, draft, run_id="run-1", choices=Choices(price_per_call=price))
     with open_draft(draft) as connection:
         results = check_build(connection)
     record_checks(draft, results)
@@ -205,6 +206,9 @@ def test_the_check_filter_shows_one_check(desktop: Page) -> None:
     expect(desktop.locator("#pass-rates figure:visible")).to_have_count(1)
     expect(desktop.locator("#pass-rates figure:visible h3")).to_have_text("LIVENESS")
     expect(desktop.locator("#explorer-check")).to_have_value("LIVENESS")
+    desktop.select_option("#check", CHECKS[-1])  # with two blanks
+    expect(desktop.locator("#pass-rates figure:visible")).to_have_count(1)
+    expect(desktop.locator("#explorer-check")).to_have_value(CHECKS[-1])
     desktop.select_option("#check", "")
     expect(desktop.locator("#pass-rates figure:visible")).to_have_count(len(CHECKS))
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import aiohttp
 
+from kyc_pipeline.cli import plan
 from kyc_pipeline.deepxl import call_errors, transport
 from kyc_pipeline.deepxl.call_errors import LookupFailed, NotProcessed, Refused
 from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.deepxl.transport import Reply, Transport
+from kyc_pipeline.ingest.ownership import Ownership
+from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.verify.dispatcher import Dispatcher
 from kyc_pipeline.verify.fence import Fence
 from tests.simulation.vendor import Fault
@@ -79,6 +82,18 @@ def _gateway_is_final(replace: Replace) -> None:
     replace(call_errors, "_BY_STATUS", call_errors._BY_STATUS | dict.fromkeys((404, 405), Refused))
 
 
+def _day_is_never_due_again(replace: Replace) -> None:
+    replace(Records, "holds", lambda *_: True)
+
+
+def _sent_rows_move(replace: Replace) -> None:
+    replace(Ownership, "_sent_batches", lambda _: iter(()))
+
+
+def _plan_knows_no_deliveries(replace: Replace) -> None:
+    replace(plan, "ingest_partition", lambda **_: None)
+
+
 @dataclass(frozen=True)
 class Mutation:
     """A fault, what brings it to light, and how it is put back."""
@@ -124,4 +139,11 @@ MUTATIONS = {
         frozenset({Fault.FREEZE, Fault.SLEEP}), _lease_is_not_confirmed, 184
     ),
     "a gateway's page is final": Mutation(frozenset({Fault.GATEWAY}), _gateway_is_final, 5),
+    "a day is not due when another gives up an id that it wants": Mutation(
+        frozenset({Fault.MOVES}), _day_is_never_due_again, 2
+    ),
+    "a row that was sent moves with its manifest": Mutation(frozenset({Fault.MOVES}), _sent_rows_move, 1),
+    "plan knows nothing of what was delivered since": Mutation(
+        frozenset({Fault.MOVES}), _plan_knows_no_deliveries, 2
+    ),
 }

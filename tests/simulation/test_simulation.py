@@ -11,10 +11,17 @@ from tests.simulation.many import simulate_all
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.world import Violation, simulate, simulation
 
+pytestmark = pytest.mark.no_cover
 SEEDS = 100
 """About 30 s of CPU time."""
 MOST = 500
 """A fault must be found within so many seeds, from its own on."""
+
+
+@pytest.fixture(autouse=True)
+def no_cover_in_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make coverage` does not measure the simulation: it would have to follow greenlets, at a high price."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 def test_worlds_hold() -> None:

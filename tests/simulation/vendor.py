@@ -49,8 +49,11 @@ class Fault(StrEnum):
     STOP = "a run is asked to stop"
     CLOCK_STEP = "the wall clock is stepped"
     LEDGER_FAILS = "a transaction of the ledger fails, some of them after its commit"
+    MOVES = "rows move between days and are corrected, before they are sent and after"
 
 
+SHARE_OF_MOVES = 0.1
+"""How much rarer moves are than other faults: with ingest, a world costs five times as much."""
 PROCESSED = {
     Fault.LOST: 0.6,
     Fault.TRUNCATED: 1.0,

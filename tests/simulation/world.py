@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import gc
 import hashlib
+import itertools
+import math
 import os
 import random
 import secrets
@@ -26,30 +28,41 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import aiohappyeyeballs
 import aiohttp.connector
+import duckdb
 import pyarrow as pa
+from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest import lock, manifests, ownership, state
+from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
+from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
-from kyc_pipeline.lake.tables import SUBMISSIONS, Table
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Table
 from kyc_pipeline.ledger import process as process_identity
 from kyc_pipeline.ledger import sqlite
 from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.decisions import list_held, resolve_held
+from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import VerifySummary, verify_partition
+from kyc_pipeline.verify.planning import PartitionPlan, plan_partitions
 from kyc_pipeline.verify.signals import StopFlag
 from tests.simulation import kernel as simulated
 from tests.simulation import network
+from tests.simulation.deliveries import DOCUMENTS, Deliveries
 from tests.simulation.kernel import Kernel, Process, Stuck
-from tests.simulation.vendor import BASE_URL, SIZES, Fault, Handover, Vendor
+from tests.simulation.vendor import BASE_URL, SHARE_OF_MOVES, SIZES, Fault, Handover, Vendor
 
-DATE = "2024-09-01"
+DAYS = ("2024-09-01", "2024-09-02")
+"""Without moves between days, there is only the first."""
 LEASE_SECONDS = 60.0
+_INGESTED = (SUBMISSIONS, REJECTED_SUBMISSIONS)
 
 
 class Violation(AssertionError):
@@ -65,6 +78,13 @@ class _Ledger(Ledger):
     def __init__(self, url: str, world: "World") -> None:
         super().__init__(url, lease_seconds=LEASE_SECONDS)
         self._world = world
+
+    def exists(self) -> bool:
+        """It is a copy of one that was created and migrated."""
+        return True
+
+    def _prepare(self, engine: Engine) -> None:
+        """Nothing is left to do."""
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Any]:
@@ -99,7 +119,10 @@ class _Ledger(Ledger):
 
 
 class _Lake(Lake):
-    """A lake in memory. Around each replacement others may run, and the process may crash."""
+    """A lake in memory. Around each replacement others may run, and the process may crash.
+
+    Where days are ingested, their tables are files, which DuckDB reads.
+    """
 
     def __init__(self, world: "World") -> None:
         super().__init__(str(world.root / "lake"))  # for its identity
@@ -117,21 +140,36 @@ class _Lake(Lake):
     ) -> Iterator[Any]:
         """Replaces a partition if the block succeeds."""
         self._world.kernel.preempt()
+        if self._is_on_disk(table):
+            with super().writer(table, date, metadata, keep_identical=keep_identical) as file:
+                yield file
+                self._world.kernel.preempt()
+            self._world.kernel.preempt()
+            return
         draft = _Draft(table, dict(metadata or {}))
         yield draft
         self._partitions[table.name, date] = draft.table()
         self._world.kernel.preempt()
 
+    def _is_on_disk(self, table: Table) -> bool:
+        return table in _INGESTED and self._world.deliveries is not None
+
     def exists(self, table: Table, date: str) -> bool:
         """Whether the partition has been written."""
+        if self._is_on_disk(table):
+            return super().exists(table, date)
         return (table.name, date) in self._partitions
 
     def dates(self, table: Table) -> list[str]:
         """The dates that have been written."""
+        if self._is_on_disk(table):
+            return super().dates(table)
         return sorted(date for name, date in self._partitions if name == table.name)
 
     def read(self, table: Table, date: str, columns: list[str] | None = None) -> pa.Table:
         """The partition's rows."""
+        if self._is_on_disk(table):
+            return super().read(table, date, columns)
         if not self.exists(table, date):
             raise PartitionMissing(f"{table.name} {date}")
         found = self._partitions[table.name, date]
@@ -145,6 +183,8 @@ class _Lake(Lake):
 
     def metadata(self, table: Table, date: str) -> dict[str, str]:
         """What the writer added."""
+        if self._is_on_disk(table):
+            return super().metadata(table, date)
         return {k.decode(): v.decode() for k, v in (self.read(table, date).schema.metadata or {}).items()}
 
 
@@ -185,10 +225,11 @@ def _templates() -> tuple[Path, dict[str, Any]]:
         "tags": [("companyId", "COMP-001")],
         "manifest": "m.csv",
     }
-    for name, content in (("id", b"\0" * SIZES[0]), ("selfie", b"\1" * SIZES[1])):
-        (documents / f"{name}.jpg").write_bytes(content)
+    for name, size in zip(("id", "selfie"), SIZES, strict=True):
+        content = DOCUMENTS[name].ljust(size, b"\1")
+        (documents / name).write_bytes(content)
         row |= {
-            f"{name}_file": f"{name}.jpg",
+            f"{name}_file": name,
             f"{name}_sha256": hashlib.sha256(content).hexdigest(),
             f"{name}_size": len(content),
             f"{name}_content_type": "image/jpeg",
@@ -196,6 +237,12 @@ def _templates() -> tuple[Path, dict[str, Any]]:
     with Ledger(f"sqlite:///{root}/ledger.sqlite") as ledger, ledger.write():
         pass
     return root, row
+
+
+@functools.cache
+def _settings() -> Settings:
+    """What all worlds have in common: to validate settings takes a twentieth of a simulation."""
+    return Settings(_env_file=None, deepxl_base_url=BASE_URL, deepxl_api_token="t", deepxl_timeout_seconds=30)
 
 
 def ids_of(count: int) -> list[str]:
@@ -214,10 +261,20 @@ class Run:
 
     name: str
     process: Process | None = None
-    summary: VerifySummary | None = None
+    summaries: list[VerifySummary] = dataclasses.field(default_factory=list)
     error: BaseException | None = None
     is_over: bool = False
     ledger: Ledger | None = None
+
+    @property
+    def calls(self) -> int:
+        """Over all days."""
+        return sum(summary.calls for summary in self.summaries)
+
+    @property
+    def adopted(self) -> int:
+        """Over all days."""
+        return sum(summary.adopted for summary in self.summaries)
 
 
 def _are_over(runs: Iterable[Run]) -> bool:
@@ -232,7 +289,11 @@ class World:
         self.rng = rng = random.Random(seed)
         self.kernel = Kernel(rng)
         # Few kinds of faults at a time, each often: rare combinations would hardly occur otherwise.
-        self.faults = frozenset(fault for fault in sorted(faults) if rng.random() < max(0.3, 2 / len(faults)))
+        usual = max(0.3, 2 / len(faults))
+        share = {Fault.MOVES: SHARE_OF_MOVES} if len(faults) > 2 else {}
+        self.faults = frozenset(
+            fault for fault in sorted(faults) if rng.random() < usual * share.get(fault, 1.0)
+        )
         self.rate = rng.choice([0.1, 0.3, 0.6])
         self.ids = ids_of(rng.randint(1, 6))
         refused = frozenset(key for key in self.ids if rng.random() < 0.1)
@@ -244,27 +305,31 @@ class World:
         self.ledger_file = root / "ledger.sqlite"
         shutil.copyfile(templates / "ledger.sqlite", self.ledger_file)
         self._observer = sqlite3.connect(self.ledger_file, isolation_level=None)
+        self.landing = templates / "landing"
+        self.deliveries: Deliveries | None = None
+        self.days: tuple[str, ...] = DAYS[:1]
         self.lake = _Lake(self)
-        self.lake.write(
-            SUBMISSIONS,
-            DATE,
-            [
+        if Fault.MOVES in self.faults:
+            self.days = DAYS
+            self.landing = root / "landing"
+            self.deliveries = Deliveries(rng, self.landing / "manifests", self.ids, DAYS)
+            (self.landing / "documents").symlink_to(templates / "landing" / "documents")
+        else:
+            rows = [
                 row | {"submission_id": key, "content_sha256": f"{number:064x}", "manifest_row": number}
                 for number, key in enumerate(self.ids, 1)
-            ],
-        )
-        self.settings = Settings(
-            _env_file=None,
-            deepxl_base_url=BASE_URL,
-            deepxl_api_token="t",
-            deepxl_requests_per_second=rng.choice([0, 0, 5]),
-            deepxl_max_concurrency=rng.choice([1, 2, 4]),
-            deepxl_max_attempts=rng.choice([1, 2, 5]),
-            deepxl_timeout_seconds=30,
-            deepxl_uncertain="retry" if rng.random() < 0.25 else "hold",
-            kyc_landing=templates / "landing",
-            kyc_lake=self.lake.root,
-            kyc_ledger_url=f"sqlite:///{self.ledger_file}",
+            ]
+            self.lake.write(SUBMISSIONS, DAYS[0], rows)
+        self.settings = _settings().model_copy(
+            update={
+                "deepxl_requests_per_second": rng.choice([0, 0, 5]),
+                "deepxl_max_concurrency": rng.choice([1, 2, 4]),
+                "deepxl_max_attempts": rng.choice([1, 2, 5]),
+                "deepxl_uncertain": "retry" if rng.random() < 0.25 else "hold",
+                "kyc_landing": self.landing,
+                "kyc_lake": self.lake.root,
+                "kyc_ledger_url": SecretStr(f"sqlite:///{self.ledger_file}"),
+            }
         )
         self.runs: list[Run] = []
         self.violations: list[str] = []
@@ -284,27 +349,23 @@ class World:
 
     def new_ledger(self) -> Ledger:
         """A process's own connection to the ledger."""
-        return _Ledger(self.settings.kyc_ledger_url, self)
+        return _Ledger(self.settings.kyc_ledger_url.get_secret_value(), self)
 
-    def start(self, *, machine: str = "machine") -> Run:
-        """Starts a run of the partition in a new process."""
+    def start(self, *, machine: str = "machine", ingest: bool = True, verify: bool = True) -> Run:
+        """Starts a run of all days in a new process.
+
+        Without `ingest`, it ingests only the days that are due; without `verify`, it makes no calls.
+        """
         run = Run(f"run-{len(self.runs) + 1}", ledger=self.new_ledger())
         self.runs.append(run)
         stop = StopFlag()
 
         def main() -> None:
-            assert run.ledger is not None
             try:
-                run.summary = verify_partition(
-                    settings=self.settings,
-                    lake=self.lake,
-                    ledger=run.ledger,
-                    date=DATE,
-                    run_id=run.name,
-                    stop=stop,
-                    progress=self._check_progress,
-                )
-                self.kernel.note(f"ends: {run.summary}")
+                for day in self._days_to_ingest(everything=ingest):
+                    self._work(run, self._ingest, day)
+                for day in self.days if verify else ():
+                    self._work(run, self._verify, day, stop)
             except Exception as error:
                 run.error = error
                 self.kernel.note(f"ends: {type(error).__name__}: {error}")
@@ -313,6 +374,59 @@ class World:
         run.process = self.kernel.spawn(run.name, machine, main)
         self._plan_mishaps(run.process, stop)
         return run
+
+    def _days_to_ingest(self, *, everything: bool) -> Iterator[str]:
+        if self.deliveries is not None and everything:
+            yield from turns(self.days, self.is_outdated)
+        elif self.deliveries is not None:
+            for _ in self.days:  # the sensor asks again for a day that another outdated
+                yield from filter(self.is_outdated, self.days)
+
+    def _work(self, run: Run, step: Callable[..., None], day: str, *arguments: Any) -> None:
+        """One step of one day. As in production, an error fails its day only."""
+        try:
+            step(run, day, *arguments)
+        except KycError as error:
+            run.error = error
+            self.kernel.note(f"{day} fails: {type(error).__name__}: {error}")
+
+    def plan(self, ledger: Ledger) -> list[PartitionPlan]:
+        """What `kyc-pipeline plan` says."""
+        if self.deliveries is None:
+            return plan_partitions(self.lake, ledger, self.days, self.settings)
+        from tests.simulation.pipeline import plan  # loads Dagster, which few worlds need
+
+        return plan(self)
+
+    def is_outdated(self, day: str) -> bool:
+        """Whether the day must be ingested again."""
+        return not is_ingested(self.landing, self.lake, day)
+
+    def _ingest(self, run: Run, day: str) -> None:
+        assert run.ledger is not None
+        with hold(run.ledger, day, run.name) as held:
+            summary = ingest_partition(
+                landing=self.landing,
+                lake=self.lake,
+                date=day,
+                lock=ingest_lock(run.ledger, run.name),
+                confirm=held.check,
+            )
+        self.kernel.note(f"{day} is ingested: {summary.accepted} accepted, {dict(summary.rejected)}")
+
+    def _verify(self, run: Run, day: str, stop: StopFlag) -> None:
+        assert run.ledger is not None
+        summary = verify_partition(
+            settings=self.settings,
+            lake=self.lake,
+            ledger=run.ledger,
+            date=day,
+            run_id=run.name,
+            stop=stop,
+            progress=self._check_progress,
+        )
+        run.summaries.append(summary)
+        self.kernel.note(f"ends {day}: {summary}")
 
     def _check_progress(self, progress: Any) -> None:
         if progress.done > progress.total or progress.billable_calls > progress.calls:
@@ -395,7 +509,13 @@ class World:
         """Runs start, disturb each other and end in all ways, while an operator decides."""
         for _ in range(self.rng.choice([1, 1, 2, 3])):
             machines = self.rng.choices(["machine", "container"], k=self.rng.choice([1, 1, 2]))
-            begun = [self.start(machine=machine) for machine in machines]
+            begun = [
+                self.start(machine=machine, verify=self.deliveries is None or self.rng.random() < 0.5)
+                for machine in machines
+            ]
+            if self.deliveries is not None:
+                for _ in range(self.rng.choice([1, 1, 2])):
+                    self.kernel.at(self.kernel.now + self.rng.uniform(0.0, 20.0), self._deliver)
             # Some start while others still run or are frozen.
             patience = self.rng.choice([2.0, 80.0, 80.0, 20_000.0])
             with contextlib.suppress(Stuck):
@@ -403,6 +523,10 @@ class World:
             self.check_threads()
             if self.rng.random() < 0.4:
                 self.decide_held(self.rng.choice(["retry", "retry", "abandon"]), share=0.5)
+
+    def _deliver(self) -> None:
+        if self.deliveries is not None and Fault.MOVES in self.faults:
+            self.deliveries.change()
 
     def calm(self) -> None:
         """The faults stop; runs that live go on to their end, and leases and the history come to rest."""
@@ -412,6 +536,8 @@ class World:
             process.at_step.clear()
         self.wait(*self.runs)
         self.kernel.clock_step = 0.0
+        if self.deliveries is not None and self.rng.random() < 0.5:
+            self.deliveries.change()
         end = self.kernel.now + 8000
         self.kernel.at(end, lambda: None)
         self.kernel.run(lambda: self.kernel.now >= end, end)
@@ -467,7 +593,11 @@ def simulation() -> Iterator[None]:
     replace(aiohttp.connector, "monotonic", replaced[time].monotonic)
     replace(aiohappyeyeballs, "start_connection", start_connection)
     _replace_identity(replace)
-    state, threshold = random.getstate(), gc.get_threshold()
+    replace(tempfile, "tempdir", str(_templates()[0]))
+    replace(lock, "_POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
+    replace(lock, "_SILENT_SECONDS", math.inf)
+    replace(ownership, "duckdb", simulated.Substitute(duckdb, connect=_database()))
+    random_state, threshold = random.getstate(), gc.get_threshold()
     try:
         with warnings.catch_warnings():
             # What a killed process never awaited.
@@ -477,8 +607,19 @@ def simulation() -> Iterator[None]:
     finally:
         for owner, name, value in reversed(undo):
             setattr(owner, name, value)
-        random.setstate(state)
+        random.setstate(random_state)
         gc.set_threshold(*threshold)
+
+
+def _database() -> Callable[..., duckdb.DuckDBPyConnection]:
+    """Takes the place of `duckdb.connect`: a schema of one database, since to start one takes long."""
+    database, numbers = duckdb.connect(), itertools.count()
+
+    def connect(**_: Any) -> duckdb.DuckDBPyConnection:
+        schema = f"s{next(numbers)}"
+        return database.cursor().execute(f"CREATE SCHEMA {schema}; SET schema = '{schema}'")
+
+    return connect
 
 
 def _replace_identity(replace: Callable[[Any, str, Any], None]) -> None:
@@ -538,6 +679,8 @@ def simulate(seed: int, faults: frozenset[Fault] = frozenset(Fault)) -> World:
         ) from error
     finally:
         world.close()
+        for cache in (state._read, state._owned_at, cast("Any", manifests._cached_sha256)):
+            cache.cache_clear()  # they would keep all worlds
         gc.enable()
     return world
 

@@ -1,16 +1,20 @@
 """An object store and a PostgreSQL server on this machine, for the tests of several packages."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults import PatienceOfTests
 from tests.unit.postgres import PostgresServer, running_postgres
+from tests.unit.seaweed import running_seaweed, seaweed_program
 
 BUCKETS = itertools.count(1)
 SCHEMAS = itertools.count()
-SERVERS = ("postgres", "s3_root")
+ENDPOINTS: list[str] = []
+"""The S3 servers that were used, in order."""
+SERVERS = ("postgres", "s3_root", "any_s3_root")
 """A test of these has one of them among its fixtures, or as a parameter that names a fixture."""
 
 
@@ -20,6 +24,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if any(name in getattr(item, "fixturenames", ()) or name in parameters.values() for name in SERVERS):
             item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Waits until a condition holds; fails after two minutes, since the machine may be busy."""
+    import threading
+
+    def wait(condition: Callable[[], bool]) -> None:
+        tick = threading.Event()
+        for _ in range(60_000):
+            if condition():
+                return
+            tick.wait(0.002)
+        raise AssertionError("the condition did not come true")
+
+    return wait
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> type[PatienceOfTests]:
+    """The client waits until the test says that its time is up, or a server with `NoResponseInTime`."""
+    PatienceOfTests.seconds.clear()
+    PatienceOfTests.restarts = 0
+    monkeypatch.setattr("kyc_pipeline.deepxl.transport.Patience", PatienceOfTests)
+    return PatienceOfTests
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +63,31 @@ def s3_endpoint() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def seaweed_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server by other people than moto's, who took no code from it."""
+    with running_seaweed(seaweed_program(), tmp_path_factory.mktemp("seaweed")) as url:
+        yield url
+
+
 @pytest.fixture
 def s3_root(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """`s3://bucket/prefix` of a new bucket; the environment leads to it, in child processes too."""
+    return new_bucket(s3_endpoint, monkeypatch)
+
+
+@pytest.fixture(params=["s3_endpoint", "seaweed_endpoint"])
+def any_s3_root(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As `s3_root`, on each server."""
+    return new_bucket(request.getfixturevalue(request.param), monkeypatch)
+
+
+def new_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     import s3fs
 
+    if ENDPOINTS[-1:] != [s3_endpoint]:  # s3fs keeps its clients, each of which takes a second to make
+        s3fs.S3FileSystem.clear_instance_cache()
+        ENDPOINTS.append(s3_endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")

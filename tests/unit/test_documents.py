@@ -136,6 +136,14 @@ def test_what_was_accepted_is_read_in_chunks(accepted: AcceptedDocument) -> None
     assert content == b"0123456789"
 
 
+def test_no_more_is_read_than_was_accepted(root: Path, accepted: AcceptedDocument) -> None:
+    chunks = accepted.chunks(4)
+    first = next(chunks)
+    with (root / "id.jpg").open("ab") as file:
+        file.write(b"and more")
+    assert [first, *chunks] == [b"0123", b"4567", b"89"]
+
+
 @pytest.mark.parametrize("content", [b"", b"012345678", b"0123456789+", b"9876543210"])
 @pytest.mark.parametrize("chunk_bytes", [1, 10, 100])
 def test_what_was_not_accepted_has_no_end(

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from kyc_pipeline.errors import UsageError
+from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.privacy.pseudonyms import load_pseudonymizer
 from kyc_pipeline.settings import Settings, is_loopback, load_settings
+from kyc_pipeline.vocabulary import DocumentType
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -35,12 +38,18 @@ def test_environment_wins_over_env_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert settings.kyc_clear_tags == {"a", "b"}
 
 
+def test_document_types_are_media_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(None).deepxl_document_types == {*DocumentType} - {"image/heic"}
+    monkeypatch.setenv("DEEPXL_DOCUMENT_TYPES", "image/jpeg, image/heic,")
+    assert load_settings(None).deepxl_document_types == {"image/jpeg", "image/heic"}
+
+
 def test_relative_paths_begin_at_home_and_are_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     here = load_settings(None)
-    assert here.kyc_ledger_url == f"sqlite:///{tmp_path}/data/ledger.sqlite"
+    assert here.kyc_ledger_url.get_secret_value() == f"sqlite:///{tmp_path}/data/ledger.sqlite"
     assert (here.kyc_lake, here.kyc_landing) == (f"{tmp_path}/data/lake", tmp_path / "data" / "landing")
     monkeypatch.setenv("KYC_HOME", "home")
     monkeypatch.setenv("KYC_LAKE", "s3://bucket/prefix")
@@ -49,7 +58,7 @@ def test_relative_paths_begin_at_home_and_are_absolute(
     there = load_settings(None)
     assert there.kyc_warehouse == tmp_path / "home" / "data" / "warehouse" / "kyc.duckdb"
     assert (there.kyc_lake, there.kyc_report) == ("s3://bucket/prefix", Path("/srv/report.html"))
-    assert there.kyc_ledger_url == "postgresql+psycopg://kyc@host/kyc"
+    assert there.kyc_ledger_url.get_secret_value() == "postgresql+psycopg://kyc@host/kyc"
 
 
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,15 +74,33 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("DEEPXL_BASE_URL", "https://user:secretvalue@api.deepxl.ai"),
         ("DEEPXL_BASE_URL", "api.deepxl.ai"),
         ("DEEPXL_AUTH_SCHEME", "secretvalue"),
+        ("DEEPXL_PROXY", "secretvalue:3128"),
+        ("DEEPXL_PROXY", "socks5://user:secretvalue@proxy.example"),
+        ("DEEPXL_PROXY", "http://proxy.example/secretvalue"),
+        ("KYC_UI_PASSWORD", "secretvalue"),
         ("DEEPXL_MAX_CONCURRENCY", "0"),
         ("DEEPXL_REQUESTS_PER_SECOND", "-1"),
         ("DEEPXL_TIMEOUT_SECONDS", "secretvalue"),
         ("DEEPXL_UNCERTAIN", "ignore"),
+        ("DEEPXL_DOCUMENT_TYPES", "image/jpg"),
+        ("DEEPXL_DOCUMENT_TYPES", ","),
+        ("KYC_CSV_ENCODING", "secretvalue"),
+        ("KYC_DIMENSIONS", "country,model_version"),
+        ("KYC_MIN_CELL", "0"),
+        ("KYC_VERDICT_TARGET_SECONDS", "0"),
         ("KYC_START_DATE", "01.09.2024"),
         ("KYC_WAREHOUSE_MEMORY", "secretvalue"),
         ("KYC_WAREHOUSE_MAX_FACT_ROWS", "-1"),
         ("KYC_ALERT_WEBHOOK", "http://hooks.example/secretvalue"),
         ("KYC_ALERT_WEBHOOK", "secretvalue"),
+        ("KYC_ALERT_WEBHOOK_FORM", "secretvalue"),
+        ("KYC_ALERT_SMTP_URL", "https://kyc:secretvalue@mail.example"),
+        ("KYC_ALERT_SMTP_URL", "smtp://kyc:secretvalue@[mail"),
+        ("KYC_ALERT_SMTP_URL", "smtp://kyc:secretvalue@mail.example"),  # without sender and recipients
+        ("KYC_ALERT_EMAIL_TO", "a@team.example, secretvalue"),
+        ("KYC_ALERT_EMAIL_FROM", "secretvalue"),
+        ("KYC_ALERT_CALLS_PER_DAY", "secretvalue"),
+        ("KYC_UI_URL", "https://user:secretvalue@dagster.example"),
         ("KYC_SOURCE_URL", "https://user:secretvalue@git.example/kyc"),
     ],
 )
@@ -118,9 +145,57 @@ def test_loopback(host: str, expected: bool) -> None:
 
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPXL_API_TOKEN", "secretvalue")
-    monkeypatch.setenv("KYC_PSEUDONYM_KEY", "secretvalue-of-the-key")
+    monkeypatch.setenv("KYC_PSEUDONYM_KEY", "secretvalue-0123456789-of-the-key")
     monkeypatch.setenv("KYC_ALERT_WEBHOOK", "https://hooks.example/secretvalue")
-    assert "secretvalue" not in repr(load_settings(None))
+    monkeypatch.setenv("KYC_LEDGER_URL", "postgresql+psycopg://kyc:secretvalue@host/kyc")
+    monkeypatch.setenv("KYC_ALERT_EMAIL_FROM", "kyc@team.example")
+    monkeypatch.setenv("KYC_ALERT_EMAIL_TO", "a@team.example,b@team.example")
+    monkeypatch.setenv("KYC_ALERT_SMTP_URL", "smtps://kyc:secretvalue@mail.example")
+    settings = load_settings(None)
+    assert "secretvalue" not in f"{settings!r} {settings.model_dump_json()} {Pipeline(settings)!r}"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "k" * 64, "changeme-changeme-changeme-changeme", "0123456789abcdef", "secretvalue secret"],
+)
+def test_a_key_that_can_be_guessed_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    file = Settings(_env_file=None, kyc_landing=tmp_path / "landing").pseudonym_key_file
+    file.write_text(key)
+    file.chmod(0o600)
+    with pytest.raises(UsageError, match="openssl rand") as caught:
+        load_pseudonymizer(Settings(_env_file=None, kyc_landing=tmp_path / "landing"))
+    messages = [str(caught.value)]
+    if key:
+        monkeypatch.setenv("KYC_PSEUDONYM_KEY", key)
+        with pytest.raises(UsageError, match="KYC_PSEUDONYM_KEY: can be guessed") as caught:
+            load_settings(None)
+        messages.append(str(caught.value))
+        assert key not in " ".join(messages)
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o644, 0o666])
+def test_a_file_with_a_secret_that_others_can_open_is_refused(tmp_path: Path, mode: int) -> None:
+    env, settings = tmp_path / ".env", Settings(_env_file=None, kyc_landing=tmp_path / "landing")
+    load_pseudonymizer(settings)
+    for file in (env, settings.pseudonym_key_file):
+        text = "DEEPXL_API_TOKEN=secretvalue\n" if file is env else "0123456789abcdef" * 4
+        for allowed in (0o600, 0o640, mode):
+            file.write_text(text)
+            file.chmod(allowed)
+            if allowed != mode:
+                assert load_settings(str(env)).require_token()
+                load_pseudonymizer(settings)
+                continue
+            with pytest.raises(UsageError, match=rf"^{file} holds a secret.*chmod o= ") as caught:
+                load_settings(str(env)) if file is env else load_pseudonymizer(settings)
+            assert "secretvalue" not in str(caught.value)
+        file.chmod(0o600)
+    env.write_text("KYC_CATCH_UP_DAYS=7\n")
+    env.chmod(mode)
+    assert load_settings(str(env)).kyc_catch_up_days == 7, "nothing in it is secret"
 
 
 def test_a_missing_token_says_what_to_do() -> None:
@@ -148,6 +223,7 @@ def test_an_env_file_that_is_not_utf_8_is_named(tmp_path: Path, encoding: str) -
 def test_an_env_file_as_windows_writes_it(tmp_path: Path, text: str) -> None:
     file = tmp_path / ".env"
     file.write_bytes(text.encode())
+    file.chmod(0o600)
     settings = load_settings(str(file))
     assert settings.require_token().get_secret_value() == "secretvalue"
     assert settings.deepxl_max_concurrency == 4
@@ -158,6 +234,7 @@ def test_an_env_file_as_windows_writes_it(tmp_path: Path, text: str) -> None:
 )
 def test_an_invisible_character_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
     file = tmp_path / ".env"
+    file.touch(0o600)
     for name in ("DEEPXL_API_TOKEN", "DEEPXL_CURRENCY", "KYC_LANDING", "KYC_PSEUDONYM_KEY", "KYC_START_DATE"):
         file.write_text(f"{name}='secret{mark}value'\n", encoding="utf-8")
         with pytest.raises(UsageError) as caught:

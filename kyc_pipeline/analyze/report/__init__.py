@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 from decimal import Decimal
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,7 +45,7 @@ def write_report(warehouse: Path, destination: Path) -> None:
         "z": Z_95,
         "low_n": LOW_N,
     }
-    scripts = [_bundle(), _own("report.js")]
+    scripts = [_own("vega.js"), _own("report.js")]
     text = _template().render(
         page=page,
         first=page.periods[0].key,
@@ -78,17 +77,6 @@ def _as_number(value: object) -> float:
 def _own(name: str) -> Markup:
     """A style or script of the package; it needs no escaping."""
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - it is the package's own
-
-
-@lru_cache(maxsize=1)
-def _bundle() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script, safe inside a `<script>` element."""
-    import vl_convert
-
-    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    # Browsers normalize line ends to \n before they compute the hash for the policy.
-    script = script.replace("\r\n", "\n").replace("\r", "\n")
-    return Markup(script.replace("</script", "<\\/script"))  # noqa: S704 - it is the library's own
 
 
 def _sha256(script: str) -> str:

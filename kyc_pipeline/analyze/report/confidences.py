@@ -275,15 +275,16 @@ def drift(reader: Reader) -> Section:
     if drifts:
         intro += (
             " The population stability index (PSI) compares each day with the"
-            f" {BASELINE_DAYS} days before. Values in the grey area are noise; the dashed"
+            f" {BASELINE_DAYS} days before; a type with few checks a day, its last 7 or {BASELINE_DAYS} days."
+            " Values in the grey area are noise; the dashed"
             " lines mark moderate and large drift."
         )
         if weekly:
             intro += " Weekly charts show the largest day of each week."
     elif quantiles:
         intro += (
-            f" Drift needs {DRIFT_MIN_CHECKS} checks of one type on a day and {DRIFT_MIN_CHECKS} in the"
-            f" {BASELINE_DAYS} days before; no day has them yet."
+            f" Drift needs {DRIFT_MIN_CHECKS} checks of one type within {BASELINE_DAYS} days and"
+            f" {DRIFT_MIN_CHECKS} in the {BASELINE_DAYS} days before; no day has them yet."
         )
     return Section(
         "drift",

@@ -30,10 +30,12 @@ _STAGES: Final = (
     ("refused", "– refused", "lost"),
     ("quarantined", "– quarantined", "lost"),
     ("uncertain", "– uncertain", "lost"),
+    ("abandoned", "– abandoned", "lost"),
     ("failed", "– failed", "lost"),
     ("not_attempted", "– not attempted", "lost"),
     ("completed", "completed", "kept"),
     ("declined", "– not verified", "lost"),
+    ("unflattened", "– not in the tables yet", "lost"),
     ("verified", "verified", "kept"),
 )
 """Column of the funnel, its label, and whether its submissions continue (`kept`) or not (`lost`)."""
@@ -41,17 +43,16 @@ _STAGES: Final = (
 
 def funnel(reader: Reader) -> Section:
     """Outcomes of the submissions, and the reasons for rejected rows."""
-    columns = ", ".join(f"sum({stage})::BIGINT AS {stage}" for stage, _, _ in _STAGES if stage != "declined")
-    declined = "(sum(completed) - sum(verified))::BIGINT AS declined"
+    made = {"declined": "not_verified", "unflattened": "completed - verified - not_verified"}
+    columns = ", ".join(f"sum({made.get(stage, stage)})::BIGINT AS {stage}" for stage, _, _ in _STAGES)
     totals = {
         row["period"]: row
         for row in reader.rows(
-            f"SELECT period, {columns}, {declined} FROM submission_funnel JOIN report_days USING (date)"
-            " GROUP BY period"
+            f"SELECT period, {columns} FROM submission_funnel JOIN report_days USING (date) GROUP BY period"
         )
     }
     series = reader.rows(
-        f"SELECT unit, start, {columns}, {declined} FROM submission_funnel"
+        f"SELECT unit, start, {columns} FROM submission_funnel"
         " JOIN report_units USING (date) GROUP BY ALL ORDER BY ALL"
     )
 
@@ -110,7 +111,7 @@ def funnel(reader: Reader) -> Section:
                         "Rejected",
                         "Verified",
                         "Not verified",
-                        "Not completed",
+                        "Without verdict",
                     ),
                     [
                         Row(
@@ -123,7 +124,7 @@ def funnel(reader: Reader) -> Section:
                                         row["rejected"],
                                         row["verified"],
                                         row["declined"],
-                                        row["accepted"] - row["completed"],
+                                        _without_verdict(row),
                                     )
                                 ),
                             ),
@@ -145,7 +146,8 @@ def funnel(reader: Reader) -> Section:
         "funnel",
         "Outcomes of the submissions",
         "Received = rejected + accepted. Accepted = completed + refused + quarantined + uncertain +"
-        " failed + not attempted. Completed = verified + not verified.",
+        " abandoned + failed + not attempted. Completed = verified + not verified, once the day is"
+        " flattened.",
         "No submission was received yet.",
         figures,
         Table(
@@ -164,10 +166,15 @@ def funnel(reader: Reader) -> Section:
             "submission_funnel.refused",
             "submission_funnel.quarantined",
             "submission_funnel.uncertain",
+            "submission_funnel.abandoned",
             "submission_funnel.failed",
             "submission_funnel.not_attempted",
         ),
     )
+
+
+def _without_verdict(row: Mapping[str, Any]) -> int:
+    return int(row["accepted"] - row["verified"] - row["declined"])
 
 
 def _volume_bars(reader: Reader, series: Rows) -> Rows:
@@ -186,7 +193,7 @@ def _volume_bars(reader: Reader, series: Rows) -> Rows:
                 (verified, row["verified"]),
                 (declined, row["declined"]),
                 (rejected, row["rejected"]),
-                (open_, row["accepted"] - row["completed"]),
+                (open_, _without_verdict(row)),
             )
         )
         if count
@@ -254,7 +261,9 @@ def api(reader: Reader) -> Section:
         """
         SELECT unit, start, sum(calls)::BIGINT AS calls, sum(retries)::BIGINT AS retries,
             sum(billable_calls)::BIGINT AS billable, sum(timeouts)::BIGINT AS timeouts,
-            max(max_ms) AS slowest, sum(estimated_cost) AS cost, sum(verified)::BIGINT AS verified
+            max(max_ms) AS slowest, sum(estimated_cost) AS cost,
+            sum(estimated_cost) FILTER (api_performance.is_complete) AS complete_cost,
+            sum(verified) FILTER (api_performance.is_complete)::BIGINT AS verified
         FROM api_performance JOIN report_units USING (date)
         LEFT JOIN verified_rates USING (date) GROUP BY ALL ORDER BY ALL
         """
@@ -397,7 +406,10 @@ def _cost_figure(reader: Reader, rows: Rows) -> Figure:
         if not own:
             return View("", "", "No call was made in this period.")
         total, verified = sum(row["cost"] for row in own), sum(row["verified"] or 0 for row in own)
-        each = f"{money(total / verified, currency)} for each verified" if verified else "nobody verified"
+        complete = sum(row["complete_cost"] or 0 for row in own)
+        each = f"{money(complete / verified, currency)} for each verified" if verified else "nobody verified"
+        if complete != total:
+            each += " on complete days"
         return View(
             f"{money(total, currency)}, {each}",
             f"Bars of the estimated cost by {period.unit}: {money(total, currency)} over all, {each}.",
@@ -421,7 +433,13 @@ def _cost_figure(reader: Reader, rows: Rows) -> Figure:
         ),
         reader.views(view),
         Table(
-            ("Day or week from", "Billable calls", "Estimated cost", "Verified", "For each verified"),
+            (
+                "Day or week from",
+                "Billable calls",
+                "Estimated cost",
+                "Verified on complete days",
+                "For each of them",
+            ),
             [
                 Row(
                     (
@@ -429,7 +447,7 @@ def _cost_figure(reader: Reader, rows: Rows) -> Figure:
                         number(row["billable"]),
                         money(row["cost"], currency),
                         number(row["verified"] or 0),
-                        money(row["cost"] / row["verified"] if row["verified"] else None, currency),
+                        money(row["complete_cost"] / row["verified"] if row["verified"] else None, currency),
                     ),
                     reader.shown_in(row),
                 )

@@ -1,12 +1,14 @@
 """The top of the report: its build, the key figures of each period, and notable findings."""
 
 import datetime
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from kyc_pipeline.analyze.report.page import (
     Remark,
     Tile,
     amount,
+    bounds,
     counted,
     day,
     decimals,
@@ -29,7 +31,7 @@ _REMARKS: Final = 3
 def build(reader: Reader) -> dict[str, str]:
     """Facts about the build of the warehouse."""
     row = reader.rows(
-        "SELECT strftime(built_at AT TIME ZONE 'UTC', '%-d %b %Y, %H:%M UTC') AS built_at, run_id,"
+        "SELECT strftime(built_at, '%-d %b %Y, %H:%M UTC') AS built_at, run_id,"
         " code_version, duckdb_version, partitions, rows, first_date, last_date, price_per_call"
         " FROM build_info"
     )[0]
@@ -73,7 +75,13 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
             FROM verified_rates WHERE date >= $3 AND date < $1 AND $3 >= $4
         ),
         a AS (
-            SELECT sum(estimated_cost) AS cost FROM api_performance WHERE date BETWEEN $1 AND $2
+            SELECT sum(estimated_cost) AS cost,
+                sum(estimated_cost) FILTER (api_performance.is_complete) AS complete_cost,
+                sum(verified) FILTER (api_performance.is_complete)::BIGINT AS verified_on_complete_days
+            FROM api_performance LEFT JOIN verified_rates USING (date) WHERE date BETWEEN $1 AND $2
+        ),
+        d AS (
+            SELECT sum(undecided)::BIGINT AS undecided FROM days WHERE date BETWEEN $1 AND $2
         ),
         l AS (
             SELECT quantile_cont(latency_ms, 0.5) AS p50, quantile_cont(latency_ms, 0.95) AS p95
@@ -84,7 +92,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
             rate - ratio(verified_before, verifications_before) AS change,
             newcombe_low(verified, verifications, verified_before, verifications_before) AS change_low,
             newcombe_high(verified, verifications, verified_before, verifications_before) AS change_high
-        FROM f, v, b, a, l
+        FROM f, v, b, a, d, l
         """,
         [period.since, period.until, before, reader.first],
     )[0]
@@ -98,11 +106,17 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
     verified = "nothing completed"
     if row["verifications"]:
         verified = f"95%: {interval(row['low'], row['high'])}, of {counted(row['verifications'])}"
+    if row["verifications"] and row["undecided"]:
+        rates = bounds(row["verified"], row["verifications"], row["undecided"])
+        verified += f"; {rates} with {number(row['undecided'])} undecided"
     per_verified = "no price is set"
     if row["cost"] is not None:
         per_verified = "none verified"
-        if row["verified"]:
-            per_verified = f"{money(row['cost'] / row['verified'], reader.currency)} for each verified"
+        if row["verified_on_complete_days"]:
+            each = money(row["complete_cost"] / row["verified_on_complete_days"], reader.currency)
+            per_verified = f"{each} for each verified"
+            if row["complete_cost"] != row["cost"]:
+                per_verified += " on complete days"
     held = row["held"] or 0
     return [
         Tile("Verified", percent(row["rate"]), verified, change),
@@ -130,7 +144,7 @@ def remarks(reader: Reader) -> list[Remark]:
     return [
         *([Remark(few, "verdicts")] if reader.completed < LOW_N else []),
         *_held(reader),
-        *_recent_changes(reader),
+        *_recent_alarms(reader),
         *_recent_drift(reader),
         *_main_obstacle(reader),
         *_disagreements(reader),
@@ -147,29 +161,35 @@ def _recent(reader: Reader) -> datetime.date:
     return reader.last - datetime.timedelta(days=_RECENT_DAYS - 1)
 
 
-def _recent_changes(reader: Reader) -> list[Remark]:
+def _recent_alarms(reader: Reader) -> list[Remark]:
     rows = reader.rows(
         f"""
-        SELECT * FROM pass_rate_changes
-        WHERE significant AND week = date_trunc('week', $1::DATE)::DATE
-        ORDER BY abs(change) DESC, check_type LIMIT {_REMARKS}
+        SELECT * FROM alarms WHERE to_date >= $1::DATE - 7 ORDER BY abs(effect) DESC, series LIMIT {_REMARKS}
         """,
         [_recent(reader)],
     )
     return [
         Remark(
-            f"{_rate_of(row['check_type'])}"
-            f" {'rose' if row['change'] > 0 else 'fell'} from {percent(row['previous_pass_rate'])} to"
-            f" {percent(row['pass_rate'])} in the week from {day(row['week'])}: {points(row['change'])}"
-            f" (95%: {points(row['change_low'])} to {points(row['change_high'])}).",
+            f"{_rate_of(row)} {'rose' if row['effect'] > 0 else 'fell'} by {points(abs(row['effect']))[1:]}"
+            f" (95%: {points(row['effect_low'])} to {points(row['effect_high'])}), {day(row['from_date'])} to"
+            f" {day(row['to_date'])}{_explanation(row)}.",
             "changes",
         )
         for row in rows
     ]
 
 
-def _rate_of(check_type: str) -> str:
-    return "The verified rate" if check_type == "VERIFIED" else f"The pass rate of {check_type}"
+def _explanation(alarm: Mapping[str, Any]) -> str:
+    """The end of an alarm's sentence, such as `; at the same time: outage`; empty without an explanation."""
+    return f"; at the same time: {alarm['explained_by']}" if alarm["explained_by"] else ""
+
+
+def _rate_of(alarm: Mapping[str, Any]) -> str:
+    if alarm["check_group"] != "verdict":
+        return f"The pass rate of {alarm['check_type']}"
+    if alarm["value"] is not None:
+        return f"The verified rate of {alarm['dimension']} {alarm['value']}"
+    return "The verified rate"
 
 
 def _recent_drift(reader: Reader) -> list[Remark]:

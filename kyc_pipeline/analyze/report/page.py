@@ -132,6 +132,13 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{percent(low)} to {percent(high)}"
 
 
+def bounds(passed: int, decided: int, undecided: int) -> str:
+    """The lowest and the highest possible rate once `undecided` more are decided; empty without any."""
+    if not undecided:
+        return ""
+    return interval(passed / (decided + undecided), (passed + undecided) / (decided + undecided))
+
+
 def points(value: float | None) -> str:
     """`+1.2 pts`, a difference of two rates; a dash without a value."""
     return NONE if value is None else f"{value * 100:+.1f} pts".replace("-", "−")

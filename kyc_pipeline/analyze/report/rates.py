@@ -10,6 +10,7 @@ from kyc_pipeline.analyze.report.page import (
     Section,
     Table,
     View,
+    bounds,
     counted,
     day,
     interval,
@@ -28,11 +29,14 @@ from kyc_pipeline.analyze.report.reader import (
     grouped,
     rounded,
 )
-from kyc_pipeline.rules import LOW_N
+from kyc_pipeline.rules import ALARM_BASELINE_WEEKS, ALARM_MIN_WEEKS, LOW_N, SUPPRESSED
 
 _COMPANIES: Final = 20
 _CHANGES: Final = 20
+_SMALL: Final = "small ones together"
 _HOLLOW: Final = (
+    " Submissions without a verdict are not in the rate; its bounds say what it becomes if none or all of"
+    " them pass."
     f" Bars and bands show 95% intervals. Hollow points: fewer than {LOW_N} (their interval may extend below"
     " the axis)."
 )
@@ -150,12 +154,19 @@ def _rate_figure(
             return View("", "", NOTHING)
         least, most = (pick(rows, key=lambda row: row["rate"]) for pick in (min, max))
         few = sum(1 for row in rows if row["n"] < LOW_N)
+        undecided = reader.undecided(total)
+        open_ = (
+            f"; {number(undecided)} undecided: {bounds(total['k'], total['n'], undecided)}"
+            if undecided
+            else ""
+        )
         return View(
-            f"{percent(total['rate'])} ({interval(total['low'], total['high'])}) of {counted(total['n'])}",
+            f"{percent(total['rate'])} ({interval(total['low'], total['high'])}) of {counted(total['n'])}"
+            f"{open_}",
             f"Line chart with 95% intervals of {title} by {period.unit}, {day(rows[0]['start'])} to"
             f" {day(rows[-1]['start'])}: {percent(total['rate'])} of {number(total['n'])} {n} over all,"
             f" lowest {percent(least['rate'])} ({day(least['start'])}), highest {percent(most['rate'])}"
-            f" ({day(most['start'])}). {some(few, 'point')} of {len(rows)} with fewer than {LOW_N}.",
+            f" ({day(most['start'])}). {some(few, 'point')} of {len(rows)} with fewer than {LOW_N}{open_}.",
         )
 
     chart = reader.filled(
@@ -174,6 +185,8 @@ def _rate_figure(
                 "Rate",
                 "95% from",
                 "to",
+                "Undecided",
+                "Rate with them",
             ),
             [
                 Row(
@@ -184,6 +197,8 @@ def _rate_figure(
                         percent(row["rate"]),
                         percent(row["low"]),
                         percent(row["high"]),
+                        number(undecided) if (undecided := reader.undecided(row)) else "",
+                        bounds(row["k"], row["n"], undecided),
                     ),
                     reader.shown_in(row),
                 )
@@ -196,50 +211,39 @@ def _rate_figure(
 
 
 def changes(reader: Reader) -> Section:
-    """Significant changes from week to week."""
-    rows = reader.rows(
-        f"""
-        SELECT * FROM pass_rate_changes WHERE significant ORDER BY week DESC, check_group, check_type
-        LIMIT {_CHANGES}
-        """
-    )
-    weeks = reader.rows(
-        "SELECT count(*) FILTER (WHERE NOT low_n) AS n FROM pass_rate_changes WHERE change IS NOT NULL"
-    )[0]["n"]
+    """Changes of rates that raised an alarm."""
+    rows = reader.rows(f"SELECT * FROM alarms ORDER BY to_date DESC, series LIMIT {_CHANGES}")
     return Section(
         "changes",
-        "Changes from week to week",
-        "Rates that differ significantly from the week before: the 95% interval of the difference excludes 0,"
-        f" and both weeks have {LOW_N} or more decided checks. Shown: the latest {_CHANGES} over all days. By"
-        " chance alone, one in twenty such intervals excludes 0.",
-        "No week differs significantly from the one before."
-        if weeks
-        else f"No two consecutive weeks have {LOW_N} decided checks each yet.",
+        "Alarms",
+        "Rates that changed by more than chance and the usual variation between days: the last 1, 2, 4 and 8"
+        f" complete weeks against the {ALARM_BASELINE_WEEKS} before. Over all rates together, at most one"
+        f" such alarm a year is false. Shown: the latest {_CHANGES} over all days.",
+        f"No rate changed. Alarms need {ALARM_MIN_WEEKS + 1} complete weeks.",
         table=Table(
-            ("Week from", "Check", "Rate", "Before", "Change", "95% from", "to"),
+            ("Weeks from", "to", "Rate", "Change", "95% from", "to", "Evidence", "At the same time"),
             [
                 Row(
                     (
-                        day(row["week"]),
-                        row["check_type"],
-                        percent(row["pass_rate"]),
-                        percent(row["previous_pass_rate"]),
-                        points(row["change"]),
-                        points(row["change_low"]),
-                        points(row["change_high"]),
+                        day(row["from_date"]),
+                        day(row["to_date"]),
+                        row["series"].removesuffix("/VERIFIED"),
+                        points(row["effect"]),
+                        points(row["effect_low"]),
+                        points(row["effect_high"]),
+                        row["evidence"],
+                        row["explained_by"] or "",
                     ),
                     [period.key for period in reader.periods],
                 )
                 for row in rows
             ],
-            numeric_from=2,
+            numeric_from=8,
         )
         if rows
         else None,
-        table_title="Significant changes",
-        definitions=reader.define(
-            "pass_rate_changes", "pass_rate_changes.change_low", "pass_rate_changes.significant"
-        ),
+        table_title="Alarms",
+        definitions=reader.define("alarms", "alarms.effect", "alarms.explained_by"),
     )
 
 
@@ -252,7 +256,9 @@ def companies(reader: Reader) -> Section:
             FROM verified_rates_by_company JOIN report_days USING (date) GROUP BY ALL HAVING n > 0
         ),
         ranked AS (
-            SELECT *, row_number() OVER (PARTITION BY period ORDER BY n DESC, company_id) AS place,
+            SELECT *, row_number() OVER (
+                    PARTITION BY period ORDER BY company_id = '{SUPPRESSED}', n DESC, company_id
+                ) AS place,
                 count(*) OVER (PARTITION BY period) AS companies,
                 sum(k) OVER (PARTITION BY period) / sum(n) OVER (PARTITION BY period) AS overall
             FROM counts
@@ -266,6 +272,7 @@ def companies(reader: Reader) -> Section:
         """
     )
     names = _company_names(reader, [row["company"] for row in rows if row["company"] is not None])
+    names[SUPPRESSED] = _SMALL
     for row in rows:
         others = row["companies"] - _COMPANIES
         row["company"] = (
@@ -279,7 +286,7 @@ def companies(reader: Reader) -> Section:
         own = by_period.get(period.key, [])
         if not own:
             return View("", "", NOTHING)
-        named = own[:_COMPANIES]
+        named = [row for row in own[:_COMPANIES] if row["company"] != _SMALL] or own
         best, worst = (pick(named, key=lambda row: row["rate"]) for pick in (max, min))
         of = own[0]["companies"]
         return View(
@@ -330,7 +337,8 @@ def companies(reader: Reader) -> Section:
         "companies",
         "Companies",
         f"The {_COMPANIES} companies (tag companyId) with the most verifications, largest first. Overlapping"
-        " intervals do not rank companies. The dashed line is the rate of all companies together.",
+        " intervals do not rank companies. The dashed line is the rate of all companies together."
+        f" “{_SMALL}”: those with too few people on a day (KYC_MIN_CELL) to be shown on that day.",
         NONE_COMPLETED,
         figures,
         definitions=reader.define(

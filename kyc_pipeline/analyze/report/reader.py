@@ -51,6 +51,14 @@ class Reader:
         self.periods = choose_periods(self.first, self.last)
         self.shown = self.periods[0].shown
         self._calendar()
+        self._undecided: dict[tuple[str, datetime.date | None], int] = {
+            (row["unit"], row["start"]): row["n"]
+            for row in self.rows(
+                "SELECT unit, start, sum(undecided)::BIGINT AS n FROM days JOIN report_units USING (date)"
+                " GROUP BY ALL UNION ALL SELECT period, NULL, sum(undecided)::BIGINT FROM days"
+                " JOIN report_days USING (date) GROUP BY ALL"
+            )
+        }
         self._comments = {
             str(row["name"]): str(row["comment"] or "")
             for row in self.rows(
@@ -81,6 +89,10 @@ class Reader:
     def views(self, view: Callable[[Period], View]) -> dict[str, View]:
         """The texts of a chart by period."""
         return {period.key: view(period) for period in self.periods}
+
+    def undecided(self, row: Mapping[str, Any]) -> int:
+        """Submissions of a row's day, week or period that may still get a verdict."""
+        return self._undecided.get((row.get("unit") or row["period"], row.get("start")), 0)
 
     def shown_in(self, row: Mapping[str, Any]) -> list[str]:
         """The keys of the periods that show a row over time."""

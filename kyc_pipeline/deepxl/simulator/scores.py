@@ -1,7 +1,7 @@
 """Generates realistic results, derived only from a seed and the request.
 
 The same seed, submission and company always give the same scores. A submission id that starts with a date
-(`2024-09-03-0012`) has the scores of that day, any other of today; the time is that of the call. As in real
+(`2024-09-03-0012`) gets the scores of that day, any other today's; the timestamp is always now. As in real
 data, checks fail at different rates, companies send photos of different quality, scores drift slowly from day
 to day, one bad photo spoils several checks, a few verdicts contradict their checks, and a few checks lack a
 confidence or need a review.

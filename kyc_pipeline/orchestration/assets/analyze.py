@@ -14,10 +14,12 @@ import dagster as dg
 import duckdb
 
 from kyc_pipeline.analyze.build import BuildSummary, build, open_draft, record_checks
+from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.figures import (
     column_types,
     confidence_picture,
     newest_day,
+    pass_rates_preview,
     read_figures,
     warehouse_figures,
 )
@@ -28,12 +30,13 @@ from kyc_pipeline.analyze.report import write_report
 from kyc_pipeline.analyze.sql_models import Model, load_models
 from kyc_pipeline.checks import Severity
 from kyc_pipeline.orchestration.checks import check_result, check_specs
+from kyc_pipeline.orchestration.checks.analyze import YESTERDAY, check_yesterday
+from kyc_pipeline.orchestration.publication import REPORT, UP_TO_DATE, WAREHOUSE, BuildConfig, Publication
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
-from kyc_pipeline.orchestration.specs import LAKE_TABLES, lineage
-from kyc_pipeline.orchestration.up_to_date import REPORT, UP_TO_DATE, WAREHOUSE, BuildConfig, Publication
+from kyc_pipeline.orchestration.shown import shown
+from kyc_pipeline.orchestration.specs import ANALYZE, LAKE_TABLES, lineage
 
-GROUP = "analyze"
 _ATTEMPTS = 3
 
 
@@ -46,7 +49,7 @@ def _model_spec(model: Model) -> dg.AssetSpec:
     return dg.AssetSpec(
         asset_key(model.name),
         description=model.description,
-        group_name=GROUP,
+        group_name=ANALYZE,
         deps=[*LAKE_TABLES.intersection(model.sources), *(asset_key(name) for name in model.depends_on)],
         kinds={"duckdb"},
         skippable=True,
@@ -85,7 +88,7 @@ def _lineage(model: Model) -> dict[str, Any]:
 _WAREHOUSE_SPEC = dg.AssetSpec(
     WAREHOUSE,
     description="The published DuckDB file, replaced atomically: reading it never fails or waits.",
-    group_name=GROUP,
+    group_name=ANALYZE,
     deps=[asset_key(model.name) for model in load_models()],
     kinds={"duckdb"},
     skippable=True,
@@ -95,7 +98,7 @@ _WAREHOUSE_SPEC = dg.AssetSpec(
 @dg.multi_asset(
     name="build_warehouse",
     specs=[*(_model_spec(model) for model in load_models()), _WAREHOUSE_SPEC],
-    check_specs=check_specs((check.definition for check in load_checks()), errors_block=False),
+    check_specs=check_specs([YESTERDAY, *(check.definition for check in load_checks())]),
 )
 @safe_errors
 def build_warehouse(
@@ -104,6 +107,7 @@ def build_warehouse(
     """Builds all tables in one step and publishes them, unless warehouse and report are up to date."""
     settings = pipeline.settings
     warehouse = settings.kyc_warehouse
+    yield check_result(check_yesterday(pipeline.lake))
     publication = Publication(pipeline, context.instance)
     reasons = ["config: force"] if config.force else publication.reasons()
     if not reasons:
@@ -121,8 +125,8 @@ def build_warehouse(
                 pipeline.lake,
                 draft,
                 run_id=context.run.run_id,
-                price_per_call=settings.deepxl_price_per_call,
-                currency=settings.deepxl_currency,
+                choices=Choices.of(settings, pipeline.subject_secret()),
+                previous=warehouse,
                 memory_limit=settings.kyc_warehouse_memory,
                 max_fact_rows=settings.kyc_warehouse_max_fact_rows,
                 inputs=publication.inputs,
@@ -139,10 +143,7 @@ def build_warehouse(
         if errors:
             raise dg.Failure(
                 description="not published: "
-                + "; ".join(
-                    "{} ({unit}: {count}): {}".format(error.name, error.description, **error.metadata)
-                    for error in errors
-                ),
+                + "; ".join(f"{error.name}: {error.description}" for error in errors),
                 allow_retries=False,
             )
         if pipeline.erasure_state() != erasures:
@@ -156,12 +157,16 @@ def build_warehouse(
         yield dg.MaterializeResult(asset_key=asset_key(model.name), metadata=metadata[model.name])
     yield dg.MaterializeResult(
         asset_key=WAREHOUSE,
-        metadata={**metadata[WAREHOUSE.to_user_string()], "bytes": warehouse.stat().st_size},
+        metadata={
+            **metadata[WAREHOUSE.to_user_string()],
+            **shown({"bytes": warehouse.stat().st_size}, settings.deepxl_currency),
+            "path": dg.MetadataValue.path(warehouse.absolute()),
+        },
     )
 
 
 @dg.asset(
-    group_name=GROUP,
+    group_name=ANALYZE,
     deps=[WAREHOUSE],
     kinds={"html"},
     output_required=False,
@@ -183,7 +188,11 @@ def report(
     # Write it again if somebody was erased meanwhile: it may still contain them.
     while erasures != (erasures := pipeline.erasure_state()):
         write_report(settings.kyc_warehouse, settings.kyc_report)
-    yield dg.MaterializeResult(metadata={"bytes": settings.kyc_report.stat().st_size})
+    size = shown({"bytes": settings.kyc_report.stat().st_size}, settings.deepxl_currency)
+    page = settings.kyc_report.absolute()
+    yield dg.MaterializeResult(
+        metadata={**size, "path": dg.MetadataValue.path(page), "url": dg.MetadataValue.url(page.as_uri())}
+    )
 
 
 def _metadata(
@@ -192,26 +201,27 @@ def _metadata(
     """The metadata of this materialization: for each table and for the published file."""
     figures, types = read_figures(connection), column_types(connection)
     newest, picture = newest_day(connection), confidence_picture(connection)
+    preview = pass_rates_preview(connection)
     metadata: dict[str, dict[str, Any]] = {
         model.name: {
             "dagster/row_count": summary.tables[model.name],
             "dagster/column_schema": _schema(model, types[model.name]),
             "dagster/table_name": f"kyc.main.{model.name}",
-            **figures.get(model.name, {}),
+            **shown(figures.get(model.name, {}), currency),
+            "newest_day": newest or "none",
             # Without the table of sources, which would push the figures off the page.
             "dagster/column_lineage": _lineage(model)["dagster/column_lineage"],
         }
         for model in load_models()
     }
+    if preview:
+        metadata["pass_rates"]["preview"] = dg.MetadataValue.md(preview)
     if picture:
         metadata["confidence_histogram"]["confidences"] = dg.MetadataValue.md(picture)
     metadata[WAREHOUSE.to_user_string()] = {
         "dagster/row_count": summary.rows,
         "partitions": len(summary.partitions),
         "newest_day": newest or "none",
-        **warehouse_figures(figures),
+        **shown(warehouse_figures(figures), currency),
     }
-    for figures_shown in metadata.values():
-        if "estimated_cost" in figures_shown:
-            figures_shown["currency"] = currency
     return metadata

@@ -1,7 +1,7 @@
 """Assets of the group `flatten`: a day's responses as five typed tables."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 import dagster as dg
 import pyarrow.compute as pc
@@ -17,14 +17,13 @@ from kyc_pipeline.lake.tables import (
 )
 from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.flatten import CHECKS, check_partition
-from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
+from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, StepEvent, work_through
+from kyc_pipeline.orchestration.publication import BuildConfig
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
-from kyc_pipeline.orchestration.specs import row_count, table_spec
-from kyc_pipeline.orchestration.up_to_date import BuildConfig
+from kyc_pipeline.orchestration.shown import shown
+from kyc_pipeline.orchestration.specs import FLATTEN, partition_metadata, table_spec
 from kyc_pipeline.vocabulary import CheckStatus
-
-GROUP = "flatten"
 
 
 def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -35,7 +34,7 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
         specs=[
             table_spec(
                 table,
-                group=GROUP,
+                group=FLATTEN,
                 partitions=partitions,
                 # The step also reads `submissions`, which is upstream of the responses anyway. A second
                 # dependency would close a diamond, and Dagster 1.13 rejects backfills over a diamond at
@@ -44,13 +43,14 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
             )
             for table in CURATED_TABLES
         ],
-        check_specs=check_specs(CHECKS),
+        check_specs=check_specs(CHECKS, partitions),
         backfill_policy=BACKFILL_POLICY,
+        can_subset=True,  # the step writes all tables, and reports all
     )
     @safe_errors
     def flatten(
         context: dg.AssetExecutionContext, config: BuildConfig, pipeline: dg.ResourceParam[Pipeline]
-    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    ) -> Iterator[StepEvent]:
         lake, pseudonymizer = pipeline.lake, pipeline.pseudonymizer
 
         def work(day: str) -> DayResult:
@@ -60,10 +60,14 @@ def flatten_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinit
                 summary = flatten_partition(
                     lake, day, pseudonymizer, pipeline.settings.kyc_clear_tags, force=config.force
                 )
-            metadata = {table.name: row_count(lake.row_count(table, day)) for table in CURATED_TABLES}
+            metadata = {
+                table.name: partition_metadata(lake, table, day, lake.row_count(table, day))
+                for table in CURATED_TABLES
+            }
             for table, name, rate in _rates(lake, day):
-                if rate is not None:
-                    metadata[table.name][name] = rate
+                metadata[table.name][name] = rate
+            currency = pipeline.settings.deepxl_currency
+            metadata = {table: shown(figures, currency) for table, figures in metadata.items()}
             return DayResult(metadata, check_partition(lake, day, summary), summary.up_to_date)
 
         yield from work_through(context, work)
@@ -75,6 +79,16 @@ def _rates(lake: Lake, day: str) -> Iterator[tuple[Table, str, float | None]]:
     """Rates that Dagster plots over the partitions: (table, name, rate); None without values."""
     verified = lake.read(VERIFICATIONS, day, ["verified"])["verified"]
     yield VERIFICATIONS, "verified_rate", pc.mean(verified).as_py()
-    statuses = lake.read(MODEL_CHECKS, day, ["normalized_status"])["normalized_status"].to_pylist()
-    passed, failed = statuses.count(CheckStatus.PASS), statuses.count(CheckStatus.FAIL)
-    yield MODEL_CHECKS, "pass_rate", passed / (passed + failed) if passed + failed else None
+    checks = lake.read(MODEL_CHECKS, day, ["type", "normalized_status"])
+    counts = Counter(zip(checks["type"].to_pylist(), checks["normalized_status"].to_pylist(), strict=True))
+    by_type: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for (check_type, status), count in counts.items():
+        by_type[check_type][str(status)] += count
+    yield MODEL_CHECKS, "pass_rate", _pass_rate(sum(by_type.values(), Counter()))
+    for check_type in sorted(filter(None, by_type)):
+        yield MODEL_CHECKS, f"{check_type} pass_rate", _pass_rate(by_type[check_type])
+
+
+def _pass_rate(statuses: Counter[str]) -> float | None:
+    decided = statuses[CheckStatus.PASS] + statuses[CheckStatus.FAIL]
+    return statuses[CheckStatus.PASS] / decided if decided else None

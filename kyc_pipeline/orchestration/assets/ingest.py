@@ -1,22 +1,21 @@
 """Assets of the group `ingest`: the accepted and rejected rows of a day's manifests."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
+from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
-from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
+from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, StepEvent, work_through
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
-from kyc_pipeline.orchestration.specs import row_count, table_spec
-
-GROUP = "ingest"
+from kyc_pipeline.orchestration.specs import INGEST, partition_metadata, table_spec
+from kyc_pipeline.verify.planning import duplicate_documents_line
 
 
 def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -25,17 +24,19 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
     @dg.multi_asset(
         name="ingest",
         specs=[
-            table_spec(table, group=GROUP, partitions=partitions)
+            table_spec(table, group=INGEST, partitions=partitions)
             for table in (SUBMISSIONS, REJECTED_SUBMISSIONS)
         ],
-        check_specs=check_specs(CHECKS),
+        check_specs=check_specs(CHECKS, partitions),
         backfill_policy=BACKFILL_POLICY,
+        can_subset=True,  # "dg launch --assets submissions": the step writes both, and reports both
     )
     @safe_errors
     def ingest(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
-    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
-        lake = pipeline.lake
+    ) -> Iterator[StepEvent]:
+        landing, lake = pipeline.settings.kyc_landing, pipeline.lake
+        options = LandingOptions.of(pipeline.settings)
 
         def work(day: str) -> DayResult:
             with pipeline.day_lease(day, context.run.run_id) as check_lease, pipeline.open_ledger() as ledger:
@@ -47,33 +48,37 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                         raise KycError("somebody was erased while the manifests were read: run the day again")
 
                 summary = ingest_partition(
-                    landing=pipeline.settings.kyc_landing,
+                    landing=landing,
                     lake=lake,
                     date=day,
                     erased=erased,
                     lock=ingest_lock(ledger, context.run.run_id),
                     confirm=confirm,
+                    options=options,
                 )
             rejected = sum(summary.rejected.values())
-            context.log.info(
-                f"{day}: {summary.received} rows in {summary.manifests} manifests, "
-                f"{summary.accepted} accepted, {rejected} rejected"
-                if summary.manifests
-                else f"{day}: no manifests"
-            )
+            context.log.info(f"{day}: {summary}")
+            if summary.duplicate_documents:
+                context.log.warning(f"{day}: {duplicate_documents_line(summary.duplicate_documents)}")
+            if summary.personal_ids:
+                context.log.warning(f"{day}: {summary.personal_ids}")
             return DayResult(
                 metadata={
                     SUBMISSIONS.name: {
-                        **row_count(summary.accepted),
+                        **partition_metadata(lake, SUBMISSIONS, day, summary.accepted),
                         "received": summary.received,
+                        "accepted": summary.accepted_rows,
+                        "rejected": rejected,
                         "manifests": summary.manifests,
                         "kept": summary.kept,
+                        "duplicate_documents": summary.duplicate_documents,
+                        "personal_ids": summary.personal_ids.count,
                         "redelivered_manifests": len(summary.redelivered),
                         "ignored_files": len(summary.ignored_files),
-                        "ignored_columns": dict(summary.ignored_columns),
+                        "ignored_columns": len(summary.ignored_columns),
                     },
                     REJECTED_SUBMISSIONS.name: {
-                        **row_count(rejected),
+                        **partition_metadata(lake, REJECTED_SUBMISSIONS, day, rejected),
                         "reasons": {reason.value: count for reason, count in summary.rejected.items()},
                     },
                 },
@@ -81,7 +86,8 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
             )
 
         # A day may have given up an id that an earlier day of this run wants.
-        landing = pipeline.settings.kyc_landing
-        yield from work_through(context, work, lambda day: not is_ingested(landing, lake, day))
+        yield from work_through(
+            context, work, lambda day: not is_ingested(landing, lake, day, options=options)
+        )
 
     return ingest

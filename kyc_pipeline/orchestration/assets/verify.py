@@ -4,44 +4,72 @@ It has no RetryPolicy: the engine retries calls that were certainly not processe
 would restart a cancelled run.
 """
 
+import contextlib
 from collections.abc import Iterator
-from decimal import Decimal, InvalidOperation
-from typing import Any
+from decimal import Decimal
 
 import dagster as dg
 from pydantic import Field
 
-from kyc_pipeline.deepxl.call_errors import DeepXLError
+from kyc_pipeline.checks import CheckResult
+from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.day_budget import DayBudget
+from kyc_pipeline.ledger.decisions import list_held
 from kyc_pipeline.ledger.queries import read_spend
-from kyc_pipeline.orchestration.checks import check_specs
+from kyc_pipeline.orchestration.checks import check_events, check_specs
 from kyc_pipeline.orchestration.checks.verify import CHECKS, check_partition
-from kyc_pipeline.orchestration.paid_calls import CallControls, day_metadata, log_plan, log_progress
-from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, work_through
+from kyc_pipeline.orchestration.paid_calls import (
+    CallControls,
+    day_metadata,
+    log_plan,
+    log_progress,
+    stopped_with_backfill,
+)
+from kyc_pipeline.orchestration.partitions import (
+    BACKFILL_POLICY,
+    DayResult,
+    StepEvent,
+    days_to_check,
+    selected_checks,
+    work_through,
+)
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
-from kyc_pipeline.orchestration.specs import table_spec
+from kyc_pipeline.orchestration.specs import VERIFY, partition_metadata, table_spec
+from kyc_pipeline.orchestration.unfinished import day_counts, day_outcomes, in_words
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.verify.reconcile import reconcile
-from kyc_pipeline.verify.summary import Stopped
+from kyc_pipeline.verify.summary import VerifySummary
+from kyc_pipeline.wording import run_again
 
-GROUP = "verify"
 POOL = "deepxl"
 """Limits concurrent runs with paid calls (see dagster.yaml). The rate limiter limits the calls."""
 
 
 class VerifyConfig(dg.Config):
-    """The run's spending limits, set in the launchpad."""
+    """What one run may do, set in the launchpad. Anything left out has the value of its setting."""
 
     max_calls: int | None = Field(
         default=None,
         ge=0,
-        description="Maximum calls of this run; by default DEEPXL_MAX_CALLS_PER_RUN.",
+        description="Budget: maximum calls of this run, from 0; by default DEEPXL_MAX_CALLS_PER_RUN. It "
+        "cannot raise DEEPXL_MAX_CALLS_PER_DAY.",
     )
-    price_per_call: str | None = Field(
-        default=None, description="Price of one call as a decimal; by default DEEPXL_PRICE_PER_CALL."
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Calls in flight, from 1 to 1024; by default DEEPXL_MAX_CONCURRENCY.",
+    )
+    price_per_call: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price of one call for the cost figures, such as 0.50; by default DEEPXL_PRICE_PER_CALL.",
     )
     look_up_first: bool = Field(
         default=False,
@@ -54,21 +82,41 @@ class VerifyConfig(dg.Config):
 
     def apply(self, settings: Settings) -> Settings:
         """`settings` with this run's overrides."""
-        changes: dict[str, object] = {}
-        if self.max_calls is not None:
-            changes["deepxl_max_calls_per_run"] = self.max_calls
-        if self.price_per_call is not None:
-            changes["deepxl_price_per_call"] = self._price()
-        return settings.model_copy(update=changes)
+        price = self.price_per_call
+        changes = {
+            "deepxl_max_calls_per_run": self.max_calls,
+            "deepxl_max_concurrency": self.max_concurrency,
+            # The decimal that was typed, not its binary approximation.
+            "deepxl_price_per_call": None if price is None else Decimal(str(price)),
+        }
+        given = {name: value for name, value in changes.items() if value is not None}
+        return settings.model_copy(update=given)
 
-    def _price(self) -> Decimal:
-        try:
-            price = Decimal(self.price_per_call or "")
-        except InvalidOperation:
-            price = Decimal(-1)
-        if not price.is_finite() or price < 0:
-            raise dg.Failure("price_per_call: must be a decimal such as 0.50", allow_retries=False)
-        return price
+
+@contextlib.contextmanager
+def logging_termination(
+    context: dg.AssetExecutionContext, lake: Lake, ledger: Ledger, day: str
+) -> Iterator[None]:
+    """If the run is terminated, logs how many of the day's submissions are settled and left."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        # No other error may replace the interruption, or the run would continue with the next day.
+        with contextlib.suppress(Exception):
+            counts = in_words(day_counts(lake, ledger, day))
+            context.log.warning(f"{day}: terminated; {counts}: run the day again, with {run_again(day)}")
+        raise
+
+
+def check_stores(lake: Lake, ledger: Ledger, day: str) -> list[CheckResult]:
+    """The checks of a day as lake and ledger are now. Makes no call and writes nothing."""
+    reconciliation = reconcile(lake, ledger, day)
+    held = list_held(ledger, day)
+    return check_partition(
+        reconciliation, VerifySummary(day, day_outcomes(lake, day), calls_to_make=0, held=len(held))
+    )
 
 
 def verify_assets(
@@ -84,35 +132,40 @@ def verify_assets(
         specs=[
             table_spec(
                 VERIFICATION_RESPONSES,
-                group=GROUP,
+                group=VERIFY,
                 partitions=partitions,
                 deps=[SUBMISSIONS.name],
                 skippable=True,
             )
         ],
-        check_specs=check_specs(CHECKS),
+        check_specs=check_specs(CHECKS, partitions),
         backfill_policy=BACKFILL_POLICY,
         pool=POOL,
-        can_subset=True,  # a dry run yields neither the asset nor its checks
+        can_subset=True,  # a dry run yields neither the asset nor its checks, "Execute all" only the checks
     )
     @safe_errors
     def verify(
         context: dg.AssetExecutionContext, config: VerifyConfig, pipeline: dg.ResourceParam[Pipeline]
-    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    ) -> Iterator[StepEvent]:
         # Imported here because an HTTP client takes half a second to import.
         from kyc_pipeline.verify.engine import verify_partition
 
         settings = config.apply(pipeline.settings)
         lake, run = pipeline.lake, controls or CallControls()
-        with pipeline.open_ledger() as ledger:
+        with pipeline.open_ledger() as ledger, stopped_with_backfill(context, run.stop):
+            if not context.selected_asset_keys:
+                days = days_to_check(context, lake)
+                results = ((day, check) for day in days for check in check_stores(lake, ledger, day))
+                yield from check_events(context.instance, selected_checks(context), results)
+                return
             plans = plan_partitions(lake, ledger, list(context.partition_keys), settings)
-            log_plan(context, plans, settings)
+            log_plan(context, plans, settings, DayBudget(settings.deepxl_max_calls_per_day).read(ledger))
             if config.dry_run:
                 return
             budget = run.budget or CallBudget(settings.deepxl_max_calls_per_run)
 
             def work(day: str) -> DayResult:
-                try:
+                with logging_termination(context, lake, ledger, day):
                     summary = verify_partition(
                         settings=settings,
                         lake=lake,
@@ -126,19 +179,21 @@ def verify_assets(
                         look_up_first=config.look_up_first or run.look_up_first,
                         # The plan has just read the first day; the others may change before their turn.
                         planned=plans[0].scan if day == plans[0].date else None,
+                        raises=False,
                     )
-                except DeepXLError:
+                if summary.fault is not None:
                     # Any further call would fail too: the other days record their outcomes without one.
                     budget.exhaust()
-                    raise
-                if summary.stopped is Stopped.CIRCUIT_OPEN:
-                    budget.exhaust()
                 context.log.info(f"{day}: {summary}")
-                accounts = reconcile(lake, ledger, day)
-                metadata = day_metadata(summary, read_spend(ledger, day), accounts.latencies, settings)
+                reconciliation = reconcile(lake, ledger, day)
+                table = VERIFICATION_RESPONSES
+                metadata = {
+                    **partition_metadata(lake, table, day, summary.submissions),
+                    **day_metadata(summary, read_spend(ledger, day), reconciliation.latencies, settings),
+                }
                 return DayResult(
-                    metadata={VERIFICATION_RESPONSES.name: metadata},
-                    checks=check_partition(accounts, summary),
+                    metadata={table.name: metadata},
+                    checks=check_partition(reconciliation, summary),
                 )
 
             yield from work_through(context, work)

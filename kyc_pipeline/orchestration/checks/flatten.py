@@ -1,20 +1,27 @@
 """Checks of a day's curated tables.
 
 A deviation from the contract is a warning: the raw response is kept, and the figures stay exact. A missing or
-duplicate row is an error. The warehouse checks uniqueness over all days before publication.
+duplicate row is an error. Rules that the warehouse also checks, over all days (`sql/checks/`), are checked
+here by the same SQL over one day. Flatten noted the other deviations as anomalies: the checks count them.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
 
-import pyarrow.compute as pc
-
+from kyc_pipeline.analyze.quality import violations_of_day
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
 from kyc_pipeline.flatten.partition import FlattenSummary
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT, MODEL_CHECKS, VERIFICATIONS, Table
-from kyc_pipeline.rules import ISO_OFFSET_SECONDS, UNEXPECTED_FIELDS, UNEXPECTED_TYPES
-from kyc_pipeline.vocabulary import Anomaly, CheckStatus
+from kyc_pipeline.rules import (
+    ISO_OFFSET_SECONDS,
+    UNEXPECTED_FIELDS,
+    UNEXPECTED_TYPES,
+    UNKNOWN_STATUSES,
+    UNUSABLE_CONFIDENCES,
+)
+from kyc_pipeline.vocabulary import Anomaly
+from kyc_pipeline.wording import plural, run_again
 
 
 def _warning(table: Table, name: str, description: str) -> CheckDefinition:
@@ -38,15 +45,20 @@ CONSISTENT = _warning(
     "verified_agrees_with_checks",
     "`verified` agrees with the checks: it is true if and only if no check failed.",
 )
+_SAME_AS: Mapping[CheckDefinition, str] = {
+    UNIQUE: "verification_ids_are_unique",
+    CONSISTENT: "verdicts_agree_with_checks",
+}
+"""Check of a day → the check of the warehouse with the same rule."""
 TIMESTAMPS = _warning(VERIFICATIONS, "timestamps_readable", "Every timestamp can be read.")
 ANOMALIES: Sequence[tuple[CheckDefinition, tuple[Anomaly, ...]]] = (
     (
         _warning(MODEL_CHECKS, "confidence_in_range", "Every confidence is a number between 0 and 1."),
-        (Anomaly.CONFIDENCE_OUT_OF_RANGE, Anomaly.CONFIDENCE_NOT_A_NUMBER),
+        UNUSABLE_CONFIDENCES,
     ),
     (
         _warning(MODEL_CHECKS, "statuses_known", "Every check's status is in the status table."),
-        (Anomaly.UNKNOWN_STATUS,),
+        UNKNOWN_STATUSES,
     ),
     (
         _warning(MODEL_CHECKS, "types_known", "Every check's type is in the contract."),
@@ -67,29 +79,36 @@ CHECKS = (RECONCILES, UNIQUE, CONSISTENT, *(definition for definition, _ in ANOM
 
 def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[CheckResult]:
     """The checks of one day."""
+    verifications = plural(summary.verifications, "verification")
     lost = summary.completed - summary.verifications
-    ids = lake.read(VERIFICATIONS, day, ["verification_id"])["verification_id"]
-    repeated = len(ids) - pc.count_distinct(ids).as_py()
-    disagreeing = _disagreeing(lake, day)
+    violations = violations_of_day(lake, day, _SAME_AS.values())
+    repeated, disagreeing = (violations[_SAME_AS[check]] for check in (UNIQUE, CONSISTENT))
     return [
         RECONCILES.result(
             lost == 0 and summary.without_submission == 0,
-            f"completed responses without a verification: {lost}; without a submission: "
-            f"{summary.without_submission}"
-            + (": materialize submissions and verification_responses again" if lost else ""),
+            f"{day}: {plural(summary.completed, 'completed response')}, each with one verification",
+            f"{day}: {lost} completed responses without a verification, {summary.without_submission} without "
+            f"a submission: run the day again, with {run_again(day)}",
             completed=summary.completed,
             verifications=summary.verifications,
             without_submission=summary.without_submission,
         ),
-        UNIQUE.result(repeated == 0, f"{repeated} verification ids are repeated", repeated=repeated),
+        UNIQUE.result(
+            repeated == 0,
+            f"{day}: {verifications}, each with its own id",
+            f"{day}: {plural(repeated, 'verification id')} more than once: see docs/operations.md",
+            repeated=repeated,
+        ),
         CONSISTENT.result(
             disagreeing == 0,
-            f"{disagreeing} verifications are overrides or unexplained declines; see failure_attribution",
+            f"{day}: `verified` agrees with the checks of {verifications}",
+            f"{day}: {plural(disagreeing, 'verification')} verified with a failed check, or declined without "
+            "one: read failure_attribution",
             disagreeing=disagreeing,
         ),
         *(
             _anomaly_result(
-                definition, codes, summary, _iso_offsets(lake, day) if definition is TIMESTAMPS else {}
+                definition, codes, day, summary, _iso_offsets(lake, day) if definition is TIMESTAMPS else {}
             )
             for definition, codes in ANOMALIES
         ),
@@ -99,13 +118,19 @@ def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check
 def _anomaly_result(
     definition: CheckDefinition,
     codes: tuple[Anomaly, ...],
+    day: str,
     summary: FlattenSummary,
     figures: Mapping[str, float],
 ) -> CheckResult:
     found = {code: summary.anomalies[code.value] for code in codes if summary.anomalies[code.value]}
     return definition.result(
         not found,
-        "; ".join(f"{count} responses: {code.description}" for code, count in found.items()) or "none",
+        f"{day}: {definition.description.rstrip('.')} ({plural(summary.verifications, 'response')})",
+        f"{day}: "
+        + "; ".join(
+            f"{plural(count, 'response')}: {code.description.rstrip('.')}" for code, count in found.items()
+        )
+        + ": read verifications.anomalies and contract_drift",
         **{code.value: count for code, count in found.items()},
         **figures,
     )
@@ -119,12 +144,3 @@ def _iso_offsets(lake: Lake, day: str) -> Mapping[str, float]:
         return {}
     differing = sum(abs(offset) >= ISO_OFFSET_SECONDS for offset in known)
     return {"iso_differs": differing, "median_iso_offset_seconds": statistics.median(known)}
-
-
-def _disagreeing(lake: Lake, day: str) -> int:
-    """The number of overrides and unexplained declines, as defined in `failure_attribution`."""
-    checks = lake.read(MODEL_CHECKS, day, ["verification_id", "normalized_status"])
-    failed = checks.filter(pc.field("normalized_status") == CheckStatus.FAIL.value)["verification_id"]
-    verifications = lake.read(VERIFICATIONS, day, ["verification_id", "verified"])
-    has_failure = pc.is_in(verifications["verification_id"], value_set=failed.combine_chunks())
-    return pc.equal(verifications["verified"], has_failure).to_pylist().count(True)

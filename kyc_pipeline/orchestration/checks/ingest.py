@@ -1,9 +1,10 @@
 """Checks of a day's ingest."""
 
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
-from kyc_pipeline.ingest.manifests import IngestSummary
+from kyc_pipeline.ingest.manifests import IngestSummary, kinds_of
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.rules import REJECTED_ROWS, REJECTED_SHARE, has_many_rejections
+from kyc_pipeline.wording import plural, run_again
 
 RECONCILES = CheckDefinition(
     SUBMISSIONS.name,
@@ -28,31 +29,34 @@ CHECKS = (RECONCILES, FEW_REJECTIONS, FILES_TAKEN)
 
 def check_partition(summary: IngestSummary) -> list[CheckResult]:
     """The checks of one day."""
+    day = summary.date
     rejected = sum(summary.rejected.values())
     share = rejected / summary.received if summary.received else 0.0
     lost = summary.received - summary.accepted_rows - rejected
     return [
         RECONCILES.result(
             lost == 0,
-            _reconciliation(summary, lost),
+            f"{day}: {plural(summary.received, 'row')}, each accepted or rejected"
+            if summary.manifests
+            else f"{day}: no manifests",
+            f"{day}: {lost} of {summary.received} rows are unaccounted for: ingest the day again, with "
+            f"{run_again(day)}",
             received=summary.received,
-            accepted=summary.accepted,
+            accepted=summary.accepted_rows,
             rejected=rejected,
         ),
         FEW_REJECTIONS.result(
             not has_many_rejections(rejected, summary.received),
-            f"{rejected} of {summary.received} rows were rejected; reasons are in rejected_submissions",
+            f"{day}: {rejected} of {summary.received} rows were rejected",
+            f"{day}: {rejected} of {summary.received} rows were rejected: read them with "
+            f"`kyc-pipeline rejected --from {day} --to {day}`, and correct the manifest",
             share=share,
         ),
         FILES_TAKEN.result(
             not summary.ignored_files,
-            f"{len(summary.ignored_files)} files or folders were not read, because of their names",
+            f"{day}: {plural(summary.manifests, 'manifest')}, and no other file",
+            f"{day}: {len(summary.ignored_files)} not read, because of the name "
+            f"({kinds_of(summary.ignored_files)}): look into manifests/{day}/",
             ignored=len(summary.ignored_files),
         ),
     ]
-
-
-def _reconciliation(summary: IngestSummary, lost: int) -> str:
-    if lost:
-        return f"{lost} rows are unaccounted for: ingest again"
-    return "every row is accounted for" if summary.manifests else "no manifests"

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
 from kyc_pipeline.analyze.build import build
+from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.lake.storage import Lake
+from tests.unit.analyze.nasty import Nasty
 
 Build = Callable[..., duckdb.DuckDBPyConnection]
 
@@ -18,14 +21,23 @@ def lake(tmp_path: Path) -> Lake:
     return Lake(str(tmp_path / "lake"))
 
 
+@pytest.fixture(scope="session")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nasty]:
+    """A warehouse with every oddity, and the same rows as frames; built once."""
+    with Nasty.build(tmp_path_factory.mktemp("nasty")) as nasty:
+        yield nasty
+
+
 @pytest.fixture
 def built(lake: Lake, tmp_path: Path) -> Iterator[Build]:
     """Builds `lake` and gives a connection to the result, closed at the end of the test."""
     connections: list[duckdb.DuckDBPyConnection] = []
 
-    def make(price: Decimal | None = None) -> duckdb.DuckDBPyConnection:
+    def make(
+        price: Decimal | None = None, *, run_id: str = "run", previous: Path | None = None, **choices: Any
+    ) -> duckdb.DuckDBPyConnection:
         draft = tmp_path / f"draft-{len(connections)}.duckdb"
-        build(lake, draft, run_id="run", price_per_call=price)
+        build(lake, draft, run_id=run_id, choices=Choices(price, **choices), previous=previous)
         connections.append(duckdb.connect(draft, read_only=True))
         return connections[-1]
 

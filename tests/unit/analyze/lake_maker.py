@@ -51,6 +51,10 @@ class Submission:
     iso_offset_seconds: float | None = 0.0
     anomalies: Sequence[str] = ()
     submitted_at: datetime.datetime | None = None
+    model_version: str | None = None
+    responded_at: datetime.datetime | None = None
+    manifest_tags: dict[str, str] = field(default_factory=dict)
+    """Tags of the manifest beside the clear ones of `tags`."""
     id: int = field(default_factory=lambda: next(_ids))
 
     @property
@@ -84,7 +88,11 @@ def write_submissions(lake: Lake, date: str, day: Iterable[Submission]) -> None:
                 "selfie_size": 20,
                 "id_content_type": "image/png",
                 "selfie_content_type": "image/png",
-                "tags": [("customerName", "marked-name")],
+                "tags": [
+                    ("customerName", "marked-name"),
+                    *((name, value) for name, (value, _) in s.tags.items() if value is not None),
+                    *s.manifest_tags.items(),
+                ],
                 "content_sha256": "2" * 64,
                 "manifest": "m.csv",
                 "manifest_row": row,
@@ -104,6 +112,7 @@ def write_responses(lake: Lake, date: str, day: Iterable[Submission]) -> None:
                 "outcome": s.outcome,
                 "http_status": 200 if s.outcome == "completed" else None,
                 "attempts": s.attempts,
+                "responded_at": s.responded_at,
                 "latency_ms": s.latency_ms,
                 "response": '{"marked-response": 1}',
                 "billable_calls": s.billable_calls,
@@ -134,6 +143,7 @@ def write_curated(
                 "submission_id": s.submission_id,
                 "verified": s.verified,
                 "model": "kyc",
+                "model_version": s.model_version,
                 "verified_at": datetime.datetime(2024, 9, 8, tzinfo=datetime.UTC),
                 "timestamp_iso": "2024-09-08T00:00:00",
                 "iso_offset_seconds": s.iso_offset_seconds,

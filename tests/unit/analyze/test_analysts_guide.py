@@ -53,7 +53,7 @@ def test_what_the_guide_says_to_type_works(warehouse: Path, tmp_path: Path) -> N
         result = CliRunner().invoke(query, arguments, catch_exceptions=False)
         assert result.exit_code == 0
         assert "--output" in arguments or result.output
-    assert {path.suffix for path in tmp_path.glob("funnel.*")} == {".csv", ".json", ".parquet"}
+    assert {path.suffix for path in tmp_path.glob("funnel.*")} == {".csv", ".json", ".parquet", ".xlsx"}
     assert (tmp_path / "companies.csv").is_file()
 
 

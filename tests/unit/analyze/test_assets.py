@@ -1,6 +1,7 @@
 """The step that builds, checks and publishes, through Dagster, over a lake that is already there."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import dagster as dg
 import duckdb
 import pytest
+from pydantic import SecretStr
 
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.orchestration.assets import analyze as assets
 from kyc_pipeline.orchestration.assets.analyze import build_warehouse
+from kyc_pipeline.orchestration.checks.analyze import check_yesterday
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from tests.unit.analyze.lake_maker import Check, Submission, write_curated, write_day
@@ -60,6 +63,7 @@ def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
         dg.AssetCheckSeverity.WARN,
         1,
     )
+    assert not evaluations["yesterday_is_included"].passed
     metadata = {
         event.asset_key.to_user_string(): event.step_materialization_data.materialization.metadata
         for event in result.get_asset_materialization_events()
@@ -67,11 +71,13 @@ def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
     }
     rates: Any = metadata["pass_rates"]
     assert rates["dagster/row_count"].value == 1
-    assert rates["LIVENESS pass_rate"].value == 1
+    assert rates["LIVENESS pass_rate %"].value == 100
+    assert f"| {DAY} | LIVENESS | 1 | 1 | 0 | 0 | 100.00% |" in rates["preview"].value
     columns = rates["dagster/column_schema"].value.columns
     assert {column.name: column.type for column in columns}["pass_rate"] == "DOUBLE"
     assert "pass_rate" in rates["dagster/column_lineage"].value.deps_by_column
-    assert metadata["warehouse"]["estimated_cost"].value == 1
+    assert metadata["warehouse"]["estimated_cost EUR"].value == 1
+    assert metadata["warehouse"]["path"].value == str(settings.kyc_warehouse)
     assert metadata["warehouse"]["held_all_days"].value == 1
     with duckdb.connect(settings.kyc_warehouse, read_only=True) as connection:
         assert {row[0] for row in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()} >= {
@@ -82,6 +88,29 @@ def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
         assert connection.execute(
             "SELECT check_name FROM build_checks WHERE NOT passed ORDER BY check_name"
         ).fetchall() == [("submissions_uncertain",)]
+
+
+def test_the_key_makes_the_pseudonyms_of_people(
+    settings: Settings, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    write_day(Lake(settings.kyc_lake), DAY, [Submission(tags={"customerId": (None, "p-1")})])
+    subjects = []
+    for number, key in enumerate(("0123456789abcdef" * 2, "fedcba9876543210" * 2)):
+        ledger = SecretStr(f"sqlite:///{tmp_path / f'{number}.sqlite'}")
+        update = {"kyc_pseudonym_key": SecretStr(key), "kyc_ledger_url": ledger}
+        assert publish(settings.model_copy(update=update), instance).success
+        with duckdb.connect(settings.kyc_warehouse, read_only=True) as connection:
+            subjects += connection.execute("SELECT subject FROM subjects").fetchall()
+    assert len(set(subjects)) == 2
+
+
+def test_tables_without_yesterday_are_not_fresh_though_they_were_just_published(settings: Settings) -> None:
+    lake = Lake(settings.kyc_lake)
+    write_day(lake, DAY, [Submission(True, [Check()])])
+    for now, is_fresh in (("2024-09-09T08", True), ("2024-09-10T06", True), ("2024-09-10T08", False)):
+        result = check_yesterday(lake, datetime.fromisoformat(now).replace(tzinfo=UTC))
+        assert result.passed == is_fresh, now
+    assert "2024-09-09 is not included: run it" in result.description
 
 
 def test_a_day_that_is_written_again_while_a_build_is_checked_is_built_again(
@@ -116,8 +145,11 @@ def test_an_error_of_a_check_leaves_what_was_published(
     assert not result.success
     [failure] = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert failure.user_failure_data is not None
-    assert "not published: completed_submissions_have_verifications (rows: 1)" in str(
+    assert "not published: completed_submissions_have_verifications: 1 row (" in str(
         failure.user_failure_data.description
     )
     assert settings.kyc_warehouse.read_bytes() == before
-    assert [path.name for path in settings.kyc_warehouse.parent.iterdir()] == ["kyc.duckdb"]
+    assert sorted([path.name for path in settings.kyc_warehouse.parent.iterdir()]) == [
+        "kyc.duckdb",
+        "kyc_restricted.duckdb",
+    ]

@@ -127,7 +127,7 @@ def test_two_builds_of_one_lake_are_equal(lake: Lake, built: Built) -> None:
     write_day(lake, "2024-09-09", one_day())
     first, second = built(), built()
     for model in load_models():
-        everything = f"SELECT * FROM {model.name}"
+        everything = f"SELECT * FROM {model.name} ORDER BY ALL"
         assert first.execute(everything).fetchall() == second.execute(everything).fetchall(), model.name
 
 

@@ -14,6 +14,7 @@ from tests.unit.analyze.lake_maker import Check, Submission, Tags, write_day, wr
 Built = Callable[..., duckdb.DuckDBPyConnection]
 MONDAY = datetime.date(2024, 9, 2)
 QUANTILES = ("min", "p01", "p05", "p25", "p50", "p75", "p95", "p99", "max")
+CHI2 = stats.chi2.ppf(0.99, 9)
 DISTANCES = ("psi", "psi_noise_floor", "ks", "ks_p_value", "js_distance")
 
 
@@ -58,7 +59,7 @@ def test_one_check_against_one(lake: Lake, built: Built) -> None:
     write_day(lake, day(0), scored([0.1]))
     write_day(lake, day(1), scored([0.9]))
     drift = rows(built(), "FROM confidence_drift ORDER BY date")[1]
-    assert (drift["ks"], drift["js_distance"], drift["psi_noise_floor"]) == pytest.approx((1, 1, 18))
+    assert (drift["ks"], drift["js_distance"], drift["psi_noise_floor"]) == pytest.approx((1, 1, 2 * CHI2))
     assert drift["level"] == "insufficient"
 
 
@@ -137,7 +138,12 @@ def test_a_type_that_appears_half_way_has_no_past(lake: Lake, built: Built) -> N
         None,
     )
     assert (second["baseline_checks"], second["psi"]) == (30, 0)
-    assert rows(connection, "SELECT max(baseline_checks) AS n FROM confidence_drift") == [{"n": 13 * 30}]
+    # From the 13th day on, the last seven days take the place of the day.
+    assert rows(
+        connection,
+        "SELECT window_days, max(checks) AS n, max(baseline_checks) AS m FROM confidence_drift GROUP BY ALL"
+        " ORDER BY ALL",
+    ) == [{"window_days": 1, "n": 30, "m": 12 * 30}, {"window_days": 7, "n": 7 * 30, "m": 7 * 30}]
     assert rows(
         connection, "SELECT week, previous_decided, change FROM pass_rate_changes WHERE check_type = 'NEW'"
     ) == [{"week": MONDAY + datetime.timedelta(days=7), "previous_decided": None, "change": None}]
@@ -184,7 +190,7 @@ def test_psi_and_jensen_shannon_of_the_known_vector(lake: Lake, built: Built) ->
     drift = rows(built(), "FROM confidence_drift ORDER BY date")[1]
     assert drift["psi"] == pytest.approx(0.0980829, abs=5e-8)
     assert drift["js_distance"] == pytest.approx(0.1320067, abs=5e-8)
-    assert drift["psi_noise_floor"] == pytest.approx(9 * (1 / 200 + 1 / 200))
+    assert drift["psi_noise_floor"] == pytest.approx(CHI2 * (1 / 200 + 1 / 200))
     assert drift["level"] == "none"
 
 
@@ -228,6 +234,38 @@ def test_drift_needs_two_hundred_checks_on_both_sides_and_looks_28_days_back(
         ("TOO_FEW_NOW", 200, "insufficient"),
         ("TOO_LONG_AGO", 0, "insufficient"),
     ]
+
+
+def test_drift_of_few_checks_a_day_is_that_of_longer_windows(lake: Lake, built: Built) -> None:
+    for number in range(60):
+        confidence = 0.15 if number >= 50 else 0.95
+        write_day(
+            lake, day(number), [*scored([confidence] * 40, "WEEKLY"), *scored([confidence] * 10, "MONTHLY")]
+        )
+    found = rows(built(), "FROM confidence_drift ORDER BY check_type, date")
+    monthly, weekly = found[:60], found[60:]
+    assert [row["window_days"] for row in weekly] == [1] * 11 + [7] * 49
+    assert [(row["checks"], row["baseline_checks"]) for row in weekly[50:]] == [(280, 1120)] * 10
+    assert {row["level"] for row in weekly[11:50]} == {"none"}
+    assert [row["level"] for row in weekly[51:]] == ["large"] * 9
+    assert [row["window_days"] for row in monthly] == [1] * 47 + [28] * 13
+    assert (monthly[59]["checks"], monthly[59]["baseline_checks"]) == (280, 280)
+    assert (monthly[46]["level"], monthly[47]["level"], monthly[59]["level"]) == (
+        "insufficient",
+        "none",
+        "large",
+    )
+
+
+def test_drift_within_noise_is_none(lake: Lake, built: Built) -> None:
+    for number, counts in enumerate(((50, 50, 50, 50), (77, 54, 40, 29))):
+        values = [
+            value for value, count in zip((0.1, 0.3, 0.5, 0.7), counts, strict=True) for _ in range(count)
+        ]
+        write_day(lake, day(number), scored(values))
+    drift = rows(built(), "FROM confidence_drift ORDER BY date")[1]
+    assert 0.1 < drift["psi"] < drift["psi_noise_floor"]
+    assert drift["level"] == "none"
 
 
 @pytest.mark.parametrize(("gap", "within", "mature"), [(6, 1, False), (7, 0, True)])

@@ -25,7 +25,8 @@ HEAD = "![Confidences 0 to 1 by check type](data:image/svg+xml;base64,"
 
 
 def two_days(lake: Lake) -> None:
-    write_day(lake, DAY, [Submission(True, [Check("LIVENESS")]), Submission(outcome="uncertain")])
+    held, abandoned = (Submission(outcome=outcome) for outcome in ("uncertain", "abandoned"))
+    write_day(lake, DAY, [Submission(True, [Check("LIVENESS")]), held, abandoned])
     passed, failed = Check("LIVENESS", "PASS", 0.95), Check("LIVENESS", "FAIL", 0.25)
     declined = Submission(False, [failed, Check("FACE_MATCH", "PASS", 1.0)])
     write_day(lake, NEXT, [*(Submission(True, [passed]) for _ in range(3)), declined], [rejected()])
@@ -48,7 +49,7 @@ def test_figures_are_of_the_newest_day(lake: Lake, built: Built) -> None:
         "held_all_days": 1,
     }
     assert figures["api_performance"]["estimated_cost"] == 2
-    assert figures["api_performance"]["estimated_cost_all_days"] == 3
+    assert figures["api_performance"]["estimated_cost_all_days"] == 3.5
     assert figures["confidence_summary"]["LIVENESS median_confidence"] == 0.95
     assert figures["failure_attribution"]["not_verified"] == 1
     assert warehouse_figures(figures) == {

@@ -47,8 +47,15 @@ def test_only_constants_are_made_from_nothing() -> None:
         for column, sources in columns.items()
         if not sources
     }
-    histogram = {("confidence_histogram", column) for column in ("bin", "bin_low", "bin_high")}
-    assert without == histogram | {("threshold_sensitivity", "threshold")}
+    constants = {("confidence_histogram", column) for column in ("bin", "bin_low", "bin_high")}
+    constants |= {("daily_figures", "table_name"), ("daily_figures", "metric")}
+    constants |= {("verdict_times", "target_seconds"), ("review_queue", "priority")}
+    constants |= {("threshold_sensitivity", "threshold")}
+    of_footers = {("days", "date"), ("days", "accepted")}
+    of_the_previous_build = {(model, column) for model, column in without if model == "restatements"}
+    of_the_previous_build.add(("daily_figures", "first_seen_build"))
+    assert without == constants | of_footers | of_the_previous_build
+    assert ("restatements", "is") not in of_the_previous_build
     assert {model.name: [name for name, _ in model.columns] for model in load_models()} == {
         model: list(columns) for model, columns in column_sources().items()
     }
@@ -68,8 +75,8 @@ def test_only_constants_are_made_from_nothing() -> None:
         ("confidence_summary", "distinct_values", {Source(False, "model_checks", "confidence")}),
         (  # through an intermediate model, which is no table
             "confidence_drift",
-            "checks",
-            {Source(False, "model_checks", "confidence")},
+            "psi",
+            {Source(False, "model_checks", "confidence"), Source(False, "model_checks", "date")},
         ),
         (  # through a UNION, and a CTE that chooses the rows
             "failure_attribution",
@@ -89,7 +96,7 @@ def test_only_constants_are_made_from_nothing() -> None:
             "date",
             {
                 Source(False, table, "date")
-                for table in ("submissions", "rejected_by_reason", "verifications")
+                for table in ("days", "submissions", "rejected_by_reason", "verifications")
             },
         ),
         ("submissions", "outcome", {Source(True, "verification_responses", "outcome")}),
@@ -106,7 +113,7 @@ def test_sources_are_one_step_back(model: str, column: str, sources: set[Source]
         ("pass_rate_changes", "change", (STATUS[0], STATUS[1], "result.verified")),
         ("confidence_summary", "p50", CONFIDENCE),
         ("verifications", "verified_at", ("result.timestamp",)),
-        ("verified_rates_by_company", "company_id", ("result.tags[].value",)),
+        ("verified_rates_by_company", "company_id", ()),
         ("verification_files", "uploaded_at", ("result.files[].timestamp",)),
         ("rejected_by_reason", "rejected", ()),
     ],

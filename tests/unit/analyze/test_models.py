@@ -28,6 +28,11 @@ INTERFACE = {
     "api_performance": "date calls retries p50_ms p90_ms p95_ms p99_ms max_ms billable_calls estimated_cost"
     " cost_per_verified",
     "repeat_subjects": "date subjects repeat_subjects first_attempt_passed passed_within_3 shared_documents",
+    "subjects": "subject first_date attempts verified attempts_to_success days_to_success billable_calls"
+    " estimated_cost",
+    "review_queue": "submission_id date reason priority",
+    "alarms": "kind series check_group check_type dimension value from_date to_date effect effect_low"
+    " effect_high evidence explained_by",
     "submissions": "submission_id date outcome",
     "verifications": "date verification_id",
     "model_checks": "date verification_id",
@@ -55,8 +60,8 @@ def test_models_come_after_what_they_read() -> None:
 def test_models_that_read_the_lake_come_first() -> None:
     reads = [model.reads_lake for model in load_models()]
     assert reads == sorted(reads, reverse=True)
-    assert {model.name for model in load_models() if model.sources} <= {
-        model.name for model in load_models() if model.reads_lake
+    assert {model.name for model in load_steps() if model.sources} <= {
+        model.name for model in load_steps() if model.reads_lake
     }
 
 

@@ -48,6 +48,11 @@ def test_publication_replaces_the_file_and_leaves_nothing_else(warehouse: Path) 
         assert version_of(connection) == 2
 
 
+def test_only_its_owner_can_open_a_draft(warehouse: Path) -> None:
+    with new_draft(warehouse) as draft:
+        assert stat.S_IMODE(draft.parent.stat().st_mode) == 0o700
+
+
 def test_an_open_reader_keeps_its_build_and_a_new_one_sees_the_next(
     warehouse: Path,
 ) -> None:

@@ -45,7 +45,7 @@ def test_a_sound_lake_passes_every_check(lake: Lake, built: Built) -> None:
 
 
 def test_checks_of_the_warehouse_do_not_block_in_dagster_since_the_step_itself_fails() -> None:
-    specs = check_specs((check.definition for check in load_checks()), errors_block=False)
+    specs = check_specs(check.definition for check in load_checks())
     assert not [spec.name for spec in specs if spec.blocking]
     assert {spec.asset_key.to_user_string() for spec in specs} == {"warehouse"}
 
@@ -136,8 +136,15 @@ def test_two_submissions_with_one_verification_id_are_not_taken_for_lost_checks(
     [
         (Submission(outcome="uncertain"), "submissions_uncertain"),
         (Submission(outcome="quarantined"), "submissions_quarantined"),
-        (Submission(True, [Check("LIVENESS", "UNKNOWN")]), "unknown_statuses"),
-        (Submission(True, [Check(confidence=None, confidence_raw="97")]), "confidence_out_of_range"),
+        (Submission(True, [Check("LIVENESS", "UNKNOWN")], anomalies=["unknown_status"]), "unknown_statuses"),
+        (
+            Submission(
+                True,
+                [Check(confidence=None, confidence_raw="97")],
+                anomalies=["confidence_out_of_range"],
+            ),
+            "confidence_out_of_range",
+        ),
         (Submission(True, [Check("LIVENESS", "FAIL")]), "verdicts_agree_with_checks"),
         (Submission(False, [Check("LIVENESS", "PASS")]), "verdicts_agree_with_checks"),
         (Submission(True, [Check()], iso_offset_seconds=-6000.0), "time_stamps_agree"),
@@ -212,7 +219,7 @@ def test_a_day_that_is_not_flattened_yet_is_a_warning_that_names_it(lake: Lake, 
     }
     assert results["days_not_flattened"].severity is Severity.WARNING
     assert results["days_not_flattened"].sample == ({"date": NEXT, "completed": "2"},)
-    assert "materialize the flatten assets" in results["days_not_flattened"].description
+    assert "launch flatten_and_publish" in results["days_not_flattened"].description
 
 
 def test_a_flattened_day_without_any_verification_is_an_error(lake: Lake, built: Built) -> None:

@@ -1,13 +1,16 @@
 """`kyc-pipeline query`: every format, and errors in one line."""
 
 import csv
+import datetime
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import duckdb
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -57,6 +60,28 @@ def test_control_characters_do_not_reach_the_terminal(warehouse: Path) -> None:
     assert "\x1b" not in run("SELECT chr(27) || '[31mred' AS text").stdout
 
 
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_nor_in_any_format(warehouse: Path, form: str) -> None:
+    """The output of a real terminal; a pipe gets the bytes as they are."""
+    sql = "SELECT chr(27) || '[31m' || chr(155) || '2J' || chr(8238) || 'Zoë' AS text"
+    command = [
+        sys.executable,
+        "-c",
+        "from kyc_pipeline.cli import main; main()",
+        "query",
+        sql,
+        "--format",
+        form,
+    ]
+    ours, terminals = os.openpty()
+    subprocess.run(command, stdout=terminals, cwd=Path(__file__).parents[3], check=True)
+    os.close(terminals)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "Zoë" in shown
+    assert not set(shown) & set("\x1b\x9b\u202e")
+
+
 def test_csv(warehouse: Path) -> None:
     rows = list(csv.reader(io.StringIO(run(VALUES, "--format", "csv").stdout)))
     assert rows == [
@@ -66,12 +91,43 @@ def test_csv(warehouse: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1",
+        "A;=1+1",
+        'A;"=1+1',
+        "A;; @SUM(1)",
+        "A\t-1+1",
+        "A|+1",
+        "A\n=1+1",
+        "A\r\n;=1+1",
+        "-1;-1",
+        "\n=1",
+        "＝1+1",
+        "A;＠x",
+    ],
+)
+def test_no_spreadsheet_takes_a_text_for_a_formula(warehouse: Path, separator: str, text: str) -> None:
+    """Whatever the country's separator, and in whatever column."""
+    quoted = text.replace("'", "''")
+    written = run(f"SELECT 5 AS number, '{quoted}' AS text, '{quoted}' AS again", "--format", "csv").stdout
+    cells = [
+        cell for row in csv.reader(io.StringIO(written, newline=""), delimiter=separator) for cell in row
+    ]
+    assert [cell for cell in cells if cell.strip(' "\t\r\n').startswith(tuple("=+-@＝＋－＠"))] == []
+
+
 def test_json(warehouse: Path) -> None:
     assert json.loads(run(VALUES, "--format", "json").stdout) == [
         {"day": "2024-09-08", "text": "plain", "share": 0.5, "cost": 1.25, "ok": True, "list": ["a", "b"]},
         {"day": None, "text": "=1+1", "share": None, "cost": None, "ok": False, "list": []},
     ]
     assert json.loads(run("FROM pass_rates WHERE false", "--format", "json").stdout) == []
+    assert json.loads(run("SELECT map {'a': 1.5, 'b': NULL} AS m", "--format", "json").stdout) == [
+        {"m": {"a": 1.5, "b": None}}
+    ]
 
 
 def test_parquet_to_a_file(warehouse: Path, tmp_path: Path) -> None:
@@ -98,9 +154,57 @@ def test_the_format_is_that_of_the_output_s_name(warehouse: Path, tmp_path: Path
     assert (tmp_path / "OUT.CSV").read_bytes() == (tmp_path / "named.csv").read_bytes()
     with pytest.raises(UsageError, match="unnamed does not say how"):
         run("FROM pass_rates", "--output", str(tmp_path / "unnamed"))
-    with pytest.raises(UsageError, match=r"out\.xlsx does not say how.*--format table\|csv"):
-        run("FROM pass_rates", "--output", str(tmp_path / "out.xlsx"))
+    with pytest.raises(UsageError, match=r"out\.ods does not say how.*--format table\|csv"):
+        run("FROM pass_rates", "--output", str(tmp_path / "out.ods"))
+    assert not (tmp_path / "out.ods").exists()
+
+
+XLSX = (
+    "SELECT * FROM (VALUES (9007199254740993::BIGINT, 7::BIGINT, 9007199254740993::BIGINT, '=1+1', '0012',"
+    " 0.25::DOUBLE, 1.5::DECIMAL(9, 2), DATE '2024-09-08', TIMESTAMP '2024-09-08 10:00:00',"
+    " TIMESTAMPTZ '2024-09-08 12:00:00+02', chr(1) || 'x' || chr(55), ['a'], true),"
+    " (NULL, NULL, NULL, NULL, '', 'nan'::DOUBLE, NULL, NULL, NULL, NULL, NULL, NULL, NULL))"
+    " AS t(verification_id, n, long, formula, code, share, cost, day, moment, zoned, odd, list, ok)"
+)
+
+
+def test_xlsx_has_every_value_as_it_is(warehouse: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.xlsx"
+    assert run(XLSX, "--output", str(target)).exit_code == 0
+    sheet = openpyxl.load_workbook(target).worksheets[0]
+    head, full, empty = ([cell.value for cell in row] for row in sheet.iter_rows())
+    row = dict(zip(head, full, strict=True))
+    assert row["verification_id"] == row["long"] == "9007199254740993"
+    assert (row["n"], row["formula"], row["code"], row["share"]) == (7, "=1+1", "0012", 0.25)
+    assert sheet.cell(2, head.index("formula") + 1).data_type == "s"
+    assert (row["cost"], row["odd"], row["list"], row["ok"]) == (1.5, "?x7", '["a"]', True)
+    assert row["day"] == datetime.datetime(2024, 9, 8)
+    assert row["moment"] == row["zoned"] == datetime.datetime(2024, 9, 8, 10)
+    assert {value for value in empty if value} == set()
+
+
+def test_xlsx_goes_to_standard_output(warehouse: Path) -> None:
+    content = run("FROM pass_rates", "--format", "xlsx").stdout_bytes
+    assert openpyxl.load_workbook(io.BytesIO(content)).worksheets[0]["A2"].value == "LIVENESS"
+
+
+def test_more_rows_than_a_sheet_has_leave_no_file(
+    warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kyc_pipeline.cli.query.SHEET_ROWS", 10)
+    run("FROM range(9)", "--output", str(tmp_path / "fits.xlsx"))
+    with pytest.raises(UsageError, match="a sheet has 10 rows"):
+        run("FROM range(10)", "--output", str(tmp_path / "out.xlsx"))
     assert not (tmp_path / "out.xlsx").exists()
+
+
+def test_a_byte_order_mark_only_in_csv(warehouse: Path, tmp_path: Path) -> None:
+    plain, marked = tmp_path / "plain.csv", tmp_path / "marked.csv"
+    run("SELECT 'Größe' AS text", "--output", str(plain))
+    run("SELECT 'Größe' AS text", "--output", str(marked), "--bom")
+    assert marked.read_bytes() == b"\xef\xbb\xbf" + plain.read_bytes()
+    with pytest.raises(UsageError, match="--bom is for csv"):
+        run("SELECT 1", "--format", "json", "--bom")
 
 
 def test_of_several_statements_the_last_is_shown(warehouse: Path) -> None:
@@ -167,6 +271,23 @@ FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/
         f"EXPORT DATABASE '{NEW}'; SELECT 1",
         f"IMPORT DATABASE '{NEW}'; SELECT 1",
         f"ATTACH '{NEW}' AS other; SELECT 1",
+        f"ATTACH '{LAKE}' AS other; CREATE TABLE other.t AS SELECT 1; SELECT 1",
+        f"/* */ attach or replace database '{LAKE}' as other; SELECT 1",
+        f"PREPARE p AS ATTACH '{LAKE}' AS other; EXECUTE p",
+        f"COPY FROM DATABASE kyc TO '{NEW}'; SELECT 1",
+        f"FROM sniff_csv('{FILE}')",
+        f"FROM read_json('{FILE}')",
+        f"FROM parquet_schema('{FILE}')",
+        f"SUMMARIZE FROM '{FILE}'",
+        f'DESCRIBE FROM "{FILE}"',
+        f"CREATE VIEW memory.v AS FROM '{FILE}'; FROM memory.v",
+        f"CREATE MACRO memory.m() AS TABLE FROM '{FILE}'; FROM memory.m()",
+        "FROM 'https://127.0.0.1:9/x.csv'",
+        f"LOAD '{NEW}.duckdb_extension'; SELECT 1",
+        "FORCE INSTALL httpfs; SELECT 1",
+        "SET GLOBAL temp_directory = '/tmp'; SELECT 1",
+        "SET home_directory = '/'; SELECT 1",
+        "PRAGMA enable_profiling = 'json'; SELECT 1",
         "COPY (FROM pass_rates) TO '.tmp/new.csv'; SELECT 1",
         "INSTALL httpfs; SELECT 1",
         "LOAD httpfs; SELECT 1",

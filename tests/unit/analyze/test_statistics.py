@@ -11,6 +11,7 @@ from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from kyc_pipeline.analyze.sql_models import macros_sql
+from kyc_pipeline.rules import PSI_NOISE_FACTOR
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,24 @@ def test_ks_p_value_of_the_vector(connection: duckdb.DuckDBPyConnection) -> None
     expected = stats.kstwobign.sf(0.4 * math.sqrt(25 / 10))
     assert value(connection, "ks_p(0.4, 5, 5)") == pytest.approx(float(expected), abs=1e-12)
     assert value(connection, "ks_p(NULL, 0, 0)") is None
+
+
+@pytest.mark.parametrize(("n", "m", "error"), [(5, 6, 0.2), (200, 200, 0.05), (200, 201, 0.05)])
+def test_ks_p_values_are_as_exact_as_the_dictionary_says(
+    connection: duckdb.DuckDBPyConnection, n: int, m: int, error: float
+) -> None:
+    worst = 0.0
+    for hundredth in range(2, 100, 2):
+        shifted = [(place / m + hundredth / 100) * n - 0.01 for place in range(m)]
+        exact = stats.ks_2samp(range(n), shifted, method="exact")
+        p = value(connection, "ks_p($1, $2, $3)", float(exact.statistic), n, m)
+        assert p is not None
+        worst = max(worst, abs(p - exact.pvalue))
+    assert worst < error
+
+
+def test_the_noise_floor_is_a_quantile() -> None:
+    assert pytest.approx(stats.chi2.ppf(0.99, 9), abs=5e-7) == PSI_NOISE_FACTOR
 
 
 @given(x=st.floats(0, 1))

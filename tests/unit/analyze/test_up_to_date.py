@@ -12,7 +12,8 @@ import pytest
 
 from kyc_pipeline.analyze import up_to_date
 from kyc_pipeline.analyze.build import build, open_draft, record_checks
-from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish
+from kyc_pipeline.analyze.choices import Choices
+from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish, restricted_path
 from kyc_pipeline.analyze.quality import check_build, recorded_checks
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.analyze.up_to_date import build_inputs, read_published
@@ -51,7 +52,8 @@ class Deployment:
     def publish(self) -> None:
         with new_draft(self.warehouse) as draft:
             inputs = build_inputs(self.settings(), KEY_ID)
-            summary = build(self.lake, draft, run_id="run", inputs=inputs)
+            choices = Choices.of(self.settings())
+            summary = build(self.lake, draft, run_id="run", choices=choices, inputs=inputs)
             with open_draft(draft) as connection:
                 results = check_build(connection)
             record_checks(draft, results)
@@ -83,6 +85,7 @@ def test_nothing_new_is_no_reason_to_build(published: Deployment) -> None:
         ({"deepxl_price_per_call": Decimal("0.50")}, "DEEPXL_PRICE_PER_CALL has changed"),
         ({"deepxl_currency": "CHF"}, "DEEPXL_CURRENCY has changed"),
         ({"kyc_clear_tags": "companyId"}, "KYC_CLEAR_TAGS has changed"),
+        ({"kyc_min_cell": 3}, "KYC_MIN_CELL has changed"),
         ({"kyc_warehouse_max_fact_rows": 1}, "KYC_WAREHOUSE_MAX_FACT_ROWS has changed"),
         ({"key_id": "ffffffff"}, "pseudonym_key has changed"),
     ],
@@ -135,6 +138,7 @@ def test_a_damaged_warehouse_is_a_reason(
     whole = published.warehouse
     copy = Path(shutil.copy2(whole, tmp_path / "kyc.duckdb"))
     copy.chmod(0o644)
+    shutil.copy2(restricted_path(whole), restricted_path(copy))
     inputs = build_inputs(published.settings(), KEY_ID)
     before = read_published(copy)
     assert before
@@ -142,6 +146,16 @@ def test_a_damaged_warehouse_is_a_reason(
     damage(copy)
     after = read_published(copy)
     assert after is None or after.differences(published.lake, inputs)
+
+
+@pytest.mark.parametrize("damage", [rewrite, truncate, Path.unlink])
+def test_a_damaged_restricted_file_is_a_reason(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    deployment = Deployment(tmp_path)
+    write_day(deployment.lake, DAY, PEOPLE)
+    deployment.publish()
+    assert deployment.differences() == []
+    damage(restricted_path(deployment.warehouse))
+    assert deployment.differences() == ["its restricted file is missing or of another build"]
 
 
 def decide(lake: Lake) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
@@ -26,7 +26,7 @@ from kyc_pipeline.deepxl.call_errors import (
     UnexpectedRedirect,
     WrongAddress,
 )
-from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
+from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest, _Call
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import (
     EMPTY_OBJECT_200,
@@ -34,11 +34,12 @@ from kyc_pipeline.deepxl.simulator.faults import (
     HTML_502,
     Fault,
     HalfBody,
-    Hangs,
     Resets,
     Responds,
     redirects,
 )
+from kyc_pipeline.document_folder import AcceptedDocument
+from tests.faults import NoResponseInTime, PatienceOfTests
 
 pytestmark = pytest.mark.anyio
 
@@ -101,7 +102,9 @@ async def test_what_a_verification_sends(
         "companyId": "COMP-001",
         "submissionId": "2024-09-03-0001",
     }
-    identity_file, selfie_file = (tmp_path / file.path for file in (request.id_file, request.selfie_file))
+    identity_file, selfie_file = (
+        tmp_path / cast("AcceptedDocument", file).path for file in (request.id_file, request.selfie_file)
+    )
     assert identity.removesuffix(b"\r\n") == identity_file.read_bytes()
     assert selfie.removesuffix(b"\r\n") == selfie_file.read_bytes()
     assert (response.http_status, response.verification_id, response.verified) == (200, 457, True)
@@ -135,11 +138,11 @@ BODIES = [
 ]
 MEANINGS: dict[int, type[DeepXLError]] = {
     **dict.fromkeys((300, 301, 302, 303, 304, 307, 308), UnexpectedRedirect),
-    **dict.fromkeys((400, 410, 413, 415, 418, 422, 451), Refused),
+    **dict.fromkeys((400, 406, 410, 413, 415, 418, 422, 431, 451), Refused),
     **dict.fromkeys((401, 402, 403), AccessDenied),
     **dict.fromkeys((404, 405), WrongAddress),
     **dict.fromkeys((408, 425, 429, 503), TurnedAway),
-    **dict.fromkeys((409, 500, 501, 502, 504, 520, 524), MaybeProcessed),
+    **dict.fromkeys((409, 423, 444, 460, 499, 500, 501, 502, 504, 520, 524, 529), MaybeProcessed),
 }
 
 
@@ -242,21 +245,20 @@ FAULTS: list[tuple[Fault, type[DeepXLError]]] = [
     (Resets(), MaybeProcessed),
     (Resets(record=True), MaybeProcessed),
     (HalfBody(), MaybeProcessed),
-    (Hangs(record=True), MaybeProcessed),
-    (Hangs(), MaybeProcessed),
+    (NoResponseInTime(record=True), MaybeProcessed),
+    (NoResponseInTime(), MaybeProcessed),
 ]
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize(("fault", "meaning"), FAULTS)
 async def test_a_lost_response_is_found_exactly_if_it_was_recorded(
     fault: Fault, meaning: type[DeepXLError], connect: Connect, make_request: MakeRequest
 ) -> None:
-    seconds = 0.5 if isinstance(fault, Hangs) else 30
     with running_simulator(faults={"s-1": [fault]}) as server:
-        async with connect(server.url, timeout_seconds=seconds) as client:
+        async with connect(server.url) as client:
             with pytest.raises(meaning):
                 await client.verify(make_request("s-1"))
-        async with connect(server.url) as client:
             found = await client.find("s-1")
         assert server.received == {"s-1": 1}
     assert [response.verification_id for response in found] == [
@@ -341,6 +343,46 @@ async def test_find_cannot_conclude(
             await client.find("s-1")
 
 
+EMPTY: dict[str, Any] = {"totalCount": 0, "count": 0, "data": []}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "page"),
+    [
+        (202, {}, EMPTY),
+        (206, {}, EMPTY),
+        (200, {"Age": "60"}, EMPTY),
+        (200, {}, EMPTY | {"count": 1}),
+        (200, {}, {"count": 0, "data": []}),
+    ],
+    ids=["202", "206", "from a cache", "another count", "no total"],
+)
+async def test_a_page_that_may_lack_records_does_not_show_that_there_is_none(
+    status: int, headers: dict[str, str], page: dict[str, Any], connect: Connect
+) -> None:
+    def view(_: web.Request) -> web.StreamResponse:
+        return web.json_response(page, status=status, headers=headers)
+
+    async with serving(view) as (url, _), connect(url) as client:
+        with pytest.raises(LookupFailed):
+            await client.find("s-1")
+
+
+async def test_each_look_up_has_a_connection_of_its_own_and_wants_no_cache(connect: Connect) -> None:
+    """An empty page on a kept connection may be a surplus response to an earlier look-up."""
+    peers = []
+
+    def view(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        peers.append(request.transport.get_extra_info("peername"))
+        assert request.headers["Cache-Control"] == "no-cache"
+        return web.json_response(EMPTY)
+
+    async with serving(view) as (url, _), connect(url) as client:
+        assert [await client.find("s-1") for _ in range(3)] == [[], [], []]
+    assert len(set(peers)) == 3
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -373,10 +415,11 @@ async def test_a_history_that_fails(status: int, connect: Connect) -> None:
             assert (caught.value.http_status, caught.value.retry_after) == (status, 3)
 
 
-@pytest.mark.parametrize("fault", [Hangs(), Resets(), HalfBody()])
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("fault", [NoResponseInTime(), Resets(), HalfBody()])
 async def test_a_history_that_does_not_respond(fault: Fault, connect: Connect) -> None:
     with running_simulator(lookup=fault) as server:
-        async with connect(server.url, timeout_seconds=0.5) as client:
+        async with connect(server.url) as client:
             with pytest.raises(LookupFailed):
                 await client.find("s-1")
 
@@ -423,13 +466,20 @@ async def test_an_access_check_that_fails(
 
 @pytest.mark.parametrize(
     "response",
-    [None, *(Responds(status, JSON, b"{}") for status in (200, 404, 422, 429, 500, 503)), HTML_502, Hangs()],
+    [
+        None,
+        *(Responds(status, JSON, b"{}") for status in (200, 404, 422, 429, 500, 503)),
+        HTML_502,
+        NoResponseInTime(),
+    ],
 )
-async def test_an_access_check_that_passes(response: Fault | None, connect: Connect) -> None:
+async def test_an_access_check_that_passes(
+    response: Fault | None, connect: Connect, patience: type[PatienceOfTests]
+) -> None:
     with running_simulator(lookup=response) as server:
-        seconds = 0.3 if isinstance(response, Hangs) else 30
-        async with connect(server.url, timeout_seconds=seconds) as client:
+        async with connect(server.url, timeout_seconds=12.5) as client:
             await client.check_access()
+    assert patience.seconds == [12.5]
 
 
 async def test_many_calls_at_once(connect: Connect, make_request: MakeRequest) -> None:
@@ -474,3 +524,23 @@ async def test_an_access_check_returns_whether_the_history_responded(
 ) -> None:
     async with serving(view) as (url, _), connect(url) as client:
         assert await client.check_access() is is_history
+
+
+async def test_other_calls_go_on_while_a_large_body_is_parsed() -> None:
+    members = ",".join(f'"landmarks{number}":[[1,2],[3,4]]' for number in range(5_000))
+    body = f'{{"result":{{"verificationId":1,"verified":true,{members}}}}}'.encode()
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(take_turns())
+    await asyncio.sleep(0)
+    before = turns
+    with _Call() as call:
+        assert (await call.parse(200, body)).verification_id == 1
+    assert turns > before
+    others.cancel()

@@ -18,6 +18,7 @@ from kyc_pipeline.deepxl.call_errors import (
     MaybeProcessed,
     NotProcessed,
     Refused,
+    Sent,
     TurnedAway,
     UnexpectedRedirect,
     WrongAddress,
@@ -32,7 +33,7 @@ NOW = datetime(2024, 9, 3, 12, 0, 0, tzinfo=UTC)
 ACCESS = {401, 402, 403}
 ADDRESS = {404, 405}
 TURNED_AWAY = {408, 425, 429, 503}
-CONFLICT = 409
+REFUSED = {400, 406, 410, 411, 413, 414, 415, 417, 418, 422, 431, 451}
 
 
 def expected(status: int) -> type[DeepXLError]:
@@ -42,9 +43,9 @@ def expected(status: int) -> type[DeepXLError]:
         return WrongAddress
     if status in TURNED_AWAY:
         return TurnedAway
-    if status == CONFLICT:
-        return MaybeProcessed
-    return {3: UnexpectedRedirect, 4: Refused}.get(status // 100, MaybeProcessed)
+    if status in REFUSED:
+        return Refused
+    return UnexpectedRedirect if status // 100 == 3 else MaybeProcessed
 
 
 @pytest.mark.parametrize("status", range(300, 600))
@@ -54,6 +55,36 @@ def test_every_status_has_its_meaning(status: int) -> None:
     assert type(error) is expected(status)
     assert error.http_status == status
     assert f"submission s-1: DeepXL responded with {status}" in str(error)
+
+
+@pytest.mark.parametrize("status", [100, 199, 600, 999])
+def test_a_status_that_http_does_not_know_proves_nothing(status: int) -> None:
+    assert error_class(status) is MaybeProcessed
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (307, "307 Temporary Redirect (check DEEPXL_BASE_URL: a redirect is never followed)"),
+        (401, "401 Unauthorized (check DEEPXL_API_TOKEN and DEEPXL_AUTH_SCHEME)"),
+        (404, "404 Not Found (check DEEPXL_BASE_URL)"),
+        (413, "413 Request Entity Too Large (the documents are too large)"),
+        (422, "422 Unprocessable Entity"),
+        (499, "499"),
+    ],
+)
+def test_a_message_says_what_to_do(status: int, message: str) -> None:
+    assert str(status_error("s-1", status, "", None)) == f"s-1: DeepXL responded with {message}"
+    located = status_error("s-1", status, '{"detail":[{"loc":["body"]}]}', None)
+    assert " at body" in str(located)
+
+
+def test_an_error_keeps_what_the_response_said() -> None:
+    error = status_error("s-1", 429, "busy", 7.0)
+    assert (error.http_status, error.body, error.retry_after) == (429, "busy", 7.0)
+    assert (error.sent, error.requested_at, error.latency_ms) == (Sent.WHOLE, None, None)
+    broken = ContractBroken("odd", text="{}", http_status=200)
+    assert (str(broken), broken.text, broken.body, broken.http_status) == ("odd", "{}", "{}", 200)
 
 
 def test_only_what_fails_every_call_stops_the_run() -> None:
@@ -86,6 +117,22 @@ def test_only_what_fails_every_call_stops_the_run() -> None:
         (
             '{"detail":[{"loc":["body","tags","Jane Doe"],"msg":"x"},{"loc":["body","selfieFile",0]}]}',
             " at body.tags.?, body.selfieFile.?",
+        ),
+        ('{"detail":[{"loc":["body","tags","?","?","idFile"]}]}', " at body.tags.?.?"),
+        (
+            '{"detail":[{"loc":"body"},{"loc":[]},{"loc":null},{"msg":"x"},"body",{"loc":["query"]}]}',
+            " at query",
+        ),
+        (
+            json.dumps(
+                {
+                    "detail": [
+                        {"loc": [name]}
+                        for name in ("limit", "offset", "limit", "form", "path", "tags", "query")
+                    ]
+                }
+            ),
+            " at limit, offset, form, path, tags",
         ),
         ('{"detail":"Jane Doe is unknown"}', ""),
         ('{"statusCode":422,"error":"Jane Doe","message":"customerName Jane Doe invalid"}', ""),

@@ -28,6 +28,7 @@ from kyc_pipeline.deepxl.call_errors import (
     MaybeProcessed,
     NotProcessed,
     Refused,
+    Sent,
     UnexpectedRedirect,
     WrongAddress,
 )
@@ -36,6 +37,7 @@ from kyc_pipeline.deepxl.contract import receive, redact
 from kyc_pipeline.deepxl.jsontext import DEEP_MARKER, MAX_DEPTH
 from kyc_pipeline.document_folder import AcceptedDocument
 from kyc_pipeline.errors import KycError
+from tests.faults import PatienceOfTests
 
 pytestmark = pytest.mark.anyio
 
@@ -115,7 +117,7 @@ async def test_a_refused_connection(connect: Connect, make_request: MakeRequest)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         error = await failure(connect(f"http://127.0.0.1:{unused.getsockname()[1]}"), make_request())
-    assert type(error) is NotProcessed
+    assert (type(error), error.sent) == (NotProcessed, Sent.NOTHING)
     assert error.http_status is None
 
 
@@ -162,14 +164,16 @@ async def test_an_objection_before_the_last_byte(connect: Connect, make_request:
     assert 500_000 < sent < length
 
 
-async def test_an_upload_that_stalls(connect: Connect, make_request: MakeRequest) -> None:
+async def test_an_upload_that_stalls(
+    connect: Connect, make_request: MakeRequest, patience: type[PatienceOfTests]
+) -> None:
     async def handler(reader: Reader, writer: Writer) -> None:
         await read_head(reader)
+        patience.time_is_up()
         await asyncio.Event().wait()
 
     async with serving(handler) as url:
-        # Long enough to read the documents on a busy machine.
-        error = await failure(connect(url, timeout_seconds=2), make_request(size=LARGE))
+        error = await failure(connect(url), make_request(size=LARGE))
     assert type(error) is NotProcessed
 
 
@@ -209,16 +213,19 @@ async def not_gzip(reader: Reader, writer: Writer) -> None:
 
 async def silence(reader: Reader, writer: Writer) -> None:
     await read_request(reader)
+    PatienceOfTests.time_is_up()
     await asyncio.Event().wait()
 
 
 async def trickle(reader: Reader, writer: Writer) -> None:
     await read_request(reader)
     writer.write(response(b"", 10_000))
-    while not writer.is_closing():
+    for _ in range(9):
         writer.write(b" ")
         await writer.drain()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+    PatienceOfTests.time_is_up()
+    await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +243,7 @@ async def trickle(reader: Reader, writer: Writer) -> None:
     ],
 )
 async def test_a_response_lost_after_sending(
-    handler: Handler, connect: Connect, make_request: MakeRequest
+    handler: Handler, connect: Connect, make_request: MakeRequest, patience: type[PatienceOfTests]
 ) -> None:
     requests = 0
 
@@ -245,15 +252,15 @@ async def test_a_response_lost_after_sending(
         requests += 1
         await handler(reader, writer)
 
-    seconds = 0.5 if handler in (silence, trickle) else 30
     async with serving(counted) as url:
-        error = await failure(connect(url, timeout_seconds=seconds), make_request())
+        error = await failure(connect(url), make_request())
     assert type(error) is MaybeProcessed
     assert requests == 1
+    assert patience.restarts == 2, "when the documents are read and at the body's end: no response does it"
 
 
 async def test_waiting_for_a_free_connection_sends_nothing(
-    connect: Connect, make_request: MakeRequest
+    connect: Connect, make_request: MakeRequest, patience: type[PatienceOfTests]
 ) -> None:
     requests = 0
 
@@ -261,9 +268,12 @@ async def test_waiting_for_a_free_connection_sends_nothing(
         nonlocal requests
         await read_request(reader)
         requests += 1
+        while patience.restarts < 3:  # noqa: ASYNC110 (until both have read their documents and one is sent)
+            await asyncio.sleep(0)
+        patience.time_is_up()
         await asyncio.Event().wait()
 
-    async with serving(handler) as url, connect(url, max_connections=1, timeout_seconds=0.5) as client:
+    async with serving(handler) as url, connect(url, max_connections=1) as client:
         outcomes = await asyncio.gather(
             client.verify(make_request("s-1")), client.verify(make_request("s-2")), return_exceptions=True
         )
@@ -355,7 +365,7 @@ async def test_a_response_before_the_end_of_the_body(
         closed.set()
     error = caught.value
     assert type(error) is meaning
-    assert error.is_whole is (status == 200)
+    assert error.sent is (Sent.WHOLE if status == 200 else Sent.PART)
     assert (error.http_status, error.retry_after) == (status, None if status == 200 else 7)
     assert '"verificationId": 457' in (error.body or "")
 
@@ -388,7 +398,7 @@ async def test_the_body_ends_while_an_early_refusal_is_read(
             await client.verify(make_request(size=LARGE))
     assert connections == 2
     assert type(caught.value) is meaning
-    assert caught.value.is_whole
+    assert caught.value.sent is Sent.WHOLE
 
 
 @pytest.mark.parametrize("when", ["already read", "not read yet"])
@@ -655,7 +665,7 @@ async def test_a_document_that_vanished(
     (tmp_path / getattr(request, missing).path).unlink()
     async with serving(handler) as url:
         error = await failure(connect(url), request)
-    assert type(error) is DocumentUnavailable
+    assert (type(error), error.sent) == (DocumentUnavailable, Sent.NOTHING)
     assert requests == 0
 
 
@@ -671,7 +681,7 @@ async def test_a_document_that_changes_its_size_while_it_is_sent(
     async def handler(reader: Reader, writer: Writer) -> None:
         nonlocal announced
         _, announced = await read_head(reader)
-        with (tmp_path / request.selfie_file.path).open("r+b") as selfie:
+        with (tmp_path / accepted(request.selfie_file).path).open("r+b") as selfie:
             selfie.truncate(LARGE + change)
         try:
             while chunk := await reader.read(1 << 20):
@@ -719,12 +729,13 @@ async def test_a_document_that_was_replaced_does_not_leave_at_all(
         connections += 1
 
     request = make_request(size=size)
-    replace(tmp_path / request.selfie_file.path)
+    replace(tmp_path / accepted(request.selfie_file).path)
     async with serving(handler) as url:
         error = await failure(connect(url), request)
     assert type(error) is DocumentUnavailable
     assert "selfieFile: the " in str(error)
     assert connections == 0
+    assert error.sent is Sent.NOTHING
 
 
 async def test_a_document_that_changes_while_it_is_sent_has_no_end(
@@ -736,7 +747,7 @@ async def test_a_document_that_changes_while_it_is_sent_has_no_end(
 
     async def handler(reader: Reader, writer: Writer) -> None:
         await read_head(reader)
-        same_size(tmp_path / request.selfie_file.path)
+        same_size(tmp_path / accepted(request.selfie_file).path)
         try:
             while chunk := await reader.read(1 << 20):
                 received.extend(chunk)
@@ -748,6 +759,8 @@ async def test_a_document_that_changes_while_it_is_sent_has_no_end(
         await ended.wait()
     assert type(error) is DocumentUnavailable
     assert "selfieFile: the file has changed" in str(error)
+    assert received
+    assert error.sent is Sent.PART
     assert not received.endswith(b"--\r\n")
 
 
@@ -758,14 +771,21 @@ class OnSlowDisk(AcceptedDocument):
     ready: threading.Event = field(default_factory=threading.Event)
 
     def _opened(self) -> io.BufferedReader:
-        assert self.ready.wait(30)
+        self.ready.wait()
         return AcceptedDocument._opened(self)
+
+
+def accepted(document: object) -> AcceptedDocument:
+    """The document, as `make_request` made it."""
+    assert isinstance(document, AcceptedDocument)
+    return document
 
 
 def slowly(document: AcceptedDocument) -> OnSlowDisk:
     return OnSlowDisk(*(getattr(document, name) for name in AcceptedDocument.__slots__))
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("size", [20_000, LARGE])
 async def test_a_slow_disk_does_not_hold_up_the_others(
     size: int, connect: Connect, make_request: MakeRequest
@@ -776,12 +796,14 @@ async def test_a_slow_disk_does_not_hold_up_the_others(
             writer.write(response())
 
     slow = make_request("slow", size=size)
-    slow.id_file = document = slowly(slow.id_file)
+    slow.id_file = document = slowly(accepted(slow.id_file))
     async with serving(handler) as url, connect(url) as client:
         waiting = asyncio.create_task(client.verify(slow))
-        await client.verify(make_request("another"))
-        assert not waiting.done()
-        document.ready.set()
+        try:
+            await client.verify(make_request("another"))
+            assert not waiting.done()
+        finally:
+            document.ready.set()
         await waiting
 
 
@@ -790,7 +812,7 @@ async def test_a_disk_that_does_not_respond_in_time(connect: Connect, make_reque
         raise AssertionError("nothing is sent")
 
     request = make_request()
-    request.id_file = document = slowly(request.id_file)
+    request.id_file = document = slowly(accepted(request.id_file))
     async with serving(handler) as url:
         error = await failure(connect(url, timeout_seconds=0.1), request)
     document.ready.set()

@@ -100,8 +100,8 @@ class Deployment:
             flatten_partition(self.lake, date, Pseudonymizer(self.key), self.settings.kyc_clear_tags)
         return calls
 
-    def find(self, name: str, value: str) -> Findings:
-        return find(self.stores, name, value)
+    def find(self, name: str, value: str, *, with_responses: bool = False) -> Findings:
+        return find(self.stores, name, value, with_responses=with_responses)
 
     def erase(
         self,

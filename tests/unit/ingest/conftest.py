@@ -10,11 +10,14 @@ import pytest
 from PIL import Image
 
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
+from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import ErasedSubjects
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
 DAY = "2024-09-01"
+DEFAULTS = LandingOptions()
 
 
 def image(image_format: str = "JPEG", size: tuple[int, int] = (64, 48), colour: str = "teal") -> bytes:
@@ -24,6 +27,17 @@ def image(image_format: str = "JPEG", size: tuple[int, int] = (64, 48), colour: 
     picture.paste("white", (4, 4, 20, 20))
     picture.save(target, image_format)
     return target.getvalue()
+
+
+class NoDocuments(ErasedSubjects):
+    """People who are recognised by a function of their tags, and by no document."""
+
+    def __init__(self, recognise: Callable[[Mapping[str, str]], bool]) -> None:
+        super().__init__([], Pseudonymizer("k" * 32))
+        self._recognise = recognise
+
+    def __call__(self, tags: Mapping[str, str]) -> bool:
+        return self._recognise(tags)
 
 
 class Zone:
@@ -57,8 +71,17 @@ class Zone:
             name, csv_text(header, [[{**GOOD, **row}.get(k, "") for k in header] for row in rows]), day
         )
 
-    def ingest(self, day: str = DAY, erased: ErasedSubjects | None = None) -> IngestSummary:
-        summary = ingest_partition(landing=self.landing, lake=self.lake, date=day, erased=erased)
+    def ingest(
+        self,
+        day: str = DAY,
+        erased: Callable[[Mapping[str, str]], bool] | None = None,
+        options: LandingOptions = DEFAULTS,
+    ) -> IngestSummary:
+        if erased is not None and not isinstance(erased, ErasedSubjects):
+            erased = NoDocuments(erased)
+        summary = ingest_partition(
+            landing=self.landing, lake=self.lake, date=day, erased=erased, options=options
+        )
         # In every test: no row is ever lost.
         assert summary.received == summary.accepted_rows + sum(summary.rejected.values())
         assert len(self.accepted(day)) == summary.accepted

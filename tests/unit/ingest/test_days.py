@@ -10,7 +10,7 @@ import pytest
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.manifests import (
-    ignored_count,
+    ignored_files,
     is_ingested,
     manifest_dates,
     manifest_identity,
@@ -19,6 +19,7 @@ from kyc_pipeline.ingest.manifests import (
     stray_folders,
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.vocabulary import Reason
 
 DAY = "2024-09-01"
 
@@ -77,6 +78,23 @@ def test_a_landing_zone_that_became_empty_is_not_an_empty_day(zone: Any, emptied
         require_landing(zone.landing, zone.lake)
 
 
+@pytest.mark.parametrize("mount_point", [True, False])
+def test_documents_that_are_not_mounted_are_not_missing_files(zone: Any, mount_point: bool) -> None:
+    zone.rows({}, {"submission_id": "A2"})
+    zone.ingest()
+    before = zone.files()
+    zone.rows({}, {"submission_id": "A2"}, {"submission_id": "A3"})
+    documents = zone.landing / "documents"
+    documents.rename(documents.with_name("unmounted"))
+    if mount_point:
+        documents.mkdir()
+    with pytest.raises(UsageError, match=r"^KYC_LANDING: /.*/documents is (empty|not a folder): mount its"):
+        zone.ingest()
+    assert zone.files() == before
+    zone.document("removed-on-purpose", b"")
+    assert zone.ingest().rejected == {Reason.FILE_NOT_FOUND: 3}
+
+
 def test_days_without_rows_are_no_sign_of_an_unmounted_landing_zone(zone: Any) -> None:
     zone.ingest()
     assert zone.ingest().manifests == 0
@@ -113,13 +131,13 @@ def test_other_files_are_counted_and_only_the_ingest_fails_if_the_day_cannot_be_
     zone.manifest("notes.txt", b"")
     (zone.landing / "manifests" / DAY / "more").mkdir()
     zone.rows({})
-    assert ignored_count(zone.landing, DAY) == 2
+    assert len(ignored_files(zone.landing, DAY)) == 2
 
     def refuse(path: Path) -> None:
         raise PermissionError(13, "refused")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    assert ignored_count(zone.landing, DAY) == 0
+    assert ignored_files(zone.landing, DAY) == []
     with pytest.raises(KycError, match=f"manifests/{DAY}: cannot be listed"):
         zone.ingest()
 

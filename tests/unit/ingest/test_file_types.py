@@ -1,5 +1,7 @@
 """Types of documents as devices and tools write them, and images made to keep a decoder busy."""
 
+import dataclasses
+import hashlib
 import io
 import struct
 import zlib
@@ -8,8 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageCms
 
-from kyc_pipeline.ingest.documents import Document, Documents
+from kyc_pipeline.document_folder import DocumentFolder
+from kyc_pipeline.ingest import documents as module
+from kyc_pipeline.ingest.documents import Document, Documents, Role
+from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.media_types import media_type
+from kyc_pipeline.vocabulary import DocumentType, Reason
 
 
 def box(kind: bytes, content: bytes = b"") -> bytes:
@@ -32,6 +38,9 @@ TYPES = [
     ("a box of another kind", box(b"free") + box(b"abcd"), None),
     ("unknown brands", brands(b"abcd", b"efgh"), None),
     ("HEIC", brands(b"heic", b"mif1", b"heic"), "image/heic"),
+    ("HEIC whose codec is a compatible brand", brands(b"mif1", b"mif1", b"heic"), "image/heic"),
+    ("AVIF whose codec is a compatible brand", brands(b"mif1", b"miaf", b"avif"), "image/avif"),
+    ("a still image of an unknown codec", brands(b"mif1", b"mif1", b"mp42"), None),
     ("AVIF", brands(b"avif", b"mif1"), "image/avif"),
     ("sound", brands(b"M4A ", b"isom", b"mp42"), "audio/mp4"),
     ("3GP", brands(b"3gp4", b"isom"), "video/3gpp"),
@@ -48,6 +57,27 @@ TYPES = [
 )
 def test_the_type_is_in_the_content(content: bytes, expected: str | None) -> None:
     assert media_type(content) == expected
+
+
+HEIC = brands(b"heic", b"mif1", b"heic")
+
+
+def test_heic_is_sent_only_if_deepxl_takes_it(zone: Any) -> None:
+    zone.document("iphone.heic", HEIC)
+    zone.document("clip.mp4", brands(b"mp42"))
+    zone.rows(
+        {"selfie_file": "iphone.heic"},
+        {"submission_id": "A2", "id_file": "clip.mp4"},
+        {"submission_id": "A3", "id_file": "iphone.heic"},
+    )
+    zone.ingest()
+    heic = "the content is image/heic, which is not among DEEPXL_DOCUMENT_TYPES"
+    video = "id_file: the content is video/mp4, which is not accepted"
+    assert [row["detail"] for row in zone.rejected()] == [f"selfie_file: {heic}", video, f"id_file: {heic}"]
+    zone.ingest(options=LandingOptions(document_types={*DocumentType}))
+    assert zone.ids() == ["A1", "A3"]
+    assert [row["detail"] for row in zone.rejected()] == [video]
+    assert zone.accepted()[0]["selfie_content_type"] == "image/heic"
 
 
 def jpeg(**options: Any) -> bytes:
@@ -72,10 +102,57 @@ def chunk(kind: bytes, content: bytes = b"") -> bytes:
 def examine(zone: Any) -> Any:
     def examine(content: bytes) -> Document:
         zone.document("document", content)
-        with Documents(zone.landing / "documents") as documents:
+        with Documents(DocumentFolder(zone.landing / "documents")) as documents:
             return documents.examine(["document"])["document"]
 
     return examine
+
+
+@pytest.mark.parametrize(
+    ("role", "content", "problem"),
+    [
+        (Role.ID, b"%PDF-1.7\n", None),
+        (Role.SELFIE, b"%PDF-1.7\n", "selfie_file: the content is application/pdf, which is not accepted"),
+        (Role.SELFIE, b"only text", "selfie_file: the content is an unknown type, which is not accepted"),
+        (Role.SELFIE, b"", "selfie_file: the file has no content"),
+    ],
+)
+def test_what_a_role_does_not_accept_is_named(
+    examine: Any, role: Role, content: bytes, problem: str | None
+) -> None:
+    found = examine(content).problem_as(role, "selfie_file")
+    assert (found and found[1]) == problem
+
+
+def test_a_document_is_described_whole(examine: Any) -> None:
+    pdf = b"%PDF-1.7\n" + bytes(100_000)
+    assert examine(b"") == Document(size=0, problem=Reason.FILE_EMPTY, detail="the file has no content")
+    assert examine(pdf) == Document(hashlib.sha256(pdf).hexdigest(), len(pdf), "application/pdf")
+    cut = jpeg()[:-500]
+    described = Document(hashlib.sha256(cut).hexdigest(), len(cut), "image/jpeg", Reason.UNREADABLE_IMAGE)
+    assert dataclasses.replace(examine(cut), detail=None) == described
+
+
+def test_a_file_that_is_too_large_is_not_read(zone: Any) -> None:
+    with zone.document("document", b"%PDF-1.7\n").open("rb+") as file:
+        file.truncate(50_000_001)
+    with Documents(DocumentFolder(zone.landing / "documents")) as documents:
+        found = documents.examine(["document"])["document"]
+    detail = "the file has 50000001 bytes, more than 50000000"
+    assert found == Document(size=50_000_001, problem=Reason.FILE_TOO_LARGE, detail=detail)
+
+
+def test_the_results_of_the_newest_files_are_kept(zone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHE_SIZE", 2)
+    for name in "abc":
+        zone.document(name, b"%PDF-1.7\n")
+    with Documents(DocumentFolder(zone.landing / "documents")) as documents:
+        for name in "abc":
+            documents.examine([name])
+        for name in "abc":
+            zone.document(name, b"%PDF-1.7\nand more")
+        found = documents.examine("abc")
+    assert {name: document.size for name, document in found.items()} == {"a": 17, "b": 9, "c": 9}
 
 
 MEGABYTES = bytes(3_000_000)

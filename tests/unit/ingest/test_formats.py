@@ -20,6 +20,7 @@ import pytest
 from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
+from kyc_pipeline.ingest.options import LandingOptions
 
 DAY = "2024-09-01"
 HEADER = "submission_id,id_file,selfie_file,tags\n"
@@ -66,6 +67,62 @@ def test_csv_variants(zone: Any, name: str, content: Callable[[], bytes]) -> Non
     assert seen(zone) == EXPECTED
     assert zone.rejected() == []
     assert [row["manifest_row"] for row in zone.accepted()] == [1, 2]
+
+
+ANSI = HEADER + 'A1,id.jpg,selfie.png,"{""k"":""Müller – Łódź""}"\n'
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(("end", "lines"), [("\n", 40_000), ("\r", 3)])
+def test_csv_in_a_code_page_is_read_only_if_it_is_set(zone: Any, pack: Any, end: str, lines: int) -> None:
+    # The letters come after the first block.
+    text = (HEADER + ANSI.removeprefix(HEADER).replace("Łódź", "€")).replace("\n", end)
+    filler = "".join(f"B{n},lost.jpg,selfie.png,{end}" for n in range(lines))
+    content = (text[: len(HEADER)] + filler + text[len(HEADER) :]).encode("cp1252")
+    zone.manifest("a.csv", pack(content))
+    with pytest.raises(
+        KycError, match=rf"\(line {lines + 2}\): save it as UTF-8 .*, or set KYC_CSV_ENCODING$"
+    ):
+        zone.ingest()
+    zone.ingest(options=LandingOptions(csv_encoding="windows-1252"))
+    assert seen(zone) == [("A1", [("k", "Müller – €")])]
+    rows = list(LandingZone(zone.landing, "windows-1252").rows())
+    assert rows[-1].readings == [{"k": "Müller – €", "submissionId": "A1"}]
+
+
+def test_a_csv_that_is_not_in_the_code_page_of_the_setting_is_refused_by_its_name(zone: Any) -> None:
+    zone.manifest("a.csv", ANSI.encode("cp1250").replace(b"M", b"\x81"))
+    with pytest.raises(KycError) as caught:
+        zone.ingest(options=LandingOptions(csv_encoding="windows-1252"))
+    assert str(caught.value).endswith(
+        "a.csv: is not windows-1252 text (line 2): correct KYC_CSV_ENCODING, or save the file as UTF-8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (ANSI.encode(), "Müller – Łódź"),
+        (ANSI.encode("utf-8-sig"), "Müller – Łódź"),
+        (ANSI.encode("utf-16"), "Müller – Łódź"),
+    ],
+    ids=["UTF-8", "with a mark", "UTF-16"],
+)
+def test_the_setting_changes_no_file_that_is_unicode(zone: Any, content: bytes, expected: str) -> None:
+    zone.manifest("a.csv", content)
+    zone.ingest(options=LandingOptions(csv_encoding="windows-1252"))
+    assert seen(zone) == [("A1", [("k", expected)])]
+
+
+def test_a_csv_in_two_encodings_is_refused(zone: Any) -> None:
+    zone.manifest("a.csv", ANSI.encode("cp1250") + b"\r\n" + ANSI.encode())
+    zone.manifest("b.jsonl", b'{"a":"\xfc"}')
+    options = LandingOptions(csv_encoding="windows-1252")
+    with pytest.raises(KycError, match=r"a\.csv: is UTF-8 in line 5, but not in line 2: save it as UTF-8$"):
+        zone.ingest(options=options)
+    zone.manifest("a.csv", ANSI.encode())
+    with pytest.raises(KycError, match=r"b\.jsonl: is not utf-8 text \(line 1\): save it as UTF-8$"):
+        zone.ingest(options=options)
 
 
 def test_csv_quoted_line_breaks_count_as_one_row(zone: Any) -> None:
@@ -118,7 +175,7 @@ def test_csv_empty_cells_at_the_end_and_empty_rows(zone: Any) -> None:
     header = "submission_id,id_file,selfie_file"
     zone.manifest("a.csv", f"{header},,\nA1,id.jpg,selfie.png\nA2,id.jpg,selfie.png,,,,\n,,,,\n,,,,,,,\n,\n")
     zone.manifest(
-        "b.csv", f"sep=,\r\n{header}\r\nB1,id.jpg,selfie.png,\r\nB2,id.jpg,selfie.png,,x\r\n,,,\r\n"
+        "b.csv", f"sep=,,,,,\r\n{header}\r\nB1,id.jpg,selfie.png,\r\nB2,id.jpg,selfie.png,,x\r\n,,,\r\n"
     )
     assert zone.ingest().ignored_columns == {}
     assert zone.ids() == ["A1", "A2", "B1"]
@@ -126,6 +183,14 @@ def test_csv_empty_cells_at_the_end_and_empty_rows(zone: Any) -> None:
         (None, "expected 5 fields, found 2"),
         ("B2", "expected 3 fields, found 5"),
     ]
+
+
+def test_csv_quotes_that_cannot_be_misread(zone: Any) -> None:
+    cells = ['5" x 6"', '"a\\"', '"a\\""b"', '"a""b, ""c"""', '"a, ""b""\nc"', 'a"b"c', '""""', '"""a"""']
+    rows = "".join(f"A{n},id.jpg,selfie.png,,{cell}\n" for n, cell in enumerate(cells))
+    path = zone.manifest("a.csv", HEADER.replace("\n", ",tag.k\n") + rows)
+    values = [value for chunk in read_manifest(path, Counter()) for value in chunk["tag.k"].to_pylist()]
+    assert values == ['5" x 6"', "a\\", 'a\\"b', 'a"b, "c"', 'a, "b"\nc', 'a"b"c', '"', '"a"']
 
 
 def test_csv_rows_that_all_have_one_field_too_many_need_no_more_memory(zone: Any) -> None:
@@ -185,6 +250,7 @@ def test_jsonl_values_that_json_does_not_have_matter_only_where_they_are_used(zo
         f'{{"submission_id":"A5",{GOOD},"\\ud83d":1}}',
         f'{{"submission_id":"A6",{GOOD},"score":NaN,"submission_id":"A7"}}',
         f'{{"submission_id":"A8",{GOOD},"score":NaN,"tags":{{"k":"v","k":"w"}}}}',
+        f'{{"submission_id":"A9",{GOOD},"tag.k":"a\\u0000"}}',
     ]
     zone.manifest("a.jsonl", "\n".join(lines))
     assert zone.ingest().ignored_columns == {"note": 1, "score": 3}
@@ -195,7 +261,26 @@ def test_jsonl_values_that_json_does_not_have_matter_only_where_they_are_used(zo
         (5, "malformed_row"),
         (6, "malformed_row"),
         (7, "invalid_tags"),
+        (8, "invalid_tags"),
     ]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_header_without_rows(zone: Any, end: str) -> None:
+    zone.manifest("a.csv", HEADER.strip() + end)
+    assert zone.ingest().received == 0
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_parquet_in_delta_encodings(zone: Any, encoding: str) -> None:
+    names = ("submission_id", "id_file", "selfie_file", "tag.k")
+    table = pa.table(
+        dict(zip(names, [["A1", "A2"], ["id.jpg"] * 2, ["selfie.png"] * 2, ["v", "w"]], strict=True))
+    )
+    path = zone.manifest("a.parquet", b"")
+    pq.write_table(table, path, use_dictionary=False, column_encoding=dict.fromkeys(names, encoding))
+    zone.ingest()
+    assert seen(zone) == [("A1", [("k", "v")]), ("A2", [("k", "w")])]
 
 
 ELEMENT = f'{{"submission_id":"A1",{GOOD}}}'
@@ -219,6 +304,23 @@ def test_a_json_array_is_refused_as_a_whole(zone: Any, text: str) -> None:
         zone.ingest()
 
 
+def test_a_json_object_over_several_lines_is_refused_as_a_whole(zone: Any) -> None:
+    zone.manifest("a.json", json.dumps(json.loads(ELEMENT), indent=2))
+    with pytest.raises(KycError, match=r"a\.json: is a JSON object over several lines: write one object per"):
+        zone.ingest()
+    zone.manifest("a.json", "{\n" + ELEMENT)  # one damaged row
+    zone.ingest()
+    assert (zone.ids(), zone.reasons()) == (["A1"], [(1, "malformed_row")])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "A.NDJSON", "a.ndjson.gz", "a.json.gz"])
+def test_json_lines_by_any_name(zone: Any, name: str) -> None:
+    content = ELEMENT.encode()
+    zone.manifest(name, gzip.compress(content) if name.endswith(".gz") else content)
+    zone.ingest()
+    assert zone.ids() == ["A1"]
+
+
 def test_a_comma_after_a_later_line_rejects_only_that_line(zone: Any) -> None:
     zone.manifest("a.jsonl", f"{ELEMENT}\n{ELEMENT},\n")
     zone.ingest()
@@ -232,7 +334,7 @@ def test_files_that_were_joined_with_their_byte_order_marks(zone: Any, name: str
     rows = [HEADER + "A1,id.jpg,selfie.png,\n", "A2,id.jpg,selfie.png,\n"]
     if name == "a.jsonl":
         rows = [f"{ELEMENT}\n", f"{ELEMENT}\n".replace("A1", "A2")]
-    zone.manifest(name, "".join(f"\ufeff{text}" for text in rows).encode(encoding))
+    zone.manifest(name, "".join(f"\ufeff{text}" for text in ["\ufeff", *rows]).encode(encoding))
     zone.ingest()
     assert zone.ids() == ["A1", "A2"]
 
@@ -423,7 +525,7 @@ def test_parquet_values_have_the_same_text_in_every_place(zone: Any, values: Any
     pq.write_table(table, column)
     if text is REFUSED:
         with pytest.raises(
-            KycError, match=r"column\.parquet: has the column tag\.k of type .*: it must be text"
+            KycError, match=r"column\.parquet: has the column tag\.… of type .*: it must be text"
         ):
             zone.ingest()
         pq.write_table(table.slice(1), column)
@@ -458,14 +560,14 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
         "wrong columns",
         "a.csv",
         b"a,tag.b,c d\n1,2,3\n",
-        "has no column submission_id, id_file, selfie_file: .*; it names a, tag.b, c d$",
+        "has no column submission_id, id_file, selfie_file: .*; it names no field and 3 others$",
     ),
-    ("many wrong columns", "a.csv", b"a" + b",x" * 29 + b"\n", "it names a(, x){19} and 10 more$"),
+    ("many wrong columns", "a.csv", b"a" + b",x" * 29 + b"\n", "it names no field and 30 others$"),
     (
         "no header but data",
         "a.csv",
         b"A1,id.jpg,Anna\n",
-        "has no column .*; its 3 values look like data, not like names$",
+        "has no column .*; it names no field and 3 others$",
     ),
     ("one column missing", "a.csv", b"submission_id,id_file\nA1,id.jpg\n", "has no column selfie_file"),
     (
@@ -514,13 +616,44 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
         (HEADER + 'A1,i.jpg,"s.jpg,\nA2,i.jpg",s.jpg,\n').encode(),
         r"whole rows in it \(row 1\)",
     ),
+    (
+        "quotes escaped with a backslash",
+        "a.csv",
+        ("sep=,\n" + HEADER + 'A1,id.jpg,selfie.png,\nA2,id.jpg,selfie.png,"{\\"k\\":\\"v\\"}"\n').encode(),
+        r"text after a closing quote \(line 4\): double each quote in a cell; a backslash does not",
+    ),
+    (
+        "text after a quoted cell, after many lines",
+        "a.csv",
+        (HEADER.replace(",", ";") + "A1;id.jpg;selfie.png;\n" * 70_000 + 'A2;"a" b;"c" d;\n').encode(),
+        r"text after a closing quote \(line 70002\)",
+    ),
+    (
+        "a text dump",
+        "a.tsv",
+        b"submission_id\tid_file\tselfie_file\ttag.k\nA1\ti.jpg\ts.jpg\tv\nA2\ti.jpg\ts.jpg\t\\N\n",
+        r"has \\N for an absent value \(row 2\)",
+    ),
     ("open quote and many rows", "a.csv", (HEADER + 'A,"' + "x,y,z,\n" * 1_500_000).encode(), "more than"),
+    (
+        "a zip",
+        "a.csv",
+        b"PK\3\4\x14\0\0\0" + CSV.encode(),
+        r"is a \.zip file by its content: unpack it or correct",
+    ),
+    ("gzip twice", "a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), r"is a \.gz file by its content"),
     ("no gzip", "a.csv.gz", b"\x1f\x8bnonsense", "damaged .gz"),
     ("cut gzip", "a.csv.gz", gzip.compress(CSV.encode())[:-12], "damaged .gz"),
     ("damaged gzip", "a.csv.gz", gzip.compress(CSV.encode())[:-8] + bytes(8), "damaged .gz"),
     ("Latin-1 lines", "a.jsonl", b'{}\n{}\n{"a":"\xfc"}\n', r"is not utf-8 text \(line 3\)"),
     ("a line without end", "a.jsonl", b"x" * 9_000_000, "more than"),
     ("no Parquet", "a.parquet", b"PAR1", "is not a readable Parquet file"),
+    (
+        "a damaged footer",
+        "a.parquet",
+        parquet(submission_id=["A1"])[:-60] + bytes(52) + parquet(submission_id=["A1"])[-8:],
+        "is not a readable Parquet file",
+    ),
     ("cut Parquet", "a.parquet", parquet(submission_id=["A1"])[:-20], "is not a readable Parquet file"),
     ("Parquet without columns", "a.parquet", parquet(x=["A1"]), "has no column submission_id"),
     ("numbers as ids", "a.parquet", parquet(submission_id=[1]), "column submission_id of type int64"),
@@ -555,14 +688,23 @@ def test_damaged_pages_of_a_parquet_file(zone: Any) -> None:
 
 def test_names_that_are_no_manifests_are_reported_or_unfinished(zone: Any, tmp_path: Path) -> None:
     zone.rows({}, name="a.csv")
-    for name in ("notes.txt", "a.xlsx", "line\nend.doc"):
+    for name in ("notes.txt", "a.xls", "line\nend.doc"):
         zone.manifest(name, b"x")
-    for name in (".hidden.csv", "b.csv.tmp", "c.csv.part"):
+    unfinished = (
+        "b.csv.tmp",
+        "c.csv.part",
+        "e.csv.filepart",
+        "f.csv.crdownload",
+        "G.CSV.Partial",
+        "h.download",
+    )
+    markers = ("_SUCCESS", "_committed_12", "_started_12")
+    for name in (".hidden.csv", "~$d.xlsx", *unfinished, *markers):
         zone.manifest(name, b"x")
     (zone.landing / "manifests/2024-09-01/folder.csv").mkdir()
     summary = zone.ingest()
     assert summary.manifests == 1
-    assert summary.ignored_files == ("a.xlsx", "folder.csv", "line\\nend.doc", "notes.txt")
+    assert summary.ignored_files == ("a.xls", "folder.csv", "line\\nend.doc", "notes.txt")
 
 
 MEASURE = """

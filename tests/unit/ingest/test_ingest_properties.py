@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.formats import ManifestUnreadable
+from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 
 FIELDS = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at")
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)

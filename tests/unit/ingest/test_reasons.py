@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import Reason
 
 OFFSET = "2024-09-01T10:00:00+02:00"
@@ -222,6 +224,8 @@ def test_erased_subjects_are_not_read_again(zone: Any) -> None:
     zone.rows(
         {"tag.customerId": "9"}, {"submission_id": "A2", "tag.customerId": "8"}, {"submission_id": "A3"}
     )
-    zone.ingest(erased=lambda tags: tags.get("customerId") == "9" or tags["submissionId"] == "A3")
+    key = Pseudonymizer("k" * 32)
+    people = [Tombstone.of_tag(key, "customerId", "9"), Tombstone.of_tag(key, "submissionId", "A3")]
+    zone.ingest(erased=ErasedSubjects(people, key))
     assert zone.ids() == ["A2"]
     assert zone.reasons() == [(1, "erased_subject"), (3, "erased_subject")]

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionMissing, PartitionUnreadable
-from kyc_pipeline.lake.tables import CONTRACT_DRIFT, SUBMISSIONS, TABLES, Table, Zone
+from kyc_pipeline.lake.tables import (
+    CONTRACT_DRIFT,
+    SUBMISSIONS,
+    TABLES,
+    VERIFICATION_RESPONSES,
+    Table,
+    Zone,
+)
 
 DAY = "2024-09-01"
 
@@ -53,6 +61,22 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, paths: li
     lake = Lake(str(tmp_path_factory.mktemp("lake")))
     lake.write(CONTRACT_DRIFT, DAY, [drift(path) for path in paths])
     assert lake.read(CONTRACT_DRIFT, DAY)["path"].to_pylist() == paths
+
+
+def test_columns_that_a_table_got_later_are_null(lake: Lake) -> None:
+    columns = [each for each in VERIFICATION_RESPONSES.columns if each.name != "sent"]
+    row = {
+        "submission_id": "a",
+        "outcome": "completed",
+        "attempts": 1,
+        "billable_calls": 1,
+        "content_sha256": "c",
+    }
+    lake.write(replace(VERIFICATION_RESPONSES, columns=tuple(columns)), DAY, [row])
+    assert lake.read(VERIFICATION_RESPONSES, DAY).schema.names == VERIFICATION_RESPONSES.schema.names
+    [batch] = lake.batches(VERIFICATION_RESPONSES, DAY, ["submission_id", "sent"])
+    assert batch.to_pylist() == [{"submission_id": "a", "sent": None}]
+    assert lake.read(VERIFICATION_RESPONSES, DAY, ["outcome"]).schema.names == ["outcome"]
 
 
 def test_batches_give_the_same_rows_from_one_snapshot(lake: Lake) -> None:

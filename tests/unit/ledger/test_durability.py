@@ -92,6 +92,16 @@ def test_the_log_of_another_file_is_not_applied(tmp_path: Path) -> None:
     assert backup.read_bytes() == before
 
 
+def test_a_log_without_its_file_is_no_new_ledger(tmp_path: Path) -> None:
+    log = tmp_path / "ledger.sqlite-wal"
+    log.write_bytes(b"commits of a file that is gone")
+    with Ledger(url_of(tmp_path / "ledger.sqlite")) as ledger:
+        assert not ledger.exists()
+        with pytest.raises(WrongLedger, match=r"ledger\.sqlite-wal"):
+            acquire_lease(ledger, DATE, "run")
+    assert [path.name for path in tmp_path.iterdir()] == [log.name]
+
+
 @pytest.mark.parametrize("replacement", [None, "backup.sqlite"])
 def test_a_file_that_was_removed_or_replaced_takes_no_claim(tmp_path: Path, replacement: str | None) -> None:
     file = tmp_path / "ledger.sqlite"

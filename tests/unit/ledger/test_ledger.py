@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from alembic.script import ScriptDirectory
 import kyc_pipeline.ledger
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ledger.claims import commit
-from kyc_pipeline.ledger.database import Ledger, LedgerError
+from kyc_pipeline.ledger.database import InvariantBroken, Ledger, LedgerError
 from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.ledger.leases import (
     PartitionBusy,
@@ -28,10 +29,11 @@ from kyc_pipeline.ledger.leases import (
     release_lease,
     renew_lease,
 )
-from kyc_pipeline.ledger.models import AttemptResult, Claim, Lease, Result, State
+from kyc_pipeline.ledger.models import AttemptResult, Claim, Judgement, Lease, Result, State
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
 from kyc_pipeline.ledger.schema import HEAD_REVISION, attempts, leases, metadata, submissions
+from kyc_pipeline.ledger.times import to_datetime
 
 DATE = "2024-09-01"
 
@@ -54,6 +56,7 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
         yield opened
 
 
+@pytest.mark.usefixtures("real_migrations")
 def test_many_processes_can_open_it_at_once(ledger_url: str) -> None:
     ledgers = [Ledger(ledger_url) for _ in range(6)]
     errors: list[Exception] = []
@@ -74,6 +77,7 @@ def test_many_processes_can_open_it_at_once(ledger_url: str) -> None:
     assert errors == []
 
 
+@pytest.mark.usefixtures("real_migrations")
 def test_the_migrations_make_the_schema(ledger: Ledger) -> None:
     acquire_lease(ledger, DATE, "run")
     with ledger.read() as connection:
@@ -83,6 +87,54 @@ def test_the_migrations_make_the_schema(ledger: Ledger) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(kyc_pipeline.ledger.__file__).parent / "migrations"))
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD_REVISION
+
+
+def contents(ledger: Ledger) -> tuple[list[str], str, list[str]]:
+    """What a new ledger contains: every object's SQL, the revision, and its id."""
+    with ledger.read() as connection:
+        objects = connection.execute(sa.text("SELECT coalesce(sql, name) FROM sqlite_master ORDER BY name"))
+        revision = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
+        identity = connection.execute(sa.text("SELECT ledger_id FROM identity"))
+        return list(objects.scalars()), revision.scalar_one(), list(identity.scalars())
+
+
+def test_the_ledgers_of_the_tests_are_those_of_the_migrations(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    def made(number: int) -> tuple[list[str], str, list[str]]:
+        with Ledger(f"sqlite:///{tmp_path / str(number)}") as ledger:
+            return contents(ledger)
+
+    quick = [made(number) for number in range(3)]
+    request.getfixturevalue("real_migrations")
+    ledgers = [*quick, made(3)]
+    assert len(ledgers[0][0]) > 20
+    assert [each[:2] for each in ledgers] == [ledgers[0][:2]] * 4
+    assert len({key for _, _, ids in ledgers for key in ids}) == sum(len(ids) for _, _, ids in ledgers) == 4
+
+
+@pytest.mark.parametrize(
+    ("state", "change", "why"),
+    [
+        ("completed", "UPDATE submissions SET state = 'failed'", "a completed submission stays completed"),
+        ("refused", "UPDATE submissions SET state = 'claimed'", "a final outcome changes only by a decision"),
+        ("quarantined", "UPDATE submissions SET state = 'uncertain'", "a final outcome changes only by"),
+        ("claimed", "UPDATE submissions SET claim_token = 'another'", "a submission has one open claim"),
+        ("failed", "DELETE FROM attempts", "no attempt is ever removed"),
+    ],
+)
+def test_the_database_refuses_what_must_never_happen(
+    ledger: Ledger, state: str, change: str, why: str
+) -> None:
+    lease = acquire_lease(ledger, DATE, "run")
+    claim = Claim("a", "c")
+    commit(ledger, lease, [claim], [])
+    if state != "claimed":
+        commit(ledger, lease, [], [Result(claim, State(state), AttemptResult.REFUSED, billable=False)])
+    with pytest.raises(InvariantBroken, match=why), ledger.write() as connection:
+        connection.execute(sa.text(change))
+    assert read_entries(ledger, ["a"])["a"].state is State(state)
+    assert read_spend(ledger, DATE).calls == 1
 
 
 def test_a_ledger_of_a_newer_version_is_not_touched(ledger: Ledger) -> None:
@@ -110,7 +162,14 @@ def test_exists_creates_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["nonsense", "sqlite://", "sqlite:///:memory:", "mysql://u:secret@h/d", "postgresql://u:secret@h/d"],
+    [
+        "nonsense",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "mysql://u:secret@h/d",
+        "postgresql://u:secret@h/d",
+        "postgresql+psycopg://u:secret@h:port/d",
+    ],
 )
 def test_a_wrong_url_is_a_usage_error_that_does_not_show_it(url: str) -> None:
     with pytest.raises(UsageError, match="KYC_LEDGER_URL") as raised:
@@ -118,8 +177,15 @@ def test_a_wrong_url_is_a_usage_error_that_does_not_show_it(url: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_the_password_never_shows() -> None:
-    ledger = Ledger("postgresql+psycopg://kyc:secret@127.0.0.1:9/kyc?connect_timeout=1")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://kyc:secret@127.0.0.1:9/kyc?connect_timeout=1",
+        "postgresql+psycopg://127.0.0.1:9/kyc?user=kyc&password=secret&sslpassword=secret&connect_timeout=1",
+    ],
+)
+def test_the_password_never_shows(url: str) -> None:
+    ledger = Ledger(url, away_seconds=0)
     assert "secret" not in repr(ledger)
     with pytest.raises(LedgerError) as raised:
         acquire_lease(ledger, DATE, "run")
@@ -253,6 +319,30 @@ def test_an_expired_lease_is_taken_and_its_claims_become_uncertain(ledger_url: s
             acquire_lease(ledger, DATE, "third")
 
 
+def turn_away(ledger: Ledger, lease: Lease) -> None:
+    claim = Claim("a", "c", resend=True)
+    assert commit(ledger, lease, [claim], [])
+    result = Result(claim, State.TURNED_AWAY, AttemptResult.TURNED_AWAY, billable=False)
+    commit(ledger, lease, [], [result])
+
+
+def test_a_late_look_up_does_not_make_a_newer_call_unsent(ledger_url: str) -> None:
+    """Since the look-up found no record, another run has sent the submission, for this day or another."""
+    later = "2024-09-02"
+    with Ledger(ledger_url, lease_seconds=0) as ledger:
+        old = acquire_lease(ledger, DATE, "old")
+        turn_away(ledger, old)
+        new, other = acquire_lease(ledger, DATE, "new"), acquire_lease(ledger, later, "other")
+        turn_away(ledger, new)
+        states = []
+        for lease, date in ((old, DATE), (new, DATE), (other, later)):
+            if lease is new:
+                turn_away(ledger, other)
+            commit(ledger, lease, [], [Judgement("a", date, "c", State.FAILED, "no record")])
+            states.append(read_entries(ledger, ["a"])["a"].state)
+        assert states == [State.TURNED_AWAY, State.TURNED_AWAY, State.FAILED]
+
+
 def test_the_lease_of_a_live_process_is_kept_and_its_holder_named(ledger: Ledger) -> None:
     lease = acquire_lease(ledger, DATE, "run-1")
     assert renew_lease(ledger, lease)
@@ -278,6 +368,21 @@ def test_a_reused_process_id_is_another_process(ledger: Ledger) -> None:
 def test_this_process_is_alive() -> None:
     assert not ProcessIdentity.current().is_surely_dead()
     assert dataclasses.replace(ProcessIdentity.current(), pid=2**22 + 1).is_surely_dead()
+
+
+def test_times_are_kept_to_the_microsecond(ledger: Ledger) -> None:
+    lease = acquire_lease(ledger, DATE, "run")
+    claim = Claim("a", "c")
+    commit(ledger, lease, [claim], [])
+    sent = datetime(2024, 9, 1, 12, 0, 0, 123_457, tzinfo=UTC)
+    timed = dataclasses.replace(
+        completed(claim), requested_at=sent, responded_at=sent + timedelta(seconds=2), latency_ms=1999.5
+    )
+    commit(ledger, lease, [], [timed])
+    row = read_responses(ledger, ["a"])["a"][1]
+    assert (row["requested_at"], row["responded_at"]) == (1_725_192_000_123_457, 1_725_192_002_123_457)
+    assert row["latency_ms"] == 1999.5
+    assert to_datetime(row["requested_at"]) == sent
 
 
 def test_odd_texts_and_large_numbers_are_kept(ledger: Ledger) -> None:

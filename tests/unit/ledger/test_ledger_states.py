@@ -28,7 +28,7 @@ from kyc_pipeline.ledger.models import (
     State,
 )
 from kyc_pipeline.ledger.queries import read_entries, read_responses
-from kyc_pipeline.ledger.schema import attempts
+from kyc_pipeline.ledger.schema import attempts, calls_of_days
 
 DATES = ("2024-09-01", "2024-09-02")
 IDS = ("a", "b", "c")
@@ -49,6 +49,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.numbers = itertools.count()
         self.leases = {date: [acquire_lease(self.ledger, date, "run")] for date in DATES}
         self.sent = dict.fromkeys(IDS, 0)
+        self.not_sent = dict.fromkeys(IDS, 0)
         self.sent_as: dict[str, set[tuple[str, str]]] = {key: set() for key in IDS}
         """Dates and contents of the calls that may have been processed."""
         self.processed = dict.fromkeys(IDS, 0)
@@ -132,7 +133,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if call is None:
             return
         claim, date = call
-        surely_not = (AttemptResult.NOT_PROCESSED, AttemptResult.REFUSED)
+        surely_not = (AttemptResult.NOT_SENT, AttemptResult.NOT_PROCESSED, AttemptResult.REFUSED)
         turned_away = (AttemptResult.TURNED_AWAY, AttemptResult.ACCESS_DENIED)
         if what in (AttemptResult.RESPONDED, AttemptResult.CONTRACT_BROKEN):
             processed = True
@@ -143,6 +144,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.sent_as[claim.submission_id].add((date, claim.content_sha256))
         if what is None:  # the process died: nothing is recorded
             return
+        self.not_sent[claim.submission_id] += what is AttemptResult.NOT_SENT
         state = {
             AttemptResult.RESPONDED: State.COMPLETED,
             AttemptResult.CONTRACT_BROKEN: State.QUARANTINED,
@@ -255,12 +257,18 @@ class LedgerMachine(RuleBasedStateMachine):
             assert row["response"] == response
 
     @invariant()
+    def the_calls_of_the_days_are_counted(self) -> None:
+        with self.ledger.read() as connection:
+            (counted,) = connection.execute(sa.select(sa.func.sum(calls_of_days.c.calls))).one()
+        assert (counted or 0) == sum(self.sent.values()) - sum(self.not_sent.values())
+
+    @invariant()
     def nothing_sent_is_forgotten(self) -> None:
         responses = read_responses(self.ledger, list(IDS))
         for key in IDS:
             assert (key in responses) == (self.sent[key] > 0)
             if key in responses:
-                assert responses[key][1]["attempts"] == self.sent[key]
+                assert responses[key][1]["attempts"] == self.sent[key] - self.not_sent[key]
                 if responses[key][0].state is State.COMPLETED:
                     assert responses[key][1]["billable_calls"] >= 1
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.identity import read_lake_identity
@@ -24,6 +24,7 @@ from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
 from kyc_pipeline.vocabulary import Outcome
+from tests.unit.killed_commit import kill_in_commit
 
 DATE = "2024-09-01"
 
@@ -106,6 +107,30 @@ def test_a_move_waits_for_no_run(lake: Lake, ledger: Ledger, tmp_path: Path) -> 
     bind(lake, ledger)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_ledger_that_changes_while_it_is_moved_leaves_nothing_behind(
+    lake: Lake, ledger: Ledger, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    digests = transfer._digests
+
+    def decide_first(connection: Connection) -> dict[str, tuple[int, int]]:
+        monkeypatch.setattr(transfer, "_digests", digests)
+        resolve_held(ledger, "b", "abandon", "somebody else")
+        return digests(connection)
+
+    def then_decide(connection: Connection) -> dict[str, tuple[int, int]]:
+        monkeypatch.setattr(transfer, "_digests", decide_first)  # once the source was read
+        return digests(connection)
+
+    url = postgres_url if kind == "postgres" else f"sqlite:///{tmp_path / 'new.sqlite'}"
+    with Ledger(url) as target:
+        monkeypatch.setattr(transfer, "_digests", then_decide)
+        with pytest.raises(KycError, match="changed while it was copied"):
+            transfer.move(lake, ledger, target)
+        assert read_entries(target, ["a", "b", "c"]) == {}
+        assert transfer.move(lake, ledger, target)["submissions"] == 3
+
+
 def test_a_killed_move_leaves_one_ledger_in_use(lake: Lake, ledger: Ledger, tmp_path: Path) -> None:
     """Killed at each of its transactions in turn: nothing is lost, and never two ledgers accept claims."""
     source, folder = Path(str(ledger.file)), tmp_path / "moves"
@@ -182,10 +207,32 @@ def test_a_restore_takes_the_backup_and_what_the_lake_knows_besides(
     }
     assert read_responses(ledger, ["d"])["d"][1]["response"] == '{"of": "d"}'
     assert read_spend(ledger, DATE).calls == 5
+    with ledger.read() as connection:
+        assert connection.execute(text("SELECT sum(calls) FROM calls_of_days")).scalar() == 5
     bind(lake, ledger)
     assert read_identity(ledger).restored_at is not None
     with Ledger(f"sqlite:///{backup}") as old, pytest.raises(WrongLedger, match="not the ledger of the lake"):
         check_bond(lake, old)
+
+
+def test_a_backup_is_read_with_its_journal(lake: Lake, ledger: Ledger, tmp_path: Path) -> None:
+    """It was copied after a run was killed in a commit."""
+    backup = tmp_path / "backup.sqlite"
+    shutil.copy(str(ledger.file), backup)
+    kill_in_commit(backup)
+    content = backup.read_bytes()
+    with Ledger(f"sqlite:///{tmp_path / 'new.sqlite'}") as target:
+        with transfer.opened_backup(backup) as source:
+            rows = transfer.copy_backup(lake, source, target)
+        assert (rows["submissions"], rows["rate_limits"]) == (3, 0)
+    assert backup.read_bytes() == content
+
+
+def test_what_was_abandoned_stays_so_in_a_ledger_made_from_the_lake(lake: Lake, ledger: Ledger) -> None:
+    responses(lake, z="abandoned")
+    assert transfer.complete_from_lake(lake, ledger) == 1
+    entry = read_entries(ledger, ["z"])["z"]
+    assert (entry.outcome, entry.held) == (Outcome.ABANDONED, False)
 
 
 def test_the_backup_of_another_lake_is_refused(ledger: Ledger, tmp_path: Path) -> None:

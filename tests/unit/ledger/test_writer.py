@@ -1,14 +1,17 @@
 """Group commits on both databases: how one change affects the others in its transaction."""
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from kyc_pipeline.ledger import writer as writing
 from kyc_pipeline.ledger.claims import commit
-from kyc_pipeline.ledger.database import ChangeRefused, Ledger
+from kyc_pipeline.ledger.database import ChangeRefused, Ledger, LedgerError
 from kyc_pipeline.ledger.leases import acquire_lease
 from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Lease, Result, State
 from kyc_pipeline.ledger.queries import read_entries
@@ -73,6 +76,52 @@ def test_a_change_that_the_database_rejects_does_not_affect_the_others(ledger: L
     assert {entries[key].state for key in refused} == {State.CLAIMED}
 
 
+def test_a_claim_says_what_was_asked_for(tmp_path: Path) -> None:
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}") as ledger:
+        lease = acquire_lease(ledger, DATE, "run")
+        writer = GroupWriter(ledger, lease, patience_seconds=0)
+        claims = [
+            writer.new_claim("a", "sha-a", resend=False),
+            writer.new_claim("b", "sha-b", resend=True),
+            writer.new_claim("b", "sha-b", resend=True, by_policy=True),
+        ]
+    tokens = [f"{lease.token[:20]}{number:012x}" for number in range(3)]
+    assert claims == [
+        Claim("a", "sha-a", False, tokens[0], False),
+        Claim("b", "sha-b", True, tokens[1], False),
+        Claim("b", "sha-b", True, tokens[2], True),
+    ]
+
+
+def test_an_outage_is_waited_for_once_and_not_once_for_each_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ledger.sqlite"
+    tried: list[int] = []
+
+    def counting(
+        ledger: Ledger, lease: Lease, claims: Sequence[Claim], results: object, day_budget: object
+    ) -> frozenset[str]:
+        tried.append(len(claims))
+        return commit(ledger, lease, claims, [])
+
+    async def claim_all(ledger: Ledger, lease: Lease) -> list[bool | BaseException]:
+        async with GroupWriter(ledger, lease, patience_seconds=0) as writer:
+            claims = [writer.new_claim(key, "sha", resend=False) for key in "abcd"]
+            return await asyncio.gather(*map(writer.claim, claims), return_exceptions=True)
+
+    monkeypatch.setattr(writing, "commit", counting)
+    with Ledger(f"sqlite:///{file}", busy_timeout=0) as ledger:
+        lease = acquire_lease(ledger, DATE, "run")
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            failed = asyncio.run(claim_all(ledger, lease))
+        assert [type(error) for error in failed] == [LedgerError] * 4
+        assert tried == [4]
+        assert asyncio.run(claim_all(ledger, lease)) == [True] * 4
+        assert tried == [4, 4]
+
+
 def test_long_responses_are_recorded_in_several_transactions(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +129,11 @@ def test_long_responses_are_recorded_in_several_transactions(
     recorded: list[int] = []
 
     def counting(
-        ledger: Ledger, lease: Lease, claims: Sequence[Claim], results: Sequence[Result | Adoption]
+        ledger: Ledger,
+        lease: Lease,
+        claims: Sequence[Claim],
+        results: Sequence[Result | Adoption],
+        day_budget: object,
     ) -> frozenset[str]:
         recorded.append(len(results))
         return commit(ledger, lease, claims, results)

@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import os
+import re
+import secrets
 import stat
 import subprocess
 import sys
@@ -13,9 +15,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key, load_pseudonymizer
 from kyc_pipeline.settings import Settings
 
 KEY = "k" * 32
@@ -25,6 +28,12 @@ PSEUDONYMIZER = Pseudonymizer(KEY)
 def test_matches_the_documented_hmac() -> None:
     expected = hmac.new(KEY.encode(), b"14:tag:customerId:9999", hashlib.sha256).hexdigest()
     assert Pseudonymizer(KEY).tag("customerId", "9999") == expected
+
+
+def test_a_lone_surrogate_is_a_character_like_any_other() -> None:
+    message = "6:tag:a\ud800:\udfff".encode(errors="surrogatepass")
+    expected = hmac.new(KEY.encode(), message, hashlib.sha256).hexdigest()
+    assert PSEUDONYMIZER.tag("a\ud800", "\udfff") == expected
 
 
 @given(st.text(), st.text(), st.text(), st.text())
@@ -58,6 +67,12 @@ def test_columns_give_the_standard_hmac(key: str) -> None:
     assert Pseudonymizer(key).tags(pa.array(["customerId"]), pa.array([" 9999"])).to_pylist() == [expected]
 
 
+def test_columns_without_rows_have_the_type_of_a_pseudonym() -> None:
+    nothing = pa.array([], pa.string())
+    assert PSEUDONYMIZER.tags(nothing, nothing).type == pa.string()
+    assert PSEUDONYMIZER.documents(nothing).type == pa.string()
+
+
 def test_threads_can_share_a_pseudonymizer() -> None:
     names = pa.array(["n"] * 5000)
     values = [pa.array([f"{thread}-{row}" for row in range(5000)]) for thread in range(4)]
@@ -88,10 +103,9 @@ def test_the_key_does_not_show() -> None:
     assert KEY not in repr(Pseudonymizer(KEY))
 
 
-def test_a_short_key_is_refused_without_showing_it() -> None:
-    with pytest.raises(UsageError, match="KYC_PSEUDONYM_KEY") as caught:
-        Pseudonymizer("short-secret")
-    assert "short-secret" not in str(caught.value)
+def write_private(file: Path, content: str) -> None:
+    file.touch(mode=0o600)
+    file.write_text(content, encoding="utf-8")
 
 
 def settings(folder: Path) -> Settings:
@@ -102,6 +116,7 @@ def test_the_key_file_is_created_once_and_only_its_owner_can_read_it(tmp_path: P
     first = load_pseudonymizer(settings(tmp_path))
     file = tmp_path / "pseudonym.key"
     assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+    assert re.fullmatch("[0-9a-f]{64}", file.read_text())
     assert load_pseudonymizer(settings(tmp_path)).key_id == first.key_id
     assert os.listdir(tmp_path) == ["pseudonym.key"]
 
@@ -120,9 +135,45 @@ def test_processes_that_start_together_use_one_key(tmp_path: Path) -> None:
     assert not any(process.returncode for process in processes)
 
 
+def test_the_key_that_is_written_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_key, other = secrets.token_hex, secrets.token_hex(32)
+
+    def make_key_while_another_process_writes_its_own(count: int) -> str:
+        write_private(tmp_path / "pseudonym.key", other)
+        return make_key(count)
+
+    monkeypatch.setattr(secrets, "token_hex", make_key_while_another_process_writes_its_own)
+    assert load_pseudonymizer(settings(tmp_path)).key_id == Pseudonymizer(other).key_id
+
+
+def test_a_key_in_the_settings_comes_before_that_of_the_file(tmp_path: Path) -> None:
+    assert not has_pseudonym_key(settings(tmp_path))
+    load_pseudonymizer(settings(tmp_path))
+    assert has_pseudonym_key(settings(tmp_path))
+    key = secrets.token_hex(32)
+    configured = Settings(
+        _env_file=None, kyc_landing=tmp_path / "elsewhere/landing", kyc_pseudonym_key=SecretStr(key)
+    )
+    assert has_pseudonym_key(configured)
+    assert load_pseudonymizer(configured).key_id == Pseudonymizer(key).key_id
+    assert not configured.pseudonym_key_file.exists()
+
+
+@pytest.mark.parametrize("content", ["ä" * 64, None])
+def test_a_key_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "pseudonym.key"
+    if content is None:
+        file.mkdir(mode=0o700)
+    else:
+        write_private(file, content)
+    kind = "Is a directory" if content is None else "UnicodeDecodeError"
+    with pytest.raises(UsageError, match=f"key file {re.escape(str(file))}: {kind}$"):
+        load_pseudonymizer(settings(tmp_path))
+
+
 def test_an_empty_key_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "pseudonym.key").write_text("")
-    with pytest.raises(UsageError, match="at least 16"):
+    write_private(tmp_path / "pseudonym.key", "")
+    with pytest.raises(UsageError, match="at least 32"):
         load_pseudonymizer(settings(tmp_path))
 
 
@@ -131,4 +182,10 @@ def test_a_key_of_any_length_gives_the_standard_hmac(length: int) -> None:
     key = "ä" + "k" * length
     expected = hmac.new(key.encode(), b"8:document:ab", hashlib.sha256).hexdigest()
     assert Pseudonymizer(key).document("AB") == expected
-    assert Pseudonymizer(key).key_id == hmac.new(key.encode(), b"key-id", hashlib.sha256).hexdigest()[:8]
+
+
+def test_the_key_id_is_no_shortcut_to_the_key() -> None:
+    """It is not an HMAC of the key, which could be tried a million times a second, and short."""
+    expected = hashlib.scrypt(KEY.encode(), salt=b"kyc-pipeline key id", n=2**14, r=8, p=1).hex()
+    assert Pseudonymizer(KEY).key_id == expected[:6]
+    assert not Pseudonymizer(KEY).document("").startswith(Pseudonymizer(KEY).key_id)

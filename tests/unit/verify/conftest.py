@@ -1,7 +1,7 @@
 """Fixtures of the verify tests: a world whose ledger is on SQLite, then on PostgreSQL."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -36,22 +36,6 @@ def processes() -> ForkServerContext:
         ["kyc_pipeline.verify.engine", "alembic.command", "pandas", "pyarrow.compute", "psycopg"]
     )
     return context
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
-    """Waits until a condition holds; fails after two minutes, since the machine may be busy."""
-    import threading
-
-    def wait(condition: Callable[[], bool]) -> None:
-        tick = threading.Event()
-        for _ in range(60_000):
-            if condition():
-                return
-            tick.wait(0.002)
-        raise AssertionError("the condition did not come true")
-
-    return wait
 
 
 @pytest.fixture

@@ -169,7 +169,8 @@ def test_a_disk_that_is_full_for_the_lake(
 def locked_by_another_process(world: World, processes: ForkServerContext) -> Iterator[None]:
     """Another process locks the ledger until the block ends."""
     here, there = processes.Pipe()
-    other = processes.Process(target=children.lock_ledger, args=(world.settings.kyc_ledger_url, there))
+    url = world.settings.kyc_ledger_url.get_secret_value()
+    other = processes.Process(target=children.lock_ledger, args=(url, there))
     other.start()
     assert here.recv() == "locked"
     try:

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 
 from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ledger.models import Spend
+from kyc_pipeline.ledger.queries import read_spend, read_spend_of_runs
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import Progress, Stopped
 from tests.unit.verify.world import DATE, TOKEN, World
 
 Until = Callable[[Callable[[], bool]], None]
@@ -75,6 +79,45 @@ def test_only_what_was_accepted_is_sent(sqlite_world: World, documents: Path) ->
         "f": "submission f: not sent: idFile: the file does not exist",
     }
     assert {rows[key]["billable_calls"] for key in "bcdef"} == {0}
+
+
+def test_what_was_not_sent_is_no_call(sqlite_world: World, documents: Path) -> None:
+    world = sqlite_world
+    submit(world, [*"abcdefg"])
+    world.options = {"deepxl_max_calls_per_run": 2, "deepxl_max_concurrency": 1}
+    seen: list[Progress] = []
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        replace(documents)
+        summary = world.verify(progress=seen.append)
+        assert simulator.received.total() == 2
+    assert (summary.calls, summary.retries, summary.stopped) == (2, 0, Stopped.NONE)
+    assert "5 failed), 2 calls, 0 retries" in str(summary)
+    assert (seen[-1].calls, seen[-1].done) == (2, 7)
+    spend = Spend(calls=2, billable_calls=2, retries=0)
+    assert read_spend(world.ledger, DATE) == read_spend_of_runs(world.ledger, ["run-1"]) == spend
+    assert {key: row["attempts"] for key, row in world.responses().items()} == {
+        **dict.fromkeys("ag", 1),
+        **dict.fromkeys("bcdef", 0),
+    }
+
+
+def test_documents_that_are_not_mounted_fail_the_day_before_anything_is_claimed(
+    sqlite_world: World, documents: Path
+) -> None:
+    world = sqlite_world
+    submit(world, ["a", "b"])
+    documents.rename(documents.with_name("unmounted"))
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        with pytest.raises(UsageError, match="documents is not a folder: mount its volume"):
+            world.verify()
+        assert not simulator.received
+        assert world.outcomes() == {"a": "not_attempted", "b": "not_attempted"}
+        documents.with_name("unmounted").rename(documents)
+        assert world.verify().is_complete
+        documents.rename(documents.with_name("unmounted"))
+        assert world.verify().calls == 0  # nothing to send
 
 
 def test_the_advice_works(sqlite_world: World, documents: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from kyc_pipeline.verify.engine import CallBudget, Stopped
 from kyc_pipeline.verify.look_up_first import discovery
 from kyc_pipeline.verify.partition import work
 from tests.faults import Meanwhile
+from tests.unit.killed_commit import kill_in_commit
 from tests.unit.postgres import running_postgres
 from tests.unit.verify.world import DATE, TOKEN, World
 
@@ -70,20 +72,50 @@ def damaged(world: World) -> None:
     ledger_file(world).write_bytes(content)
 
 
+def nameless(world: World) -> None:
+    with contextlib.closing(sqlite3.connect(ledger_file(world))) as connection, connection:
+        connection.execute("DELETE FROM identity")
+
+
 def old_log(world: World) -> None:
     """A killed process of an older version left its log, and the file was restored from a backup."""
     old = world.root / "old.sqlite"
     shutil.copy(ledger_file(world), old)
     with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("DELETE FROM attempts")
+        connection.execute("UPDATE attempts SET error = 'in the log'")
         shutil.copy(f"{old}-wal", f"{ledger_file(world)}-wal")
+
+
+def old_journal(world: World) -> None:
+    """A killed process left its journal, and the file was replaced by a backup."""
+    backup = ledger_file(world).read_bytes()
+    with Ledger(world.settings.kyc_ledger_url) as ledger:
+        for token in ("x", "y"):
+            with ledger.write() as connection:
+                connection.exec_driver_sql(f"UPDATE attempts SET error = '{token}'")
+    kill_in_commit(ledger_file(world))
+    ledger_file(world).write_bytes(backup)
+
+
+def linked(world: World, loss: Callable[[World], None]) -> None:
+    """The ledger is a link, and the loss is at the file that it leads to."""
+    loss(world)
+    folder = world.root / "elsewhere"
+    folder.mkdir()
+    for path in world.root.glob("ledger.sqlite*"):
+        path.rename(folder / path.name)
+    ledger_file(world).symlink_to(folder / "ledger.sqlite")
 
 
 @pytest.mark.parametrize(
     ("loss", "line"),
     [
+        (partial(linked, loss=old_journal), "is the log of another database"),
+        (partial(linked, loss=old_log), "is the log of another database"),
+        (old_journal, "ledger.sqlite-journal beside .* is the log of another database"),
         (old_log, "the log of another database"),
+        (nameless, "has lost its identity"),
         (gone, "there is no ledger"),
         (empty, "there is no ledger"),
         (fresh, "is not the ledger of the lake"),
@@ -109,6 +141,17 @@ def test_nothing_is_paid_again_without_the_ledger(
     assert {path.name: path.read_bytes() for path in paid.root.glob("ledger.sqlite")} == left
 
 
+def test_the_journal_of_a_killed_process_takes_back_only_what_it_was_writing(
+    paid: World, simulator: Simulator
+) -> None:
+    kill_in_commit(ledger_file(paid))
+    world = another(paid)
+    assert world.verify().calls == 0
+    assert set(world.outcomes().values()) == {"completed"}
+    assert read_identity(world.ledger).generation < 1000
+    world.ledger.close()
+
+
 def test_an_older_copy_is_recognised_though_the_lake_shows_nothing(paid: World, simulator: Simulator) -> None:
     """The calls of the second day are in no table of the lake: the run was killed."""
     shutil.copy(ledger_file(paid), paid.root / "backup.sqlite")
@@ -125,6 +168,7 @@ def test_an_older_copy_is_recognised_though_the_lake_shows_nothing(paid: World, 
 
 def test_a_ledger_that_forgot_one_outcome_is_refused(paid: World, simulator: Simulator) -> None:
     with Ledger(paid.settings.kyc_ledger_url) as ledger, ledger.write() as connection:
+        connection.exec_driver_sql("DROP TRIGGER attempts_stay")
         for table in ("attempts", "submissions"):
             connection.exec_driver_sql(f"DELETE FROM {table} WHERE submission_id = 'a'")
     with pytest.raises(WrongLedger, match=r"shows 1 outcomes of 2024-09-01 \(such as a's\)"):
@@ -133,7 +177,7 @@ def test_a_ledger_that_forgot_one_outcome_is_refused(paid: World, simulator: Sim
 
 
 def test_two_lakes_cannot_share_a_ledger(paid: World, tmp_path: Path, simulator: Simulator) -> None:
-    other = World(tmp_path / "other", simulator.url, paid.settings.kyc_ledger_url)
+    other = World(tmp_path / "other", simulator.url, paid.settings.kyc_ledger_url.get_secret_value())
     other.submit("x")
     with pytest.raises(WrongLedger, match="belongs to another lake"):
         other.verify()

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
-from kyc_pipeline.ledger.decisions import list_held, resolve_held
+from kyc_pipeline.ledger.decisions import list_held, resolve_all_held, resolve_held
+from kyc_pipeline.ledger.schema import decisions
 from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.vocabulary import Outcome
 from tests.unit.verify.world import DATE, TOKEN, World
+
+LATER = "2024-09-02"
 
 
 def test_a_plan_of_a_new_partition_makes_nothing(tmp_path: Path) -> None:
@@ -75,6 +79,28 @@ def test_held_submissions_are_listed_and_decided(world: World) -> None:
     assert list_held(world.ledger) == []
     resolve_held(world.ledger, "a", "retry", "operator")
     assert world.verify(run_id="run-2", dry_run=True).calls_to_make == 1
+
+
+def test_all_held_submissions_of_a_day_or_of_all_days_are_decided_at_once(world: World) -> None:
+    world.options = {"deepxl_max_concurrency": 1}
+    for date, ids in ((DATE, ["a", "b", "c"]), (LATER, ["d"])):
+        world.submit(*ids, date=date)
+    with running_simulator(token=TOKEN, faults={key: [Responds(500)] for key in "abd"}) as simulator:
+        world.server = simulator.url
+        for date in (DATE, LATER):
+            world.verify(date)
+        resolve_held(world.ledger, "a", "abandon", "operator")
+        assert resolve_all_held(world.ledger, "retry", "operator", DATE) == ["b"]
+        assert [held.submission_id for held in list_held(world.ledger)] == ["d"]
+        assert resolve_all_held(world.ledger, "retry", "operator") == ["d"]
+        assert resolve_all_held(world.ledger, "retry", "operator") == []
+        for date in (DATE, LATER):
+            world.verify(date, "after")
+        assert simulator.received == {"a": 1, "b": 2, "c": 1, "d": 2}
+    assert world.outcomes() == {"a": "abandoned", "b": "completed", "c": "completed"}
+    with world.ledger.read() as connection:
+        made = connection.execute(sa.select(decisions.c.submission_id, decisions.c.decision)).all()
+    assert sorted(made) == [("a", "abandon"), ("b", "retry"), ("d", "retry")]
 
 
 def test_deciding_without_a_ledger_makes_none(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_suspended_run_does_not_send_what_another_run_has_taken(
         rows = connection.execute(
             sa.select(attempts.c.result, attempts.c.billable, attempts.c.error).order_by(attempts.c.number)
         ).all()
-    assert rows[0][:2] == ("not_processed", 0)
+    assert rows[0][:2] == ("not_sent", 0)
     assert rows[0][2].startswith("submission a: not sent: partition")
     assert rows[1][:2] == ("answered", 1)
 

@@ -1,7 +1,7 @@
 """A small world to verify in: documents, accepted submissions in a lake, settings and a ledger."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,12 @@ JPEG = b"\xff\xd8\xff\xe0" + b"\0" * 600
 QUICK = Timing(
     look_ups=(0.0, 0.05), back_off=0.01, back_off_cap=0.05, breaker_waits=(0.05, 0.05), ledger_patience=2.0
 )
+
+
+@lru_cache(maxsize=8)
+def _settings(**values: Any) -> Settings:
+    """A test reads them at every step, and pydantic takes longer for them than a small run of the engine."""
+    return Settings(_env_file=None, **values)
 
 
 @dataclass
@@ -42,12 +48,11 @@ class World:
             "deepxl_base_url": self.server,
             "deepxl_api_token": TOKEN,
             "deepxl_requests_per_second": 0,
-            "deepxl_timeout_seconds": 5,
             "kyc_landing": self.root / "landing",
             "kyc_lake": str(self.root / "lake"),
             "kyc_ledger_url": self.ledger_url or f"sqlite:///{self.root / 'ledger.sqlite'}",
         }
-        return Settings(_env_file=None, **(values | self.options))
+        return _settings(**(values | self.options))
 
     @property
     def lake(self) -> Lake:

@@ -173,7 +173,8 @@
   };
 
   if (explored) {
-    for (const choice of data.explorer) explored.add(new Option(choice.check));
+    // With its value: without one, the browser takes the text and collapses its blanks.
+    for (const choice of data.explorer) explored.add(new Option(choice.check, choice.check));
     explored.addEventListener("change", explore);
     threshold.addEventListener("input", explore);
   }

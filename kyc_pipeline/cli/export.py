@@ -1,0 +1,81 @@
+"""`kyc-pipeline export`: everything that is stored about one person, for their right of access."""
+
+import json
+from pathlib import Path
+
+import click
+
+from kyc_pipeline.cli import EXIT_UNFINISHED
+from kyc_pipeline.cli.options import accountable, display_path, open_trail, person, reading_pseudonymizer
+from kyc_pipeline.erasure.export import count
+from kyc_pipeline.erasure.export import export as collect
+from kyc_pipeline.erasure.find import find
+from kyc_pipeline.erasure.stores import Stores
+from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.atomic import make_folder, replacing
+from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.ledger.identity import open_ledger
+from kyc_pipeline.settings import load_settings
+
+
+@click.command()
+@click.option(
+    "--tag",
+    required=True,
+    metavar="NAME=VALUE",
+    help="As for `erase`: a tag of the person, or submissionId=…; the value `-` means standard input.",
+)
+@click.option("--with-responses", is_flag=True, help="As for `erase`.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder for the file; by default the working directory.",
+)
+@accountable
+@click.pass_context
+def export(
+    context: click.Context,
+    tag: str,
+    with_responses: bool,
+    output: Path,
+    reason: str | None,
+    request: str | None,
+) -> None:
+    """Write everything that is stored about one person to a JSON file, with a list of their documents.
+
+    It reads the landing zone, the lake and the ledger. Only the owner of the file can read it.
+    """
+    name, value = person(tag)
+    settings = load_settings()
+    with open_ledger(settings) as ledger:
+        stores = Stores.of(settings, ledger, reading_pseudonymizer(settings, ledger))
+        found = find(stores, name, value, with_responses=with_responses)
+        exported = collect(stores, found)
+        counts = count(exported)
+        if ledger.exists():
+            trail = open_trail(settings, ledger, reason=reason, request=request)
+            trail.record(Action.EXPORT, (name, value), counts)
+        if not any(counts.values()):
+            click.echo("nothing is stored about a person who has this tag with this value")
+            context.exit(EXIT_UNFINISHED)
+        # Named by the pseudonym, because more people see a file's name than its content.
+        file = output / f"export-{stores.tombstone(name, value).pseudonym[:16]}.json"
+        _write(file, json.dumps(exported, indent=1, ensure_ascii=False))
+    click.echo(", ".join(f"{place.replace('_', ' ')}: {number}" for place, number in counts.items()))
+    click.echo(f"written to {display_path(file)}: hand it over safely, then delete it")
+    if unreadable := exported["unreadable_manifests"]:
+        click.echo(f"incomplete: {unreadable} manifests are unreadable and were not searched", err=True)
+        context.exit(EXIT_UNFINISHED)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        make_folder(file.parent)
+        with replacing(file, mode=0o600) as target:
+            # A lone surrogate becomes its JSON escape.
+            target.write(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise KycError(
+            f"cannot write {display_path(file)} ({error.strerror}): choose another --output"
+        ) from error

@@ -1,0 +1,38 @@
+"""`kyc-pipeline rejected`: lists rejected rows with file, row and reason."""
+
+from datetime import date
+
+import click
+
+from kyc_pipeline.cli.options import IsoDate, format_table
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS
+from kyc_pipeline.settings import load_settings
+
+COLUMNS = ["manifest", "manifest_row", "reason"]
+
+
+@click.command()
+@click.option("--from", "first", type=IsoDate(), help="First day; by default the first one in the lake.")
+@click.option("--to", "last", type=IsoDate(), help="Last day, included; by default the last one.")
+def rejected(first: date | None, last: date | None) -> None:
+    """List the rejected rows: day, manifest, row (1 is the first data row) and reason.
+
+    Correct them in their manifest: the next run of the day reads it again. Details are only in the lake's
+    `rejected_submissions`, because they may be personal.
+    """
+    lake = Lake(load_settings().kyc_lake)
+    days = [
+        day
+        for day in lake.dates(REJECTED_SUBMISSIONS)
+        if (first is None or first.isoformat() <= day) and (last is None or day <= last.isoformat())
+    ]
+    rows = [
+        (day, row["manifest"], row["manifest_row"], row["reason"])
+        for day in days
+        for row in lake.read(REJECTED_SUBMISSIONS, day, COLUMNS).to_pylist()
+    ]
+    if not rows:
+        click.echo("no rejected rows")
+        return
+    click.echo(format_table(("date", "manifest", "row", "reason"), rows))

@@ -1,0 +1,89 @@
+"""`kyc-pipeline rekey`: replaces the key of the pseudonyms, in ledger, lake and warehouse."""
+
+import click
+
+from kyc_pipeline.cli import EXIT_UNFINISHED
+from kyc_pipeline.cli.erase import publisher
+from kyc_pipeline.cli.options import accountable, is_verbose, open_trail
+from kyc_pipeline.erasure.ledger_store import LedgerErasure
+from kyc_pipeline.erasure.rekey import outdated_days, rekey_lake
+from kyc_pipeline.erasure.stores import Stores
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.identity import open_ledger
+from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, load_pseudonymizer
+from kyc_pipeline.settings import Settings, load_settings
+from kyc_pipeline.wording import plural
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only show what would be replaced.")
+@accountable
+@click.pass_context
+def rekey(context: click.Context, dry_run: bool, reason: str | None, request: str | None) -> None:
+    """Replace the pseudonym key by KYC_PSEUDONYM_KEY; set KYC_PSEUDONYM_OLD_KEYS to the old one.
+
+    Replaces the pseudonyms in ledger, lake and warehouse. Erased people stay barred, and legal holds stay in
+    force. It is safe to repeat the command. Stop the daemon first.
+    """
+    settings = load_settings()
+    with open_ledger(settings) as ledger:
+        new = _new_key(settings, ledger)
+        stores = Stores.of(settings, ledger, new)
+        days = outdated_days(stores.lake, new.key_id)
+        if dry_run:
+            old = [each for each in stores.ledger.tombstones() if each.key_id != new.key_id]
+            click.echo(
+                f"dry run: nothing changes. The new key is {new.key_id}; {plural(len(old), 'tombstone')} "
+                f"and {plural(len(days), 'day')} have another"
+            )
+            return
+        publish = publisher(
+            settings,
+            verbose=is_verbose(context),
+            failure="ledger and lake have the new key, but not the published warehouse, because it could not "
+            "be rebuilt: fix the cause and repeat the command",
+        )
+        trail = open_trail(settings, ledger, reason=reason, request=request)
+        with trail.noted():
+            stores.ledger.rekey(
+                new,
+                lambda connection, done: trail.append(
+                    connection, Action.REKEY, [None], {**done._asdict(), "key": new.key_id}
+                ),
+            )
+        failed = {day: problem for day, problem in rekey_lake(stores) if problem}
+        publish()
+        stores.ledger.purge()  # of the old pseudonyms
+        trail.record(Action.REKEYED, details={"key": new.key_id, "days": len(days), "failed": len(failed)})
+        _report_needed_keys(stores.ledger, new)
+    for day, problem in failed.items():
+        click.echo(f"{day} keeps pseudonyms of the old key: {problem}", err=True)
+    context.exit(EXIT_UNFINISHED if failed else 0)
+
+
+def _new_key(settings: Settings, ledger: Ledger) -> Pseudonymizer:
+    """The pseudonymizer with `KYC_PSEUDONYM_KEY`.
+
+    Raises :class:`UsageError` if the settings lack the ledger's key.
+    """
+    if not ledger.exists():
+        raise UsageError("there is no ledger yet, so there are no pseudonyms: set KYC_PSEUDONYM_KEY")
+    ledgers_pseudonymizer(settings, ledger)
+    return load_pseudonymizer(settings)
+
+
+def _report_needed_keys(ledger: LedgerErasure, new: Pseudonymizer) -> None:
+    """Prints which earlier keys are still needed."""
+    click.echo(f"the key of the pseudonyms is {new.key_id}")
+    subjects = [*ledger.tombstones(), *(hold.subject for hold in ledger.holds())]
+    needed = {key for each in subjects for key in each.keys if new.of_key(key) is not new}
+    if needed:
+        click.echo(
+            f"leave in KYC_PSEUDONYM_OLD_KEYS: {', '.join(sorted(needed))}. Without them, erased people and "
+            "legal holds are not recognised"
+        )
+    else:
+        click.echo("KYC_PSEUDONYM_OLD_KEYS is no longer needed")

@@ -1,0 +1,91 @@
+"""The columns of a manifest: what their names mean, and the chunks of rows in which they are passed on."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import pyarrow as pa
+
+from kyc_pipeline.ingest.formats.limits import MAX_COLUMNS, MAX_IGNORED_NAMES
+from kyc_pipeline.ingest.formats.typed_values import Column
+from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, printable
+from kyc_pipeline.landing.zone import ManifestFile
+
+FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at", "consent")
+REQUIRED: Final = FIELDS[:3]
+TAG_PREFIX: Final = "tag."
+ROW: Final = "manifest_row"
+MALFORMED: Final = "malformed"
+SUBMISSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BLANKS: Final = re.compile(r"[\s_-]+")
+
+
+def count_ignored(ignored: Counter[str], name: str, rows: int) -> None:
+    """Adds `rows` to the count of an unused column."""
+    # A file with a million different keys must not fill memory or the run's metadata.
+    known = name in ignored or len(ignored) < MAX_IGNORED_NAMES
+    ignored[printable(name)[:64] if known else "(others)"] += rows
+
+
+def count_unused(ignored: Counter[str], header: Iterable[str], rows: int, unnamed_cells: int) -> None:
+    """Counts the rows of each unused column; of columns without a name, only the cells with a value."""
+    for column in header:
+        if column and not is_used(column):
+            count_ignored(ignored, column, rows)
+    if unnamed_cells:
+        count_ignored(ignored, "", unnamed_cells)
+
+
+def column_of(name: str) -> str:
+    """The field or tag that a name in a manifest means.
+
+    Upper and lower case, blanks and hyphens make no difference to a field. The name of a tag is kept, without
+    blanks around it.
+    """
+    name = name.strip()
+    if name in FIELDS:
+        return name
+    field = _BLANKS.sub("_", name).lower()
+    if field in FIELDS:
+        return field
+    prefix, dot, tag = name.partition(".")
+    return TAG_PREFIX + tag.strip() if dot and prefix.strip().lower() == "tag" else name
+
+
+def is_used(column: str) -> bool:
+    """Whether the column is a field or a tag."""
+    return column in FIELDS or column.startswith(TAG_PREFIX)
+
+
+def chunk_of(columns: Mapping[str, Column], rows: Column, malformed: "Column | None" = None) -> pa.Table:
+    """Builds a chunk from the columns that the file has; the fields that it lacks are null."""
+    nulls = pa.nulls(len(rows), pa.string())
+    fields = {name: columns.get(name, nulls) for name in (*FIELDS, *columns)}
+    return pa.table({ROW: rows, MALFORMED: nulls if malformed is None else malformed, **fields})
+
+
+def check_header(columns: list[str], path: ManifestFile) -> None:
+    """Raises :class:`ManifestUnreadable` unless each required column is there, none twice, and few others."""
+    if len(columns) > MAX_COLUMNS:
+        raise ManifestUnreadable(path, f"has {len(columns)} columns, more than {MAX_COLUMNS}")
+    missing = [column for column in REQUIRED if column not in columns]
+    if missing:
+        raise ManifestUnreadable(
+            path, f"has no column {', '.join(missing)}: the first row must name them; {_described(columns)}"
+        )
+    twice = sorted(column for column, n in Counter(columns).items() if n > 1 and is_used(column))
+    if twice:
+        raise ManifestUnreadable(path, f"has the column {shown_column(twice[0])} twice")
+
+
+def _described(columns: list[str]) -> str:
+    """Describes a wrong header without repeating what it does not know: that may be data of a person."""
+    known = [column for column in columns if column in FIELDS]
+    named = f"it names {', '.join(known)}" if known else "it names no field"
+    return f"{named} and {len(columns) - len(known)} others"
+
+
+def shown_column(name: str) -> str:
+    """A column's name for messages. A tag's name may be data of a person."""
+    return name if name in FIELDS else f"{TAG_PREFIX}…"

@@ -1,0 +1,130 @@
+"""Reads CSV: finds separator and columns in the first rows, and leaves the parsing to pyarrow."""
+
+import contextlib
+import csv
+import io
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO, Final, cast
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from kyc_pipeline.ingest.formats.columns import check_header, column_of, count_unused, is_used
+from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, CsvRows, TextStream
+from kyc_pipeline.ingest.formats.limits import BLOCK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.text import line_ends, text_blocks
+from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
+from kyc_pipeline.landing.zone import ManifestFile
+
+_SEPARATORS: Final = (",", ";", "\t", "|")
+_SAVE_AS_UTF8: Final = "save it as UTF-8 (CSV UTF-8 in Excel), or set KYC_CSV_ENCODING"
+_SEPARATOR_LINE: Final = re.compile(r'"?sep=.?"?[,;\t|]*[\r\n]+', re.IGNORECASE)
+"""Excel's own first line, which names the separator. It is not data."""
+
+
+def read_csv(path: ManifestFile, ignored: Counter[str], code_page: str | None = None) -> Iterator[pa.Table]:
+    """Yields the chunks of a CSV. `code_page` is its encoding if it is neither UTF-8 nor UTF-16."""
+    blocks = text_blocks(path, code_page, _SAVE_AS_UTF8)
+    whole = next(blocks, "")
+    start = whole.lstrip("\r\n")
+    if separator_line := _SEPARATOR_LINE.match(start):
+        start = start[separator_line.end() :]
+    if not start.strip():
+        raise ManifestUnreadable(path, "is empty: its first row must name the columns")
+    separator, names, width = _header(start, path)
+    header = [column_of(name) for name in names]
+    check_header(header, path)
+    first_line = 1 + line_ends(whole.removesuffix(start))
+    stream = TextStream(itertools.chain([start], blocks), separator, path, first_line)
+    rows = CsvRows(path, separator, names, header, width)
+    total = 0
+    try:
+        for chunk in _merged(_csv_chunks(stream, rows, separator)):
+            total += chunk.num_rows
+            yield chunk
+    except pa.ArrowInvalid as error:
+        rows.require_few_malformed()
+        if "straddling" in str(error):
+            raise ManifestUnreadable(
+                path, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
+            ) from error
+        raise ManifestUnreadable(path, "is not a valid CSV file") from error
+    _reconcile(stream, rows, path)
+    count_unused(ignored, header, total, rows.unnamed_cells)
+
+
+def _reconcile(stream: TextStream, rows: CsvRows, path: ManifestFile) -> None:
+    # An open quote swallows every row up to the next quote, so some rows were misread.
+    if stream.quotes % 2:
+        raise ManifestUnreadable(path, 'has an odd number of quotes ("): close or double the stray one')
+    if rows.lines != stream.lines:
+        raise ManifestUnreadable(
+            path, f"has {stream.lines} lines, but its rows have {rows.lines}: is a quote missing or stray?"
+        )
+
+
+def _csv_chunks(stream: TextStream, rows: CsvRows, separator: str) -> Iterator[pa.Table]:
+    keys = [str(index) for index in range(rows.width)]
+    reader = pacsv.open_csv(
+        cast("IO[bytes]", stream),
+        # Only the serial reader knows row numbers.
+        read_options=pacsv.ReadOptions(
+            use_threads=False, block_size=BLOCK_BYTES, column_names=keys, skip_rows_after_names=1
+        ),
+        parse_options=pacsv.ParseOptions(
+            delimiter=separator, newlines_in_values=True, invalid_row_handler=rows
+        ),
+        convert_options=pacsv.ConvertOptions(
+            column_types=dict.fromkeys(keys, pa.string()),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            null_values=[""],
+        ),
+    )
+    for batch in reader:
+        yield from rows.good(batch.columns)
+        yield from rows.others()
+    yield from rows.others()
+
+
+def _merged(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Merges small chunks, since each chunk has a fixed cost."""
+    pending: list[pa.Table] = []
+    rows = 0
+    for chunk in chunks:
+        if not chunk.num_rows:
+            continue
+        pending.append(chunk)
+        rows += chunk.num_rows
+        if rows >= CHUNK_ROWS:
+            yield pa.concat_tables(pending, promote_options="default").combine_chunks()
+            pending, rows = [], 0
+    if pending:
+        yield pa.concat_tables(pending, promote_options="default").combine_chunks()
+
+
+def _header(start: str, path: ManifestFile) -> tuple[str, list[str], int]:
+    """The separator, the column names, and how many fields a row has.
+
+    The separator is the one that gives the most known names. Often every row has more cells than the header,
+    all empty, or lacks cells under its last names, which are empty: the first row of data decides.
+    """
+    readings = []
+    for separator in _SEPARATORS:
+        rows = filter(None, csv.reader(io.StringIO(start, newline=""), delimiter=separator))
+        try:
+            readings.append((separator, next(rows, []), rows))
+        except csv.Error as error:
+            raise ManifestUnreadable(path, "has no readable header row") from error
+    separator, names, rows = max(
+        readings, key=lambda reading: (sum(is_used(column_of(name)) for name in reading[1]), len(reading[1]))
+    )
+    first: list[str] = []
+    with contextlib.suppress(csv.Error):
+        first = next(rows, [])
+    differ_in_empty_cells = first and not any([*names[len(first) :], *first[len(names) :]])
+    is_one_line = not any(map(LINE_ENDS.search, first))
+    return separator, names, len(first) if differ_in_empty_cells and is_one_line else len(names)

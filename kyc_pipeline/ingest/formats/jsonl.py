@@ -1,0 +1,134 @@
+"""Reads JSON Lines: one object per line, whose members are the columns."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+
+from kyc_pipeline.ingest.formats.columns import FIELDS, MALFORMED, chunk_of, column_of, count_ignored, is_used
+from kyc_pipeline.ingest.formats.limits import CHUNK_BYTES, CHUNK_ROWS, MAX_CHUNK_CELLS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.text import text_blocks
+from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
+from kyc_pipeline.landing.zone import ManifestFile
+
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEXT: Final = msgspec.json.Decoder(str | None)
+_NO_OBJECT: Final = "the line is not a JSON object"
+_DUPLICATE_KEY: Final = "the line has a duplicate key"
+
+
+def read_jsonl(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
+    """Yields the chunks of a JSON Lines file."""
+    records: list[dict[str, str | None]] = []
+    numbers: list[int] = []
+    names: set[str] = set()
+    size = 0
+    is_lines = False
+    first = ""
+    for number, line in enumerate(_lines(path), 1):
+        record = _record(line, ignored)
+        # Once a line was an object, the file is JSON Lines.
+        is_lines = is_lines or record.get(MALFORMED) != _NO_OBJECT
+        if not is_lines and _is_part_of_an_array(line):
+            raise ManifestUnreadable(path, f"is a JSON array (line {number}): write one object per line")
+        first = first or line.strip()
+        records.append(record)
+        numbers.append(number)
+        names.update(record)
+        size += len(line)
+        is_full = len(records) == CHUNK_ROWS or size >= CHUNK_BYTES
+        if is_full or len(records) * len(names) >= MAX_CHUNK_CELLS:
+            yield _records_chunk(records, numbers)
+            records, numbers, names, size = [], [], set(), 0
+    if first == "{" and not is_lines:
+        raise ManifestUnreadable(path, "is a JSON object over several lines: write one object per line")
+    if records:
+        yield _records_chunk(records, numbers)
+
+
+def _lines(path: ManifestFile) -> Iterator[str]:
+    rest = ""
+    for block in text_blocks(path):
+        # Only \n and \r\n end a JSON line: strings may contain other line separators.
+        *lines, rest = (rest + block).split("\n")
+        if len(rest) > MAX_ROW_BYTES:
+            raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} bytes")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def has_duplicate_key(text: str) -> bool:
+    """Whether the JSON object `text` itself (not an object inside it) has a duplicate key."""
+    # The hook sees the outermost object last, and its result for that object is the return value.
+    return bool(json.loads(text, object_pairs_hook=lambda pairs: len(dict(pairs)) < len(pairs)))
+
+
+def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
+    try:
+        values = _values(line.strip())
+        # The size of the compact JSON: if the line is just as long, it has no duplicate key.
+        compact = 1 + sum(len(name.encode()) + len(value) + 4 for name, value in values.items())
+        if compact != len(line.strip().encode()) and has_duplicate_key(line):
+            return {MALFORMED: _DUPLICATE_KEY}
+    except (ValueError, RecursionError):
+        return {MALFORMED: _NO_OBJECT}
+    record: dict[str, str | None] = {}
+    for key, value in values.items():
+        name = column_of(key)
+        if not is_used(name):
+            count_ignored(ignored, name, 1)
+            continue
+        if name in record:
+            return {MALFORMED: _DUPLICATE_KEY}
+        try:
+            record[name] = _TEXT.decode(value)
+        except ValueError:
+            if name == "tags":
+                record[name] = value.decode()
+            else:
+                record[MALFORMED] = f"{name if name in FIELDS else 'a tag'} must be text"
+    return record
+
+
+class _Pairs(list[tuple[str, object]]):
+    """The members of a JSON object."""
+
+
+def _values(line: str) -> Mapping[str, bytes]:
+    """The JSON text of each value of an object. Raises ValueError or RecursionError.
+
+    Other tools write NaN and lone surrogates, which are not valid JSON. Each value that is used is
+    checked on its own, so that these do no harm in a column that is not.
+    """
+    try:
+        return {name: bytes(value) for name, value in _OBJECT.decode(line).items()}
+    except msgspec.DecodeError:
+        pairs = json.loads(line, object_pairs_hook=_Pairs)
+        if not isinstance(pairs, _Pairs):
+            raise
+        return {name.encode().decode(): _json_text(value).encode() for name, value in pairs}
+
+
+def _json_text(value: object) -> str:
+    if isinstance(value, _Pairs):
+        return "{" + ",".join(f"{json.dumps(name)}:{_json_text(member)}" for name, member in value) + "}"
+    return json.dumps(value)
+
+
+def _is_part_of_an_array(line: str) -> bool:
+    """Whether a line that is no object is the start or an element of an array of objects."""
+    text = line.strip()
+    if text.endswith(("[", "[{")) or (text.startswith("[") and text[1:].lstrip().startswith("{")):
+        return True
+    element = text.removesuffix(",")
+    return element != text and _record(element, Counter()).get(MALFORMED) != _NO_OBJECT
+
+
+def _records_chunk(records: list[dict[str, str | None]], numbers: list[int]) -> pa.Table:
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: pa.array([record.get(name) for record in records], pa.string()) for name in names}
+    return chunk_of(columns, pa.array(numbers, pa.int64()), columns.pop(MALFORMED, None))

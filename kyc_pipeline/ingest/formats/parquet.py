@@ -1,0 +1,186 @@
+"""Reads Parquet: typed columns, whose values become text by the rule of `typed_values.py`.
+
+A few kilobytes can hold gigabytes of text, since each distinct value is stored once. So texts are read as
+dictionaries, and unpacked in chunks of a few megabytes. Arrow cannot do that inside maps and structs, or with
+delta encodings: a file with these is read a few rows at a time.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kyc_pipeline.ingest.formats.columns import (
+    FIELDS,
+    TAG_PREFIX,
+    check_header,
+    chunk_of,
+    column_of,
+    count_ignored,
+    is_used,
+    shown_column,
+)
+from kyc_pipeline.ingest.formats.limits import (
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    MAX_COLUMN_BYTES,
+    MAX_ROW_BYTES,
+    NESTED_ROWS,
+)
+from kyc_pipeline.ingest.formats.typed_values import Column, has_texts, tags_json, texts, times, without_text
+from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
+from kyc_pipeline.landing.zone import ManifestFile
+
+_TEXTS: Final = ("STRING", "JSON", "ENUM", "NONE")
+"""Logical types of byte arrays that may be read as dictionaries."""
+_SPARK: Final = b"org.apache.spark.version"
+
+
+def read_parquet(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
+    """Yields the chunks of a Parquet file."""
+    try:
+        # INT96 has no years after 2262 in nanoseconds.
+        with path.open("rb") as source, pq.ParquetFile(source, pre_buffer=False) as file:
+            texts_of, is_dense = _check_columns(file, path)
+        with (
+            path.open("rb") as source,
+            pq.ParquetFile(
+                source,
+                coerce_int96_timestamp_unit="us",
+                read_dictionary=texts_of,
+                pre_buffer=False,  # it would keep all row groups, and read ahead in other threads
+            ) as file,
+        ):
+            names = {name: column_of(name) for name in file.schema_arrow.names}
+            check_header([names[name] for name in file.schema_arrow.names], path)
+            used = {name: column for name, column in names.items() if is_used(column)}
+            in_utc = _int96_columns_of_spark(file)
+            total = 0
+            batches = file.iter_batches(NESTED_ROWS if is_dense else CHUNK_ROWS, columns=list(used))
+            for batch in _of_chunk_size(batches, path):
+                rows = pa.array(np.arange(total + 1, total + 1 + batch.num_rows, dtype=np.int64))
+                total += batch.num_rows
+                columns = {column: batch.column(name) for name, column in used.items()}
+                yield _typed_chunk(columns, rows, in_utc, path)
+            for column in names:
+                if column not in used:
+                    count_ignored(ignored, column, total)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the storage; those of the content have no number
+        raise ManifestUnreadable(path, f"is not a readable Parquet file ({type(error).__name__})") from error
+
+
+def _check_columns(file: pq.ParquetFile, path: ManifestFile) -> tuple[list[str], bool]:
+    """The used columns to read as dictionaries, and whether a used column is nested or delta-encoded.
+
+    Raises :class:`ManifestUnreadable` if a column is huge.
+    """
+    metadata, dictionaries, is_dense = file.metadata, [], False
+    for index in range(len(file.schema)):
+        column = file.schema.column(index)
+        if not is_used(column_of(column.path.partition(".")[0])) and not is_used(column_of(column.path)):
+            continue
+        for group in range(metadata.num_row_groups):
+            if metadata.row_group(group).column(index).total_uncompressed_size > MAX_COLUMN_BYTES:
+                raise ManifestUnreadable(
+                    path,
+                    f"has more than {MAX_COLUMN_BYTES} bytes of a column in a row group: write smaller ones",
+                )
+        if column.path not in file.schema_arrow.names:
+            is_dense = True
+        elif column.physical_type == "BYTE_ARRAY" and column.logical_type.type in _TEXTS:
+            dictionaries.append(column.path)
+            # Arrow reads no dictionary from it, and its texts may share most of their bytes.
+            is_dense = is_dense or _is_delta_encoded(metadata, index)
+    return [] if is_dense else dictionaries, is_dense
+
+
+def _is_delta_encoded(metadata: Any, index: int) -> bool:
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    return any("DELTA" in encoding for group in groups for encoding in group.column(index).encodings)
+
+
+def _of_chunk_size(batches: Iterable[pa.RecordBatch], path: ManifestFile) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of at most `CHUNK_ROWS`, with about `CHUNK_BYTES` of text."""
+    pending: list[pa.RecordBatch] = []
+    rows = size = 0
+    for part, part_bytes in itertools.chain.from_iterable(_parts(batch, path) for batch in batches):
+        if pending and (rows + part.num_rows > CHUNK_ROWS or size + part_bytes > CHUNK_BYTES):
+            yield _joined(pending)
+            pending, rows, size = [], 0, 0
+        pending.append(part)
+        rows, size = rows + part.num_rows, size + part_bytes
+    if pending:
+        yield _joined(pending)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    (batch,) = pa.Table.from_batches(batches).combine_chunks().to_batches() if len(batches) > 1 else batches
+    return batch
+
+
+def _parts(batch: pa.RecordBatch, path: ManifestFile) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """The rows of a batch in parts of about `CHUNK_BYTES`, with their bytes."""
+    sizes = sum((_text_bytes(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64))
+    if sizes.size and sizes.max() > MAX_ROW_BYTES:
+        raise ManifestUnreadable(path, f"has a row of more than {MAX_ROW_BYTES} bytes")
+    bounds = np.flatnonzero(np.diff(np.cumsum(sizes) // CHUNK_BYTES)) + 1
+    for start, stop in itertools.pairwise([0, *bounds.tolist(), batch.num_rows]):
+        yield batch.slice(start, stop - start), int(sizes[start:stop].sum())
+
+
+def _text_bytes(array: Any) -> Any:
+    """The bytes of text in each row (a NumPy array of int64); 0 for types without a length."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        lengths = _text_bytes(array.dictionary)
+        indices = array.indices
+        found = lengths[indices.fill_null(0).to_numpy(zero_copy_only=False)] if len(lengths) else 0
+        return np.where(indices.is_valid().to_numpy(zero_copy_only=False), found, 0)
+    if pa.types.is_map(kind):
+        sums = np.concatenate(([0], np.cumsum(_text_bytes(array.keys) + _text_bytes(array.items))))
+        return np.diff(sums[array.offsets.to_numpy(zero_copy_only=False)])
+    if pa.types.is_struct(kind):
+        return sum((_text_bytes(column) for column in array.flatten()), np.zeros(len(array), np.int64))
+    if isinstance(kind, pa.BaseExtensionType):
+        return _text_bytes(array.storage)
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        return pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.zeros(len(array), np.int64)
+
+
+def _int96_columns_of_spark(file: pq.ParquetFile) -> set[str]:
+    """INT96 has no time zone, but Spark writes UTC; other tools write local time."""
+    if _SPARK not in (file.metadata.metadata or {}):
+        return set()
+    columns = (file.schema.column(index) for index in range(len(file.schema)))
+    return {column_of(column.path) for column in columns if column.physical_type == "INT96"}
+
+
+def _typed_chunk(
+    columns: Mapping[str, Column], rows: Column, in_utc: set[str], path: ManifestFile
+) -> pa.Table:
+    found: dict[str, Column] = {}
+    malformed = pa.nulls(len(rows), pa.string())
+    for name, array in columns.items():
+        kind = array.type
+        if name == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
+            found[name] = tags_json(array)
+        elif name == "submitted_at" and pa.types.is_timestamp(kind):
+            found[name] = times(array.cast(pa.timestamp(kind.unit, "UTC")) if name in in_utc else array)
+        else:
+            is_allowed = has_texts(kind) and (name.startswith(TAG_PREFIX) or not pa.types.is_date(kind))
+            if not is_allowed and array.null_count < len(array):
+                raise ManifestUnreadable(
+                    path, f"has the column {shown_column(name)} of type {kind}: it must be text"
+                )
+            found[name] = texts(array)
+            problem = f"{name if name in FIELDS else 'a tag'} must be text"
+            malformed = pc.if_else(without_text(array, found[name]), problem, malformed)
+    return chunk_of(found, rows, malformed)

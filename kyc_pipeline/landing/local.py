@@ -1,0 +1,59 @@
+"""A landing zone in a folder."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from kyc_pipeline.document_folder import DocumentFolder
+from kyc_pipeline.landing.zone import Entry, ManifestFile, Signature
+
+
+class LocalLanding:
+    """The landing zone at a path."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._manifests = root / "manifests"
+
+    def __str__(self) -> str:
+        return str(self._root)
+
+    @property
+    def documents(self) -> DocumentFolder:
+        """The documents."""
+        return DocumentFolder(self._root / "documents")
+
+    def problem(self) -> str | None:
+        """Why there is no landing zone here. Probably its volume is not mounted."""
+        if self._root.is_dir():
+            return None
+        return "is not a folder: mount its volume, create it, or set KYC_LANDING"
+
+    def folders(self) -> list[str]:
+        """The names of the folders below `manifests/`, in order."""
+        if not self._manifests.is_dir():
+            return []
+        return sorted(entry.name for entry in self._manifests.iterdir() if entry.is_dir())
+
+    def entries(self, date: str) -> Iterator[Entry]:
+        """The content of the day's folder."""
+        folder = self._manifests / date
+        for path in folder.iterdir() if folder.is_dir() else ():
+            # A pipe or a device would block the reader forever.
+            yield path, self.signature(path) if path.is_file() else None
+
+    def signature(self, file: ManifestFile) -> Signature | None:
+        """Size, modification time in nanoseconds and inode: one changes when a file is written to."""
+        with contextlib.suppress(FileNotFoundError):
+            status = cast("Path", file).stat()
+            return status.st_size, status.st_mtime_ns, status.st_ino
+        return None
+
+    def relationships(self) -> list[ManifestFile]:
+        """The files `relationships/*.csv`, in order."""
+        return [*sorted((self._root / "relationships").glob("*.csv"))]
+
+    def snapshot(self) -> "LocalLanding":
+        """Itself: listing a folder is fast."""
+        return self

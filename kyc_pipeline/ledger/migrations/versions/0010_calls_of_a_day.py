@@ -1,0 +1,11 @@
+"""An index to find the calls of a day: with `DEEPXL_MAX_CALLS_PER_DAY`, each commit of claims counts them."""
+
+from alembic import op
+
+revision = "0010"
+down_revision = "0009"
+
+
+def upgrade() -> None:
+    """Adds the index."""
+    op.create_index("attempts_by_start", "attempts", ["started_at", "result"])

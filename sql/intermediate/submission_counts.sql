@@ -1,0 +1,21 @@
+-- Number of submissions by day, company, dimensions and result. Not published.
+--
+-- date: Day of the manifest, the daily partition.
+-- company_id: Value of the tag `companyId`; UNKNOWN without it.
+-- dimensions: Dimension → value.
+-- outcome: Outcome of these submissions.
+-- verified: Their verdict; NULL without one.
+-- is_undecided: Whether they may still get a verdict.
+-- submissions: Submissions with this result.
+-- billable_calls: Their calls that were or may have been billed.
+SELECT
+    date,
+    company_id,
+    dimensions,
+    outcome,
+    verified,
+    outcome IN ({undecided_outcomes}) OR (outcome = 'completed' AND verified IS NULL) AS is_undecided,
+    count(*) AS submissions,
+    sum(billable_calls)::BIGINT AS billable_calls
+FROM submissions
+GROUP BY ALL

@@ -1,0 +1,179 @@
+"""Incomplete days: they are marked, move no rate unmarked, and what they change later is on record."""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from kyc_pipeline.analyze.build import build
+from kyc_pipeline.lake.storage import Lake
+from tests.unit.analyze.lake_maker import Check, Submission, write_curated, write_day, write_responses
+from tests.unit.analyze.nasty import HELD, PRICE, REJECTED_ONLY, UNFLATTENED, UNVERIFIED, Nasty, day
+
+DAY, NEXT = "2024-09-02", "2024-09-03"
+
+
+def test_every_table_with_a_day_says_whether_it_is_complete(nasty: Nasty) -> None:
+    columns: dict[str, set[str]] = {}
+    for table, column in nasty.connection.execute(
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal"
+    ).fetchall():
+        columns.setdefault(table, set()).add(column)
+    tables = [table for table, names in columns.items() if "date" in names]
+    assert len(tables) > 20
+    assert [table for table in tables if "is_complete" not in columns[table]] == []
+    # Apart from the rows of a company, or of people first seen on a day: complete once their own submissions
+    # are decided, whatever their day.
+    undecided = nasty.submissions.groupby("date").undecided.sum()
+    for table in set(tables) - {"verified_rates_by_company", "verified_rates_by_subject"}:
+        for row in nasty.rows(f"SELECT DISTINCT date, is_complete FROM {table}"):
+            assert row["is_complete"] == (undecided.get(row["date"], 0) == 0), (table, row)
+
+
+def test_days_against_pandas(nasty: Nasty) -> None:
+    found = {row["date"]: row for row in nasty.rows("FROM days")}
+    groups = nasty.submissions.groupby("date")
+    assert set(found) == {*groups.groups, day(REJECTED_ONLY)}
+    assert found[day(REJECTED_ONLY)]["is_complete"]
+    for date, group in groups:
+        row = found[str(date)]
+        assert (row["accepted"], row["undecided"]) == (len(group), group.undecided.sum())
+        assert row["is_complete"] == (group.undecided.sum() == 0)
+    assert {number for number in range(42) if not found.get(day(number), {}).get("is_complete", True)} == {
+        UNFLATTENED,
+        HELD,
+        UNVERIFIED,
+    }
+
+
+@pytest.mark.parametrize("table", ["verified_rates", "pass_rates", "verified_rates_by_company"])
+def test_the_bounds_of_rates_against_pandas(nasty: Nasty, table: str) -> None:
+    names = {"pass_rates": ("passed", "failed")}.get(table, ("verified", "verifications"))
+    undecided = nasty.submissions.groupby("date").undecided.sum()
+    of_company = nasty.submissions.groupby(["date", "company"]).undecided.sum()
+    found = nasty.rows(f"FROM {table}")
+    for row in found:
+        open_ = (
+            of_company[row["date"], row["company_id"]]
+            if table == "verified_rates_by_company"
+            else undecided[row["date"]]
+        )
+        k = row[names[0]]
+        n = k + row["failed"] if table == "pass_rates" else row["verifications"]
+        assert row["undecided"] == open_
+        assert row["is_complete"] == (open_ == 0)
+        if n + open_:
+            assert row["rate_worst"] == pytest.approx(k / (n + open_))
+            assert row["rate_best"] == pytest.approx((k + open_) / (n + open_))
+    assert {row["is_complete"] for row in found} == {False, True}
+
+
+def test_cost_per_verified_is_of_complete_days_only(nasty: Nasty) -> None:
+    for row in nasty.rows("FROM api_performance"):
+        group = nasty.submissions[nasty.submissions.date == row["date"]]
+        assert float(row["estimated_cost"]) == pytest.approx(group.cost.sum())
+        if group.undecided.any():
+            assert row["cost_per_verified"] is None
+        else:
+            assert float(row["cost_per_verified"]) == pytest.approx(
+                group.cost.sum() / group.verified.sum(), abs=1e-6
+            )
+
+
+def test_the_funnel_does_not_count_an_unflattened_day_as_declined(nasty: Nasty) -> None:
+    [row] = nasty.rows(f"FROM submission_funnel WHERE date = '{day(UNFLATTENED)}'")
+    assert row["completed"] > 50
+    assert (row["verified"], row["not_verified"]) == (0, 0)
+    [other] = nasty.rows(f"FROM submission_funnel WHERE date = '{day(HELD)}'")
+    assert other["completed"] == other["verified"] + other["not_verified"]
+
+
+def weeks(lake: Lake, held: int) -> None:
+    """Two weeks at 85%; in the second, `held` of the bad cases time out."""
+    write_day(lake, "2024-09-02", [Submission(number >= 60) for number in range(400)])
+    second = [
+        Submission(number >= 60, outcome="uncertain" if number < held else "completed")
+        for number in range(400)
+    ]
+    write_day(lake, "2024-09-09", second)
+
+
+@pytest.mark.parametrize("held", [0, 40])
+def test_timeouts_of_bad_cases_are_no_significant_rise(lake: Lake, built: Any, held: int) -> None:
+    weeks(lake, held)
+    [row] = (
+        built()
+        .execute(
+            "SELECT change, change_low > 0, significant, undecided, is_complete FROM pass_rate_changes"
+            " WHERE week = '2024-09-09' AND check_type = 'VERIFIED'"
+        )
+        .fetchall()
+    )
+    assert row == (pytest.approx(340 / (400 - held) - 0.85), held > 0, False, held, held == 0)
+
+
+def test_a_real_rise_stays_significant_beside_a_few_held(lake: Lake, built: Any) -> None:
+    write_day(lake, "2024-09-02", [Submission(number >= 120) for number in range(400)])
+    later = [
+        Submission(number >= 20, outcome="uncertain" if number < 5 else "completed") for number in range(400)
+    ]
+    write_day(lake, "2024-09-09", later)
+    assert built().execute("SELECT significant FROM pass_rate_changes ORDER BY week").fetchall() == [
+        (False,),
+        (True,),
+    ]
+
+
+def restated(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
+    return connection.execute(
+        'SELECT date::VARCHAR, metric, check_type, was, "is", first_seen_build, changed_by, was_complete'
+        " FROM restatements"
+    ).fetchall()
+
+
+def test_restatements_say_which_build_changed_which_past_figure(
+    lake: Lake, built: Any, tmp_path: Path
+) -> None:
+    people = [Submission(True, [Check("T")]), Submission(False, [Check("T", "FAIL")])]
+    late = Submission(True, outcome="uncertain")
+    write_day(lake, DAY, [*people, late])
+    assert restated(built(run_id="one")) == []
+    write_day(lake, NEXT, [Submission()])  # a new day restates nothing
+    assert restated(built(run_id="two", previous=tmp_path / "draft-0.duckdb")) == []
+    answered = [*people, Submission(True, [Check("T")], id=late.id)]
+    write_responses(lake, DAY, answered)
+    write_curated(lake, DAY, answered)
+    third = built(run_id="three", previous=tmp_path / "draft-1.duckdb")
+    changes = [
+        (DAY, "pass_rate", "T", 1 / 2, pytest.approx(2 / 3), "one", "three", False),
+        (DAY, "completed", None, 2, 3, "one", "three", False),
+        (DAY, "verified", None, 1, 2, "one", "three", False),
+        (DAY, "verified_rate", None, 1 / 2, pytest.approx(2 / 3), "one", "three", False),
+    ]
+    assert restated(third) == changes
+    write_day(lake, DAY, answered[:2])  # a person was erased
+    fourth = restated(built(run_id="four", previous=tmp_path / "draft-2.duckdb"))
+    assert [row for row in fourth if row[6] == "three"] == changes
+    assert (DAY, "verified", None, 2, 1, "three", "four", True) in fourth
+    assert (DAY, "received", None, 3, 2, "one", "four", True) in fourth
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no database"])
+def test_without_a_readable_published_build_nothing_is_restated(
+    lake: Lake, tmp_path: Path, content: bytes | None
+) -> None:
+    previous = tmp_path / "previous.duckdb"
+    if content is not None:
+        previous.write_bytes(content)
+    write_day(lake, DAY, [Submission()])
+    build(lake, tmp_path / "draft", run_id="one", previous=previous)
+    with duckdb.connect(tmp_path / "draft", read_only=True) as connection:
+        assert restated(connection) == []
+        assert connection.execute("SELECT DISTINCT first_seen_build FROM daily_figures").fetchall() == [
+            ("one",)
+        ]
+
+
+def test_the_price_is_that_of_the_frames(nasty: Nasty) -> None:
+    assert nasty.rows("SELECT price_per_call FROM build_info") == [{"price_per_call": PRICE}]

@@ -1,0 +1,155 @@
+"""People, not attempts: against plain Python over the same rows; and the time until a verdict."""
+
+import datetime
+import random
+from collections import defaultdict
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from statsmodels.stats.proportion import proportion_confint
+
+from kyc_pipeline.lake.storage import Lake
+from tests.unit.analyze.lake_maker import Submission, Tags, write_day, write_submissions
+from tests.unit.analyze.nasty import Nasty
+
+NOON = datetime.datetime(2024, 9, 2, 12, tzinfo=datetime.UTC)
+
+
+def attempts_of(nasty: Nasty) -> dict[Any, list[Any]]:
+    """(company, customer) → submissions in order, of those whom a response names."""
+    found: dict[Any, list[Any]] = defaultdict(list)
+    rows: Any = nasty.submissions.dropna(subset="customer").itertuples()
+    for row in rows:
+        found[row.company, row.customer].append(row)
+    named = {(row.company, row.customer) for row in nasty.verifications.itertuples()}
+    return {who: sorted(rows, key=lambda r: (r.date, r.id)) for who, rows in found.items() if who in named}
+
+
+def is_verified(row: Any) -> bool:
+    return row.verified is True
+
+
+def days_between(first: Any, last: Any) -> int:
+    return (datetime.date.fromisoformat(last.date) - datetime.date.fromisoformat(first.date)).days
+
+
+def test_subjects_against_plain_python(nasty: Nasty) -> None:
+    expected = []
+    for rows in attempts_of(nasty).values():
+        successes = [number for number, row in enumerate(rows) if is_verified(row)]
+        last = rows[-1]
+        expected.append(
+            (
+                rows[0].date,
+                last.date,
+                len(rows),
+                bool(successes),
+                {True: "verified", False: "not_verified"}.get(last.verified, last.outcome),
+                successes[0] + 1 if successes else None,
+                days_between(rows[0], rows[successes[0]]) if successes else None,
+                sum(row.undecided for row in rows),
+                sum(row.billable for row in rows),
+                Decimal("0.35") * int(sum(row.billable for row in rows)),
+                is_verified(rows[0]),
+            )
+        )
+    found = [tuple(row.values()) for row in nasty.rows("FROM subjects")]
+    assert len({subject for subject, *_ in found}) == len(found)
+    assert {len(subject) for subject, *_ in found} == {32}
+    assert sorted((row[1:] for row in found), key=str) == sorted(expected, key=str)
+    assert {row[5] for row in found} > {"verified", "not_verified", "not_attempted"}
+
+
+def test_rates_by_person_against_statsmodels(nasty: Nasty) -> None:
+    cohorts: dict[str, list[list[Any]]] = defaultdict(list)
+    for rows in attempts_of(nasty).values():
+        cohorts[rows[0].date].append(rows)
+    found = {row["date"]: row for row in nasty.rows("FROM verified_rates_by_subject")}
+    assert set(found) == set(cohorts)
+    last = max(nasty.submissions.date)
+    for date, people in cohorts.items():
+        row, n = found[date], len(people)
+        verified = sum(any(map(is_verified, rows)) for rows in people)
+        first = sum(is_verified(rows[0]) for rows in people)
+        undecided = sum(
+            not any(map(is_verified, rows)) and any(row.undecided for row in rows) for rows in people
+        )
+        assert (row["subjects"], row["verified"], row["first_verified"]) == (n, verified, first)
+        assert (row["undecided"], row["is_complete"]) == (undecided, undecided == 0)
+        assert row["verified_within_7_days"] == sum(
+            any(is_verified(row) and days_between(rows[0], row) < 7 for row in rows) for rows in people
+        )
+        for name, count in (("verified_rate", verified), ("first_verified_rate", first)):
+            assert row[name] == pytest.approx(count / n)
+            low_high = proportion_confint(count, n, method="wilson")
+            assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(low_high, abs=1e-6)
+        bounds = (verified / n, (verified + undecided) / n)
+        assert (row["rate_worst"], row["rate_best"]) == pytest.approx(bounds)
+        age = datetime.date.fromisoformat(last) - datetime.date.fromisoformat(date)
+        assert (row["low_n"], row["mature"]) == (n < 30, age.days >= 7)
+    assert sum(row["undecided"] for row in found.values()) > 0
+
+
+def test_a_person_whom_no_response_names_has_no_row(lake: Lake, built: Any) -> None:
+    named: Tags = {"companyId": ("acme", "p-acme"), "customerId": (None, "p1")}
+    one, two = ({"customerId": name} for name in ("1", "2"))
+    write_day(lake, "2024-09-02", [Submission(False, tags=named, manifest_tags=one)])
+    unnamed: Tags = {"companyId": ("acme", "p-acme")}
+    write_submissions(
+        lake,
+        "2024-09-03",
+        [Submission(tags=unnamed, manifest_tags=one), Submission(tags=unnamed, manifest_tags=two)],
+    )
+    assert built().execute(
+        "SELECT attempts, final_outcome, verified, undecided FROM subjects"
+    ).fetchall() == [(2, "not_attempted", False, 1)]
+
+
+def test_without_the_tag_there_are_no_people(lake: Lake, built: Any) -> None:
+    write_day(lake, "2024-09-02", [Submission()])
+    connection = built()
+    assert connection.execute("FROM subjects").fetchall() == []
+    assert connection.execute("FROM verified_rates_by_subject").fetchall() == []
+
+
+def test_verdict_times_against_numpy(lake: Lake, built: Any) -> None:
+    rnd = random.Random(5)
+    days: dict[str, list[Submission]] = {}
+    for number in range(3):
+        date = f"2024-09-0{number + 2}"
+        days[date] = []
+        for _ in range(40):
+            seconds = rnd.choice([-1.5, 0, 600, rnd.expovariate(1 / 500)])
+            days[date].append(
+                Submission(
+                    rnd.random() < 0.8,
+                    outcome=rnd.choice(["completed"] * 4 + ["uncertain", "refused"]),
+                    submitted_at=rnd.choice([NOON, NOON, None]),
+                    responded_at=NOON + datetime.timedelta(seconds=seconds),
+                )
+            )
+        write_day(lake, date, days[date])
+    write_day(lake, "2024-09-05", [Submission()])
+    write_submissions(lake, "2024-09-06", [Submission(submitted_at=NOON)])
+    found = {
+        str(row[0]): row[1:]
+        for row in built(verdict_target_seconds=600).execute("FROM verdict_times").fetchall()
+    }
+    assert set(found) == {*days, "2024-09-06"}  # on the 5th, no time is known
+    assert found.pop("2024-09-06") == (0, None, None, 600, 0, None, None, None, True, 1, 0, 1, False)
+    for date, row in found.items():
+        known = [s for s in days[date] if s.submitted_at]
+        times = [
+            (s.responded_at - s.submitted_at).total_seconds()
+            for s in known
+            if s.outcome == "completed" and s.responded_at and s.submitted_at
+        ]
+        n, k = len(times), sum(seconds <= 600 for seconds in times)
+        open_ = sum(s.outcome == "uncertain" for s in known)
+        assert (row[0], row[3], row[4], row[8], row[9]) == (n, 600, k, n < 30, open_)
+        assert row[1:3] == pytest.approx(np.quantile(times, [0.5, 0.9]))
+        assert row[5:8] == pytest.approx((k / n, *proportion_confint(k, n, method="wilson")), abs=1e-6)
+        assert row[10:12] == pytest.approx((k / (n + open_), (k + open_) / (n + open_)))
+        assert row[12] == (open_ == 0)
