@@ -15,7 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.ingest.documents import Documents, Role
-from kyc_pipeline.ingest.formats.columns import MALFORMED, REQUIRED, ROW, SUBMISSION_ID, TAG_PREFIX
+from kyc_pipeline.ingest.formats.columns import (
+    ABSENT_ID,
+    MALFORMED,
+    REQUIRED,
+    ROW,
+    SUBMISSION_ID,
+    TAG_PREFIX,
+)
 from kyc_pipeline.ingest.formats.jsonl import has_duplicate_key
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
@@ -73,6 +80,11 @@ def validate_rows(
         ~ids.str.fullmatch(SUBMISSION_ID.pattern).fillna(False),
         Reason.INVALID_SUBMISSION_ID,
         "submission_id must be 1 to 64 of A-Z a-z 0-9 . _ -",
+    )
+    verdicts.reject(
+        ids.str.fullmatch(ABSENT_ID.pattern).fillna(False),
+        Reason.INVALID_SUBMISSION_ID,
+        "submission_id stands for an absent value, such as NULL or NaN",
     )
     if consents:
         given = frame["consent"].str.strip().str.casefold()

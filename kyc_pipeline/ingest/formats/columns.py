@@ -18,6 +18,8 @@ TAG_PREFIX: Final = "tag."
 ROW: Final = "manifest_row"
 MALFORMED: Final = "malformed"
 SUBMISSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ABSENT_ID: Final = re.compile(r"(?i)-?nan|null|none|na|nat|nil|undefined|-+")
+"""What spreadsheets, databases and programs write for a value that is not there."""
 _BLANKS: Final = re.compile(r"[\s_-]+")
 
 

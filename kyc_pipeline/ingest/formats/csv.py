@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -38,8 +37,8 @@ def read_csv(path: ManifestFile, ignored: Counter[str], code_page: str | None = 
     header = [column_of(name) for name in names]
     check_header(header, path)
     first_line = 1 + line_ends(whole.removesuffix(start))
-    stream = TextStream(itertools.chain([start], blocks), separator, path, first_line)
-    rows = CsvRows(path, separator, names, header, width)
+    stream = TextStream(start, blocks, separator, path, first_line)
+    rows = CsvRows(path, stream, separator, names, header, width)
     total = 0
     try:
         for chunk in _merged(_csv_chunks(stream, rows, separator)):

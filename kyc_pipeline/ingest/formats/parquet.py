@@ -181,6 +181,6 @@ def _typed_chunk(
                     path, f"has the column {shown_column(name)} of type {kind}: it must be text"
                 )
             found[name] = texts(array)
-            problem = f"{name if name in FIELDS else 'a tag'} must be text"
+            problem = f"{name if name in FIELDS else 'a tag'} must be text in UTF-8"
             malformed = pc.if_else(without_text(array, found[name]), problem, malformed)
     return chunk_of(found, rows, malformed)
