@@ -17,6 +17,7 @@ FULL_ERRORS: Final = "kyc_pipeline.full_errors"
 LISTED: Final = 3
 """How many messages a line lists; further ones are only counted."""
 _DISK_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR})
 
 
 class KycError(Exception):
@@ -57,4 +58,9 @@ def plain_line(error: BaseException) -> str:
             location = f" in {module}, line {line}"
     if is_disk_fault(error):
         return f"a disk cannot be used ({error.strerror}{location}): free space or repair it, then run again"
+    if isinstance(error, OSError) and error.errno in _NO_ACCESS:
+        return (
+            f"a file or folder cannot be used ({error.strerror}{location}): correct its access rights, or "
+            "KYC_HOME and the settings of paths"
+        )
     return f"unexpected {type(error).__name__}{location}"

@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -54,11 +55,19 @@ def duties_of(settings: Settings) -> Iterator[Duty]:
     """The duties under these settings."""
     url = checked_url(settings.kyc_ledger_url.get_secret_value())
     ledger = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
-    for name, place in (("KYC_LANDING", str(settings.kyc_landing)), ("KYC_LAKE", settings.kyc_lake)):
+    places = {
+        "KYC_LANDING": str(settings.kyc_landing),
+        "KYC_LAKE": settings.kyc_lake,
+        "KYC_WAREHOUSE": str(settings.kyc_warehouse),
+        "TMPDIR": tempfile.gettempdir(),
+    }
+    for name, place in places.items():
         yield _encrypted(name, place)
     if ledger is not None:
         yield _encrypted("KYC_LEDGER_URL", str(ledger))
         yield _closed("the ledger", ledger)
+        if settings.kyc_pseudonym_key is None:
+            yield _encrypted("the pseudonym key", str(settings.pseudonym_key_file))
     else:
         advice = "encrypt the volumes and backups of the PostgreSQL server"
         yield Duty("KYC_LEDGER_URL is encrypted at rest", Answer.UNKNOWN, advice)
