@@ -355,7 +355,7 @@ def checked_url(url: str) -> URL:
             "KYC_LEDGER_URL: not a SQLAlchemy URL such as sqlite:///data/ledger.sqlite"
         ) from None
     if parsed.drivername in {"sqlite", "sqlite+pysqlite"}:
-        if not parsed.database or parsed.database == ":memory:":
+        if not parsed.database or parsed.database == ":memory:" or parsed.host:
             raise UsageError(
                 "KYC_LEDGER_URL: the ledger must be a file, such as sqlite:///data/ledger.sqlite"
             )
