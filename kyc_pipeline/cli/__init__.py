@@ -32,6 +32,7 @@ COMMANDS = {
     "rejected": "List rejected rows with file, row and reason.",
     "rekey": "Replace the key of the pseudonyms.",
     "reopen": "Let a refused or quarantined submission be sent again.",
+    "report": "Write the regulator's pack from the published warehouse.",
     "retention": "Remove data whose retention period is over.",
     "security-check": "Check what you must do to protect the data: encryption, access, budget.",
     "simulator": "Run the bundled DeepXL-compatible server.",
