@@ -11,7 +11,6 @@ from typing import NoReturn
 import click
 
 from kyc_pipeline.analyze.publish import restricted_path
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.options import (
     accountable,
     format_table,
@@ -24,7 +23,7 @@ from kyc_pipeline.erasure.find import Findings, find
 from kyc_pipeline.erasure.remove import erase as erase_found
 from kyc_pipeline.erasure.remove import require_no_hold
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import UNFINISHED, KycError
 from kyc_pipeline.ledger.audit import Action
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
@@ -113,7 +112,7 @@ def _end(context: click.Context, found: Findings) -> NoReturn:
             "`export`); if this person's, erase again with --with-responses",
             err=True,
         )
-    context.exit(EXIT_UNFINISHED if found.left or found.holds or not found.is_known else 0)
+    context.exit(UNFINISHED if found.left or found.holds or not found.is_known else 0)
 
 
 def _is_published(settings: Settings) -> bool:

@@ -2,13 +2,12 @@
 
 import click
 
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.erase import publisher
 from kyc_pipeline.cli.options import accountable, is_verbose, open_trail
 from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.erasure.rekey import outdated_days, rekey_lake
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import UsageError
+from kyc_pipeline.errors import UNFINISHED, UsageError
 from kyc_pipeline.ledger.audit import Action
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.identity import open_ledger
@@ -61,7 +60,7 @@ def rekey(context: click.Context, dry_run: bool, reason: str | None, request: st
         _report_needed_keys(stores.ledger, new)
     for day, problem in failed.items():
         click.echo(f"{day} keeps pseudonyms of the old key: {problem}", err=True)
-    context.exit(EXIT_UNFINISHED if failed else 0)
+    context.exit(UNFINISHED if failed else 0)
 
 
 def _new_key(settings: Settings, ledger: Ledger) -> Pseudonymizer:

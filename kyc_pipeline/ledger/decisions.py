@@ -20,6 +20,12 @@ from kyc_pipeline.ledger.schema import attempts, decisions, submissions
 from kyc_pipeline.ledger.times import now, to_datetime
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
+RESOLUTIONS: Final = {
+    Decision.RETRY.value: "look it up, then send it again, which may cost a second call",
+    Decision.ABANDON.value: "never send it again",
+}
+"""What an operator may decide about a held submission."""
+RESOLUTIONS_HELP: Final = " ".join(f"{decision}: {what}." for decision, what in RESOLUTIONS.items())
 _ACTIONS: Final = {Decision.RETRY: Action.RETRY, Decision.ABANDON: Action.ABANDON}
 
 
@@ -92,8 +98,8 @@ def resolve_all_held(
 
 
 def _checked(decision: str) -> Decision:
-    if decision not in (Decision.RETRY, Decision.ABANDON):
-        raise UsageError(f"a held submission is resolved as retry or abandon, not as {decision!r}")
+    if decision not in RESOLUTIONS:
+        raise UsageError(f"a held submission is resolved as {' or '.join(RESOLUTIONS)}, not as {decision!r}")
     return Decision(decision)
 
 

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import dagster as dg
 
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.days import day_range
+from kyc_pipeline.errors import UNFINISHED, KycError
 from kyc_pipeline.ingest.manifests import ignored_files, manifest_dates, stray_folders
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.landing.zone import Landing
@@ -21,7 +22,6 @@ from kyc_pipeline.ledger.leases import leased_partitions
 from kyc_pipeline.ledger.queries import read_held, read_spend_since
 from kyc_pipeline.orchestration.alerts.model import Alert, Kind, days_text, shortened
 from kyc_pipeline.orchestration.checks.analyze import DEADLINE_HOUR
-from kyc_pipeline.orchestration.endings import UNFINISHED
 from kyc_pipeline.orchestration.jobs import BACKFILL, days_of
 from kyc_pipeline.orchestration.new_manifests import QUEUED, STARTED
 from kyc_pipeline.orchestration.paid_calls import STOPPED
@@ -249,7 +249,7 @@ def _run_days(run: dg.DagsterRun) -> list[str]:
     if days is None:
         return []
     first, last = (date.fromisoformat(day) for day in days)
-    return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]
+    return day_range(first, last)
 
 
 def _is_under_way(instance: dg.DagsterInstance, backfill: str) -> bool:
