@@ -12,7 +12,7 @@ from kyc_pipeline.erasure.find import find
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import UNFINISHED, KycError
 from kyc_pipeline.lake.atomic import make_folder, replacing
-from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
 
@@ -54,7 +54,7 @@ def export(
         counts = count(exported)
         if ledger.exists():
             trail = open_trail(settings, ledger, reason=reason, request=request)
-            trail.record(Action.EXPORT, (name, value), counts)
+            trail.record(AuditAction.EXPORT, (name, value), counts)
         if not any(counts.values()):
             click.echo("nothing is stored about a person who has this tag with this value")
             context.exit(UNFINISHED)

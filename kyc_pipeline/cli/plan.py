@@ -8,8 +8,8 @@ import click
 
 from kyc_pipeline.cli.options import check_landing, date_range, format_table, partitions_between
 from kyc_pipeline.errors import KycError, in_one_line
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import IngestSummary, awaits_files, ingest_partition, is_ingested
-from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS

@@ -22,7 +22,7 @@ from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.documents import Documents
 from kyc_pipeline.ingest.formats import needs_encoding, read_manifest, reader_of
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone, printable, shown_path
-from kyc_pipeline.ingest.options import DEFAULTS, LandingOptions
+from kyc_pipeline.ingest.landing_options import DEFAULTS, LandingOptions
 from kyc_pipeline.ingest.ownership import CANDIDATES_FILE, REJECTED_FILE, Ownership
 from kyc_pipeline.ingest.personal_ids import PersonalIds
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows

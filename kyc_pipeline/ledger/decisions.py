@@ -12,7 +12,7 @@ from typing import Final, Literal
 from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ledger.audit import Action, AuditTrail
+from kyc_pipeline.ledger.audit import AuditAction, AuditTrail
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import Decision, HeldSubmission, State
 from kyc_pipeline.ledger.queries import call_count, calls_in_doubt, is_undecided, read_entries
@@ -26,7 +26,7 @@ RESOLUTIONS: Final = {
 }
 """What an operator may decide about a held submission."""
 RESOLUTIONS_HELP: Final = " ".join(f"{decision}: {what}." for decision, what in RESOLUTIONS.items())
-_ACTIONS: Final = {Decision.RETRY: Action.RETRY, Decision.ABANDON: Action.ABANDON}
+_ACTIONS: Final = {Decision.RETRY: AuditAction.RETRY, Decision.ABANDON: AuditAction.ABANDON}
 
 
 def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSubmission]:
@@ -164,7 +164,10 @@ def reopen(
         date = connection.execute(select(submissions.c.partition_date).where(this)).scalar_one()
         if trail is not None:
             trail.append(
-                connection, Action.REOPEN, [(SUBMISSION_TAG, submission_id)], {"date": date, "was": state}
+                connection,
+                AuditAction.REOPEN,
+                [(SUBMISSION_TAG, submission_id)],
+                {"date": date, "was": state},
             )
         return str(date)
 

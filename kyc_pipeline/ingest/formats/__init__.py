@@ -15,8 +15,8 @@ import pyarrow as pa
 from kyc_pipeline.ingest.formats.columns import MALFORMED
 from kyc_pipeline.ingest.formats.csv import read_csv
 from kyc_pipeline.ingest.formats.jsonl import read_jsonl
-from kyc_pipeline.ingest.formats.limits import MAX_MALFORMED_ROWS, MAX_ROWS
 from kyc_pipeline.ingest.formats.parquet import read_parquet
+from kyc_pipeline.ingest.formats.size_limits import MAX_MALFORMED_ROWS, MAX_ROWS
 from kyc_pipeline.ingest.formats.text import is_unicode
 from kyc_pipeline.ingest.formats.unreadable import (
     ManifestUnreadable,

@@ -7,7 +7,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from kyc_pipeline.ingest.formats.limits import MAX_COLUMNS, MAX_IGNORED_NAMES
+from kyc_pipeline.ingest.formats.size_limits import MAX_COLUMNS, MAX_IGNORED_NAMES
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, printable
 from kyc_pipeline.landing.zone import ManifestFile

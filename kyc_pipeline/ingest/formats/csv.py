@@ -14,7 +14,7 @@ import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import check_header, column_of, count_unused, is_used
 from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, CsvRows, TextStream
-from kyc_pipeline.ingest.formats.limits import BLOCK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.size_limits import BLOCK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.text import line_ends, text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile

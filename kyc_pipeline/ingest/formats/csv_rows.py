@@ -19,7 +19,7 @@ from kyc_pipeline.ingest.formats.columns import (
     column_of,
     is_used,
 )
-from kyc_pipeline.ingest.formats.limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.size_limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, require_few_malformed
 from kyc_pipeline.landing.zone import ManifestFile

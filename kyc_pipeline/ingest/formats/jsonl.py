@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 
 from kyc_pipeline.ingest.formats.columns import MALFORMED, chunk_of, column_of, count_ignored, is_used
-from kyc_pipeline.ingest.formats.limits import CHUNK_BYTES, CHUNK_ROWS, MAX_CHUNK_CELLS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.size_limits import CHUNK_BYTES, CHUNK_ROWS, MAX_CHUNK_CELLS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.text import text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile

@@ -24,7 +24,7 @@ from kyc_pipeline.ingest.formats.columns import (
     is_used,
     shown_column,
 )
-from kyc_pipeline.ingest.formats.limits import (
+from kyc_pipeline.ingest.formats.size_limits import (
     CHUNK_BYTES,
     CHUNK_ROWS,
     MAX_COLUMN_BYTES,

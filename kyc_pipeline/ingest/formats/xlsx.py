@@ -23,7 +23,7 @@ from kyc_pipeline.ingest.formats.columns import (
     count_unused,
     is_used,
 )
-from kyc_pipeline.ingest.formats.limits import CHUNK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.size_limits import CHUNK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.ingest.formats.xlsx_parts import check_parts
 from kyc_pipeline.landing.zone import ManifestFile
