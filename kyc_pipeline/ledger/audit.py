@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Row, insert, select, text
+from sqlalchemy import Connection, Row, insert, select
 
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.identity import read_lake_identity
 from kyc_pipeline.lake.root_files import read_record, write_record
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.database import Ledger, take_turns
 from kyc_pipeline.ledger.schema import audit, storable
 from kyc_pipeline.ledger.times import now
 from kyc_pipeline.privacy.erased import Tombstone
@@ -146,7 +146,7 @@ class AuditTrail:
         :class:`UsageError` if the reason or the request names a subject.
         """
         if self._ledger.file is None:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            take_turns(connection, _LOCK)
         head = newest_entry(connection)
         rows = []
         for subject in subjects:

@@ -34,6 +34,8 @@ class Clock:
     since_boot: Callable[[], int] = since_boot
 
 
+SECOND: Final = 1_000_000
+"""In the ledger's unit."""
 SYSTEM_CLOCK: Final = Clock()
 
 

@@ -25,6 +25,7 @@ from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, require_f
 from kyc_pipeline.landing.zone import ManifestFile
 from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
 
+ROW_TOO_LONG: Final = f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
 LINE_ENDS: Final = re.compile(r"[\r\n]+")
 csv.field_size_limit(MAX_ROW_BYTES)
 _NULL_OF_A_DUMP: Final = "\\N"
@@ -97,7 +98,7 @@ class TextStream(io.RawIOBase):
             )
         if "unexpected end" in error:
             return "has a quoted cell without an end: close or double the stray quotes"
-        return f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
+        return ROW_TOO_LONG
 
     def _count(self, data: bytes) -> None:
         if data:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from kyc_pipeline.days import day_range
+from kyc_pipeline.days import day_range, start_of_day
 from kyc_pipeline.errors import UNFINISHED, KycError
 from kyc_pipeline.ingest.manifests import ignored_files, manifest_dates, stray_folders
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
@@ -271,7 +271,7 @@ def _late(
     pipeline: Pipeline, instance: dg.DagsterInstance, seen: Reported, now: float
 ) -> tuple[list[Alert], Reported]:
     moment = datetime.fromtimestamp(now, UTC)
-    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    midnight = start_of_day(moment)
     if moment.hour < DEADLINE_HOUR:
         midnight -= timedelta(days=1)
     deadline = midnight.date().isoformat()
@@ -332,17 +332,17 @@ def _ledger(
 def _spend_and_held(pipeline: Pipeline, seen: Reported, now: float) -> Iterator[tuple[list[Alert], Reported]]:
     settings = pipeline.settings
     link = _link(settings, f"assets/{VERIFICATION_RESPONSES.name}")
-    today = datetime.fromtimestamp(now, UTC).date()
+    midnight = start_of_day(datetime.fromtimestamp(now, UTC))
+    today = midnight.date().isoformat()
     with pipeline.open_ledger() as ledger:
         limit = settings.kyc_alert_calls_per_day
-        if limit is not None and seen.spend != today.isoformat():
-            midnight = datetime(today.year, today.month, today.day, tzinfo=UTC)
+        if limit is not None and seen.spend != today:
             calls = read_spend_since(ledger, midnight).billable_calls
             if calls > limit:
                 cost = estimated_cost(settings, calls)
                 price = "" if cost is None else f", about {cost}"
                 title = f"{plural(calls, 'billable call')} today{price}: more than {limit}"
-                seen = replace(seen, spend=today.isoformat())
+                seen = replace(seen, spend=today)
                 yield [Alert(Kind.SPEND, title, link=link)], seen
         # Leases before counts, so that a day whose run ends in between waits until the next tick.
         under_way = leased_partitions(ledger)
