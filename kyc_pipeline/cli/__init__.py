@@ -12,7 +12,7 @@ import traceback
 import click
 
 from kyc_pipeline import __version__
-from kyc_pipeline.errors import FULL_ERRORS, KycError, is_disk_fault, plain_line
+from kyc_pipeline.errors import FAILED, FULL_ERRORS, KycError, is_disk_fault, plain_line
 
 COMMANDS = {
     "audit": "Show and verify the audit trail.",
@@ -41,7 +41,6 @@ COMMANDS = {
 }
 """The help line of each command. Its module, and the function in it, have the command's name, with `_`."""
 
-EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -103,5 +102,5 @@ def main() -> None:
             traceback.print_exc()
         advice = "" if is_disk_fault(error) else ": please report it (--verbose shows more)"
         click.echo(f"kyc-pipeline: {plain_line(error)}{advice}", err=True)
-        code = 1
+        code = FAILED
     sys.exit(code or 0)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from kyc_pipeline.analyze.publish import open_warehouse, stamp
+from kyc_pipeline.analyze.publish import open_warehouse, stamp, time_of_build
 from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.rules import LOW_N, Z_95
 
@@ -32,7 +32,7 @@ def write_report(warehouse: Path, destination: Path) -> None:
 
     with open_warehouse(warehouse) as connection:
         page = read_page(connection)
-        ((built_ns,),) = connection.execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
+        built_ns = time_of_build(connection)
     figures = [figure for section in page.sections for figure in section.figures]
     data = {
         "specs": {figure.id: figure.spec for figure in figures},

@@ -20,7 +20,7 @@ import pytest
 from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
-from kyc_pipeline.ingest.options import LandingOptions
+from kyc_pipeline.ingest.landing_options import LandingOptions
 
 DAY = "2024-09-01"
 HEADER = "submission_id,id_file,selfie_file,tags\n"
