@@ -12,8 +12,11 @@ from typing import Final, TypeGuard
 
 FULL_ERRORS: Final = "kyc_pipeline.full_errors"
 """The logger for unredacted errors, with tracebacks. Only `--verbose` shows it."""
-
-
+FAILED: Final = 1
+"""Exit code of the command line after a fault."""
+WRONG_USAGE: Final = 2
+UNFINISHED: Final = 3
+"""Exit code after work that left something for the user, such as submissions that are held."""
 LISTED: Final = 3
 """How many messages a line lists; further ones are only counted."""
 _DISK_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
@@ -23,13 +26,13 @@ _NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR})
 class KycError(Exception):
     """A failure with one clear line for the user (exit code 1)."""
 
-    exit_code = 1
+    exit_code = FAILED
 
 
 class UsageError(KycError):
     """Wrong usage or invalid settings: nothing was started (exit code 2)."""
 
-    exit_code = 2
+    exit_code = WRONG_USAGE
 
 
 def in_one_line(messages: Iterable[str]) -> str:

@@ -91,6 +91,12 @@ def stamp(path: StrPath, time_ns: int) -> None:
     os.utime(path, ns=(time_ns, time_ns))
 
 
+def time_of_build(connection: duckdb.DuckDBPyConnection) -> int:
+    """When the build of this connection was made, in nanoseconds since the epoch."""
+    ((built_ns,),) = connection.execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
+    return int(built_ns)
+
+
 @contextlib.contextmanager
 def open_warehouse(path: Path, *, exact: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A read-only connection to the published build, which later publications do not change.
@@ -144,8 +150,8 @@ def seal(connection: duckdb.DuckDBPyConnection, lake: str) -> None:
     views = "FROM duckdb_views() WHERE database_name = $1 AND NOT internal"
     if connection.execute(views, [_CATALOG]).fetchall():
         curated = f"{lake}/{Zone.CURATED}"
-        folders = "', '".join(each.replace("'", "''") for each in (curated, duckdb_path(curated)))
-        connection.execute(f"SET allowed_directories = ['{folders}']")
+        folders = ", ".join(literal(folder) for folder in (curated, duckdb_path(curated)))
+        connection.execute(f"SET allowed_directories = [{folders}]")
     connection.execute("SET python_enable_replacements = false")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

@@ -11,7 +11,6 @@ from typing import NoReturn
 import click
 
 from kyc_pipeline.analyze.publish import restricted_path
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.options import (
     accountable,
     format_table,
@@ -24,8 +23,8 @@ from kyc_pipeline.erasure.find import Findings, find
 from kyc_pipeline.erasure.remove import erase as erase_found
 from kyc_pipeline.erasure.remove import require_no_hold
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import KycError
-from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.errors import UNFINISHED, KycError
+from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.privacy.pseudonyms import DOCUMENT_DOMAIN
@@ -83,7 +82,7 @@ def erase(
         verbose = is_verbose(context)
         publish = publisher(settings, verbose=verbose)
         trail = open_trail(settings, ledger, reason=reason, request=request)
-        trail.record(Action.ERASE, (name, value), _counts(found, len(documents) if documents else 0))
+        trail.record(AuditAction.ERASE, (name, value), _counts(found, len(documents) if documents else 0))
         erased = erase_found(
             stores,
             found,
@@ -92,7 +91,7 @@ def erase(
             progress=lambda step: click.echo(step, err=True) if verbose else None,
         )
         publish()
-        trail.record(Action.ERASED, (name, value), {"left": found.left})
+        trail.record(AuditAction.ERASED, (name, value), {"left": found.left})
         stores.ledger.finish(erased.tombstones)
     if not found.is_known:
         click.echo("erased: what was left of people who had been erased before; nobody new")
@@ -113,7 +112,7 @@ def _end(context: click.Context, found: Findings) -> NoReturn:
             "`export`); if this person's, erase again with --with-responses",
             err=True,
         )
-    context.exit(EXIT_UNFINISHED if found.left or found.holds or not found.is_known else 0)
+    context.exit(UNFINISHED if found.left or found.holds or not found.is_known else 0)
 
 
 def _is_published(settings: Settings) -> bool:

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 import click
 
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.options import format_table
+from kyc_pipeline.errors import UNFINISHED
 from kyc_pipeline.lake.tables import Zone
 from kyc_pipeline.ledger.database import checked_url
 from kyc_pipeline.settings import Settings, is_loopback, load_settings
@@ -48,7 +48,7 @@ def security_check() -> None:
     rows = [(duty.what, duty.answer, "" if duty.answer is Answer.YES else duty.advice) for duty in duties]
     click.echo(format_table(("duty", "met", ""), rows))
     if any(duty.answer is Answer.NO for duty in duties):
-        sys.exit(EXIT_UNFINISHED)
+        sys.exit(UNFINISHED)
 
 
 def duties_of(settings: Settings) -> Iterator[Duty]:

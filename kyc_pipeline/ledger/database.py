@@ -405,11 +405,16 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
+def take_turns(connection: Connection, key: int) -> None:
+    """Waits until no other transaction has this lock of PostgreSQL, and holds it until this one ends."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
 def _migrate(engine: Engine) -> None:
     """Upgrades the schema to the newest revision in one transaction, one process at a time."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            take_turns(connection, _MIGRATION_LOCK)
         if _revision(connection) == HEAD_REVISION:
             return
         # A local import: alembic takes a third of a second to load and is rarely needed.

@@ -6,12 +6,9 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from kyc_pipeline.errors import FAILED, UNFINISHED
 from kyc_pipeline.orchestration.alerts.model import Kind
 from kyc_pipeline.verify.summary import Stopped
-
-FAILED: Final = 1
-UNFINISHED: Final = 3
-"""Exit codes of the command line: after a fault, and after a run that left submissions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kyc_pipeline.deepxl.multipart import Sendable
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentProblem, DocumentStore
+from kyc_pipeline.document_folder import CHANGED, AcceptedDocument, DocumentProblem, DocumentStore
 from kyc_pipeline.image_metadata import REMOVERS, CannotRemove, without_metadata
 from kyc_pipeline.lake.sent import UNCHANGED, SentContent, only
 from kyc_pipeline.settings import Settings
@@ -115,7 +115,7 @@ class StrippedDocument:
                 break
             yield chunk
         if left:  # the accepted document has changed, or its hash would have raised
-            raise DocumentProblem("the file has changed since it was accepted")
+            raise DocumentProblem(CHANGED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import check_header, column_of, count_unused, is_used
-from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, CsvRows, TextStream
-from kyc_pipeline.ingest.formats.limits import BLOCK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, ROW_TOO_LONG, CsvRows, TextStream
+from kyc_pipeline.ingest.formats.size_limits import BLOCK_BYTES, CHUNK_ROWS
 from kyc_pipeline.ingest.formats.text import line_ends, text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
@@ -47,9 +47,7 @@ def read_csv(path: ManifestFile, ignored: Counter[str], code_page: str | None = 
     except pa.ArrowInvalid as error:
         rows.require_few_malformed()
         if "straddling" in str(error):
-            raise ManifestUnreadable(
-                path, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
-            ) from error
+            raise ManifestUnreadable(path, ROW_TOO_LONG) from error
         raise ManifestUnreadable(path, "is not a valid CSV file") from error
     _reconcile(stream, rows, path)
     count_unused(ignored, header, total, rows.unnamed_cells)

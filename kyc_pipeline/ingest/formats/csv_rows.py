@@ -14,19 +14,19 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import (
-    FIELDS,
-    REQUIRED,
     SUBMISSION_ID,
     TAG_PREFIX,
     chunk_of,
     column_of,
     is_used,
 )
-from kyc_pipeline.ingest.formats.limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.size_limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, require_few_malformed
 from kyc_pipeline.landing.zone import ManifestFile
+from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
 
+ROW_TOO_LONG: Final = f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
 LINE_ENDS: Final = re.compile(r"[\r\n]+")
 csv.field_size_limit(MAX_ROW_BYTES)
 _NULL_OF_A_DUMP: Final = "\\N"
@@ -144,7 +144,7 @@ class TextStream(io.RawIOBase):
             )
         if "unexpected end" in error:
             return "has a quoted cell without an end: close or double the stray quotes"
-        return f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
+        return ROW_TOO_LONG
 
     def _count(self, data: bytes) -> None:
         if data:
@@ -208,7 +208,7 @@ class CsvRows:
         self._stream = stream
         self._separator = separator
         self._named = len(header)
-        self._names = [*FIELDS, *names]
+        self._names = [*MANIFEST_FIELDS, *names]
         self._header = [*header, *[""] * width][:width]
         self.width = width
         self._id = header.index("submission_id")
@@ -334,7 +334,7 @@ class CsvRows:
     def _is_header(self, cells: list[str | None], number: int) -> bool:
         """Whether a row is the header of another file, joined to this one."""
         names = [column_of(cell or "") for cell in cells]
-        if not set(REQUIRED) <= set(names):
+        if not set(REQUIRED_FIELDS) <= set(names):
             return False
         pairs = zip(names, self._header, strict=True)
         if any(name != column and (is_used(name) or is_used(column)) for name, column in pairs):

@@ -20,7 +20,7 @@ import pytest
 from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
-from kyc_pipeline.ingest.options import LandingOptions
+from kyc_pipeline.ingest.landing_options import LandingOptions
 
 DAY = "2024-09-01"
 HEADER = "submission_id,id_file,selfie_file,tags\n"
@@ -828,9 +828,10 @@ def test_names_that_are_no_manifests_are_reported_or_unfinished(zone: Any, tmp_p
 
 
 MEASURE = """
-import resource, sys
+import sys
 from collections import Counter
 from pathlib import Path
+from bench.peak_memory import peak_bytes
 from kyc_pipeline.ingest.formats import read_manifest
 path, rows = Path(sys.argv[1]), int(sys.argv[2])
 with path.open("w") as file:
@@ -838,7 +839,7 @@ with path.open("w") as file:
     for _ in range(rows // 1000):
         file.write(("A1," + "a" * 40 + "," + "b" * 40 + ',"' + "v" * 70 + '"\\n') * 1000)
 assert sum(chunk.num_rows for chunk in read_manifest(path, Counter())) == rows
-print(path.stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(path.stat().st_size, peak_bytes())
 """
 
 
