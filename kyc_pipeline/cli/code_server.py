@@ -17,7 +17,7 @@ def code_server(host: str, port: int, image: str | None) -> None:
     It has no authentication, and who can connect can run code: let only webserver and daemon reach its port.
     Run exactly one.
     """
-    load_settings()
+    settings = load_settings()
     arguments = [
         "code-server",
         "start",
@@ -30,6 +30,9 @@ def code_server(host: str, port: int, image: str | None) -> None:
         "--location-name",
         LOCATION,
     ]
+    if settings.kyc_log_format == "json":
+        # For what Dagster's child process logs before it loads the definitions, in Dagster's own form.
+        arguments += ["--log-format", "json"]
     if image:
         arguments += ["--container-image", image]
     run_dagster("dagster", arguments)
