@@ -16,6 +16,8 @@ from kyc_pipeline.errors import plain_line
 
 _PARTITION: Final = "dagster/partition"
 _RANGE: Final = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+_DAGSTERS: Final = ("dagster", "dagster-webserver")
+"""The loggers to which Dagster gives a console, after it has changed the class of new loggers."""
 _DAGSTER: Final = "dagster_meta"
 """The attribute of a record in which Dagster tells the run."""
 
@@ -91,6 +93,8 @@ def log_as_json() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     logging.setLoggerClass(_Logger)
+    for name in _DAGSTERS:
+        logging.getLogger(name)
     for logger in list(logging.root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger) and logger.propagate:
             for existing in filter(_is_console, list(logger.handlers)):

@@ -17,22 +17,9 @@ def code_server(host: str, port: int, image: str | None) -> None:
     It has no authentication, and who can connect can run code: let only webserver and daemon reach its port.
     Run exactly one.
     """
-    settings = load_settings()
-    arguments = [
-        "code-server",
-        "start",
-        "-m",
-        MODULE,
-        "-h",
-        host,
-        "-p",
-        str(port),
-        "--location-name",
-        LOCATION,
-    ]
-    if settings.kyc_log_format == "json":
-        # For what Dagster's child process logs before it loads the definitions, in Dagster's own form.
-        arguments += ["--log-format", "json"]
+    load_settings()
+    # Not `dagster code-server start`, which adds a process only to load changed code: here, a restart does.
+    arguments = ["api", "grpc", "-m", MODULE, "--location-name", LOCATION, "-h", host, "-p", str(port)]
     if image:
         arguments += ["--container-image", image]
     run_dagster("dagster", arguments)

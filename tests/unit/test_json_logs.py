@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,30 @@ def test_an_error_shows_no_data(error: Exception, line: str) -> None:
     assert said["error"] == line
     assert "test_json_logs.py:" in said["trace"][-1]
     assert "Example" not in str(said)
+
+
+SET_UP = """
+import logging.config, sys
+from kyc_pipeline.json_logs import log_as_json
+log_as_json()
+console = {"class": "logging.StreamHandler", "stream": sys.stdout}
+logging.setLoggerClass(logging.Logger)
+loggers = {name: {"handlers": ["console"], "level": "INFO"} for name in ("dagster", "dagster-webserver")}
+logging.config.dictConfig(
+    {"version": 1, "disable_existing_loggers": False, "handlers": {"console": console}, "loggers": loggers}
+)
+for name in loggers:
+    logging.getLogger(name).info("hello")
+"""
+
+
+def test_a_console_that_dagster_adds_later_is_not_used() -> None:
+    done = subprocess.run([sys.executable, "-c", SET_UP], check=True, capture_output=True, text=True)
+    assert done.stdout == ""
+    assert [json.loads(line)["logger"] for line in done.stderr.splitlines()] == [
+        "dagster",
+        "dagster-webserver",
+    ]
 
 
 def test_a_failed_step_says_why() -> None:
