@@ -101,6 +101,11 @@ def log_as_json() -> None:
                 logger.removeHandler(existing)
 
 
+def logs_json() -> bool:
+    """Whether :func:`log_as_json` was called."""
+    return any(handler.formatter is _FORMATTER for handler in logging.root.handlers)
+
+
 def _is_console(handler: logging.Handler) -> bool:
     return isinstance(handler, logging.StreamHandler) and handler.stream in (
         sys.stdout,

@@ -111,7 +111,9 @@ def _wants_json() -> bool:
 
 def _report(line: str) -> None:
     """An error for the user: a line of text, or of the JSON log."""
-    if logging.root.handlers:  # only JSON logs have one
+    from kyc_pipeline.json_logs import logs_json
+
+    if logs_json():
         logging.getLogger(__name__).error(line)
     else:
         click.echo(f"kyc-pipeline: {line}", err=True)
