@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from kyc_pipeline.json_logs import log_as_json
 from kyc_pipeline.orchestration.alerts.sensor import alerts_sensor
 from kyc_pipeline.orchestration.assets.flatten import flatten_assets
 from kyc_pipeline.orchestration.assets.ingest import ingest_assets
@@ -68,4 +69,6 @@ def build_defs(
 @dg.definitions
 def defs() -> dg.Definitions:
     """The entry point of `dg` and `dagster`."""
+    if load_settings().kyc_log_format == "json":
+        log_as_json()
     return build_defs()

@@ -62,8 +62,11 @@ def require_private(file: Path) -> None:
         raise UsageError(f"{file} holds a secret, but other users may open it: run `chmod o= {file}`")
 
 
-def _split_url(value: str) -> SplitResult:
-    """The parts of an https URL or of an http URL on loopback. Raises :class:`ValueError` for any other."""
+def _split_url(value: str, http_host: str | None = None) -> SplitResult:
+    """The parts of an https URL, or of an http URL on loopback or at `http_host`.
+
+    Raises :class:`ValueError` for any other.
+    """
     try:
         parts = urlsplit(value)
         host = (parts.hostname or "").encode("idna")
@@ -72,7 +75,7 @@ def _split_url(value: str) -> SplitResult:
         is_url = False
     if not is_url or parts.hostname is None:
         raise ValueError("must be an http(s) URL such as https://api.deepxl.ai")
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname) and parts.hostname != http_host:
         raise ValueError("must use https: http is allowed for loopback hosts only")
     return parts
 
@@ -92,8 +95,10 @@ class Settings(BaseSettings):
 
     kyc_home: Path = Field(default=Path(), validate_default=True)
     """Relative paths of the other settings begin here."""
+    deepxl_http_host: str | None = Field(default=None, pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$")
+    """The one host besides loopback that may use http: the simulator's, in a network of containers."""
     deepxl_base_url: str = "https://api.deepxl.ai"
-    """Base URL of the API. Only loopback hosts may use http."""
+    """Base URL of the API. Only loopback hosts and `DEEPXL_HTTP_HOST` may use http."""
     deepxl_api_token: SecretStr | None = None
     """The credential; only calls need it."""
     deepxl_auth_scheme: Literal["bearer", "api_key"] = "bearer"
@@ -197,6 +202,8 @@ class Settings(BaseSettings):
     """Alert if a UTC day has more billable calls."""
     kyc_ui_url: str | None = None
     """Base URL of the Dagster UI, for the links in alerts."""
+    kyc_log_format: Literal["text", "json"] = "text"
+    """Format of the logs on standard error: for people, or one JSON object a line."""
     kyc_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `kyc-pipeline metrics`."""
     kyc_ui_password: SecretStr | None = Field(default=None, min_length=12)
@@ -324,12 +331,22 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return value
 
+    @field_validator("deepxl_http_host")
+    @classmethod
+    def _check_http_host(cls, value: str | None) -> str | None:
+        if value is not None and (value == "deepxl.ai" or value.endswith(".deepxl.ai")):
+            raise ValueError(
+                "must not be DeepXL's own: its credential and documents would travel unencrypted"
+            )
+        return value
+
     @field_validator("deepxl_base_url", "kyc_source_url", "kyc_ui_url")
     @classmethod
-    def _check_base_url(cls, value: str | None) -> str | None:
+    def _check_base_url(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
             return None
-        parts = _split_url(value)
+        is_api = info.field_name == "deepxl_base_url"
+        parts = _split_url(value, info.data.get("deepxl_http_host") if is_api else None)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must not contain a user, a query or a fragment")
         return value.rstrip("/")

@@ -1,6 +1,7 @@
 """Runs partitions through Dagster in this process. The instance records the runs, so the UI shows them."""
 
 import contextlib
+import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ import dagster as dg
 
 import kyc_pipeline
 from kyc_pipeline.definitions import build_defs
-from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, UsageError, in_one_line
+from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, UsageError, in_one_line, missing_extra
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
 from kyc_pipeline.orchestration.jobs import COMMAND_LINE, TRIGGER, VERIFY_AND_PUBLISH, range_tags
@@ -27,6 +28,13 @@ from kyc_pipeline.verify.budget import CallBudget
 
 DEFAULT_HOME = Path("dagster_home")
 INSTANCE = "dagster.yaml"
+EXTRAS = {
+    "dagster_postgres": "postgres",
+    "dagster_aws": "s3",
+    "dagster_k8s": "k8s",
+    "dagster_celery": "celery",
+}
+"""The extra with each of Dagster's packages that `dagster.yaml` may name."""
 
 
 def make_home(folder: Path) -> None:
@@ -51,8 +59,24 @@ def open_instance() -> dg.DagsterInstance:
     else:
         make_home(DEFAULT_HOME)
     os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
-    with usable_home():
-        return dg.DagsterInstance.get()
+    try:
+        with usable_home():
+            instance = dg.DagsterInstance.get()
+    except Exception as error:
+        # Dagster's class for it is private; its message names the module.
+        _require_extra(str(error).partition("import module ")[2].partition(" ")[0])
+        raise
+    reference = instance.get_ref()
+    for data in (reference.compute_logs_data, reference.run_launcher_data):
+        _require_extra(data.module_name if data else "")
+    return instance
+
+
+def _require_extra(module: str) -> None:
+    """Raises :class:`UsageError` if `module` belongs to an extra that is not installed."""
+    package = module.partition(".")[0]
+    if package in EXTRAS and importlib.util.find_spec(package) is None:
+        raise missing_extra(f"{os.environ['DAGSTER_HOME']}/{INSTANCE}", EXTRAS[package])
 
 
 class HomeUnusable(KycError):

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from kyc_pipeline.days import is_day
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError, UsageError, missing_extra
 from kyc_pipeline.lake.atomic import DRAFT_PREFIX, make_folder, remove_drafts, replacing
 from kyc_pipeline.lake.tables import Table, Zone
 
@@ -103,7 +103,10 @@ class Lake:
     def __init__(self, root: str) -> None:
         if "://" in root:
             # A listings cache would hide partitions that other processes write.
-            self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
+            try:
+                self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
+            except ImportError:
+                raise missing_extra("KYC_LAKE=s3://…", "s3") from None
         else:  # not through fsspec, where `::` in a path has a meaning
             self.fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
             if "\\" in path:  # DuckDB reads it as a separator, and it cannot be escaped
