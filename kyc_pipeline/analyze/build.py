@@ -20,7 +20,7 @@ import pyarrow as pa
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.changes import write_changes
 from kyc_pipeline.analyze.choices import Choices, literal
-from kyc_pipeline.analyze.publish import EXACT, open_warehouse, remove_draft, restricted_path
+from kyc_pipeline.analyze.publish import EXACT, Place, open_warehouse, remove_draft, restricted_path
 from kyc_pipeline.analyze.small_cells import publish_submissions
 from kyc_pipeline.analyze.sql_models import (
     LAKE,
@@ -66,6 +66,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         (
             ("built_at", "When the build began (UTC)."),
             ("run_id", "The run that built it."),
+            ("sequence", "Number of the publication; it grows over all hosts. NULL without a ledger."),
             ("partitions", "Days with a partition in the lake."),
             ("rows", "Rows of all models, of `build_partitions` and of `build_inputs` together."),
             ("code_version", "Version of the pipeline."),
@@ -137,8 +138,9 @@ def build(
     destination: Path,
     *,
     run_id: str,
+    sequence: int | None = None,
     choices: Choices = Choices(),  # noqa: B008 - immutable
-    previous: Path | None = None,
+    previous: Place | None = None,
     memory_limit: str | None = None,
     threads: int | None = None,
     max_fact_rows: int | None = None,
@@ -149,11 +151,12 @@ def build(
 
     If small cells are hidden, the exact tables go into the file at its :func:`restricted_path`.
 
-    `previous` is the published warehouse, if there is one: `restatements` says what differs from it.
-    `memory_limit` is DuckDB's, such as `2GB`; DuckDB spills the rest to disk beside the destination. A fact
-    with more rows than `max_fact_rows` becomes a view over the lake instead of a table, unless the lake is in
-    an object store, where each reader would need credentials. `inputs` is recorded in `build_inputs`: see
-    :mod:`up_to_date`. `progress` receives each model's name and seconds.
+    `sequence` is that of the publication. `previous` is the published warehouse, if there is one:
+    `restatements` says what differs from it. `memory_limit` is DuckDB's, such as `2GB`; DuckDB spills the
+    rest to disk beside the destination. A fact with more rows than `max_fact_rows` becomes a view over the
+    lake instead of a table, unless the lake is in an object store, where each reader would need credentials.
+    `inputs` is recorded in `build_inputs`: see :mod:`up_to_date`. `progress` receives each model's name and
+    seconds.
 
     Raises :class:`KycError` if a partition cannot be read or has the wrong columns, or if the lake keeps
     changing.
@@ -171,7 +174,7 @@ def build(
                 if run.views or _unchanged(lake, files):
                     run.derive()
                     if not run.views or _unchanged(lake, files):
-                        return run.finish(run_id, inputs or {})
+                        return run.finish(run_id, sequence, inputs or {})
         except duckdb.Error as error:
             remove_draft(destination)
             if _unchanged(lake, files):
@@ -292,7 +295,7 @@ class _Build:
         self._scans: dict[str, str] = {}
         self.views: set[str] = set()
 
-    def read(self, run_id: str, previous: Path | None, restricted: Path) -> None:
+    def read(self, run_id: str, previous: Place | None, restricted: Path) -> None:
         """Runs the models that read the lake."""
         self.attach()
         if self._hides_cells:
@@ -335,7 +338,7 @@ class _Build:
             self._create(model)
         execute(f'USE "{published}"')
 
-    def finish(self, run_id: str, inputs: Mapping[str, str | None]) -> BuildSummary:
+    def finish(self, run_id: str, sequence: int | None, inputs: Mapping[str, str | None]) -> BuildSummary:
         """Writes the tables about the build, and all comments."""
         execute = self._connection.execute
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
@@ -351,12 +354,13 @@ class _Build:
             self._rows[name] = self._count(name)
         execute(
             "CREATE TABLE build_info AS SELECT $1::TIMESTAMP AS built_at, $2::VARCHAR AS run_id,"
-            " $3::BIGINT AS partitions, $4::BIGINT AS rows, $5::VARCHAR AS code_version,"
-            " $6::VARCHAR AS duckdb_version, $7::DATE AS first_date, $8::DATE AS last_date,"
-            " $9::DECIMAL(18, 6) AS price_per_call, $10::VARCHAR AS currency",
+            " $3::BIGINT AS sequence, $4::BIGINT AS partitions, $5::BIGINT AS rows,"
+            " $6::VARCHAR AS code_version, $7::VARCHAR AS duckdb_version, $8::DATE AS first_date,"
+            " $9::DATE AS last_date, $10::DECIMAL(18, 6) AS price_per_call, $11::VARCHAR AS currency",
             [
                 self._built_at,
                 run_id,
+                sequence,
                 len(days),
                 sum(self._rows.values()),
                 __version__,
@@ -496,7 +500,7 @@ class _Build:
                 [name, [*partitions], [partition_version(file) for file in partitions.values()]],
             )
 
-    def _remember(self, previous: Path | None) -> None:
+    def _remember(self, previous: Place | None) -> None:
         """Creates the schema `previous`. Its tables stay empty without a readable published build."""
         self._connection.execute(f"ATTACH ':memory:' AS {PREVIOUS}")
         for table, columns in PREVIOUS_TABLES.items():
