@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import duckdb
@@ -34,9 +35,11 @@ from kyc_pipeline.analyze.sql_models import (
     steps_for,
 )
 from kyc_pipeline.checks import CheckResult
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, is_disk_fault
+from kyc_pipeline.lake.copies import copy_small, listed_filesystem
 from kyc_pipeline.lake.storage import DAY_OF_PATH, Lake, Partition, duckdb_path
 from kyc_pipeline.lake.tables import CHANGED_KEY, SUBMISSIONS, TABLES, Table
+from kyc_pipeline.scratch import scratch_folder
 
 STORAGE_VERSION: Final = "v1.5.0"
 """Format of the file: DuckDB 1.5 and newer can open it."""
@@ -165,18 +168,21 @@ def build(
     for _ in range(_READ_ATTEMPTS):
         files = list_partitions(lake)
         try:
-            with duckdb.connect(
-                destination, config=_config(destination, memory_limit, threads)
-            ) as connection:
-                run = _Build(connection, lake, files, choices, max_fact_rows, progress)
+            with (
+                _local_copies(lake, files) as copies,
+                duckdb.connect(destination, config=_config(destination, memory_limit, threads)) as connection,
+            ):
+                run = _Build(connection, lake, files, choices, max_fact_rows, progress, copies)
                 run.read(run_id, previous, restricted_path(destination))
                 # Models over a view read the lake again, so with views only the check after them counts.
                 if run.views or _unchanged(lake, files):
                     run.derive()
                     if not run.views or _unchanged(lake, files):
                         return run.finish(run_id, sequence, inputs or {})
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError) as error:
             remove_draft(destination)
+            if is_disk_fault(error):
+                raise
             if _unchanged(lake, files):
                 raise _user_error(lake, files, error) from error
         remove_draft(destination)
@@ -194,8 +200,8 @@ def open_day(lake: Lake, date: str, queries: Iterable[str]) -> Iterator[duckdb.D
     models = steps_for(queries)
     sources = {source for model in models for source in model.sources}
     files = {table.name: lake.partitions(table, date) for table in TABLES if table.name in sources}
-    with duckdb.connect() as connection:
-        _Build(connection, lake, files, Choices(), None, None).attach()
+    with _local_copies(lake, files) as copies, duckdb.connect() as connection:
+        _Build(connection, lake, files, Choices(), None, None, copies).attach()
         for model in models:
             connection.execute(f"CREATE VIEW {model.name} AS {model.sql}")
         yield connection
@@ -258,7 +264,18 @@ def _config(
     return config
 
 
-def _user_error(lake: Lake, files: Partitions, error: duckdb.Error) -> KycError:
+@contextmanager
+def _local_copies(lake: Lake, files: Partitions) -> Iterator[Mapping[str, str]]:
+    """Local copies of what is read again and again, by path; none if the lake is local."""
+    if lake.is_local:
+        yield {}
+        return
+    with scratch_folder() as folder:
+        every = (partition for partitions in files.values() for partition in partitions.values())
+        yield copy_small(lake, every, Path(folder))
+
+
+def _user_error(lake: Lake, files: Partitions, error: Exception) -> KycError:
     """The error for the user; it names the unreadable partition, if there is one."""
     for table in TABLES:
         for date in files[table.name]:
@@ -282,8 +299,10 @@ class _Build:
         choices: Choices,
         max_fact_rows: int | None,
         progress: Callable[[str, float], None] | None,
+        copies: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._connection = connection
+        self._copies = copies
         self._lake = lake
         self._files = files
         self._choices = choices
@@ -307,8 +326,12 @@ class _Build:
 
     def attach(self) -> None:
         """Creates what models read: the schema `lake`, the choices and the macros."""
-        if not self._lake.is_local:
-            self._connection.register_filesystem(self._lake.fs)
+        if not self._lake.is_local and any(
+            partition.path not in self._copies
+            for partitions in self._files.values()
+            for partition in partitions.values()
+        ):
+            self._connection.register_filesystem(listed_filesystem(self._lake))
         self._connection.execute(f"ATTACH ':memory:' AS {LAKE}")
         for table in TABLES:
             if table.name not in self._files:
@@ -451,7 +474,7 @@ class _Build:
 
         A column that older files lack is NULL there. Without files, the result has no rows.
         """
-        paths = _paths(self._files[table.name])
+        paths = self._paths(self._files[table.name])
         columns = [column for column in table.columns if not column.personal]
         added = self._choices.submission_columns() if table is SUBMISSIONS else {}
         empty = self._connection.from_arrow(pa.schema([(c.name, c.type) for c in columns]).empty_table())
@@ -478,7 +501,7 @@ class _Build:
         for name, partitions in self._files.items():
             if not partitions:
                 continue
-            paths = _paths(partitions)
+            paths = self._paths(partitions)
             self._connection.execute(
                 f"""
                 INSERT INTO {LAKE}.partitions
@@ -512,6 +535,11 @@ class _Build:
                 rows = published.sql(f"FROM {table}").to_arrow_table()
                 self._connection.from_arrow(rows).insert_into(f"{PREVIOUS}.main.{table}")
 
+    def _paths(self, partitions: Mapping[str, Partition]) -> str:
+        """The elements of a SQL list of the partitions' paths."""
+        paths = (self._copies.get(partition.path, partition.path) for partition in partitions.values())
+        return ", ".join(literal(duckdb_path(path)) for path in paths)
+
     def _count(self, name: str) -> int:
         return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
 
@@ -526,11 +554,6 @@ def _comment(
     connection.execute(f"COMMENT ON {kind} {name} IS {literal(description)}")
     for column, meaning in columns:
         connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {literal(meaning)}')
-
-
-def _paths(partitions: Mapping[str, Partition]) -> str:
-    """The elements of a SQL list of the partitions' paths."""
-    return ", ".join(literal(duckdb_path(partition.path)) for partition in partitions.values())
 
 
 def _day_of(path: str) -> str:
