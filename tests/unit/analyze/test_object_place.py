@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from kyc_pipeline.analyze.publish import (
 from kyc_pipeline.errors import KycError
 
 ROWS = 200_000
+GUIDE = (Path(__file__).parents[3] / "docs" / "analysts.md").read_text(encoding="utf-8")
 
 
 def write_version(draft: Path, version: int, *, exact: bool = False) -> None:
@@ -208,16 +210,14 @@ import json, os, pathlib, sys, urllib.parse
 import duckdb, duckdb_extension_httpfs
 assert duckdb.__version__.startswith("1.5"), duckdb.__version__
 extension = next(pathlib.Path(duckdb_extension_httpfs.__file__).parent.rglob("*.duckdb_extension"))
-place, endpoint = sys.argv[1], urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
+endpoint = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
 connection = duckdb.connect()
 connection.execute(f"LOAD '{extension}'")
 connection.execute(
     "CREATE SECRET (TYPE s3, KEY_ID 'test', SECRET 'test', REGION 'us-east-1', USE_SSL false,"
     f" URL_STYLE 'path', ENDPOINT '{endpoint}')"
 )
-((name,),) = connection.execute(f"SELECT warehouse FROM read_json('{place}/current.json')").fetchall()
-connection.execute(f"ATTACH '{place}/{name}' AS kyc (READ_ONLY)")
-connection.execute("USE kyc")
+exec(sys.argv[1])
 read = lambda: connection.execute("SELECT version, count(id) FROM submissions GROUP BY 1").fetchall()
 print(json.dumps(connection.execute("SELECT count(*) FROM submissions").fetchall()), flush=True)
 sys.stdin.readline()
@@ -226,12 +226,17 @@ print(json.dumps(read()), flush=True)
 
 
 def test_duckdb_1_5_with_httpfs_reads_through_the_pointer_and_keeps_its_build(any_s3_root: str) -> None:
-    """An analyst's DuckDB. It cannot be beside ours, so `KYC_DUCKDB_1_5` names a Python that has both."""
+    """An analyst's DuckDB does what the guide says.
+
+    It cannot be installed beside ours, so `KYC_DUCKDB_1_5` names a Python that has it and its extension.
+    """
     python = os.environ.get("KYC_DUCKDB_1_5")
     if python is None:
         pytest.skip("KYC_DUCKDB_1_5: the path of a Python with duckdb 1.5 and duckdb-extension-httpfs")
     published(any_s3_root, 1)
-    command = [python, "-c", DUCKDB_1_5, any_s3_root]
+    [code] = re.findall(r"^```python\n([^`]*current\.json.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+    code = code.replace("s3://bucket/published", any_s3_root)
+    command = [python, "-c", DUCKDB_1_5, code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as analyst:
         assert analyst.stdout is not None
         assert analyst.stdin is not None
