@@ -96,7 +96,9 @@ lock: ## upgrade the versions and hashes in requirements/ (requires uv)
 	$(LOCK) requirements/sbom.in --upgrade --output-file requirements/sbom.txt
 
 audit: setup ## look up known vulnerabilities of the production packages (requires network)
-	$(BIN)/pip-audit --requirement requirements/production.txt --require-hashes --disable-pip --strict
+	@$(BIN)/pip-audit --requirement requirements/production.txt --require-hashes --disable-pip --strict || { \
+		echo "make audit: failed. If a package is \"not found on PyPI\", or there was no connection, the advisories of" \
+			"pypi.org cannot be reached from here: run it where they can" >&2; exit 1; }
 
 sbom: setup ## list the production packages and their licences in build/sbom.json (CycloneDX format)
 	$(MAKE) install VENV=build/production

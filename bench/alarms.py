@@ -6,7 +6,7 @@ is shown with its usual limit, then with the limit at which no board has more th
 weeks until a fall of 1, 2 and 5 points is found, and a slide of 3 points in 12 weeks, which begin half a year
 after the history. `windows` is what the pipeline runs (`kyc_pipeline.analyze.changes`), with the limit of
 `rules.py`.
-Run: `python bench/alarms.py [--years N]`. It prints two tables; the exit code is 1 if the pipeline has more
+Run: `python -m bench.alarms [--years N]`. It prints two tables; the exit code is 1 if the pipeline has more
 than one false alarm a year.
 """
 

@@ -4,7 +4,7 @@ For each size (verifications over three years, three checks each) it makes a lak
 process, the build writes a complete warehouse, and plain DuckDB runs the same models over views of the same
 files into temporary tables: without materialised facts, comments or a durable file. Targets: at most three
 times DuckDB's own time, no faster growth than the data, and memory within the setting.
-Run: `python bench/analyze.py [--large] [--millions N ...] [--memory 2GB] [--max-fact-rows N] [--folder F]`.
+Run: `python -m bench.analyze [--large] [--millions N ...] [--memory 2GB] [--max-fact-rows N] [--folder F]`.
 It prints a table and the missed targets (exit code 1). `--large` adds 30 million verifications, which need
 about 15 GB of disk. The defaults for memory and for the rows beyond which facts are views come from the
 settings.
@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 
 import duckdb
 
+from bench.peak_memory import peak_bytes
 from kyc_pipeline.analyze.build import PREVIOUS_TABLES, build, open_draft
 from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.quality import check_build
@@ -149,7 +149,7 @@ def run_build(root: Path, limits: Limits) -> dict[str, Any]:
             max_fact_rows=limits.max_fact_rows,
         )
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = peak_bytes()
         with open_draft(draft, limits.memory) as connection:
             started = time.perf_counter()
             results = check_build(connection)
@@ -157,7 +157,7 @@ def run_build(root: Path, limits: Limits) -> dict[str, Any]:
             views = connection.execute("SELECT count(*) FROM duckdb_views() WHERE NOT internal").fetchall()
         return {
             "seconds": seconds,
-            "peak_mb": peak / 1024,
+            "peak_mb": peak / 2**20,
             "file_mb": draft.stat().st_size / 1e6,
             "views": views[0][0],
             "checks_seconds": checked,
@@ -206,13 +206,14 @@ def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
             if model.name in facts:  # the other models read the Parquet files, not the copy
                 connection.execute(f"DROP TABLE {name}")
                 connection.execute(f"CREATE TEMP VIEW {model.name} AS {model.sql}")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"seconds": sum(seconds.values()), "peak_mb": peak / 1024, "models": seconds}
+        peak = peak_bytes()
+        return {"seconds": sum(seconds.values()), "peak_mb": peak / 2**20, "models": seconds}
 
 
 def in_process(way: str, root: Path, limits: Limits) -> dict[str, Any]:
     """Runs one variant in its own process, to measure its own peak memory."""
-    command = [sys.executable, __file__, "--way", way, "--folder", str(root), "--memory", limits.memory]
+    command = [sys.executable, "-m", "bench.analyze", "--way", way, "--folder", str(root)]
+    command += ["--memory", limits.memory]
     command += ["--threads", str(limits.threads), "--max-fact-rows", str(limits.max_fact_rows)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return dict(json.loads(done.stdout))

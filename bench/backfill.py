@@ -6,7 +6,7 @@ real instance with this project's `dagster.yaml`. The figures are the seconds fr
 and those from the creation of the first run to the end of the last; the difference includes Dagster's fixed
 30 s interval between looking for backfills.
 Finally: the time to load the code location beyond `import dagster`.
-Run: `python bench/backfill.py [--days N] [--sizes N ...] [--no-daemon]`. A size is `max_partitions_per_run`.
+Run: `python -m bench.backfill [--days N] [--sizes N ...] [--no-daemon]`. A size is `max_partitions_per_run`.
 """
 
 import argparse

@@ -7,7 +7,7 @@ responses with something to report: an unknown field, a missing field, a null, a
 would fail the day for the strict variants). Each run has its own process; the variants take turns. Slow
 variants run once, the slowest on a tenth of the days; only the column per response is scaled. The target for
 dlt refers to one process, its default; dlt with two processes is shown too.
-Run: `python bench/flatten.py [--rows N] [--days N] [--rounds N] [--odd SHARE]`; the defaults take 15
+Run: `python -m bench.flatten [--rows N] [--days N] [--rounds N] [--odd SHARE]`; the defaults take 15
 minutes.
 """
 
@@ -18,7 +18,6 @@ import importlib.util
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
+from bench.peak_memory import peak_bytes
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake.storage import DICTIONARY_BYTES, ROW_GROUP_ROWS, Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
@@ -455,7 +455,8 @@ def measure(way: str, lake: Path, out: Path, days: int) -> dict[str, float]:
     """One run in its own process: wall seconds, CPU seconds, peak MB."""
     command = [
         sys.executable,
-        __file__,
+        "-m",
+        "bench.flatten",
         "--run",
         way,
         "--lake",
@@ -481,7 +482,7 @@ def run(way: str, lake: Path, out: Path, days: int) -> None:
     started, started_cpu = time.perf_counter(), sum(os.times()[:4])
     function(Lake(str(lake)), out, days_of(days))
     wall, cpu = time.perf_counter() - started, sum(os.times()[:4]) - started_cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_bytes() / 2**20
     print(json.dumps({"wall": wall, "cpu": cpu, "mb": peak}))
 
 

@@ -3,19 +3,20 @@
 All rows share a few small images, which both variants examine once, so documents hardly count. Both read the
 same CSV file (200 MB), apply the same rules, find duplicates and conflicts, and write two Parquet files.
 Each run has its own process; the variants take turns. Ours also runs once on a tenth of the rows, to show
-how little its memory grows. Run: `python bench/ingest.py [--rows N] [--rounds N]`.
+how little its memory grows. Run: `python -m bench.ingest [--rows N] [--rounds N]`.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from bench.peak_memory import peak_bytes
 
 DAY = "2024-09-01"
 IMAGES = 50
@@ -114,7 +115,8 @@ WAYS = {OURS: ours, PEER: pandas_whole}
 
 def measure(way: str, landing: Path, out: Path) -> dict[str, float]:
     """One run in its own process: wall seconds, CPU seconds, peak MB and row counts."""
-    command = [sys.executable, __file__, "--run", way, "--landing", str(landing), "--out", str(out)]
+    command = [sys.executable, "-m", "bench.ingest", "--run", way]
+    command += ["--landing", str(landing), "--out", str(out)]
     response = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(response.stdout))
 
@@ -125,7 +127,7 @@ def run(way: str, landing: Path, out: Path) -> None:
     result = {
         "wall": time.perf_counter() - started,
         "cpu": time.process_time() - started_cpu,
-        "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "mb": peak_bytes() / 2**20,
         "accepted": accepted,
         "rejected": rejected,
     }

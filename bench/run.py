@@ -118,7 +118,7 @@ def main() -> int:
     failed = False
     for name in options.names or scale:
         print(f"bench/{name}.py …", file=sys.stderr, flush=True)
-        command = [sys.executable, str(BENCH / f"{name}.py"), *scale[name]]
+        command = [sys.executable, "-m", f"bench.{name}", *scale[name]]
         started = time.monotonic()
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         minutes = (time.monotonic() - started) / 60

@@ -1,6 +1,6 @@
 """Speed and memory of the engine, compared with a bare loop without a ledger.
 
-`python bench/verify.py [--rounds 3] [--quick] [--submissions 100000]` prints Markdown; it takes about twelve
+`python -m bench.verify [--rounds 3] [--quick] [--submissions 100000]` prints Markdown; it takes about twelve
 minutes on an idle machine. One server process serves all variants of a setting. The variants run in turn,
 `--rounds` times, every other round in reverse order. They send the same documents, read from disk for each
 call. Ratios compare variants of the same round, and the median is reported, since the machine's load varies.
@@ -35,6 +35,7 @@ from aiohttp import web
 from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
+from bench.peak_memory import peak_bytes
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, Confirm, Document, MultipartBody, no_objection
 from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
@@ -376,7 +377,7 @@ def peak_memory(url: str, root: Path, documents: Path, submissions: int, parent:
             )
             seconds.append(time.perf_counter() - started)
             assert summary.is_complete
-    parent.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *seconds))
+    parent.send((peak_bytes() / 2**20, *seconds))
 
 
 def in_process(target: Callable[..., None], *arguments: object) -> tuple[object, BaseProcess]:

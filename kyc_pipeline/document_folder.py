@@ -34,7 +34,7 @@ _NOT_THERE: Final = {
 }
 FileIdentity: TypeAlias = Hashable
 """In a folder, device and inode."""
-_CHANGED: Final = "the file has changed since it was accepted"
+CHANGED: Final = "the file has changed since it was accepted"
 
 
 class StoreError(OSError):
@@ -237,8 +237,8 @@ class AcceptedDocument:
         if file.size == self.size:
             return file
         file.close()
-        raise DocumentProblem(_CHANGED)
+        raise DocumentProblem(CHANGED)
 
     def _compare(self, digest: "hashlib._Hash") -> None:
         if digest.hexdigest() != self.sha256:
-            raise DocumentProblem(_CHANGED)
+            raise DocumentProblem(CHANGED)

@@ -12,23 +12,27 @@ from typing import Final, TypeGuard
 
 FULL_ERRORS: Final = "kyc_pipeline.full_errors"
 """The logger for unredacted errors, with tracebacks. Only `--verbose` shows it."""
-
-
+FAILED: Final = 1
+"""Exit code of the command line after a fault."""
+WRONG_USAGE: Final = 2
+UNFINISHED: Final = 3
+"""Exit code after work that left something for the user, such as submissions that are held."""
 LISTED: Final = 3
 """How many messages a line lists; further ones are only counted."""
 _DISK_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR})
 
 
 class KycError(Exception):
     """A failure with one clear line for the user (exit code 1)."""
 
-    exit_code = 1
+    exit_code = FAILED
 
 
 class UsageError(KycError):
     """Wrong usage or invalid settings: nothing was started (exit code 2)."""
 
-    exit_code = 2
+    exit_code = WRONG_USAGE
 
 
 def in_one_line(messages: Iterable[str]) -> str:
@@ -57,4 +61,9 @@ def plain_line(error: BaseException) -> str:
             location = f" in {module}, line {line}"
     if is_disk_fault(error):
         return f"a disk cannot be used ({error.strerror}{location}): free space or repair it, then run again"
+    if isinstance(error, OSError) and error.errno in _NO_ACCESS:
+        return (
+            f"a file or folder cannot be used ({error.strerror}{location}): correct its access rights, or "
+            "KYC_HOME and the settings of paths"
+        )
     return f"unexpected {type(error).__name__}{location}"

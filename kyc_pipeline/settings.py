@@ -6,8 +6,10 @@ the README lists every setting.
 """
 
 import ipaddress
+import os
 import re
 import stat
+from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +28,7 @@ _OTHERS: Final = stat.S_IRWXO
 _NAME: Final = re.compile(r"^[^#=\n]+(?==)", re.MULTILINE)
 _ADDRESS: Final = r"^[^@\s,;<>]+@[^@\s,;<>]+$"
 _S3_URL: Final = re.compile(r"s3://[^/]+(/[^/]+)*/?")
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")
 _PLACEHOLDER: Final = re.compile(r"[^A-Za-z0-9]*|<.*>|\[.*\]|\{.*\}|[$%].*")
 
 
@@ -224,8 +227,12 @@ class Settings(BaseSettings):
 
     @field_validator("kyc_home")
     @classmethod
-    def _make_absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _check_home(cls, value: Path) -> Path:
+        home = _path(value).absolute()
+        if not home.is_dir():
+            # A mistyped one would otherwise begin an empty lake and ledger, and pay again.
+            raise ValueError("must be a folder that exists: create it, or correct the name")
+        return home
 
     @field_validator("deepxl_proxy")
     @classmethod
@@ -248,31 +255,38 @@ class Settings(BaseSettings):
     @field_validator("kyc_landing", "kyc_warehouse", "kyc_report")
     @classmethod
     def _place_below_home(cls, value: Path | str, info: ValidationInfo) -> Path | str:
-        if "://" not in str(value):
-            return cls._below_home(Path(value), info)
-        if not _S3_URL.fullmatch(str(value)) or {".", ".."} & set(str(value).split("/")):
-            kind = "folder" if info.field_name == "kyc_landing" else "file"
-            raise ValueError(f"must be a {kind} or s3://bucket/prefix, without empty, . or .. parts")
-        return str(value).rstrip("/")
+        place = cls._place(str(value), info)
+        return place if place.startswith("s3://") else Path(place)
 
     @classmethod
     def _below_home(cls, value: Path, info: ValidationInfo) -> Path:
         # Absolute, so that a new working directory does not mean a new ledger. `kyc_home` is missing
         # only if it is invalid itself, and then the user sees that error.
         home: Path = info.data.get("kyc_home", Path())
-        return home / value
+        return home / _path(value)
 
     @field_validator("kyc_lake")
     @classmethod
     def _lake_below_home(cls, value: str, info: ValidationInfo) -> str:
-        return value if "://" in value else str(cls._below_home(Path(value), info))
+        return cls._place(value, info)
+
+    @classmethod
+    def _place(cls, value: str, info: ValidationInfo) -> str:
+        """An absolute folder or an S3 URL."""
+        if not _URL.fullmatch(value):
+            return str(cls._below_home(Path(value), info))
+        if not _S3_URL.fullmatch(value) or {".", ".."} & set(value.split("/")):
+            raise ValueError("must be a folder or s3://bucket/prefix, without empty, . or .. parts")
+        return value.rstrip("/")
 
     @field_validator("kyc_ledger_url")
     @classmethod
     def _ledger_below_home(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         scheme, separator, path = value.get_secret_value().partition(":///")
-        if not (separator and scheme.startswith("sqlite") and path) or path.startswith((":memory:", "file:")):
+        if not (separator and scheme.startswith("sqlite") and path) or path.startswith(":memory:"):
             return value
+        if path.startswith("file:"):
+            raise ValueError("must be a path, such as sqlite:///data/ledger.sqlite, without file:")
         return SecretStr(f"{scheme}:///{cls._below_home(Path(path), info)}")
 
     @field_validator(
@@ -294,8 +308,12 @@ class Settings(BaseSettings):
     @field_validator("kyc_dimensions")
     @classmethod
     def _check_dimensions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if "model_version" in value:
-            raise ValueError("must not contain model_version, which is always a dimension")
+        for name, reason in (
+            ("model_version", "which is always a dimension"),
+            ("company", "which names the slice by companyId: deliver that tag under another name"),
+        ):
+            if name in value:
+                raise ValueError(f"must not contain {name}, {reason}")
         return value
 
     @field_validator("kyc_pseudonym_key")
@@ -389,6 +407,8 @@ def load_settings(env_file: str | None = ".env") -> Settings:
     Raises :class:`UsageError` with one line that names the file, or each invalid variable. It never shows a
     value, which may be a misplaced credential.
     """
+    if twice := _twice(os.environ):
+        raise UsageError(f"the environment has {' and '.join(twice)}, which are one setting: keep one")
     if env_file is not None:
         _check_file(Path(env_file))
     try:
@@ -415,8 +435,30 @@ def _check_file(file: Path) -> None:
         raise UsageError(f"{file} is not UTF-8 text (perhaps UTF-16 or Latin-1): save it as UTF-8")
     if problem := _unprintable("".join(_NAME.findall(text)).replace("\t", "")):
         raise UsageError(f"{file}: the name of a setting has {problem}: type it again")
-    if _SECRETS & {name.strip().removeprefix("export ").strip().lower() for name in _NAME.findall(text)}:
+    names = [name.strip().removeprefix("export ").strip() for name in _NAME.findall(text)]
+    if twice := _twice(names):
+        raise UsageError(f"{file} has {' and '.join(twice)}, which are one setting: keep one")
+    if _SECRETS & set(map(str.lower, names)):
         require_private(file)
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    """The names of the first setting that is there twice. Upper and lower case make no difference."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if name.lower() in Settings.model_fields:
+            found.setdefault(name.lower(), []).append(name)
+    return next((each for each in found.values() if len(each) > 1), [])
+
+
+def _path(value: Path) -> Path:
+    """`value` with the home folder for `~`. Raises :class:`ValueError` if it is a URL, or there is none."""
+    if _URL.fullmatch(str(value)):
+        raise ValueError("must be a path, not a URL")
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, but there is no such home folder") from None
 
 
 def _unprintable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The project's vocabulary: tags, reasons, outcomes, statuses, drift, anomalies.
+"""The project's vocabulary: tags, manifests, reasons, outcomes, statuses, drift, anomalies.
 
 The fields of a response are in `deepxl/contract.py`.
 """
@@ -10,6 +10,9 @@ SUBMISSION_TAG: Final = "submissionId"
 """The pipeline adds this tag to every request and looks verifications up by it. Manifests must not use it."""
 TECHNICAL_CHECKS: Final = "technicalChecks"
 """The group of checks in every response."""
+MANIFEST_FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at", "consent")
+"""The columns of a manifest, apart from one column for each tag."""
+REQUIRED_FIELDS: Final = MANIFEST_FIELDS[:3]
 
 
 class DocumentType(StrEnum):

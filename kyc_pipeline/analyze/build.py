@@ -21,7 +21,14 @@ import pyarrow as pa
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.changes import write_changes
 from kyc_pipeline.analyze.choices import Choices, literal
-from kyc_pipeline.analyze.publish import EXACT, Place, open_warehouse, remove_draft, restricted_path
+from kyc_pipeline.analyze.publish import (
+    EXACT,
+    Place,
+    open_warehouse,
+    remove_draft,
+    restricted_path,
+    time_of_build,
+)
 from kyc_pipeline.analyze.small_cells import publish_submissions
 from kyc_pipeline.analyze.sql_models import (
     LAKE,
@@ -394,7 +401,7 @@ class _Build:
                 self._choices.currency,
             ],
         )
-        ((built_ns,),) = execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
+        built_ns = time_of_build(self._connection)
         for model in load_models():
             kind = "VIEW" if model.name in self.views else "TABLE"
             _comment(self._connection, kind, model.name, model.description, model.columns)

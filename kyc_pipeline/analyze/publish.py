@@ -188,6 +188,12 @@ def has_stamp(path: Path, built_ns: int) -> bool:
     return path.is_file() and path.stat().st_mtime_ns == built_ns
 
 
+def time_of_build(connection: duckdb.DuckDBPyConnection) -> int:
+    """When the build of this connection was made, in nanoseconds since the epoch."""
+    ((built_ns,),) = connection.execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
+    return int(built_ns)
+
+
 @contextlib.contextmanager
 def open_warehouse(place: Place, *, exact: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A read-only connection to the published build, which later publications do not change.
@@ -249,8 +255,8 @@ def seal(connection: duckdb.DuckDBPyConnection, lake: str) -> None:
     views = "FROM duckdb_views() WHERE database_name = $1 AND NOT internal"
     if connection.execute(views, [_CATALOG]).fetchall():
         curated = f"{lake}/{Zone.CURATED}"
-        folders = "', '".join(each.replace("'", "''") for each in (curated, duckdb_path(curated)))
-        connection.execute(f"SET allowed_directories = ['{folders}']")
+        folders = ", ".join(literal(folder) for folder in (curated, duckdb_path(curated)))
+        connection.execute(f"SET allowed_directories = [{folders}]")
     connection.execute("SET python_enable_replacements = false")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import duckdb
 
 from kyc_pipeline.analyze.build import list_partitions, partition_version
-from kyc_pipeline.analyze.publish import Place, open_warehouse, problems
+from kyc_pipeline.analyze.publish import Place, open_warehouse, problems, time_of_build
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.errors import KycError
@@ -80,9 +80,8 @@ def read_published(warehouse: Place) -> Published | None:
     """The published build; None if there is none, or none that this code can read."""
     try:
         with open_warehouse(warehouse) as connection:
-            ((run_id, built_ns),) = connection.execute(
-                "SELECT run_id, epoch_ns(built_at) FROM build_info"
-            ).fetchall()
+            ((run_id,),) = connection.execute("SELECT run_id FROM build_info").fetchall()
+            built_ns = time_of_build(connection)
             inputs = dict(connection.execute("SELECT name, value FROM build_inputs").fetchall())
             partitions = {
                 (table, day): version

@@ -12,7 +12,7 @@ import traceback
 import click
 
 from kyc_pipeline import __version__
-from kyc_pipeline.errors import FULL_ERRORS, KycError, is_disk_fault, plain_line
+from kyc_pipeline.errors import FAILED, FULL_ERRORS, KycError, is_disk_fault, plain_line
 
 COMMANDS = {
     "audit": "Show and verify the audit trail.",
@@ -33,6 +33,7 @@ COMMANDS = {
     "rejected": "List rejected rows with file, row and reason.",
     "rekey": "Replace the key of the pseudonyms.",
     "reopen": "Let a refused or quarantined submission be sent again.",
+    "report": "Write the regulator's pack from the published warehouse.",
     "retention": "Remove data whose retention period is over.",
     "security-check": "Check what you must do to protect the data: encryption, access, budget.",
     "simulator": "Run the bundled DeepXL-compatible server.",
@@ -41,7 +42,6 @@ COMMANDS = {
 }
 """The help line of each command. Its module, and the function in it, have the command's name, with `_`."""
 
-EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -103,5 +103,5 @@ def main() -> None:
             traceback.print_exc()
         advice = "" if is_disk_fault(error) else ": please report it (--verbose shows more)"
         click.echo(f"kyc-pipeline: {plain_line(error)}{advice}", err=True)
-        code = 1
+        code = FAILED
     sys.exit(code or 0)

@@ -5,8 +5,8 @@ import sys
 
 import click
 
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.options import format_table, person, reading_pseudonymizer
+from kyc_pipeline.errors import UNFINISHED
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.audit import problems, read_trail
 from kyc_pipeline.ledger.identity import open_ledger
@@ -83,6 +83,6 @@ def verify_command(seen: tuple[str, ...]) -> None:
     for line in found:
         click.echo(line, err=True)
     if found:
-        sys.exit(EXIT_UNFINISHED)
+        sys.exit(UNFINISHED)
     click.echo(f"{plural(head.number, 'entry', 'entries')}, none changed, removed or inserted")
     click.echo(f"keep this hash elsewhere, for --seen: {head.hash}")

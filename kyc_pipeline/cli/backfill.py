@@ -12,20 +12,19 @@ from typing import TypeVar
 import click
 
 from kyc_pipeline.analyze.publish import is_published
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.local_run import open_instance, run_partitions
 from kyc_pipeline.cli.options import (
     check_landing,
     date_range,
-    days_between,
     display_path,
     force_option,
     is_verbose,
+    partitions_between,
 )
 from kyc_pipeline.cli.plan import read_day_budget
 from kyc_pipeline.cli.preflight import check_api_when_needed
 from kyc_pipeline.cli.progress import progress_bar
-from kyc_pipeline.errors import KycError, in_one_line
+from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
 from kyc_pipeline.ingest.manifests import kept_line
 from kyc_pipeline.ingest.state import kept_rows
 from kyc_pipeline.lake.storage import Lake
@@ -82,7 +81,7 @@ def backfill(
     settings = load_settings()
     if max_calls is not None:
         settings = settings.model_copy(update={"deepxl_max_calls_per_run": max_calls})
-    days = days_between(first, last, settings)
+    days = partitions_between(first, last, settings)
     verbose = is_verbose(context)
     code = run_backfill(
         settings, days, look_up_first=look_up_first, publish=not no_publish, force=force, verbose=verbose
@@ -152,7 +151,7 @@ def run_backfill(
         click.echo(f"stopped: the budget of calls is used up; {reached}")
     elif left and (day_budget := read_day_budget(pipeline)).is_used_up:
         click.echo(f"stopped: {day_budget}; {reached} then")
-    return EXIT_UNFINISHED if left or controls.stop.draining else 0
+    return UNFINISHED if left or controls.stop.draining else 0
 
 
 def output_paths(settings: Settings) -> str:

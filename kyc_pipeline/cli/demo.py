@@ -71,16 +71,15 @@ def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
         context.exit(_run_ui(folder, port))
     first = _first_day(folder)
     click.echo(f"writing {DAYS} days of synthetic submissions to {display_path(folder / 'landing')}")
-    write_landing(folder / "landing", days=DAYS, per_day=PER_DAY, start=first, seed=SEED)
-    days = [(first + timedelta(days=offset)).isoformat() for offset in range(DAYS)]
+    landing = write_landing(folder / "landing", days=DAYS, per_day=PER_DAY, start=first, seed=SEED)
     with _simulator(folder) as url:
         settings = demo_settings(folder, first, url)
         _prepare_instance(folder)
         is_first = not is_published(settings.kyc_warehouse)
-        code = run_backfill(settings, days, verbose=is_verbose(context), show_paths=False)
+        code = run_backfill(settings, landing.dates, verbose=is_verbose(context), show_paths=False)
         if is_first and code == 0:
             click.echo("\nthe same days again: every submission is paid for, so this makes no call")
-            code = run_backfill(settings, days, verbose=is_verbose(context), show_paths=False)
+            code = run_backfill(settings, landing.dates, verbose=is_verbose(context), show_paths=False)
     _print_results(settings)
     context.exit(code)
 

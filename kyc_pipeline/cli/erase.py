@@ -12,7 +12,6 @@ import click
 
 from kyc_pipeline.analyze.publish import is_published, name_of
 from kyc_pipeline.analyze.report import has_report
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.options import (
     accountable,
     format_table,
@@ -25,8 +24,8 @@ from kyc_pipeline.erasure.find import Findings, find
 from kyc_pipeline.erasure.remove import erase as erase_found
 from kyc_pipeline.erasure.remove import require_no_hold
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import KycError
-from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.errors import UNFINISHED, KycError
+from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.ledger.publications import Copy, copies_before_erasure, forget_place
@@ -87,7 +86,7 @@ def erase(
         verbose = is_verbose(context)
         publish = publisher(settings, verbose=verbose)
         trail = open_trail(settings, ledger, reason=reason, request=request)
-        trail.record(Action.ERASE, (name, value), _counts(found, len(documents) if documents else 0))
+        trail.record(AuditAction.ERASE, (name, value), _counts(found, len(documents) if documents else 0))
         erased = erase_found(
             stores,
             found,
@@ -96,7 +95,7 @@ def erase(
             progress=lambda step: click.echo(step, err=True) if verbose else None,
         )
         publish()
-        trail.record(Action.ERASED, (name, value), {"left": found.left})
+        trail.record(AuditAction.ERASED, (name, value), {"left": found.left})
         stores.ledger.finish(erased.tombstones)
         if not _is_published(settings):  # the operator removed the files
             forget_place(ledger, name_of(settings.kyc_warehouse))
@@ -130,7 +129,7 @@ def _end(context: click.Context, found: Findings, elsewhere: Sequence[Copy] = ()
             err=True,
         )
     must_act = found.left or found.holds or not found.is_known or elsewhere
-    context.exit(EXIT_UNFINISHED if must_act else 0)
+    context.exit(UNFINISHED if must_act else 0)
 
 
 def _is_published(settings: Settings) -> bool:

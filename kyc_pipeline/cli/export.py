@@ -5,15 +5,14 @@ from pathlib import Path
 
 import click
 
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.options import accountable, display_path, open_trail, person, reading_pseudonymizer
 from kyc_pipeline.erasure.export import count
 from kyc_pipeline.erasure.export import export as collect
 from kyc_pipeline.erasure.find import find
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import UNFINISHED, KycError
 from kyc_pipeline.lake.atomic import make_folder, replacing
-from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
 
@@ -55,10 +54,10 @@ def export(
         counts = count(exported)
         if ledger.exists():
             trail = open_trail(settings, ledger, reason=reason, request=request)
-            trail.record(Action.EXPORT, (name, value), counts)
+            trail.record(AuditAction.EXPORT, (name, value), counts)
         if not any(counts.values()):
             click.echo("nothing is stored about a person who has this tag with this value")
-            context.exit(EXIT_UNFINISHED)
+            context.exit(UNFINISHED)
         # Named by the pseudonym, because more people see a file's name than its content.
         file = output / f"export-{stores.tombstone(name, value).pseudonym[:16]}.json"
         _write(file, json.dumps(exported, indent=1, ensure_ascii=False))
@@ -66,7 +65,7 @@ def export(
     click.echo(f"written to {display_path(file)}: hand it over safely, then delete it")
     if unreadable := exported["unreadable_manifests"]:
         click.echo(f"incomplete: {unreadable} manifests are unreadable and were not searched", err=True)
-        context.exit(EXIT_UNFINISHED)
+        context.exit(UNFINISHED)
 
 
 def _write(file: Path, text: str) -> None:

@@ -6,7 +6,14 @@ import click
 
 from kyc_pipeline.cli.options import IsoDate, accountable, format_table, open_trail
 from kyc_pipeline.ledger.audit import operator
-from kyc_pipeline.ledger.decisions import list_held, partitions_of, resolve_all_held, resolve_held
+from kyc_pipeline.ledger.decisions import (
+    RESOLUTIONS,
+    RESOLUTIONS_HELP,
+    list_held,
+    partitions_of,
+    resolve_all_held,
+    resolve_held,
+)
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.wording import run_again
@@ -49,9 +56,9 @@ def list_command() -> None:
 @click.option(
     "--as",
     "decision",
-    type=click.Choice(["retry", "abandon"]),
+    type=click.Choice([*RESOLUTIONS]),
     required=True,
-    help="retry: look it up, then send it again, which may cost a second call. abandon: never send it again.",
+    help=RESOLUTIONS_HELP,
 )
 @accountable
 def resolve_command(

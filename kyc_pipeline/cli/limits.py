@@ -3,9 +3,10 @@
 import click
 
 from kyc_pipeline.cli.options import accountable, format_table, open_trail
-from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.rate_limits import list_rate_limits, reset_rate_limits
+from kyc_pipeline.ledger.times import SECOND
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.wording import plural
 
@@ -43,9 +44,9 @@ def reset_command(reason: str | None, request: str | None) -> None:
         trail = open_trail(settings, ledger, reason=reason, request=request)  # before: it may be refused
         count = reset_rate_limits(ledger)
         if count:
-            trail.record(Action.RESET_LIMITS, details={"limits": count})
+            trail.record(AuditAction.RESET_LIMITS, details={"limits": count})
     click.echo(f"{plural(count, 'rate limit')} reset")
 
 
 def _seconds(microseconds: int) -> str:
-    return f"{max(microseconds, 0) / 1_000_000:,.1f} s"
+    return f"{max(microseconds, 0) / SECOND:,.1f} s"

@@ -12,10 +12,9 @@ import dagster as dg
 
 import kyc_pipeline
 from kyc_pipeline.definitions import build_defs
-from kyc_pipeline.errors import KycError, UsageError, in_one_line
+from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, UsageError, in_one_line
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
-from kyc_pipeline.orchestration.endings import FAILED, UNFINISHED
 from kyc_pipeline.orchestration.jobs import COMMAND_LINE, TRIGGER, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import FAILURES, batches

@@ -4,12 +4,13 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from kyc_pipeline.days import day_range
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ingest.formats import SUFFIXES
 from kyc_pipeline.ingest.manifests import ignored_files, kinds_of, require_landing, stray_folders
@@ -102,7 +103,7 @@ force_option = click.option(
 )
 
 
-def days_between(first: date, last: date, settings: Settings) -> list[str]:
+def partitions_between(first: date, last: date, settings: Settings) -> list[str]:
     """The partitions from `first` to `last`. Raises :class:`UsageError` if one of them does not exist."""
     today = datetime.now(UTC).date()
     if first > last:
@@ -113,7 +114,7 @@ def days_between(first: date, last: date, settings: Settings) -> list[str]:
         )
     if last > today:
         raise UsageError(f"--to {last} is in the future: the last partition is {today}")
-    return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]
+    return day_range(first, last)
 
 
 def check_landing(settings: Settings, days: Sequence[str]) -> None:

@@ -6,10 +6,10 @@ from datetime import date
 
 import click
 
-from kyc_pipeline.cli.options import check_landing, date_range, days_between, format_table
+from kyc_pipeline.cli.options import check_landing, date_range, format_table, partitions_between
 from kyc_pipeline.errors import KycError, in_one_line
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import IngestSummary, awaits_files, ingest_partition, is_ingested
-from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
@@ -45,7 +45,7 @@ HEADINGS = ("date", "submissions", "rejected", "already paid", "held", "calls to
 def plan(first: date, last: date) -> None:
     """Show what a backfill would do: submissions, calls already paid, calls to make, estimated cost."""
     settings = load_settings()
-    days = days_between(first, last, settings)
+    days = partitions_between(first, last, settings)
     check_landing(settings, days)
     pipeline = Pipeline(settings)
     plans, unreadable = plan_days(pipeline, days)

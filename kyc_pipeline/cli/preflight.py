@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from kyc_pipeline.cli.plan import plan_days
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
-from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.planning import plan_partitions

@@ -4,9 +4,8 @@ import sys
 
 import click
 
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.options import format_table
-from kyc_pipeline.errors import UsageError
+from kyc_pipeline.errors import UNFINISHED, UsageError
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.publications import copies_before_erasure, forget_place, list_copies
 from kyc_pipeline.settings import load_settings
@@ -41,4 +40,4 @@ def publications(place: str | None) -> None:
     ]
     click.echo(format_table(("place", "sequence", "built (UTC)", ""), rows))
     if outdated:
-        sys.exit(EXIT_UNFINISHED)
+        sys.exit(UNFINISHED)

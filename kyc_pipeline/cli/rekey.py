@@ -2,14 +2,13 @@
 
 import click
 
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.erase import publisher
 from kyc_pipeline.cli.options import accountable, is_verbose, open_trail
 from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.erasure.rekey import outdated_days, rekey_lake
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.errors import UNFINISHED, UsageError
+from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
@@ -51,17 +50,19 @@ def rekey(context: click.Context, dry_run: bool, reason: str | None, request: st
             stores.ledger.rekey(
                 new,
                 lambda connection, done: trail.append(
-                    connection, Action.REKEY, [None], {**done._asdict(), "key": new.key_id}
+                    connection, AuditAction.REKEY, [None], {**done._asdict(), "key": new.key_id}
                 ),
             )
         failed = {day: problem for day, problem in rekey_lake(stores) if problem}
         publish()
         stores.ledger.purge()  # of the old pseudonyms
-        trail.record(Action.REKEYED, details={"key": new.key_id, "days": len(days), "failed": len(failed)})
+        trail.record(
+            AuditAction.REKEYED, details={"key": new.key_id, "days": len(days), "failed": len(failed)}
+        )
         _report_needed_keys(stores.ledger, new)
     for day, problem in failed.items():
         click.echo(f"{day} keeps pseudonyms of the old key: {problem}", err=True)
-    context.exit(EXIT_UNFINISHED if failed else 0)
+    context.exit(UNFINISHED if failed else 0)
 
 
 def _new_key(settings: Settings, ledger: Ledger) -> Pseudonymizer:

@@ -13,7 +13,7 @@ from kyc_pipeline.erasure.remove import delete_documents, erase
 from kyc_pipeline.erasure.retention import NO_PERIOD, Plan, Rules, make_plan
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ledger.audit import Action
+from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.wording import plural
@@ -45,14 +45,14 @@ def retention(context: click.Context, dry_run: bool, reason: str | None, request
         publish = _publisher(settings, verbose=is_verbose(context)) if plan.erases else None
         trail = open_trail(settings, ledger, reason=reason, request=request)
         counts = plan.counts(rules)
-        trail.record(Action.RETENTION, details=counts)
+        trail.record(AuditAction.RETENTION, details=counts)
         delete_documents(stores, plan.documents)
         forget_rejected(stores, today, rules.rejected_days)
         if publish is not None:
             erased = erase(stores, plan.data, request=request)
             publish()
             stores.ledger.finish(erased.tombstones)
-        trail.record(Action.RETAINED, details=counts)
+        trail.record(AuditAction.RETAINED, details=counts)
     click.echo("removed")
 
 

@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Final, NamedTuple
 
 import click
 
-from kyc_pipeline.cli import EXIT_UNFINISHED
 from kyc_pipeline.cli.options import format_table
+from kyc_pipeline.errors import UNFINISHED
 from kyc_pipeline.lake.tables import Zone
 from kyc_pipeline.ledger.database import checked_url
 from kyc_pipeline.settings import Settings, is_loopback, load_settings
@@ -47,14 +48,20 @@ def security_check() -> None:
     rows = [(duty.what, duty.answer, "" if duty.answer is Answer.YES else duty.advice) for duty in duties]
     click.echo(format_table(("duty", "met", ""), rows))
     if any(duty.answer is Answer.NO for duty in duties):
-        sys.exit(EXIT_UNFINISHED)
+        sys.exit(UNFINISHED)
 
 
 def duties_of(settings: Settings) -> Iterator[Duty]:
     """The duties under these settings."""
     url = checked_url(settings.kyc_ledger_url.get_secret_value())
     ledger = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
-    for name, place in (("KYC_LANDING", str(settings.kyc_landing)), ("KYC_LAKE", settings.kyc_lake)):
+    places = {
+        "KYC_LANDING": str(settings.kyc_landing),
+        "KYC_LAKE": settings.kyc_lake,
+        "KYC_WAREHOUSE": str(settings.kyc_warehouse),
+        "TMPDIR": tempfile.gettempdir(),
+    }
+    for name, place in places.items():
         yield _encrypted(name, place)
     for name, published in (("KYC_WAREHOUSE", settings.kyc_warehouse), ("KYC_REPORT", settings.kyc_report)):
         if isinstance(published, str):
@@ -65,6 +72,8 @@ def duties_of(settings: Settings) -> Iterator[Duty]:
     if ledger is not None:
         yield _encrypted("KYC_LEDGER_URL", str(ledger))
         yield _closed("the ledger", ledger)
+        if settings.kyc_pseudonym_key is None:
+            yield _encrypted("the pseudonym key", str(settings.pseudonym_key_file))
     else:
         advice = "encrypt the volumes and backups of the PostgreSQL server"
         yield Duty("KYC_LEDGER_URL is encrypted at rest", Answer.UNKNOWN, advice)

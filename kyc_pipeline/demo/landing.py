@@ -21,9 +21,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kyc_pipeline.days import day_range
 from kyc_pipeline.demo.drawing import Face, id_card, selfie
 from kyc_pipeline.lake.atomic import replacing
-from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
+from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS, SUBMISSION_TAG, Reason
 
 COMPANIES: Final = {
     "101": "Alder Bank",
@@ -62,6 +63,8 @@ _OVERSIZE: Final = 50_000_001
 _RETRY_SHARE: Final = 0.15
 _SHARED_DOCUMENT_SHARE: Final = 0.01
 _PNG_SHARE: Final = 0.15
+_FIELDS: Final = MANIFEST_FIELDS[: MANIFEST_FIELDS.index("consent")]
+"""The demo does not require consent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +96,9 @@ class _Row:
 
     def cells(self) -> dict[str, str]:
         """The row as it appears in a manifest."""
-        return {
-            "submission_id": self.submission_id,
-            "id_file": self.id_file,
-            "selfie_file": self.selfie_file,
-            "tags": msgspec.json.encode(self.tags).decode(),
-            "submitted_at": self.submitted_at,
-        }
+        tags = msgspec.json.encode(self.tags).decode()
+        values = (self.submission_id, self.id_file, self.selfie_file, tags, self.submitted_at)
+        return dict(zip(_FIELDS, values, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def write_landing(folder: Path, *, days: int = 14, per_day: int = 60, start: dat
     """
     writer = _Writer(folder / "documents", folder / "manifests")
     people = _People(writer, seed)
-    dates = [(start + timedelta(days=n)).isoformat() for n in range(days)]
+    dates = day_range(start, start + timedelta(days=days - 1))
     rejected: Counter[Reason] = Counter()
     for number, day in enumerate(dates):
         rows = [people.submission(day, place) for place in range(1, per_day + 1)]
@@ -229,7 +228,6 @@ def _csv_line(row: _Row) -> str:
     return _line(row.cells().values())
 
 
-_FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at")
 _CSV_HEADER: Final = _line(_FIELDS)
 
 
@@ -240,7 +238,7 @@ def _csv(rows: Sequence[_Row]) -> bytes:
 def _excel_csv(rows: Sequence[_Row]) -> bytes:
     """As a German Excel writes it: semicolons, a byte order mark, one column per tag, and an extra column."""
     names = list(rows[0].tags) if rows else []
-    lines = [_line((*_FIELDS[:3], "submitted_at", *(f"tag.{name}" for name in names), "branch"), ";")]
+    lines = [_line((*REQUIRED_FIELDS, "submitted_at", *(f"tag.{name}" for name in names), "branch"), ";")]
     for row in rows:
         cells = (row.submission_id, row.id_file, row.selfie_file, row.submitted_at)
         lines.append(_line((*cells, *row.tags.values(), "online"), ";"))

@@ -109,17 +109,15 @@ def flatten_partition(
     flattener = _Flattener(pseudonymizer, clear_tags)
     with ExitStack() as stack:
         writers = {table: stack.enter_context(lake.writer(table, date, metadata)) for table in _OUTPUTS}
-        # Threads pay: Arrow does much of the work without the GIL.
+        # Threads pay, because Arrow does much of the work without the GIL: see ADR 0007.
         batches = stack.enter_context(closing(_batches(lake, date)))
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
-        facts = {table: _RowGroups(writers[table], pool) for table in FACTS}
+        facts = {table: _RowGroups(writers[table]) for table in FACTS}
         for flattened in _map_in_order(pool, flattener.fast_rows, batches):
             for table, rows in flattener.all_rows(flattened, summary).items():
                 facts[table].write(rows)
         for groups in facts.values():  # most days have less than one row group
             groups.flush()
-        for groups in facts.values():
-            groups.wait()
         writers[CONTRACT_DRIFT].write(flattener.drift.rows())
         summary.verifications, summary.checks, summary.tags, summary.files, summary.drift = (
             writer.rows for writer in writers.values()
@@ -232,8 +230,7 @@ def _batches(lake: Lake, date: str) -> Generator[_Batch, None, None]:
     submissions = _Submissions(lake, date, size)
     for responses in _sorted_batches(lake, VERIFICATION_RESPONSES, date, _RESPONSE_COLUMNS, size):
         is_completed = pc.equal(responses["outcome"], pa.scalar(Outcome.COMPLETED.value))
-        all_are = pc.all(is_completed).as_py()
-        completed = responses if all_are else responses.filter(is_completed)
+        completed = responses.filter(is_completed)
         ids = completed["submission_id"]
         sent = as_sent(submissions.of(ids), completed["sent"])
         yield _Batch(responses.num_rows, ids, completed["response"], sent)
@@ -292,8 +289,6 @@ class _Submissions:
             self._ahead = None
             if batch is None:
                 break
-            if not found and batch["submission_id"].equals(ids):  # usual: every submission has a response
-                return pa.Table.from_batches([batch]).drop_columns("submission_id")
             found.append(batch.filter(pc.is_in(batch["submission_id"], value_set=ids)))
             if pc.greater(batch["submission_id"][-1], ids[-1]).as_py():
                 self._ahead = batch
@@ -309,37 +304,28 @@ class _Submissions:
 
 
 class _RowGroups:
-    """Collects rows into row groups of DuckDB's size, and writes each in the background."""
+    """Collects rows into row groups of DuckDB's size, and writes these."""
 
-    def __init__(self, writer: PartitionWriter, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, writer: PartitionWriter) -> None:
         self._writer = writer
-        self._pool = pool
         self._pending: list[pa.Table] = []
         self._count = 0
-        self._writing: Future[None] | None = None
 
     def write(self, rows: pa.Table) -> None:
-        """Adds rows; starts writing each full row group."""
+        """Adds rows; writes each full row group."""
         self._pending.append(rows)
         self._count += rows.num_rows
         while self._count >= ROW_GROUP_ROWS:
             self.flush(ROW_GROUP_ROWS)
 
     def flush(self, count: int | None = None) -> None:
-        """Starts writing `count` rows, or all, once the previous write has ended."""
-        self.wait()
+        """Writes `count` rows, or all."""
         count = self._count if count is None else count
         if count:
             rows = pa.concat_tables(self._pending)
             self._pending = [rows.slice(count)]
             self._count -= count
-            self._writing = self._pool.submit(self._writer.write, rows.slice(0, count))
-
-    def wait(self) -> None:
-        """Waits for the current write; raises its error."""
-        if self._writing:
-            self._writing.result()
-            self._writing = None
+            self._writer.write(rows.slice(0, count))
 
 
 def _sorted_batches(

@@ -10,19 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import date as calendar_date
 from pathlib import Path
 from typing import Final, cast
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kyc_pipeline.days import is_day
 from kyc_pipeline.document_folder import cause
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.documents import Documents
 from kyc_pipeline.ingest.formats import needs_encoding, read_manifest, reader_of
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone, printable, shown_path
-from kyc_pipeline.ingest.options import DEFAULTS, LandingOptions
+from kyc_pipeline.ingest.landing_options import DEFAULTS, LandingOptions
 from kyc_pipeline.ingest.ownership import CANDIDATES_FILE, REJECTED_FILE, Ownership
 from kyc_pipeline.ingest.personal_ids import PersonalIds
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows
@@ -111,12 +111,12 @@ def require_landing(landing: Root | Landing, lake: Lake) -> None:
 
 def manifest_dates(landing: Root | Landing) -> list[str]:
     """The days that have a manifest folder, in order."""
-    return [name for name in _folders(landing) if _is_date(name)]
+    return [name for name in _folders(landing) if is_day(name)]
 
 
 def stray_folders(landing: Root | Landing) -> list[str]:
     """Folders below `manifests/` whose name is not a date. Nothing in them is read."""
-    return [name for name in _folders(landing) if not _is_date(name)]
+    return [name for name in _folders(landing) if not is_day(name)]
 
 
 def manifest_signature(landing: Root | Landing, date: str) -> str:
@@ -213,13 +213,6 @@ def _folders(landing: Root | Landing) -> list[str]:
         raise KycError(f"KYC_LANDING: {landing}: manifests/ cannot be listed ({cause(error)})") from error
 
 
-def _is_date(name: str) -> bool:
-    try:
-        return calendar_date.fromisoformat(name).isoformat() == name
-    except ValueError:
-        return False
-
-
 def ignored_files(landing: Root | Landing, date: str) -> list[str]:
     """The names of the day's files and folders that are not manifests. Do not show them: see `kinds_of`.
 
@@ -242,7 +235,7 @@ def _manifest_files(
     landing: Root | Landing, date: str
 ) -> tuple[list[tuple[ManifestFile, Signature]], list[str]]:
     """The day's manifest files, sorted by name, and the names of other entries."""
-    if not _is_date(date):
+    if not is_day(date):
         raise UsageError(f"not a partition date: {printable(date)}: use YYYY-MM-DD")
     try:
         entries = sorted(open_landing(landing).entries(date), key=lambda entry: printable(entry[0].name))

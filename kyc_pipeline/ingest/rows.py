@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.ingest.documents import Documents, Role
-from kyc_pipeline.ingest.formats.columns import MALFORMED, REQUIRED, ROW, SUBMISSION_ID, TAG_PREFIX
+from kyc_pipeline.ingest.formats.columns import ABSENT_ID, MALFORMED, ROW, SUBMISSION_ID, TAG_PREFIX
 from kyc_pipeline.ingest.formats.jsonl import has_duplicate_key
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
 from kyc_pipeline.privacy.erased import ErasedSubjects
-from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
+from kyc_pipeline.vocabulary import REQUIRED_FIELDS, SUBMISSION_TAG, Reason
 
 if TYPE_CHECKING:  # imported where it is used: importing it takes a quarter of a second
     import pandas as pd
@@ -66,13 +66,18 @@ def validate_rows(
             if any(erased(reading) for reading in readings):
                 verdicts.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
     verdicts.reject(frame[MALFORMED].notna(), Reason.MALFORMED_ROW, frame[MALFORMED])
-    for name in REQUIRED:
+    for name in REQUIRED_FIELDS:
         blank = frame[name].isna() | (frame[name].str.strip() == "").fillna(True)
         verdicts.reject(blank, Reason.MISSING_FIELD, f"{name} is empty")
     verdicts.reject(
         ~ids.str.fullmatch(SUBMISSION_ID.pattern).fillna(False),
         Reason.INVALID_SUBMISSION_ID,
         "submission_id must be 1 to 64 of A-Z a-z 0-9 . _ -",
+    )
+    verdicts.reject(
+        ids.str.fullmatch(ABSENT_ID.pattern).fillna(False),
+        Reason.INVALID_SUBMISSION_ID,
+        "submission_id stands for an absent value, such as NULL or NaN",
     )
     if consents:
         given = frame["consent"].str.strip().str.casefold()

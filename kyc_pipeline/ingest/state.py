@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.options import DEFAULTS, LandingOptions
+from kyc_pipeline.ingest.landing_options import DEFAULTS, LandingOptions
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.vocabulary import Reason
@@ -25,7 +25,7 @@ from kyc_pipeline.vocabulary import Reason
 MANIFESTS_KEY: Final = "manifests"
 """Footer key of `submissions`: the identity of the manifests."""
 DECIDED_KEY: Final = "decided"
-"""Footer key: what the settings decided; see :class:`~kyc_pipeline.ingest.options.Decided`."""
+"""Footer key: what the settings decided; see :class:`~kyc_pipeline.ingest.landing_options.Decided`."""
 RECEIVED_KEY: Final = "received"
 """Footer key: the manifest rows."""
 ACCEPTED_KEY: Final = "accepted"

@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
-from kyc_pipeline.lake.records import read_record, write_record
+from kyc_pipeline.lake.root_files import read_record, write_record
 from kyc_pipeline.lake.storage import Lake
 
 FILE_NAME: Final = "identity.json"

@@ -15,7 +15,6 @@ memory, a process that exits at that moment would abort.
 """
 
 import contextlib
-import datetime
 import glob
 import hashlib
 import math
@@ -32,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from kyc_pipeline.days import is_day
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import DRAFT_PREFIX, make_folder, remove_drafts, replacing
 from kyc_pipeline.lake.tables import Table, Zone
@@ -121,7 +121,7 @@ class Lake:
 
     def path(self, table: Table, date: str) -> str:
         """The file of one partition. `date` is an ISO date; anything else is a ValueError."""
-        if datetime.date.fromisoformat(date).isoformat() != date:
+        if not is_day(date):
             raise ValueError(f"not a partition date: {date}")
         return f"{self.folder(table)}/date={date}/{FILE_NAME}"
 

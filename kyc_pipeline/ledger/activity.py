@@ -13,13 +13,13 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import AttemptResult, State, outcome_of
 from kyc_pipeline.ledger.queries import call_count
 from kyc_pipeline.ledger.schema import attempts, submissions
+from kyc_pipeline.ledger.times import SECOND
 from kyc_pipeline.vocabulary import Outcome
 
 PACE_SECONDS: Final = 60
 _FAILURES: Final = frozenset(
     {AttemptResult.NOT_PROCESSED, AttemptResult.MAYBE_PROCESSED, AttemptResult.TURNED_AWAY}
 )
-_SECOND: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def read_activity(ledger: Ledger, last: int) -> Activity:
         results = connection.execute(select(a.result, func.count()).group_by(a.result)).tuples().all()
         query = select(s.state, s.decision, func.count()).group_by(s.state, s.decision)
         states = connection.execute(query).tuples().all()
-        recent = select(call_count).where(a.ended_at > now - PACE_SECONDS * _SECOND)
+        recent = select(call_count).where(a.ended_at > now - PACE_SECONDS * SECOND)
         newest = select(a.result, a.run_id).where(a.ended_at.is_not(None))
         ended = connection.execute(newest.order_by(a.ended_at.desc()).limit(last)).tuples().all()
         claimed = select(func.min(s.updated_at)).where(s.state == State.CLAIMED)
@@ -75,4 +75,4 @@ def _leading(results: Sequence[str | None]) -> int:
 
 
 def _age(now: int, moment: int | None) -> float:
-    return 0.0 if moment is None else max(now - moment, 0) / _SECOND
+    return 0.0 if moment is None else max(now - moment, 0) / SECOND

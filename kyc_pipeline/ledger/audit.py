@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Row, insert, select, text
+from sqlalchemy import Connection, Row, insert, select
 
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.identity import read_lake_identity
-from kyc_pipeline.lake.records import read_record, write_record
+from kyc_pipeline.lake.root_files import read_record, write_record
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.database import Ledger, take_turns
 from kyc_pipeline.ledger.schema import audit, storable
 from kyc_pipeline.ledger.times import now
 from kyc_pipeline.privacy.erased import Tombstone
@@ -43,7 +43,7 @@ _ROWS: Final = 1000
 Details: TypeAlias = Mapping[str, int | str | bool | None]
 
 
-class Action(StrEnum):
+class AuditAction(StrEnum):
     """What was done."""
 
     RETRY = "held-retry"
@@ -117,7 +117,7 @@ class AuditTrail:
         note(self._lake, self._ledger)
 
     def record(
-        self, action: Action, subject: tuple[str, str] | None = None, details: Details | None = None
+        self, action: AuditAction, subject: tuple[str, str] | None = None, details: Details | None = None
     ) -> None:
         """Adds one entry, in a transaction of its own. `subject` is a tag's name and value."""
         with self.noted(), self._ledger.write() as connection:
@@ -129,14 +129,14 @@ class AuditTrail:
         seen = read_note(self._lake)
         lost = max(seen.number - head.number, 0) if seen else 0
         with self._ledger.write() as connection:
-            self.append(connection, Action.RESTORE, [None], {"lost": lost, "problems": len(found)})
+            self.append(connection, AuditAction.RESTORE, [None], {"lost": lost, "problems": len(found)})
         note(self._lake, self._ledger, was_restored=True)
         return lost if seen else None
 
     def append(
         self,
         connection: Connection,
-        action: Action,
+        action: AuditAction,
         subjects: Iterable[tuple[str, str] | None],
         details: Details | None = None,
     ) -> None:
@@ -146,7 +146,7 @@ class AuditTrail:
         :class:`UsageError` if the reason or the request names a subject.
         """
         if self._ledger.file is None:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            take_turns(connection, _LOCK)
         head = newest_entry(connection)
         rows = []
         for subject in subjects:
@@ -158,7 +158,7 @@ class AuditTrail:
             connection.execute(insert(audit), rows)
 
     def _row(
-        self, number: int, action: Action, subject: tuple[str, str] | None, details: Details
+        self, number: int, action: AuditAction, subject: tuple[str, str] | None, details: Details
     ) -> dict[str, Any]:
         """The entry, in the order of the table's columns."""
         author = self._author

@@ -355,7 +355,7 @@ def checked_url(url: str) -> URL:
             "KYC_LEDGER_URL: not a SQLAlchemy URL such as sqlite:///data/ledger.sqlite"
         ) from None
     if parsed.drivername in {"sqlite", "sqlite+pysqlite"}:
-        if not parsed.database or parsed.database == ":memory:":
+        if not parsed.database or parsed.database == ":memory:" or parsed.host:
             raise UsageError(
                 "KYC_LEDGER_URL: the ledger must be a file, such as sqlite:///data/ledger.sqlite"
             )
@@ -368,6 +368,11 @@ def _cause(error: Exception) -> str:
     """The cause without data: SQLite's messages are fixed texts, but other drivers' can quote rows."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
+        if getattr(origin, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:  # without a reason
+            return (
+                "the file, or its journal beside it, cannot be opened or created: is the disk full or "
+                "broken, or the folder missing or closed?"
+            )
         return str(origin)
     for words, cause in _POOLER_REFUSES.items():
         if words in str(origin):
@@ -400,11 +405,16 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
+def take_turns(connection: Connection, key: int) -> None:
+    """Waits until no other transaction has this lock of PostgreSQL, and holds it until this one ends."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
 def _migrate(engine: Engine) -> None:
     """Upgrades the schema to the newest revision in one transaction, one process at a time."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            take_turns(connection, _MIGRATION_LOCK)
         if _revision(connection) == HEAD_REVISION:
             return
         # A local import: alembic takes a third of a second to load and is rarely needed.

@@ -19,11 +19,11 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import AttemptResult, Result
 from kyc_pipeline.ledger.queries import was_sent
 from kyc_pipeline.ledger.schema import attempts, calls_of_days
-from kyc_pipeline.ledger.times import now, to_datetime
+from kyc_pipeline.ledger.times import SECOND, now, to_datetime
 from kyc_pipeline.wording import plural
 
-_DAY: Final = 24 * 60 * 60 * 1_000_000
-"""Microseconds. The epoch began at midnight UTC."""
+_DAY: Final = 24 * 60 * 60 * SECOND
+"""The epoch began at midnight UTC."""
 
 
 class DayBudget:

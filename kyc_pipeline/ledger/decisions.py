@@ -12,7 +12,7 @@ from typing import Final, Literal
 from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ledger.audit import Action, AuditTrail
+from kyc_pipeline.ledger.audit import AuditAction, AuditTrail
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import Decision, HeldSubmission, State
 from kyc_pipeline.ledger.queries import call_count, calls_in_doubt, is_undecided, read_entries
@@ -20,7 +20,13 @@ from kyc_pipeline.ledger.schema import attempts, decisions, submissions
 from kyc_pipeline.ledger.times import now, to_datetime
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
-_ACTIONS: Final = {Decision.RETRY: Action.RETRY, Decision.ABANDON: Action.ABANDON}
+RESOLUTIONS: Final = {
+    Decision.RETRY.value: "look it up, then send it again, which may cost a second call",
+    Decision.ABANDON.value: "never send it again",
+}
+"""What an operator may decide about a held submission."""
+RESOLUTIONS_HELP: Final = " ".join(f"{decision}: {what}." for decision, what in RESOLUTIONS.items())
+_ACTIONS: Final = {Decision.RETRY: AuditAction.RETRY, Decision.ABANDON: AuditAction.ABANDON}
 
 
 def list_held(ledger: Ledger, partition_date: str | None = None) -> list[HeldSubmission]:
@@ -92,8 +98,8 @@ def resolve_all_held(
 
 
 def _checked(decision: str) -> Decision:
-    if decision not in (Decision.RETRY, Decision.ABANDON):
-        raise UsageError(f"a held submission is resolved as retry or abandon, not as {decision!r}")
+    if decision not in RESOLUTIONS:
+        raise UsageError(f"a held submission is resolved as {' or '.join(RESOLUTIONS)}, not as {decision!r}")
     return Decision(decision)
 
 
@@ -158,7 +164,10 @@ def reopen(
         date = connection.execute(select(submissions.c.partition_date).where(this)).scalar_one()
         if trail is not None:
             trail.append(
-                connection, Action.REOPEN, [(SUBMISSION_TAG, submission_id)], {"date": date, "was": state}
+                connection,
+                AuditAction.REOPEN,
+                [(SUBMISSION_TAG, submission_id)],
+                {"date": date, "was": state},
             )
         return str(date)
 

@@ -23,7 +23,7 @@ from kyc_pipeline.ledger.database import Ledger, LedgerError, insert_if_absent
 from kyc_pipeline.ledger.models import Lease, State
 from kyc_pipeline.ledger.process import Life, ProcessIdentity
 from kyc_pipeline.ledger.schema import leases, submissions
-from kyc_pipeline.ledger.times import now
+from kyc_pipeline.ledger.times import SECOND, now
 
 _MARGIN: Final = 0.1
 """This share at the end of a lease counts as expired, because sending takes time too."""
@@ -185,7 +185,7 @@ def _take(ledger: Ledger, connection: Connection, lease: Lease) -> str | None:
         connection.execute(update(leases).where(of_partition).values(expires_at=clamped))
     return (
         f"partition {lease.partition_date} is being worked on by run {row.run_id} "
-        f"(process {row.pid} on {row.host}): {_advice(life, row.pid, left / 1_000_000)}"
+        f"(process {row.pid} on {row.host}): {_advice(life, row.pid, left / SECOND)}"
     )
 
 
@@ -288,4 +288,4 @@ def _sure_until(ledger: Ledger) -> tuple[int, int]:
 
 def _lifetime(ledger: Ledger) -> int:
     """How long a lease is valid, in microseconds."""
-    return int(ledger.lease_seconds * 1_000_000)
+    return int(ledger.lease_seconds * SECOND)

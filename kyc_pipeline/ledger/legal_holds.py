@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, and_, delete, insert, select
 
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.ledger.audit import Action, AuditTrail
+from kyc_pipeline.ledger.audit import AuditAction, AuditTrail
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.schema import legal_holds
 from kyc_pipeline.ledger.times import now, to_datetime
@@ -95,7 +95,7 @@ def add_hold(
             "set_by": who,
         }
         connection.execute(insert(legal_holds).values(values))
-        trail.append(connection, Action.HOLD, [person])
+        trail.append(connection, AuditAction.HOLD, [person])
 
 
 def remove_hold(ledger: Ledger, trail: AuditTrail, person: tuple[str, str], subject: Tombstone) -> None:
@@ -105,7 +105,7 @@ def remove_hold(ledger: Ledger, trail: AuditTrail, person: tuple[str, str], subj
     with ledger.write() as connection:
         if not connection.execute(delete(legal_holds).where(_is(subject))).rowcount:
             raise UsageError(_NONE)
-        trail.append(connection, Action.LIFT, [person])
+        trail.append(connection, AuditAction.LIFT, [person])
 
 
 _NONE: Final = "there is no legal hold on this tag with this value: see `kyc-pipeline legal-hold list`"

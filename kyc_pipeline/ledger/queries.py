@@ -1,7 +1,7 @@
 """Read-only queries: entries, responses, outcomes, held submissions and spend."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, Select, and_, bindparam, case, func, or_, select
@@ -9,7 +9,7 @@ from sqlalchemy import Row, Select, and_, bindparam, case, func, or_, select
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import AttemptResult, Entry, HeldDay, Spend, State, outcome_of
 from kyc_pipeline.ledger.schema import ERASED_CONTENT, attempts, submissions
-from kyc_pipeline.ledger.times import to_microseconds
+from kyc_pipeline.ledger.times import to_datetime, to_microseconds
 from kyc_pipeline.vocabulary import Outcome
 
 RESPONSE_COLUMNS: Final = (
@@ -177,10 +177,7 @@ def read_held(ledger: Ledger) -> list[HeldDay]:
         .order_by(submissions.c.partition_date)
     )
     with ledger.read() as connection:
-        return [
-            HeldDay(day, count, datetime.fromtimestamp(since / 1_000_000, UTC))
-            for day, count, since in connection.execute(query)
-        ]
+        return [HeldDay(day, count, to_datetime(since)) for day, count, since in connection.execute(query)]
 
 
 def _rows_of(ledger: Ledger, query: Select[Any], submission_ids: Sequence[str]) -> Iterator[Row[Any]]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, overload
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # macOS has no such clock, but its CLOCK_MONOTONIC counts sleep.
@@ -34,6 +34,8 @@ class Clock:
     since_boot: Callable[[], int] = since_boot
 
 
+SECOND: Final = 1_000_000
+"""In the ledger's unit."""
 SYSTEM_CLOCK: Final = Clock()
 
 
@@ -42,6 +44,10 @@ def to_microseconds(moment: datetime | None) -> int | None:
     return None if moment is None else (moment - _EPOCH) // timedelta(microseconds=1)
 
 
+@overload
+def to_datetime(microseconds: int) -> datetime: ...
+@overload
+def to_datetime(microseconds: int | None) -> datetime | None: ...
 def to_datetime(microseconds: int | None) -> datetime | None:
     """A stored time in UTC."""
     return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select, text, update
 
 from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.lake.atomic import move_into_place
 from kyc_pipeline.lake.identity import LakeIdentity, note_generation, read_lake_identity, write_lake_identity
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
@@ -99,17 +100,20 @@ def opened_backup(backup: Path) -> Iterator[Ledger]:
 
 
 def set_aside(ledger: Ledger) -> Path | None:
-    """Renames the SQLite file and its side files. Returns the file's new name; None if there is none."""
+    """Renames the SQLite file and its side files, durably. Returns the file's new name; None without one."""
     if ledger.file is None:
         return None
     ledger.close()
     mark = f"replaced-{secrets.token_hex(4)}"
+    # The file itself comes last: a power cut leaves no side file beside the new ledger that takes its place.
     for side in ("-wal", "-shm", "-journal"):
         with contextlib.suppress(FileNotFoundError):
-            ledger.file.with_name(ledger.file.name + side).rename(f"{ledger.file}.{mark}{side}")
+            move_into_place(f"{ledger.file}{side}", f"{ledger.file}.{mark}{side}")
     if not ledger.file.exists():
         return None
-    return ledger.file.rename(f"{ledger.file}.{mark}")
+    aside = ledger.file.with_name(f"{ledger.file.name}.{mark}")
+    move_into_place(ledger.file, aside)
+    return aside
 
 
 def copy_backup(lake: Lake, backup: Ledger, ledger: Ledger) -> dict[str, int]:

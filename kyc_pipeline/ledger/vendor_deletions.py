@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from kyc_pipeline.ledger.audit import Action, AuditTrail, Details
+from kyc_pipeline.ledger.audit import AuditAction, AuditTrail, Details
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import AttemptResult
 from kyc_pipeline.ledger.schema import attempts, submissions, vendor_deletions
@@ -159,7 +159,7 @@ def confirm(
             )
         if confirmed:
             details: Details = {"records": len(confirmed), "on": on.isoformat()}
-            trail.append(connection, Action.VENDOR_DELETION, [None], details)
+            trail.append(connection, AuditAction.VENDOR_DELETION, [None], details)
     return len(confirmed)
 
 

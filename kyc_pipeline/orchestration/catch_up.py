@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten.partition import source_of
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import (
     awaits_files,
     is_ingested,
@@ -27,7 +28,6 @@ from kyc_pipeline.ingest.manifests import (
     manifest_signature,
     require_mounted,
 )
-from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.lake.tables import (
     STATE_KEY,
     SUBMISSIONS,

@@ -1,17 +1,14 @@
 """The endings of a day, and how each shows: run, partition, check, metadata, alert and exit code.
 
-`docs/operations.md` has the same table, and a test produces each ending.
+`docs/operations.md` has the same tables, and a test produces each ending.
 """
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from kyc_pipeline.errors import FAILED, UNFINISHED
 from kyc_pipeline.orchestration.alerts.model import Kind
 from kyc_pipeline.verify.summary import Stopped
-
-FAILED: Final = 1
-UNFINISHED: Final = 3
-"""Exit codes of the command line: after a fault, and after a run that left submissions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +65,41 @@ ENDINGS: Final = (
     Ending("the ledger fails or is refused", *_FAILED_DAY),
     Ending("the lake cannot be written", *_FAILED_DAY),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """How a run shows that somebody else ended it while it made calls.
+
+    Unless it stopped its calls itself, as that of a cancelled backfill does, it materializes none of the
+    `verification_responses` that it was at, and has no checks of them. `log` is in the run's log.
+    """
+
+    how: str
+    run: Literal["FAILURE", "CANCELED", "SUCCESS or CANCELED", "STARTED"]
+    alert: Kind | None
+    log: str
+    then: str
+
+
+_AGAIN: Final = "run the days again; `catch_up` does so for the days that it looks at"
+
+KILLED: Final = Interruption(
+    "the process of the run is killed",
+    "FAILURE",
+    Kind.RUN_FAILED,
+    "was terminated by signal 9",
+    "nothing: Dagster starts the run again, once; if that one fails too, run the days again",
+)
+TERMINATED: Final = Interruption('"Terminate" in the UI', "CANCELED", None, "terminated;", _AGAIN)
+CANCELLED: Final = Interruption(
+    '"Cancel backfill" in the UI', "SUCCESS or CANCELED", None, "was cancelled: no further call", _AGAIN
+)
+COMMAND_KILLED: Final = Interruption(
+    "`kyc-pipeline backfill` is killed",
+    "STARTED",
+    None,
+    "",
+    "run the command again; terminate the old run in the UI, which shows it as started",
+)
+INTERRUPTIONS: Final = (KILLED, TERMINATED, CANCELLED, COMMAND_KILLED)

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from kyc_pipeline.ledger.audit import AuditTrail, Author, operator
-from kyc_pipeline.ledger.decisions import resolve_held
+from kyc_pipeline.ledger.decisions import RESOLUTIONS_HELP, resolve_held
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import ANALYZE, FLATTEN
@@ -45,10 +45,7 @@ class ResolveHeldConfig(dg.Config):
     """One decision about one held submission."""
 
     submission_id: str = Field(description="Id of the held submission; `kyc-pipeline held list` shows them.")
-    decision: Literal["retry", "abandon"] = Field(
-        description="retry: look it up, then send it again, which may cost a second call. abandon: never "
-        "send it again."
-    )
+    decision: Literal["retry", "abandon"] = Field(description=RESOLUTIONS_HELP)
 
 
 @dg.op(description="Records the decision in the ledger. The next run of the submission's day applies it.")

@@ -12,6 +12,7 @@ import dagster as dg
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kyc_pipeline.days import start_of_day
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.activity import read_activity
 from kyc_pipeline.ledger.database import Ledger
@@ -19,6 +20,7 @@ from kyc_pipeline.ledger.leases import leased_partitions
 from kyc_pipeline.ledger.publications import copies_before_erasure
 from kyc_pipeline.ledger.queries import read_held, read_spend_of_runs, read_spend_since
 from kyc_pipeline.ledger.rate_limits import list_rate_limits
+from kyc_pipeline.ledger.times import SECOND
 from kyc_pipeline.orchestration.new_manifests import QUEUED, STARTED
 from kyc_pipeline.orchestration.publication import WAREHOUSE
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -125,9 +127,9 @@ def _ledger_metrics(ledger: Ledger, settings: Settings) -> Iterator[Metric]:
     )
     paused = max((limit.paused_until - limit.now for limit in list_rate_limits(ledger).values()), default=0)
     yield _gauge(
-        "kyc_paused_seconds", "How long DeepXL asked to pause; 0 if it did not.", max(paused, 0) / 1e6
+        "kyc_paused_seconds", "How long DeepXL asked to pause; 0 if it did not.", max(paused, 0) / SECOND
     )
-    spend = read_spend_since(ledger, now.replace(hour=0, minute=0, second=0, microsecond=0))
+    spend = read_spend_since(ledger, start_of_day(now))
     left = []
     if settings.deepxl_max_calls_per_day is not None:
         left.append(settings.deepxl_max_calls_per_day - spend.calls)

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import manifest_identity, manifest_signature
-from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.landing.opening import open_landing
@@ -37,7 +37,7 @@ QUEUED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
 STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
-class Seen(NamedTuple):
+class KnownDay(NamedTuple):
     """What the sensor knows of a day: its files, and the requests made for its present state."""
 
     signature: str = ""
@@ -50,10 +50,10 @@ class Seen(NamedTuple):
     requested_at: int = 0
     """Seconds since the epoch."""
 
-    def in_state(self, version: object) -> "Seen":
+    def in_state(self, version: object) -> "KnownDay":
         """Forgets the requests that were made for other manifests or another version of the lake's day."""
         state = hashlib.sha256(f"{self.identity} {version!r}".encode()).hexdigest()[:DIGITS]
-        return self if state == self.state else Seen(self.signature, self.identity, state)
+        return self if state == self.state else KnownDay(self.signature, self.identity, state)
 
     @property
     def is_due(self) -> bool:
@@ -63,7 +63,7 @@ class Seen(NamedTuple):
         wait = min(math.ldexp(ASK_AGAIN_SECONDS, self.requests - 1), ASK_AGAIN_MAX_SECONDS)
         return time.time() >= self.requested_at + wait
 
-    def requested(self) -> "Seen":
+    def requested(self) -> "KnownDay":
         """With one more request, made now."""
         return self._replace(requests=self.requests + 1, requested_at=int(time.time()))
 
@@ -86,11 +86,11 @@ class Tick:
     cursor: str
     landing: Landing = field(init=False)
     """As at the start of the tick."""
-    seen: dict[str, Seen] = field(init=False)
+    seen: dict[str, KnownDay] = field(init=False)
     unreadable: dict[str, KycError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._before = {day: Seen(*entry) for day, entry in json.loads(self.cursor or "{}").items()}
+        self._before = {day: KnownDay(*entry) for day, entry in json.loads(self.cursor or "{}").items()}
         self._versions = {
             day: partition.version for day, partition in self.pipeline.lake.partitions(SUBMISSIONS).items()
         }
@@ -101,7 +101,7 @@ class Tick:
 
     def run_key(self, day: str) -> str | None:
         """The key of the run that the day needs now, or None."""
-        before = self._before.get(day, Seen())
+        before = self._before.get(day, KnownDay())
         try:
             signature = manifest_signature(self.landing, day)[:DIGITS]
             if signature != before.signature:
@@ -112,7 +112,7 @@ class Tick:
             self.unreadable[day] = error
             return unreadable_key(self.pipeline.settings, day)
         if self._records.is_current(day, now.identity):
-            self.seen[day] = Seen(now.signature, now.identity)
+            self.seen[day] = KnownDay(now.signature, now.identity)
             return None
         self.seen[day] = now = now.in_state(self._versions.get(day))
         if not now.is_due or self._is_under_way(day):

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from kyc_pipeline.analyze.report import has_report
 from kyc_pipeline.analyze.up_to_date import Inputs, Published, build_inputs, read_published
+from kyc_pipeline.days import start_of_day
 from kyc_pipeline.orchestration.resources import Pipeline
 
 UP_TO_DATE: Final = "up to date"
@@ -18,7 +19,7 @@ WAREHOUSE, REPORT = dg.AssetKey("warehouse"), dg.AssetKey("report")
 
 def midnight() -> float:
     """When the current day (UTC) began, in seconds since the epoch."""
-    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
+    return start_of_day(datetime.now(UTC)).timestamp()
 
 
 class BuildConfig(dg.Config):

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
-from kyc_pipeline.errors import in_one_line
+from kyc_pipeline.errors import FAILED, UNFINISHED, in_one_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.decisions import list_held
 from kyc_pipeline.orchestration.checks import check_events, check_specs, latest_materialization
-from kyc_pipeline.orchestration.endings import FAILED, UNFINISHED
 from kyc_pipeline.orchestration.partitions import FAILURES, StepEvent, days_to_check
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors

@@ -45,6 +45,7 @@ from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
 from kyc_pipeline.lake.sent import SentContent
 from kyc_pipeline.ledger.day_budget import DayBudget
 from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Judgement, Result, State
+from kyc_pipeline.ledger.times import SECOND
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.blame import Blame
@@ -423,7 +424,7 @@ class Dispatcher:
 
     def _waits_for(self, item: Work) -> Sequence[float]:
         """One immediate look-up if the history has had time to show a held submission; else all of them."""
-        age = time.time() - item.updated_at / 1_000_000
+        age = time.time() - item.updated_at / SECOND
         if item.action is Action.LOOK_UP and age > sum(self._timing.look_ups):
             return (0.0,)
         return self._timing.look_ups

@@ -3,16 +3,19 @@
 import asyncio
 import hashlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kyc_pipeline.deepxl.multipart import Sendable
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentProblem, DocumentStore
+from kyc_pipeline.document_folder import CHANGED, AcceptedDocument, DocumentProblem, DocumentStore
 from kyc_pipeline.image_metadata import REMOVERS, CannotRemove, without_metadata
 from kyc_pipeline.lake.sent import UNCHANGED, SentContent, only
 from kyc_pipeline.settings import Settings
 
 _CHUNK_BYTES: Final = 1 << 17
+_MAX_HUNG: Final = 64
+"""So many reads may hang, for example on a dead network share, before the others fail too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,9 @@ class Outgoing:
         self._tags = settings.kyc_send_tags
         self._strips = settings.kyc_strip_metadata
         self._timeout_seconds = settings.deepxl_timeout_seconds
+        # Not asyncio's own threads, in which others wait. The time of a document begins with its turn.
+        self._turns = asyncio.Semaphore(documents.readers)
+        self._threads = ThreadPoolExecutor(documents.readers + _MAX_HUNG, "outgoing")
 
     async def package(self, row: Mapping[str, Any]) -> Package:
         """What is sent of `row`, a row of `submissions`.
@@ -65,9 +71,10 @@ class Outgoing:
         )
 
     async def _stripped(self, accepted: AcceptedDocument) -> Sendable:
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await asyncio.to_thread(_stripped, accepted)
+            async with self._turns, asyncio.timeout(self._timeout_seconds):
+                return await loop.run_in_executor(self._threads, _stripped, accepted)
         except TimeoutError:
             return _Unsendable(DocumentProblem("it could not be read in time"), accepted.content_type)
 
@@ -108,7 +115,7 @@ class StrippedDocument:
                 break
             yield chunk
         if left:  # the accepted document has changed, or its hash would have raised
-            raise DocumentProblem("the file has changed since it was accepted")
+            raise DocumentProblem(CHANGED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -22,6 +22,7 @@ from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPON
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import Decision, Entry, State
 from kyc_pipeline.ledger.queries import earlier_attempts, read_entries, read_responses, turned_away
+from kyc_pipeline.ledger.times import to_datetime
 from kyc_pipeline.vocabulary import Outcome
 
 DIGEST_KEY: Final = "ledger_digest"
@@ -259,7 +260,7 @@ def work(lake: Lake, ledger: Ledger, date: str, policy: Policy) -> Iterator[list
         earlier = earlier_attempts(ledger, [item.submission_id for item in found if item.updated_at])
         for item in found:
             if (known := earlier.get(item.submission_id)) is not None:
-                item.first_sent = datetime.fromtimestamp(known.first_at / 1_000_000, UTC)
+                item.first_sent = to_datetime(known.first_at)
                 item.sent = [read_sent(text) for text in known.sent]
         if found:
             yield found

@@ -19,6 +19,7 @@ from pyrate_limiter.abstracts import GCRA
 from kyc_pipeline.deepxl.call_errors import RETRY_AFTER_CAP_SECONDS
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.rate_limits import locked_rate_limit, read_arrival
+from kyc_pipeline.ledger.times import SECOND
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.gate import NoLimit, RateLimiter, Sleep
 
@@ -68,8 +69,8 @@ class SharedRateLimiter:
         self._rates = [Rate(permits, _WINDOW_SECONDS * 1000, burst=burst)]
         self._max_permits = min(burst, max(1, math.floor(per_second * _BOOKING_SECONDS)))
         self._horizons = {
-            "arrival_ahead": int(max(_MAX_AHEAD_SECONDS, _MAX_AHEAD_PERMITS / per_second) * 1_000_000),
-            "pause_ahead": int(RETRY_AFTER_CAP_SECONDS * 1_000_000),
+            "arrival_ahead": int(max(_MAX_AHEAD_SECONDS, _MAX_AHEAD_PERMITS / per_second) * SECOND),
+            "pause_ahead": int(RETRY_AFTER_CAP_SECONDS * SECOND),
         }
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -129,4 +130,4 @@ class SharedRateLimiter:
 
     def _pause(self, seconds: float) -> None:
         with locked_rate_limit(self._ledger, self._name, **self._horizons) as limit:
-            limit.paused_until = max(limit.paused_until, limit.now + int(seconds * 1_000_000))
+            limit.paused_until = max(limit.paused_until, limit.now + int(seconds * SECOND))

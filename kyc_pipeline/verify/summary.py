@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.vocabulary import LEFT_FOR_LATER, SETTLED, Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
 from kyc_pipeline.wording import Money, plural
 
 
@@ -117,11 +117,6 @@ class VerifySummary:
     def submissions(self) -> int:
         """Accepted submissions of the partition."""
         return sum(self.outcomes.values())
-
-    @property
-    def paid(self) -> int:
-        """Submissions that no later run sends."""
-        return sum(self.outcomes.get(outcome, 0) for outcome in SETTLED)
 
     @property
     def left(self) -> int:

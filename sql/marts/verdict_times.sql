@@ -3,6 +3,7 @@
 --
 -- date: Day of the manifest, the daily partition.
 -- verdicts: Submissions with a verdict and a known time.
+-- mean_seconds: Mean time from submitted_at to the complete response.
 -- p50_seconds: Median time from submitted_at to the complete response.
 -- p90_seconds: 90th percentile (`quantile_cont`).
 -- target_seconds: The target at the time of the build.
@@ -33,6 +34,7 @@ counts AS (
     SELECT
         date,
         count(seconds) AS verdicts,
+        avg(seconds) AS mean_seconds,
         quantile_cont(seconds, [0.5, 0.9]) AS quantiles,
         count(*) FILTER (WHERE seconds <= getvariable('verdict_target_seconds')) AS within_target,
         count(*) FILTER (WHERE is_undecided) AS undecided
@@ -42,6 +44,7 @@ counts AS (
 SELECT
     date,
     verdicts,
+    mean_seconds,
     quantiles[1] AS p50_seconds,
     quantiles[2] AS p90_seconds,
     getvariable('verdict_target_seconds') AS target_seconds,

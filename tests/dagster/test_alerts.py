@@ -32,7 +32,7 @@ from kyc_pipeline.lake.tables import VERIFICATIONS
 from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.orchestration.alerts import conditions
 from kyc_pipeline.orchestration.alerts.channels import Email, Webhook, channels
-from kyc_pipeline.orchestration.alerts.conditions import WAIT_FOR_BACKFILL_SECONDS
+from kyc_pipeline.orchestration.alerts.conditions import WAIT_FOR_BACKFILL_SECONDS, Reported
 from kyc_pipeline.orchestration.alerts.model import RULES, Alert, Kind, Message, days_text
 from kyc_pipeline.orchestration.alerts.sensor import RETRY_MAX_SECONDS, deliver
 from kyc_pipeline.orchestration.jobs import BACKFILL, range_tags
@@ -368,6 +368,11 @@ def test_without_a_channel_nothing_is_delivered(pipeline: Pipeline, instance: dg
     context = dg.build_sensor_context(instance=instance, resources=definitions.resources)
     result = definitions.resolve_sensor_def("alerts").evaluate_tick(context)
     assert "set KYC_ALERT_WEBHOOK or KYC_ALERT_SMTP_URL" in (result.skip_message or "")
+
+
+def test_a_cursor_that_another_version_wrote_is_read() -> None:
+    reported = Reported.at_first(0.0).failed(retry_at=60.0)
+    assert Reported.from_json({**reported.as_json(), "of another version": {}}) == reported
 
 
 def test_the_sensor_delivers_and_moves_its_cursor(

@@ -25,7 +25,7 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.alerts.model import Kind, Message
 from kyc_pipeline.orchestration.alerts.sensor import deliver
 from kyc_pipeline.orchestration.checks import latest_materialization
-from kyc_pipeline.orchestration.endings import ENDINGS, Ending
+from kyc_pipeline.orchestration.endings import ENDINGS, INTERRUPTIONS, Ending
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import STOPPED, CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -278,6 +278,12 @@ def test_the_guide_has_the_table() -> None:
         cells = (one.reason, one.run, one.partition, code(one.check), code(stopped), code(one.alert))
         lines.append(f"| {' | '.join(cells)} | {one.exit_code} |")
     assert "\n".join(lines) in GUIDE
+    # tests/e2e brings these about, with processes of their own.
+    interruptions = [
+        f"| {each.how} | {each.run} | {code(each.alert)} | {code(each.log or None)} | {each.then} |"
+        for each in INTERRUPTIONS
+    ]
+    assert "\n".join(interruptions) in GUIDE
 
 
 @dataclass

@@ -121,7 +121,7 @@ def test_a_day_whose_run_failed_is_requested_again_later(
 def test_the_waits_between_requests_grow_up_to_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000_000
     monkeypatch.setattr(time, "time", lambda: now)
-    seen = new_manifests.Seen("s", "i").in_state("v1")
+    seen = new_manifests.KnownDay("s", "i").in_state("v1")
     waits: list[int] = []
     while len(waits) < 20:
         seen, before = seen.requested(), now

@@ -1,5 +1,6 @@
 """The resources that the UI shows: every store and limit, and no secret."""
 
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,16 @@ def test_each_store_and_limit_is_shown(tmp_path: Path) -> None:
         deepxl_price_per_call=Decimal("0.25"),
     )
     found = shown(settings)
-    assert set(found) == {"pipeline", "api", "landing", "ledger", "lake", "warehouse"}
+    assert set(found) == {
+        "pipeline",
+        "api",
+        "landing",
+        "ledger",
+        "lake",
+        "warehouse",
+        "retention",
+        "alerts",
+    }
     assert (
         found["api"].items()
         >= {
@@ -58,18 +68,64 @@ def test_each_store_and_limit_is_shown(tmp_path: Path) -> None:
             "currency": '"EUR"',
         }.items()
     )
-    assert found["ledger"] == {"url": f'"sqlite:///{tmp_path}/data/ledger.sqlite"'}
-    assert found["lake"]["location"] == f'"{tmp_path}/data/lake"'
-    assert found["warehouse"]["file"] == f'"{tmp_path}/data/warehouse/kyc.duckdb"'
+    assert found["ledger"] == {"ledger_url": f'"sqlite:///{tmp_path}/data/ledger.sqlite"'}
+    assert found["lake"]["lake"] == f'"{tmp_path}/data/lake"'
+    assert found["warehouse"]["warehouse"] == f'"{tmp_path}/data/warehouse/kyc.duckdb"'
 
 
-def test_every_resource_and_field_is_described(tmp_path: Path) -> None:
+def test_each_setting_is_shown_once_with_its_description(tmp_path: Path) -> None:
+    shown = Counter[str]()
     for resource in snapshot(Settings(_env_file=None, kyc_home=tmp_path)).resources or []:
         assert resource.resource_snapshot.description, resource.name
         for field in resource.config_field_snaps:
             variable, _, meaning = (field.description or "").partition(": ")
-            assert variable.lower() in Settings.model_fields, field.name
             assert meaning.endswith("."), field.name
+            shown[variable.lower()] += 1
+    assert shown == Counter(Settings.model_fields.keys())
+
+
+def test_values_keep_their_types(tmp_path: Path) -> None:
+    found = shown(
+        Settings(
+            _env_file=None,
+            kyc_home=tmp_path,
+            kyc_send_tags=frozenset({"b", "a"}),
+            kyc_strip_metadata=True,
+            kyc_require_consent=frozenset({"yes"}),
+            kyc_dimensions=("country",),
+            kyc_min_cell=7,
+            kyc_verdict_target_seconds=60,
+            deepxl_requests_per_second=0.5,
+        )
+    )
+    assert (
+        found["api"].items()
+        >= {
+            "send_tags": '["a", "b"]',
+            "strip_metadata": "true",
+            "requests_per_second": "0.5",
+        }.items()
+    )
+    assert found["landing"]["require_consent"] == '["yes"]'
+    assert (
+        found["warehouse"].items()
+        >= {
+            "dimensions": '["country"]',
+            "min_cell": "7",
+            "verdict_target_seconds": "60",
+        }.items()
+    )
+
+
+def test_names_and_addresses_of_staff_are_not_shown(tmp_path: Path) -> None:
+    settings = Settings(
+        _env_file=None,
+        kyc_home=tmp_path,
+        kyc_operator="Erika",
+        kyc_alert_email_from="erika@team.example",
+        kyc_alert_email_to=frozenset({"erika@team.example"}),
+    )
+    assert "erika" not in dg.serialize_value(snapshot(settings)).lower()
 
 
 def test_secrets_are_the_names_of_their_variables(
@@ -82,7 +138,7 @@ def test_secrets_are_the_names_of_their_variables(
     assert found["api"]["api_token"] == "variable DEEPXL_API_TOKEN"
     assert found["api"]["proxy"] == "variable DEEPXL_PROXY"
     assert found["lake"]["pseudonym_key"] == "variable KYC_PSEUDONYM_KEY"
-    assert found["ledger"] == {"url": '"postgresql+psycopg://kyc:***@db.example/kyc"'}
+    assert found["ledger"] == {"ledger_url": '"postgresql+psycopg://kyc:***@db.example/kyc"'}
     assert "a-very-secret" not in dg.serialize_value(snapshot(settings))
 
 

@@ -1,4 +1,4 @@
-"""A real daemon: sensor, backfill, killed worker, terminated run, changed manifest, publication, alert."""
+"""A real daemon: sensor, backfill, killed worker, terminated run, cancelled backfill, publication, alert."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pytest
 
@@ -17,6 +18,8 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Fault, Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.orchestration import endings
+from kyc_pipeline.orchestration.endings import Interruption
 from tests.conftest import Landing
 from tests.e2e.servers import (
     CODE_LOCATION,
@@ -36,6 +39,7 @@ pytestmark = pytest.mark.e2e
 TOKEN = "test-token"
 JOB = "verify_and_publish"
 TERMINATED, WATCHED = "2024-09-04", "2024-09-10"
+CANCELLED = ("2024-09-12", "2024-09-13")
 BACKFILLED = ("2024-09-05", "2024-09-06", "2024-09-07")
 DAILY_ASSETS = (
     "submissions",
@@ -61,6 +65,8 @@ class Site:
     responses: WaitsForTest
     alerts: list[dict[str, Any]]
     backfill_id: str
+    later: WaitsForTest
+    """Of the calls of `CANCELLED`."""
 
     @property
     def landing(self) -> Landing:
@@ -119,6 +125,31 @@ class Site:
         found = [re.search(r"\(pid: (\d+)\)", event.get("message", "")) for event in events]
         return next(int(match.group(1)) for match in found if match)
 
+    def logged(self, run_id: str) -> str:
+        """The messages of the run's log, one a line."""
+        with dg.DagsterInstance.from_config(str(self.folder / "dagster_home")) as instance:
+            return "\n".join(entry.message for entry in instance.all_logs(run_id))
+
+    def ended_as(self, interruption: Interruption, run_id: str) -> None:
+        """Asserts what Dagster says of a run that somebody ended."""
+        assert self.finished(run_id) in interruption.run.split(" or ")
+        assert interruption.log in self.logged(run_id)
+        if interruption is endings.CANCELLED:
+            return  # its calls end by themselves, and then the daemon may be early or late
+        with dg.DagsterInstance.from_config(str(self.folder / "dagster_home")) as instance:
+            events = [entry.dagster_event for entry in instance.all_logs(run_id) if entry.dagster_event]
+        made = {event.asset_key for event in events if event.is_step_materialization}
+        made |= {
+            event.asset_check_evaluation_data.asset_key
+            for event in events
+            if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        }
+        assert made == {dg.AssetKey("submissions"), dg.AssetKey("rejected_submissions")}
+
+    def told(self, run_id: str) -> list[dict[str, Any]]:
+        """The alerts about the run."""
+        return [alert for message in self.alerts for alert in message["alerts"] if run_id in alert["runs"]]
+
     def sensor_runs(self, day: str) -> list[str]:
         """The statuses of the runs that the sensor started for the day."""
         runs = self.server.runs(dagster__sensor_name="new_manifests", dagster__partition=day)
@@ -132,13 +163,13 @@ class Site:
             ).fetchall()
 
 
-def start_backfill(server: Webserver) -> str:
+def start_backfill(server: Webserver, days: Sequence[str]) -> str:
     """Launches a backfill of the daily assets, like the Materialize button; returns its id."""
     response = server.ask(
         "mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) "
         "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
         params={
-            "partitionNames": list(BACKFILLED),
+            "partitionNames": list(days),
             "assetSelection": [{"path": [asset]} for asset in DAILY_ASSETS],
             "fromFailure": False,
         },
@@ -156,10 +187,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     landing = Landing(folder / "landing")
     terminated = landing.day(TERMINATED, 3 * IN_FLIGHT)
     [first, *_] = [landing.day(day, 3) for day in BACKFILLED]
-    responses = WaitsForTest()
+    cancelled = [id_ for day in CANCELLED for id_ in landing.day(day, IN_FLIGHT)]
+    responses, later = WaitsForTest(), WaitsForTest()
     faults: dict[str, Sequence[Fault]] = {
         **{id_: [Hangs(record=True)] for id_ in first[:2]},
         **{id_: [responses] for id_ in terminated},
+        **{id_: [later] for id_ in cancelled},
     }
     port = free_port()
     command = [script("dagster"), "dev", "-w", str(REPOSITORY / "workspace.yaml")]
@@ -183,9 +216,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             with webserver(command, cwd=folder, env=env, log=folder / "dagster.log", port=port) as server:
                 server.start_sensor("publish_when_new")
                 # The daemon looks for backfills every 30 s: start this one before the first test.
-                yield Site(folder, simulator, server, responses, hook.bodies, start_backfill(server))
+                first_backfill = start_backfill(server, BACKFILLED)
+                yield Site(folder, simulator, server, responses, hook.bodies, first_backfill, later)
         finally:
             responses.go.set()
+            later.go.set()
 
 
 def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
@@ -195,7 +230,7 @@ def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
     assert site.server.ask(query, id=run)["terminateRun"]["__typename"] == "TerminateRunSuccess"
     assert site.status(run) in {"CANCELING", "CANCELED"}
     site.responses.go.set()
-    assert site.finished(run) == "CANCELED"
+    site.ended_as(endings.TERMINATED, run)
     sent, outcomes = set(site.received(TERMINATED)), site.outcomes(TERMINATED)
     assert {id_ for id_, outcome in outcomes.items() if outcome == "completed"} == sent
     assert {outcome for id_, outcome in outcomes.items() if id_ not in sent} <= {"not_attempted"}
@@ -225,6 +260,7 @@ def test_a_backfill_whose_worker_is_killed_continues_and_pays_nothing_twice(site
     again, before = site.server.runs(dagster__backfill=site.backfill_id)
     assert (again["status"], before["status"]) == ("SUCCESS", "FAILURE")
     assert again["tags"]["dagster/parent_run_id"] == before["runId"] == killed["runId"]
+    site.ended_as(endings.KILLED, killed["runId"])
     for day in BACKFILLED:
         assert set(site.outcomes(day).values()) == {"completed"}
         assert list(site.received(day).values()) == [1, 1, 1]
@@ -240,13 +276,25 @@ def test_a_backfill_whose_worker_is_killed_continues_and_pays_nothing_twice(site
 def test_the_killed_run_was_posted_to_the_webhook(site: Site) -> None:
     [killed] = [r for r in site.server.runs(dagster__backfill=site.backfill_id) if r["status"] == "FAILURE"]
 
-    def told() -> list[dict[str, Any]]:
-        alerts = [alert for message in site.alerts for alert in message["alerts"]]
-        return [alert for alert in alerts if killed["runId"] in alert["runs"]]
+    site.server.wait(lambda: site.told(killed["runId"]), "the alert")
+    [alert] = site.told(killed["runId"])
+    assert (alert["kind"], alert["days"]) == (endings.KILLED.alert, list(BACKFILLED))
 
-    site.server.wait(told, "the alert")
-    [alert] = told()
-    assert (alert["kind"], alert["days"]) == ("run_failed", list(BACKFILLED))
+
+def test_a_cancelled_backfill_makes_no_further_call(site: Site) -> None:
+    first, second = CANCELLED
+    backfill = start_backfill(site.server, CANCELLED)
+    poll(lambda: site.recorded(first) == IN_FLIGHT, "calls in flight", log=site.server.log)
+    [run] = site.server.runs(dagster__backfill=backfill)
+    query = "mutation ($id: String!) { cancelPartitionBackfill(backfillId: $id) { __typename } }"
+    response = site.server.ask(query, id=backfill)["cancelPartitionBackfill"]
+    assert response == {"__typename": "CancelBackfillSuccess"}
+    poll(lambda: endings.CANCELLED.log in site.logged(run["runId"]), "the stop", log=site.server.log)
+    site.later.go.set()
+    site.ended_as(endings.CANCELLED, run["runId"])
+    assert set(site.outcomes(first).values()) == {"completed"}
+    assert not site.received(second)
+    site.archive(*CANCELLED)
 
 
 def test_the_backfill_is_published_by_automation(site: Site) -> None:
@@ -275,3 +323,10 @@ def test_the_sensor_runs_a_new_manifest_and_a_changed_one(site: Site) -> None:
     assert site.warehouse_outcomes(WATCHED) == [("completed", 6)]
     assert len(site.received(WATCHED)) == 6
     assert set(site.received(WATCHED).values()) == {1}
+
+
+def test_nobody_is_told_of_runs_that_were_ended_on_request(site: Site) -> None:
+    # The sensor `alerts` has looked several times since.
+    told = {run for message in site.alerts for alert in message["alerts"] for run in alert["runs"]}
+    [killed] = [r for r in site.server.runs(dagster__backfill=site.backfill_id) if r["status"] == "FAILURE"]
+    assert told == {killed["runId"]}

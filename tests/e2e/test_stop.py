@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from pydantic import SecretStr
 
@@ -16,6 +17,7 @@ from kyc_pipeline.deepxl.simulator.faults import Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.orchestration.endings import COMMAND_KILLED
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
@@ -92,6 +94,22 @@ def resume(folder: Path, simulator: Simulator, ids: list[str]) -> None:
     assert outcomes(folder) == Counter(completed=len(ids))
     assert dict(simulator.received) == dict.fromkeys(ids, 1)
     assert len(simulator.records) == len(ids)
+
+
+def test_a_killed_command_leaves_a_run_that_started_and_pays_nothing_twice(
+    landing: Landing, tmp_path: Path
+) -> None:
+    ids = landing.day(DAY, 12)
+    faults = {id_: [Hangs(record=True)] for id_ in ids[: IN_FLIGHT + 1]}
+    with running_simulator(token=TOKEN, faults=faults) as simulator:
+        with backfill(tmp_path, simulator) as process:
+            poll(lambda: len(simulator.records) == IN_FLIGHT, "hanging calls", log=tmp_path / "log")
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        with dg.DagsterInstance.from_config(str(tmp_path / "dagster_home")) as instance:
+            [run] = instance.get_runs()
+        assert run.status.value == COMMAND_KILLED.run
+        resume(tmp_path, simulator, ids)
 
 
 def test_two_signals_give_up_the_calls_in_flight(landing: Landing, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 import pyarrow as pa
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from bench.peak_memory import peak_bytes
 from tests.fuzz.examples import Example
 from tests.fuzz.targets import TARGETS, Target
 
@@ -49,15 +50,10 @@ class Limits:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-        seconds, peak = time.process_time() - started, _peak_bytes()
+        seconds, peak = time.process_time() - started, peak_bytes()
         self.peak_bytes = max(self.peak_bytes, peak)
         assert seconds <= MAX_CPU_SECONDS, f"{seconds:.0f} CPU seconds, more than {MAX_CPU_SECONDS:.0f}"
         assert peak <= MAX_BYTES, f"{peak >> 20} MiB of memory, more than {MAX_BYTES >> 20}"
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def fuzz(target: Target, limits: Limits, *, tries: int, seconds: float, derandomize: bool) -> tuple[int, int]:

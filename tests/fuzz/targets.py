@@ -20,14 +20,14 @@ from kyc_pipeline.deepxl.call_errors import DeepXLError
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest, VerificationResponse
 from kyc_pipeline.deepxl.contract import reread
 from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
-from kyc_pipeline.flatten.blocks import BlockFlattener, select
+from kyc_pipeline.flatten.blocks import WITHHELD, BlockFlattener, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
 from kyc_pipeline.ingest.documents import Documents, Role, examine_file
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.ingest.rows import validate_rows
-from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.lake.tables import STRING_MAP, SUBMISSIONS
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from tests.fuzz import examples
 from tests.fuzz.examples import ID_FILE, MARK, SELFIE_FILE, SENT_TAGS, SUBMISSION, Example
@@ -170,14 +170,17 @@ class Responses:
             # `details` keeps the vendor's words, and a clear tag the vendor's value of it.
             shown = content.drop_columns([n for n in ("details", "value") if n in content.column_names])
             assert MARK not in repr(shown.to_pylist()).lower(), f"data in {table.name}"
-        sent = pa.Table.from_pylist([{**asdict(self._sent), "tags": list(SENT_TAGS.items())}], _SENT_SCHEMA)
+        sent_row = {**asdict(self._sent), "tags": list(SENT_TAGS.items()), WITHHELD: []}
+        sent = pa.Table.from_pylist([sent_row], _SENT_SCHEMA)
         block = select(pa.array([SUBMISSION]), pa.array([response.text]), sent)
         if block.num_rows:
             for table, content in self._blocks.flatten(block).items():
                 assert content.to_pylist() == exact[table].to_pylist(), f"two results in {table.name}"
 
 
-_SENT_SCHEMA: Final = pa.schema([(f.name, SUBMISSIONS.column(f.name).type) for f in fields(Sent)])
+_SENT_SCHEMA: Final = pa.schema(
+    [(f.name, STRING_MAP if f.name == WITHHELD else SUBMISSIONS.column(f.name).type) for f in fields(Sent)]
+)
 
 
 def _write_documents(folder: Path) -> Path:

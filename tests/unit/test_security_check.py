@@ -40,7 +40,15 @@ def test_what_is_open_is_named_with_advice(home: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("KYC_UI_PASSWORD", "correct horse battery")
     found = answers(load_settings())
     assert {what for what, answer in found.items() if answer is not Answer.YES} <= {
-        f"{name} is encrypted at rest" for name in ("KYC_LANDING", "KYC_LAKE", "KYC_LEDGER_URL")
+        f"{name} is encrypted at rest"
+        for name in (
+            "KYC_LANDING",
+            "KYC_LAKE",
+            "KYC_LEDGER_URL",
+            "KYC_WAREHOUSE",
+            "TMPDIR",
+            "the pseudonym key",
+        )
     }
 
 

@@ -1,5 +1,6 @@
 """Settings: names and defaults as promised, one clear line for what is wrong, secrets never shown."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.errors import UsageError
+from kyc_pipeline.errors import UsageError, plain_line
+from kyc_pipeline.ledger.identity import open_ledger, read_identity
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.privacy.pseudonyms import load_pseudonymizer
 from kyc_pipeline.settings import Settings, is_loopback, load_settings
@@ -51,6 +53,7 @@ def test_relative_paths_begin_at_home_and_are_absolute(
     here = load_settings(None)
     assert here.kyc_ledger_url.get_secret_value() == f"sqlite:///{tmp_path}/data/ledger.sqlite"
     assert (here.kyc_lake, here.kyc_landing) == (f"{tmp_path}/data/lake", tmp_path / "data" / "landing")
+    (tmp_path / "home").mkdir()
     monkeypatch.setenv("KYC_HOME", "home")
     monkeypatch.setenv("KYC_LAKE", "s3://bucket/prefix")
     monkeypatch.setenv("KYC_REPORT", "/srv/report.html")
@@ -59,6 +62,53 @@ def test_relative_paths_begin_at_home_and_are_absolute(
     assert there.kyc_warehouse == tmp_path / "home" / "data" / "warehouse" / "kyc.duckdb"
     assert (there.kyc_lake, there.kyc_report) == ("s3://bucket/prefix", Path("/srv/report.html"))
     assert there.kyc_ledger_url.get_secret_value() == "postgresql+psycopg://kyc@host/kyc"
+
+
+def test_the_users_home_and_blanks_around_a_path_make_no_second_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "kyc").mkdir()
+    monkeypatch.setenv("KYC_HOME", " ~/kyc \n")
+    monkeypatch.setenv("KYC_LANDING", "~/landing")
+    monkeypatch.setenv("KYC_LAKE", "~/lake ")
+    settings = load_settings(None)
+    assert (settings.kyc_landing, settings.kyc_lake) == (tmp_path / "landing", f"{tmp_path}/lake")
+    assert settings.kyc_ledger_url.get_secret_value() == f"sqlite:///{tmp_path}/kyc/data/ledger.sqlite"
+    monkeypatch.setenv("KYC_LEDGER_URL", "sqlite:///~/ledger.sqlite")
+    assert load_settings(None).kyc_ledger_url.get_secret_value() == f"sqlite:///{tmp_path}/ledger.sqlite"
+
+
+def test_a_ledger_is_the_same_by_each_name_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    found = set()
+    for name in ("real", "./link", "link/../real", str(tmp_path / "link")):
+        monkeypatch.setenv("KYC_HOME", name)
+        with open_ledger(load_settings(None)) as ledger:
+            found.add(read_identity(ledger).ledger_id)
+    assert len(found) == 1
+
+
+def test_a_setting_that_is_there_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / ".env"
+    file.write_text("KYC_LAKE=a\nexport kyc_lake=b\n")
+    with pytest.raises(UsageError, match=r"\.env has KYC_LAKE and kyc_lake, which are one setting: keep one"):
+        load_settings(str(file))
+    monkeypatch.setenv("kyc_lake", "b")
+    assert load_settings(None).kyc_lake == str(Path("b").absolute())
+    monkeypatch.setenv("KYC_LAKE", "a")
+    with pytest.raises(UsageError, match=r"^the environment has .*, which are one setting"):
+        load_settings(None)
+
+
+def test_a_folder_without_access_is_told_in_one_line() -> None:
+    line = plain_line(PermissionError(errno.EACCES, "Permission denied", "/a/person.jpg"))
+    assert line.startswith("a file or folder cannot be used (Permission denied): correct its access rights")
+    assert "person" not in line
 
 
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +136,19 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("DEEPXL_DOCUMENT_TYPES", ","),
         ("KYC_CSV_ENCODING", "secretvalue"),
         ("KYC_DIMENSIONS", "country,model_version"),
+        ("KYC_DIMENSIONS", "country,company"),
+        ("KYC_HOME", "/nowhere/secretvalue"),
+        ("KYC_HOME", __file__),
+        ("KYC_HOME", "s3://bucket/secretvalue"),
+        ("KYC_HOME", "~nobody-secretvalue/kyc"),
+        ("KYC_LANDING", "~nobody-secretvalue/landing"),
+        ("KYC_LANDING", "s3:/bucket/secretvalue"),
+        ("KYC_LAKE", "S3://bucket/secretvalue"),
+        ("KYC_LAKE", "s3://bucket//secretvalue"),
+        ("KYC_LAKE", "file:///secretvalue/lake"),
+        ("KYC_LEDGER_URL", "sqlite:///~nobody-secretvalue/ledger.sqlite"),
+        ("KYC_LEDGER_URL", "sqlite:///file:secretvalue?uri=true"),
+        ("KYC_WAREHOUSE", "s3://bucket//secretvalue"),
         ("KYC_MIN_CELL", "0"),
         ("KYC_VERDICT_TARGET_SECONDS", "0"),
         ("KYC_START_DATE", "01.09.2024"),

@@ -14,7 +14,14 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from kyc_pipeline.analyze.publish import Place, has_stamp, objects_at, open_warehouse, stamp
+from kyc_pipeline.analyze.publish import (
+    Place,
+    has_stamp,
+    objects_at,
+    open_warehouse,
+    stamp,
+    time_of_build,
+)
 from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.rules import LOW_N, Z_95
 
@@ -65,7 +72,7 @@ def _page(warehouse: Place) -> tuple[str, int]:
 
     with open_warehouse(warehouse) as connection:
         page = read_page(connection)
-        ((built_ns,),) = connection.execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
+        built_ns = time_of_build(connection)
     figures = [figure for section in page.sections for figure in section.figures]
     data = {
         "specs": {figure.id: figure.spec for figure in figures},
@@ -78,12 +85,12 @@ def _page(warehouse: Place) -> tuple[str, int]:
         "z": Z_95,
         "low_n": LOW_N,
     }
-    scripts = [_own("vega.js"), _own("report.js")]
-    text = _template().render(
+    scripts = [own_text("vega.js"), own_text("report.js")]
+    text = template("report.html").render(
         page=page,
         first=page.periods[0].key,
         low_n=LOW_N,
-        style=_own("report.css"),
+        style=own_text("report.css"),
         data=_json(data),
         scripts=scripts,
         script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
@@ -103,7 +110,7 @@ def _as_number(value: object) -> float:
     raise TypeError(f"not a value of a chart: {type(value).__name__}")
 
 
-def _own(name: str) -> Markup:
+def own_text(name: str) -> Markup:
     """A style or script of the package; it needs no escaping."""
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 - it is the package's own
 
@@ -112,7 +119,8 @@ def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of the package, which escapes what it shows."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -120,4 +128,4 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)

@@ -21,6 +21,17 @@ MAX_CHECKS: Final = 12
 Rows = list[dict[str, Any]]
 
 
+def rows_of(
+    connection: duckdb.DuckDBPyConnection,
+    sql: str,
+    parameters: list[object] | dict[str, object] | None = None,
+) -> Rows:
+    """The rows of a query, each by column name."""
+    found = connection.execute(sql, parameters or [])
+    names = [column[0] for column in found.description or []]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """A check that has charts; `label` is its type, with the group if several groups have that type."""
@@ -71,9 +82,7 @@ class Reader:
 
     def rows(self, sql: str, parameters: Sequence[object] = ()) -> Rows:
         """The rows of a query, each by column name."""
-        found = self._connection.execute(sql, list(parameters))
-        names = [column[0] for column in found.description or []]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        return rows_of(self._connection, sql, list(parameters))
 
     def by_check(self, rows: Rows) -> Mapping[tuple[str, str], Rows]:
         """The rows by check_group and check_type."""

@@ -15,8 +15,8 @@ import pyarrow as pa
 from kyc_pipeline.ingest.formats.columns import MALFORMED
 from kyc_pipeline.ingest.formats.csv import read_csv
 from kyc_pipeline.ingest.formats.jsonl import read_jsonl
-from kyc_pipeline.ingest.formats.limits import MAX_MALFORMED_ROWS, MAX_ROWS
 from kyc_pipeline.ingest.formats.parquet import read_parquet
+from kyc_pipeline.ingest.formats.size_limits import MAX_MALFORMED_ROWS, MAX_ROWS
 from kyc_pipeline.ingest.formats.text import is_unicode
 from kyc_pipeline.ingest.formats.unreadable import (
     ManifestUnreadable,
@@ -53,7 +53,7 @@ def read_manifest(
     """Yields the rows of a manifest as text, in chunks: memory does not grow with the file.
 
     Each chunk has the columns `manifest_row` (int64; 1 is the first data row), `malformed` (why the row could
-    not be parsed, or null), all :data:`FIELDS` and the file's `tag.<name>` columns. An absent value is null.
+    not be parsed, or null), all `MANIFEST_FIELDS` and the columns `tag.<name>`. An absent value is null.
     `ignored` counts the rows of each unused column. CSV files that are neither UTF-8 nor UTF-16 are in
     `csv_encoding`, or refused.
     Raises :class:`ManifestUnreadable`.

@@ -7,17 +7,18 @@ from typing import Final
 
 import pyarrow as pa
 
-from kyc_pipeline.ingest.formats.limits import MAX_COLUMNS, MAX_IGNORED_NAMES
+from kyc_pipeline.ingest.formats.size_limits import MAX_COLUMNS, MAX_IGNORED_NAMES
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, printable
 from kyc_pipeline.landing.zone import ManifestFile
+from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
 
-FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at", "consent")
-REQUIRED: Final = FIELDS[:3]
 TAG_PREFIX: Final = "tag."
 ROW: Final = "manifest_row"
 MALFORMED: Final = "malformed"
 SUBMISSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ABSENT_ID: Final = re.compile(r"(?i)-?nan|null|none|na|nat|nil|undefined|-+")
+"""What spreadsheets, databases and programs write for a value that is not there."""
 _BLANKS: Final = re.compile(r"[\s_-]+")
 
 
@@ -44,10 +45,10 @@ def column_of(name: str) -> str:
     blanks around it.
     """
     name = name.strip()
-    if name in FIELDS:
+    if name in MANIFEST_FIELDS:
         return name
     field = _BLANKS.sub("_", name).lower()
-    if field in FIELDS:
+    if field in MANIFEST_FIELDS:
         return field
     prefix, dot, tag = name.partition(".")
     return TAG_PREFIX + tag.strip() if dot and prefix.strip().lower() == "tag" else name
@@ -55,13 +56,13 @@ def column_of(name: str) -> str:
 
 def is_used(column: str) -> bool:
     """Whether the column is a field or a tag."""
-    return column in FIELDS or column.startswith(TAG_PREFIX)
+    return column in MANIFEST_FIELDS or column.startswith(TAG_PREFIX)
 
 
 def chunk_of(columns: Mapping[str, Column], rows: Column, malformed: "Column | None" = None) -> pa.Table:
     """Builds a chunk from the columns that the file has; the fields that it lacks are null."""
     nulls = pa.nulls(len(rows), pa.string())
-    fields = {name: columns.get(name, nulls) for name in (*FIELDS, *columns)}
+    fields = {name: columns.get(name, nulls) for name in (*MANIFEST_FIELDS, *columns)}
     return pa.table({ROW: rows, MALFORMED: nulls if malformed is None else malformed, **fields})
 
 
@@ -69,7 +70,7 @@ def check_header(columns: list[str], path: ManifestFile) -> None:
     """Raises :class:`ManifestUnreadable` unless each required column is there, none twice, and few others."""
     if len(columns) > MAX_COLUMNS:
         raise ManifestUnreadable(path, f"has {len(columns)} columns, more than {MAX_COLUMNS}")
-    missing = [column for column in REQUIRED if column not in columns]
+    missing = [column for column in REQUIRED_FIELDS if column not in columns]
     if missing:
         raise ManifestUnreadable(
             path, f"has no column {', '.join(missing)}: the first row must name them; {_described(columns)}"
@@ -81,11 +82,11 @@ def check_header(columns: list[str], path: ManifestFile) -> None:
 
 def _described(columns: list[str]) -> str:
     """Describes a wrong header without repeating what it does not know: that may be data of a person."""
-    known = [column for column in columns if column in FIELDS]
+    known = [column for column in columns if column in MANIFEST_FIELDS]
     named = f"it names {', '.join(known)}" if known else "it names no field"
     return f"{named} and {len(columns) - len(known)} others"
 
 
 def shown_column(name: str) -> str:
     """A column's name for messages. A tag's name may be data of a person."""
-    return name if name in FIELDS else f"{TAG_PREFIX}…"
+    return name if name in MANIFEST_FIELDS else f"{TAG_PREFIX}…"

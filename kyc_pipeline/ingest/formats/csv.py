@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import check_header, column_of, count_unused, is_used
-from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, CsvRows, TextStream
-from kyc_pipeline.ingest.formats.limits import BLOCK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, ROW_TOO_LONG, CsvRows, TextStream
+from kyc_pipeline.ingest.formats.size_limits import BLOCK_BYTES, CHUNK_ROWS
 from kyc_pipeline.ingest.formats.text import line_ends, text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
@@ -38,8 +37,8 @@ def read_csv(path: ManifestFile, ignored: Counter[str], code_page: str | None = 
     header = [column_of(name) for name in names]
     check_header(header, path)
     first_line = 1 + line_ends(whole.removesuffix(start))
-    stream = TextStream(itertools.chain([start], blocks), separator, path, first_line)
-    rows = CsvRows(path, separator, names, header, width)
+    stream = TextStream(start, blocks, separator, path, first_line)
+    rows = CsvRows(path, stream, separator, names, header, width)
     total = 0
     try:
         for chunk in _merged(_csv_chunks(stream, rows, separator)):
@@ -48,9 +47,7 @@ def read_csv(path: ManifestFile, ignored: Counter[str], code_page: str | None = 
     except pa.ArrowInvalid as error:
         rows.require_few_malformed()
         if "straddling" in str(error):
-            raise ManifestUnreadable(
-                path, f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
-            ) from error
+            raise ManifestUnreadable(path, ROW_TOO_LONG) from error
         raise ManifestUnreadable(path, "is not a valid CSV file") from error
     _reconcile(stream, rows, path)
     count_unused(ignored, header, total, rows.unnamed_cells)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,24 +14,33 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import (
-    FIELDS,
-    REQUIRED,
     SUBMISSION_ID,
     TAG_PREFIX,
     chunk_of,
     column_of,
     is_used,
 )
-from kyc_pipeline.ingest.formats.limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.size_limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, require_few_malformed
 from kyc_pipeline.landing.zone import ManifestFile
+from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
 
+ROW_TOO_LONG: Final = f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
 LINE_ENDS: Final = re.compile(r"[\r\n]+")
 csv.field_size_limit(MAX_ROW_BYTES)
 _NULL_OF_A_DUMP: Final = "\\N"
 """MySQL, Hive and PostgreSQL write it in text dumps, where a backslash also escapes other characters."""
 _TORN_TAG: Final = 'a tag has a line end: is a quote (") missing or stray?'
+_LINE_END: Final = re.compile(r"\r*\n|\r")
+_OTHER_ENDS: Final = {  # between two characters of text, so not part of \r\r\n or of an empty line
+    "\r": re.compile(rb"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])"),
+    "\n": re.compile(rb"\n(?<=[^\r\n]\n)\n*(?=[^\r\n])"),
+}
+_IN_LINE: Final = re.compile(r"[^\r\n](?=[^\r\n])")
+_TAIL: Final = 4096
+_MARK: Final = "\ufdd0"
+"""Stands for a line end that pyarrow must take as text. Unicode keeps it for such uses: no text has it."""
 
 
 class TextStream(io.RawIOBase):
@@ -38,16 +48,25 @@ class TextStream(io.RawIOBase):
 
     A strict reader reads along: pyarrow takes text after a closing quote as part of the cell, and so can take
     two rows for one. `line` is the number of the first line.
+
+    The header's line end (LF, with or without CR, or CR alone) is that of all rows. Another one outside
+    quotes is text of a cell, or it would tear its row into two; pyarrow gets a mark in its place.
     Raises :class:`ManifestUnreadable`.
     """
 
-    def __init__(self, blocks: Iterator[str], separator: str, path: ManifestFile, line: int) -> None:
+    def __init__(
+        self, start: str, blocks: Iterator[str], separator: str, path: ManifestFile, line: int
+    ) -> None:
         super().__init__()
         self._path = path
         self._line = line
+        first_end = _LINE_END.search(start)
+        self._other_end = "\n" if first_end and first_end[0] == "\r" else "\r"
+        self._has_marks = False
         self._blocks: deque[bytes] = deque()
         self._rest = memoryview(b"")
-        self._records = csv.reader(self._lines(blocks), delimiter=separator, strict=True)
+        lines = self._lines(_uncut(itertools.chain([start], blocks)))
+        self._records = csv.reader(lines, delimiter=separator, strict=True)
         self._at_line_start = True
         self.quotes = 0
         self.lines = 0
@@ -56,15 +75,42 @@ class TextStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed has no narrower type
-        if not self._rest:
-            self._read_ahead()
-            data = self._blocks.popleft() if self._blocks else b""
-            self._count(data)
-            self._rest = memoryview(data)
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
+        # Filled to the end: pyarrow refuses a row that is in more than two of the blocks that it gets.
+        filled = 0
+        while filled < len(buffer) and (self._rest or self._read_block()):
+            size = min(len(buffer) - filled, len(self._rest))
+            buffer[filled : filled + size] = self._rest[:size]
+            self._rest = self._rest[size:]
+            filled += size
+        return filled
+
+    def _read_block(self) -> bool:
+        self._read_ahead()
+        data = self._blocks.popleft() if self._blocks else b""
+        self._rest = memoryview(self._marked(data))
+        self._count(data)
+        return bool(data)
+
+    def unmarked(self, text: str) -> str:
+        """`text` of pyarrow, with the line ends that were marked."""
+        return text.replace(_MARK, self._other_end) if self._has_marks else text
+
+    def unmarked_column(self, column: Column) -> Column:
+        """A column of pyarrow's, with the line ends that were marked."""
+        if not self._has_marks:
+            return column
+        return pc.replace_substring(cast("pa.StringArray", column), _MARK, self._other_end)
+
+    def _marked(self, data: bytes) -> bytes:
+        """`data` with a mark for each line end that is text. `quotes` counts those before it."""
+        parts, last, is_quoted = [], 0, self.quotes % 2 == 1
+        for match in _OTHER_ENDS[self._other_end].finditer(data):
+            is_quoted ^= data.count(b'"', last, match.start()) % 2 == 1
+            marks = match[0] if is_quoted else _MARK.encode() * len(match[0])
+            parts += [data[last : match.start()], marks]
+            self._has_marks |= not is_quoted
+            last = match.end()
+        return b"".join([*parts, data[last:]]) if parts else data
 
     def _lines(self, blocks: Iterator[str]) -> Iterator[str]:
         rest = ""
@@ -98,7 +144,7 @@ class TextStream(io.RawIOBase):
             )
         if "unexpected end" in error:
             return "has a quoted cell without an end: close or double the stray quotes"
-        return f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
+        return ROW_TOO_LONG
 
     def _count(self, data: bytes) -> None:
         if data:
@@ -108,6 +154,23 @@ class TextStream(io.RawIOBase):
             starts = ~ends & np.concatenate(([self._at_line_start], ends[:-1]))
             self.lines += int(np.count_nonzero(starts))
             self._at_line_start = bool(ends[-1])
+
+
+def _uncut(blocks: Iterable[str]) -> Iterator[str]:
+    """The same text in blocks that are cut between two characters of one line.
+
+    Where the last lines of a block have not even two characters, it may be cut at a line end.
+    """
+    rest = ""
+    for block in blocks:
+        text = rest + block
+        tail = text[-_TAIL:]
+        cuts = [match.end() for match in _IN_LINE.finditer(tail)] or [len(tail)]
+        cut = len(text) - len(tail) + cuts[-1]
+        rest = text[cut:]
+        yield text[:cut]
+    if rest:
+        yield rest
 
 
 class _OddRow(NamedTuple):
@@ -133,12 +196,19 @@ class CsvRows:
     """
 
     def __init__(
-        self, path: ManifestFile, separator: str, names: list[str], header: list[str], width: int
+        self,
+        path: ManifestFile,
+        stream: TextStream,
+        separator: str,
+        names: list[str],
+        header: list[str],
+        width: int,
     ) -> None:
         self._path = path
+        self._stream = stream
         self._separator = separator
         self._named = len(header)
-        self._names = [*FIELDS, *names]
+        self._names = [*MANIFEST_FIELDS, *names]
         self._header = [*header, *[""] * width][:width]
         self.width = width
         self._id = header.index("submission_id")
@@ -154,12 +224,13 @@ class CsvRows:
     def __call__(self, row: pacsv.InvalidRow) -> Literal["skip", "error"]:
         # The serial reader always knows the row number; the header is row 1.
         number = (row.number or 0) - 1
+        text = self._stream.unmarked(row.text)
         try:
-            values = next(csv.reader(io.StringIO(row.text, newline=""), delimiter=self._separator), [])
+            values = next(csv.reader(io.StringIO(text, newline=""), delimiter=self._separator), [])
         except csv.Error:
             values = []
         width = self.width
-        lines = LINE_ENDS.split(row.text.strip("\r\n"))
+        lines = LINE_ENDS.split(text.strip("\r\n"))
         cells: list[str | None] | None = None
         if len(lines) == 1 and values and not any(self._header[len(values) :]) and not any(values[width:]):
             cells = [value or None for value in values[:width] + [""] * (width - len(values))]
@@ -224,6 +295,7 @@ class CsvRows:
 
     def _rows(self, columns: Sequence[Column], numbers: Column) -> pa.Table:
         self.lines += len(numbers)
+        columns = list(map(self._stream.unmarked_column, columns))
         problems: dict[int, str] = {}
         for index, (name, column) in enumerate(zip(self._header, columns, strict=True)):
             if index >= self._named and column.null_count < len(column):
@@ -262,7 +334,7 @@ class CsvRows:
     def _is_header(self, cells: list[str | None], number: int) -> bool:
         """Whether a row is the header of another file, joined to this one."""
         names = [column_of(cell or "") for cell in cells]
-        if not set(REQUIRED) <= set(names):
+        if not set(REQUIRED_FIELDS) <= set(names):
             return False
         pairs = zip(names, self._header, strict=True)
         if any(name != column and (is_used(name) or is_used(column)) for name, column in pairs):
@@ -293,7 +365,8 @@ class CsvRows:
     def _swallows_rows(self, number: int) -> ManifestUnreadable:
         return ManifestUnreadable(
             self._path,
-            f"has a quoted cell with whole rows in it (row {number}): close or double its quotes",
+            f"has a cell with whole rows in it (row {number}): close or double its quotes, and end all rows "
+            "alike (CR, LF or CRLF)",
         )
 
 

@@ -8,11 +8,12 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from kyc_pipeline.ingest.formats.columns import FIELDS, MALFORMED, chunk_of, column_of, count_ignored, is_used
-from kyc_pipeline.ingest.formats.limits import CHUNK_BYTES, CHUNK_ROWS, MAX_CHUNK_CELLS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.columns import MALFORMED, chunk_of, column_of, count_ignored, is_used
+from kyc_pipeline.ingest.formats.size_limits import CHUNK_BYTES, CHUNK_ROWS, MAX_CHUNK_CELLS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.text import text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
+from kyc_pipeline.vocabulary import MANIFEST_FIELDS
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
@@ -90,7 +91,7 @@ def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
             if name == "tags":
                 record[name] = value.decode()
             else:
-                record[MALFORMED] = f"{name if name in FIELDS else 'a tag'} must be text"
+                record[MALFORMED] = f"{name if name in MANIFEST_FIELDS else 'a tag'} must be text"
     return record
 
 

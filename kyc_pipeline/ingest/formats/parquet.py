@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kyc_pipeline.ingest.formats.columns import (
-    FIELDS,
     TAG_PREFIX,
     check_header,
     chunk_of,
@@ -25,7 +24,7 @@ from kyc_pipeline.ingest.formats.columns import (
     is_used,
     shown_column,
 )
-from kyc_pipeline.ingest.formats.limits import (
+from kyc_pipeline.ingest.formats.size_limits import (
     CHUNK_BYTES,
     CHUNK_ROWS,
     MAX_COLUMN_BYTES,
@@ -35,6 +34,7 @@ from kyc_pipeline.ingest.formats.limits import (
 from kyc_pipeline.ingest.formats.typed_values import Column, has_texts, tags_json, texts, times, without_text
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
+from kyc_pipeline.vocabulary import MANIFEST_FIELDS
 
 _TEXTS: Final = ("STRING", "JSON", "ENUM", "NONE")
 """Logical types of byte arrays that may be read as dictionaries."""
@@ -181,6 +181,6 @@ def _typed_chunk(
                     path, f"has the column {shown_column(name)} of type {kind}: it must be text"
                 )
             found[name] = texts(array)
-            problem = f"{name if name in FIELDS else 'a tag'} must be text"
+            problem = f"{name if name in MANIFEST_FIELDS else 'a tag'} must be text in UTF-8"
             malformed = pc.if_else(without_text(array, found[name]), problem, malformed)
     return chunk_of(found, rows, malformed)

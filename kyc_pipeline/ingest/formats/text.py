@@ -10,7 +10,7 @@ from typing import BinaryIO, Final, cast
 
 import filetype
 
-from kyc_pipeline.ingest.formats.limits import BLOCK_BYTES, MAX_ROW_BYTES, MAX_TEXT_BYTES
+from kyc_pipeline.ingest.formats.size_limits import BLOCK_BYTES, MAX_ROW_BYTES, MAX_TEXT_BYTES
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
 

@@ -84,16 +84,26 @@ def _decoded(array: Any) -> Column:
 
 
 def _as_string(array: Column) -> Column:
-    return array.cast(pa.string())
+    # Arrow does not check strings as it reads them: an older writer may have put Latin-1 into them.
+    return _from_utf8(array.cast(pa.string()).view(pa.binary()))
 
 
 def _from_bytes(array: Column) -> Column:
-    return pa.array([_utf8(value) for value in array.to_pylist()], pa.string())
+    values = array.cast(pa.large_binary())
+    has_nul = pc.match_substring(values, "\0")
+    return _from_utf8(pc.if_else(has_nul, pa.scalar(None, values.type), values))
+
+
+def _from_utf8(array: Column) -> Column:
+    try:
+        return array.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.array([_utf8(value) for value in array.to_pylist()], pa.string())
 
 
 def _utf8(value: bytes | None) -> str | None:
     try:
-        return None if value is None or b"\0" in value else value.decode()
+        return None if value is None else value.decode()
     except UnicodeDecodeError:
         return None
 

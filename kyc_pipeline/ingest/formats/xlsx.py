@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats.columns import (
-    FIELDS,
     TAG_PREFIX,
     check_header,
     chunk_of,
@@ -24,10 +23,11 @@ from kyc_pipeline.ingest.formats.columns import (
     count_unused,
     is_used,
 )
-from kyc_pipeline.ingest.formats.limits import CHUNK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.size_limits import CHUNK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.ingest.formats.xlsx_parts import check_parts
 from kyc_pipeline.landing.zone import ManifestFile
+from kyc_pipeline.vocabulary import MANIFEST_FIELDS
 
 # openpyxl does not undo Excel's escapes of control characters, and text may only look like one: such a cell
 # has no text.
@@ -176,7 +176,7 @@ def _text(cell: Any, name: str) -> str | None:
 
 
 def _without_text(cell: Any, name: str) -> str:
-    shown = name if name in FIELDS else "a tag"
+    shown = name if name in MANIFEST_FIELDS else "a tag"
     if cell.data_type == "f":
         return f"{shown} has a formula: paste its value"
     return f"{shown} must be text"

@@ -11,7 +11,7 @@ import zipfile
 from typing import IO, Final
 from xml.parsers import expat
 
-from kyc_pipeline.ingest.formats.limits import (
+from kyc_pipeline.ingest.formats.size_limits import (
     BLOCK_BYTES,
     MAX_ROW_BYTES,
     MAX_WORKBOOK_BYTES,

@@ -1,19 +1,21 @@
 """What people must act on, from Dagster's runs, the ledger and the landing zone.
 
-`look` compares the present state with what a channel has already reported (:class:`Seen`). It reports failed
-runs of a backfill together: when the backfill has ended, or a quarter of an hour after the first failure.
+`look` compares the present state with what a channel has already reported (:class:`Reported`). It reports
+failed runs of a backfill together: when the backfill has ended, or a quarter of an hour after the first
+failure.
 """
 
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 import dagster as dg
 
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.days import day_range, start_of_day
+from kyc_pipeline.errors import UNFINISHED, KycError
 from kyc_pipeline.ingest.manifests import ignored_files, manifest_dates, stray_folders
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.landing.zone import Landing
@@ -21,7 +23,6 @@ from kyc_pipeline.ledger.leases import leased_partitions
 from kyc_pipeline.ledger.queries import read_held, read_spend_since
 from kyc_pipeline.orchestration.alerts.model import Alert, Kind, days_text, shortened
 from kyc_pipeline.orchestration.checks.analyze import DEADLINE_HOUR
-from kyc_pipeline.orchestration.endings import UNFINISHED
 from kyc_pipeline.orchestration.jobs import BACKFILL, days_of
 from kyc_pipeline.orchestration.new_manifests import QUEUED, STARTED
 from kyc_pipeline.orchestration.paid_calls import STOPPED
@@ -49,12 +50,12 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Seen:
+class Reported:
     """What a channel has reported. Times are seconds since the epoch."""
 
     until: float
     """Runs that ended before this have been reported or are `waiting`."""
-    told: dict[str, float] = field(default_factory=dict)
+    recent: dict[str, float] = field(default_factory=dict)
     """Runs that ended shortly before `until`, and when."""
     waiting: dict[str, list[str]] = field(default_factory=dict)
     """Backfill → its runs that have not been reported."""
@@ -70,13 +71,19 @@ class Seen:
     retry_at: float = 0.0
 
     @classmethod
-    def at_first(cls, now: float) -> "Seen":
+    def at_first(cls, now: float) -> "Reported":
         """For a new channel."""
         return cls(until=now - FIRST_LOOK_BACK_SECONDS)
 
-    def failed(self, retry_at: float) -> "Seen":
+    def failed(self, retry_at: float) -> "Reported":
         """After a delivery that failed."""
         return replace(self, attempts=self.attempts + 1, retry_at=retry_at)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Reported":
+        """From the cursor. Values that another version wrote, and this one does not know, are left out."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
 
     def as_json(self) -> dict[str, Any]:
         """For the cursor, without empty values, because Dagster stores it with every tick."""
@@ -84,9 +91,9 @@ class Seen:
 
 
 def look(
-    pipeline: Pipeline, instance: dg.DagsterInstance, landing: Landing, seen: Seen, now: float
-) -> tuple[list[Alert], Seen]:
-    """The new alerts, the most urgent first, and the `Seen` to keep once they are delivered.
+    pipeline: Pipeline, instance: dg.DagsterInstance, landing: Landing, seen: Reported, now: float
+) -> tuple[list[Alert], Reported]:
+    """The new alerts, the most urgent first, and the `Reported` to keep once they are delivered.
 
     `landing` is a snapshot, so that several channels together list it once.
     """
@@ -146,8 +153,8 @@ _TITLES: Final = {
 
 
 def _runs(
-    pipeline: Pipeline, instance: dg.DagsterInstance, seen: Seen, now: float
-) -> tuple[list[Alert], Seen]:
+    pipeline: Pipeline, instance: dg.DagsterInstance, seen: Reported, now: float
+) -> tuple[list[Alert], Reported]:
     since = seen.until - OVERLAP_SECONDS
     records = instance.get_run_records(
         dg.RunsFilter(statuses=_ENDED, updated_after=datetime.fromtimestamp(since, UTC)),
@@ -156,14 +163,14 @@ def _runs(
         ascending=True,
     )
     until = records[-1].update_timestamp.timestamp() if len(records) == _PAGE else now
-    told, waiting, waiting_since = dict(seen.told), dict(seen.waiting), dict(seen.waiting_since)
+    recent, waiting, waiting_since = dict(seen.recent), dict(seen.waiting), dict(seen.waiting_since)
     ended: list[_Ended] = []
     for record in records:
         run, end = record.dagster_run, record.end_time
         # A run that ended earlier was only changed since: somebody added a tag.
-        if end is None or end <= since or run.run_id in told:
+        if end is None or end <= since or run.run_id in recent:
             continue
-        told[run.run_id] = end
+        recent[run.run_id] = end
         said = _read(instance, run)
         if not said.kinds:
             continue
@@ -181,7 +188,7 @@ def _runs(
     news = replace(
         seen,
         until=until,
-        told={run_id: end for run_id, end in told.items() if end > until - OVERLAP_SECONDS},
+        recent={run_id: end for run_id, end in recent.items() if end > until - OVERLAP_SECONDS},
         waiting=waiting,
         waiting_since=waiting_since,
     )
@@ -249,7 +256,7 @@ def _run_days(run: dg.DagsterRun) -> list[str]:
     if days is None:
         return []
     first, last = (date.fromisoformat(day) for day in days)
-    return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]
+    return day_range(first, last)
 
 
 def _is_under_way(instance: dg.DagsterInstance, backfill: str) -> bool:
@@ -261,10 +268,10 @@ def _is_under_way(instance: dg.DagsterInstance, backfill: str) -> bool:
 
 
 def _late(
-    pipeline: Pipeline, instance: dg.DagsterInstance, seen: Seen, now: float
-) -> tuple[list[Alert], Seen]:
+    pipeline: Pipeline, instance: dg.DagsterInstance, seen: Reported, now: float
+) -> tuple[list[Alert], Reported]:
     moment = datetime.fromtimestamp(now, UTC)
-    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    midnight = start_of_day(moment)
     if moment.hour < DEADLINE_HOUR:
         midnight -= timedelta(days=1)
     deadline = midnight.date().isoformat()
@@ -278,8 +285,8 @@ def _late(
 
 
 def _unread(
-    landing: Landing, pipeline: Pipeline, instance: dg.DagsterInstance, seen: Seen, now: float
-) -> tuple[list[Alert], Seen]:
+    landing: Landing, pipeline: Pipeline, instance: dg.DagsterInstance, seen: Reported, now: float
+) -> tuple[list[Alert], Reported]:
     settings = pipeline.settings
     if landing.problem():  # not mounted: runs fail, and have an alert
         return [], seen
@@ -310,8 +317,8 @@ def _unread(
 
 
 def _ledger(
-    pipeline: Pipeline, instance: dg.DagsterInstance, seen: Seen, now: float
-) -> tuple[list[Alert], Seen]:
+    pipeline: Pipeline, instance: dg.DagsterInstance, seen: Reported, now: float
+) -> tuple[list[Alert], Reported]:
     alerts: list[Alert] = []
     try:
         for alert, news in _spend_and_held(pipeline, seen, now):
@@ -322,20 +329,20 @@ def _ledger(
     return alerts, seen
 
 
-def _spend_and_held(pipeline: Pipeline, seen: Seen, now: float) -> Iterator[tuple[list[Alert], Seen]]:
+def _spend_and_held(pipeline: Pipeline, seen: Reported, now: float) -> Iterator[tuple[list[Alert], Reported]]:
     settings = pipeline.settings
     link = _link(settings, f"assets/{VERIFICATION_RESPONSES.name}")
-    today = datetime.fromtimestamp(now, UTC).date()
+    midnight = start_of_day(datetime.fromtimestamp(now, UTC))
+    today = midnight.date().isoformat()
     with pipeline.open_ledger() as ledger:
         limit = settings.kyc_alert_calls_per_day
-        if limit is not None and seen.spend != today.isoformat():
-            midnight = datetime(today.year, today.month, today.day, tzinfo=UTC)
+        if limit is not None and seen.spend != today:
             calls = read_spend_since(ledger, midnight).billable_calls
             if calls > limit:
                 cost = estimated_cost(settings, calls)
                 price = "" if cost is None else f", about {cost}"
                 title = f"{plural(calls, 'billable call')} today{price}: more than {limit}"
-                seen = replace(seen, spend=today.isoformat())
+                seen = replace(seen, spend=today)
                 yield [Alert(Kind.SPEND, title, link=link)], seen
         # Leases before counts, so that a day whose run ends in between waits until the next tick.
         under_way = leased_partitions(ledger)

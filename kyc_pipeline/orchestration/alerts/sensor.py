@@ -16,7 +16,7 @@ import dagster as dg
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.alerts.channels import Channel, channels
-from kyc_pipeline.orchestration.alerts.conditions import Seen, look
+from kyc_pipeline.orchestration.alerts.conditions import Reported, look
 from kyc_pipeline.orchestration.alerts.model import RULES, Message
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
@@ -61,13 +61,13 @@ def deliver(
     now: float,
 ) -> tuple[str, list[str], list[str]]:
     """Delivers what is new at `now` (seconds since the epoch); returns the new cursor, notes and failures."""
-    before = {name: Seen(**seen) for name, seen in json.loads(cursor or "{}").items()}
-    after: dict[str, Seen] = {}
+    before = {name: Reported.from_json(seen) for name, seen in json.loads(cursor or "{}").items()}
+    after: dict[str, Reported] = {}
     notes: list[str] = []
     failures: list[str] = []
     landing = open_landing(pipeline.settings.kyc_landing).snapshot()
     for channel in configured:
-        seen = after[channel.name] = before.get(channel.name) or Seen.at_first(now)
+        seen = after[channel.name] = before.get(channel.name) or Reported.at_first(now)
         if now < seen.retry_at:
             notes.append(f"{channel.name}: tried again in {seen.retry_at - now:.0f} s")
             continue

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
-from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.checks import check_specs
 from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition

@@ -7,6 +7,7 @@ changes.
 
 import datetime
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,6 +164,17 @@ class Nasty:
                 frame[frame.verified.notna()].assign(verified=lambda f: f.verified.astype(bool)),
                 pd.DataFrame(checks),
             )
+
+    def attempts(self) -> dict[Any, list[Any]]:
+        """(company, customer) → submissions in order, of those whom a response names."""
+        found: dict[Any, list[Any]] = defaultdict(list)
+        rows: Any = self.submissions.dropna(subset="customer").itertuples()
+        for row in rows:
+            found[row.company, row.customer].append(row)
+        named = {(row.company, row.customer) for row in self.verifications.itertuples()}
+        return {
+            who: sorted(rows, key=lambda r: (r.date, r.id)) for who, rows in found.items() if who in named
+        }
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """The rows of a query by column name, with dates as text."""

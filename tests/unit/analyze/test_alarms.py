@@ -135,6 +135,9 @@ def alarms(
             elif name.startswith("company:"):
                 values = [date, name.partition(":")[2], k, n]
                 execute("INSERT INTO verified_rates_by_company VALUES ($1, $2, $3, $4)", values)
+            elif name.startswith("companyId:"):
+                values = [date, *name.split(":"), k, n]
+                execute("INSERT INTO verified_rates_by_dimension VALUES ($1, $2, $3, $4, $5)", values)
             else:
                 execute("INSERT INTO pass_rates VALUES ($1, 'g', $2, $3, $4)", [date, name, k, n - k])
     for version, number in versions.items():
@@ -212,6 +215,12 @@ def test_a_company_has_alarms_but_what_is_hidden_has_none(database: duckdb.DuckD
     [alarm] = alarms(database, {"company:acme": bad, f"company:{SUPPRESSED}": bad})
     assert (alarm["dimension"], alarm["value"]) == ("company", "acme")
     assert alarm["series"] == "verdict/VERIFIED/company/acme"
+
+
+def test_a_company_that_is_a_dimension_too_has_one_alarm(database: duckdb.DuckDBPyConnection) -> None:
+    bad = days_at((0.9, 20 * 7), (0.6, 7))
+    [alarm] = alarms(database, {"company:acme": bad, "companyId:acme": bad})
+    assert alarm["series"] == "verdict/VERIFIED/companyId/acme"
 
 
 def test_events_explain_an_alarm(database: duckdb.DuckDBPyConnection) -> None:

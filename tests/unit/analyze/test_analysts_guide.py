@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from kyc_pipeline.analyze.build import build
 from kyc_pipeline.analyze.sql_models import load_models
-from kyc_pipeline.cli.query import query
+from kyc_pipeline.cli import cli
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.settings import Settings
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
@@ -51,12 +51,13 @@ def test_what_the_guide_says_to_type_works(warehouse: Path, tmp_path: Path) -> N
     commands = [shlex.split(line) for code in blocks("console") for line in code.splitlines()]
     assert len(commands) >= 5
     for program, command, *arguments in commands:
-        assert (program, command) == ("kyc-pipeline", "query")
-        result = CliRunner().invoke(query, arguments, catch_exceptions=False)
+        assert program == "kyc-pipeline"
+        result = CliRunner().invoke(cli, [command, *arguments], catch_exceptions=False)
         assert result.exit_code == 0
         assert "--output" in arguments or result.output
     assert {path.suffix for path in tmp_path.glob("funnel.*")} == {".csv", ".json", ".parquet", ".xlsx"}
     assert (tmp_path / "companies.csv").is_file()
+    assert (tmp_path / "data" / "report" / "evidence" / "evidence.html").is_file()
 
 
 def test_what_the_guide_names_exists() -> None:

@@ -17,16 +17,6 @@ from tests.unit.analyze.nasty import Nasty
 NOON = datetime.datetime(2024, 9, 2, 12, tzinfo=datetime.UTC)
 
 
-def attempts_of(nasty: Nasty) -> dict[Any, list[Any]]:
-    """(company, customer) → submissions in order, of those whom a response names."""
-    found: dict[Any, list[Any]] = defaultdict(list)
-    rows: Any = nasty.submissions.dropna(subset="customer").itertuples()
-    for row in rows:
-        found[row.company, row.customer].append(row)
-    named = {(row.company, row.customer) for row in nasty.verifications.itertuples()}
-    return {who: sorted(rows, key=lambda r: (r.date, r.id)) for who, rows in found.items() if who in named}
-
-
 def is_verified(row: Any) -> bool:
     return row.verified is True
 
@@ -37,7 +27,7 @@ def days_between(first: Any, last: Any) -> int:
 
 def test_subjects_against_plain_python(nasty: Nasty) -> None:
     expected = []
-    for rows in attempts_of(nasty).values():
+    for rows in nasty.attempts().values():
         successes = [number for number, row in enumerate(rows) if is_verified(row)]
         last = rows[-1]
         expected.append(
@@ -64,7 +54,7 @@ def test_subjects_against_plain_python(nasty: Nasty) -> None:
 
 def test_rates_by_person_against_statsmodels(nasty: Nasty) -> None:
     cohorts: dict[str, list[list[Any]]] = defaultdict(list)
-    for rows in attempts_of(nasty).values():
+    for rows in nasty.attempts().values():
         cohorts[rows[0].date].append(rows)
     found = {row["date"]: row for row in nasty.rows("FROM verified_rates_by_subject")}
     assert set(found) == set(cohorts)
@@ -90,6 +80,38 @@ def test_rates_by_person_against_statsmodels(nasty: Nasty) -> None:
         age = datetime.date.fromisoformat(last) - datetime.date.fromisoformat(date)
         assert (row["low_n"], row["mature"]) == (n < 30, age.days >= 7)
     assert sum(row["undecided"] for row in found.values()) > 0
+
+
+def test_failed_steps_against_plain_python(nasty: Nasty) -> None:
+    checks: Any = nasty.checks.groupby("id")
+    open_days = {rows[0].date for rows in nasty.attempts().values() if any(row.undecided for row in rows)}
+    passed: dict[Any, list[Any]] = defaultdict(list)
+    for rows in nasty.attempts().values():
+        steps: dict[Any, bool] = defaultdict(bool)
+        for row in rows:
+            if row.id in checks.groups:
+                for check in checks.get_group(row.id).itertuples():
+                    steps[check.check_group, check.check_type] |= check.status == "PASS"
+        for (group, kind), has_passed in steps.items():
+            is_open = not has_passed and any(row.undecided for row in rows)
+            passed[rows[0].date, group, kind].append((has_passed, is_open))
+    found = {
+        (row["date"], row["check_group"], row["check_type"]): row
+        for row in nasty.rows("FROM failed_steps_by_subject")
+    }
+    assert set(found) == set(passed)
+    for key, people in passed.items():
+        row, n = found[key], len(people)
+        never = sum(not has_passed for has_passed, _ in people)
+        undecided = sum(is_open for _, is_open in people)
+        assert (row["subjects"], row["never_passed"], row["undecided"]) == (n, never, undecided)
+        low_high = proportion_confint(never, n, method="wilson")
+        bounds = row["never_passed_rate_low"], row["never_passed_rate_high"]
+        assert bounds == pytest.approx(low_high, abs=1e-6)
+        assert (row["rate_worst"], row["rate_best"]) == pytest.approx((never / n, (never - undecided) / n))
+        assert (row["never_passed_rate"], row["low_n"]) == (pytest.approx(never / n), n < 30)
+        assert row["is_complete"] == (key[0] not in open_days)
+    assert sum(row["never_passed"] for row in found.values()) > 0
 
 
 def test_a_person_whom_no_response_names_has_no_row(lake: Lake, built: Any) -> None:
@@ -138,7 +160,7 @@ def test_verdict_times_against_numpy(lake: Lake, built: Any) -> None:
         for row in built(verdict_target_seconds=600).execute("FROM verdict_times").fetchall()
     }
     assert set(found) == {*days, "2024-09-06"}  # on the 5th, no time is known
-    assert found.pop("2024-09-06") == (0, None, None, 600, 0, None, None, None, True, 1, 0, 1, False)
+    assert found.pop("2024-09-06") == (0, None, None, None, 600, 0, None, None, None, True, 1, 0, 1, False)
     for date, row in found.items():
         known = [s for s in days[date] if s.submitted_at]
         times = [
@@ -148,8 +170,8 @@ def test_verdict_times_against_numpy(lake: Lake, built: Any) -> None:
         ]
         n, k = len(times), sum(seconds <= 600 for seconds in times)
         open_ = sum(s.outcome == "uncertain" for s in known)
-        assert (row[0], row[3], row[4], row[8], row[9]) == (n, 600, k, n < 30, open_)
-        assert row[1:3] == pytest.approx(np.quantile(times, [0.5, 0.9]))
-        assert row[5:8] == pytest.approx((k / n, *proportion_confint(k, n, method="wilson")), abs=1e-6)
-        assert row[10:12] == pytest.approx((k / (n + open_), (k + open_) / (n + open_)))
-        assert row[12] == (open_ == 0)
+        assert (row[0], row[4], row[5], row[9], row[10]) == (n, 600, k, n < 30, open_)
+        assert row[1:4] == pytest.approx([np.mean(times), *np.quantile(times, [0.5, 0.9])])
+        assert row[6:9] == pytest.approx((k / n, *proportion_confint(k, n, method="wilson")), abs=1e-6)
+        assert row[11:13] == pytest.approx((k / (n + open_), (k + open_) / (n + open_)))
+        assert row[13] == (open_ == 0)

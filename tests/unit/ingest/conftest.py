@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
-from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import ErasedSubjects

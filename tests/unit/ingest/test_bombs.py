@@ -17,7 +17,7 @@ from kyc_pipeline.ingest import formats
 from kyc_pipeline.ingest.formats import csv as csv_format
 from kyc_pipeline.ingest.formats import csv_rows, read_manifest, text
 from kyc_pipeline.ingest.formats import parquet as parquet_format
-from kyc_pipeline.ingest.formats.limits import (
+from kyc_pipeline.ingest.formats.size_limits import (
     CHUNK_BYTES,
     MAX_CHUNK_CELLS,
     MAX_COLUMNS,

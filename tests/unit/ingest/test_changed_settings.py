@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import is_ingested
-from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.vocabulary import DOCUMENT_TYPES, DocumentType
 

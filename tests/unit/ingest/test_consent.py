@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kyc_pipeline.ingest.options import LandingOptions
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.vocabulary import Reason
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pytest
 
-from kyc_pipeline.ingest.formats.csv_rows import CsvRows
+from kyc_pipeline.ingest.formats.csv_rows import CsvRows, TextStream
 
 FIRST_ODD, ODD_ROWS = 10_000_001, 20_000
 BATCH_ROWS = 2_000
@@ -30,7 +30,9 @@ def _numbers(chunks: Iterator[pa.Table]) -> list[Any]:
 
 
 def test_no_odd_row_is_lost_while_another_thread_reads_ahead(tmp_path: Path) -> None:
-    rows = CsvRows(tmp_path / "a.csv", ",", COLUMNS, COLUMNS, len(COLUMNS))
+    path = tmp_path / "a.csv"
+    stream = TextStream(f"{','.join(COLUMNS)}\n", iter(()), ",", path, 1)
+    rows = CsvRows(path, stream, ",", COLUMNS, COLUMNS, len(COLUMNS))
 
     def read_ahead() -> None:
         for number in range(FIRST_ODD, FIRST_ODD + ODD_ROWS):

@@ -21,7 +21,7 @@ from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.columns import MALFORMED, ROW
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
-from kyc_pipeline.ingest.options import LandingOptions
+from kyc_pipeline.ingest.landing_options import LandingOptions
 
 NAMES = ("submission_id", "id_file", "selfie_file", "tag.k", "note")
 CELLS = [

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kyc_pipeline.ingest.options import LandingOptions
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.vocabulary import Reason
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from kyc_pipeline.document_folder import DocumentFolder
 from kyc_pipeline.ingest import documents as module
 from kyc_pipeline.ingest.documents import Document, Documents, Role
-from kyc_pipeline.ingest.options import LandingOptions
+from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.media_types import media_type
 from kyc_pipeline.vocabulary import DocumentType, Reason
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.options import LandingOptions
+from kyc_pipeline.ingest.landing_options import LandingOptions
 
 FILES = Path(__file__).parents[2] / "fixtures" / "manifests"
 

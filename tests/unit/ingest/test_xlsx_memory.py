@@ -100,10 +100,10 @@ def test_no_kind_of_element_takes_more_memory_than_is_estimated(
 
 HOSTILE = {"empty strings": 2_300_000, "links": 330_000, "attributes of rows": 480_000}
 READ = """
-import resource, sys
+import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from bench.peak_memory import peak_bytes
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 for path in map(Path, sys.argv[1:]):
@@ -111,7 +111,7 @@ for path in map(Path, sys.argv[1:]):
         list(read_manifest(path, Counter()))
     except ManifestUnreadable as error:
         print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_bytes())
 """
 
 

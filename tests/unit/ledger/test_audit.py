@@ -13,7 +13,7 @@ from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.audit import (
-    Action,
+    AuditAction,
     AuditTrail,
     Author,
     note,
@@ -33,7 +33,7 @@ from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
 DATE = "2024-09-01"
 KEY = Pseudonymizer("k" * 32)
-PERSON = ("customerId", "9999")
+PERSON = ("customerId", "Erika")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def trail(ledger: Ledger, lake: Lake) -> AuditTrail:
     """With five entries, which the lake has seen."""
     trail = trail_of(ledger, lake, "asked for it", "R-7")
     for number in range(5):
-        trail.record(Action.ERASE, PERSON if number % 2 else None, {"rows": number})
+        trail.record(AuditAction.ERASE, PERSON if number % 2 else None, {"rows": number})
     return trail
 
 
@@ -71,14 +71,14 @@ def test_an_entry_says_who_did_what_why_and_about_whom_without_naming_them(
     assert (entry.operator, entry.host, entry.action) == ("Ann", "host-1", "erase")
     assert (entry.reason, entry.request, json.loads(entry.details)) == ("asked for it", "R-7", {"rows": 3})
     # As in a tombstone, in all spellings of the value.
-    assert entry.subject == Tombstone.of_tag(KEY, "customer_id", " 9999").pseudonym
+    assert entry.subject == Tombstone.of_tag(KEY, "customer_id", " Erika").pseudonym
     assert (entry.subject_name, entry.key_id) == ("customerid", KEY.key_id)
     assert entries[0].subject is None
-    assert "9999" not in str(entries)
+    assert "Erika" not in str(entries)
 
 
 def test_the_trail_is_sound_with_odd_texts_too(ledger: Ledger, lake: Lake) -> None:
-    trail_of(ledger, lake, "é\0\ud800\u2028'", "№").record(Action.EXPORT, ("n\0", "v"))
+    trail_of(ledger, lake, "é\0\ud800\u2028'", "№").record(AuditAction.EXPORT, ("n\0", "v"))
     assert problems(lake, ledger)[0] == []
 
 
@@ -169,7 +169,7 @@ def test_entries_that_follow_do_not_hide_that_the_end_was_cut_off(
 ) -> None:
     force(ledger, "DELETE FROM audit WHERE number > 3")
     for _ in range(4):
-        trail.record(Action.ERASE)
+        trail.record(AuditAction.ERASE)
     assert problems(lake, ledger)[0] == ["entry 5 is another one than the lake has seen"]
 
 
@@ -177,7 +177,7 @@ def test_a_hash_that_somebody_kept_proves_that_the_trail_was_not_written_anew(
     ledger: Ledger, lake: Lake, trail: AuditTrail
 ) -> None:
     _, head = problems(lake, ledger)
-    trail.record(Action.ERASE)
+    trail.record(AuditAction.ERASE)
     assert problems(lake, ledger, [head.hash])[0] == []
     assert problems(lake, ledger, ["0" * 64])[0] == [f"no entry has the hash {'0' * 64}"]
 
@@ -185,7 +185,7 @@ def test_a_hash_that_somebody_kept_proves_that_the_trail_was_not_written_anew(
 def test_many_processes_add_to_one_chain(ledger_url: str, ledger: Ledger, lake: Lake) -> None:
     def add(number: int) -> None:
         with Ledger(ledger_url) as mine:
-            trail_of(mine, lake).record(Action.ERASE, details={"writer": number})
+            trail_of(mine, lake).record(AuditAction.ERASE, details={"writer": number})
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add, range(12)))
@@ -226,7 +226,7 @@ def test_a_decision_and_its_entry_are_one_transaction(ledger: Ledger, lake: Lake
 def test_a_move_takes_the_trail_along(ledger: Ledger, lake: Lake, trail: AuditTrail, tmp_path: Path) -> None:
     with Ledger(f"sqlite:///{tmp_path / 'new.sqlite'}") as target:
         assert transfer.move(lake, ledger, target)["audit"] == 5
-        trail_of(target, lake).record(Action.ERASE)
+        trail_of(target, lake).record(AuditAction.ERASE)
         assert problems(lake, target)[0] == []
 
 

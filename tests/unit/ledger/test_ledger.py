@@ -165,6 +165,7 @@ def test_exists_creates_nothing(tmp_path: Path) -> None:
     [
         "nonsense",
         "sqlite://",
+        "sqlite://data/ledger.sqlite",
         "sqlite:///:memory:",
         "mysql://u:secret@h/d",
         "postgresql://u:secret@h/d",

@@ -850,13 +850,13 @@ def test_a_failed_one_is_sent_with_the_date_and_content_it_has_by_then(world: Wo
 
 def test_nothing_personal_is_in_the_ledger_but_the_responses(sqlite_world: World) -> None:
     world = sqlite_world
-    world.submit("a", id_file="id.jpg")
+    world.submit("a", id_file="id.jpg", tags=[("companyId", "COMP-001"), ("customerId", "Erika")])
     with running_simulator(token=TOKEN, faults={"a": [Responds(400, body=b'{"detail": "no"}')]}) as simulator:
         world.server = simulator.url
         world.verify()
     world.ledger.close()
     stored = b"".join(path.read_bytes() for path in world.root.glob("ledger.sqlite*"))
     assert b"COMP-001" not in stored
-    assert b"9999" not in stored
+    assert b"Erika" not in stored
     assert b"id.jpg" not in stored
     assert TOKEN.encode() not in stored

@@ -1,9 +1,11 @@
 """Less is sent than was accepted: some tags only, documents without metadata."""
 
+import asyncio
 import hashlib
 import io
 import json
 import struct
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Responds
+from kyc_pipeline.document_folder import DocumentFile, DocumentFolder
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.image_metadata import without_metadata
 from kyc_pipeline.ingest.manifests import ingest_partition
@@ -20,6 +23,8 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, VERIFICATION_TAGS, 
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify.outgoing import Outgoing
 from tests.unit.verify.world import DATE, TOKEN, World
 
 COMPANY_ONLY = {"kyc_send_tags": frozenset({"companyId"})}
@@ -201,6 +206,47 @@ def test_a_document_replaced_meanwhile_is_not_sent(sqlite_world: World) -> None:
         world.verify()
         assert not simulator.received
     assert "the file has changed since it was accepted" in world.responses()["a"]["error"]
+
+
+class SlowFolder(DocumentFolder):
+    """Opens every document whose name begins with `slow` only after `released` is set."""
+
+    released = threading.Event()
+
+    def open(self, resolved: str) -> DocumentFile:
+        if Path(resolved).name.startswith("slow"):
+            assert self.released.wait(300)
+        return super().open(resolved)
+
+
+def test_a_document_does_not_time_out_because_others_hang(tmp_path: Path) -> None:
+    content = image()
+    names = [f"slow-{n}.jpg" for n in range(2 * SlowFolder.readers)]
+    for name in [*names, "good.jpg"]:
+        (tmp_path / name).write_bytes(content)
+    folder = SlowFolder(tmp_path)
+    settings = Settings(_env_file=None, deepxl_timeout_seconds=2, kyc_strip_metadata=True)
+
+    def row(name: str) -> dict[str, Any]:
+        sha256 = hashlib.sha256(content).hexdigest()
+        sides = {"file": name, "size": len(content), "sha256": sha256, "content_type": "image/jpeg"}
+        return {f"{side}_{key}": value for side in ("id", "selfie") for key, value in sides.items()} | {
+            "tags": {}
+        }
+
+    async def package_all() -> list[bool]:
+        loop = asyncio.get_running_loop()
+        busy = [loop.run_in_executor(None, folder.released.wait, 300) for _ in range(100)]
+        outgoing = Outgoing(folder, settings)
+        packages = await asyncio.gather(*(outgoing.package(row(name)) for name in [*names, "good.jpg"]))
+        folder.released.set()
+        await asyncio.gather(*busy)
+        return [package.sent.id is not None for package in packages]
+
+    try:
+        assert asyncio.run(package_all()) == [*[False] * len(names), True]
+    finally:
+        folder.released.set()
 
 
 def test_a_look_up_first_knows_what_may_have_been_sent(tmp_path: Path) -> None:
