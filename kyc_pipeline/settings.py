@@ -145,14 +145,14 @@ class Settings(BaseSettings):
         default=SecretStr("sqlite:///data/ledger.sqlite"), validate_default=True
     )
     """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts. It may have a password."""
-    kyc_warehouse: Path = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
-    """The DuckDB file that analysts open."""
+    kyc_warehouse: Path | str = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
+    """The DuckDB file that analysts open; or `s3://bucket/prefix`, with a pointer to the newest one."""
     kyc_warehouse_memory: str = Field(default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$")
-    """DuckDB's memory limit during a build; it spills to disk beside the file."""
+    """DuckDB's memory limit during a build; it spills to disk beside the new file."""
     kyc_warehouse_max_fact_rows: int = Field(default=5_000_000, ge=0)
     """A fact with more rows is a view over the lake instead of a table."""
-    kyc_report: Path = Field(default=Path("data/report/index.html"), validate_default=True)
-    """The report."""
+    kyc_report: Path | str = Field(default=Path("data/report/index.html"), validate_default=True)
+    """The report: a file; or `s3://bucket/prefix`, where it is `index.html`."""
     kyc_pseudonym_key: SecretStr | None = None
     """HMAC key of the pseudonyms. By default, a key file is created on first use: `pseudonym_key_file`."""
     kyc_pseudonym_old_keys: SecretStr | None = None
@@ -259,13 +259,12 @@ class Settings(BaseSettings):
     def _ca_file_below_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         return None if value is None else cls._below_home(value, info)
 
-    @field_validator("kyc_landing")
+    @field_validator("kyc_landing", "kyc_warehouse", "kyc_report")
     @classmethod
-    def _landing_below_home(cls, value: Path | str, info: ValidationInfo) -> Path | str:
+    def _place_below_home(cls, value: Path | str, info: ValidationInfo) -> Path | str:
         place = cls._place(str(value), info)
         return place if place.startswith("s3://") else Path(place)
 
-    @field_validator("kyc_warehouse", "kyc_report")
     @classmethod
     def _below_home(cls, value: Path, info: ValidationInfo) -> Path:
         # Absolute, so that a new working directory does not mean a new ledger. `kyc_home` is missing

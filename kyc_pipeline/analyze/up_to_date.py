@@ -2,17 +2,17 @@
 
 A build is a function of the lake's partitions, the code, some settings and the key of the pseudonyms. It
 stores the identity of each in `build_partitions` and `build_inputs`. The published files have the time of the
-build as their modification time, which any later change to them replaces.
+build as their modification time, which any later change to them replaces; in an object store, the pointer has
+both the time and the identities of the objects.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import duckdb
 
 from kyc_pipeline.analyze.build import list_partitions, partition_version
-from kyc_pipeline.analyze.publish import open_warehouse, restricted_path, time_of_build
+from kyc_pipeline.analyze.publish import Place, open_warehouse, problems, time_of_build
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.errors import KycError
@@ -47,7 +47,7 @@ def build_inputs(settings: Settings, key_id: str | None) -> Inputs:
 class Published:
     """The published build, and what it was made from."""
 
-    path: Path
+    place: Place
     run_id: str
     built_ns: int
     """When the build began, in nanoseconds since the epoch."""
@@ -66,8 +66,7 @@ class Published:
         return [
             *([f"{changed} partitions are new, changed or gone"] if changed else []),
             *self.changed_inputs(inputs),
-            *([] if self.has_stamp(self.path) else ["the warehouse was changed after its publication"]),
-            *([] if self._has_restricted() else ["its restricted file is missing or of another build"]),
+            *problems(self.place, self.built_ns, is_restricted=self.inputs.get("KYC_MIN_CELL") != "1"),
         ]
 
     def changed_inputs(self, inputs: Inputs) -> list[str]:
@@ -76,16 +75,8 @@ class Published:
             f"{name} has changed" for name, _ in sorted(dict(inputs.items() ^ self.inputs.items()).items())
         ]
 
-    def _has_restricted(self) -> bool:
-        """Whether the restricted file belongs to this build, if there should be one."""
-        return self.inputs.get("KYC_MIN_CELL") == "1" or self.has_stamp(restricted_path(self.path))
 
-    def has_stamp(self, path: Path) -> bool:
-        """Whether a published file was made from this build and not changed since."""
-        return path.is_file() and path.stat().st_mtime_ns == self.built_ns
-
-
-def read_published(warehouse: Path) -> Published | None:
+def read_published(warehouse: Place) -> Published | None:
     """The published build; None if there is none, or none that this code can read."""
     try:
         with open_warehouse(warehouse) as connection:

@@ -28,6 +28,7 @@ COMMANDS = {
     "mcp": "Let an assistant query the published warehouse, read-only.",
     "metrics": "Serve metrics for Prometheus.",
     "plan": "Show what a backfill would do and cost.",
+    "publications": "List where warehouses are published, and which are from before the last erasure.",
     "publish": "Build and publish the warehouse and the report from the lake.",
     "query": "Query the published warehouse.",
     "rejected": "List rejected rows with file, row and reason.",

@@ -148,8 +148,10 @@ def is_verbose(context: click.Context) -> bool:
     return bool(context.find_root().params.get("verbose"))
 
 
-def display_path(path: Path) -> str:
-    """`path`, relative to the working directory if it is below it."""
+def display_path(path: Path | str) -> str:
+    """`path`, relative to the working directory if it is below it. A URL stays as it is."""
+    if isinstance(path, str):
+        return path
     path = path.absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 

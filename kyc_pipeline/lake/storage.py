@@ -59,6 +59,8 @@ class Partition:
 
     path: str
     version: tuple[str, ...]
+    size: int
+    """Bytes of the file."""
 
 
 def duckdb_path(path: str | os.PathLike[str]) -> str:
@@ -201,6 +203,7 @@ class Lake:
             found[1]: Partition(
                 self.full_path(path),
                 _version(info),
+                int(info["size"]),
             )
             for path, info in sorted(self.fs.find(place, detail=True).items())
             if (found := folder.fullmatch(path))

@@ -8,6 +8,7 @@ from typing import Any, Final
 import dagster as dg
 from pydantic import Field
 
+from kyc_pipeline.analyze.report import has_report
 from kyc_pipeline.analyze.up_to_date import Inputs, Published, build_inputs, read_published
 from kyc_pipeline.days import start_of_day
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -109,4 +110,4 @@ class Publication:
         return [up_to_date(asset, built_by=built_by) for asset in assets]
 
     def _has_report(self, published: Published) -> bool:
-        return published.has_stamp(self._pipeline.settings.kyc_report)
+        return has_report(self._pipeline.settings.kyc_report, published.built_ns)

@@ -150,7 +150,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("KYC_LAKE", "file:///secretvalue/lake"),
         ("KYC_LEDGER_URL", "sqlite:///~nobody-secretvalue/ledger.sqlite"),
         ("KYC_LEDGER_URL", "sqlite:///file:secretvalue?uri=true"),
-        ("KYC_WAREHOUSE", "s3://bucket/secretvalue"),
+        ("KYC_WAREHOUSE", "s3://bucket//secretvalue"),
         ("KYC_MIN_CELL", "0"),
         ("KYC_VERDICT_TARGET_SECONDS", "0"),
         ("KYC_START_DATE", "01.09.2024"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.publish import Place, open_warehouse
 from kyc_pipeline.analyze.report import own_text, template
 from kyc_pipeline.analyze.report.reader import Rows, rows_of
 from kyc_pipeline.errors import UsageError
@@ -183,7 +183,7 @@ class Evidence:
 
 
 def write_evidence(
-    warehouse: Path, folder: Path, first: datetime.date | None, last: datetime.date | None
+    warehouse: Place, folder: Path, first: datetime.date | None, last: datetime.date | None
 ) -> Evidence:
     """Writes page and CSV files of a period, both days included, from the published build into `folder`.
 
@@ -203,7 +203,7 @@ def write_evidence(
     return evidence
 
 
-def read_evidence(warehouse: Path, first: datetime.date | None, last: datetime.date | None) -> Evidence:
+def read_evidence(warehouse: Place, first: datetime.date | None, last: datetime.date | None) -> Evidence:
     """The figures of a period from the published build; see `write_evidence`."""
     with open_warehouse(warehouse) as connection:
         (info,) = rows_of(connection, "FROM build_info")
