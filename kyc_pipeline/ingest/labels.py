@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:  # imported where it is used: importing it takes a quarter of 
 
 _IDENTITY_KEY: Final = "manifests"
 """Footer key of `labels`: the identity of the manifests, and the encoding of those that needed one."""
+_SUMMARY_KEY: Final = "summary"
+"""Footer key of `labels`: the :class:`LabelsSummary`."""
 _SOURCE: Final = r"[a-z0-9][a-z0-9._-]{0,31}"
 _STRATUM: Final = r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,63}"
 _MAX_WEIGHT: Final = 1e9
@@ -126,7 +129,19 @@ def ingest_labels(
             f"{LABELS_FOLDER}/ has no manifests, but the lake has labels: mount its volume, or put one file "
             "with only the names of the columns there if all were removed"
         )
-    metadata = {_IDENTITY_KEY: _identity(folder, csv_encoding)}
+    reasons = Counter(rejected["reason"].to_pylist())
+    summary = LabelsSummary(
+        manifests=len(folder.manifests),
+        received=read.received,
+        accepted=labels.num_rows - read.kept,
+        kept=read.kept,
+        rejected={LabelReason(str(reason)): count for reason, count in sorted(reasons.items())},
+        ignored_files=len(folder.ignored),
+    )
+    metadata = {
+        _IDENTITY_KEY: _identity(folder, csv_encoding),
+        _SUMMARY_KEY: msgspec.json.encode(summary).decode(),
+    }
     with lock as check_lock:
         confirm()
         # The inner table is published first. The footer of the outer one says what both were made from.
@@ -137,15 +152,12 @@ def ingest_labels(
             accepted_rows.write(labels)
             rejected_rows.write(rejected)
             check_lock()
-    reasons = Counter(rejected["reason"].to_pylist())
-    return LabelsSummary(
-        manifests=len(folder.manifests),
-        received=read.received,
-        accepted=labels.num_rows - read.kept,
-        kept=read.kept,
-        rejected={LabelReason(str(reason)): count for reason, count in sorted(reasons.items())},
-        ignored_files=len(folder.ignored),
-    )
+    return summary
+
+
+def stored_summary(lake: Lake) -> LabelsSummary:
+    """The counts of the reading that made the labels in the lake."""
+    return msgspec.json.decode(lake.metadata(LABELS, WHOLE)[_SUMMARY_KEY], type=LabelsSummary)
 
 
 def _identity(folder: DayFolder, csv_encoding: str | None) -> str:
