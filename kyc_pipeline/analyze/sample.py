@@ -30,7 +30,11 @@ _POPULATION: Final = """
         WHERE normalized_status = 'FAIL'
         GROUP BY submission_id
     )
-    SELECT s.submission_id, s.verified::VARCHAR, coalesce(f.checks, ''), map_values(s.dimensions)[:-2]::VARCHAR
+    SELECT
+        s.submission_id,
+        s.verified::VARCHAR,
+        coalesce(f.checks, ''),
+        map_values(s.dimensions)[:-2]::VARCHAR -- without the model version
     FROM submissions AS s
     LEFT JOIN failed AS f ON f.submission_id = s.submission_id
     WHERE s.verified IS NOT NULL

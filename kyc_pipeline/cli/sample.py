@@ -1,4 +1,4 @@
-"""`kyc-pipeline sample`: a stratified random sample for manual review, as a file that comes back as labels."""
+"""`kyc-pipeline sample`: a stratified sample for manual review, as a file that comes back as labels."""
 
 import csv
 import io
