@@ -1,5 +1,5 @@
--- How often verdict and checks are wrong, as decided, where the truth is known: FRR of genuine people, FAR of
--- frauds. Rows of a drawn sample (weighted) speak for all submissions, the others only for those with a label.
+-- How often verdict and checks are wrong, as decided, where the truth is known: FRR of genuine submissions,
+-- FAR of frauds. Weighted rows, of a drawn sample, speak for all submissions.
 SELECT
     check_group,
     check_type,
