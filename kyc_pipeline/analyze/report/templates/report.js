@@ -132,7 +132,7 @@
         say(name + "-of", n ? `95%: ${percent(low)} to ${percent(high)}, of ${count(n)} ${of}` + (n < data.low_n ? "*" : "")
           : `no labelled ${of}`);
       };
-      element("explorer-genuine").hidden = element("explorer-fraud").hidden = !errors;
+      element("explorer-errors").hidden = !errors;
       if (errors) {
         error("frr", at.slice(0, 3), "genuine submissions", errors.genuine);
         error("far", at.slice(3), "frauds", errors.fraud);
