@@ -8,7 +8,7 @@ import dagster as dg
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.labels import LabelsSummary, are_ingested, ingest_labels, stored_summary
 from kyc_pipeline.ingest.lock import ingest_lock
-from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
+from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested, list_labels
 from kyc_pipeline.ingest.options import LandingOptions
 from kyc_pipeline.lake.storage import WHOLE
 from kyc_pipeline.lake.tables import LABEL_TABLES, LABELS, REJECTED_LABELS, REJECTED_SUBMISSIONS, SUBMISSIONS
@@ -132,7 +132,7 @@ def labels(
         checks = check_labels(summary)
         metadata = {
             LABELS.name: {
-                "dagster/row_count": summary.accepted + summary.kept,
+                "dagster/row_count": lake.row_count(LABELS, WHOLE),
                 "path": dg.MetadataValue.path(lake.full_path(lake.path(LABELS, WHOLE))),
                 "received": summary.received,
                 "accepted": summary.accepted,
@@ -141,7 +141,7 @@ def labels(
                 "manifests": summary.manifests,
             },
             REJECTED_LABELS.name: {
-                "dagster/row_count": sum(summary.rejected.values()),
+                "dagster/row_count": lake.row_count(REJECTED_LABELS, WHOLE),
                 "reasons": {reason.value: count for reason, count in summary.rejected.items()},
             },
         }
@@ -155,6 +155,8 @@ def _read_labels(pipeline: Pipeline, run_id: str) -> LabelsSummary | None:
     settings, lake = pipeline.settings, pipeline.lake
     if are_ingested(settings.kyc_landing, lake, settings.kyc_csv_encoding):
         return None
+    if not list_labels(settings.kyc_landing).manifests:  # a publication without labels needs no ledger
+        return ingest_labels(landing=settings.kyc_landing, lake=lake, csv_encoding=settings.kyc_csv_encoding)
     with pipeline.open_ledger() as ledger:
         erased = pipeline.erased_subjects(ledger)
 
