@@ -21,6 +21,7 @@ import pyarrow as pa
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.changes import write_changes
 from kyc_pipeline.analyze.choices import Choices, literal
+from kyc_pipeline.analyze.intervals import write_intervals
 from kyc_pipeline.analyze.publish import (
     EXACT,
     Place,
@@ -44,8 +45,8 @@ from kyc_pipeline.analyze.sql_models import (
 from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError, is_disk_fault
 from kyc_pipeline.lake.copies import copy_small, listed_filesystem
-from kyc_pipeline.lake.storage import DAY_OF_PATH, Lake, Partition, duckdb_path
-from kyc_pipeline.lake.tables import CHANGED_KEY, SUBMISSIONS, TABLES, Table
+from kyc_pipeline.lake.storage import DAY_OF_PATH, WHOLE, Lake, Partition, duckdb_path
+from kyc_pipeline.lake.tables import ALL_TABLES, CHANGED_KEY, LABELS, SUBMISSIONS, TABLES, Table
 from kyc_pipeline.scratch import scratch_folder
 
 STORAGE_VERSION: Final = "v1.5.0"
@@ -55,8 +56,8 @@ _FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags",
 """Facts that become views over the lake when they exceed `max_fact_rows`; all are curated."""
 _HIDDEN_IN: Final = "submissions"
 """The model whose rows hide small cells; all tables by company or dimension are counted from it."""
-_FILLED: Final = {"found_changes": write_changes}
-"""Models whose SQL only defines the columns, with the functions that fill them."""
+_FILLED: Final = {"found_changes": write_changes, "error_estimates": write_intervals}
+"""Models of which SQL only defines columns, with the functions that fill these."""
 
 PREVIOUS_TABLES: Final = {
     "daily_figures": "date DATE, table_name VARCHAR, metric VARCHAR, check_group VARCHAR, check_type VARCHAR,"
@@ -68,7 +69,7 @@ PREVIOUS_TABLES: Final = {
 """Tables of the published warehouse that models read, with their columns."""
 
 Partitions = dict[str, dict[str, Partition]]
-"""Table name → day → partition."""
+"""Table name → day → partition; the day of a table that is not daily is WHOLE."""
 
 BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "build_info": (
@@ -90,7 +91,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "build_inputs": (
         "The inputs of this build other than the partitions.",
         (
-            ("name", "A setting; or `code`, `duckdb` or `pseudonym_key`."),
+            ("name", "A setting; or `code`, `duckdb`, `labels` or `pseudonym_key`."),
             ("value", "Its value or its identity, never a secret; NULL if there was none."),
         ),
     ),
@@ -206,7 +207,11 @@ def open_day(lake: Lake, date: str, queries: Iterable[str]) -> Iterator[duckdb.D
     """A connection for `queries` over `date` alone: the models that they read are views."""
     models = steps_for(queries)
     sources = {source for model in models for source in model.sources}
-    files = {table.name: lake.partitions(table, date) for table in TABLES if table.name in sources}
+    files = {
+        table.name: lake.partitions(table, date) if table.is_daily else lake.partitions(table)
+        for table in ALL_TABLES
+        if table.name in sources
+    }
     with _local_copies(lake, files) as copies, duckdb.connect() as connection:
         _Build(connection, lake, files, Choices(), None, None, copies).attach()
         for model in models:
@@ -243,7 +248,13 @@ def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
 def list_partitions(lake: Lake) -> Partitions:
     """The lake's current partitions by table and day."""
     lake.fs.invalidate_cache()
-    return {table.name: lake.partitions(table) for table in TABLES}
+    return {table.name: lake.partitions(table) for table in (*TABLES, LABELS)}
+
+
+def labels_version(lake: Lake) -> str | None:
+    """The identity of the labels' file; None if there is none. Changes whenever it is replaced."""
+    found = lake.partitions(LABELS).get(WHOLE)
+    return partition_version(found) if found else None
 
 
 def partition_version(partition: Partition) -> str:
@@ -284,7 +295,7 @@ def _local_copies(lake: Lake, files: Partitions) -> Iterator[Mapping[str, str]]:
 
 def _user_error(lake: Lake, files: Partitions, error: Exception) -> KycError:
     """The error for the user; it names the unreadable partition, if there is one."""
-    for table in TABLES:
+    for table in (*TABLES, LABELS):
         for date in files[table.name]:
             try:
                 lake.row_count(table, date)
@@ -340,7 +351,7 @@ class _Build:
         ):
             self._connection.register_filesystem(listed_filesystem(self._lake))
         self._connection.execute(f"ATTACH ':memory:' AS {LAKE}")
-        for table in TABLES:
+        for table in (*TABLES, LABELS):
             if table.name not in self._files:
                 continue
             self._scans[table.name] = scan = self._scan(table)
@@ -372,7 +383,7 @@ class _Build:
         """Writes the tables about the build, and all comments."""
         execute = self._connection.execute
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
-        days = sorted({date for partitions in self._files.values() for date in partitions})
+        days = sorted({date for partitions in self._files.values() for date in partitions} - {WHOLE})
         execute(
             "CREATE TABLE build_partitions AS SELECT p.* EXCLUDE (changed), d.is_complete"
             f" FROM {LAKE}.partitions AS p JOIN days AS d USING (date) ORDER BY date, table_name"
@@ -479,7 +490,8 @@ class _Build:
     def _scan(self, table: Table) -> str:
         """A SELECT of `date` and the table's columns without personal data, each cast to its type.
 
-        A column that older files lack is NULL there. Without files, the result has no rows.
+        A column that older files lack is NULL there. Without files, the result has no rows. A table that is
+        not daily has no `date`.
         """
         paths = self._paths(self._files[table.name])
         columns = [column for column in table.columns if not column.personal]
@@ -489,7 +501,8 @@ class _Build:
         if not paths:
             nulls = [f"NULL::{types[column.name]} AS {column.name}" for column in columns]
             nulls += [f"NULL::{kind} AS {name}" for name, (_, kind) in added.items()]
-            return f"SELECT NULL::DATE AS date, {', '.join(nulls)} WHERE false"
+            nulls = ["NULL::DATE AS date", *nulls] if table.is_daily else nulls
+            return f"SELECT {', '.join(nulls)} WHERE false"
         source = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false, filename = true)"
         present = {str(row[0]) for row in self._connection.execute(f"DESCRIBE FROM {source}").fetchall()}
         values = [
@@ -497,7 +510,8 @@ class _Build:
             for column in columns
         ]
         values += [f"({sql})::{kind} AS {name}" for name, (sql, kind) in added.items()]
-        return f"SELECT {_day_of('filename')} AS date, {', '.join(values)} FROM {source}"
+        values = [f"{_day_of('filename')} AS date", *values] if table.is_daily else values
+        return f"SELECT {', '.join(values)} FROM {source}"
 
     def _record_partitions(self) -> None:
         """Creates `lake.partitions`: the partitions read, with rows and source from the files' footers."""
@@ -506,7 +520,7 @@ class _Build:
             " (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR, changed BIGINT, version VARCHAR)"
         )
         for name, partitions in self._files.items():
-            if not partitions:
+            if not partitions or WHOLE in partitions:
                 continue
             paths = self._paths(partitions)
             self._connection.execute(

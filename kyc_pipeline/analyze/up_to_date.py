@@ -16,21 +16,22 @@ from kyc_pipeline.analyze.publish import Place, open_warehouse, problems, time_o
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import WHOLE, Lake
 from kyc_pipeline.settings import Settings
 
 Inputs = Mapping[str, str | None]
 
 
-def build_inputs(settings: Settings, key_id: str | None) -> Inputs:
+def build_inputs(settings: Settings, key_id: str | None, labels: str | None = None) -> Inputs:
     """What decides the content of a build and of its report, besides the partitions.
 
-    `key_id` identifies the key of the pseudonyms; None before there is one.
+    `key_id` identifies the key of the pseudonyms, `labels` the version of the labels; None without one.
     """
     price = settings.deepxl_price_per_call
     return {
         "code": code_identity(sql_folder()),
         "duckdb": duckdb.__version__,
+        "labels": labels,
         "pseudonym_key": key_id,
         "DEEPXL_CURRENCY": settings.deepxl_currency,
         "DEEPXL_PRICE_PER_CALL": None if price is None else str(price),
@@ -61,6 +62,7 @@ class Published:
             (table, day): partition_version(file)
             for table, days in list_partitions(lake).items()
             for day, file in days.items()
+            if day != WHOLE
         }
         changed = len(dict(now.items() ^ self.partitions.items()))
         return [

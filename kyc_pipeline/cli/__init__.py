@@ -36,6 +36,7 @@ COMMANDS = {
     "reopen": "Let a refused or quarantined submission be sent again.",
     "report": "Write the regulator's pack from the published warehouse.",
     "retention": "Remove data whose retention period is over.",
+    "sample": "Draw a random sample for manual review, with weights.",
     "security-check": "Check what you must do to protect the data: encryption, access, budget.",
     "simulator": "Run the bundled DeepXL-compatible server.",
     "ui": "Show the Dagster UI, and run schedules and sensors.",

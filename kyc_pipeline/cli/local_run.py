@@ -14,7 +14,9 @@ import dagster as dg
 import kyc_pipeline
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, UsageError, in_one_line, missing_extra
+from kyc_pipeline.ingest.labels import are_ingested
 from kyc_pipeline.ingest.state import Records
+from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
 from kyc_pipeline.orchestration.jobs import COMMAND_LINE, TRIGGER, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
@@ -181,7 +183,12 @@ class _Runs:
         """Runs the assets that are not partitioned; returns False if they are up to date instead."""
         with usable_home():
             publication = Publication(self._pipeline, self._instance)
-        if self._force or publication.reasons() or not publication.was_recorded_today():
+        if (
+            self._force
+            or publication.reasons()
+            or self._has_new_labels()
+            or not publication.was_recorded_today()
+        ):
             self._run(publication_job(self._pipeline), {}, "build_warehouse", "report")
             return True
         # Without a run: planning and recording one would take longer than this comparison.
@@ -189,6 +196,17 @@ class _Runs:
             for observation in publication.observations(WAREHOUSE, REPORT):
                 self._instance.report_runless_asset_event(observation)
         return False
+
+    def _has_new_labels(self) -> bool:
+        """Whether there are labels to read. The run says why they cannot be."""
+        settings = self._pipeline.settings
+        try:
+            is_there = open_landing(settings.kyc_landing).problem() is None
+            return is_there and not are_ingested(
+                settings.kyc_landing, self._pipeline.lake, settings.kyc_csv_encoding
+            )
+        except KycError:
+            return False
 
     def _run_ranges(self, ranges: Iterable[tuple[str, str]]) -> None:
         for first, last in ranges:
