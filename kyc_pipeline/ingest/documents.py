@@ -17,6 +17,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.images import PILLOW_FORMATS, image_problem
 from kyc_pipeline.media_types import HEAD_BYTES, media_type
 from kyc_pipeline.vocabulary import DOCUMENT_TYPES, DocumentType, Reason
+from kyc_pipeline.wording import invisible
 
 MAX_BYTES: Final = 50_000_000
 """The vendor's limit is "50 MB"; the decimal reading is the safe one."""
@@ -119,6 +120,8 @@ class Documents:
             hint = "separate folders by / and not by a backslash"
         elif path != path.strip():
             hint = "the path begins or ends with a blank"
+        elif hidden := invisible(path):
+            hint = f"the path has {hidden}"
         elif any(map(self._exists, {unicodedata.normalize(form, path) for form in ("NFC", "NFD")} - {path})):
             hint = "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"
         else:

@@ -12,6 +12,7 @@ from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, printable
 from kyc_pipeline.landing.zone import ManifestFile
 from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
+from kyc_pipeline.wording import invisible, plural
 
 TAG_PREFIX: Final = "tag."
 ROW: Final = "manifest_row"
@@ -83,8 +84,12 @@ def check_header(columns: list[str], path: ManifestFile) -> None:
 def _described(columns: list[str]) -> str:
     """Describes a wrong header without repeating what it does not know: that may be data of a person."""
     known = [column for column in columns if column in MANIFEST_FIELDS]
-    named = f"it names {', '.join(known)}" if known else "it names no field"
-    return f"{named} and {len(columns) - len(known)} others"
+    others = plural(len(columns) - len(known), "other")
+    named = (
+        f"it names {', '.join(known)} and {others}" if known else f"it names none of the fields, but {others}"
+    )
+    hidden = invisible("".join("".join(columns).split()))
+    return f"{named}; a name has {hidden}: type it again" if hidden else named
 
 
 def shown_column(name: str) -> str:

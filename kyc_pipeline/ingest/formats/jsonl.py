@@ -17,7 +17,7 @@ from kyc_pipeline.vocabulary import MANIFEST_FIELDS
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
-_NO_OBJECT: Final = "the line is not a JSON object"
+_NO_OBJECT: Final = "the line is not a valid JSON object"
 _DUPLICATE_KEY: Final = "the line has a duplicate key"
 
 
@@ -34,7 +34,10 @@ def read_jsonl(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
         # Once a line was an object, the file is JSON Lines.
         is_lines = is_lines or record.get(MALFORMED) != _NO_OBJECT
         if not is_lines and _is_part_of_an_array(line):
-            raise ManifestUnreadable(path, f"is a JSON array (line {number}): write one object per line")
+            raise ManifestUnreadable(
+                path,
+                f"is a JSON array (line {number}): write one object per line, without brackets and commas",
+            )
         first = first or line.strip()
         records.append(record)
         numbers.append(number)
@@ -65,7 +68,10 @@ def _lines(path: ManifestFile) -> Iterator[str]:
 def has_duplicate_key(text: str) -> bool:
     """Whether the JSON object `text` itself (not an object inside it) has a duplicate key."""
     # The hook sees the outermost object last, and its result for that object is the return value.
-    return bool(json.loads(text, object_pairs_hook=lambda pairs: len(dict(pairs)) < len(pairs)))
+    # Numbers stay text, since Python refuses to read those of thousands of digits.
+    return bool(
+        json.loads(text, object_pairs_hook=lambda pairs: len(dict(pairs)) < len(pairs), parse_int=str)
+    )
 
 
 def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
@@ -111,7 +117,12 @@ def _values(line: str) -> Mapping[str, bytes]:
         pairs = json.loads(line, object_pairs_hook=_Pairs)
         if not isinstance(pairs, _Pairs):
             raise
-        return {name.encode().decode(): _json_text(value).encode() for name, value in pairs}
+        return {_encodable(name): _json_text(value).encode() for name, value in pairs}
+
+
+def _encodable(name: str) -> str:
+    """The name of a value. Raises ValueError for one that is used and has a lone surrogate."""
+    return name.encode(errors="strict" if is_used(column_of(name)) else "backslashreplace").decode()
 
 
 def _json_text(value: object) -> str:

@@ -73,7 +73,10 @@ def read_parquet(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # of the storage; those of the content have no number
-        raise ManifestUnreadable(path, f"is not a readable Parquet file ({type(error).__name__})") from error
+        raise ManifestUnreadable(
+            path,
+            f"is not a readable Parquet file ({type(error).__name__}): write it again, without encryption",
+        ) from error
 
 
 def _check_columns(file: pq.ParquetFile, path: ManifestFile) -> tuple[list[str], bool]:
@@ -181,6 +184,7 @@ def _typed_chunk(
                     path, f"has the column {shown_column(name)} of type {kind}: it must be text"
                 )
             found[name] = texts(array)
-            problem = f"{name if name in MANIFEST_FIELDS else 'a tag'} must be text in UTF-8"
+            must = "be in the years 0 to 9999" if pa.types.is_date(kind) else "be text in UTF-8"
+            problem = f"{name if name in MANIFEST_FIELDS else 'a tag'} must {must}"
             malformed = pc.if_else(without_text(array, found[name]), problem, malformed)
     return chunk_of(found, rows, malformed)

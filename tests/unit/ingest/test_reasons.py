@@ -169,6 +169,7 @@ def test_each_broken_row_has_its_reason_and_stops_no_other(full_zone: Any) -> No
         (" id.jpg", "the path begins or ends with a blank"),
         ("id.jpg\u00a0", "the path begins or ends with a blank"),
         ("folder/é.jpg", "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"),
+        ("folder/e\u0301.jpg\u200b", "the path has an invisible character (U+200B)"),
         ("folder/è.jpg", None),
     ],
 )
