@@ -112,7 +112,8 @@ def _end(context: click.Context, found: Findings) -> NoReturn:
             "`export`); if this person's, erase again with --with-responses",
             err=True,
         )
-    context.exit(UNFINISHED if found.left or found.holds or not found.is_known else 0)
+    is_done = found.is_known and not (found.left or found.holds or found.unreadable)
+    context.exit(0 if is_done else UNFINISHED)
 
 
 def _is_published(settings: Settings) -> bool:

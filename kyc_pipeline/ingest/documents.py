@@ -4,6 +4,7 @@ The content decides, never the file name. `images.py` decodes images to their en
 """
 
 import hashlib
+import itertools
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
@@ -122,7 +123,7 @@ class Documents:
             hint = "the path begins or ends with a blank"
         elif hidden := invisible(path):
             hint = f"the path has {hidden}"
-        elif any(map(self._exists, {unicodedata.normalize(form, path) for form in ("NFC", "NFD")} - {path})):
+        elif any(map(self._exists, _other_forms(path))):
             hint = "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"
         else:
             return document
@@ -134,6 +135,15 @@ class Documents:
         except (DocumentProblem, OSError):
             return False
         return True
+
+
+def _other_forms(path: str) -> set[str]:
+    """The other spellings of `path` in Unicode's forms NFC and NFD, which folders and names may mix."""
+    folder, slash, name = path.rpartition("/")
+    forms = itertools.product(
+        *({unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)} for part in (folder, name))
+    )
+    return {slash.join(each) for each in forms} - {path}
 
 
 def _refused(problem: DocumentProblem) -> Document:
