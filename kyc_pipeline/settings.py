@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     """Budget of a UTC day, over all runs and hosts that share the ledger. No option of a run raises it."""
     deepxl_price_per_call: Decimal | None = Field(default=None, ge=0)
     """Price of one call, for cost figures."""
-    deepxl_currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$")
+    deepxl_currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$", examples=["EUR"])
     """Currency of the price and of all amounts (ISO 4217)."""
     deepxl_uncertain: Literal["hold", "retry"] = "hold"
     """`retry`: send an uncertain submission again, once ever, if a look-up shows no record of it."""
@@ -148,7 +148,9 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts. It may have a password."""
     kyc_warehouse: Path = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
     """The DuckDB file that analysts open."""
-    kyc_warehouse_memory: str = Field(default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$")
+    kyc_warehouse_memory: str = Field(
+        default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$", examples=["2GB"]
+    )
     """DuckDB's memory limit during a build; it spills to disk beside the file."""
     kyc_warehouse_max_fact_rows: int = Field(default=5_000_000, ge=0)
     """A fact with more rows is a view over the lake instead of a table."""
@@ -191,11 +193,11 @@ class Settings(BaseSettings):
     """An https URL that receives alerts as a JSON POST. Secret, because it contains a key."""
     kyc_alert_webhook_form: Literal["json", "slack"] = "json"
     """Format of the JSON: for programs, or that of a Slack incoming webhook."""
-    kyc_alert_email_from: str | None = Field(default=None, pattern=_ADDRESS)
+    kyc_alert_email_from: str | None = Field(default=None, pattern=_ADDRESS, examples=["kyc@mail.example"])
     """The sender of alerts by e-mail."""
     kyc_alert_email_to: Annotated[
         frozenset[Annotated[str, StringConstraints(pattern=_ADDRESS)]], NoDecode
-    ] = frozenset()
+    ] = Field(default=frozenset(), examples=["me@mail.example,you@mail.example"])
     """The recipients of alerts by e-mail (comma-separated)."""
     kyc_alert_smtp_url: SecretStr | None = None
     """The mail server: `smtp://user:password@host:587` (STARTTLS) or `smtps://…:465`. May have a password."""
@@ -436,10 +438,17 @@ def load_settings(env_file: str | None = ".env") -> Settings:
         return Settings(_env_file=env_file)
     except ValidationError as error:
         problems = "; ".join(
-            f"{str(item['loc'][0]).upper()}: {item['msg'].removeprefix('Value error, ')}"
+            f"{str(item['loc'][0]).upper()}: {_problem(str(item['loc'][0]), item['type'], item['msg'])}"
             for item in error.errors(include_input=False, include_url=False, include_context=False)
         )
         raise UsageError(f"wrong settings: {problems}") from None
+
+
+def _problem(field: str, kind: str, message: str) -> str:
+    """What is wrong with a setting, given pydantic's error. An example says more than a pattern."""
+    if kind == "string_pattern_mismatch" and (examples := Settings.model_fields[field].examples):
+        return f"must look like {examples[0]}"
+    return message.removeprefix("Value error, ")
 
 
 def _check_file(file: Path) -> None:

@@ -125,6 +125,24 @@ def test_a_line_that_would_be_ignored_is_refused(tmp_path: Path, line: str, told
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("DEEPXL_CURRENCY", "euro", "must look like EUR"),
+        ("KYC_WAREHOUSE_MEMORY", "2 gigabytes", "must look like 2GB"),
+        ("KYC_ALERT_EMAIL_FROM", "me", "must look like kyc@mail.example"),
+        ("KYC_ALERT_EMAIL_TO", "me@x,you", "must look like me@mail.example,you@mail.example"),
+        ("KYC_CSV_ENCODING", "cp1252", "must be one of windows-1250 to windows-1258; .*"),
+    ],
+)
+def test_a_value_of_another_form_is_answered_with_an_example(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"^wrong settings: {name}: {told}$"):
+        load_settings(None)
+
+
 def test_a_question_mark_in_the_warehouses_path_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
