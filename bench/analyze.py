@@ -34,7 +34,7 @@ from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.analyze.sql_models import LAKE, PREVIOUS, load_steps, macros_sql
 from kyc_pipeline.lake.storage import FILE_NAME, Lake
-from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
+from kyc_pipeline.lake.tables import LABELS, SUBMISSIONS, TABLES
 from kyc_pipeline.settings import Settings
 
 MAX_RATIO = 3.0
@@ -179,6 +179,7 @@ def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
     with spill, duckdb.connect(config=config) as connection:
         connection.execute(f"ATTACH ':memory:' AS {LAKE}")
         connection.execute(macros_sql())
+        connection.from_arrow(LABELS.schema.empty_table()).create(f"{LAKE}.main.{LABELS.name}")
         CHOICES.set_variables(connection)
         for table in TABLES:
             files = root / table.zone / table.name / "date=*" / FILE_NAME

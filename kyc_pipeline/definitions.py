@@ -2,13 +2,19 @@
 
 import dagster as dg
 
+from kyc_pipeline.json_logs import log_as_json
 from kyc_pipeline.orchestration.alerts.sensor import alerts_sensor
 from kyc_pipeline.orchestration.assets.flatten import flatten_assets
-from kyc_pipeline.orchestration.assets.ingest import ingest_assets
+from kyc_pipeline.orchestration.assets.ingest import ingest_assets, labels
 from kyc_pipeline.orchestration.assets.verify import verify_assets
 from kyc_pipeline.orchestration.automation import publish_when_new
 from kyc_pipeline.orchestration.catalog import add_catalog_entry
-from kyc_pipeline.orchestration.jobs import flatten_and_publish, resolve_held_submission, verify_and_publish
+from kyc_pipeline.orchestration.jobs import (
+    flatten_and_publish,
+    labels_and_publish,
+    resolve_held_submission,
+    verify_and_publish,
+)
 from kyc_pipeline.orchestration.maintenance import maintenance
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import daily_partitions
@@ -20,7 +26,7 @@ from kyc_pipeline.orchestration.schedules import (
     daily_verification,
     weekly_maintenance,
 )
-from kyc_pipeline.orchestration.sensors import new_manifests, run_left_behind
+from kyc_pipeline.orchestration.sensors import new_labels, new_manifests, run_left_behind
 from kyc_pipeline.orchestration.shown_resources import resources_of
 from kyc_pipeline.orchestration.unfinished import unfinished_days
 from kyc_pipeline.settings import load_settings
@@ -47,14 +53,22 @@ def build_defs(
         # Imported here because it parses all SQL.
         from kyc_pipeline.orchestration.assets.analyze import build_warehouse, report
 
-        assets += [build_warehouse, report]
+        assets += [labels, build_warehouse, report]
     return dg.Definitions(
         assets=[*dg.map_asset_specs(add_catalog_entry(settings.kyc_source_url), assets)],
         asset_checks=[unfinished_days(partitions)],
-        jobs=[verify_and_publish, flatten_and_publish, resolve_held_submission, retention, maintenance],
+        jobs=[
+            verify_and_publish,
+            flatten_and_publish,
+            labels_and_publish,
+            resolve_held_submission,
+            retention,
+            maintenance,
+        ],
         schedules=[daily_verification, catch_up, daily_retention, weekly_maintenance],
         sensors=[
             new_manifests,
+            new_labels,
             run_left_behind,
             publish_when_new,
             alerts_sensor(configured=settings.sends_alerts),
@@ -68,4 +82,6 @@ def build_defs(
 @dg.definitions
 def defs() -> dg.Definitions:
     """The entry point of `dg` and `dagster`."""
+    if load_settings().kyc_log_format == "json":
+        log_as_json()
     return build_defs()

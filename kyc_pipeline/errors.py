@@ -35,6 +35,11 @@ class UsageError(KycError):
     exit_code = WRONG_USAGE
 
 
+def missing_extra(what: str, extra: str) -> UsageError:
+    """The error for `what` (a setting, a command), which needs packages that are not installed."""
+    return UsageError(f"{what} needs the extra `{extra}`: pip install 'kyc-pipeline[{extra}]'")
+
+
 def in_one_line(messages: Iterable[str]) -> str:
     """The distinct messages in one line: the first few, and the number of the others."""
     found = list(dict.fromkeys(messages))

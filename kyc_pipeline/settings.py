@@ -68,8 +68,11 @@ def require_private(file: Path) -> None:
         raise UsageError(f"{file} holds a secret, but other users may open it: run `chmod o= {file}`")
 
 
-def _split_url(value: str) -> SplitResult:
-    """The parts of an https URL or of an http URL on loopback. Raises :class:`ValueError` for any other."""
+def _split_url(value: str, http_host: str | None = None) -> SplitResult:
+    """The parts of an https URL, or of an http URL on loopback or at `http_host`.
+
+    Raises :class:`ValueError` for any other.
+    """
     try:
         parts = urlsplit(value)
         host = (parts.hostname or "").encode("idna")
@@ -78,7 +81,7 @@ def _split_url(value: str) -> SplitResult:
         is_url = False
     if not is_url or parts.hostname is None:
         raise ValueError("must be an http(s) URL such as https://api.deepxl.ai")
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname) and parts.hostname != http_host:
         raise ValueError("must use https: http is allowed for loopback hosts only")
     return parts
 
@@ -98,8 +101,10 @@ class Settings(BaseSettings):
 
     kyc_home: Path = Field(default=Path(), validate_default=True)
     """Relative paths of the other settings begin here."""
+    deepxl_http_host: str | None = Field(default=None, pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$")
+    """The one host besides loopback that may use http: the simulator's, in a network of containers."""
     deepxl_base_url: str = "https://api.deepxl.ai"
-    """Base URL of the API. Only loopback hosts may use http."""
+    """Base URL of the API. Only loopback hosts and `DEEPXL_HTTP_HOST` may use http."""
     deepxl_api_token: SecretStr | None = None
     """The credential; only calls need it."""
     deepxl_auth_scheme: Literal["bearer", "api_key"] = "bearer"
@@ -146,16 +151,16 @@ class Settings(BaseSettings):
         default=SecretStr("sqlite:///data/ledger.sqlite"), validate_default=True
     )
     """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts. It may have a password."""
-    kyc_warehouse: Path = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
-    """The DuckDB file that analysts open."""
+    kyc_warehouse: Path | str = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
+    """The DuckDB file that analysts open; or `s3://bucket/prefix`, with a pointer to the newest one."""
     kyc_warehouse_memory: str = Field(
         default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$", examples=["2GB"]
     )
-    """DuckDB's memory limit during a build; it spills to disk beside the file."""
+    """DuckDB's memory limit during a build; it spills to disk beside the new file."""
     kyc_warehouse_max_fact_rows: int = Field(default=5_000_000, ge=0)
     """A fact with more rows is a view over the lake instead of a table."""
-    kyc_report: Path = Field(default=Path("data/report/index.html"), validate_default=True)
-    """The report."""
+    kyc_report: Path | str = Field(default=Path("data/report/index.html"), validate_default=True)
+    """The report: a file; or `s3://bucket/prefix`, where it is `index.html`."""
     kyc_pseudonym_key: SecretStr | None = None
     """HMAC key of the pseudonyms. By default, a key file is created on first use: `pseudonym_key_file`."""
     kyc_pseudonym_old_keys: SecretStr | None = None
@@ -205,6 +210,8 @@ class Settings(BaseSettings):
     """Alert if a UTC day has more billable calls."""
     kyc_ui_url: str | None = None
     """Base URL of the Dagster UI, for the links in alerts."""
+    kyc_log_format: Literal["text", "json"] = "text"
+    """Format of the logs on standard error: for people, or one JSON object a line."""
     kyc_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `kyc-pipeline metrics`."""
     kyc_ui_password: SecretStr | None = Field(default=None, min_length=12)
@@ -260,13 +267,12 @@ class Settings(BaseSettings):
     def _ca_file_below_home(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         return None if value is None else cls._below_home(value, info)
 
-    @field_validator("kyc_landing")
+    @field_validator("kyc_landing", "kyc_warehouse", "kyc_report")
     @classmethod
-    def _landing_below_home(cls, value: Path | str, info: ValidationInfo) -> Path | str:
+    def _place_below_home(cls, value: Path | str, info: ValidationInfo) -> Path | str:
         place = cls._place(str(value), info)
         return place if place.startswith("s3://") else Path(place)
 
-    @field_validator("kyc_warehouse", "kyc_report")
     @classmethod
     def _below_home(cls, value: Path, info: ValidationInfo) -> Path:
         # Absolute, so that a new working directory does not mean a new ledger. `kyc_home` is missing
@@ -283,8 +289,8 @@ class Settings(BaseSettings):
 
     @field_validator("kyc_warehouse")
     @classmethod
-    def _check_warehouse(cls, value: Path) -> Path:
-        if "?" in str(value):
+    def _check_warehouse(cls, value: Path | str) -> Path | str:
+        if isinstance(value, Path) and "?" in str(value):
             raise ValueError("has a ? in its path (KYC_HOME included), which DuckDB cannot open: rename it")
         return value
 
@@ -346,12 +352,22 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return value
 
+    @field_validator("deepxl_http_host")
+    @classmethod
+    def _check_http_host(cls, value: str | None) -> str | None:
+        if value is not None and (value == "deepxl.ai" or value.endswith(".deepxl.ai")):
+            raise ValueError(
+                "must not be DeepXL's own: its credential and documents would travel unencrypted"
+            )
+        return value
+
     @field_validator("deepxl_base_url", "kyc_source_url", "kyc_ui_url")
     @classmethod
-    def _check_base_url(cls, value: str | None) -> str | None:
+    def _check_base_url(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
             return None
-        parts = _split_url(value)
+        is_api = info.field_name == "deepxl_base_url"
+        parts = _split_url(value, info.data.get("deepxl_http_host") if is_api else None)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must not contain a user, a query or a fragment")
         return value.rstrip("/")

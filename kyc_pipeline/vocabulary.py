@@ -56,6 +56,41 @@ class Reason(StrEnum):
     """Only with `KYC_REQUIRE_CONSENT`."""
 
 
+class Label(StrEnum):
+    """What was found out about a submission afterwards."""
+
+    GENUINE = "genuine"
+    FRAUD = "fraud"
+    UNSURE = "unsure"
+
+
+class Attack(StrEnum):
+    """The kind of a fraud."""
+
+    PRESENTATION = "presentation"
+    """Somebody deceived the camera: a mask, a photo or a screen."""
+    DOCUMENT = "document"
+    OTHER = "other"
+
+
+class LabelReason(StrEnum):
+    """Why a row of a manifest of labels is rejected."""
+
+    MALFORMED_ROW = "malformed_row"
+    MISSING_FIELD = "missing_field"
+    INVALID_SUBMISSION_ID = "invalid_submission_id"
+    INVALID_LABEL = "invalid_label"
+    INVALID_SOURCE = "invalid_source"
+    INVALID_DECIDED_AT = "invalid_decided_at"
+    INVALID_ATTACK = "invalid_attack"
+    INVALID_WEIGHT = "invalid_weight"
+    INVALID_STRATUM = "invalid_stratum"
+    DUPLICATE_LABEL = "duplicate_label"
+    ERASED_SUBJECT = "erased_subject"
+    UNREADABLE_FILE = "unreadable_file"
+    """The whole file; the labels that it had stay."""
+
+
 class Outcome(StrEnum):
     """The result of an accepted submission; each has exactly one."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import duckdb
@@ -20,7 +21,15 @@ import pyarrow as pa
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.changes import write_changes
 from kyc_pipeline.analyze.choices import Choices, literal
-from kyc_pipeline.analyze.publish import EXACT, open_warehouse, remove_draft, restricted_path, time_of_build
+from kyc_pipeline.analyze.intervals import write_intervals
+from kyc_pipeline.analyze.publish import (
+    EXACT,
+    Place,
+    open_warehouse,
+    remove_draft,
+    restricted_path,
+    time_of_build,
+)
 from kyc_pipeline.analyze.small_cells import publish_submissions
 from kyc_pipeline.analyze.sql_models import (
     LAKE,
@@ -34,9 +43,11 @@ from kyc_pipeline.analyze.sql_models import (
     steps_for,
 )
 from kyc_pipeline.checks import CheckResult
-from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import DAY_OF_PATH, Lake, Partition, duckdb_path
-from kyc_pipeline.lake.tables import CHANGED_KEY, SUBMISSIONS, TABLES, Table
+from kyc_pipeline.errors import KycError, is_disk_fault
+from kyc_pipeline.lake.copies import copy_small, listed_filesystem
+from kyc_pipeline.lake.storage import DAY_OF_PATH, WHOLE, Lake, Partition, duckdb_path
+from kyc_pipeline.lake.tables import ALL_TABLES, CHANGED_KEY, LABELS, SUBMISSIONS, TABLES, Table
+from kyc_pipeline.scratch import scratch_folder
 
 STORAGE_VERSION: Final = "v1.5.0"
 """Format of the file: DuckDB 1.5 and newer can open it."""
@@ -45,8 +56,8 @@ _FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags",
 """Facts that become views over the lake when they exceed `max_fact_rows`; all are curated."""
 _HIDDEN_IN: Final = "submissions"
 """The model whose rows hide small cells; all tables by company or dimension are counted from it."""
-_FILLED: Final = {"found_changes": write_changes}
-"""Models whose SQL only defines the columns, with the functions that fill them."""
+_FILLED: Final = {"found_changes": write_changes, "error_estimates": write_intervals}
+"""Models of which SQL only defines columns, with the functions that fill these."""
 
 PREVIOUS_TABLES: Final = {
     "daily_figures": "date DATE, table_name VARCHAR, metric VARCHAR, check_group VARCHAR, check_type VARCHAR,"
@@ -58,7 +69,7 @@ PREVIOUS_TABLES: Final = {
 """Tables of the published warehouse that models read, with their columns."""
 
 Partitions = dict[str, dict[str, Partition]]
-"""Table name → day → partition."""
+"""Table name → day → partition; the day of a table that is not daily is WHOLE."""
 
 BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "build_info": (
@@ -66,6 +77,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         (
             ("built_at", "When the build began (UTC)."),
             ("run_id", "The run that built it."),
+            ("sequence", "Number of the publication; it grows over all hosts. NULL without a ledger."),
             ("partitions", "Days with a partition in the lake."),
             ("rows", "Rows of all models, of `build_partitions` and of `build_inputs` together."),
             ("code_version", "Version of the pipeline."),
@@ -79,7 +91,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "build_inputs": (
         "The inputs of this build other than the partitions.",
         (
-            ("name", "A setting; or `code`, `duckdb` or `pseudonym_key`."),
+            ("name", "A setting; or `code`, `duckdb`, `labels` or `pseudonym_key`."),
             ("value", "Its value or its identity, never a secret; NULL if there was none."),
         ),
     ),
@@ -137,8 +149,9 @@ def build(
     destination: Path,
     *,
     run_id: str,
+    sequence: int | None = None,
     choices: Choices = Choices(),  # noqa: B008 - immutable
-    previous: Path | None = None,
+    previous: Place | None = None,
     memory_limit: str | None = None,
     threads: int | None = None,
     max_fact_rows: int | None = None,
@@ -149,11 +162,12 @@ def build(
 
     If small cells are hidden, the exact tables go into the file at its :func:`restricted_path`.
 
-    `previous` is the published warehouse, if there is one: `restatements` says what differs from it.
-    `memory_limit` is DuckDB's, such as `2GB`; DuckDB spills the rest to disk beside the destination. A fact
-    with more rows than `max_fact_rows` becomes a view over the lake instead of a table, unless the lake is in
-    an object store, where each reader would need credentials. `inputs` is recorded in `build_inputs`: see
-    :mod:`up_to_date`. `progress` receives each model's name and seconds.
+    `sequence` is that of the publication. `previous` is the published warehouse, if there is one:
+    `restatements` says what differs from it. `memory_limit` is DuckDB's, such as `2GB`; DuckDB spills the
+    rest to disk beside the destination. A fact with more rows than `max_fact_rows` becomes a view over the
+    lake instead of a table, unless the lake is in an object store, where each reader would need credentials.
+    `inputs` is recorded in `build_inputs`: see :mod:`up_to_date`. `progress` receives each model's name and
+    seconds.
 
     Raises :class:`KycError` if a partition cannot be read or has the wrong columns, or if the lake keeps
     changing.
@@ -162,18 +176,21 @@ def build(
     for _ in range(_READ_ATTEMPTS):
         files = list_partitions(lake)
         try:
-            with duckdb.connect(
-                destination, config=_config(destination, memory_limit, threads)
-            ) as connection:
-                run = _Build(connection, lake, files, choices, max_fact_rows, progress)
+            with (
+                _local_copies(lake, files) as copies,
+                duckdb.connect(destination, config=_config(destination, memory_limit, threads)) as connection,
+            ):
+                run = _Build(connection, lake, files, choices, max_fact_rows, progress, copies)
                 run.read(run_id, previous, restricted_path(destination))
                 # Models over a view read the lake again, so with views only the check after them counts.
                 if run.views or _unchanged(lake, files):
                     run.derive()
                     if not run.views or _unchanged(lake, files):
-                        return run.finish(run_id, inputs or {})
-        except duckdb.Error as error:
+                        return run.finish(run_id, sequence, inputs or {})
+        except (duckdb.Error, OSError) as error:
             remove_draft(destination)
+            if is_disk_fault(error):
+                raise
             if _unchanged(lake, files):
                 raise _user_error(lake, files, error) from error
         remove_draft(destination)
@@ -190,9 +207,13 @@ def open_day(lake: Lake, date: str, queries: Iterable[str]) -> Iterator[duckdb.D
     """A connection for `queries` over `date` alone: the models that they read are views."""
     models = steps_for(queries)
     sources = {source for model in models for source in model.sources}
-    files = {table.name: lake.partitions(table, date) for table in TABLES if table.name in sources}
-    with duckdb.connect() as connection:
-        _Build(connection, lake, files, Choices(), None, None).attach()
+    files = {
+        table.name: lake.partitions(table, date) if table.is_daily else lake.partitions(table)
+        for table in ALL_TABLES
+        if table.name in sources
+    }
+    with _local_copies(lake, files) as copies, duckdb.connect() as connection:
+        _Build(connection, lake, files, Choices(), None, None, copies).attach()
         for model in models:
             connection.execute(f"CREATE VIEW {model.name} AS {model.sql}")
         yield connection
@@ -227,7 +248,13 @@ def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
 def list_partitions(lake: Lake) -> Partitions:
     """The lake's current partitions by table and day."""
     lake.fs.invalidate_cache()
-    return {table.name: lake.partitions(table) for table in TABLES}
+    return {table.name: lake.partitions(table) for table in (*TABLES, LABELS)}
+
+
+def labels_version(lake: Lake) -> str | None:
+    """The identity of the labels' file; None if there is none. Changes whenever it is replaced."""
+    found = lake.partitions(LABELS).get(WHOLE)
+    return partition_version(found) if found else None
 
 
 def partition_version(partition: Partition) -> str:
@@ -255,9 +282,20 @@ def _config(
     return config
 
 
-def _user_error(lake: Lake, files: Partitions, error: duckdb.Error) -> KycError:
+@contextmanager
+def _local_copies(lake: Lake, files: Partitions) -> Iterator[Mapping[str, str]]:
+    """Local copies of what is read again and again, by path; none if the lake is local."""
+    if lake.is_local:
+        yield {}
+        return
+    with scratch_folder() as folder:
+        every = (partition for partitions in files.values() for partition in partitions.values())
+        yield copy_small(lake, every, Path(folder))
+
+
+def _user_error(lake: Lake, files: Partitions, error: Exception) -> KycError:
     """The error for the user; it names the unreadable partition, if there is one."""
-    for table in TABLES:
+    for table in (*TABLES, LABELS):
         for date in files[table.name]:
             try:
                 lake.row_count(table, date)
@@ -279,8 +317,10 @@ class _Build:
         choices: Choices,
         max_fact_rows: int | None,
         progress: Callable[[str, float], None] | None,
+        copies: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._connection = connection
+        self._copies = copies
         self._lake = lake
         self._files = files
         self._choices = choices
@@ -292,7 +332,7 @@ class _Build:
         self._scans: dict[str, str] = {}
         self.views: set[str] = set()
 
-    def read(self, run_id: str, previous: Path | None, restricted: Path) -> None:
+    def read(self, run_id: str, previous: Place | None, restricted: Path) -> None:
         """Runs the models that read the lake."""
         self.attach()
         if self._hides_cells:
@@ -304,10 +344,14 @@ class _Build:
 
     def attach(self) -> None:
         """Creates what models read: the schema `lake`, the choices and the macros."""
-        if not self._lake.is_local:
-            self._connection.register_filesystem(self._lake.fs)
+        if not self._lake.is_local and any(
+            partition.path not in self._copies
+            for partitions in self._files.values()
+            for partition in partitions.values()
+        ):
+            self._connection.register_filesystem(listed_filesystem(self._lake))
         self._connection.execute(f"ATTACH ':memory:' AS {LAKE}")
-        for table in TABLES:
+        for table in (*TABLES, LABELS):
             if table.name not in self._files:
                 continue
             self._scans[table.name] = scan = self._scan(table)
@@ -335,11 +379,11 @@ class _Build:
             self._create(model)
         execute(f'USE "{published}"')
 
-    def finish(self, run_id: str, inputs: Mapping[str, str | None]) -> BuildSummary:
+    def finish(self, run_id: str, sequence: int | None, inputs: Mapping[str, str | None]) -> BuildSummary:
         """Writes the tables about the build, and all comments."""
         execute = self._connection.execute
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
-        days = sorted({date for partitions in self._files.values() for date in partitions})
+        days = sorted({date for partitions in self._files.values() for date in partitions} - {WHOLE})
         execute(
             "CREATE TABLE build_partitions AS SELECT p.* EXCLUDE (changed), d.is_complete"
             f" FROM {LAKE}.partitions AS p JOIN days AS d USING (date) ORDER BY date, table_name"
@@ -351,12 +395,13 @@ class _Build:
             self._rows[name] = self._count(name)
         execute(
             "CREATE TABLE build_info AS SELECT $1::TIMESTAMP AS built_at, $2::VARCHAR AS run_id,"
-            " $3::BIGINT AS partitions, $4::BIGINT AS rows, $5::VARCHAR AS code_version,"
-            " $6::VARCHAR AS duckdb_version, $7::DATE AS first_date, $8::DATE AS last_date,"
-            " $9::DECIMAL(18, 6) AS price_per_call, $10::VARCHAR AS currency",
+            " $3::BIGINT AS sequence, $4::BIGINT AS partitions, $5::BIGINT AS rows,"
+            " $6::VARCHAR AS code_version, $7::VARCHAR AS duckdb_version, $8::DATE AS first_date,"
+            " $9::DATE AS last_date, $10::DECIMAL(18, 6) AS price_per_call, $11::VARCHAR AS currency",
             [
                 self._built_at,
                 run_id,
+                sequence,
                 len(days),
                 sum(self._rows.values()),
                 __version__,
@@ -445,9 +490,10 @@ class _Build:
     def _scan(self, table: Table) -> str:
         """A SELECT of `date` and the table's columns without personal data, each cast to its type.
 
-        A column that older files lack is NULL there. Without files, the result has no rows.
+        A column that older files lack is NULL there. Without files, the result has no rows. A table that is
+        not daily has no `date`.
         """
-        paths = _paths(self._files[table.name])
+        paths = self._paths(self._files[table.name])
         columns = [column for column in table.columns if not column.personal]
         added = self._choices.submission_columns() if table is SUBMISSIONS else {}
         empty = self._connection.from_arrow(pa.schema([(c.name, c.type) for c in columns]).empty_table())
@@ -455,7 +501,8 @@ class _Build:
         if not paths:
             nulls = [f"NULL::{types[column.name]} AS {column.name}" for column in columns]
             nulls += [f"NULL::{kind} AS {name}" for name, (_, kind) in added.items()]
-            return f"SELECT NULL::DATE AS date, {', '.join(nulls)} WHERE false"
+            nulls = ["NULL::DATE AS date", *nulls] if table.is_daily else nulls
+            return f"SELECT {', '.join(nulls)} WHERE false"
         source = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false, filename = true)"
         present = {str(row[0]) for row in self._connection.execute(f"DESCRIBE FROM {source}").fetchall()}
         values = [
@@ -463,7 +510,8 @@ class _Build:
             for column in columns
         ]
         values += [f"({sql})::{kind} AS {name}" for name, (sql, kind) in added.items()]
-        return f"SELECT {_day_of('filename')} AS date, {', '.join(values)} FROM {source}"
+        values = [f"{_day_of('filename')} AS date", *values] if table.is_daily else values
+        return f"SELECT {', '.join(values)} FROM {source}"
 
     def _record_partitions(self) -> None:
         """Creates `lake.partitions`: the partitions read, with rows and source from the files' footers."""
@@ -472,9 +520,9 @@ class _Build:
             " (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR, changed BIGINT, version VARCHAR)"
         )
         for name, partitions in self._files.items():
-            if not partitions:
+            if not partitions or WHOLE in partitions:
                 continue
-            paths = _paths(partitions)
+            paths = self._paths(partitions)
             self._connection.execute(
                 f"""
                 INSERT INTO {LAKE}.partitions
@@ -496,7 +544,7 @@ class _Build:
                 [name, [*partitions], [partition_version(file) for file in partitions.values()]],
             )
 
-    def _remember(self, previous: Path | None) -> None:
+    def _remember(self, previous: Place | None) -> None:
         """Creates the schema `previous`. Its tables stay empty without a readable published build."""
         self._connection.execute(f"ATTACH ':memory:' AS {PREVIOUS}")
         for table, columns in PREVIOUS_TABLES.items():
@@ -507,6 +555,11 @@ class _Build:
             for table in PREVIOUS_TABLES:
                 rows = published.sql(f"FROM {table}").to_arrow_table()
                 self._connection.from_arrow(rows).insert_into(f"{PREVIOUS}.main.{table}")
+
+    def _paths(self, partitions: Mapping[str, Partition]) -> str:
+        """The elements of a SQL list of the partitions' paths."""
+        paths = (self._copies.get(partition.path, partition.path) for partition in partitions.values())
+        return ", ".join(literal(duckdb_path(path)) for path in paths)
 
     def _count(self, name: str) -> int:
         return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
@@ -522,11 +575,6 @@ def _comment(
     connection.execute(f"COMMENT ON {kind} {name} IS {literal(description)}")
     for column, meaning in columns:
         connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {literal(meaning)}')
-
-
-def _paths(partitions: Mapping[str, Partition]) -> str:
-    """The elements of a SQL list of the partitions' paths."""
-    return ", ".join(literal(duckdb_path(partition.path)) for partition in partitions.values())
 
 
 def _day_of(path: str) -> str:

@@ -18,12 +18,12 @@ from sqlglot.schema import MappingSchema
 from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.sql_models import LAKE, Model, load_models, load_steps, parsed
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
+from kyc_pipeline.lake.tables import ALL_TABLES, SUBMISSIONS
 
 _WAREHOUSE: Final = "warehouse"
 _FROM_TAGS: Final = tuple(Choices().submission_columns())
 """Columns that a build adds to `lake.submissions`, made from its `tags`."""
-_LAKE_TABLES: Final = {table.name: table for table in TABLES}
+_LAKE_TABLES: Final = {table.name: table for table in ALL_TABLES}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,7 +38,10 @@ class Source:
 @lru_cache(maxsize=1)
 def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
     """Model → column → its direct sources; a constant, such as a bin's edge, has none."""
-    lake = {table.name: ["date", *(column.name for column in table.columns)] for table in TABLES}
+    lake = {
+        table.name: [*(["date"] if table.is_daily else []), *(column.name for column in table.columns)]
+        for table in ALL_TABLES
+    }
     lake[SUBMISSIONS.name] += _FROM_TAGS
     warehouse = {model.name: [name for name, _ in model.columns] for model in load_steps()}
     schema = MappingSchema(

@@ -1,5 +1,7 @@
 """Publication: the only code that replaces the published warehouse, and opens it for reading.
 
+A *place* is a file, or `s3://bucket/prefix` (see :mod:`object_place`). What follows is about a file.
+
 A new file is built beside the published one and replaces it with one rename. Open connections keep the old
 build; new ones get the old or the new build, complete, without waiting. DuckDB itself cannot do this: while
 one process has a file open for writing, no other process can open it. So nobody may write the published file.
@@ -9,19 +11,27 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import duckdb
 
 from kyc_pipeline.analyze.choices import literal
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake import atomic
 from kyc_pipeline.lake.atomic import StrPath
 from kyc_pipeline.lake.storage import duckdb_path
 from kyc_pipeline.lake.tables import Zone
+from kyc_pipeline.scratch import scratch_folder
 
+if TYPE_CHECKING:
+    from kyc_pipeline.analyze.object_place import ObjectPlace
+
+Place: TypeAlias = Path | str
+"""A file, or `s3://bucket/prefix`."""
 _FILE_MODE: Final = 0o444
 _RESTRICTED_MODE: Final = 0o600
 _CATALOG: Final = "kyc"
@@ -35,18 +45,38 @@ def restricted_path(warehouse: Path) -> Path:
     return warehouse.with_stem(f"{warehouse.stem}_restricted")
 
 
+def objects_at(url: str) -> "ObjectPlace":
+    """What is published in an object store. Raises :class:`UsageError` without the extra `s3`."""
+    try:
+        from kyc_pipeline.analyze.object_place import ObjectPlace  # s3fs takes half a second
+    except ImportError:
+        raise UsageError(
+            "KYC_WAREHOUSE, KYC_REPORT: s3:// needs the extra s3: pip install 'kyc-pipeline[s3]'"
+        ) from None
+    return ObjectPlace(url)
+
+
+def name_of(place: Place) -> str:
+    """The place's name among those of all hosts, for the ledger."""
+    return place if isinstance(place, str) else f"{socket.gethostname()}:{place}"
+
+
 @contextlib.contextmanager
-def new_draft(warehouse: Path) -> Iterator[Path]:
-    """A new path for a build, on the file system of `warehouse`; a file left there is removed at the end.
+def new_draft(place: Place) -> Iterator[Path]:
+    """A new path for a build, on the file system of a published file; what is left there is removed.
 
     Removes the drafts of crashed builds first.
     """
-    atomic.make_folder(warehouse.parent)
-    atomic.remove_drafts(atomic.drafts_of(warehouse))
-    with atomic.new_draft(warehouse) as draft:
+    if isinstance(place, str):
+        with scratch_folder() as scratch:
+            yield Path(scratch) / "kyc.duckdb"
+        return
+    atomic.make_folder(place.parent)
+    atomic.remove_drafts(atomic.drafts_of(place))
+    with atomic.new_draft(place) as draft:
         folder = Path(atomic.draft_folder(draft.name))
         folder.mkdir(mode=0o700)  # the draft of the restricted file is in it
-        yield folder / warehouse.name
+        yield folder / place.name
 
 
 def remove_draft(draft: Path) -> None:
@@ -57,24 +87,86 @@ def remove_draft(draft: Path) -> None:
         path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
 
 
-def publish(draft: Path, warehouse: Path, built_ns: int | None = None) -> None:
-    """Replaces `warehouse` with `draft`, which is closed and on the same file system: atomic and durable.
+def publish(
+    draft: Path,
+    place: Place,
+    built_ns: int | None = None,
+    sequence: int = 0,
+    confirm: Callable[[], None] = lambda: None,
+) -> None:
+    """Replaces the published build with `draft`, which is closed and on its file system: atomic and durable.
 
     The restricted file is replaced first, so that a published build never has an older one beside it; if the
     draft has none, that of an earlier build is removed. `built_ns`, the time of the build, becomes the files'
-    modification time: see :mod:`up_to_date`.
+    modification time: see :mod:`up_to_date`. `confirm` is called just before the change, and raises if it
+    must not happen.
 
-    Raises :class:`KycError` if the draft is missing or was not closed. The published file is then unchanged.
+    Raises :class:`KycError` if the draft is missing or was not closed, or if the published build has a higher
+    `sequence`. The published file is then unchanged.
     """
     if not draft.is_file():
-        raise KycError(f"there is no draft to publish as {warehouse.name}: build it first")
+        raise KycError(f"there is no draft to publish as {_short(place)}: build it first")
     if draft.with_name(f"{draft.name}.wal").exists():
-        raise KycError(f"the draft of {warehouse.name} was not closed: build it again")
-    if restricted_path(draft).is_file():
-        _replace(restricted_path(draft), restricted_path(warehouse), _RESTRICTED_MODE, built_ns)
+        raise KycError(f"the draft of {_short(place)} was not closed: build it again")
+    restricted = restricted_path(draft) if restricted_path(draft).is_file() else None
+    if isinstance(place, str):
+        objects_at(place).publish(draft, restricted, sequence, built_ns or 0, confirm)
+        return
+    if sequence and (newer := published_sequence(place)) > sequence:
+        raise KycError(f"not published: {place} has a newer build ({newer})")
+    confirm()
+    if restricted:
+        _replace(restricted, restricted_path(place), _RESTRICTED_MODE, built_ns)
     else:
-        restricted_path(warehouse).unlink(missing_ok=True)
-    _replace(draft, warehouse, _FILE_MODE, built_ns)
+        restricted_path(place).unlink(missing_ok=True)
+    _replace(draft, place, _FILE_MODE, built_ns)
+
+
+def published_sequence(place: Place) -> int:
+    """The sequence of the published build; 0 if there is none, or none with a sequence."""
+    if isinstance(place, str):
+        pointer = objects_at(place).pointer()
+        return pointer.sequence if pointer else 0
+    try:
+        with open_warehouse(place) as connection:
+            return int(connection.execute("SELECT sequence FROM build_info").fetchall()[0][0] or 0)
+    except (KycError, duckdb.Error, IndexError):
+        return 0
+
+
+def remove_old(place: Place, erased: datetime | None = None, *, at_once: bool = False) -> int:
+    """Removes the builds in an object store that were replaced; see :meth:`ObjectPlace.remove_old`."""
+    return objects_at(place).remove_old(erased, at_once=at_once) if isinstance(place, str) else 0
+
+
+def problems(place: Place, built_ns: int, *, is_restricted: bool) -> list[str]:
+    """What shows that the published files are not those of this build, one line each."""
+    if isinstance(place, str):
+        return objects_at(place).problems(built_ns, is_restricted=is_restricted)
+    return [
+        *([] if has_stamp(place, built_ns) else ["the warehouse was changed after its publication"]),
+        *(
+            []
+            if not is_restricted or has_stamp(restricted_path(place), built_ns)
+            else ["its restricted file is missing or of another build"]
+        ),
+    ]
+
+
+def is_published(place: Place) -> bool:
+    """Whether there is a warehouse, or a restricted file."""
+    if isinstance(place, str):
+        return objects_at(place).pointer() is not None
+    return place.exists() or restricted_path(place).exists()
+
+
+def size_of(place: Place) -> int:
+    """Bytes of the published file."""
+    return objects_at(place).size() if isinstance(place, str) else place.stat().st_size
+
+
+def _short(place: Place) -> str:
+    return place if isinstance(place, str) else place.name
 
 
 def _replace(draft: Path, target: Path, mode: int, built_ns: int | None) -> None:
@@ -91,6 +183,11 @@ def stamp(path: StrPath, time_ns: int) -> None:
     os.utime(path, ns=(time_ns, time_ns))
 
 
+def has_stamp(path: Path, built_ns: int) -> bool:
+    """Whether a published file was made from this build and not changed since."""
+    return path.is_file() and path.stat().st_mtime_ns == built_ns
+
+
 def time_of_build(connection: duckdb.DuckDBPyConnection) -> int:
     """When the build of this connection was made, in nanoseconds since the epoch."""
     ((built_ns,),) = connection.execute("SELECT epoch_ns(built_at) FROM build_info").fetchall()
@@ -98,7 +195,7 @@ def time_of_build(connection: duckdb.DuckDBPyConnection) -> int:
 
 
 @contextlib.contextmanager
-def open_warehouse(path: Path, *, exact: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_warehouse(place: Place, *, exact: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A read-only connection to the published build, which later publications do not change.
 
     `exact`: the tables of the restricted file take the place of the published ones.
@@ -107,20 +204,28 @@ def open_warehouse(path: Path, *, exact: bool = False) -> Iterator[duckdb.DuckDB
     process still has that open. Raises :class:`KycError` without a warehouse (or restricted file), or if
     somebody has it open for writing all the same.
     """
-    if not path.is_file():
-        raise KycError(f"there is no warehouse at {path}: run a partition, or set KYC_WAREHOUSE")
     with duckdb.connect() as connection:
-        _attach(connection, path, _CATALOG)
+        if isinstance(place, str):
+            objects_at(place).attach(connection, _CATALOG, EXACT if exact else None)
+        else:
+            _attach_file(connection, place, exact=exact)
         connection.execute(f"USE {_CATALOG}")
         if exact:
-            restricted = restricted_path(path)
-            if not restricted.is_file():
-                raise KycError(f"there is no {restricted}: with KYC_MIN_CELL=1, {path.name} is already exact")
-            if not os.access(restricted, os.R_OK):
-                raise KycError(f"{restricted} can be read only by its owner, who runs the pipeline")
-            _attach(connection, restricted, EXACT)
             connection.execute(f"SET search_path = '{EXACT}.main,{_CATALOG}.main'")
         yield connection
+
+
+def _attach_file(connection: duckdb.DuckDBPyConnection, path: Path, *, exact: bool) -> None:
+    if not path.is_file():
+        raise KycError(f"there is no warehouse at {path}: run a partition, or set KYC_WAREHOUSE")
+    _attach(connection, path, _CATALOG)
+    if exact:
+        restricted = restricted_path(path)
+        if not restricted.is_file():
+            raise KycError(f"there is no {restricted}: with KYC_MIN_CELL=1, {path.name} is already exact")
+        if not os.access(restricted, os.R_OK):
+            raise KycError(f"{restricted} can be read only by its owner, who runs the pipeline")
+        _attach(connection, restricted, EXACT)
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, path: Path, name: str) -> None:

@@ -27,7 +27,7 @@ LAKE: Final = "lake"
 """The schema under which models read the lake."""
 PREVIOUS: Final = "previous"
 """The schema under which models read the published warehouse, which their build will replace."""
-_COUNTS_BY_SLICE: Final = "submission_counts"
+_COUNTS_BY_SLICE: Final = ("submission_counts", "error_estimates")
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
@@ -191,8 +191,8 @@ def steps_for(queries: Iterable[str]) -> list[Model]:
 
 @lru_cache(maxsize=1)
 def sliced_models() -> tuple[Model, ...]:
-    """The models that count submissions by company or dimension, in the order of :func:`load_steps`."""
-    found = {_COUNTS_BY_SLICE}
+    """The models that count by company or dimension, in the order of :func:`load_steps`."""
+    found = set(_COUNTS_BY_SLICE)
     while more := {m.name for m in load_steps() if found.intersection(m.depends_on)} - found:
         found |= more
     return tuple(model for model in load_steps() if model.name in found)

@@ -2,35 +2,36 @@
 
 A build is a function of the lake's partitions, the code, some settings and the key of the pseudonyms. It
 stores the identity of each in `build_partitions` and `build_inputs`. The published files have the time of the
-build as their modification time, which any later change to them replaces.
+build as their modification time, which any later change to them replaces; in an object store, the pointer has
+both the time and the identities of the objects.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import duckdb
 
 from kyc_pipeline.analyze.build import list_partitions, partition_version
-from kyc_pipeline.analyze.publish import open_warehouse, restricted_path, time_of_build
+from kyc_pipeline.analyze.publish import Place, open_warehouse, problems, time_of_build
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import WHOLE, Lake
 from kyc_pipeline.settings import Settings
 
 Inputs = Mapping[str, str | None]
 
 
-def build_inputs(settings: Settings, key_id: str | None) -> Inputs:
+def build_inputs(settings: Settings, key_id: str | None, labels: str | None = None) -> Inputs:
     """What decides the content of a build and of its report, besides the partitions.
 
-    `key_id` identifies the key of the pseudonyms; None before there is one.
+    `key_id` identifies the key of the pseudonyms, `labels` the version of the labels; None without one.
     """
     price = settings.deepxl_price_per_call
     return {
         "code": code_identity(sql_folder()),
         "duckdb": duckdb.__version__,
+        "labels": labels,
         "pseudonym_key": key_id,
         "DEEPXL_CURRENCY": settings.deepxl_currency,
         "DEEPXL_PRICE_PER_CALL": None if price is None else str(price),
@@ -47,7 +48,7 @@ def build_inputs(settings: Settings, key_id: str | None) -> Inputs:
 class Published:
     """The published build, and what it was made from."""
 
-    path: Path
+    place: Place
     run_id: str
     built_ns: int
     """When the build began, in nanoseconds since the epoch."""
@@ -61,13 +62,13 @@ class Published:
             (table, day): partition_version(file)
             for table, days in list_partitions(lake).items()
             for day, file in days.items()
+            if day != WHOLE
         }
         changed = len(dict(now.items() ^ self.partitions.items()))
         return [
             *([f"{changed} partitions are new, changed or gone"] if changed else []),
             *self.changed_inputs(inputs),
-            *([] if self.has_stamp(self.path) else ["the warehouse was changed after its publication"]),
-            *([] if self._has_restricted() else ["its restricted file is missing or of another build"]),
+            *problems(self.place, self.built_ns, is_restricted=self.inputs.get("KYC_MIN_CELL") != "1"),
         ]
 
     def changed_inputs(self, inputs: Inputs) -> list[str]:
@@ -76,16 +77,8 @@ class Published:
             f"{name} has changed" for name, _ in sorted(dict(inputs.items() ^ self.inputs.items()).items())
         ]
 
-    def _has_restricted(self) -> bool:
-        """Whether the restricted file belongs to this build, if there should be one."""
-        return self.inputs.get("KYC_MIN_CELL") == "1" or self.has_stamp(restricted_path(self.path))
 
-    def has_stamp(self, path: Path) -> bool:
-        """Whether a published file was made from this build and not changed since."""
-        return path.is_file() and path.stat().st_mtime_ns == self.built_ns
-
-
-def read_published(warehouse: Path) -> Published | None:
+def read_published(warehouse: Place) -> Published | None:
     """The published build; None if there is none, or none that this code can read."""
     try:
         with open_warehouse(warehouse) as connection:

@@ -11,12 +11,13 @@ import traceback
 
 import click
 
-from kyc_pipeline import __version__
-from kyc_pipeline.errors import FAILED, FULL_ERRORS, KycError, is_disk_fault, plain_line
+from kyc_pipeline.errors import FAILED, FULL_ERRORS, KycError, UsageError, is_disk_fault, plain_line
 
 COMMANDS = {
     "audit": "Show and verify the audit trail.",
     "backfill": "Ingest, verify, flatten and publish a range of days.",
+    "code-server": "Serve the definitions to the webserver and the daemon of several hosts.",
+    "daemon": "Run Dagster's daemon alone: schedules, sensors and the queue of runs.",
     "demo": "Run synthetic submissions through the whole pipeline.",
     "erase": "Remove one person from all stored data.",
     "export": "Export everything that is stored about one person.",
@@ -27,6 +28,7 @@ COMMANDS = {
     "mcp": "Let an assistant query the published warehouse, read-only.",
     "metrics": "Serve metrics for Prometheus.",
     "plan": "Show what a backfill would do and cost.",
+    "publications": "List where warehouses are published, and which are from before the last erasure.",
     "publish": "Build and publish the warehouse and the report from the lake.",
     "query": "Query the published warehouse.",
     "rejected": "List rejected rows with file, row and reason.",
@@ -34,6 +36,7 @@ COMMANDS = {
     "reopen": "Let a refused or quarantined submission be sent again.",
     "report": "Write the regulator's pack from the published warehouse.",
     "retention": "Remove data whose retention period is over.",
+    "sample": "Draw a random sample for manual review, with weights.",
     "security-check": "Check what you must do to protect the data: encryption, access, budget.",
     "simulator": "Run the bundled DeepXL-compatible server.",
     "ui": "Show the Dagster UI, and run schedules and sensors.",
@@ -65,8 +68,27 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from kyc_pipeline.analyze.sql_models import sql_folder
+        from kyc_pipeline.code_identity import code_identity, commit
+
+        built_from = commit()
+        click.echo(
+            f"kyc-pipeline {code_identity(sql_folder())}" + (f" (commit {built_from})" if built_from else "")
+        )
+        context.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="kyc-pipeline")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the build.",
+)
 @click.option("--verbose", is_flag=True, help="Show tracebacks and Dagster's log.")
 def cli(verbose: bool) -> None:
     """Verify people with DeepXL, one paid call per submission, and publish the analytics.
@@ -74,6 +96,29 @@ def cli(verbose: bool) -> None:
     Exit codes: 0 done; 1 failure; 2 wrong usage or settings; 3 done, but something is left for you, such as
     submissions that are held, failed or not attempted.
     """
+    if _wants_json():
+        from kyc_pipeline.json_logs import log_as_json
+
+        log_as_json()
+
+
+def _wants_json() -> bool:
+    from kyc_pipeline.settings import load_settings
+
+    try:
+        return load_settings().kyc_log_format == "json"
+    except UsageError:  # the command itself reports it, if it needs settings
+        return False
+
+
+def _report(line: str) -> None:
+    """An error for the user: a line of text, or of the JSON log."""
+    from kyc_pipeline.json_logs import logs_json
+
+    if logs_json():
+        logging.getLogger(__name__).error(line)
+    else:
+        click.echo(f"kyc-pipeline: {line}", err=True)
 
 
 def main() -> None:
@@ -89,18 +134,18 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("kyc-pipeline: interrupted", err=True)
+        _report("interrupted")
         code = EXIT_INTERRUPTED
     except KycError as error:
         if verbose:
             traceback.print_exc()
-        click.echo(f"kyc-pipeline: {error}", err=True)
+        _report(str(error))
         code = error.exit_code
     # A full disk, or a bug. Its message may quote the data that caused it.
     except Exception as error:
         if verbose:
             traceback.print_exc()
         advice = "" if is_disk_fault(error) else ": please report it (--verbose shows more)"
-        click.echo(f"kyc-pipeline: {plain_line(error)}{advice}", err=True)
+        _report(f"{plain_line(error)}{advice}")
         code = FAILED
     sys.exit(code or 0)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import click
 
+from kyc_pipeline.analyze.publish import is_published
 from kyc_pipeline.cli.local_run import open_instance, run_partitions
 from kyc_pipeline.cli.options import (
     check_landing,
@@ -131,7 +132,7 @@ def run_backfill(
     click.echo(f"rows       {accepted} accepted, {rejected} rejected{kept_line(kept)}")
     click.echo(f"outcomes   {results}")
     click.echo(spending(pipeline, controls.run_ids))
-    if publish and show_paths and settings.kyc_warehouse.exists():
+    if publish and show_paths and is_published(settings.kyc_warehouse):
         click.echo(output_paths(settings))
     if rejected and show_paths:
         notes.append(

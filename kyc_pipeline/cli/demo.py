@@ -17,7 +17,7 @@ from typing import Any
 import click
 import duckdb
 
-from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.publish import is_published, open_warehouse
 from kyc_pipeline.cli.backfill import output_paths, run_backfill
 from kyc_pipeline.cli.free_port import require_free
 from kyc_pipeline.cli.local_run import make_home
@@ -75,7 +75,7 @@ def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
     with _simulator(folder) as url:
         settings = demo_settings(folder, first, url)
         _prepare_instance(folder)
-        is_first = not settings.kyc_warehouse.exists()
+        is_first = not is_published(settings.kyc_warehouse)
         code = run_backfill(settings, landing.dates, verbose=is_verbose(context), show_paths=False)
         if is_first and code == 0:
             click.echo("\nthe same days again: every submission is paid for, so this makes no call")

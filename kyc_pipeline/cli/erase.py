@@ -5,12 +5,13 @@ what remains and what to do in other systems.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import click
 
-from kyc_pipeline.analyze.publish import restricted_path
+from kyc_pipeline.analyze.publish import is_published, name_of
+from kyc_pipeline.analyze.report import has_report
 from kyc_pipeline.cli.options import (
     accountable,
     format_table,
@@ -27,6 +28,7 @@ from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
 from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
+from kyc_pipeline.ledger.publications import Copy, copies_before_erasure, forget_place
 from kyc_pipeline.privacy.pseudonyms import DOCUMENT_DOMAIN
 from kyc_pipeline.settings import Settings, load_settings
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
@@ -76,8 +78,10 @@ def erase(
         click.echo(_describe(found, delete_documents=landing))
         if is_to_do and _is_published(settings):
             click.echo("warehouse and report are rebuilt")
-        if dry_run or not is_to_do:
+        if dry_run:
             _end(context, found)
+        if not is_to_do:
+            _end(context, found, copies_before_erasure(ledger))
         require_no_hold(found)
         verbose = is_verbose(context)
         publish = publisher(settings, verbose=verbose)
@@ -93,6 +97,9 @@ def erase(
         publish()
         trail.record(AuditAction.ERASED, (name, value), {"left": found.left})
         stores.ledger.finish(erased.tombstones)
+        if not _is_published(settings):  # the operator removed the files
+            forget_place(ledger, name_of(settings.kyc_warehouse))
+        elsewhere = copies_before_erasure(ledger)
     if not found.is_known:
         click.echo("erased: what was left of people who had been erased before; nobody new")
     elif found.left:
@@ -101,25 +108,33 @@ def erase(
         click.echo("erased: nothing of the person is left in lake, ledger, warehouse and report")
     if ledger.file is None:
         click.echo("PostgreSQL keeps deleted data in its pages and logs for a while: see docs/erasure.md")
-    _end(context, found)
+    _end(context, found, elsewhere)
 
 
-def _end(context: click.Context, found: Findings) -> NoReturn:
-    """Ends the command. The exit code says whether somebody must act."""
+def _end(context: click.Context, found: Findings, elsewhere: Sequence[Copy] = ()) -> NoReturn:
+    """Ends the command. The exit code says whether somebody must act.
+
+    `elsewhere`: published builds of other hosts that may contain somebody who was erased.
+    """
+    for copy in elsewhere:
+        click.echo(
+            f"the warehouse at {copy.place} is from before the last erasure: run `kyc-pipeline publish` "
+            "there, or see `kyc-pipeline publications`",
+            err=True,
+        )
     if found.left:
         click.echo(
             f"{plural(found.left, 'submission')} left that only the response ties to the person (see "
             "`export`); if this person's, erase again with --with-responses",
             err=True,
         )
-    is_done = found.is_known and not (found.left or found.holds or found.unreadable)
+    is_done = found.is_known and not (found.left or found.holds or found.unreadable or elsewhere)
     context.exit(0 if is_done else UNFINISHED)
 
 
 def _is_published(settings: Settings) -> bool:
     """Whether there is a warehouse, its restricted file or a report."""
-    warehouse = settings.kyc_warehouse
-    return any(path.exists() for path in (warehouse, restricted_path(warehouse), settings.kyc_report))
+    return is_published(settings.kyc_warehouse) or has_report(settings.kyc_report)
 
 
 def _counts(found: Findings, documents: int) -> dict[str, int]:

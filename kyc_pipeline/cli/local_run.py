@@ -1,6 +1,7 @@
 """Runs partitions through Dagster in this process. The instance records the runs, so the UI shows them."""
 
 import contextlib
+import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +13,10 @@ import dagster as dg
 
 import kyc_pipeline
 from kyc_pipeline.definitions import build_defs
-from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, UsageError, in_one_line
+from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, UsageError, in_one_line, missing_extra
+from kyc_pipeline.ingest.labels import are_ingested
 from kyc_pipeline.ingest.state import Records
+from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
 from kyc_pipeline.orchestration.jobs import COMMAND_LINE, TRIGGER, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
@@ -27,6 +30,13 @@ from kyc_pipeline.verify.budget import CallBudget
 
 DEFAULT_HOME = Path("dagster_home")
 INSTANCE = "dagster.yaml"
+EXTRAS = {
+    "dagster_postgres": "postgres",
+    "dagster_aws": "s3",
+    "dagster_k8s": "k8s",
+    "dagster_celery": "celery",
+}
+"""The extra with each of Dagster's packages that `dagster.yaml` may name."""
 
 
 def make_home(folder: Path) -> None:
@@ -53,8 +63,24 @@ def open_instance() -> dg.DagsterInstance:
     folder = os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
     if "?" in folder:  # which begins the options in Dagster's database URLs
         raise UsageError(f"DAGSTER_HOME: {folder} has a ? in its path: choose another folder")
-    with usable_home():
-        return dg.DagsterInstance.get()
+    try:
+        with usable_home():
+            instance = dg.DagsterInstance.get()
+    except Exception as error:
+        # Dagster's class for it is private; its message names the module.
+        _require_extra(str(error).partition("import module ")[2].partition(" ")[0])
+        raise
+    reference = instance.get_ref()
+    for data in (reference.compute_logs_data, reference.run_launcher_data):
+        _require_extra(data.module_name if data else "")
+    return instance
+
+
+def _require_extra(module: str) -> None:
+    """Raises :class:`UsageError` if `module` belongs to an extra that is not installed."""
+    package = module.partition(".")[0]
+    if package in EXTRAS and importlib.util.find_spec(package) is None:
+        raise missing_extra(f"{os.environ['DAGSTER_HOME']}/{INSTANCE}", EXTRAS[package])
 
 
 class HomeUnusable(KycError):
@@ -159,7 +185,12 @@ class _Runs:
         """Runs the assets that are not partitioned; returns False if they are up to date instead."""
         with usable_home():
             publication = Publication(self._pipeline, self._instance)
-        if self._force or publication.reasons() or not publication.was_recorded_today():
+        if (
+            self._force
+            or publication.reasons()
+            or self._has_new_labels()
+            or not publication.was_recorded_today()
+        ):
             self._run(publication_job(self._pipeline), {}, "build_warehouse", "report")
             return True
         # Without a run: planning and recording one would take longer than this comparison.
@@ -167,6 +198,17 @@ class _Runs:
             for observation in publication.observations(WAREHOUSE, REPORT):
                 self._instance.report_runless_asset_event(observation)
         return False
+
+    def _has_new_labels(self) -> bool:
+        """Whether there are labels to read. The run says why they cannot be."""
+        settings = self._pipeline.settings
+        try:
+            is_there = open_landing(settings.kyc_landing).problem() is None
+            return is_there and not are_ingested(
+                settings.kyc_landing, self._pipeline.lake, settings.kyc_csv_encoding
+            )
+        except KycError:
+            return False
 
     def _run_ranges(self, ranges: Iterable[tuple[str, str]]) -> None:
         for first, last in ranges:

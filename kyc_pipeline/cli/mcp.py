@@ -12,7 +12,7 @@ import duckdb
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.choices import literal
 from kyc_pipeline.cli.query import json_value, rows_of, run_query, sealed_warehouse
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError, missing_extra
 from kyc_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def mcp() -> None:
     try:
         server = make_server(load_settings())
     except ModuleNotFoundError:
-        raise UsageError("this needs an extra: pip install 'kyc-pipeline[mcp]'") from None
+        raise missing_extra("kyc-pipeline mcp", "mcp") from None
     server.run()
 
 

@@ -5,7 +5,7 @@ import signal
 import click
 
 from kyc_pipeline.cli.local_run import open_instance
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError, UsageError, missing_extra
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import load_settings
 
@@ -24,7 +24,7 @@ def metrics(port: int | None, host: str) -> None:
 
         from kyc_pipeline.orchestration.metrics import PipelineCollector
     except ModuleNotFoundError:
-        raise UsageError("metrics need an extra: pip install 'kyc-pipeline[metrics]'") from None
+        raise missing_extra("kyc-pipeline metrics", "metrics") from None
     settings = load_settings()
     chosen = port if port is not None else settings.kyc_metrics_port
     if chosen is None:

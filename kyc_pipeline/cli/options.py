@@ -98,6 +98,12 @@ def reading_pseudonymizer(settings: Settings, ledger: Ledger) -> Pseudonymizer:
     return Pseudonymizer(secrets.token_hex(32))
 
 
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A workspace.yaml that names a code server elsewhere; by default, this process starts its own.",
+)
+
 force_option = click.option(
     "--force", is_flag=True, help="Build again what is up to date. Makes no additional call."
 )
@@ -142,8 +148,10 @@ def is_verbose(context: click.Context) -> bool:
     return bool(context.find_root().params.get("verbose"))
 
 
-def display_path(path: Path) -> str:
-    """`path`, relative to the working directory if it is below it."""
+def display_path(path: Path | str) -> str:
+    """`path`, relative to the working directory if it is below it. A URL stays as it is."""
+    if isinstance(path, str):
+        return path
     path = path.absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 

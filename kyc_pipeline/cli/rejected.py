@@ -5,8 +5,9 @@ from datetime import date
 import click
 
 from kyc_pipeline.cli.options import IsoDate, format_table
-from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS
+from kyc_pipeline.lake.storage import WHOLE, Lake
+from kyc_pipeline.lake.tables import REJECTED_LABELS, REJECTED_SUBMISSIONS
+from kyc_pipeline.landing.zone import LABELS_FOLDER
 from kyc_pipeline.settings import load_settings
 
 COLUMNS = ["manifest", "manifest_row", "reason"]
@@ -19,7 +20,8 @@ def rejected(first: date | None, last: date | None) -> None:
     """List the rejected rows: day, manifest, row (1 is the first data row) and reason.
 
     Correct them in their manifest: the next run of the day reads it again. Details are only in the lake's
-    `rejected_submissions`, because they may be personal.
+    `rejected_submissions`, because they may be personal. Rejected rows of the manifests in `labels/` come
+    last, whatever the days.
     """
     lake = Lake(load_settings().kyc_lake)
     days = [
@@ -32,6 +34,11 @@ def rejected(first: date | None, last: date | None) -> None:
         for day in days
         for row in lake.read(REJECTED_SUBMISSIONS, day, COLUMNS).to_pylist()
     ]
+    if lake.exists(REJECTED_LABELS, WHOLE):
+        rows += [
+            (LABELS_FOLDER, row["manifest"], row["manifest_row"], row["reason"])
+            for row in lake.read(REJECTED_LABELS, WHOLE, COLUMNS).to_pylist()
+        ]
     if not rows:
         click.echo("no rejected rows")
         return

@@ -31,7 +31,9 @@ def report(evidence: bool, first: date | None, last: date | None, output: Path |
     from kyc_pipeline.analyze.report.evidence import BUILD_FILE, METRICS_FILE, PAGE, write_evidence
 
     settings = load_settings()
-    folder = output or settings.kyc_report.parent / "evidence"
+    if output is None and isinstance(settings.kyc_report, str):
+        raise UsageError("KYC_REPORT is in an object store: add --output with a folder for the files")
+    folder = output or Path(settings.kyc_report).parent / "evidence"
     found = write_evidence(settings.kyc_warehouse, folder, first, last)
     click.echo(
         f"{found.first} to {found.last}: {len(found.measured)} metrics measured,"

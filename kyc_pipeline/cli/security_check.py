@@ -63,6 +63,12 @@ def duties_of(settings: Settings) -> Iterator[Duty]:
     }
     for name, place in places.items():
         yield _encrypted(name, place)
+    for name, published in (("KYC_WAREHOUSE", settings.kyc_warehouse), ("KYC_REPORT", settings.kyc_report)):
+        if isinstance(published, str):
+            yield _encrypted(name, published)
+    if isinstance(settings.kyc_warehouse, str) and settings.kyc_min_cell > 1:
+        advice = f"deny analysts s3:GetObject below {settings.kyc_warehouse}/restricted/"
+        yield Duty("KYC_WAREHOUSE: restricted/ is closed to analysts", Answer.UNKNOWN, advice)
     if ledger is not None:
         yield _encrypted("KYC_LEDGER_URL", str(ledger))
         yield _closed("the ledger", ledger)

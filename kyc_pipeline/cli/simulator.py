@@ -1,4 +1,4 @@
-"""`kyc-pipeline simulator`: the bundled DeepXL-compatible server, on loopback only."""
+"""`kyc-pipeline simulator`: the bundled DeepXL-compatible server."""
 
 import asyncio
 import signal
@@ -11,6 +11,12 @@ from kyc_pipeline.errors import KycError
 
 @click.command()
 @click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; beyond loopback only for made-up documents, because nothing is encrypted.",
+)
+@click.option(
     "--port", type=click.IntRange(0, 65535), default=8417, show_default=True, help="Port; 0 for any free one."
 )
 @click.option("--token", default=None, help="The accepted credential; by default, any.")
@@ -21,12 +27,19 @@ from kyc_pipeline.errors import KycError
 @click.option(
     "--store", type=click.Path(dir_okay=False, path_type=Path), help="JSONL file that keeps the records."
 )
-def simulator(port: int, token: str | None, seed: int, latency_ms: float, store: Path | None) -> None:
-    """Run the DeepXL simulator on 127.0.0.1 until it is interrupted."""
-    asyncio.run(_serve(port, token, seed, latency_ms, store))
+def simulator(
+    host: str, port: int, token: str | None, seed: int, latency_ms: float, store: Path | None
+) -> None:
+    """Run the DeepXL simulator until it is interrupted.
+
+    A pipeline on another host needs DEEPXL_HTTP_HOST.
+    """
+    asyncio.run(_serve(host, port, token, seed, latency_ms, store))
 
 
-async def _serve(port: int, token: str | None, seed: int, latency_ms: float, store: Path | None) -> None:
+async def _serve(
+    host: str, port: int, token: str | None, seed: int, latency_ms: float, store: Path | None
+) -> None:
     # Imported here so that `kyc-pipeline simulator --help` loads no HTTP server.
     from kyc_pipeline.deepxl.simulator import Simulator
 
@@ -36,10 +49,10 @@ async def _serve(port: int, token: str | None, seed: int, latency_ms: float, sto
         loop.add_signal_handler(number, stop.set)
     server = Simulator(token=token, seed=seed, latency_ms=latency_ms, store=store)
     try:
-        url = await server.start(port)
+        url = await server.start(port, host)
     except OSError as error:
         raise KycError(
-            f"the simulator cannot start on port {port}: {error.strerror or error}; choose another --port"
+            f"the simulator cannot listen on {host}:{port} ({error.strerror or error}): choose another --port"
         ) from None
     click.echo(f"DeepXL simulator on {url}")
     try:

@@ -9,7 +9,6 @@ import ipaddress
 import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,18 +19,13 @@ import dagster as dg
 
 from kyc_pipeline.cli.free_port import require_free
 from kyc_pipeline.cli.local_run import open_instance
+from kyc_pipeline.cli.options import workspace_option
+from kyc_pipeline.cli.workspace import workspace_file
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.settings import Settings, is_loopback, load_settings
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-WORKSPACE = """load_from:
-  - python_module:
-      module_name: kyc_pipeline.definitions
-      location_name: kyc_pipeline
-"""
-"""The same location name as in workspace.yaml and pyproject.toml: they share schedules and run history."""
 
 
 @click.command()
@@ -40,7 +34,10 @@ WORKSPACE = """load_from:
 @click.option("--read-only", is_flag=True, help="For viewers: nobody can start, stop or change anything.")
 @click.option("--no-daemon", is_flag=True, help="Run only the webserver; the daemon runs elsewhere.")
 @click.option("--allow-host", "names", multiple=True, help="Another host name of the UI, such as a proxy's.")
-def ui(host: str, port: int, read_only: bool, no_daemon: bool, names: tuple[str, ...]) -> None:
+@workspace_option
+def ui(
+    host: str, port: int, read_only: bool, no_daemon: bool, names: tuple[str, ...], workspace: Path | None
+) -> None:
     """Show the Dagster UI, and run schedules and sensors.
 
     Other web pages in the same browser cannot use it. Anybody who can connect to the port can: set
@@ -56,11 +53,12 @@ def ui(host: str, port: int, read_only: bool, no_daemon: bool, names: tuple[str,
     hosts = {*LOOPBACK, _as_host(host), *names}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     instance = open_instance()
-    workspace = Path(instance.root_directory) / "ui-workspace.yaml"
-    workspace.write_text(WORKSPACE, encoding="utf-8")
-    with contextlib.nullcontext() if no_daemon else _daemon(workspace) as daemon:
+    with (
+        workspace_file(workspace) as file,
+        contextlib.nullcontext() if no_daemon else _daemon(file) as daemon,
+    ):
         secret = None if password is None else password.get_secret_value()
-        with _webserver(instance, workspace, read_only=read_only) as app:
+        with _webserver(instance, file, read_only=read_only) as app:
             click.echo(f"Dagster UI on http://{_as_host(host)}:{port} (Ctrl-C ends it)")
             _serve(WebGuard(app, hosts=hosts, password=secret), host, port, daemon)
 
@@ -83,7 +81,7 @@ def _as_host(host: str) -> str:
 @contextlib.contextmanager
 def _daemon(workspace: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Dagster's daemon; it ends with the block."""
-    command = [str(Path(sysconfig.get_path("scripts")) / "dagster-daemon"), "run", "-w", str(workspace)]
+    command = [sys.executable, "-m", "kyc_pipeline.cli", "daemon", "--workspace", str(workspace)]
     process = subprocess.Popen(command)
     try:
         yield process
@@ -107,7 +105,8 @@ def _serve(app: "ASGIApp", host: str, port: int, daemon: subprocess.Popen[bytes]
     """Serves until a signal, or the daemon's end, which is an error."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="warning"))
+    # Without its own configuration, uvicorn logs as this process does.
+    server = uvicorn.Server(uvicorn.Config(app, host, port, log_config=None, log_level="warning"))
     ended_first = False
 
     def watch(process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 It matches as an erasure does.
 """
 
+import itertools
 from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Any, Final
@@ -13,8 +14,8 @@ import pyarrow.compute as pc
 from kyc_pipeline.erasure.find import ID_COLUMN, Findings, is_among, is_at
 from kyc_pipeline.erasure.landing_zone import LandingRow
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.lake.storage import ROW_GROUP_ROWS
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, TABLES, Table
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, WHOLE
+from kyc_pipeline.lake.tables import LABELS, REJECTED_SUBMISSIONS, TABLES, Table
 from kyc_pipeline.ledger.times import to_datetime
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
@@ -31,6 +32,7 @@ def export(stores: Stores, found: Findings) -> dict[str, Any]:
     """
     rows = list(_their_rows(stores, found))
     lake = {table.name: list(_lake_rows(stores, found, table, rows)) for table in TABLES}
+    lake[LABELS.name] = list(_labels(stores, found))
     return {
         "tag": found.name,
         "value": found.value,
@@ -80,7 +82,7 @@ def count(exported: dict[str, Any]) -> dict[str, int]:
 
 
 def _their_rows(stores: Stores, found: Findings) -> Iterator[LandingRow]:
-    for row in stores.landing.rows():
+    for row in itertools.chain(stores.landing.rows(), stores.landing.labels()):
         if row.is_about(found.person) or any(each.get(SUBMISSION_TAG) in found.ids for each in row.readings):
             yield row
 
@@ -97,6 +99,11 @@ def _lake_rows(
             if places:
                 mask = pc.or_(mask, is_at(batch, places))
             yield from ({"date": day, **row} for row in _plain(batch.filter(mask)))
+
+
+def _labels(stores: Stores, found: Findings) -> Iterator[dict[str, Any]]:
+    for batch in stores.lake.batches(LABELS, WHOLE) if stores.lake.exists(LABELS, WHOLE) else ():
+        yield from _plain(batch.filter(is_among(batch["submission_id"], found.ids)))
 
 
 def _plain(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 from kyc_pipeline.document_folder import FileIdentity
 from kyc_pipeline.erasure.ledger_store import has_tag
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.lake.storage import ROW_GROUP_ROWS
+from kyc_pipeline.ingest.labels import is_erased
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, WHOLE
 from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
+    LABELS,
     REJECTED_SUBMISSIONS,
     SUBMISSIONS,
     TABLES,
@@ -78,6 +80,9 @@ class Findings:
     days: dict[str, Day] = field(default_factory=dict)
     ledger: dict[str, str] = field(default_factory=dict)
     """Date of each submission in the ledger, by id."""
+    labels: set[str] = field(default_factory=set, repr=False)
+    """Submissions with rows in `labels`."""
+    label_rows: int = 0
     manifests: set[tuple[str, str]] = field(default_factory=set)
     manifest_rows: int = 0
     unreadable: list[str] = field(default_factory=list)
@@ -102,7 +107,7 @@ class Findings:
         total: Counter[Table] = Counter()
         for day in self.days.values():
             total.update(day.rows)
-        return total
+        return total + Counter({LABELS: self.label_rows})
 
     @property
     def verification_ids(self) -> list[int]:
@@ -112,7 +117,7 @@ class Findings:
     @property
     def is_known(self) -> bool:
         """Whether anything ties the person to this pipeline, now or before an erasure."""
-        stored = self.ledger.keys() | {each for day in self.days.values() for each in day.ids}
+        stored = self.ledger.keys() | self.labels | {each for day in self.days.values() for each in day.ids}
         return bool(self.was_erased or self.manifest_rows or self.echoed or self.ids & stored)
 
     @property
@@ -128,7 +133,7 @@ class Findings:
     @property
     def is_stored(self) -> bool:
         """Whether the lake or the ledger holds anything."""
-        return bool(self.days or self.ledger)
+        return bool(self.days or self.ledger or self.labels)
 
     @property
     def dates(self) -> list[str]:
@@ -296,6 +301,10 @@ def _search_landing(stores: Stores, found: Findings) -> None:
         if is_current(row.date):
             found.days.setdefault(row.date, Day()).places.add((row.manifest, row.row))
     found.unreadable = stores.landing.unreadable
+    for row in stores.landing.labels():
+        if any(each[SUBMISSION_TAG] in found.ids for each in row.readings):
+            found.manifest_rows += 1
+            found.manifests.add((row.date, row.manifest))
 
 
 def _search_lake_and_ledger(stores: Stores, found: Findings) -> None:
@@ -315,6 +324,11 @@ def _search_lake_and_ledger(stores: Stores, found: Findings) -> None:
                 _add_rows(found, day, table, batch)
         if not day.rows:
             del found.days[date]
+    if lake.exists(LABELS, WHOLE):
+        for batch in lake.batches(LABELS, WHOLE, ["submission_id"], ROW_GROUP_ROWS):
+            theirs = batch.filter(is_erased(batch, functools.partial(found.erased.has, SUBMISSION_TAG)))
+            found.label_rows += theirs.num_rows
+            found.labels.update(texts(theirs["submission_id"]))
     found.ledger = {
         key: date for key, date in stores.ledger.submissions() if found.erased.has(SUBMISSION_TAG, key)
     }

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from kyc_pipeline.document_folder import DocumentFile, DocumentProblem, FileIdentity, cause
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
-from kyc_pipeline.ingest.formats.columns import ROW
+from kyc_pipeline.ingest.formats.columns import LABEL_ROWS, ROW
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone
-from kyc_pipeline.ingest.manifests import is_made_from, list_manifests, manifest_dates
+from kyc_pipeline.ingest.manifests import is_made_from, list_labels, list_manifests, manifest_dates
 from kyc_pipeline.ingest.rows import identities
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.landing.opening import Root, open_landing
-from kyc_pipeline.landing.zone import ManifestFile
+from kyc_pipeline.landing.zone import LABELS_FOLDER, ManifestFile
+from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class LandingRow:
     """A row of a manifest, with every reading of its tags, including `submissionId`."""
 
     date: str
+    """The manifest's day; `labels` for a label."""
     manifest: str
     row: int
     readings: Sequence[Mapping[str, str]] = field(repr=False)
@@ -60,6 +62,18 @@ class LandingZone:
                     yield from _rows(date, manifest.name, manifest.path, self._csv_encoding)
                 except ManifestUnreadable as error:
                     self.unreadable.append(str(error))
+
+    def labels(self) -> Iterator[LandingRow]:
+        """Every row of every readable manifest of labels except byte-identical copies, in bounded memory."""
+        for manifest in list_labels(self._landing).manifests:
+            with contextlib.suppress(ManifestUnreadable):
+                for chunk in read_manifest(manifest.path, Counter(), self._csv_encoding, LABEL_ROWS):
+                    pairs = zip(
+                        chunk[ROW].to_numpy().tolist(), chunk["submission_id"].to_pylist(), strict=True
+                    )
+                    for number, key in pairs:
+                        readings = [{SUBMISSION_TAG: key.strip()}] if key else []
+                        yield LandingRow(LABELS_FOLDER, manifest.name, number, readings, ())
 
     def is_ingested(self, lake: Lake, date: str) -> bool:
         """Whether the day's partitions were made from its current manifests."""

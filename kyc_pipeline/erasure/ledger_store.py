@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import (
+    Column,
     Connection,
     LargeBinary,
     Table,
@@ -179,7 +180,7 @@ class LedgerErasure:
         """Stores new tombstones; those already stored are left unchanged."""
         with self._ledger.write() as connection:
             known = {(row.name, row.pseudonym) for row in connection.execute(select(erasures))}
-            time = now()
+            time = self._ledger.now(connection)
             new = [
                 {"name": each.name, "pseudonym": each.pseudonym, "key_id": each.key_id, "erased_at": time}
                 for each in tombstones
@@ -237,20 +238,21 @@ class LedgerErasure:
 
     def swept(self, tombstones: Iterable[Tombstone]) -> None:
         """Records that the stores were swept, so that anything read before counts as out of date."""
-        self._mark(tombstones, erased_at=now())
+        self._mark(tombstones, erasures.c.erased_at)
 
     def finish(self, tombstones: Iterable[Tombstone]) -> None:
         """Marks tombstones as finished."""
-        self._mark(tombstones, finished_at=now())
+        self._mark(tombstones, erasures.c.finished_at)
 
-    def _mark(self, tombstones: Iterable[Tombstone], **values: int) -> None:
+    def _mark(self, tombstones: Iterable[Tombstone], column: Column[Any]) -> None:
         with self._ledger.write() as connection:
+            time = self._ledger.now(connection)
             for each in tombstones:
                 connection.execute(
                     update(erasures)
                     .where(erasures.c.name == each.name, erasures.c.pseudonym == each.pseudonym)
                     .where(erasures.c.finished_at.is_(None))
-                    .values(values)
+                    .values({column: time})
                 )
 
     def _rows(self, query: Any) -> Iterator[Any]:

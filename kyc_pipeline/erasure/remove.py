@@ -5,6 +5,7 @@ tombstone is erased, even if nothing else links it to the person any more. Tombs
 only when nothing is left and everything derived from the lake was rebuilt.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -25,14 +26,15 @@ from kyc_pipeline.erasure.find import (
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten.partition import flatten_partition
+from kyc_pipeline.ingest.labels import reject_labels
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake
 from kyc_pipeline.lake.tables import (
+    ALL_TABLES,
     CHANGED_KEY,
     CONTRACT_DRIFT,
     CURATED_TABLES,
     REJECTED_SUBMISSIONS,
     SUBMISSIONS,
-    TABLES,
     VERIFICATION_RESPONSES,
     Table,
 )
@@ -83,6 +85,11 @@ def erase(
                 stores.landing.delete(found.deletable_documents)
             for date, day in sorted(found.days.items()):
                 _erase_day(stores, date, day, progress, check_leases)
+            if found.labels:
+                progress("labels")
+                with stores.ledger.ingest_lock() as check_lock:
+                    reject_labels(stores.lake, functools.partial(found.erased.has, SUBMISSION_TAG))
+                    check_lock()
             progress("ledger")
             check_leases()
             stores.ledger.erase(_pseudonyms(stores, found.ledger))
@@ -95,7 +102,7 @@ def erase(
     else:
         raise KycError("runs keep writing data of this person: repeat the erasure when no run is active")
     progress("drafts")  # of killed writers, even in partitions that are never written again
-    for table in TABLES:
+    for table in ALL_TABLES:
         stores.lake.remove_drafts(table)
     progress("purge")
     stores.ledger.purge()

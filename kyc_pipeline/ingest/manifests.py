@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -39,12 +39,14 @@ from kyc_pipeline.ingest.state import (
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import CHANGED_KEY, REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.landing.opening import Root, open_landing
-from kyc_pipeline.landing.zone import Landing, ManifestFile, Signature
+from kyc_pipeline.landing.zone import LABELS_FOLDER, Entry, Landing, ManifestFile, Signature
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.vocabulary import Reason
 from kyc_pipeline.wording import plural
 
+HashFile: TypeAlias = Callable[[ManifestFile, Signature], str]
+"""The SHA-256 (hex) of a file with this signature."""
 _HIDDEN: Final = (".", "~$")
 """Excel writes `~$name.xlsx` beside a workbook that somebody has open."""
 _USUAL_SUFFIXES: Final = frozenset(
@@ -176,15 +178,31 @@ def awaits_files(lake: Lake, date: str, reasons: Collection[Reason] = (Reason.FI
     return not set(reasons).isdisjoint(pc.unique(found).to_pylist())
 
 
-def list_manifests(
-    landing: Root | Landing, date: str, hash_file: Callable[[ManifestFile, Signature], str] | None = None
-) -> DayFolder:
+def list_manifests(landing: Root | Landing, date: str, hash_file: HashFile | None = None) -> DayFolder:
     """The day's manifests, sorted by name. Without a folder there are none."""
-    files, ignored = _manifest_files(landing, date)
+    return _day_folder(*_manifest_files(landing, date), hash_file or _sha256)
+
+
+def list_labels(landing: Root | Landing) -> DayFolder:
+    """The manifests of labels, sorted by name. Without a folder there are none."""
+    return _day_folder(*_label_files(landing), _cached_sha256)
+
+
+def labels_signature(landing: Root | Landing) -> str:
+    """As :func:`manifest_signature`, of the manifests of labels."""
+    files, _ = _label_files(landing)
+    return _digest((path.name, repr(signature)) for path, signature in files)
+
+
+def _day_folder(
+    files: list[tuple[ManifestFile, Signature]],
+    ignored: list[str],
+    hash_file: HashFile,
+) -> DayFolder:
     manifests: dict[str, Manifest] = {}
     redelivered = []
     for path, signature in files:
-        sha256 = (hash_file or _sha256)(path, signature)
+        sha256 = hash_file(path, signature)
         if sha256 in manifests:
             redelivered.append(printable(path.name))
         else:
@@ -237,10 +255,22 @@ def _manifest_files(
     """The day's manifest files, sorted by name, and the names of other entries."""
     if not is_day(date):
         raise UsageError(f"not a partition date: {printable(date)}: use YYYY-MM-DD")
+    return _files_among(lambda: open_landing(landing).entries(date), f"manifests/{date}")
+
+
+def _label_files(landing: Root | Landing) -> tuple[list[tuple[ManifestFile, Signature]], list[str]]:
+    """The manifests of labels, as :func:`_manifest_files`."""
+    return _files_among(lambda: open_landing(landing).labels(), LABELS_FOLDER)
+
+
+def _files_among(
+    content: Callable[[], Iterable[Entry]], folder: str
+) -> tuple[list[tuple[ManifestFile, Signature]], list[str]]:
+    """The manifests in the content of a folder, sorted by name, and the names of other entries."""
     try:
-        entries = sorted(open_landing(landing).entries(date), key=lambda entry: printable(entry[0].name))
+        entries = sorted(content(), key=lambda entry: printable(entry[0].name))
     except OSError as error:
-        raise KycError(f"manifests/{date}: cannot be listed ({cause(error)})") from error
+        raise KycError(f"{folder}: cannot be listed ({cause(error)})") from error
     found, ignored = [], []
     for path, signature in entries:
         name = path.name.lower()
@@ -262,9 +292,7 @@ def _sha256(path: ManifestFile, _: Signature) -> str:
 
 
 # The signature is part of the key.
-_cached_sha256: Final = cast(
-    "Callable[[ManifestFile, Signature], str]", functools.lru_cache(maxsize=4096)(_sha256)
-)
+_cached_sha256: Final = cast("HashFile", functools.lru_cache(maxsize=4096)(_sha256))
 
 
 def _digest(pairs: Iterable[tuple[str, str]]) -> str:

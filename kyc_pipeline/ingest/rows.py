@@ -7,6 +7,7 @@ conflicts) are in `ownership.py`.
 import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -15,13 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.ingest.documents import Documents, Role
-from kyc_pipeline.ingest.formats.columns import ABSENT_ID, MALFORMED, ROW, SUBMISSION_ID, TAG_PREFIX
+from kyc_pipeline.ingest.formats.columns import (
+    ABSENT_ID,
+    MALFORMED,
+    ROW,
+    SUBMISSION_ID,
+    SUBMISSION_ROWS,
+    TAG_PREFIX,
+)
 from kyc_pipeline.ingest.formats.jsonl import has_duplicate_key
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
 from kyc_pipeline.privacy.erased import ErasedSubjects
-from kyc_pipeline.vocabulary import REQUIRED_FIELDS, SUBMISSION_TAG, Reason
+from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
 if TYPE_CHECKING:  # imported where it is used: importing it takes a quarter of a second
     import pandas as pd
@@ -57,7 +65,7 @@ def validate_rows(
     import pandas as pd
 
     frame = chunk.to_pandas(types_mapper=pd.ArrowDtype)
-    verdicts = _Verdicts(len(frame))
+    verdicts = Verdicts(len(frame))
     ids = frame["submission_id"]
 
     if erased is not None:
@@ -66,7 +74,7 @@ def validate_rows(
             if any(erased(reading) for reading in readings):
                 verdicts.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
     verdicts.reject(frame[MALFORMED].notna(), Reason.MALFORMED_ROW, frame[MALFORMED])
-    for name in REQUIRED_FIELDS:
+    for name in SUBMISSION_ROWS.required:
         blank = frame[name].isna() | (frame[name].str.strip() == "").fillna(True)
         verdicts.reject(blank, Reason.MISSING_FIELD, f"{name} is empty")
     verdicts.reject(
@@ -84,7 +92,7 @@ def validate_rows(
         lacks = ~given.isin({each.casefold() for each in consents}).fillna(False)
         verdicts.reject(lacks, Reason.MISSING_CONSENT, "consent must be one of KYC_REQUIRE_CONSENT")
     tags = _read_tags(chunk, verdicts)
-    submitted_at = _read_times(frame["submitted_at"], verdicts)
+    submitted_at = read_times(frame["submitted_at"], Reason.INVALID_SUBMITTED_AT, verdicts)
 
     passed = verdicts.passed()
     candidates = frame.iloc[passed]
@@ -119,7 +127,7 @@ def validate_rows(
     return accepted, pa.table(rejected, schema=REJECTED)
 
 
-class _Verdicts:
+class Verdicts:
     """Which rows passed so far, and the first reason against each of the others."""
 
     def __init__(self, rows: int) -> None:
@@ -127,11 +135,11 @@ class _Verdicts:
         self.details: dict[int, str] = {}
         self._passed = np.ones(rows, dtype=bool)
 
-    def reject(self, mask: "pd.Series[bool]", reason: Reason, detail: "str | pd.Series[str]") -> None:
+    def reject(self, mask: "pd.Series[bool]", reason: StrEnum, detail: "str | pd.Series[str]") -> None:
         for index in np.flatnonzero(mask.to_numpy(dtype=bool) & self._passed).tolist():
             self.reject_one(index, reason, detail if isinstance(detail, str) else detail.iloc[index])
 
-    def reject_one(self, index: int, reason: Reason, detail: str) -> None:
+    def reject_one(self, index: int, reason: StrEnum, detail: str) -> None:
         self._passed[index] = False
         self.reasons[index] = reason.value
         self.details[index] = detail
@@ -147,7 +155,8 @@ def _shown_id(value: object) -> str | None:
     return value[:_MAX_SHOWN_ID] if isinstance(value, str) and value.strip() else None
 
 
-def _read_times(texts: "pd.Series[str]", verdicts: _Verdicts) -> "pd.Series[pd.Timestamp]":
+def read_times(texts: "pd.Series[str]", reason: StrEnum, verdicts: Verdicts) -> "pd.Series[pd.Timestamp]":
+    """The times (UTC, to the microsecond) of a field, whose name is that of `texts`. Rejects invalid ones."""
     import pandas as pd
 
     given = texts.notna() & (texts.str.strip() != "").fillna(False)
@@ -159,8 +168,8 @@ def _read_times(texts: "pd.Series[str]", verdicts: _Verdicts) -> "pd.Series[pd.T
     times = times.where(times.dt.year.between(1, 9999))
     verdicts.reject(
         given & times.isna(),
-        Reason.INVALID_SUBMITTED_AT,
-        "submitted_at must be ISO 8601 with an offset, such as 2024-09-01T10:00:00Z",
+        reason,
+        f"{texts.name} must be ISO 8601 with an offset, such as 2024-09-01T10:00:00Z",
     )
     return times
 
@@ -186,7 +195,7 @@ def _tag_columns(chunk: pa.Table) -> list[tuple[str, list[str | None]]]:
     return [(name.removeprefix(TAG_PREFIX), chunk[name].to_pylist()) for name in names]
 
 
-def _read_tags(chunk: pa.Table, verdicts: _Verdicts) -> dict[int, Tags]:
+def _read_tags(chunk: pa.Table, verdicts: Verdicts) -> dict[int, Tags]:
     """The tags of each row that has passed so far, by index; rejects rows with invalid tags."""
     tag_columns = _tag_columns(chunk)
     texts = chunk["tags"].to_pylist()

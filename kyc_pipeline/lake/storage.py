@@ -1,10 +1,10 @@
 """Atomic partitions: one Parquet file per table and day, always replaced as a whole.
 
-`<root>/<zone>/<table>/date=<D>/part-0.parquet`, zstd. A partition is one file, so replacing it is one
-rename in a folder and one PUT in an object store: a reader sees the old rows or the new ones, never both
-or neither, and a crash leaves the old ones. The next writer of the partition removes the drafts of crashed
-writers. An object can be replaced while a reader has it open, so in an object store readers work on a
-local copy of one version.
+`<root>/<zone>/<table>/date=<D>/part-0.parquet`, zstd; without the folder of the day if a table is not daily.
+A partition is one file, so replacing it is one rename in a folder and one PUT in an object store: a reader
+sees the old rows or the new ones, never both or neither, and a crash leaves the old ones. The next writer of
+the partition removes the drafts of crashed writers. An object can be replaced while a reader has it open, so
+in an object store readers work on a local copy of one version.
 
 The root may have any name. Folders are listed, never matched with a pattern. DuckDB treats every path as a
 pattern, so its paths are escaped (:func:`duckdb_path`). It would also read each `key=value` folder of the
@@ -32,11 +32,13 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from kyc_pipeline.days import is_day
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError, UsageError, missing_extra
 from kyc_pipeline.lake.atomic import DRAFT_PREFIX, make_folder, remove_drafts, replacing
 from kyc_pipeline.lake.tables import Table, Zone
 
 FILE_NAME: Final = "part-0.parquet"
+WHOLE: Final = ""
+"""Stands for the date of the only partition of a table that is not daily."""
 ROW_GROUP_ROWS: Final = 122_880
 """DuckDB's own row group size: a row group is its unit of parallel work."""
 DICTIONARY_BYTES: Final = 1 << 16
@@ -59,6 +61,8 @@ class Partition:
 
     path: str
     version: tuple[str, ...]
+    size: int
+    """Bytes of the file."""
 
 
 def duckdb_path(path: str | os.PathLike[str]) -> str:
@@ -103,7 +107,10 @@ class Lake:
     def __init__(self, root: str) -> None:
         if "://" in root:
             # A listings cache would hide partitions that other processes write.
-            self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
+            try:
+                self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
+            except ImportError:
+                raise missing_extra("KYC_LAKE=s3://…", "s3") from None
         else:  # not through fsspec, where `::` in a path has a meaning
             self.fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
             if "\\" in path:  # DuckDB reads it as a separator, and it cannot be escaped
@@ -118,7 +125,11 @@ class Lake:
         return hash((self.fs, self.root))
 
     def path(self, table: Table, date: str) -> str:
-        """The file of one partition. `date` is an ISO date; anything else is a ValueError."""
+        """The file of one partition. `date` is an ISO date, or WHOLE; anything else is a ValueError."""
+        if not table.is_daily and date == WHOLE:
+            return f"{self.folder(table)}/{FILE_NAME}"
+        if not table.is_daily:
+            raise ValueError(f"{table.name} has no daily partitions")
         if not is_day(date):
             raise ValueError(f"not a partition date: {date}")
         return f"{self.folder(table)}/date={date}/{FILE_NAME}"
@@ -193,11 +204,13 @@ class Lake:
     def partitions(self, table: Table, date: str | None = None) -> dict[str, Partition]:
         """The partitions that have been written (of `date` alone, if given), by day in order: one listing."""
         place = self.folder(table) if date is None else os.path.dirname(self.path(table, date))
-        folder = re.compile(re.escape(f"{self.folder(table)}/") + DAY_OF_PATH)
+        file = DAY_OF_PATH if table.is_daily else f"(){re.escape(FILE_NAME)}$"
+        folder = re.compile(re.escape(f"{self.folder(table)}/") + file)
         return {
             found[1]: Partition(
                 self.full_path(path),
                 _version(info),
+                int(info["size"]),
             )
             for path, info in sorted(self.fs.find(place, detail=True).items())
             if (found := folder.fullmatch(path))
@@ -295,7 +308,8 @@ class Lake:
         """
         if not self.is_local:
             return 0
-        pattern = f"{glob.escape(self.folder(table))}/date={date}/{DRAFT_PREFIX}*"
+        folder = f"date={date}/" if table.is_daily else ""
+        pattern = f"{glob.escape(self.folder(table))}/{folder}{DRAFT_PREFIX}*"
         return remove_drafts(pattern, older_than=older_than)
 
 
@@ -330,7 +344,7 @@ def _version(info: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _missing(table: Table, date: str) -> PartitionMissing:
-    return PartitionMissing(f"{table.name} has no partition {date}: materialize it first")
+    return PartitionMissing(f"{table.name} has no partition {date}".rstrip() + ": materialize it first")
 
 
 @contextlib.contextmanager

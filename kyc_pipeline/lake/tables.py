@@ -1,7 +1,8 @@
 """The data dictionary: the only definition of the lake's tables and the warehouse's facts.
 
 Arrow schemas, Dagster's column metadata, DuckDB's comments, checks and `docs/data-dictionary.md` are derived
-from it. The partition date is in the folder name `date=<D>`, never a column of the file.
+from it. The partition date is in the folder name `date=<D>`, never a column of the file. Labels come for
+submissions of any day, so their tables have no partitions.
 """
 
 from dataclasses import dataclass, replace
@@ -37,12 +38,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of the lake: one Parquet file per day in `<zone>/<name>/date=<D>/`."""
+    """One table of the lake: one Parquet file per day in `<zone>/<name>/date=<D>/`, or one for all."""
 
     name: str
     zone: Zone
     description: str
     columns: tuple[Column, ...]
+    is_daily: bool = True
+    """Whether it has daily partitions; if not, it is one file, `<zone>/<name>/part-0.parquet`."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -417,6 +420,41 @@ CONTRACT_DRIFT = Table(
     ),
 )
 
+LABELS = Table(
+    "labels",
+    Zone.RESTRICTED,
+    "What was found out about submissions afterwards: the accepted rows of the manifests in `labels/`.",
+    (
+        _SUBMISSION_ID,
+        Column("label", STRING, "genuine, fraud or unsure."),
+        Column("source", STRING, "What decided, such as `manual-review` or `chargeback`."),
+        Column("decided_at", TIMESTAMP, "When it was decided (UTC)."),
+        _optional("attack", STRING, "Of a fraud: presentation, document or other; NULL if it is not known."),
+        _optional(
+            "weight",
+            DOUBLE,
+            "Of a drawn sample: how many submissions this one stands for. NULL: it was not drawn.",
+        ),
+        _optional("stratum", STRING, "Of a drawn sample: the stratum that it was drawn from."),
+        Column("manifest", STRING, "File name of the manifest."),
+        Column("manifest_row", INT64, "Row number in the manifest; 1 is the first data row."),
+    ),
+    is_daily=False,
+)
+
+REJECTED_LABELS = Table(
+    "rejected_labels",
+    Zone.RESTRICTED,
+    "Rows of the manifests in `labels/` that are no labels, each with one reason. It holds no ids.",
+    (
+        Column("reason", STRING, "Why the row was rejected: one of the documented reasons."),
+        Column("detail", STRING, "What is wrong and how to fix it."),
+        Column("manifest", STRING, "File name of the manifest."),
+        Column("manifest_row", INT64, "Row number in the manifest; 0 if the file cannot be read."),
+    ),
+    is_daily=False,
+)
+
 TABLES: Final = (
     SUBMISSIONS,
     REJECTED_SUBMISSIONS,
@@ -427,4 +465,7 @@ TABLES: Final = (
     VERIFICATION_FILES,
     CONTRACT_DRIFT,
 )
+"""The tables with daily partitions."""
 CURATED_TABLES: Final = tuple(table for table in TABLES if table.zone is Zone.CURATED)
+LABEL_TABLES: Final = (LABELS, REJECTED_LABELS)
+ALL_TABLES: Final = (*TABLES, *LABEL_TABLES)

@@ -3,13 +3,16 @@
 If the store fails or asks to slow down, the client retries a request a few times, with growing delays.
 """
 
+import atexit
 import contextlib
 import errno
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
+import fsspec.asyn
 import s3fs
 from s3fs.utils import FileExpired
 
@@ -18,6 +21,9 @@ from kyc_pipeline.document_folder import StoreError
 BLOCK_BYTES: Final = 1 << 22
 """Bytes per request of a large object."""
 _KEPT_BLOCKS: Final = 2
+_READ_ATTEMPTS: Final = 5
+"""Of a small object that keeps being replaced."""
+_STOP_SECONDS: Final = 5.0
 _MAX_KEY_BYTES: Final = 1024
 _VERSION: Final = "?versionId="
 """s3fs would cut this, and what follows it, from a key."""
@@ -26,7 +32,20 @@ _NOT_THERE: Final = {
     "NoSuchBucket": "there is no such bucket",
 }
 _NO_OBJECT: Final = "the file does not exist"
+_OTHER_VERSION: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _NO_ENCRYPTION: Final = "ServerSideEncryptionConfigurationNotFoundError"
+
+
+@atexit.register
+def _stop_client() -> None:
+    """Ends the thread of s3fs before the interpreter ends.
+
+    Its timers refer to whatever called it, such as a run of Dagster. DuckDB would report that as leaks.
+    """
+    loop, thread = fsspec.asyn.loop[0], fsspec.asyn.iothread[0]
+    if loop is not None and thread is not None and not loop.is_closed():
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_STOP_SECONDS)
 
 
 @contextlib.contextmanager
@@ -41,6 +60,8 @@ def explained() -> Iterator[None]:
         code = str(response.get("Error", {}).get("Code", type(error).__name__))
         if isinstance(error, FileNotFoundError) or code in _NOT_THERE:
             raise StoreError(errno.ENOENT, _NOT_THERE.get(code, _NO_OBJECT)) from None
+        if code in _OTHER_VERSION:
+            raise StoreError(errno.EEXIST, "the object is another version") from None
         if isinstance(error, PermissionError):
             raise StoreError(
                 errno.EACCES, f"the store refuses access ({code}): check the credentials and the policy"
@@ -91,12 +112,51 @@ class Bucket:
 
     def signature(self, key: str) -> tuple[int, str] | None:
         """Size and ETag of an object; None if there is none."""
+        found = self.head(key)
+        return None if found is None else signature_of(found, "ContentLength")
+
+    def head(self, key: str) -> Mapping[str, Any] | None:
+        """The headers of an object; None if there is none."""
         try:
-            return signature_of(self.call("head_object", Key=key), "ContentLength")
+            return self.call("head_object", Key=key)
         except StoreError as error:
             if error.errno != errno.ENOENT:
                 raise
             return None
+
+    def read(self, key: str) -> tuple[bytes, str] | None:
+        """Content and ETag of one version of a small object; None if there is none."""
+        for attempt in range(_READ_ATTEMPTS):
+            try:
+                with explained(), self.open(key) as file:
+                    return file.read(), _unquoted(file.details["ETag"]) or ""
+            except StoreError as error:
+                if error.errno == errno.ENOENT:
+                    return None
+                if error.errno != errno.ESTALE or attempt + 1 == _READ_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def replace(self, key: str, content: bytes, former: str | None, **parameters: object) -> bool:
+        """Writes an object in the place of the version with the ETag `former`; None: if there is none.
+
+        One conditional request, so of several writers one succeeds. Returns whether this one did.
+        """
+        condition = {"IfNoneMatch": "*"} if former is None else {"IfMatch": f'"{former}"'}
+        try:
+            self.call("put_object", Key=key, Body=content, **condition, **parameters)
+        except StoreError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOENT):
+                raise
+            # The client may have repeated a request whose response was lost.
+            found = self.read(key)
+            return found is not None and found[0] == content
+        return True
+
+    def upload(self, file: Path, key: str) -> None:
+        """Writes an object from a file, of any size."""
+        with explained():
+            self._fs.put_file(str(file), f"{self.name}/{key}")
 
     def open(self, key: str) -> s3fs.S3File:
         """Opens one version of an object, for :class:`ObjectFile`."""
@@ -144,6 +204,12 @@ class Bucket:
     def delete(self, key: str, version: Version) -> None:
         """Deletes a version of an object for good."""
         self.call("delete_object", Key=key, VersionId=version.id)
+
+    def delete_versions(self, key: str, *, keep_latest: bool = False) -> None:
+        """Deletes all versions of an object for good, or all but the latest."""
+        for version in list(self.versions(key)):
+            if not (keep_latest and version.is_latest):
+                self.delete(key, version)
 
 
 class ObjectFile(io.RawIOBase):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from kyc_pipeline.document_folder import DocumentFolder
-from kyc_pipeline.landing.zone import Entry, ManifestFile, Signature
+from kyc_pipeline.landing.zone import LABELS_FOLDER, Entry, ManifestFile, Signature
 
 
 class LocalLanding:
@@ -38,7 +38,13 @@ class LocalLanding:
 
     def entries(self, date: str) -> Iterator[Entry]:
         """The content of the day's folder."""
-        folder = self._manifests / date
+        return self._entries(self._manifests / date)
+
+    def labels(self) -> Iterator[Entry]:
+        """The content of the folder `labels/`."""
+        return self._entries(self._root / LABELS_FOLDER)
+
+    def _entries(self, folder: Path) -> Iterator[Entry]:
         for path in folder.iterdir() if folder.is_dir() else ():
             # A pipe or a device would block the reader forever.
             yield path, self.signature(path) if path.is_file() else None

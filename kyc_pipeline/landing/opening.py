@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TypeAlias
 
-from kyc_pipeline.errors import UsageError
+from kyc_pipeline.errors import missing_extra
 from kyc_pipeline.landing.local import LocalLanding
 from kyc_pipeline.landing.zone import Landing
 
@@ -24,5 +24,5 @@ def open_landing(landing: Root | Landing) -> Landing:
     try:
         from kyc_pipeline.landing.s3 import S3Landing  # s3fs takes half a second, and is an extra
     except ImportError:
-        raise UsageError("KYC_LANDING: s3:// needs the extra s3: pip install 'kyc-pipeline[s3]'") from None
+        raise missing_extra("KYC_LANDING=s3://…", "s3") from None
     return S3Landing(str(landing))

@@ -26,7 +26,7 @@ from kyc_pipeline.landing.bucket import (
     Version,
     signature_of,
 )
-from kyc_pipeline.landing.zone import Entry, ManifestFile, Signature
+from kyc_pipeline.landing.zone import LABELS_FOLDER, Entry, ManifestFile, Signature
 from kyc_pipeline.vocabulary import Reason
 
 _NOT_IN_KEYS: Final = {"", ".", ".."}
@@ -73,6 +73,14 @@ class S3Landing:
                     yield self._file(date, name), signature_of(each)
             for folder in page.get("CommonPrefixes", ()):
                 yield self._file(date, self._below(folder["Prefix"], f"{date}/").removesuffix("/")), None
+
+    def labels(self) -> Iterator[Entry]:
+        """The objects of `labels/`, as for a day."""
+        folder = f"{self._prefix}{LABELS_FOLDER}/"
+        for page in self._bucket.pages(folder, Delimiter="/"):
+            for each in page.get("Contents", ()):
+                if name := each["Key"].removeprefix(folder):
+                    yield S3Manifest(self._bucket, each["Key"], LABELS_FOLDER, name), signature_of(each)
 
     def signature(self, file: ManifestFile) -> Signature | None:
         """Size and ETag of the object now."""

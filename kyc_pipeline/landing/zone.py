@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import BinaryIO, Literal, Protocol, TypeAlias
+from typing import BinaryIO, Final, Literal, Protocol, TypeAlias
 
 from kyc_pipeline.document_folder import DocumentStore
 
+LABELS_FOLDER: Final = "labels"
+"""The folder of the manifests of labels."""
 Signature: TypeAlias = tuple[int | str, ...]
 """Changes when a file is written to. Getting it reads no content."""
 
 
 class ManifestFile(Protocol):
-    """A file below `manifests/<date>/`, with what its readers need. A `Path` is one."""
+    """A file below `manifests/<date>/` or `labels/`, with what its readers need. A `Path` is one."""
 
     @property
     def name(self) -> str:
@@ -19,7 +21,7 @@ class ManifestFile(Protocol):
 
     @property
     def parent(self) -> PurePath:
-        """The folder, whose name is the day."""
+        """The folder, whose name is the day, or `labels`."""
 
     def open(self, mode: Literal["rb"], /) -> BinaryIO:
         """Opens it for reading, with `seek`. Raises :class:`OSError`."""
@@ -48,6 +50,9 @@ class Landing(Protocol):
 
     def entries(self, date: str) -> Iterator[Entry]:
         """The content of the folder `manifests/<date>/`, in any order; nothing without a folder."""
+
+    def labels(self) -> Iterator[Entry]:
+        """The content of the folder `labels/`, in any order; nothing without a folder."""
 
     def signature(self, file: ManifestFile) -> Signature | None:
         """The file's signature now; None if it is gone."""

@@ -9,6 +9,7 @@ transaction waits for it before it begins, while nothing is in doubt yet.
 """
 
 import contextlib
+import importlib.util
 import logging
 import sqlite3
 import threading
@@ -26,7 +27,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError, UsageError, missing_extra
 from kyc_pipeline.ledger import file_systems, sqlite
 from kyc_pipeline.ledger.schema import HEAD_REVISION
 from kyc_pipeline.ledger.times import SYSTEM_CLOCK, Clock
@@ -361,6 +362,8 @@ def checked_url(url: str) -> URL:
             )
     elif parsed.drivername != "postgresql+psycopg":
         raise UsageError("KYC_LEDGER_URL: must begin with sqlite:/// or postgresql+psycopg://")
+    elif importlib.util.find_spec("psycopg") is None:
+        raise missing_extra("KYC_LEDGER_URL=postgresql+psycopg://…", "postgres")
     return parsed
 
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from kyc_pipeline.ledger.models import Decision, State
 
-HEAD_REVISION: Final = "0014"
+HEAD_REVISION: Final = "0015"
 """The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
@@ -193,6 +193,16 @@ legal_holds = Table(
     Column("set_at", BigInteger, nullable=False),
     Column("set_by", Text, nullable=False),
     Column("earlier_keys", Text, nullable=False, server_default=""),  # as in `erasures`
+)
+
+publications = Table(
+    "publications",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),  # from 1, over all hosts
+    Column("place", Text, nullable=False),  # `s3://…`, or the host and its path
+    Column("run_id", String(64), nullable=False),
+    Column("began_at", BigInteger, nullable=False),  # before the build read anything
+    Column("published_at", BigInteger),  # NULL: not published, or known to be gone
 )
 
 identity = Table(  # one row

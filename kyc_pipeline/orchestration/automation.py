@@ -1,12 +1,16 @@
 """Declarative automation: publishes the warehouse after its upstream tables were updated.
 
 The job `verify_and_publish` publishes at its end. This is for everything else: backfills of the daily assets,
-and partitions materialized by hand. The condition waits while a dependency is in progress, so a backfill of
-60 days publishes once or twice, not 60 times.
+and partitions materialized by hand. The condition waits while any day is in progress or waits in a backfill,
+so a backfill of 60 days publishes once, at its end.
 """
+
+from functools import reduce
+from operator import or_
 
 import dagster as dg
 
+from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration.jobs import TRIGGER
 from kyc_pipeline.orchestration.specs import ANALYZE
 
@@ -20,10 +24,16 @@ _HANDLED = _When.newly_requested() | (
     _When.newly_updated() & ~_When.executed_with_tags(tag_values=_REQUESTED_HERE)
 )
 _NOT_HANDLED = ~_HANDLED.since(_When.any_deps_updated())
+# Of all daily tables, not of a table's own dependencies: once a run has ingested its days, what depends on
+# `submissions` alone has no dependency in progress, and one step builds all tables.
+_ANY_DAY_IN_PROGRESS = reduce(
+    or_, (_When.asset_matches(table.name, _When.in_progress()) for table in TABLES)
+).with_label("any day in progress")
 PUBLISH_WHEN_NEW = (
     _NOT_HANDLED
     # eager() requires every dependency, which means every partition since the start date.
     & _When.any_deps_match(~_When.missing() | _When.will_be_requested())
+    & ~_ANY_DAY_IN_PROGRESS
     & ~_When.any_deps_in_progress()
     & ~_When.in_progress()
     # "All checks passed" would let a later run that fails before its checks block earlier good days.

@@ -6,6 +6,7 @@ from typing import Literal
 import dagster as dg
 from pydantic import Field
 
+from kyc_pipeline.lake.tables import LABEL_TABLES
 from kyc_pipeline.ledger.audit import AuditTrail, Author, operator
 from kyc_pipeline.ledger.decisions import RESOLUTIONS_HELP, resolve_held
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -38,6 +39,13 @@ flatten_and_publish = dg.define_asset_job(
     selection=dg.AssetSelection.groups(FLATTEN, ANALYZE),
     description="Rebuild the curated tables from the stored responses, and publish. Makes no call and costs "
     "nothing. For use after an upgrade that changes how responses are read.",
+)
+
+labels_and_publish = dg.define_asset_job(
+    "labels_and_publish",
+    selection=dg.AssetSelection.assets(*(table.name for table in LABEL_TABLES))
+    | dg.AssetSelection.groups(ANALYZE),
+    description="Read new labels, and publish. Makes no call.",
 )
 
 

@@ -16,8 +16,9 @@ from typing import Final
 import dagster as dg
 from pydantic import Field
 
+from kyc_pipeline.analyze.publish import remove_old
 from kyc_pipeline.lake.atomic import drafts_of, remove_drafts
-from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.lake.tables import ALL_TABLES
 from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
@@ -129,11 +130,14 @@ def _remove_shard(instance: dg.DagsterInstance, run_id: str) -> None:
 def remove_stale(pipeline: Pipeline, older_than: float) -> int:
     """Removes drafts and scratch folders last written before `older_than` (seconds since the epoch).
 
-    Returns how many it removed, not counting drafts of warehouse and report.
+    Also removes builds in an object store that were replaced more than a day ago. Returns how many it
+    removed, not counting drafts of warehouse and report.
     """
-    removed = sum(pipeline.lake.remove_drafts(table, older_than=older_than) for table in TABLES)
+    removed = sum(pipeline.lake.remove_drafts(table, older_than=older_than) for table in ALL_TABLES)
     for target in (pipeline.settings.kyc_warehouse, pipeline.settings.kyc_report):
-        remove_drafts(drafts_of(target), older_than=older_than)
+        if isinstance(target, Path):
+            remove_drafts(drafts_of(target), older_than=older_than)
+    removed += remove_old(pipeline.settings.kyc_warehouse)
     for folder in scratch_folders():
         if _is_stale(folder, older_than):
             shutil.rmtree(folder, ignore_errors=True)

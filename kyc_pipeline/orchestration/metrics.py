@@ -17,6 +17,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.activity import read_activity
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import leased_partitions
+from kyc_pipeline.ledger.publications import copies_before_erasure
 from kyc_pipeline.ledger.queries import read_held, read_spend_of_runs, read_spend_since
 from kyc_pipeline.ledger.rate_limits import list_rate_limits
 from kyc_pipeline.ledger.times import SECOND
@@ -109,6 +110,11 @@ def _ledger_metrics(ledger: Ledger, settings: Settings) -> Iterator[Metric]:
         "kyc_failures_in_a_row",
         f"Failures since the last call that succeeded, at most {BREAKER_THRESHOLD}.",
         activity.failures_in_a_row,
+    )
+    yield _gauge(
+        "kyc_publications_before_erasure",
+        "Published warehouses, on any host, that may contain whom the last erasure erased.",
+        len(copies_before_erasure(ledger)),
     )
     under_way = leased_partitions(ledger)
     # The lease of another run says nothing: ingest and erase hold leases, too.

@@ -8,6 +8,8 @@ from typing import Any, Final
 import dagster as dg
 from pydantic import Field
 
+from kyc_pipeline.analyze.build import labels_version
+from kyc_pipeline.analyze.report import has_report
 from kyc_pipeline.analyze.up_to_date import Inputs, Published, build_inputs, read_published
 from kyc_pipeline.days import start_of_day
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -50,7 +52,8 @@ class Publication:
     @cached_property
     def inputs(self) -> Inputs:
         """The inputs of a build now."""
-        return build_inputs(self._pipeline.settings, self._pipeline.pseudonym_key_id())
+        labels = labels_version(self._pipeline.lake)
+        return build_inputs(self._pipeline.settings, self._pipeline.pseudonym_key_id(), labels)
 
     @cached_property
     def _published(self) -> Published | None:
@@ -109,4 +112,4 @@ class Publication:
         return [up_to_date(asset, built_by=built_by) for asset in assets]
 
     def _has_report(self, published: Published) -> bool:
-        return published.has_stamp(self._pipeline.settings.kyc_report)
+        return has_report(self._pipeline.settings.kyc_report, published.built_ns)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from kyc_pipeline.analyze.turn import Turn, publication_turn
 from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
@@ -53,6 +54,21 @@ class Pipeline:
         """The pseudonymizer with the ledger's key, which is created on first use."""
         with Ledger(self.settings.kyc_ledger_url) as ledger:
             return ledgers_pseudonymizer(self.settings, ledger)
+
+    @contextlib.contextmanager
+    def publication_turn(self, run_id: str) -> Iterator[Turn]:
+        """Waits until no other run publishes, on any host; see :mod:`turn`."""
+        # Without the check of `open_ledger`, as in `erasure_state`.
+        with (
+            Ledger(self.settings.kyc_ledger_url) as ledger,
+            publication_turn(ledger, self.settings.kyc_warehouse, run_id) as turn,
+        ):
+            yield turn
+
+    def is_erasing(self) -> bool:
+        """Whether an erasure waits for the next publication."""
+        with Ledger(self.settings.kyc_ledger_url) as ledger:
+            return any(not tombstone.finished for tombstone in LedgerErasure(ledger).tombstones())
 
     def pseudonym_key_id(self) -> str | None:
         """The identity of the pseudonym key; None if there is none yet. Creates no key."""

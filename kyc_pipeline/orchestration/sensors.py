@@ -1,4 +1,4 @@
-"""The sensors: one for new and changed manifests, one for days that a failed ingest left behind."""
+"""The sensors: for new and changed manifests, for new labels, for days that a failed ingest left behind."""
 
 import time
 from collections.abc import Iterator
@@ -6,8 +6,11 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from kyc_pipeline.analyze.build import labels_version
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.ingest.manifests import manifest_dates, require_mounted, stray_folders
+from kyc_pipeline.ingest.labels import are_ingested
+from kyc_pipeline.ingest.manifests import labels_signature, manifest_dates, require_mounted, stray_folders
+from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import days_left_behind
 from kyc_pipeline.orchestration.jobs import (
     COMMAND_LINE,
@@ -15,10 +18,11 @@ from kyc_pipeline.orchestration.jobs import (
     TRIGGER,
     VERIFY_AND_PUBLISH,
     days_of,
+    labels_and_publish,
     range_tags,
     verify_and_publish,
 )
-from kyc_pipeline.orchestration.new_manifests import Tick
+from kyc_pipeline.orchestration.new_manifests import DIGITS, Tick
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 
@@ -78,6 +82,28 @@ def new_manifests(
             "no new or changed manifests, or they are still being written"
             + (f"; {STRAY}: {stray}" if stray else "")
         )
+
+
+@dg.sensor(
+    job=labels_and_publish,
+    minimum_interval_seconds=60,
+    description="Reads new and changed manifests of labels, once two looks in a row see the same files.",
+)
+@safe_errors
+def new_labels(
+    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.RunRequest | dg.SkipReason:
+    """Requests a run if the lake's labels were made from other files. The daily run reads them too."""
+    settings = pipeline.settings
+    if problem := open_landing(settings.kyc_landing).problem():
+        return dg.SkipReason(f"KYC_LANDING: {settings.kyc_landing} {problem}")
+    signature = labels_signature(settings.kyc_landing)
+    is_known = signature == context.cursor
+    context.update_cursor(signature)
+    if not is_known or are_ingested(settings.kyc_landing, pipeline.lake, settings.kyc_csv_encoding):
+        return dg.SkipReason("no new or changed labels, or they are still being written")
+    key = f"{signature[:DIGITS]}:{labels_version(pipeline.lake) or ''}"
+    return dg.RunRequest(run_key=key, tags={**NEW_DATA, TRIGGER: "new_labels"})
 
 
 @dg.run_failure_sensor(

@@ -6,20 +6,20 @@ from typing import Any
 import dagster as dg
 
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import TABLES, Table
+from kyc_pipeline.lake.tables import ALL_TABLES, Table
 
 RESPONSE = dg.AssetKey(["deepxl", "response"])
 """DeepXL's response as a source in column lineage. It is no asset; its columns are field paths."""
 INGEST, VERIFY, FLATTEN, ANALYZE = "ingest", "verify", "flatten", "analyze"
 """The groups of assets: one per stage."""
-LAKE_TABLES = frozenset(table.name for table in TABLES)
+LAKE_TABLES = frozenset(table.name for table in ALL_TABLES)
 
 
 def table_spec(
     table: Table,
     *,
     group: str,
-    partitions: dg.PartitionsDefinition[str],
+    partitions: dg.PartitionsDefinition[str] | None = None,
     deps: Iterable[str] = (),
     skippable: bool = False,
 ) -> dg.AssetSpec:

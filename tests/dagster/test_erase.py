@@ -23,6 +23,7 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, TABLES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
+from kyc_pipeline.ledger.publications import forget_replaced, record, reserve
 from kyc_pipeline.ledger.schema import erasures, submissions
 from kyc_pipeline.orchestration.assets import analyze as assets
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -239,6 +240,29 @@ def test_a_leased_day_fails_with_the_name_of_the_holder(landing: Any, run: Run, 
     assert not (tmp_path / "warehouse").exists(), "what was never published is not published now"
 
 
+def test_the_warehouse_of_another_host_is_named_until_it_is_published_again(landing: Any, run: Run) -> None:
+    deliver(landing)
+    assert run("backfill", *RANGE)[0] == 0
+    assert run("publications")[0] == 0
+    there = "other-host:/data/kyc.duckdb"
+    with Ledger("sqlite:///ledger.sqlite") as ledger:
+        record(ledger, reserve(ledger, there, "run"))
+        code, out, err = run("erase", "--tag", TAG)
+        assert (code, "nothing of the person is left" in out) == (3, True)
+        assert f"the warehouse at {there} is from before the last erasure: run `kyc-pipeline publish`" in err
+        code, out, _ = run("publications")
+        assert code == 3
+        assert [line.split()[0] for line in out.splitlines() if "before the last erasure" in line] == [there]
+        assert run("erase", "--tag", TAG)[0] == 3, "it is said each time"
+        sequence = reserve(ledger, there, "run")
+        record(ledger, sequence)
+        forget_replaced(ledger, sequence)
+    assert run("publications")[0] == 0
+    assert run("erase", "--tag", TAG)[0] == 0
+    assert run("publications", "--forget", there)[:2] == (0, f"forgotten: {there}\n")
+    assert run("publications", "--forget", there)[0] == 2
+
+
 def test_the_value_may_come_from_standard_input(
     landing: Any, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,4 +295,4 @@ def test_a_build_that_read_the_lake_before_an_erasure_is_not_published(
     monkeypatch.setattr(assets, "build", build_slowly)
     [failure] = run_partitions(pipeline, [], instance)
     assert "somebody was erased" in failure
-    assert not pipeline.settings.kyc_warehouse.exists()
+    assert not Path(pipeline.settings.kyc_warehouse).exists()

@@ -67,7 +67,7 @@ def test_a_day_becomes_a_warehouse(
         rates = warehouse.sql("SELECT checks, passed + failed + other, pass_rate FROM pass_rates").fetchall()
         assert rates
         assert all(checks == total for checks, total, _ in rates)
-    assert settings.kyc_report.read_text(encoding="utf-8").startswith("<!")
+    assert Path(settings.kyc_report).read_text(encoding="utf-8").startswith("<!")
     for asset in (
         "submissions",
         "rejected_submissions",

@@ -133,7 +133,7 @@ def test_stale_files_are_removed_and_files_in_use_stay(
     dead = 2**22 + 1  # above the largest process id of Linux
     stale = [
         folder / f".draft-{dead}-{secrets.token_hex(4)}",
-        settings.kyc_warehouse.parent / f".draft-{dead}-{settings.kyc_warehouse.name}",
+        Path(settings.kyc_warehouse).with_name(f".draft-{dead}-kyc.duckdb"),
     ]
     in_use = [folder / f".draft-{dead}-{secrets.token_hex(4)}", scratch / "someone-elses"]
     for path in (*stale, *in_use):

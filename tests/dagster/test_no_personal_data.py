@@ -266,8 +266,8 @@ def test_marks_are_only_in_the_restricted_zone(
     assert "zqxmarkgeometry" not in repr(responses)
 
     assert found(everything_curated(lake), needles) == {}
-    assert found(everything_in_warehouse(settings.kyc_warehouse), needles) == {}
-    assert found(files(settings.kyc_report.parent), needles) == {}
+    assert found(everything_in_warehouse(Path(settings.kyc_warehouse)), needles) == {}
+    assert found(files(Path(settings.kyc_report).parent), needles) == {}
     assert found(everything_in_sqlite(home), needles) == {}
     assert found(files(home), needles) == {}
     output = capfd.readouterr()
@@ -282,5 +282,5 @@ def test_marks_are_only_in_the_restricted_zone(
         *(("landing", name) for name in ("manifests", "documents")),
         ("lake", "curated"),
         ("lake", "identity.json"),  # an id and no more
-        *(path.relative_to(tmp_path).parts for path in meant),
+        *(Path(path).relative_to(tmp_path).parts for path in meant),
     }

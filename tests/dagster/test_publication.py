@@ -1,14 +1,19 @@
 """Declarative automation of the warehouse: when it is requested, and how often."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.resources import Pipeline
 from tests.conftest import Landing
+from tests.dagster.conftest import TOKEN, make_settings
+from tests.faults import Meanwhile
 
 WAREHOUSE = dg.AssetKey("warehouse")
 ALL = dg.AssetSelection.groups("analyze")
@@ -128,6 +133,31 @@ def test_days_that_arrive_during_a_publication_are_published(
     for _ in range(3):
         daemon.tick()
     assert daemon.published == 2
+
+
+def test_nothing_is_published_while_a_run_waits_for_its_calls(
+    landing: Landing, tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    """Once its days are ingested, tables that depend on `submissions` alone could be built."""
+    first, *_ = landing.day(FIRST.isoformat(), 3)
+    daemon: Daemon
+    during: list[int] = []
+
+    def look() -> None:
+        daemon.tick()
+        during.append(daemon.published)
+
+    def look_in_a_thread() -> None:
+        with ThreadPoolExecutor(1) as thread:  # the simulator's own has an event loop
+            thread.submit(look).result()
+
+    with running_simulator(token=TOKEN, faults={first: [Meanwhile(look_in_a_thread)]}) as simulator:
+        daemon = Daemon(build_defs(Pipeline(make_settings(tmp_path, simulator.url))), instance)
+        daemon.tick()
+        daemon.backfill_run(FIRST, FIRST)
+    assert during == [0]
+    daemon.tick()
+    assert daemon.published == 1
 
 
 def test_a_later_run_that_fails_before_its_checks_blocks_nothing(landing: Landing, daemon: Daemon) -> None:

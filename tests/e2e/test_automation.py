@@ -302,8 +302,15 @@ def test_the_backfill_is_published_by_automation(site: Site) -> None:
         return all(site.warehouse_outcomes(day) == [("completed", 3)] for day in BACKFILLED)
 
     site.server.wait(is_published, "the publication")
-    runs = site.server.runs(kyc__trigger="publish_when_new")
-    assert 1 <= len(runs) <= len(BACKFILLED), "at least once, at most once per day"
+    query = (
+        "query ($id: String!) { partitionBackfillOrError(backfillId: $id) "
+        "{ ... on PartitionBackfill { endTimestamp } } }"
+    )
+    ended = site.server.ask(query, id=site.backfill_id)["partitionBackfillOrError"]["endTimestamp"]
+    starts = [run["startTime"] for run in site.server.runs(kyc__trigger="publish_when_new")]
+    assert 1 <= len(starts) <= len(BACKFILLED), "at least once, at most once per day"
+    # The sensor looked while two calls waited for a response, and while the killed run waited for its retry.
+    assert min(starts) > ended
 
 
 def test_the_sensor_runs_a_new_manifest_and_a_changed_one(site: Site) -> None:

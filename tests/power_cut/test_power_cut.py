@@ -201,7 +201,7 @@ def check_recovery(world: World, builds: Path, simulator: Simulator, seen: set[s
 
 def check_publication(world: World, builds: Path, seen: set[str]) -> None:
     published = [version for version in (1, 2) if f"published {version}" in seen]
-    if world.settings.kyc_warehouse.exists():
+    if Path(world.settings.kyc_warehouse).exists():
         with open_warehouse(world.settings.kyc_warehouse) as warehouse:
             (number,) = warehouse.execute("SELECT number FROM version").fetchall()[0]
         assert number in (published[-1:] or [1]) or number == len(published) + 1

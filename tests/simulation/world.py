@@ -39,14 +39,14 @@ from sqlalchemy import Engine
 
 from kyc_pipeline.deepxl import tracing
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest import lock, manifests, ownership, state
+from kyc_pipeline.ingest import manifests, ownership, state
 from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
 from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Table
+from kyc_pipeline.ledger import locks, sqlite
 from kyc_pipeline.ledger import process as process_identity
-from kyc_pipeline.ledger import sqlite
 from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.decisions import list_held, resolve_held
 from kyc_pipeline.ledger.leases import hold
@@ -597,8 +597,8 @@ def simulation() -> Iterator[None]:
     replace(aiohappyeyeballs, "start_connection", start_connection)
     _replace_identity(replace)
     replace(tempfile, "tempdir", str(_templates()[0]))
-    replace(lock, "_POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
-    replace(lock, "_SILENT_SECONDS", math.inf)
+    replace(locks, "_POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
+    replace(locks, "_SILENT_SECONDS", math.inf)
     replace(ownership, "duckdb", simulated.Substitute(duckdb, connect=_database()))
     random_state, threshold = random.getstate(), gc.get_threshold()
     try:

@@ -86,7 +86,8 @@ def new_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     import s3fs
 
     if ENDPOINTS[-1:] != [s3_endpoint]:  # s3fs keeps its clients, each of which takes a second to make
-        s3fs.S3FileSystem.clear_instance_cache()
+        for kind in (s3fs.S3FileSystem, *s3fs.S3FileSystem.__subclasses__()):
+            kind.clear_instance_cache()
         ENDPOINTS.append(s3_endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")

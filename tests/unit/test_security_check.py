@@ -80,6 +80,16 @@ def test_a_bucket_needs_default_encryption(home: Path, monkeypatch: pytest.Monke
     assert answers(load_settings())["KYC_LAKE is encrypted at rest"] is Answer.YES
 
 
+def test_what_is_published_to_a_bucket_is_checked_too(
+    home: Path, monkeypatch: pytest.MonkeyPatch, s3_root: str
+) -> None:
+    for name in ("KYC_WAREHOUSE", "KYC_REPORT"):
+        assert f"{name} is encrypted at rest" not in answers(load_settings())
+        monkeypatch.setenv(name, s3_root)
+        assert f"{name} is encrypted at rest" in answers(load_settings())
+    assert f"deny analysts s3:GetObject below {s3_root}/restricted/" in CliRunner().invoke(command).stdout
+
+
 def test_a_disk_is_encrypted_if_all_devices_below_it_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's view of block devices, as a folder."""
     devices, number = home / "block", home.stat().st_dev

@@ -170,6 +170,8 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("DEEPXL_BASE_URL", "ftp://api.deepxl.ai"),
         ("DEEPXL_BASE_URL", "https://user:secretvalue@api.deepxl.ai"),
         ("DEEPXL_BASE_URL", "api.deepxl.ai"),
+        ("DEEPXL_HTTP_HOST", "http://secretvalue"),
+        ("DEEPXL_HTTP_HOST", "api.deepxl.ai"),
         ("DEEPXL_AUTH_SCHEME", "secretvalue"),
         ("DEEPXL_PROXY", "secretvalue:3128"),
         ("DEEPXL_PROXY", "socks5://user:secretvalue@proxy.example"),
@@ -195,7 +197,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("KYC_LAKE", "file:///secretvalue/lake"),
         ("KYC_LEDGER_URL", "sqlite:///~nobody-secretvalue/ledger.sqlite"),
         ("KYC_LEDGER_URL", "sqlite:///file:secretvalue?uri=true"),
-        ("KYC_WAREHOUSE", "s3://bucket/secretvalue"),
+        ("KYC_WAREHOUSE", "s3://bucket//secretvalue"),
         ("KYC_MIN_CELL", "0"),
         ("KYC_VERDICT_TARGET_SECONDS", "0"),
         ("KYC_START_DATE", "01.09.2024"),
@@ -228,6 +230,20 @@ def test_a_wrong_value_names_the_variable_and_shows_no_value(
 def test_http_is_allowed_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPXL_BASE_URL", "http://127.0.0.1:8080/")
     assert load_settings(None).deepxl_base_url == "http://127.0.0.1:8080"
+
+
+def test_http_is_allowed_to_one_host_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPXL_HTTP_HOST", "simulator")
+    monkeypatch.setenv("DEEPXL_BASE_URL", "http://simulator:8417")
+    assert load_settings(None).deepxl_base_url == "http://simulator:8417"
+    for name, url in (
+        ("DEEPXL_BASE_URL", "http://simulator.example"),
+        ("KYC_UI_URL", "http://simulator:8417"),
+    ):
+        with monkeypatch.context() as other:
+            other.setenv(name, url)
+            with pytest.raises(UsageError, match=name):
+                load_settings(None)
 
 
 @pytest.mark.parametrize("suffix", ["/v1", "/v1/", "/v1/verification", "/v1/verification/"])

@@ -14,19 +14,59 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from kyc_pipeline.analyze.publish import open_warehouse, stamp, time_of_build
+from kyc_pipeline.analyze.publish import (
+    Place,
+    has_stamp,
+    objects_at,
+    open_warehouse,
+    stamp,
+    time_of_build,
+)
 from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.rules import LOW_N, Z_95
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
-def write_report(warehouse: Path, destination: Path) -> None:
-    """Writes the page from the published build and replaces `destination` atomically.
+def write_report(warehouse: Place, destination: Place) -> None:
+    """Writes the page from the published build and replaces the one at `destination` atomically.
 
     The build's time becomes the file's modification time: see :mod:`up_to_date`.
     Raises :class:`KycError` if there is no warehouse.
     """
+    if isinstance(destination, str):
+        with objects_at(destination).new_page() as write:
+            text, built_ns = _page(warehouse)
+            write(text.encode(), built_ns)
+        return
+    text, built_ns = _page(warehouse)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(destination) as file:
+        file.write(text.encode())
+        file.flush()
+        stamp(file.name, built_ns)
+
+
+def has_report(place: Place, built_ns: int | None = None) -> bool:
+    """Whether there is a report; with `built_ns`, one of this build that was not changed since."""
+    if isinstance(place, str):
+        return objects_at(place).has_page(built_ns)
+    return place.exists() if built_ns is None else has_stamp(place, built_ns)
+
+
+def report_size(place: Place) -> int:
+    """Bytes of the report."""
+    return objects_at(place).page_size() if isinstance(place, str) else place.stat().st_size
+
+
+def remove_old_reports(place: Place) -> None:
+    """Removes what an object store may keep of earlier reports."""
+    if isinstance(place, str):
+        objects_at(place).remove_old_pages()
+
+
+def _page(warehouse: Place) -> tuple[str, int]:
+    """The page, and when its build began, in nanoseconds since the epoch."""
     # Not at load: Altair takes over a second to import.
     from kyc_pipeline.analyze.report.contents import read_page
 
@@ -55,11 +95,7 @@ def write_report(warehouse: Path, destination: Path) -> None:
         scripts=scripts,
         script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
     )
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(destination) as file:
-        file.write(text.encode())
-        file.flush()
-        stamp(file.name, built_ns)
+    return text, built_ns
 
 
 def _json(value: Any) -> Markup:

@@ -45,6 +45,7 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
             " FROM pass_rates JOIN report_days USING (date) GROUP BY ALL"
         )
     }
+    errors = _errors(reader)
     explorer: Rows = []
     rates: list[Row] = []
     flips: list[Row] = []
@@ -57,6 +58,7 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
             "check": check.label,
             "oriented": orientation["verified"],
             "auc": rounded(orientation["auc"]),
+            "errors": errors.get((check.group, check.type)),
             "periods": {},
         }
         explorer.append(choice)
@@ -132,9 +134,36 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
             "threshold_sensitivity.flips_to_fail",
             "threshold_sensitivity.flips_to_pass",
             "threshold_sensitivity.auc",
+            "error_rates.frr",
+            "error_rates.far",
         ),
     )
     return section, explorer
+
+
+def _errors(reader: Reader) -> Mapping[tuple[str, str], Mapping[str, Any]]:
+    """By check: the error rates at each threshold over all days, if the truth of any submission is known.
+
+    A drawn sample is used if there is one, because it speaks for all submissions.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    rows = reader.rows(
+        """
+        SELECT check_group, check_type, weighted, genuine, fraud, frr, frr_low, frr_high, far, far_low,
+            far_high
+        FROM error_rates WHERE threshold < 1
+        ORDER BY check_group, check_type, weighted DESC, threshold
+        """
+    )
+    for row in rows:
+        check = found.setdefault(
+            (row["check_group"], row["check_type"]),
+            {"weighted": row["weighted"], "genuine": row["genuine"], "fraud": row["fraud"], "rates": []},
+        )
+        if check["weighted"] == row["weighted"]:
+            names = ("frr", "frr_low", "frr_high", "far", "far_low", "far_high")
+            check["rates"].append([rounded(row[name]) for name in names])
+    return found
 
 
 def _confidences(reader: Reader) -> Mapping[tuple[str, str], Rows]:

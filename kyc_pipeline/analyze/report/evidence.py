@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.publish import Place, open_warehouse
 from kyc_pipeline.analyze.report import own_text, template
 from kyc_pipeline.analyze.report.reader import Rows, rows_of
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.rules import LOW_N, Z_95
 
-Unit = Literal["share of people", "seconds"]
+Unit = Literal["share of people", "share of submissions", "seconds"]
 SOURCE: Final = "NIST SP 800-63-4, table 4"
 PAGE, METRICS_FILE, BUILD_FILE = "evidence.html", "metrics.csv", "build.csv"
 
@@ -36,13 +36,13 @@ _STARTED: Final = (
     "A submission arrives complete; the pipeline does not see people who start and do not submit."
 )
 _ELSEWHERE: Final = "This happens outside identity proofing; the pipeline has no data about it."
-_NO_FRAUD: Final = "DeepXL says which checks fail, not whether fraud is suspected or confirmed."
+_NO_FRAUD: Final = "DeepXL says which checks fail, not whether it suspects a fraud."
 _NO_REPORTS: Final = "Reports of users reach the help desk, not the pipeline."
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A recommended metric. `sql` measures it; without `sql`, `reason` says why it is not observable here.
+    """A recommended metric. `sql` measures it; without rows of it, `reason` says why it is not observable.
 
     `sql` has the parameters `$first` and `$last`, and the columns `step`, `value`, `n`, `of`, `low`, `high`,
     `worst` and `best`.
@@ -120,7 +120,26 @@ METRICS: Final = (
     Metric("Authenticator type usage", "Authentication", reason=_ELSEWHERE),
     Metric("Authentication failures", "Authentication", reason=_ELSEWHERE),
     Metric("Account recovery attempts", "Authentication", reason=_ELSEWHERE),
-    Metric("Confirmed fraud", "Fraud", reason=_NO_FRAUD),
+    Metric(
+        "Confirmed fraud",
+        "Fraud",
+        "Submissions that the labels call a fraud, of all submissions on the days of the period. Those"
+        " without a conclusive label are open: nobody looked, or could tell.",
+        unit="share of submissions",
+        sql="""
+            SELECT
+                '' AS step, ratio(n, of) AS value, n, of, wilson_low(n, of) AS low,
+                wilson_high(n, of) AS high, ratio(n + open, of) AS worst, ratio(n, of) AS best
+            FROM (
+                SELECT
+                    count(*) FILTER (WHERE l.label = 'fraud') AS n, count(*) AS of,
+                    count(*) FILTER (WHERE coalesce(l.label, '') NOT IN ('fraud', 'genuine')) AS open
+                FROM submissions AS s LEFT JOIN submission_labels AS l USING (submission_id)
+                WHERE s.date BETWEEN $first AND $last
+            ) WHERE of > open
+        """,
+        reason="No submission of the period has a conclusive label: deliver labels (see the README).",
+    ),
     Metric("Suspected fraud", "Fraud", reason=_NO_FRAUD),
     Metric("Reported fraud", "Fraud", reason=_NO_REPORTS),
     Metric("Fraud (per proofing type)", "Fraud", reason=f"{_NO_FRAUD} {_NO_TYPE}"),
@@ -183,7 +202,7 @@ class Evidence:
 
 
 def write_evidence(
-    warehouse: Path, folder: Path, first: datetime.date | None, last: datetime.date | None
+    warehouse: Place, folder: Path, first: datetime.date | None, last: datetime.date | None
 ) -> Evidence:
     """Writes page and CSV files of a period, both days included, from the published build into `folder`.
 
@@ -203,7 +222,7 @@ def write_evidence(
     return evidence
 
 
-def read_evidence(warehouse: Path, first: datetime.date | None, last: datetime.date | None) -> Evidence:
+def read_evidence(warehouse: Place, first: datetime.date | None, last: datetime.date | None) -> Evidence:
     """The figures of a period from the published build; see `write_evidence`."""
     with open_warehouse(warehouse) as connection:
         (info,) = rows_of(connection, "FROM build_info")

@@ -1,4 +1,4 @@
-"""A DeepXL-compatible server on loopback, for the demo, the benchmarks and the tests.
+"""A DeepXL-compatible server for the demo, the benchmarks and the tests.
 
 It follows the vendor's public example, keeps its records, and derives every score from a seed. `form` reads
 uploads, `scores` generates results, `history` keeps them, `server` speaks HTTP, and `faults` is for tests.

@@ -1,4 +1,4 @@
-"""The simulator's HTTP server (aiohttp), on loopback only."""
+"""The simulator's HTTP server (aiohttp)."""
 
 import asyncio
 import hmac
@@ -107,8 +107,8 @@ class Simulator:
         """All records in order of arrival."""
         return self._records.all()
 
-    async def start(self, port: int = 0) -> str:
-        """Listens on 127.0.0.1 (port 0: any free one); returns the base URL. OSError if the port is taken."""
+    async def start(self, port: int = 0, host: str = "127.0.0.1") -> str:
+        """Listens on `host` (port 0: any free one); returns the base URL. OSError if it cannot."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post("/v1/verification", self._handled(self._post))
         app.router.add_get("/v1/verification", self._handled(self._list))
@@ -120,12 +120,13 @@ class Simulator:
         )
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, "127.0.0.1", port).start()
+            await web.TCPSite(self._runner, host, port).start()
         except OSError:
             await self.stop()
             raise
         address = self._runner.addresses[0]
-        self.url = f"http://127.0.0.1:{address[1]}"
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"http://{name}:{address[1]}"
         return self.url
 
     async def stop(self) -> None:

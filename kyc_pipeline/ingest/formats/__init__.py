@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import pyarrow as pa
 
-from kyc_pipeline.ingest.formats.columns import MALFORMED
+from kyc_pipeline.ingest.formats.columns import MALFORMED, SUBMISSION_ROWS, Layout
 from kyc_pipeline.ingest.formats.csv import read_csv
 from kyc_pipeline.ingest.formats.jsonl import read_jsonl
 from kyc_pipeline.ingest.formats.parquet import read_parquet
@@ -27,7 +27,7 @@ from kyc_pipeline.ingest.formats.unreadable import (
 from kyc_pipeline.ingest.formats.xlsx import read_xlsx
 from kyc_pipeline.landing.zone import ManifestFile
 
-Reader: TypeAlias = Callable[[ManifestFile, Counter[str]], Iterator[pa.Table]]
+Reader: TypeAlias = Callable[[ManifestFile, Counter[str], Layout], Iterator[pa.Table]]
 
 SUFFIXES: Final = ".csv, .tsv, .jsonl, .ndjson, .json, .parquet or .xlsx"
 """For messages."""
@@ -48,12 +48,16 @@ _READERS: Final[dict[str, Reader]] = {
 
 
 def read_manifest(
-    path: ManifestFile, ignored: Counter[str], csv_encoding: str | None = None
+    path: ManifestFile,
+    ignored: Counter[str],
+    csv_encoding: str | None = None,
+    layout: Layout = SUBMISSION_ROWS,
 ) -> Iterator[pa.Table]:
     """Yields the rows of a manifest as text, in chunks: memory does not grow with the file.
 
     Each chunk has the columns `manifest_row` (int64; 1 is the first data row), `malformed` (why the row could
-    not be parsed, or null), all `MANIFEST_FIELDS` and the columns `tag.<name>`. An absent value is null.
+    not be parsed, or null), all fields of `layout`, and the file's `tag.<name>` columns if `layout` has tags.
+    An absent value is null.
     `ignored` counts the rows of each unused column. CSV files that are neither UTF-8 nor UTF-16 are in
     `csv_encoding`, or refused.
     Raises :class:`ManifestUnreadable`.
@@ -62,7 +66,10 @@ def read_manifest(
     if reader is None:
         raise ManifestUnreadable(path, f"must be a {SUFFIXES} file")
     with fails_alone(path), explained(path):
-        chunks = read_csv(path, ignored, csv_encoding) if reader is read_csv else reader(path, ignored)
+        if reader is read_csv:
+            chunks = read_csv(path, ignored, layout, csv_encoding)
+        else:
+            chunks = reader(path, ignored, layout)
         rows = malformed = 0
         for chunk in chunks:
             rows += chunk.num_rows

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
@@ -30,68 +31,92 @@ def count_ignored(ignored: Counter[str], name: str, rows: int) -> None:
     ignored[printable(name)[:64] if known else "(others)"] += rows
 
 
-def count_unused(ignored: Counter[str], header: Iterable[str], rows: int, unnamed_cells: int) -> None:
-    """Counts the rows of each unused column; of columns without a name, only the cells with a value."""
-    for column in header:
-        if column and not is_used(column):
-            count_ignored(ignored, column, rows)
-    if unnamed_cells:
-        count_ignored(ignored, "", unnamed_cells)
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of one kind of manifest, and what their names mean."""
+
+    fields: tuple[str, ...]
+    required: tuple[str, ...]
+    """Columns that the header must name."""
+    time: str
+    """The field that may be a typed time."""
+    number: str | None = None
+    """The field that may be a number."""
+    has_tags: bool = False
+    """Whether there may be columns `tag.<name>`."""
+
+    def count_unused(
+        self, ignored: Counter[str], header: Iterable[str], rows: int, unnamed_cells: int
+    ) -> None:
+        """Counts the rows of each unused column; of columns without a name, only the cells with a value."""
+        for column in header:
+            if column and not self.is_used(column):
+                count_ignored(ignored, column, rows)
+        if unnamed_cells:
+            count_ignored(ignored, "", unnamed_cells)
+
+    def column_of(self, name: str) -> str:
+        """The field or tag that a name in a manifest means.
+
+        Upper and lower case, blanks and hyphens make no difference to a field. The name of a tag is kept,
+        without blanks around it.
+        """
+        name = name.strip()
+        if name in self.fields:
+            return name
+        field = _BLANKS.sub("_", name).lower()
+        if field in self.fields:
+            return field
+        prefix, dot, tag = name.partition(".")
+        is_tag = self.has_tags and dot and prefix.strip().lower() == "tag"
+        return TAG_PREFIX + tag.strip() if is_tag else name
+
+    def is_used(self, column: str) -> bool:
+        """Whether the column is a field or a tag."""
+        return column in self.fields or (self.has_tags and column.startswith(TAG_PREFIX))
+
+    def chunk_of(
+        self, columns: Mapping[str, Column], rows: Column, malformed: "Column | None" = None
+    ) -> pa.Table:
+        """Builds a chunk from the columns that the file has; the fields that it lacks are null."""
+        nulls = pa.nulls(len(rows), pa.string())
+        fields = {name: columns.get(name, nulls) for name in (*self.fields, *columns)}
+        return pa.table({ROW: rows, MALFORMED: nulls if malformed is None else malformed, **fields})
+
+    def check_header(self, columns: list[str], path: ManifestFile) -> None:
+        """Raises :class:`ManifestUnreadable` unless each required column is there once, with few others."""
+        if len(columns) > MAX_COLUMNS:
+            raise ManifestUnreadable(path, f"has {len(columns)} columns, more than {MAX_COLUMNS}")
+        missing = [column for column in self.required if column not in columns]
+        if missing:
+            raise ManifestUnreadable(
+                path,
+                f"has no column {', '.join(missing)}: the first row must name them; "
+                f"{self._described(columns)}",
+            )
+        twice = sorted(column for column, n in Counter(columns).items() if n > 1 and self.is_used(column))
+        if twice:
+            raise ManifestUnreadable(path, f"has the column {self.shown(twice[0])} twice")
+
+    def _described(self, columns: list[str]) -> str:
+        """Describes a wrong header without repeating what it does not know: that may be data of a person."""
+        known = [column for column in columns if column in self.fields]
+        others = plural(len(columns) - len(known), "other")
+        named = f"{', '.join(known)} and {others}" if known else f"none of the fields, but {others}"
+        hidden = invisible("".join("".join(columns).split()))
+        return f"it names {named}" + (f"; a name has {hidden}: type it again" if hidden else "")
+
+    def shown(self, name: str) -> str:
+        """A column's name for messages. A tag's name may be data of a person."""
+        return name if name in self.fields else f"{TAG_PREFIX}…"
+
+    def must_be_text(self, name: str) -> str:
+        """What is wrong with a cell of column `name` that has no text."""
+        return f"{name if name in self.fields else 'a tag'} must be text"
 
 
-def column_of(name: str) -> str:
-    """The field or tag that a name in a manifest means.
-
-    Upper and lower case, blanks and hyphens make no difference to a field. The name of a tag is kept, without
-    blanks around it.
-    """
-    name = name.strip()
-    if name in MANIFEST_FIELDS:
-        return name
-    field = _BLANKS.sub("_", name).lower()
-    if field in MANIFEST_FIELDS:
-        return field
-    prefix, dot, tag = name.partition(".")
-    return TAG_PREFIX + tag.strip() if dot and prefix.strip().lower() == "tag" else name
-
-
-def is_used(column: str) -> bool:
-    """Whether the column is a field or a tag."""
-    return column in MANIFEST_FIELDS or column.startswith(TAG_PREFIX)
-
-
-def chunk_of(columns: Mapping[str, Column], rows: Column, malformed: "Column | None" = None) -> pa.Table:
-    """Builds a chunk from the columns that the file has; the fields that it lacks are null."""
-    nulls = pa.nulls(len(rows), pa.string())
-    fields = {name: columns.get(name, nulls) for name in (*MANIFEST_FIELDS, *columns)}
-    return pa.table({ROW: rows, MALFORMED: nulls if malformed is None else malformed, **fields})
-
-
-def check_header(columns: list[str], path: ManifestFile) -> None:
-    """Raises :class:`ManifestUnreadable` unless each required column is there, none twice, and few others."""
-    if len(columns) > MAX_COLUMNS:
-        raise ManifestUnreadable(path, f"has {len(columns)} columns, more than {MAX_COLUMNS}")
-    missing = [column for column in REQUIRED_FIELDS if column not in columns]
-    if missing:
-        raise ManifestUnreadable(
-            path, f"has no column {', '.join(missing)}: the first row must name them; {_described(columns)}"
-        )
-    twice = sorted(column for column, n in Counter(columns).items() if n > 1 and is_used(column))
-    if twice:
-        raise ManifestUnreadable(path, f"has the column {shown_column(twice[0])} twice")
-
-
-def _described(columns: list[str]) -> str:
-    """Describes a wrong header without repeating what it does not know: that may be data of a person."""
-    known = [column for column in columns if column in MANIFEST_FIELDS]
-    others = plural(len(columns) - len(known), "other")
-    named = (
-        f"it names {', '.join(known)} and {others}" if known else f"it names none of the fields, but {others}"
-    )
-    hidden = invisible("".join("".join(columns).split()))
-    return f"{named}; a name has {hidden}: type it again" if hidden else named
-
-
-def shown_column(name: str) -> str:
-    """A column's name for messages. A tag's name may be data of a person."""
-    return name if name in MANIFEST_FIELDS else f"{TAG_PREFIX}…"
+SUBMISSION_ROWS: Final = Layout(MANIFEST_FIELDS, REQUIRED_FIELDS, time="submitted_at", has_tags=True)
+"""Manifests of submissions."""
+_LABEL_FIELDS: Final = ("submission_id", "label", "source", "decided_at", "attack", "weight", "stratum")
+LABEL_ROWS: Final = Layout(_LABEL_FIELDS, _LABEL_FIELDS[:4], time="decided_at", number="weight")
+"""Manifests of labels."""

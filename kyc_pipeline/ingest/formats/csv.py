@@ -11,7 +11,7 @@ from typing import IO, Final, cast
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from kyc_pipeline.ingest.formats.columns import check_header, column_of, count_unused, is_used
+from kyc_pipeline.ingest.formats.columns import Layout
 from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, ROW_TOO_LONG, CsvRows, TextStream
 from kyc_pipeline.ingest.formats.size_limits import BLOCK_BYTES, CHUNK_ROWS
 from kyc_pipeline.ingest.formats.text import line_ends, text_blocks
@@ -24,7 +24,9 @@ _SEPARATOR_LINE: Final = re.compile(r'"?sep=.?"?[,;\t|]*[\r\n]+', re.IGNORECASE)
 """Excel's own first line, which names the separator. It is not data."""
 
 
-def read_csv(path: ManifestFile, ignored: Counter[str], code_page: str | None = None) -> Iterator[pa.Table]:
+def read_csv(
+    path: ManifestFile, ignored: Counter[str], layout: Layout, code_page: str | None = None
+) -> Iterator[pa.Table]:
     """Yields the chunks of a CSV. `code_page` is its encoding if it is neither UTF-8 nor UTF-16."""
     blocks = text_blocks(path, code_page, _SAVE_AS_UTF8)
     whole = next(blocks, "")
@@ -33,12 +35,12 @@ def read_csv(path: ManifestFile, ignored: Counter[str], code_page: str | None = 
         start = start[separator_line.end() :]
     if not start.strip():
         raise ManifestUnreadable(path, "is empty: its first row must name the columns")
-    separator, names, width = _header(start, path)
-    header = [column_of(name) for name in names]
-    check_header(header, path)
+    separator, names, width = _header(start, path, layout)
+    header = [layout.column_of(name) for name in names]
+    layout.check_header(header, path)
     first_line = 1 + line_ends(whole.removesuffix(start))
     stream = TextStream(start, blocks, separator, path, first_line)
-    rows = CsvRows(path, stream, separator, names, header, width)
+    rows = CsvRows(path, stream, separator, names, header, width, layout)
     total = 0
     try:
         for chunk in _merged(_csv_chunks(stream, rows, separator)):
@@ -50,7 +52,7 @@ def read_csv(path: ManifestFile, ignored: Counter[str], code_page: str | None = 
             raise ManifestUnreadable(path, ROW_TOO_LONG) from error
         raise ManifestUnreadable(path, "is not a valid CSV file") from error
     _reconcile(stream, rows, path)
-    count_unused(ignored, header, total, rows.unnamed_cells)
+    layout.count_unused(ignored, header, total, rows.unnamed_cells)
 
 
 def _reconcile(stream: TextStream, rows: CsvRows, path: ManifestFile) -> None:
@@ -103,7 +105,7 @@ def _merged(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(pending, promote_options="default").combine_chunks()
 
 
-def _header(start: str, path: ManifestFile) -> tuple[str, list[str], int]:
+def _header(start: str, path: ManifestFile, layout: Layout) -> tuple[str, list[str], int]:
     """The separator, the column names, and how many fields a row has.
 
     The separator is the one that gives the most known names. Often every row has more cells than the header,
@@ -117,7 +119,11 @@ def _header(start: str, path: ManifestFile) -> tuple[str, list[str], int]:
         except csv.Error as error:
             raise ManifestUnreadable(path, "has no readable header row") from error
     separator, names, rows = max(
-        readings, key=lambda reading: (sum(is_used(column_of(name)) for name in reading[1]), len(reading[1]))
+        readings,
+        key=lambda reading: (
+            sum(layout.is_used(layout.column_of(name)) for name in reading[1]),
+            len(reading[1]),
+        ),
     )
     first: list[str] = []
     with contextlib.suppress(csv.Error):

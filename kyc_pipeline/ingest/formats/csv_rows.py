@@ -13,18 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from kyc_pipeline.ingest.formats.columns import (
-    SUBMISSION_ID,
-    TAG_PREFIX,
-    chunk_of,
-    column_of,
-    is_used,
-)
+from kyc_pipeline.ingest.formats.columns import SUBMISSION_ID, SUBMISSION_ROWS, TAG_PREFIX, Layout
 from kyc_pipeline.ingest.formats.size_limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, require_few_malformed
 from kyc_pipeline.landing.zone import ManifestFile
-from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
 
 ROW_TOO_LONG: Final = f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
 LINE_ENDS: Final = re.compile(r"[\r\n]+")
@@ -203,12 +196,14 @@ class CsvRows:
         names: list[str],
         header: list[str],
         width: int,
+        layout: Layout = SUBMISSION_ROWS,
     ) -> None:
         self._path = path
         self._stream = stream
+        self._layout = layout
         self._separator = separator
         self._named = len(header)
-        self._names = [*MANIFEST_FIELDS, *names]
+        self._names = [*layout.fields, *names]
         self._header = [*header, *[""] * width][:width]
         self.width = width
         self._id = header.index("submission_id")
@@ -288,7 +283,7 @@ class CsvRows:
         if malformed:
             self.lines += sum(row.lines for row in rows if row.cells is None)
             numbers, ids, details = zip(*malformed, strict=True)
-            yield chunk_of(
+            yield self._layout.chunk_of(
                 {"submission_id": pa.array(ids, pa.string())},
                 pa.array(numbers, pa.int64()),
                 pa.array(details, pa.string()),
@@ -315,10 +310,14 @@ class CsvRows:
         for row in np.flatnonzero(pc.is_in(columns[self._id], pa.array(self._names))).tolist():
             if self._is_header([column[row].as_py() for column in columns], numbers[row].as_py()):
                 problems[row] = "the row repeats the names of the columns"
-        used = {name: column for name, column in zip(self._header, columns, strict=True) if is_used(name)}
+        used = {
+            name: column
+            for name, column in zip(self._header, columns, strict=True)
+            if self._layout.is_used(name)
+        }
         self._refuse_dump(used.values(), numbers)
         malformed = pa.array([problems.get(row) for row in range(len(numbers))]) if problems else None
-        chunk = chunk_of(used, numbers, malformed)
+        chunk = self._layout.chunk_of(used, numbers, malformed)
         if _filled(columns[self._id]).all():
             return chunk
         return chunk.filter(pa.array(np.logical_or.reduce([_filled(column) for column in columns])))
@@ -334,10 +333,10 @@ class CsvRows:
 
     def _is_header(self, cells: list[str | None], number: int) -> bool:
         """Whether a row is the header of another file, joined to this one."""
-        names = [column_of(cell or "") for cell in cells]
-        if not set(REQUIRED_FIELDS) <= set(names):
+        names = [self._layout.column_of(cell or "") for cell in cells]
+        if not set(self._layout.required) <= set(names):
             return False
-        pairs = zip(names, self._header, strict=True)
+        pairs, is_used = zip(names, self._header, strict=True), self._layout.is_used
         if any(name != column and (is_used(name) or is_used(column)) for name, column in pairs):
             raise ManifestUnreadable(
                 self._path, f"names other columns in row {number}: deliver joined files one by one"

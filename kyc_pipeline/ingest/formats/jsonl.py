@@ -8,12 +8,11 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from kyc_pipeline.ingest.formats.columns import MALFORMED, chunk_of, column_of, count_ignored, is_used
+from kyc_pipeline.ingest.formats.columns import MALFORMED, Layout, count_ignored
 from kyc_pipeline.ingest.formats.size_limits import CHUNK_BYTES, CHUNK_ROWS, MAX_CHUNK_CELLS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.text import text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
-from kyc_pipeline.vocabulary import MANIFEST_FIELDS
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
@@ -21,7 +20,7 @@ _NO_OBJECT: Final = "the line is not a valid JSON object"
 _DUPLICATE_KEY: Final = "the line has a duplicate key"
 
 
-def read_jsonl(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
+def read_jsonl(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Iterator[pa.Table]:
     """Yields the chunks of a JSON Lines file."""
     records: list[dict[str, str | None]] = []
     numbers: list[int] = []
@@ -30,10 +29,10 @@ def read_jsonl(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
     is_lines = False
     first = ""
     for number, line in enumerate(_lines(path), 1):
-        record = _record(line, ignored)
+        record = _record(line, ignored, layout)
         # Once a line was an object, the file is JSON Lines.
         is_lines = is_lines or record.get(MALFORMED) != _NO_OBJECT
-        if not is_lines and _is_part_of_an_array(line):
+        if not is_lines and _is_part_of_an_array(line, layout):
             raise ManifestUnreadable(
                 path,
                 f"is a JSON array (line {number}): write one object per line, without brackets and commas",
@@ -45,12 +44,12 @@ def read_jsonl(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
         size += len(line)
         is_full = len(records) == CHUNK_ROWS or size >= CHUNK_BYTES
         if is_full or len(records) * len(names) >= MAX_CHUNK_CELLS:
-            yield _records_chunk(records, numbers)
+            yield _records_chunk(records, numbers, layout)
             records, numbers, names, size = [], [], set(), 0
     if first == "{" and not is_lines:
         raise ManifestUnreadable(path, "is a JSON object over several lines: write one object per line")
     if records:
-        yield _records_chunk(records, numbers)
+        yield _records_chunk(records, numbers, layout)
 
 
 def _lines(path: ManifestFile) -> Iterator[str]:
@@ -74,9 +73,9 @@ def has_duplicate_key(text: str) -> bool:
     )
 
 
-def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
+def _record(line: str, ignored: Counter[str], layout: Layout) -> dict[str, str | None]:
     try:
-        values = _values(line.strip())
+        values = _values(line.strip(), layout)
         # The size of the compact JSON: if the line is just as long, it has no duplicate key.
         compact = 1 + sum(len(name.encode()) + len(value) + 4 for name, value in values.items())
         if compact != len(line.strip().encode()) and has_duplicate_key(line):
@@ -85,8 +84,8 @@ def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
         return {MALFORMED: _NO_OBJECT}
     record: dict[str, str | None] = {}
     for key, value in values.items():
-        name = column_of(key)
-        if not is_used(name):
+        name = layout.column_of(key)
+        if not layout.is_used(name):
             count_ignored(ignored, name, 1)
             continue
         if name in record:
@@ -94,10 +93,10 @@ def _record(line: str, ignored: Counter[str]) -> dict[str, str | None]:
         try:
             record[name] = _TEXT.decode(value)
         except ValueError:
-            if name == "tags":
+            if name in ("tags", layout.number):
                 record[name] = value.decode()
             else:
-                record[MALFORMED] = f"{name if name in MANIFEST_FIELDS else 'a tag'} must be text"
+                record[MALFORMED] = layout.must_be_text(name)
     return record
 
 
@@ -105,7 +104,7 @@ class _Pairs(list[tuple[str, object]]):
     """The members of a JSON object."""
 
 
-def _values(line: str) -> Mapping[str, bytes]:
+def _values(line: str, layout: Layout) -> Mapping[str, bytes]:
     """The JSON text of each value of an object. Raises ValueError or RecursionError.
 
     Other tools write NaN and lone surrogates, which are not valid JSON. Each value that is used is
@@ -117,12 +116,13 @@ def _values(line: str) -> Mapping[str, bytes]:
         pairs = json.loads(line, object_pairs_hook=_Pairs)
         if not isinstance(pairs, _Pairs):
             raise
-        return {_encodable(name): _json_text(value).encode() for name, value in pairs}
+        return {_encodable(name, layout): _json_text(value).encode() for name, value in pairs}
 
 
-def _encodable(name: str) -> str:
+def _encodable(name: str, layout: Layout) -> str:
     """The name of a value. Raises ValueError for one that is used and has a lone surrogate."""
-    return name.encode(errors="strict" if is_used(column_of(name)) else "backslashreplace").decode()
+    is_used = layout.is_used(layout.column_of(name))
+    return name.encode(errors="strict" if is_used else "backslashreplace").decode()
 
 
 def _json_text(value: object) -> str:
@@ -131,16 +131,16 @@ def _json_text(value: object) -> str:
     return json.dumps(value)
 
 
-def _is_part_of_an_array(line: str) -> bool:
+def _is_part_of_an_array(line: str, layout: Layout) -> bool:
     """Whether a line that is no object is the start or an element of an array of objects."""
     text = line.strip()
     if text.endswith(("[", "[{")) or (text.startswith("[") and text[1:].lstrip().startswith("{")):
         return True
     element = text.removesuffix(",")
-    return element != text and _record(element, Counter()).get(MALFORMED) != _NO_OBJECT
+    return element != text and _record(element, Counter(), layout).get(MALFORMED) != _NO_OBJECT
 
 
-def _records_chunk(records: list[dict[str, str | None]], numbers: list[int]) -> pa.Table:
+def _records_chunk(records: list[dict[str, str | None]], numbers: list[int], layout: Layout) -> pa.Table:
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: pa.array([record.get(name) for record in records], pa.string()) for name in names}
-    return chunk_of(columns, pa.array(numbers, pa.int64()), columns.pop(MALFORMED, None))
+    return layout.chunk_of(columns, pa.array(numbers, pa.int64()), columns.pop(MALFORMED, None))

@@ -15,15 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kyc_pipeline.ingest.formats.columns import (
-    TAG_PREFIX,
-    check_header,
-    chunk_of,
-    column_of,
-    count_ignored,
-    is_used,
-    shown_column,
-)
+from kyc_pipeline.ingest.formats.columns import TAG_PREFIX, Layout, count_ignored
 from kyc_pipeline.ingest.formats.size_limits import (
     CHUNK_BYTES,
     CHUNK_ROWS,
@@ -31,22 +23,30 @@ from kyc_pipeline.ingest.formats.size_limits import (
     MAX_ROW_BYTES,
     NESTED_ROWS,
 )
-from kyc_pipeline.ingest.formats.typed_values import Column, has_texts, tags_json, texts, times, without_text
+from kyc_pipeline.ingest.formats.typed_values import (
+    Column,
+    has_numbers,
+    has_texts,
+    numbers,
+    tags_json,
+    texts,
+    times,
+    without_text,
+)
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
-from kyc_pipeline.vocabulary import MANIFEST_FIELDS
 
 _TEXTS: Final = ("STRING", "JSON", "ENUM", "NONE")
 """Logical types of byte arrays that may be read as dictionaries."""
 _SPARK: Final = b"org.apache.spark.version"
 
 
-def read_parquet(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
+def read_parquet(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Iterator[pa.Table]:
     """Yields the chunks of a Parquet file."""
     try:
         # INT96 has no years after 2262 in nanoseconds.
         with path.open("rb") as source, pq.ParquetFile(source, pre_buffer=False) as file:
-            texts_of, is_dense = _check_columns(file, path)
+            texts_of, is_dense = _check_columns(file, path, layout)
         with (
             path.open("rb") as source,
             pq.ParquetFile(
@@ -56,17 +56,17 @@ def read_parquet(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table
                 pre_buffer=False,  # it would keep all row groups, and read ahead in other threads
             ) as file,
         ):
-            names = {name: column_of(name) for name in file.schema_arrow.names}
-            check_header([names[name] for name in file.schema_arrow.names], path)
-            used = {name: column for name, column in names.items() if is_used(column)}
-            in_utc = _int96_columns_of_spark(file)
+            names = {name: layout.column_of(name) for name in file.schema_arrow.names}
+            layout.check_header([names[name] for name in file.schema_arrow.names], path)
+            used = {name: column for name, column in names.items() if layout.is_used(column)}
+            in_utc = _int96_columns_of_spark(file, layout)
             total = 0
             batches = file.iter_batches(NESTED_ROWS if is_dense else CHUNK_ROWS, columns=list(used))
             for batch in _of_chunk_size(batches, path):
                 rows = pa.array(np.arange(total + 1, total + 1 + batch.num_rows, dtype=np.int64))
                 total += batch.num_rows
                 columns = {column: batch.column(name) for name, column in used.items()}
-                yield _typed_chunk(columns, rows, in_utc, path)
+                yield _typed_chunk(columns, rows, in_utc, path, layout)
             for column in names:
                 if column not in used:
                     count_ignored(ignored, column, total)
@@ -79,7 +79,7 @@ def read_parquet(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table
         ) from error
 
 
-def _check_columns(file: pq.ParquetFile, path: ManifestFile) -> tuple[list[str], bool]:
+def _check_columns(file: pq.ParquetFile, path: ManifestFile, layout: Layout) -> tuple[list[str], bool]:
     """The used columns to read as dictionaries, and whether a used column is nested or delta-encoded.
 
     Raises :class:`ManifestUnreadable` if a column is huge.
@@ -87,7 +87,8 @@ def _check_columns(file: pq.ParquetFile, path: ManifestFile) -> tuple[list[str],
     metadata, dictionaries, is_dense = file.metadata, [], False
     for index in range(len(file.schema)):
         column = file.schema.column(index)
-        if not is_used(column_of(column.path.partition(".")[0])) and not is_used(column_of(column.path)):
+        names = (column.path.partition(".")[0], column.path)
+        if not any(layout.is_used(layout.column_of(name)) for name in names):
             continue
         for group in range(metadata.num_row_groups):
             if metadata.row_group(group).column(index).total_uncompressed_size > MAX_COLUMN_BYTES:
@@ -158,16 +159,16 @@ def _text_bytes(array: Any) -> Any:
     return np.zeros(len(array), np.int64)
 
 
-def _int96_columns_of_spark(file: pq.ParquetFile) -> set[str]:
+def _int96_columns_of_spark(file: pq.ParquetFile, layout: Layout) -> set[str]:
     """INT96 has no time zone, but Spark writes UTC; other tools write local time."""
     if _SPARK not in (file.metadata.metadata or {}):
         return set()
     columns = (file.schema.column(index) for index in range(len(file.schema)))
-    return {column_of(column.path) for column in columns if column.physical_type == "INT96"}
+    return {layout.column_of(column.path) for column in columns if column.physical_type == "INT96"}
 
 
 def _typed_chunk(
-    columns: Mapping[str, Column], rows: Column, in_utc: set[str], path: ManifestFile
+    columns: Mapping[str, Column], rows: Column, in_utc: set[str], path: ManifestFile, layout: Layout
 ) -> pa.Table:
     found: dict[str, Column] = {}
     malformed = pa.nulls(len(rows), pa.string())
@@ -175,16 +176,19 @@ def _typed_chunk(
         kind = array.type
         if name == "tags" and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
             found[name] = tags_json(array)
-        elif name == "submitted_at" and pa.types.is_timestamp(kind):
+        elif name == layout.time and pa.types.is_timestamp(kind):
             found[name] = times(array.cast(pa.timestamp(kind.unit, "UTC")) if name in in_utc else array)
+        elif name == layout.number and has_numbers(kind):
+            found[name] = numbers(array)
         else:
             is_allowed = has_texts(kind) and (name.startswith(TAG_PREFIX) or not pa.types.is_date(kind))
             if not is_allowed and array.null_count < len(array):
                 raise ManifestUnreadable(
-                    path, f"has the column {shown_column(name)} of type {kind}: it must be text"
+                    path, f"has the column {layout.shown(name)} of type {kind}: it must be text"
                 )
             found[name] = texts(array)
-            must = "be in the years 0 to 9999" if pa.types.is_date(kind) else "be text in UTF-8"
-            problem = f"{name if name in MANIFEST_FIELDS else 'a tag'} must {must}"
+            problem = layout.must_be_text(name) + (
+                " or a date in the years 0 to 9999" if pa.types.is_date(kind) else " in UTF-8"
+            )
             malformed = pc.if_else(without_text(array, found[name]), problem, malformed)
-    return chunk_of(found, rows, malformed)
+    return layout.chunk_of(found, rows, malformed)

@@ -33,6 +33,18 @@ def texts(array: Column) -> Column:
     return reader(array) if reader else pa.nulls(len(array), pa.string())
 
 
+def has_numbers(kind: pa.DataType) -> bool:
+    """Whether values of this type are numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def numbers(array: Column) -> Column:
+    """The text of each number, for a field that is one; NaN is no value, as in pandas."""
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), None, array)
+    return array.cast(pa.string())
+
+
 def tags_json(array: Column) -> Column:
     """JSON objects of a map or struct column.
 

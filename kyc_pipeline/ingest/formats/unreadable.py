@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from kyc_pipeline.document_folder import cause
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.landing.zone import ManifestFile
+from kyc_pipeline.landing.zone import LABELS_FOLDER, ManifestFile
 
 
 class ManifestUnreadable(KycError):
@@ -33,8 +33,10 @@ def printable(name: str) -> str:
 
 
 def shown_path(path: ManifestFile) -> str:
-    """A manifest's path for messages: `manifests/<date>/<name>`."""
-    return f"manifests/{printable(path.parent.name)}/{printable(path.name)}"
+    """A manifest's path for messages: `manifests/<date>/<name>` or `labels/<name>`."""
+    folder = path.parent.name
+    place = folder if folder == LABELS_FOLDER else f"manifests/{printable(folder)}"
+    return f"{place}/{printable(path.name)}"
 
 
 @contextlib.contextmanager

@@ -15,19 +15,11 @@ from typing import Any, Final
 import pyarrow as pa
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.formats.columns import (
-    TAG_PREFIX,
-    check_header,
-    chunk_of,
-    column_of,
-    count_unused,
-    is_used,
-)
+from kyc_pipeline.ingest.formats.columns import TAG_PREFIX, Layout
 from kyc_pipeline.ingest.formats.size_limits import CHUNK_BYTES, CHUNK_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.ingest.formats.xlsx_parts import check_parts
 from kyc_pipeline.landing.zone import ManifestFile
-from kyc_pipeline.vocabulary import MANIFEST_FIELDS
 
 # openpyxl does not undo Excel's escapes of control characters, and text may only look like one: such a cell
 # has no text.
@@ -37,12 +29,12 @@ Cells = Sequence[Any]
 """A row of openpyxl's cells."""
 
 
-def read_xlsx(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
+def read_xlsx(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Iterator[pa.Table]:
     """Yields the chunks of a workbook's only sheet with values.
 
     Hidden sheets, rows and columns count like others. The first row with values is the header.
     """
-    chunks = _chunks(path, ignored)
+    chunks = _chunks(path, ignored, layout)
     while True:
         with _refused_if_unreadable(path):
             chunk = next(chunks, None)
@@ -93,6 +85,7 @@ class _Rows:
 
     width: int
     columns: dict[int, str]
+    layout: Layout
 
     def __post_init__(self) -> None:
         self.numbers: list[int] = []
@@ -109,9 +102,9 @@ class _Rows:
         size = 0
         for index, name in self.columns.items():
             cell = cells[index] if index < len(cells) and _is_filled(cells[index]) else None
-            text = _text(cell, name) if cell is not None else None
+            text = _text(cell, name, self.layout) if cell is not None else None
             if cell is not None and text is None:
-                problem = problem or _without_text(cell, name)
+                problem = problem or _without_text(cell, name, self.layout)
             self.values[name].append(text)
             size += len(text or "")
         if size > MAX_ROW_BYTES:
@@ -123,10 +116,12 @@ class _Rows:
     def chunk(self) -> pa.Table:
         """The rows added so far."""
         columns = {name: pa.array(values, pa.string()) for name, values in self.values.items()}
-        return chunk_of(columns, pa.array(self.numbers, pa.int64()), pa.array(self.malformed, pa.string()))
+        return self.layout.chunk_of(
+            columns, pa.array(self.numbers, pa.int64()), pa.array(self.malformed, pa.string())
+        )
 
 
-def _chunks(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
+def _chunks(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Iterator[pa.Table]:
     import openpyxl  # here, since it takes a tenth of a second and few days have a workbook
 
     with path.open("rb") as file:
@@ -135,48 +130,49 @@ def _chunks(path: ManifestFile, ignored: Counter[str]) -> Iterator[pa.Table]:
         with contextlib.closing(loaded) as workbook:
             if len(workbook.worksheets) > sheets:
                 raise ManifestUnreadable(path, "names a sheet twice: save it in Excel")
-            yield from _chunks_of(_rows(workbook), path, ignored)
+            yield from _chunks_of(_rows(workbook), path, ignored, layout)
 
 
 def _chunks_of(
-    rows: Iterator[tuple[int, Cells]], path: ManifestFile, ignored: Counter[str]
+    rows: Iterator[tuple[int, Cells]], path: ManifestFile, ignored: Counter[str], layout: Layout
 ) -> Iterator[pa.Table]:
     first, header = next(rows, (0, ()))
     if any(cell.data_type == "f" for cell in header):
         raise ManifestUnreadable(path, "names a column by a formula: paste its value")
-    names = [column_of(str(cell.value)) if _is_filled(cell) else "" for cell in header]
+    names = [layout.column_of(str(cell.value)) if _is_filled(cell) else "" for cell in header]
     while names and not names[-1]:
         names.pop()
-    check_header(names, path)
-    used = {index: name for index, name in enumerate(names) if is_used(name)}
+    layout.check_header(names, path)
+    used = {index: name for index, name in enumerate(names) if layout.is_used(name)}
     unnamed = [index for index, name in enumerate(names) if not name]
-    pending, total, unnamed_cells = _Rows(len(names), used), 0, 0
+    pending, total, unnamed_cells = _Rows(len(names), used, layout), 0, 0
     for number, cells in rows:
         pending.add(number - first, cells, path)
         total += 1
         unnamed_cells += sum(_is_filled(cells[index]) for index in unnamed if index < len(cells))
         if len(pending.numbers) == CHUNK_ROWS or pending.size >= CHUNK_BYTES:
             yield pending.chunk()
-            pending = _Rows(len(names), used)
+            pending = _Rows(len(names), used, layout)
     if pending.numbers:
         yield pending.chunk()
-    count_unused(ignored, names, total, unnamed_cells)
+    layout.count_unused(ignored, names, total, unnamed_cells)
 
 
-def _text(cell: Any, name: str) -> str | None:
+def _text(cell: Any, name: str, layout: Layout) -> str | None:
     """The text of a cell with a value, or None if it has none: see the table in the README."""
     value = cell.value
     if isinstance(value, date):  # or a datetime
-        if name == "submitted_at":
+        if name == layout.time:
             return value.isoformat()
         is_date = not isinstance(value, datetime) or value.time() == time()
         return value.isoformat()[:10] if name.startswith(TAG_PREFIX) and is_date else None
+    if name == layout.number and isinstance(value, int | float) and cell.data_type == "n":
+        return repr(value)
     is_text = isinstance(value, str) and cell.data_type not in ("e", "f")
     return value if is_text and not _ESCAPED_CONTROL.search(value) else None
 
 
-def _without_text(cell: Any, name: str) -> str:
-    shown = name if name in MANIFEST_FIELDS else "a tag"
+def _without_text(cell: Any, name: str, layout: Layout) -> str:
     if cell.data_type == "f":
-        return f"{shown} has a formula: paste its value"
-    return f"{shown} must be text"
+        return f"{name if name in layout.fields else 'a tag'} has a formula: paste its value"
+    return layout.must_be_text(name)

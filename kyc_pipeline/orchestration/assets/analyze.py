@@ -24,10 +24,11 @@ from kyc_pipeline.analyze.figures import (
     warehouse_figures,
 )
 from kyc_pipeline.analyze.lineage import column_sources
-from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish, remove_draft
+from kyc_pipeline.analyze.publish import new_draft, open_warehouse, remove_draft, size_of
 from kyc_pipeline.analyze.quality import check_build, load_checks, recorded_checks
-from kyc_pipeline.analyze.report import write_report
+from kyc_pipeline.analyze.report import remove_old_reports, report_size, write_report
 from kyc_pipeline.analyze.sql_models import Model, load_models
+from kyc_pipeline.analyze.turn import Turn
 from kyc_pipeline.checks import Severity
 from kyc_pipeline.orchestration.checks import check_result, check_specs
 from kyc_pipeline.orchestration.checks.analyze import YESTERDAY, check_yesterday
@@ -105,26 +106,54 @@ def build_warehouse(
     context: dg.AssetExecutionContext, config: BuildConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
     """Builds all tables in one step and publishes them, unless warehouse and report are up to date."""
-    settings = pipeline.settings
-    warehouse = settings.kyc_warehouse
     yield check_result(check_yesterday(pipeline.lake))
     publication = Publication(pipeline, context.instance)
-    reasons = ["config: force"] if config.force else publication.reasons()
-    if not reasons:
-        context.log.info(UP_TO_DATE)
-        for event in publication.events([*(asset_key(m.name) for m in load_models()), WAREHOUSE, REPORT]):
-            context.log_event(event)
-        with open_warehouse(warehouse) as connection:
-            yield from map(check_result, recorded_checks(connection))
+    if not (config.force or publication.reasons()):
+        yield from _nothing_new(context, pipeline, publication)
         return
-    context.log.info(f"building: {'; '.join(reasons)}")
+    with pipeline.publication_turn(context.run.run_id) as turn:
+        # Another run may have published while this one waited for its turn.
+        publication = Publication(pipeline, context.instance)
+        reasons = ["config: force"] if config.force else publication.reasons()
+        if reasons:
+            context.log.info(f"building: {'; '.join(reasons)}")
+            yield from _build_and_publish(context, pipeline, publication, turn)
+        else:
+            yield from _nothing_new(context, pipeline, publication)
+
+
+def _nothing_new(
+    context: dg.AssetExecutionContext, pipeline: Pipeline, publication: Publication
+) -> Iterator[dg.AssetCheckResult]:
+    context.log.info(UP_TO_DATE)
+    for event in publication.events([*(asset_key(m.name) for m in load_models()), WAREHOUSE, REPORT]):
+        context.log_event(event)
+    with open_warehouse(pipeline.settings.kyc_warehouse) as connection:
+        yield from map(check_result, recorded_checks(connection))
+
+
+def _build_and_publish(
+    context: dg.AssetExecutionContext, pipeline: Pipeline, publication: Publication, turn: Turn
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    settings = pipeline.settings
+    warehouse = settings.kyc_warehouse
+    sequence = turn.begin(warehouse)
     erasures = pipeline.erasure_state()
+
+    def confirm() -> None:
+        if pipeline.erasure_state() != erasures:
+            raise dg.Failure(
+                description="not published: somebody was erased during the build; build it again",
+                allow_retries=False,
+            )
+
     with new_draft(warehouse) as draft:
         for _ in range(_ATTEMPTS):
             summary = build(
                 pipeline.lake,
                 draft,
                 run_id=context.run.run_id,
+                sequence=sequence,
                 choices=Choices.of(settings, pipeline.subject_secret()),
                 previous=warehouse,
                 memory_limit=settings.kyc_warehouse_memory,
@@ -146,21 +175,17 @@ def build_warehouse(
                 + "; ".join(f"{error.name}: {error.description}" for error in errors),
                 allow_retries=False,
             )
-        if pipeline.erasure_state() != erasures:
-            raise dg.Failure(
-                description="not published: somebody was erased during the build; build it again",
-                allow_retries=False,
-            )
         record_checks(draft, results)
-        publish(draft, warehouse, summary.built_ns)
+        is_erasure = pipeline.is_erasing()
+        turn.publish(draft, warehouse, summary.built_ns, sequence, confirm, is_erasure=is_erasure)
     for model in load_models():
         yield dg.MaterializeResult(asset_key=asset_key(model.name), metadata=metadata[model.name])
     yield dg.MaterializeResult(
         asset_key=WAREHOUSE,
         metadata={
             **metadata[WAREHOUSE.to_user_string()],
-            **shown({"bytes": warehouse.stat().st_size}, settings.deepxl_currency),
-            "path": dg.MetadataValue.path(warehouse.absolute()),
+            **shown({"bytes": size_of(warehouse)}, settings.deepxl_currency),
+            "path": dg.MetadataValue.path(warehouse),
         },
     )
 
@@ -184,14 +209,18 @@ def report(
         for observation in publication.observations(REPORT):
             context.log_event(observation)
         return
-    erasures = None
-    # Write it again if somebody was erased meanwhile: it may still contain them.
-    while erasures != (erasures := pipeline.erasure_state()):
-        write_report(settings.kyc_warehouse, settings.kyc_report)
-    size = shown({"bytes": settings.kyc_report.stat().st_size}, settings.deepxl_currency)
-    page = settings.kyc_report.absolute()
+    place = settings.kyc_report
+    with pipeline.publication_turn(context.run.run_id):  # or it could be of an older build
+        erasures = None
+        # Write it again if somebody was erased meanwhile: it may still contain them.
+        while erasures != (erasures := pipeline.erasure_state()):
+            write_report(settings.kyc_warehouse, place)
+        if pipeline.is_erasing():
+            remove_old_reports(place)
+    size = shown({"bytes": report_size(place)}, settings.deepxl_currency)
+    url = f"{place}/index.html" if isinstance(place, str) else place.as_uri()
     yield dg.MaterializeResult(
-        metadata={**size, "path": dg.MetadataValue.path(page), "url": dg.MetadataValue.url(page.as_uri())}
+        metadata={**size, "path": dg.MetadataValue.path(place), "url": dg.MetadataValue.url(url)}
     )
 
 

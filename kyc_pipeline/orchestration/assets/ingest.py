@@ -1,17 +1,26 @@
-"""Assets of the group `ingest`: the accepted and rejected rows of a day's manifests."""
+"""Assets of the group `ingest`: the accepted and rejected rows of a day's manifests, and of labels."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.ingest.labels import LabelsSummary, are_ingested, ingest_labels, stored_summary
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.lock import ingest_lock
-from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
-from kyc_pipeline.orchestration.checks import check_specs
-from kyc_pipeline.orchestration.checks.ingest import CHECKS, check_partition
+from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested, list_labels
+from kyc_pipeline.lake.storage import WHOLE
+from kyc_pipeline.lake.tables import LABEL_TABLES, LABELS, REJECTED_LABELS, REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.orchestration.checks import check_result, check_specs
+from kyc_pipeline.orchestration.checks.ingest import (
+    CHECKS,
+    LABEL_CHECKS,
+    check_labels,
+    check_partition,
+)
 from kyc_pipeline.orchestration.partitions import BACKFILL_POLICY, DayResult, StepEvent, work_through
+from kyc_pipeline.orchestration.publication import UP_TO_DATE, up_to_date
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import INGEST, partition_metadata, table_spec
@@ -91,3 +100,75 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         )
 
     return ingest
+
+
+@dg.multi_asset(
+    name="ingest_labels",
+    specs=[table_spec(table, group=INGEST) for table in LABEL_TABLES],
+    check_specs=check_specs(LABEL_CHECKS),
+)
+@safe_errors
+def labels(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+    """Reads the manifests of labels, unless none has changed.
+
+    If the landing zone cannot be read, the labels stay as they are, and a check says so: publication must not
+    wait for labels.
+    """
+    lake, metadata = pipeline.lake, dict[str, dict[str, Any]]()
+    try:
+        summary = _read_labels(pipeline, context.run.run_id)
+    except KycError as error:
+        context.log.warning(f"the labels stay as they are: {error}")
+        checks = check_labels(None, str(error))
+    else:
+        if summary is None:
+            context.log.info(UP_TO_DATE)
+            for table in LABEL_TABLES:
+                context.log_event(up_to_date(dg.AssetKey(table.name)))
+            summary = stored_summary(lake)
+        context.log.info(str(summary))
+        checks = check_labels(summary)
+        metadata = {
+            LABELS.name: {
+                "dagster/row_count": lake.row_count(LABELS, WHOLE),
+                "path": dg.MetadataValue.path(lake.full_path(lake.path(LABELS, WHOLE))),
+                "received": summary.received,
+                "accepted": summary.accepted,
+                "kept": summary.kept,
+                "rejected": summary.rejected_rows,
+                "manifests": summary.manifests,
+            },
+            REJECTED_LABELS.name: {
+                "dagster/row_count": lake.row_count(REJECTED_LABELS, WHOLE),
+                "reasons": {reason.value: count for reason, count in summary.rejected.items()},
+            },
+        }
+    for table in LABEL_TABLES:
+        yield dg.MaterializeResult(asset_key=table.name, metadata=metadata.get(table.name))
+    yield from map(check_result, checks)
+
+
+def _read_labels(pipeline: Pipeline, run_id: str) -> LabelsSummary | None:
+    """Reads the manifests of labels into the lake; returns None if none has changed."""
+    settings, lake = pipeline.settings, pipeline.lake
+    if are_ingested(settings.kyc_landing, lake, settings.kyc_csv_encoding):
+        return None
+    if not list_labels(settings.kyc_landing).manifests:  # a publication without labels needs no ledger
+        return ingest_labels(landing=settings.kyc_landing, lake=lake, csv_encoding=settings.kyc_csv_encoding)
+    with pipeline.open_ledger() as ledger:
+        erased = pipeline.erased_subjects(ledger)
+
+        def confirm() -> None:
+            if pipeline.erased_subjects(ledger) != erased:
+                raise KycError("somebody was erased while the labels were read: run it again")
+
+        return ingest_labels(
+            landing=settings.kyc_landing,
+            lake=lake,
+            erased=erased,
+            csv_encoding=settings.kyc_csv_encoding,
+            lock=ingest_lock(ledger, run_id),
+            confirm=confirm,
+        )

@@ -41,6 +41,8 @@ def test_what_the_guide_says_to_type_works(warehouse: Path, tmp_path: Path) -> N
             for statement in duckdb.extract_statements(code):
                 assert connection.execute(statement).fetchall()
     for code in blocks("python"):
+        if "s3://" in code:  # test_object_place.py runs it with DuckDB 1.5
+            continue
         names: dict[str, object] = {}
         exec(code, names)
         assert isinstance(names["warehouse"], duckdb.DuckDBPyConnection)

@@ -1,6 +1,7 @@
 """The step that builds, checks and publishes, through Dagster, over a lake that is already there."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -9,14 +10,23 @@ from typing import Any
 import dagster as dg
 import duckdb
 import pytest
+import s3fs
 from pydantic import SecretStr
 
+from kyc_pipeline.analyze.build import build
+from kyc_pipeline.analyze.publish import open_warehouse, published_sequence
 from kyc_pipeline.analyze.quality import check_build
+from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.publications import list_copies
 from kyc_pipeline.orchestration.assets import analyze as assets
-from kyc_pipeline.orchestration.assets.analyze import build_warehouse
+from kyc_pipeline.orchestration.assets.analyze import build_warehouse, report
 from kyc_pipeline.orchestration.checks.analyze import check_yesterday
+from kyc_pipeline.orchestration.publication import Publication
 from kyc_pipeline.orchestration.resources import Pipeline
+from kyc_pipeline.privacy.erased import Tombstone
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
 from tests.unit.analyze.lake_maker import Check, Submission, write_curated, write_day
 
@@ -41,9 +51,11 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield ephemeral
 
 
-def publish(settings: Settings, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+def publish(
+    settings: Settings, instance: dg.DagsterInstance, *others: dg.AssetsDefinition
+) -> dg.ExecuteInProcessResult:
     return dg.materialize(
-        [build_warehouse],
+        [build_warehouse, *others],
         instance=instance,
         resources={"pipeline": Pipeline(settings)},
         raise_on_error=False,
@@ -139,7 +151,7 @@ def test_an_error_of_a_check_leaves_what_was_published(
     lake, day = Lake(settings.kyc_lake), [Submission(True, [Check()]), Submission(True, [Check()])]
     write_day(lake, DAY, day)
     assert publish(settings, instance).success
-    before = settings.kyc_warehouse.read_bytes()
+    before = Path(settings.kyc_warehouse).read_bytes()
     write_curated(lake, DAY, day[:1])
     result = publish(settings, instance)
     assert not result.success
@@ -148,8 +160,98 @@ def test_an_error_of_a_check_leaves_what_was_published(
     assert "not published: completed_submissions_have_verifications: 1 row (" in str(
         failure.user_failure_data.description
     )
-    assert settings.kyc_warehouse.read_bytes() == before
-    assert sorted([path.name for path in settings.kyc_warehouse.parent.iterdir()]) == [
+    assert Path(settings.kyc_warehouse).read_bytes() == before
+    assert sorted([path.name for path in Path(settings.kyc_warehouse).parent.iterdir()]) == [
         "kyc.duckdb",
         "kyc_restricted.duckdb",
     ]
+
+
+@pytest.fixture
+def in_s3(settings: Settings, s3_root: str, tmp_path: Path) -> Settings:
+    """Warehouse and report in an object store, with a ledger that knows an erased person."""
+    places = {"kyc_warehouse": s3_root, "kyc_report": s3_root, "kyc_warehouse_max_fact_rows": 10}
+    ledger = SecretStr(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    return settings.model_copy(update={**places, "kyc_ledger_url": ledger})
+
+
+def objects(place: Path | str) -> list[str]:
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    return sorted(path.rpartition("/prefix/")[2] for path in fs.find(str(place).removeprefix("s3://")))
+
+
+def test_warehouse_and_report_are_published_to_an_object_store(
+    in_s3: Settings, instance: dg.DagsterInstance
+) -> None:
+    write_day(Lake(in_s3.kyc_lake), DAY, [Submission(True, [Check()])])
+    result = publish(in_s3, instance, report)
+    assert result.success
+    assert objects(in_s3.kyc_warehouse) == [
+        "current.json",
+        "index.html",
+        "kyc-1.duckdb",
+        "restricted/kyc-1.duckdb",
+    ]
+    [page] = result.asset_materializations_for_node("report")
+    assert page.metadata["url"].value == f"{in_s3.kyc_report}/index.html"
+    with open_warehouse(in_s3.kyc_warehouse) as connection:
+        assert connection.execute("SELECT sequence FROM build_info").fetchall() == [(1,)]
+    again = publish(in_s3, instance, report)
+    assert again.success
+    assert not again.get_asset_materialization_events()
+    assert "kyc-2.duckdb" not in objects(in_s3.kyc_warehouse)
+
+
+def test_a_publication_after_an_erasure_leaves_no_older_build(
+    in_s3: Settings, instance: dg.DagsterInstance
+) -> None:
+    lake = Lake(in_s3.kyc_lake)
+    for number in (1, 2):
+        write_day(lake, DAY, [Submission(True, [Check()]) for _ in range(number)])
+        assert publish(in_s3, instance).success
+    assert len(objects(in_s3.kyc_warehouse)) == 5
+    tombstone = Tombstone.of_tag(Pseudonymizer("0123456789abcdef" * 2), "customerId", "3")
+    with Ledger(in_s3.kyc_ledger_url) as ledger:
+        LedgerErasure(ledger).remember([tombstone])
+        write_day(lake, DAY, [Submission(True, [Check()])])
+        assert publish(in_s3, instance).success
+        assert [copy.place for copy in list_copies(ledger)] == [in_s3.kyc_warehouse]
+    assert objects(in_s3.kyc_warehouse) == ["current.json", "kyc-3.duckdb", "restricted/kyc-3.duckdb"]
+
+
+@pytest.mark.parametrize("where", ["file", "s3_root"])
+def test_of_two_publications_at_once_the_second_has_nothing_to_build(
+    where: str,
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    ledger = SecretStr(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    place = settings.kyc_warehouse if where == "file" else request.getfixturevalue(where)
+    settings = settings.model_copy(update={"kyc_warehouse": place, "kyc_ledger_url": ledger})
+    with Ledger(ledger) as made, made.write():
+        pass
+    write_day(Lake(settings.kyc_lake), DAY, [Submission(True, [Check()])])
+    monkeypatch.setattr(Publication, "reasons", _reasons_without_dagster)
+    builds: list[str] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        builds.append(options["run_id"])
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(assets, "build", counted)
+    with ThreadPoolExecutor(2) as hosts, dg.DagsterInstance.ephemeral() as other:
+        assert all(
+            result.success for result in hosts.map(lambda each: publish(settings, each), (instance, other))
+        )
+    assert len(builds) == 1
+    assert published_sequence(place) == 1
+
+
+def _reasons_without_dagster(publication: Publication) -> list[str]:
+    """Two hosts share Dagster's storage, which two instances in memory do not."""
+    published = publication._published
+    pipeline = publication._pipeline
+    return published.differences(pipeline.lake, publication.inputs) if published else ["none"]

@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
 from tests.unit.analyze.nasty import HELD, Nasty, day
+from tests.unit.analyze.test_error_rates import label, write_labels
 
 EXAMPLES = sorted((sql_folder() / "examples").glob("*.sql"))
 
@@ -37,6 +39,7 @@ def test_every_example_says_its_question_and_runs(
             for failing in range(4)
         ]
         write_day(lake, date, [*day, *[Submission(outcome="uncertain")] * (1 - number)])
+        write_labels(lake, [label(submission.submission_id, "genuine") for submission in day])
     filled = built()
     assert len(EXAMPLES) >= 12
     with_rows: set[str] = set()
@@ -282,3 +285,34 @@ def test_17_the_change_at_an_equal_mix(nasty: Nasty) -> None:
             assert row["mix_effect"] == pytest.approx(plain - adjusted)
             assert row["adjusted_low"] < adjusted < row["adjusted_high"]
     assert weeks >= 1
+
+
+def test_18_error_rates_are_those_of_pandas(
+    lake: Lake, built: Callable[..., duckdb.DuckDBPyConnection]
+) -> None:
+    generator = np.random.default_rng(4)
+    rows = pd.DataFrame(
+        {
+            "verified": generator.random(300) < 0.7,
+            "passed": generator.random(300) < 0.8,
+            "label": generator.choice(["genuine", "fraud", "unsure"], 300),
+        }
+    )
+    submissions = [
+        Submission(bool(row.verified), [Check("FACE", "PASS" if row.passed else "FAIL")])
+        for row in rows.itertuples()
+    ]
+    write_day(lake, "2024-09-02", submissions)
+    write_labels(
+        lake, [label(each.submission_id, what) for each, what in zip(submissions, rows.label, strict=True)]
+    )
+    [path] = [path for path in EXAMPLES if path.name.startswith("18_")]
+    found = built().execute(path.read_text(encoding="utf-8")).df()
+    assert list(found.check_type) == ["VERIFIED", "FACE"]
+    assert not found.weighted.any()
+    for row, accepted in zip(found.itertuples(), (rows.verified, rows.passed), strict=True):
+        genuine, fraud = rows.label == "genuine", rows.label == "fraud"
+        assert (row.genuine, row.fraud) == (genuine.sum(), fraud.sum())
+        assert (row.frr, row.far) == pytest.approx(((~accepted[genuine]).mean(), accepted[fraud].mean()))
+        low, high = proportion_confint(accepted[fraud].sum(), fraud.sum(), method="beta")
+        assert (row.far_low, row.far_high) == pytest.approx((low, high))

@@ -50,7 +50,7 @@ def test_only_constants_are_made_from_nothing() -> None:
     constants = {("confidence_histogram", column) for column in ("bin", "bin_low", "bin_high")}
     constants |= {("daily_figures", "table_name"), ("daily_figures", "metric")}
     constants |= {("verdict_times", "target_seconds"), ("review_queue", "priority")}
-    constants |= {("threshold_sensitivity", "threshold")}
+    constants |= {("threshold_sensitivity", "threshold"), ("error_rates", "threshold")}
     of_footers = {("days", "date"), ("days", "accepted")}
     of_the_previous_build = {(model, column) for model, column in without if model == "restatements"}
     of_the_previous_build.add(("daily_figures", "first_seen_build"))

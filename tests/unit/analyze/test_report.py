@@ -30,6 +30,7 @@ from tests.unit.analyze.lake_maker import (
     write_responses,
     write_submissions,
 )
+from tests.unit.analyze.test_error_rates import label, write_labels
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
@@ -342,3 +343,22 @@ def test_without_a_warehouse_the_page_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(KycError, match="there is no warehouse"):
         write_report(tmp_path / "kyc.duckdb", page)
     assert page.read_text() == "old"
+
+
+def test_the_explorer_shows_error_rates_where_there_are_labels(lake: Lake, tmp_path: Path) -> None:
+    day = [Submission(score >= 0.5, [Check("FACE", "PASS", score)]) for score in (0.2, 0.6, 0.9)]
+    write_day(lake, "2024-09-02", day)
+    (plain,) = data_of(report(lake, tmp_path / "plain"))["explorer"]
+    assert plain["errors"] is None
+    truth = ("fraud", "genuine", "genuine")
+    write_labels(lake, [label(each.submission_id, what) for each, what in zip(day, truth, strict=True)])
+    (choice,) = data_of(report(lake, tmp_path / "labelled"))["explorer"]
+    errors = choice["errors"]
+    assert (errors["weighted"], errors["genuine"], errors["fraud"]) == (False, 2, 1)
+    assert len(errors["rates"]) == 100
+    assert [(rates[0], rates[3]) for rates in (errors["rates"][step] for step in (0, 21, 61, 91))] == [
+        (0, 1),
+        (0, 0),
+        (0.5, 0),
+        (1, 0),
+    ]

@@ -47,7 +47,7 @@ class Deployment:
 
     @property
     def warehouse(self) -> Path:
-        return self.settings().kyc_warehouse
+        return Path(self.settings().kyc_warehouse)
 
     def publish(self) -> None:
         with new_draft(self.warehouse) as draft:

@@ -1,5 +1,6 @@
 """The simulator over HTTP: the vendor's shapes, refusals, history, store and realistic scores."""
 
+import asyncio
 import json
 import os
 import re
@@ -321,6 +322,18 @@ def test_a_port_that_is_taken() -> None:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(OSError, match="in use"), running_simulator(port=port):
             pass
+
+
+def test_it_listens_elsewhere_if_told_so() -> None:
+    async def addresses() -> list[str]:
+        urls = []
+        for host in ("127.0.0.2", "::1"):
+            server = Simulator()
+            urls.append((await server.start(host=host)).rpartition(":")[0])
+            await server.stop()
+        return urls
+
+    assert asyncio.run(addresses()) == ["http://127.0.0.2", "http://[::1]"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -18,10 +18,11 @@ from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.flatten.partition import flatten_partition
+from kyc_pipeline.ingest.labels import LabelsSummary, ingest_labels
 from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import TABLES
+from kyc_pipeline.lake.tables import ALL_TABLES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.privacy.erased import ErasedSubjects
@@ -80,6 +81,11 @@ class Deployment:
             lock=ingest_lock(self.ledger, f"ingest-{date}"),
         )
 
+    def ingest_labels(self) -> LabelsSummary:
+        tombstones = LedgerErasure(self.ledger).tombstones()
+        erased = ErasedSubjects(tombstones, Pseudonymizer(self.key)) if tombstones else None
+        return ingest_labels(landing=self.settings.kyc_landing, lake=self.lake, erased=erased)
+
     def verify(self, date: str) -> VerifySummary:
         return verify_partition(
             settings=self.settings,
@@ -128,7 +134,7 @@ class Deployment:
                 for date in self.lake.dates(table)
                 for row in self.lake.read(table, date).to_pylist()
             ]
-            for table in TABLES
+            for table in ALL_TABLES
         }
 
     def ledger_rows(self) -> dict[str, list[dict[str, Any]]]:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kyc_pipeline.ingest import lock
 from kyc_pipeline.ingest.lock import LOCK_KEY, ingest_lock
 from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ledger import locks
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease
 from kyc_pipeline.ledger.schema import leases
@@ -69,8 +69,8 @@ def test_a_lock_is_renewed_while_it_is_held(ledger_url: str) -> None:
 def test_a_long_wait_for_the_lock_is_announced_once(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lock, "_SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(lock, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.0)
     with (
         Ledger(ledger_url) as ledger,
         ingest_lock(ledger, "the-holder", wait_seconds=0),
@@ -79,7 +79,7 @@ def test_a_long_wait_for_the_lock_is_announced_once(
     ):
         raise AssertionError("two have the lock")
     (record,) = caplog.records
-    assert record.getMessage().startswith("waiting up to 0 s for the ingest lock: partition ingest is being")
+    assert record.getMessage().startswith("waiting up to 0 s for another ingest or erasure: partition ingest")
     assert "run the-holder" in record.getMessage()
 
 

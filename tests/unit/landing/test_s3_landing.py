@@ -27,6 +27,7 @@ from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.documents import Documents
+from kyc_pipeline.ingest.labels import are_ingested, ingest_labels
 from kyc_pipeline.ingest.manifests import (
     ingest_partition,
     is_ingested,
@@ -36,8 +37,8 @@ from kyc_pipeline.ingest.manifests import (
     require_landing,
     stray_folders,
 )
-from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.lake.storage import WHOLE, Lake
+from kyc_pipeline.lake.tables import LABELS, REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.orchestration.catch_up import due_days
@@ -422,3 +423,17 @@ def test_the_commands_take_a_day_from_s3_to_the_warehouse_and_out_again(s3_root:
     assert documents == {"b-id.jpg", "b-selfie.jpg", "c-id.jpg"}
     assert completed()[1] == [(1,)]
     assert not (tmp_path / "data/landing").exists()
+
+
+def test_labels_are_read_from_the_bucket(any_s3_root: str, tmp_path: Path) -> None:
+    zone = Zone(any_s3_root, tmp_path)
+    row = b"s-1,fraud,review,2024-09-01T10:00:00Z\n"
+    zone.put("labels/", b"")  # a client's object for the folder
+    zone.put("labels/a.csv", b"submission_id,label,source,decided_at\n" + row)
+    zone.put("labels/old/b.csv", b"not read")
+    zone.put("labels/c.jsonl.tmp", b"not read")
+    assert ingest_labels(landing=zone.root, lake=zone.lake).accepted == 1
+    assert zone.lake.read(LABELS, WHOLE)["submission_id"].to_pylist() == ["s-1"]
+    assert are_ingested(zone.root, zone.lake)
+    zone.put("labels/a.csv", b"submission_id,label,source,decided_at\n" + row.replace(b"s-1", b"s-2"))
+    assert not are_ingested(zone.root, zone.lake)

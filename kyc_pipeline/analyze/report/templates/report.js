@@ -126,6 +126,21 @@
       say("recorded", percent(chosen.recorded));
       say("to-fail", count(chosen.to_fail));
       say("to-pass", count(chosen.to_pass));
+      const errors = choice.errors, at = errors ? errors.rates[Number(threshold.value)] : [];
+      const error = (name, [rate, low, high], of, n) => {
+        say(name, percent(rate ?? null));
+        say(name + "-of", n ? `95%: ${percent(low)} to ${percent(high)}, of ${count(n)} ${of}` + (n < data.low_n ? "*" : "")
+          : `no labelled ${of}`);
+      };
+      element("explorer-errors").hidden = !errors;
+      if (errors) {
+        error("frr", at.slice(0, 3), "genuine submissions", errors.genuine);
+        error("far", at.slice(3), "frauds", errors.fraud);
+      }
+      say("truth", !errors ? "No labels: it is not known which of these checks are of genuine people and which of frauds,"
+        + " so nobody can say which threshold makes fewer errors."
+        : errors.weighted ? "FRR and FAR are estimates for all submissions, from a drawn sample with labels, over all days."
+        : "FRR and FAR hold for the submissions with a label only, over all days: frauds that nobody noticed are not among them.");
       say("caution", choice.oriented ? `A passed check has the higher confidence in ${percent(choice.auc)} of all pairs of a passed and a failed one.`
         : "Caution: the data do not show that a higher confidence means a better check, so do not trust these figures.");
     }

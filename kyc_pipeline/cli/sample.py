@@ -1,0 +1,66 @@
+"""`kyc-pipeline sample`: a stratified sample for manual review, as a file that comes back as labels."""
+
+import csv
+import io
+from datetime import date
+from pathlib import Path
+
+import click
+
+from kyc_pipeline.analyze.sample import By, draw
+from kyc_pipeline.cli.options import IsoDate, display_path
+from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.lake.atomic import make_folder, replacing
+from kyc_pipeline.settings import load_settings
+
+SOURCE = "manual-review"
+
+
+@click.command()
+@click.option("--n", type=click.IntRange(min=1), required=True, help="How many submissions to draw.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), required=True, help="The same seed draws the same sample."
+)
+@click.option(
+    "--by",
+    type=click.Choice([each.value for each in By]),
+    help="Strata of the failed checks, or of the values of KYC_DIMENSIONS, within each verdict.",
+)
+@click.option("--from", "first", type=IsoDate(), help="First day; by default the first one.")
+@click.option("--to", "last", type=IsoDate(), help="Last day, included; by default the last one.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file; by default sample-<seed>.csv in the working directory.",
+)
+def sample(
+    n: int, seed: int, by: str | None, first: date | None, last: date | None, output: Path | None
+) -> None:
+    """Draw a random sample of verified and declined submissions for manual review, with weights.
+
+    Fill in `label` (genuine, fraud or unsure), `decided_at` and, of a fraud, `attack`, and put the file into
+    labels/ in the landing zone. Weights and strata say what each row stands for: leave them as they are. The
+    file does not say what DeepXL decided, so that the reviewer is not led by it.
+    """
+    drawn = draw(load_settings().kyc_warehouse, n, seed, By(by) if by else None, first, last)
+    file = output or Path(f"sample-{seed}.csv")
+    if file.exists():
+        raise UsageError(f"{display_path(file)} exists and may have labels: choose another --output")
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["submission_id", "label", "source", "decided_at", "attack", "weight", "stratum"])
+    for row in drawn.rows:
+        rows.writerow([row.submission_id, "", SOURCE, "", "", repr(row.weight), row.stratum])
+    try:
+        make_folder(file.absolute().parent)
+        with replacing(file, mode=0o600) as target:
+            target.write(text.getvalue().encode())
+    except OSError as error:
+        raise KycError(
+            f"cannot write {display_path(file)} ({error.strerror}): choose another --output"
+        ) from error
+    click.echo(
+        f"{len(drawn.rows)} of {drawn.population} submissions with a verdict, in {drawn.strata} strata, "
+        f"written to {display_path(file)}"
+    )
+    click.echo("fill in label, decided_at and attack, and put the file into labels/ in the landing zone")

@@ -1,0 +1,29 @@
+"""The workspace file, which tells Dagster's webserver and daemon where the definitions are."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from kyc_pipeline.scratch import scratch_folder
+
+MODULE: Final = "kyc_pipeline.definitions"
+LOCATION: Final = "kyc_pipeline"
+"""The same name as in workspace.yaml and pyproject.toml: they share schedules and run history."""
+_OWN: Final = f"""load_from:
+  - python_module:
+      module_name: {MODULE}
+      location_name: {LOCATION}
+"""
+
+
+@contextlib.contextmanager
+def workspace_file(given: Path | None) -> Iterator[Path]:
+    """The given file, or a temporary one by which each process loads the definitions itself."""
+    if given is not None:
+        yield given
+        return
+    with scratch_folder() as folder:  # not in DAGSTER_HOME, which may be read-only
+        file = Path(folder) / "workspace.yaml"
+        file.write_text(_OWN, encoding="utf-8")
+        yield file

@@ -1,0 +1,60 @@
+"""Local copies of partitions in an object store, for who reads each of them many times.
+
+A build of the warehouse opens a file for every model, and each opening costs requests: 35 HEAD an object. So
+small objects are fetched once, many at a time. Of large ones, most columns may not be needed: they are read
+in ranges, and a listing takes the place of the HEAD requests.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import fsspec
+
+from kyc_pipeline.lake.storage import Lake, Partition
+
+SMALL: Final = 8 << 20
+"""Bytes of the largest object that is fetched whole."""
+_AT_ONCE: Final = 64 << 20
+"""Bytes in memory."""
+
+
+def copy_small(lake: Lake, partitions: Iterable[Partition], folder: Path) -> dict[str, str]:
+    """Copies small objects below `folder`, one request each; returns their paths by those in the lake.
+
+    A copy may be newer than the listing: compare it with another one afterwards. Raises :class:`OSError` if
+    an object is gone.
+    """
+    copies: dict[str, str] = {}
+    root = f"{lake.full_path(lake.root)}/"
+    for some in _portions(each for each in partitions if each.size <= SMALL):
+        paths = [each.path for each in some]
+        # Not `cat`, which takes some names for patterns.
+        contents = lake.fs.cat_ranges(paths, [0] * len(some), [each.size for each in some], on_error="raise")
+        for path, content in zip(paths, contents, strict=True):
+            copy = folder / path.removeprefix(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content)
+            copies[path] = str(copy)
+    return copies
+
+
+def listed_filesystem(lake: Lake) -> Any:
+    """A file system that knows the lake's objects as they are now: opening one costs no request."""
+    fs, root = fsspec.core.url_to_fs(
+        lake.full_path(lake.root), use_listings_cache=True, skip_instance_cache=True
+    )
+    fs.find(root)
+    return fs
+
+
+def _portions(partitions: Iterable[Partition]) -> Iterator[list[Partition]]:
+    """The partitions in portions that fit into memory."""
+    portion: list[Partition] = []
+    for partition in partitions:
+        if portion and sum(each.size for each in portion) + partition.size > _AT_ONCE:
+            yield portion
+            portion = []
+        portion.append(partition)
+    if portion:
+        yield portion

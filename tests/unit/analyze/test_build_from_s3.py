@@ -1,0 +1,93 @@
+"""A build over a lake in an object store: the same tables, and few requests."""
+
+import logging
+import re
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from kyc_pipeline.analyze.build import build
+from kyc_pipeline.lake import copies
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import TABLES, VERIFICATIONS
+from tests.unit.analyze.lake_maker import Check, Submission, write_day
+
+DAYS = ("2024-09-01", "2024-09-02", "2024-09-03")
+_REQUEST = re.compile(r'"(?:\x1b\[[0-9;]*m)*(?P<method>[A-Z]+) (?P<path>\S+) HTTP')
+
+
+def requests(log: pytest.LogCaptureFixture) -> list[str]:
+    """The requests in the server's log: `LIST`, or method and table."""
+    found = []
+    for record in log.records:
+        if match := _REQUEST.search(record.getMessage()):
+            tables = [table.name for table in TABLES if f"/{table.name}/" in match["path"]]
+            found.append("LIST" if "list-type" in match["path"] else f"{match['method']} {tables[0]}")
+    return found
+
+
+def figures(path: Path) -> list[tuple[object, ...]]:
+    with duckdb.connect(path, read_only=True) as connection:
+        return connection.execute(
+            "SELECT date, table_name, rows, source, (SELECT sum(checks) FROM pass_rates)"
+            " FROM build_partitions ORDER BY ALL"
+        ).fetchall()
+
+
+@pytest.mark.parametrize("small", [copies.SMALL, 0], ids=["small objects", "large objects"])
+def test_it_is_that_of_a_local_lake(
+    any_s3_root: str, tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "SMALL", small)
+    people = [Submission(True, [Check()]) for _ in range(3)]
+    for root in (any_s3_root, str(tmp_path / "lake")):
+        for day in DAYS:
+            write_day(Lake(root), day, people)
+    build(Lake(any_s3_root), tmp_path / "s3.duckdb", run_id="run")
+    build(Lake(str(tmp_path / "lake")), tmp_path / "local.duckdb", run_id="run")
+    assert figures(tmp_path / "s3.duckdb") == figures(tmp_path / "local.duckdb")
+
+
+def test_it_reads_each_object_once(s3_root: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lake = Lake(s3_root)
+    for day in DAYS:
+        write_day(lake, day, [Submission(True, [Check()])])
+    objects = [f"GET {table.name}" for table in TABLES for _ in lake.dates(table)]
+    with caplog.at_level(logging.INFO, "werkzeug"):
+        caplog.clear()
+        build(lake, tmp_path / "kyc.duckdb", run_id="run")
+        assert sorted(requests(caplog)) == sorted([*objects, *["LIST"] * (2 * len(TABLES))])
+
+
+def test_large_objects_cost_no_head_request(
+    s3_root: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "SMALL", 0)
+    lake = Lake(s3_root)
+    write_day(lake, DAYS[0], [Submission(True, [Check()])])
+    with caplog.at_level(logging.INFO, "werkzeug"):
+        caplog.clear()
+        build(lake, tmp_path / "kyc.duckdb", run_id="run")
+        assert not [each for each in requests(caplog) if each.startswith("HEAD")]
+
+
+def test_a_partition_that_is_replaced_while_it_is_copied_is_read_again(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, copied = Lake(s3_root), copies.copy_small
+    write_day(lake, DAYS[0], [Submission(True, [Check()])])
+    written: list[int] = []
+
+    def copy_and_replace(*arguments: object) -> dict[str, str]:
+        found = copied(*arguments)  # type: ignore[arg-type]
+        if not written:
+            written.append(1)
+            write_day(lake, DAYS[0], [Submission(True, [Check()]) for _ in range(2)])
+        return found
+
+    monkeypatch.setattr("kyc_pipeline.analyze.build.copy_small", copy_and_replace)
+    build(lake, tmp_path / "kyc.duckdb", run_id="run")
+    assert {row[2:] for row in figures(tmp_path / "kyc.duckdb") if row[1] == VERIFICATIONS.name} == {
+        (2, row[3], 2) for row in figures(tmp_path / "kyc.duckdb") if row[1] == VERIFICATIONS.name
+    }

@@ -1,0 +1,361 @@
+"""Ground truth: error rates and intervals, against pandas, scipy, statsmodels and a known population."""
+
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import beta
+from statsmodels.stats.proportion import proportion_confint
+
+from kyc_pipeline.analyze.intervals import write_intervals
+from kyc_pipeline.analyze.sql_models import load_steps, macros_sql
+from kyc_pipeline.lake.storage import WHOLE, Lake
+from kyc_pipeline.lake.tables import LABELS
+from tests.unit.analyze.lake_maker import Check, Submission, write_day
+
+Build = Callable[..., duckdb.DuckDBPyConnection]
+DAY, NEXT = "2024-09-02", "2024-09-03"
+NOON = datetime.datetime(2024, 10, 1, 12, tzinfo=datetime.UTC)
+HOUR = datetime.timedelta(hours=1)
+SIMULATIONS = 1000
+
+
+def label(submission_id: str, label: str, **changes: Any) -> dict[str, Any]:
+    row = {"submission_id": submission_id, "label": label, "source": "review", "decided_at": NOON}
+    return row | {"manifest": "a.csv", "manifest_row": 1} | changes
+
+
+def write_labels(lake: Lake, rows: Sequence[dict[str, Any]]) -> None:
+    lake.write(LABELS, WHOLE, list(rows))
+
+
+def frame(connection: duckdb.DuckDBPyConnection, query: str) -> pd.DataFrame:
+    return connection.execute(query).df()
+
+
+# --- what a label amounts to ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("genuine", "a", 0, None)], ("genuine", None, False)),
+        ([("genuine", "a", 0, None), ("fraud", "b", 1, "document")], ("fraud", "document", True)),
+        ([("fraud", "b", 1, "other"), ("genuine", "a", 2, None)], ("genuine", None, True)),
+        ([("genuine", "a", 0, None), ("fraud", "a", 1, None)], ("fraud", None, False)),
+        ([("genuine", "a", 0, None), ("unsure", "b", 1, None)], ("genuine", None, False)),
+        ([("unsure", "a", 0, None), ("unsure", "b", 1, None)], ("unsure", None, False)),
+        ([("genuine", "a", 0, None), ("fraud", "b", 0, "other")], ("conflict", None, True)),
+        ([("genuine", "a", 0, None), ("fraud", "a", 0, "other")], ("conflict", None, False)),
+        ([("fraud", "a", 0, "presentation"), ("fraud", "b", 1, None)], ("fraud", "presentation", False)),
+    ],
+)
+def test_the_latest_decision_counts(
+    lake: Lake, built: Build, rows: list[tuple[str, str, int, str | None]], expected: tuple[Any, ...]
+) -> None:
+    submission = Submission()
+    write_day(lake, DAY, [submission])
+    write_labels(
+        lake,
+        [
+            label(submission.submission_id, what, source=source, decided_at=NOON + hour * HOUR, attack=attack)
+            for what, source, hour, attack in rows
+        ],
+    )
+    found = built().execute("SELECT label, attack, sources_disagree FROM submission_labels").fetchall()
+    assert found == [expected]
+
+
+def test_the_weight_of_a_drawn_submission_stays_with_it(lake: Lake, built: Build) -> None:
+    submission = Submission()
+    write_day(lake, DAY, [submission])
+    drawn = label(submission.submission_id, "genuine", weight=7.0, stratum="s1")
+    write_labels(lake, [drawn, label(submission.submission_id, "fraud", source="b", decided_at=NOON + HOUR)])
+    found = built().execute("SELECT label, weight, stratum FROM submission_labels").fetchall()
+    assert found == [("fraud", 7.0, "s1")]
+
+
+# --- figures ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A lake with labels of every kind, and its rows as a frame: one row per labelled result."""
+    from kyc_pipeline.analyze.build import build
+    from kyc_pipeline.analyze.choices import Choices
+
+    folder = tmp_path_factory.mktemp("known")
+    lake, rng = Lake(str(folder / "lake")), np.random.default_rng(3)
+    labels, rows = [], []
+    for date in (DAY, NEXT):
+        day = []
+        for number in range(400):
+            is_fraud = rng.random() < 0.3
+            scores = [round(float(rng.beta(2, 5) if is_fraud else rng.beta(6, 2)), 2) for _ in range(3)]
+            statuses = ["PASS" if score >= 0.5 else "FAIL" for score in scores]
+            statuses = ["REVIEW" if rng.random() < 0.05 else status for status in statuses]
+            checks = [
+                Check(kind, status, score if rng.random() < 0.95 else None)
+                for kind, status, score in zip(("FACE", "FACE", "LIVENESS"), statuses, scores, strict=True)
+            ]
+            outcome = "uncertain" if number % 50 == 0 else "completed"
+            country = "NL" if number % 3 else "DE"
+            tags: dict[str, tuple[str | None, str | None]] = {"country": (country, None)}
+            verified = bool(rng.random() < (0.15 if is_fraud else 0.92))
+            submission = Submission(verified, checks, outcome, tags=tags)
+            day.append(submission)
+            what = "unsure" if rng.random() < 0.1 else "fraud" if is_fraud else "genuine"
+            attack = "presentation" if what == "fraud" and number % 2 else None
+            weight, stratum = (None, None) if number % 2 else (20.0, "v") if verified else (3.5, "d")
+            if rng.random() < 0.8:
+                labels.append(
+                    label(submission.submission_id, what, attack=attack, weight=weight, stratum=stratum)
+                )
+                base = {"country": country, "label": what, "attack": attack, "weight": weight}
+                base |= {"stratum": stratum, "id": submission.submission_id}
+                decided = outcome == "completed"
+                rows.append(base | {"check": "VERIFIED", "accepted": verified if decided else None})
+                for kind in ("FACE", "LIVENESS") if decided else ():
+                    own = [check for check in checks if check.type == kind]
+                    found = {check.normalized_status for check in own}
+                    accepted = False if "FAIL" in found else True if "PASS" in found else None
+                    known_scores = [check.confidence for check in own if check.confidence is not None]
+                    lowest = min(known_scores) if known_scores else None
+                    rows.append(base | {"check": kind, "accepted": accepted, "confidence": lowest})
+        write_day(lake, date, day)
+    labels.append(label("nobody", "genuine"))
+    write_labels(lake, labels)
+    build(lake, folder / "w.duckdb", run_id="run", choices=Choices(dimensions=("country",)))
+    with duckdb.connect(folder / "w.duckdb", read_only=True) as connection:
+        yield connection, pd.DataFrame(rows)
+
+
+def weighted_bounds(
+    results: pd.DataFrame, error: "pd.Series[bool]", drawn: pd.DataFrame
+) -> tuple[float, float]:
+    """The bounds by definition: unit by unit, as `error_estimates` describes them."""
+    largest = drawn["weight"].max()
+    weight, total = results["weight"], results["weight"].sum()
+    wrong = (weight * error).sum()
+    bounds = []
+    for is_error, p in ((0, 0.025), (1, 0.975)):
+        rate = (wrong + largest * is_error) / (total + largest)
+        z = pd.Series(0.0, index=drawn["id"])
+        z[results["id"]] = (weight * (error - rate)).to_numpy()
+        variance = (largest * (is_error - rate)) ** 2
+        for _, ids in drawn.groupby("stratum")["id"]:
+            own = z[ids]
+            variance += len(own) * own.var(ddof=1)
+        size = rate * (1 - rate) / (variance / (total + largest) ** 2)
+        bounds.append(float(beta.ppf(p, rate * size, (1 - rate) * size)))
+    return bounds[0], bounds[1]
+
+
+def expected(rows: pd.DataFrame, threshold: float | None, *, weighted: bool) -> dict[str, Any]:
+    drawn = rows.drop_duplicates("id")
+    drawn = drawn[drawn["weight"].notna()]
+    mine = rows[rows["weight"].notna() == weighted]
+    if threshold is None:
+        results = mine[mine["accepted"].notna()]
+        accepted = results["accepted"].astype(bool)
+    else:
+        results = mine[mine["confidence"].notna()]
+        accepted = results["confidence"] >= threshold
+    figures: dict[str, Any] = {}
+    for name, count, errors, mask, wrong in (
+        ("frr", "genuine", "false_rejects", results["label"] == "genuine", ~accepted),
+        ("far", "fraud", "false_accepts", results["label"] == "fraud", accepted),
+        ("apcer", "presentation_attacks", "attacks_accepted", results["attack"] == "presentation", accepted),
+    ):
+        n, k = int(mask.sum()), int((mask & wrong).sum())
+        figures[count], figures[errors] = n, k
+        if not n:
+            continue
+        if weighted:
+            own, error = results[mask], wrong[mask]
+            figures[name] = (own["weight"] * error).sum() / own["weight"].sum()
+            low, high = weighted_bounds(own, error, drawn) if 0 < k < n else (np.nan, np.nan)
+        else:
+            figures[name] = k / n
+            low, high = proportion_confint(k, n, method="beta")
+        figures[f"{name}_low"], figures[f"{name}_high"] = low if k else 0.0, high if k < n else 1.0
+        if weighted and k in (0, n):
+            del figures[f"{name}_{'high' if k == 0 else 'low'}"]  # see the test of rare errors
+    labelled = rows[rows["label"].isin(["genuine", "fraud"])].drop_duplicates("id")
+    counted = figures["genuine"] + figures["fraud"]
+    figures["not_counted"] = int((labelled["weight"].notna() == weighted).sum()) - counted
+    return figures
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("check", ["VERIFIED", "FACE", "LIVENESS"])
+def test_error_rates_as_decided_and_by_threshold(known: Any, check: str, weighted: bool) -> None:
+    connection, rows = known
+    found = frame(
+        connection,
+        f"FROM error_rates WHERE check_type = '{check}' AND weighted = {weighted} ORDER BY threshold",
+    )
+    of_check = rows[rows["check"] == check]
+    whole = rows[~rows["id"].isin(of_check["id"])].assign(accepted=None, confidence=None)
+    assert len(found) == (1 if check == "VERIFIED" else 102)
+    for row in found.to_dict("records"):
+        threshold = None if pd.isna(row["threshold"]) else row["threshold"]
+        for name, value in expected(pd.concat([of_check, whole]), threshold, weighted=weighted).items():
+            assert row[name] == pytest.approx(value, abs=1e-9), (threshold, name)
+        assert row["low_n"] == (min(row["genuine"], row["fraud"]) < 30)
+
+
+def test_error_rates_by_dimension(known: Any) -> None:
+    connection, rows = known
+    found = frame(connection, "FROM error_rates_by_dimension WHERE dimension = 'country'")
+    assert len(found) == 2 * 3 * 2
+    for row in found[~found["weighted"]].to_dict("records"):
+        own = rows[(rows["country"] == row["value"]) & (rows["check"] == row["check_type"])]
+        figures = expected(own, None, weighted=False)
+        del figures["not_counted"]
+        for name, value in figures.items():
+            assert row[name] == pytest.approx(value, abs=1e-9), name
+    model_version = frame(connection, "FROM error_rates_by_dimension WHERE dimension = 'model_version'")
+    assert set(model_version["value"]) == {"UNKNOWN"}
+
+
+def test_label_quality(known: Any) -> None:
+    connection, rows = known
+    (row,) = frame(connection, "FROM label_quality WHERE source = 'ALL'").to_dict("records")
+    people = rows[rows["check"] == "VERIFIED"]
+    decided = people["accepted"].notna()
+    ((verdicts,),) = connection.execute(
+        "SELECT count(*) FROM submissions WHERE verified IS NOT NULL"
+    ).fetchall()
+    assert row["labels"] == len(people) + 1
+    assert row["submissions"] == len(people)
+    assert row["unknown_submissions"] == 1
+    assert row["without_verdict"] == (~decided).sum()
+    counts = people["label"].value_counts()
+    assert [row[name] for name in ("genuine", "fraud", "unsure")] == [
+        counts[name] for name in ("genuine", "fraud", "unsure")
+    ]
+    assert row["unsure_share"] == pytest.approx(counts["unsure"] / len(people))
+    assert row["coverage"] == pytest.approx((decided & (people["label"] != "unsure")).sum() / verdicts)
+    assert row["drawn"] == people["weight"].notna().sum()
+    assert (row["conflicts"], row["disagreements"]) == (0, 0)
+    assert row["days_to_label_p50"] in (28, 28.5, 29)
+
+
+def test_label_quality_of_sources_that_disagree(lake: Lake, built: Build) -> None:
+    day = [Submission() for _ in range(4)]
+    write_day(lake, DAY, day)
+    one, two, three, _ = [submission.submission_id for submission in day]
+    write_labels(
+        lake,
+        [
+            label(one, "genuine"),
+            label(one, "fraud", source="chargeback", decided_at=NOON + HOUR),
+            label(two, "genuine"),
+            label(two, "fraud"),
+            label(three, "unsure"),
+        ],
+    )
+    columns = "labels, submissions, genuine, fraud, unsure, conflicts, disagreements, coverage"
+    assert built().execute(f"SELECT source, {columns} FROM label_quality ORDER BY source").fetchall() == [
+        ("ALL", 5, 3, 0, 1, 1, 1, 1, 1 / 4),
+        ("chargeback", 1, 1, 0, 1, 0, 0, 1, 1 / 4),
+        ("review", 4, 3, 1, 0, 1, 1, 1, 1 / 4),
+    ]
+
+
+def test_without_labels_there_are_no_error_rates(lake: Lake, built: Build) -> None:
+    write_day(lake, DAY, [Submission()])
+    for table in ("labels", "submission_labels", "labelled_results", "error_rates", "label_quality"):
+        assert built().execute(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]
+
+
+# --- a population with known error rates ------------------------------------------------------------------
+
+ESTIMATES = next(model for model in load_steps() if model.name == "error_estimates")
+
+
+def population(size: int, *, fraud: float, frr: float, far: float, seed: int = 5) -> pd.DataFrame:
+    """Submissions with their truth and their verdict; the rates of errors are exact, not left to chance."""
+    frauds = round(size * fraud)
+    wrong = round((size - frauds) * frr), round(frauds * far)
+    accepted = np.ones(size, bool)
+    accepted[: wrong[0]] = False
+    accepted[size - frauds : size - wrong[1]] = False
+    labels = np.repeat(["genuine", "fraud"], [size - frauds, frauds])
+    country = np.random.default_rng(seed).choice(["NL", "DE", "MT"], size, p=[0.6, 0.3, 0.1])
+    return pd.DataFrame({"label": labels, "accepted": accepted, "country": country})
+
+
+def samples(people: pd.DataFrame, strata: "pd.Series[Any]", sizes: dict[Any, int]) -> pd.DataFrame:
+    """SIMULATIONS samples: of each stratum, so many without replacement, with their weights."""
+    rng, parts = np.random.default_rng(11), []
+    names = np.arange(SIMULATIONS).astype(str)
+    for stratum, group in people.groupby(strata):
+        n = sizes[stratum]
+        places = [rng.choice(len(group), n, replace=False) for _ in names]
+        drawn = group.iloc[np.concatenate(places)]
+        drawn = drawn.assign(weight=len(group) / n, sample=np.repeat(names, n))
+        parts.append(drawn.assign(stratum=f"{stratum}-" + drawn["sample"]))
+    return pd.concat(parts, ignore_index=True).assign(id=lambda rows: rows.index.astype(str))
+
+
+def estimates(results: pd.DataFrame) -> pd.DataFrame:
+    """`error_estimates` of many samples at once: each is a check type of its own."""
+    with duckdb.connect() as connection:
+        connection.execute(macros_sql())
+        connection.register("results", results)
+        day = "DATE '2024-09-02' AS date, id AS submission_id, label, weight, stratum"
+        connection.execute(
+            f"CREATE TABLE labelled_results AS SELECT {day}, 'g' AS check_group, sample AS check_type,"
+            " NULL::VARCHAR AS attack, accepted, NULL::DOUBLE AS confidence FROM results"
+        )
+        connection.execute(f"CREATE TABLE submission_labels AS SELECT {day} FROM results")
+        connection.execute(
+            f"CREATE TABLE submissions AS SELECT {day}, MAP {{}}::MAP(VARCHAR, VARCHAR) AS dimensions"
+            " FROM results"
+        )
+        connection.execute(f"CREATE TABLE error_estimates AS {ESTIMATES.sql}")
+        write_intervals(connection)
+        return frame(connection, "FROM error_estimates")
+
+
+@pytest.mark.parametrize(
+    ("design", "fraud", "frr", "far"),
+    [
+        ("simple", 0.2, 0.1, 0.3),
+        ("verdict", 0.2, 0.1, 0.3),
+        ("verdict", 0.05, 0.02, 0.02),
+        ("country", 0.1, 0.05, 0.1),
+    ],
+)
+def test_the_intervals_cover_the_rates_of_the_population(
+    design: str, fraud: float, frr: float, far: float
+) -> None:
+    """At least 95% by design, and more where errors are few; 0.01 is for the simulation's own chance.
+
+    In the third case most samples have no accepted fraud, and it would be one of many that nobody drew.
+    """
+    people = population(40_000, fraud=fraud, frr=frr, far=far)
+    strata = {
+        "simple": pd.Series("all", people.index),
+        "verdict": people["accepted"].map({True: "v", False: "d"}),
+        "country": people["country"],
+    }[design]
+    drawn = samples(people, strata, {"all": 600, "v": 400, "d": 200, "NL": 200, "DE": 200, "MT": 200})
+    if design == "simple":
+        drawn = drawn.assign(weight=None, stratum=None)
+    found = estimates(drawn)
+    is_error = people["accepted"] != (people["label"] == "genuine")
+    for kind, errors in is_error.groupby(people["label"]):
+        own = found[found["kind"] == kind]
+        missed = (own["rate_low"] > errors.mean()) | (own["rate_high"] < errors.mean())
+        covered = 1 - missed.sum() / SIMULATIONS
+        assert covered >= 0.94, (kind, covered)
+        if frr >= 0.1:
+            assert covered <= 0.975, (kind, covered)
+            assert own["rate"].mean() == pytest.approx(errors.mean(), rel=0.02), "without bias"

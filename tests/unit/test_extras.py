@@ -1,0 +1,72 @@
+"""Without an extra, what needs it ends with one line that names it."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from kyc_pipeline.cli.local_run import EXTRAS
+from tests.e2e.servers import clean_environment
+
+ROOT = Path(__file__).parents[2]
+MAIN = "import sys; sys.modules[sys.argv.pop(1)] = None; from kyc_pipeline.cli import main; main()"
+CHECK = ["ledger", "check"]
+PLAN = ["plan", "--from", "2024-09-01", "--to", "2024-09-01"]
+POSTGRES = "storage: {postgres: {postgres_url: 'postgresql://kyc@127.0.0.1/dagster'}}"
+COMPUTE_LOGS = (
+    "compute_logs: {module: dagster_aws.s3.compute_log_manager, class: S3ComputeLogManager, config: {}}"
+)
+KUBERNETES = "run_launcher: {module: dagster_k8s, class: K8sRunLauncher, config: {}}"
+CELERY = "run_launcher: {module: dagster_celery.launcher, class: CeleryRunLauncher, config: {}}"
+
+
+def packages(extra: str) -> str:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return " ".join(pyproject["project"]["optional-dependencies"][extra])
+
+
+@pytest.mark.parametrize(
+    ("absent", "extra", "setting", "value", "command"),
+    [
+        ("s3fs", "s3", "KYC_LAKE", "s3://bucket/lake", PLAN),
+        ("s3fs", "s3", "KYC_LANDING", "s3://bucket/landing", PLAN),
+        ("psycopg", "postgres", "KYC_LEDGER_URL", "postgresql+psycopg://kyc@127.0.0.1/kyc", CHECK),
+        ("mcp", "mcp", "mcp", "", ["mcp"]),
+        ("prometheus_client", "metrics", "metrics", "", ["metrics", "--port", "0"]),
+        ("dagster_postgres", "postgres", "dagster.yaml", POSTGRES, ["daemon"]),
+        ("dagster_aws", "s3", "dagster.yaml", COMPUTE_LOGS, ["daemon"]),
+        ("dagster_k8s", "k8s", "dagster.yaml", KUBERNETES, ["daemon"]),
+        ("dagster_celery", "celery", "dagster.yaml", CELERY, ["daemon"]),
+    ],
+)
+def test_a_missing_extra_is_named(
+    tmp_path: Path, absent: str, extra: str, setting: str, value: str, command: list[str]
+) -> None:
+    environment = clean_environment(tmp_path, KYC_HOME=str(tmp_path), PYTHONPATH=str(ROOT))
+    if setting == "dagster.yaml":
+        (tmp_path / setting).write_text(value)
+        environment["DAGSTER_HOME"] = str(tmp_path)
+    elif value:
+        environment[setting] = value
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, absent, *command],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("kyc-pipeline: ")
+    assert line.endswith(f"needs the extra `{extra}`: pip install 'kyc-pipeline[{extra}]'")
+    assert setting in line
+
+
+def test_each_package_of_dagster_is_in_the_extra_that_the_error_names() -> None:
+    assert [
+        module for module, extra in EXTRAS.items() if module.replace("_", "-") not in packages(extra)
+    ] == []
