@@ -53,10 +53,16 @@ class CancellingCeleryRunLauncher(CeleryRunLauncher):
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
+        task = run.tags[DAGSTER_CELERY_TASK_ID_TAG]
         # Without it, the run takes the signal for a failure, and Dagster starts it again.
         self._instance.report_run_canceling(run)
-        self.celery.control.revoke(run.tags[DAGSTER_CELERY_TASK_ID_TAG], terminate=True, signal="SIGTERM")
+        self.celery.control.revoke(task, terminate=True, signal="SIGTERM")
         return True
+
+    @property
+    def supports_resume_run(self) -> bool:
+        """A run is started anew instead: the ledger knows what is paid."""
+        return False
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """RUNNING until no worker has had the run's task for `lost_after_seconds`; then FAILED.

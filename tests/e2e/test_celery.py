@@ -216,7 +216,9 @@ def test_a_backfill_continues_on_the_other_worker_when_one_is_lost(site: Site) -
     site.server.wait(lambda: site.recorded(first) == 3, "calls, two of them without a response")
     [run] = site.server.runs(dagster__backfill=backfill)
     [pid] = re.findall(r"Started process for run \(pid: (\d+)\)", site.logged(run["runId"]))
-    kill(os.getsid(int(pid)))
+    lost = os.getsid(int(pid))
+    os.kill(lost, signal.SIGKILL)
+    poll(lambda: not processes_of(lost), "the end of the run with its worker")
     assert site.server.finished(run["runId"]) == "FAILURE"
     assert "no worker has had it for" in site.logged(run["runId"])
     site.server.wait(lambda: site.server.backfill_ended(backfill), "the end of the backfill")
