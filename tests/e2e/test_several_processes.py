@@ -38,7 +38,7 @@ def environment(tmp_path: Path, landing: Landing) -> Iterator[dict[str, str]]:
     """What env.example and secrets.example ask for, and servers for it; one day is delivered."""
     optional_module("dagster_aws")
     landing.day(DAY, 3)
-    for name in ("dagster", "weed"):
+    for name in ("dagster", "kyc", "weed"):
         (tmp_path / name).mkdir()
     with ExitStack() as stack:
         postgres = stack.enter_context(running_postgres())
