@@ -174,11 +174,11 @@ class Webserver:
         assert response == {"sensorState": {"status": "RUNNING"}}
 
     def runs(self, **tags: str) -> list[dict[str, Any]]:
-        """The runs with these tags (`__` in a name stands for `/`), newest first: id, status, start, tags."""
+        """The runs with these tags (`__` in a name stands for `/`), newest first: id, status, start, end, tags."""
         wanted = [{"key": key.replace("__", "/"), "value": value} for key, value in tags.items()]
         query = (
             "query ($f: RunsFilter!) { runsOrError(filter: $f) "
-            "{ ... on Runs { results { runId status startTime tags { key value } } } } }"
+            "{ ... on Runs { results { runId status startTime endTime tags { key value } } } } }"
         )
         found: list[dict[str, Any]] = self.ask(query, f={"tags": wanted})["runsOrError"]["results"]
         return [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in found]

@@ -241,11 +241,8 @@ def test_the_backfill_is_published_by_automation(site: Site) -> None:
         return all(site.warehouse_outcomes(day) == [("completed", 3)] for day in BACKFILLED)
 
     site.server.wait(is_published, "the publication")
-    query = (
-        "query ($id: String!) { partitionBackfillOrError(backfillId: $id) "
-        "{ ... on PartitionBackfill { endTimestamp } } }"
-    )
-    ended = site.server.ask(query, id=site.backfill_id)["partitionBackfillOrError"]["endTimestamp"]
+    # Not the backfill's own end: the daemon notices only later that its runs have ended.
+    ended = max(run["endTime"] for run in site.server.runs(dagster__backfill=site.backfill_id))
     starts = [run["startTime"] for run in site.server.runs(kyc__trigger="publish_when_new")]
     assert 1 <= len(starts) <= len(BACKFILLED), "at least once, at most once per day"
     # The sensor looked while two calls waited for a response, and while the killed run waited for its retry.
