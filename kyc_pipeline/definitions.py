@@ -60,7 +60,7 @@ def build_defs(
         jobs=[
             verify_and_publish,
             flatten_and_publish,
-            labels_and_publish,
+            *((labels_and_publish,) if publication else ()),
             resolve_held_submission,
             retention,
             maintenance,
@@ -68,7 +68,7 @@ def build_defs(
         schedules=[daily_verification, catch_up, daily_retention, weekly_maintenance],
         sensors=[
             new_manifests,
-            new_labels,
+            *((new_labels,) if publication else ()),
             run_left_behind,
             publish_when_new,
             alerts_sensor(configured=settings.sends_alerts),
