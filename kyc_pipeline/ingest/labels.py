@@ -85,7 +85,10 @@ class LabelsSummary:
 
 
 def are_ingested(landing: Root | Landing, lake: Lake, csv_encoding: str | None = None) -> bool:
-    """Whether `labels` was made from the present manifests. Raises :class:`KycError` if the storage fails."""
+    """Whether the lake's labels were made from the present manifests.
+
+    Raises :class:`KycError` if the landing zone or the lake cannot be read.
+    """
     if not all(lake.exists(table, WHOLE) for table in (LABELS, REJECTED_LABELS)):
         return False
     with contextlib.suppress(ManifestUnreadable):
@@ -107,8 +110,10 @@ def ingest_labels(
     """Reads all manifests of labels and replaces `labels` and `rejected_labels`.
 
     Rows about `erased` subjects are rejected. `lock` keeps erasures out while the tables are replaced;
-    `confirm` is called in it and raises if somebody was erased meanwhile. Raises :class:`KycError` if the
-    landing zone is not there.
+    `confirm` is called while it is held, and raises if somebody was erased meanwhile.
+
+    Raises :class:`KycError` if the landing zone cannot be read, if a manifest is still being written, or if
+    all manifests are gone although the lake has labels.
     """
     zone = open_landing(landing)
     if problem := zone.problem():
@@ -261,7 +266,7 @@ def reject_labels(lake: Lake, erased: Callable[[str], bool]) -> None:
 
 
 def is_erased(rows: Any, erased: Callable[[str], bool]) -> Any:
-    """Mask of the rows whose submission id is `erased`."""
+    """A Boolean array for a table or batch: which rows have an `erased` submission id."""
     known = {each: erased(each) for each in pc.unique(rows["submission_id"]).to_pylist()}
     return pa.array([known[each] for each in rows["submission_id"].to_pylist()], pa.bool_())
 
@@ -346,7 +351,7 @@ def validate_labels(
 
 
 def _stripped(values: "pd.Series[str]") -> "pd.Series[str]":
-    """Without blanks around it; null if nothing is left."""
+    """The texts without surrounding blanks; null if nothing is left."""
     stripped = values.str.strip()
     return stripped.where((stripped != "").fillna(False))
 
