@@ -56,7 +56,7 @@ class Pointer:
 
     @classmethod
     def parse(cls, text: bytes) -> "Pointer":
-        """Raises :class:`ValueError` or :class:`TypeError` for anything else."""
+        """From the content of `current.json`. Raises :class:`ValueError` or :class:`TypeError` for others."""
         return cls(**json.loads(text))
 
 
