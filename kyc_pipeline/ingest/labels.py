@@ -42,11 +42,14 @@ _SUMMARY_KEY: Final = "summary"
 _SOURCE: Final = r"[a-z0-9][a-z0-9._-]{0,31}"
 _STRATUM: Final = r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,63}"
 _MAX_WEIGHT: Final = 1e9
+_BY_PLACE: Final[list[tuple[str, Literal["ascending", "descending"]]]] = [
+    ("manifest", "ascending"),
+    ("manifest_row", "ascending"),
+]
 _ORDER: Final[list[tuple[str, Literal["ascending", "descending"]]]] = [
     ("submission_id", "ascending"),
     ("decided_at", "ascending"),
-    ("manifest", "ascending"),
-    ("manifest_row", "ascending"),
+    *_BY_PLACE,
 ]
 _CONTENT: Final = ["submission_id", "label", "source", "decided_at", "attack", "weight", "stratum"]
 _NO_LOCK: Final = contextlib.nullcontext(lambda: None)
@@ -228,7 +231,7 @@ class _Reading:
             theirs = labels.filter(repeats)
             labels = labels.filter(pc.invert(repeats))
             rejected = pa.concat_tables([rejected, _rejected_as(theirs, LabelReason.DUPLICATE_LABEL)])
-        return labels, rejected.sort_by([("manifest", "ascending"), ("manifest_row", "ascending")])
+        return labels, rejected.sort_by(_BY_PLACE)
 
 
 def _rejected_as(rows: pa.Table, reason: LabelReason) -> pa.Table:
@@ -259,9 +262,7 @@ def reject_labels(lake: Lake, erased: Callable[[str], bool]) -> None:
         [before.cast(REJECTED_LABELS.schema), _rejected_as(labels.filter(theirs), LabelReason.ERASED_SUBJECT)]
     )
     # Rejected rows first: a crash in between leaves a row in both tables, never in none.
-    lake.write(
-        REJECTED_LABELS, WHOLE, rejected.sort_by([("manifest", "ascending"), ("manifest_row", "ascending")])
-    )
+    lake.write(REJECTED_LABELS, WHOLE, rejected.sort_by(_BY_PLACE))
     lake.write(LABELS, WHOLE, labels.filter(pc.invert(theirs)), lake.metadata(LABELS, WHOLE))
 
 
