@@ -20,7 +20,7 @@ _ANY_CODEC: Final = (b"mif1", b"msf1")  # a still image: its compatible brands n
 _MP4_BRANDS: Final = frozenset(
     (
         *(b"isom", b"iso2", b"iso3", b"iso4", b"iso5", b"iso6", b"iso7", b"iso8", b"iso9"),
-        *(b"mp41", b"mp42", b"mp4v", b"avc1", b"hvc1", b"dash", b"msdh"),
+        *(b"mp41", b"mp42", b"mp4v", b"avc1", b"hvc1", b"dash", b"msdh", b"cmfc", b"cmf2"),
         *(b"M4V ", b"M4VH", b"M4VP", b"F4V ", b"MSNV", b"XAVC"),
     )
 )
@@ -43,8 +43,8 @@ def media_type(head: bytes) -> str | None:
 
 def _by_brand(head: bytes) -> str | None:
     major = head[8:12]
-    if major[:3] == b"3gp":
-        return "video/3gpp"
+    if major[:3] in (b"3gp", b"3g2"):
+        return "video/3gpp2" if major[:3] == b"3g2" else "video/3gpp"
     if kind := _MAJOR_BRANDS.get(major):
         return kind
     end = int.from_bytes(head[:4])

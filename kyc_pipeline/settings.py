@@ -5,27 +5,33 @@ environment takes precedence. All paths are absolute: relative ones begin at `KY
 the README lists every setting.
 """
 
+import difflib
+import io
 import ipaddress
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.vocabulary import DOCUMENT_TYPES, SUBMISSION_TAG, DocumentType
+from kyc_pipeline.wording import invisible
 
 MIN_KEY_LENGTH: Final = 32
 MIN_KEY_VARIETY: Final = 10
 _OTHERS: Final = stat.S_IRWXO
 _NAME: Final = re.compile(r"^[^#=\n]+(?==)", re.MULTILINE)
+_OURS: Final = re.compile("DEEPXL_|KYC_", re.IGNORECASE)
+_CODE_PAGE: Final = re.compile("windows-125[0-8]")
 _ADDRESS: Final = r"^[^@\s,;<>]+@[^@\s,;<>]+$"
 _S3_URL: Final = re.compile(r"s3://[^/]+(/[^/]+)*/?")
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")
@@ -121,7 +127,7 @@ class Settings(BaseSettings):
     """Budget of a UTC day, over all runs and hosts that share the ledger. No option of a run raises it."""
     deepxl_price_per_call: Decimal | None = Field(default=None, ge=0)
     """Price of one call, for cost figures."""
-    deepxl_currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$")
+    deepxl_currency: str = Field(default="EUR", pattern=r"^[A-Z]{3}$", examples=["EUR"])
     """Currency of the price and of all amounts (ISO 4217)."""
     deepxl_uncertain: Literal["hold", "retry"] = "hold"
     """`retry`: send an uncertain submission again, once ever, if a look-up shows no record of it."""
@@ -129,7 +135,7 @@ class Settings(BaseSettings):
     """Media types of documents that DeepXL accepts (comma-separated)."""
     kyc_landing: Path | str = Field(default=Path("data/landing"), validate_default=True)
     """Manifests and documents; a folder or `s3://bucket/prefix`."""
-    kyc_csv_encoding: str | None = Field(default=None, pattern=r"^windows-125[0-8]$")
+    kyc_csv_encoding: str | None = None
     """Encoding of CSV manifests that are neither UTF-8 nor UTF-16; without it, these are refused."""
     kyc_duplicate_documents: Literal["warn", "reject"] = "warn"
     """What to do with a new submission that has the two documents of another one."""
@@ -147,7 +153,9 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts. It may have a password."""
     kyc_warehouse: Path | str = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
     """The DuckDB file that analysts open; or `s3://bucket/prefix`, with a pointer to the newest one."""
-    kyc_warehouse_memory: str = Field(default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$")
+    kyc_warehouse_memory: str = Field(
+        default="2GB", pattern=r"^[0-9]+(\.[0-9]+)? ?[KMGT]i?B$", examples=["2GB"]
+    )
     """DuckDB's memory limit during a build; it spills to disk beside the new file."""
     kyc_warehouse_max_fact_rows: int = Field(default=5_000_000, ge=0)
     """A fact with more rows is a view over the lake instead of a table."""
@@ -190,11 +198,11 @@ class Settings(BaseSettings):
     """An https URL that receives alerts as a JSON POST. Secret, because it contains a key."""
     kyc_alert_webhook_form: Literal["json", "slack"] = "json"
     """Format of the JSON: for programs, or that of a Slack incoming webhook."""
-    kyc_alert_email_from: str | None = Field(default=None, pattern=_ADDRESS)
+    kyc_alert_email_from: str | None = Field(default=None, pattern=_ADDRESS, examples=["kyc@mail.example"])
     """The sender of alerts by e-mail."""
     kyc_alert_email_to: Annotated[
         frozenset[Annotated[str, StringConstraints(pattern=_ADDRESS)]], NoDecode
-    ] = frozenset()
+    ] = Field(default=frozenset(), examples=["me@mail.example,you@mail.example"])
     """The recipients of alerts by e-mail (comma-separated)."""
     kyc_alert_smtp_url: SecretStr | None = None
     """The mail server: `smtp://user:password@host:587` (STARTTLS) or `smtps://…:465`. May have a password."""
@@ -216,7 +224,7 @@ class Settings(BaseSettings):
     def _check_characters(cls, value: object) -> object:
         if isinstance(value, str):
             value = value.strip()
-            if problem := _unprintable(value):
+            if problem := invisible(value):
                 raise ValueError(f"has {problem}: type it again instead of pasting it")
         return value
 
@@ -271,6 +279,20 @@ class Settings(BaseSettings):
         # only if it is invalid itself, and then the user sees that error.
         home: Path = info.data.get("kyc_home", Path())
         return home / _path(value)
+
+    @field_validator("kyc_csv_encoding")
+    @classmethod
+    def _check_csv_encoding(cls, value: str | None) -> str | None:
+        if value is not None and not _CODE_PAGE.fullmatch(value):
+            raise ValueError("must be one of windows-1250 to windows-1258; UTF-8 and UTF-16 need no setting")
+        return value
+
+    @field_validator("kyc_warehouse")
+    @classmethod
+    def _check_warehouse(cls, value: Path | str) -> Path | str:
+        if isinstance(value, Path) and "?" in str(value):
+            raise ValueError("has a ? in its path (KYC_HOME included), which DuckDB cannot open: rename it")
+        return value
 
     @field_validator("kyc_lake")
     @classmethod
@@ -432,10 +454,17 @@ def load_settings(env_file: str | None = ".env") -> Settings:
         return Settings(_env_file=env_file)
     except ValidationError as error:
         problems = "; ".join(
-            f"{str(item['loc'][0]).upper()}: {item['msg'].removeprefix('Value error, ')}"
+            f"{str(item['loc'][0]).upper()}: {_problem(str(item['loc'][0]), item['type'], item['msg'])}"
             for item in error.errors(include_input=False, include_url=False, include_context=False)
         )
         raise UsageError(f"wrong settings: {problems}") from None
+
+
+def _problem(field: str, kind: str, message: str) -> str:
+    """What is wrong with a setting, given pydantic's error. An example says more than a pattern."""
+    if kind == "string_pattern_mismatch" and (examples := Settings.model_fields[field].examples):
+        return f"must look like {examples[0]}"
+    return message.removeprefix("Value error, ")
 
 
 def _check_file(file: Path) -> None:
@@ -450,13 +479,30 @@ def _check_file(file: Path) -> None:
         text = "\0"
     if "\0" in text:  # UTF-16 without a byte order mark may be valid UTF-8
         raise UsageError(f"{file} is not UTF-8 text (perhaps UTF-16 or Latin-1): save it as UTF-8")
-    if problem := _unprintable("".join(_NAME.findall(text)).replace("\t", "")):
+    if problem := invisible("".join(_NAME.findall(text)).replace("\t", "")):
         raise UsageError(f"{file}: the name of a setting has {problem}: type it again")
-    names = [name.strip().removeprefix("export ").strip() for name in _NAME.findall(text)]
+    names = list(_names(text, file))
     if twice := _twice(names):
         raise UsageError(f"{file} has {' and '.join(twice)}, which are one setting: keep one")
     if _SECRETS & set(map(str.lower, names)):
         require_private(file)
+
+
+def _names(text: str, file: Path) -> Iterator[str]:
+    """The names in the text of a `.env`. Raises :class:`UsageError` for what would be ignored."""
+    for binding in parse_stream(io.StringIO(text)):
+        name, line = binding.key or "", binding.original.line
+        if binding.error:
+            raise UsageError(f"{file}: line {line} is not NAME=value, or its quote has no end: correct it")
+        if _OURS.match(name) and name.lower() not in Settings.model_fields:
+            raise UsageError(f"{file}: there is no setting {name}{_meant(name)}: correct or remove it")
+        yield name
+
+
+def _meant(name: str) -> str:
+    """The setting whose name is nearest to a wrong one, as part of a message; empty if none is near."""
+    near = difflib.get_close_matches(name.lower(), Settings.model_fields, n=1)
+    return f" (is it {near[0].upper()}?)" if near else ""
 
 
 def _twice(names: Iterable[str]) -> list[str]:
@@ -476,9 +522,3 @@ def _path(value: Path) -> Path:
         return value.expanduser()
     except RuntimeError:
         raise ValueError("begins with ~, but there is no such home folder") from None
-
-
-def _unprintable(text: str) -> str:
-    """What is unprintable in `text`, such as a zero-width blank; empty if nothing is."""
-    found = next((character for character in text if not character.isprintable()), "")
-    return f"an invisible character (U+{ord(found):04X})" if found else ""

@@ -40,3 +40,9 @@ def counted(count: int, nouns: str) -> str:
 def plural(count: int, noun: str, nouns: str | None = None) -> str:
     """`1 row`, `2 rows`; `nouns` is the plural if it does not just end in s."""
     return f"{count} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def invisible(text: str) -> str:
+    """What is unprintable in `text`, such as a zero-width blank; empty if nothing is."""
+    found = next((character for character in text if not character.isprintable()), "")
+    return f"an invisible character (U+{ord(found):04X})" if found else ""

@@ -24,7 +24,7 @@ from kyc_pipeline.erasure.find import Findings, find
 from kyc_pipeline.erasure.remove import erase as erase_found
 from kyc_pipeline.erasure.remove import require_no_hold
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import UNFINISHED, KycError
+from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
 from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
@@ -129,8 +129,8 @@ def _end(context: click.Context, found: Findings, elsewhere: Sequence[Copy] = ()
             "`export`); if this person's, erase again with --with-responses",
             err=True,
         )
-    must_act = found.left or found.holds or not found.is_known or elsewhere
-    context.exit(UNFINISHED if must_act else 0)
+    is_done = found.is_known and not (found.left or found.holds or found.unreadable or elsewhere)
+    context.exit(0 if is_done else UNFINISHED)
 
 
 def _is_published(settings: Settings) -> bool:
@@ -206,14 +206,12 @@ def _describe_remembered(found: Findings) -> Iterator[str]:
 
 def _describe_landing(found: Findings, *, delete_documents: bool) -> Iterator[str]:
     if found.manifest_rows:
-        yield (
-            f"landing zone: {found.manifest_rows} rows in {len(found.manifests)} manifests; they stay, "
-            "and are rejected as erased_subject"
-        )
+        rows, manifests = plural(found.manifest_rows, "row"), plural(len(found.manifests), "manifest")
+        yield f"landing zone: {rows} in {manifests}; they stay, and are rejected as erased_subject"
     if found.unreadable:
         yield (
-            f"landing zone: {found.unreadable} manifests are unreadable and were not searched; "
-            "documents stay, because these manifests may name them"
+            f"landing zone: {plural(len(found.unreadable), 'unreadable manifest')} not searched "
+            f"({in_one_line(found.unreadable)}); documents stay, because they may be named there"
         )
     elif found.documents:
         shared = len(found.shared_documents)

@@ -10,11 +10,12 @@ from kyc_pipeline.erasure.export import count
 from kyc_pipeline.erasure.export import export as collect
 from kyc_pipeline.erasure.find import find
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import UNFINISHED, KycError
+from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
 from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
+from kyc_pipeline.wording import plural
 
 
 @click.command()
@@ -55,6 +56,9 @@ def export(
         if ledger.exists():
             trail = open_trail(settings, ledger, reason=reason, request=request)
             trail.record(AuditAction.EXPORT, (name, value), counts)
+        if found.unreadable:
+            unreadable = plural(len(found.unreadable), "unreadable manifest")
+            click.echo(f"incomplete: {unreadable} not searched ({in_one_line(found.unreadable)})", err=True)
         if not any(counts.values()):
             click.echo("nothing is stored about a person who has this tag with this value")
             context.exit(UNFINISHED)
@@ -63,8 +67,7 @@ def export(
         _write(file, json.dumps(exported, indent=1, ensure_ascii=False))
     click.echo(", ".join(f"{place.replace('_', ' ')}: {number}" for place, number in counts.items()))
     click.echo(f"written to {display_path(file)}: hand it over safely, then delete it")
-    if unreadable := exported["unreadable_manifests"]:
-        click.echo(f"incomplete: {unreadable} manifests are unreadable and were not searched", err=True)
+    if found.unreadable:
         context.exit(UNFINISHED)
 
 

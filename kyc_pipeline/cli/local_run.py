@@ -60,7 +60,9 @@ def open_instance() -> dg.DagsterInstance:
             raise UsageError("DAGSTER_HOME is not a folder: create it, or unset it to use dagster_home/")
     else:
         make_home(DEFAULT_HOME)
-    os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
+    folder = os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
+    if "?" in folder:  # which begins the options in Dagster's database URLs
+        raise UsageError(f"DAGSTER_HOME: {folder} has a ? in its path: choose another folder")
     try:
         with usable_home():
             instance = dg.DagsterInstance.get()

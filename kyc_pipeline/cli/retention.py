@@ -12,7 +12,7 @@ from kyc_pipeline.erasure.relationships import Relationships
 from kyc_pipeline.erasure.remove import delete_documents, erase
 from kyc_pipeline.erasure.retention import NO_PERIOD, Plan, Rules, make_plan
 from kyc_pipeline.erasure.stores import Stores
-from kyc_pipeline.errors import UsageError
+from kyc_pipeline.errors import UsageError, in_one_line
 from kyc_pipeline.ledger.audit import AuditAction
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import Settings, load_settings
@@ -84,7 +84,8 @@ def _describe(plan: Plan, rules: Rules) -> Iterator[str]:
     for hold, count in plan.held.items():
         yield f"kept: {plural(count, 'submission')} under {hold}"
     if days is not None and plan.documents.unreadable:
-        yield f"documents stay: {plural(plan.documents.unreadable, 'unreadable manifest')} may name them"
+        unreadable = plural(len(plan.documents.unreadable), "unreadable manifest")
+        yield f"documents stay: {unreadable} may name them ({in_one_line(plan.documents.unreadable)})"
     elif shared := len(plan.documents.shared_documents):
         yield f"kept: {plural(shared, 'document')} that other submissions use too"
 

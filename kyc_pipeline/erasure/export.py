@@ -37,7 +37,7 @@ def export(stores: Stores, found: Findings) -> dict[str, Any]:
         "tag": found.name,
         "value": found.value,
         "was_erased": found.was_erased,
-        "unreadable_manifests": stores.landing.unreadable,
+        "unreadable_manifests": len(stores.landing.unreadable),
         "only_in_response": [] if found.with_responses else sorted(found.echoed),
         "landing": [
             {

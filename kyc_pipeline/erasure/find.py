@@ -85,8 +85,8 @@ class Findings:
     label_rows: int = 0
     manifests: set[tuple[str, str]] = field(default_factory=set)
     manifest_rows: int = 0
-    unreadable: int = 0
-    """Number of manifests that could not be searched."""
+    unreadable: list[str] = field(default_factory=list)
+    """What is wrong with each manifest that could not be searched."""
     files: set[str] = field(default_factory=set, repr=False)
     """Documents named in the person's rows, whether or not they exist."""
     hashes: dict[str, int] = field(default_factory=dict, repr=False)

@@ -50,18 +50,18 @@ class LandingZone:
         self._csv_encoding = csv_encoding
         self._landing = open_landing(landing)
         self._folder = self._landing.documents
-        self.unreadable = 0
-        """Number of manifests that the last search could not read completely."""
+        self.unreadable: list[str] = []
+        """What is wrong with each manifest that the last search could not read completely."""
 
     def rows(self) -> Iterator[LandingRow]:
         """Every row of every manifest except byte-identical copies, in bounded memory."""
-        self.unreadable = 0
+        self.unreadable = []
         for date in manifest_dates(self._landing):
             for manifest in list_manifests(self._landing, date).manifests:
                 try:
                     yield from _rows(date, manifest.name, manifest.path, self._csv_encoding)
-                except ManifestUnreadable:
-                    self.unreadable += 1
+                except ManifestUnreadable as error:
+                    self.unreadable.append(str(error))
 
     def labels(self) -> Iterator[LandingRow]:
         """Every row of every readable manifest of labels except byte-identical copies, in bounded memory."""

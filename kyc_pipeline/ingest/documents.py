@@ -4,6 +4,7 @@ The content decides, never the file name. `images.py` decodes images to their en
 """
 
 import hashlib
+import itertools
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
@@ -17,6 +18,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.images import PILLOW_FORMATS, image_problem
 from kyc_pipeline.media_types import HEAD_BYTES, media_type
 from kyc_pipeline.vocabulary import DOCUMENT_TYPES, DocumentType, Reason
+from kyc_pipeline.wording import invisible
 
 MAX_BYTES: Final = 50_000_000
 """The vendor's limit is "50 MB"; the decimal reading is the safe one."""
@@ -119,7 +121,9 @@ class Documents:
             hint = "separate folders by / and not by a backslash"
         elif path != path.strip():
             hint = "the path begins or ends with a blank"
-        elif any(map(self._exists, {unicodedata.normalize(form, path) for form in ("NFC", "NFD")} - {path})):
+        elif hidden := invisible(path):
+            hint = f"the path has {hidden}"
+        elif any(map(self._exists, _other_forms(path))):
             hint = "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"
         else:
             return document
@@ -131,6 +135,15 @@ class Documents:
         except (DocumentProblem, OSError):
             return False
         return True
+
+
+def _other_forms(path: str) -> set[str]:
+    """The other spellings of `path` in Unicode's forms NFC and NFD, which folders and names may mix."""
+    folder, slash, name = path.rpartition("/")
+    forms = itertools.product(
+        *({unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)} for part in (folder, name))
+    )
+    return {slash.join(each) for each in forms} - {path}
 
 
 def _refused(problem: DocumentProblem) -> Document:

@@ -95,6 +95,10 @@ def test_an_ignored_file_is_reported_without_its_name_and_a_default_dagster_home
     code, _, err = run_on_disk("backfill", *RANGE)
     assert code == 2
     assert "DAGSTER_HOME" in one_line(err)
+    (tmp_path / "what?").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "what?"))
+    code, _, err = run_on_disk("backfill", *RANGE)
+    assert (code, "has a ? in its path" in one_line(err)) == (2, True)
     monkeypatch.delenv("DAGSTER_HOME")
     (landing.root / "manifests" / DAY / "Maria.docx").write_text("not read")
     for command in (["plan"], ["backfill", "--no-publish"]):

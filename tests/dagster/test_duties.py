@@ -142,7 +142,21 @@ def test_an_export_of_unreadable_manifests_is_incomplete_and_says_so(
 ) -> None:
     (landing.root / "manifests" / DAY / "new.parquet").write_bytes(b"PAR1 damaged")
     code, _, err = run("export", "--tag", TAG)
-    assert (code, "1 manifests are unreadable" in err) == (3, True)
+    assert (
+        code,
+        "incomplete: 1 unreadable manifest not searched (manifests/2024-09-08/new.parquet: is not" in err,
+    ) == (3, True)
+
+
+def test_an_erasure_names_a_manifest_that_it_could_not_search_and_is_not_done(
+    day: str, landing: Any, run: Run
+) -> None:
+    manifest = landing.root / "manifests" / DAY / "new.parquet"
+    manifest.write_bytes(b"PAR1 damaged")
+    code, out, _ = run("erase", "--tag", TAG, "--landing")
+    assert (code, "1 unreadable manifest not searched (manifests/2024-09-08/new.parquet" in out) == (3, True)
+    manifest.unlink()
+    assert run("erase", "--tag", TAG, "--landing")[0] == 0
 
 
 def test_an_erasure_respects_a_legal_hold_and_names_it(day: str, run: Run) -> None:

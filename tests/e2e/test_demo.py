@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,32 +252,41 @@ def test_the_ui_shows_every_day_green(ui: Webserver) -> None:
         assert stats == {"numMaterialized": DAYS, "numFailed": 0, "numMaterializing": 0}, asset
 
 
+@contextmanager
+def viewport(page: Page, width: int, height: int) -> Iterator[None]:
+    """Dagster fits a graph to the page, and names an asset only if there is room for it."""
+    before = page.viewport_size
+    page.set_viewport_size({"width": width, "height": height})
+    yield
+    if before is not None:
+        page.set_viewport_size(before)
+
+
 def test_browser_asset_graph(page: Page) -> None:
-    page.goto("/asset-groups")
-    shows(page, "ingest", "verify", "flatten", "analyze")
-    page.keyboard.press("Alt+e")  # expands every group
-    shows(page, "model_checks", "pass_rates", "verified_rates", "warehouse", "report")
-    shot(page, "asset-graph-all")
+    with viewport(page, 5000, 2400):
+        page.goto("/asset-groups")
+        shows(page, "ingest", "verify", "flatten", "analyze")
+        page.keyboard.press("Alt+e")  # expands every group
+        shows(page, "model_checks", "pass_rates", "verified_rates", "warehouse", "report")
+        shot(page, "asset-graph-all")
 
 
 def test_browser_asset_graph_of_the_daily_assets(page: Page) -> None:
     groups = ",".join(f"global@global:{group}" for group in ("flatten", "ingest", "verify"))
-    page.goto(f"/asset-groups?expanded={groups}")
-    shows(page, "verification_responses", "verifications", "model_checks", "contract_drift", "analyze")
-    shows(page, "15 partitions", "93% filled")
-    for waiting in ("Loading...", "fetching statuses"):
-        expect(page.get_by_text(waiting)).to_have_count(0, timeout=TIMEOUT_MS)
-    picture(page, "asset-graph", 405, 205, 1505, 610)  # the graph without the list and the controls
+    with viewport(page, 2600, 1300):
+        page.goto(f"/asset-groups?expanded={groups}")
+        shows(page, "verification_responses", "verifications", "model_checks", "contract_drift", "analyze")
+        shows(page, "15 partitions", "93% filled")
+        for waiting in ("Loading...", "fetching statuses"):
+            expect(page.get_by_text(waiting)).to_have_count(0, timeout=TIMEOUT_MS)
+        picture(page, "asset-graph", 405, 205, 2135, 900)  # the graph without the list and the controls
 
 
 def test_browser_report(demo: Demo, page: Page) -> None:
-    before = page.viewport_size
-    page.set_viewport_size({"width": 1280, "height": 1190})
-    page.goto((demo.folder / "report" / "index.html").as_uri())
-    expect(page.locator("svg, canvas").first).to_be_visible(timeout=TIMEOUT_MS)
-    picture(page, "report", 0, 0, 1280, 1190)
-    if before is not None:
-        page.set_viewport_size(before)
+    with viewport(page, 1280, 1190):
+        page.goto((demo.folder / "report" / "index.html").as_uri())
+        expect(page.locator("svg, canvas").first).to_be_visible(timeout=TIMEOUT_MS)
+        picture(page, "report", 0, 0, 1280, 1190)
 
 
 def test_browser_partitions(page: Page) -> None:

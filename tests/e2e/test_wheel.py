@@ -54,7 +54,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(installed: Path, tmp_path: Path) -> Command:
     def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
         environment = clean_environment(
-            tmp_path, PYTHONPATH=str(installed), KYC_HOME=str(tmp_path / "kyc"), **settings
+            tmp_path, PYTHONPATH=str(installed), KYC_HOME=str(tmp_path), **settings
         )
         return subprocess.run(
             [installed / "bin" / "kyc-pipeline", *arguments],
@@ -88,8 +88,8 @@ def test_a_day_is_ingested_verified_and_published(command: Command, landing: Lan
         )
         assert done.returncode == 0, done.stderr
         assert len(simulator.records) == 2
-    assert (tmp_path / "kyc" / "data" / "warehouse" / "kyc.duckdb").is_file()
-    assert "vegaEmbed" in (tmp_path / "kyc" / "data" / "report" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "data" / "warehouse" / "kyc.duckdb").is_file()
+    assert "vegaEmbed" in (tmp_path / "data" / "report" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "dagster_home" / "dagster.yaml").is_file()
 
 

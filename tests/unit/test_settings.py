@@ -105,6 +105,53 @@ def test_a_setting_that_is_there_twice_is_refused(tmp_path: Path, monkeypatch: p
         load_settings(None)
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('KYC_LEDGER_URL="sqlite:///x', "line 2 is not NAME=value, or its quote has no end"),
+        ("DEEPXL_MAX_CALLS_PER_DAY: 10", "line 2 is not NAME=value, or its quote has no end"),
+        (
+            "DEEPXL_MAX_CALL_PER_DAY=10",
+            r"no setting DEEPXL_MAX_CALL_PER_DAY \(is it DEEPXL_MAX_CALLS_PER_DAY",
+        ),
+        ("kyc_zzz=secretvalue", "there is no setting kyc_zzz: correct or remove it"),
+    ],
+)
+def test_a_line_that_would_be_ignored_is_refused(tmp_path: Path, line: str, told: str) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"# ours\n{line}\nPGHOST=theirs\n")
+    with pytest.raises(UsageError, match=rf"\.env: .*{told}") as caught:
+        load_settings(str(file))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("DEEPXL_CURRENCY", "euro", "must look like EUR"),
+        ("KYC_WAREHOUSE_MEMORY", "2 gigabytes", "must look like 2GB"),
+        ("KYC_ALERT_EMAIL_FROM", "me", "must look like kyc@mail.example"),
+        ("KYC_ALERT_EMAIL_TO", "me@x,you", "must look like me@mail.example,you@mail.example"),
+        ("KYC_CSV_ENCODING", "cp1252", "must be one of windows-1250 to windows-1258; .*"),
+    ],
+)
+def test_a_value_of_another_form_is_answered_with_an_example(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"^wrong settings: {name}: {told}$"):
+        load_settings(None)
+
+
+def test_a_question_mark_in_the_warehouses_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "what?").mkdir()
+    monkeypatch.setenv("KYC_HOME", str(tmp_path / "what?"))
+    with pytest.raises(UsageError, match=r"^wrong settings: KYC_WAREHOUSE: has a \? in its path"):
+        load_settings(None)
+
+
 def test_a_folder_without_access_is_told_in_one_line() -> None:
     line = plain_line(PermissionError(errno.EACCES, "Permission denied", "/a/person.jpg"))
     assert line.startswith("a file or folder cannot be used (Permission denied): correct its access rights")

@@ -13,6 +13,7 @@ from kyc_pipeline.ingest.formats.typed_values import Column
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, printable
 from kyc_pipeline.landing.zone import ManifestFile
 from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
+from kyc_pipeline.wording import invisible, plural
 
 TAG_PREFIX: Final = "tag."
 ROW: Final = "manifest_row"
@@ -100,8 +101,10 @@ class Layout:
     def _described(self, columns: list[str]) -> str:
         """Describes a wrong header without repeating what it does not know: that may be data of a person."""
         known = [column for column in columns if column in self.fields]
-        named = f"it names {', '.join(known)}" if known else "it names no field"
-        return f"{named} and {len(columns) - len(known)} others"
+        others = plural(len(columns) - len(known), "other")
+        named = f"{', '.join(known)} and {others}" if known else f"none of the fields, but {others}"
+        hidden = invisible("".join("".join(columns).split()))
+        return f"it names {named}" + (f"; a name has {hidden}: type it again" if hidden else "")
 
     def shown(self, name: str) -> str:
         """A column's name for messages. A tag's name may be data of a person."""

@@ -182,7 +182,7 @@ class CsvRows:
 
     It is pyarrow's `invalid_row_handler` too: a row with more or fewer fields than the header is malformed,
     unless only empty cells without a name make the difference, as Excel leaves them.
-    A row of nothing but separators is skipped like an empty line.
+    A row of nothing but separators, quotes and blanks is skipped like an empty line.
 
     pyarrow reads ahead in a thread of its own and calls the handler there, while the caller turns the block
     before it into chunks. The handler therefore only counts and writes to a queue.
@@ -227,7 +227,8 @@ class CsvRows:
         width = self.width
         lines = LINE_ENDS.split(text.strip("\r\n"))
         cells: list[str | None] | None = None
-        if len(lines) == 1 and values and not any(self._header[len(values) :]) and not any(values[width:]):
+        is_one_line = len(lines) == 1 and bool(values)
+        if is_one_line and not any([*self._header[len(values) :], *map(str.strip, values[width:])]):
             cells = [value or None for value in values[:width] + [""] * (width - len(values))]
         found = values[self._id] if self._id < len(values) else ""
         shown = found if SUBMISSION_ID.fullmatch(found) else None
@@ -317,7 +318,7 @@ class CsvRows:
         self._refuse_dump(used.values(), numbers)
         malformed = pa.array([problems.get(row) for row in range(len(numbers))]) if problems else None
         chunk = self._layout.chunk_of(used, numbers, malformed)
-        if not columns[self._id].null_count:
+        if _filled(columns[self._id]).all():
             return chunk
         return chunk.filter(pa.array(np.logical_or.reduce([_filled(column) for column in columns])))
 
@@ -370,4 +371,7 @@ class CsvRows:
 
 
 def _filled(column: Column) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    return column.is_valid().to_numpy(zero_copy_only=False)
+    """Which cells have a value other than blanks."""
+    texts = cast("pa.StringArray", column)
+    is_blank = pc.or_(pc.utf8_is_space(texts), pc.equal(texts, pa.scalar(""))).fill_null(True)
+    return ~is_blank.to_numpy(zero_copy_only=False)

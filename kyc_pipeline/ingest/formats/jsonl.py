@@ -16,7 +16,7 @@ from kyc_pipeline.landing.zone import ManifestFile
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
-_NO_OBJECT: Final = "the line is not a JSON object"
+_NO_OBJECT: Final = "the line is not a valid JSON object"
 _DUPLICATE_KEY: Final = "the line has a duplicate key"
 
 
@@ -33,7 +33,10 @@ def read_jsonl(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Ite
         # Once a line was an object, the file is JSON Lines.
         is_lines = is_lines or record.get(MALFORMED) != _NO_OBJECT
         if not is_lines and _is_part_of_an_array(line, layout):
-            raise ManifestUnreadable(path, f"is a JSON array (line {number}): write one object per line")
+            raise ManifestUnreadable(
+                path,
+                f"is a JSON array (line {number}): write one object per line, without brackets and commas",
+            )
         first = first or line.strip()
         records.append(record)
         numbers.append(number)
@@ -64,12 +67,15 @@ def _lines(path: ManifestFile) -> Iterator[str]:
 def has_duplicate_key(text: str) -> bool:
     """Whether the JSON object `text` itself (not an object inside it) has a duplicate key."""
     # The hook sees the outermost object last, and its result for that object is the return value.
-    return bool(json.loads(text, object_pairs_hook=lambda pairs: len(dict(pairs)) < len(pairs)))
+    # Numbers stay text, since Python refuses to read those of thousands of digits.
+    return bool(
+        json.loads(text, object_pairs_hook=lambda pairs: len(dict(pairs)) < len(pairs), parse_int=str)
+    )
 
 
 def _record(line: str, ignored: Counter[str], layout: Layout) -> dict[str, str | None]:
     try:
-        values = _values(line.strip())
+        values = _values(line.strip(), layout)
         # The size of the compact JSON: if the line is just as long, it has no duplicate key.
         compact = 1 + sum(len(name.encode()) + len(value) + 4 for name, value in values.items())
         if compact != len(line.strip().encode()) and has_duplicate_key(line):
@@ -98,7 +104,7 @@ class _Pairs(list[tuple[str, object]]):
     """The members of a JSON object."""
 
 
-def _values(line: str) -> Mapping[str, bytes]:
+def _values(line: str, layout: Layout) -> Mapping[str, bytes]:
     """The JSON text of each value of an object. Raises ValueError or RecursionError.
 
     Other tools write NaN and lone surrogates, which are not valid JSON. Each value that is used is
@@ -110,7 +116,13 @@ def _values(line: str) -> Mapping[str, bytes]:
         pairs = json.loads(line, object_pairs_hook=_Pairs)
         if not isinstance(pairs, _Pairs):
             raise
-        return {name.encode().decode(): _json_text(value).encode() for name, value in pairs}
+        return {_encodable(name, layout): _json_text(value).encode() for name, value in pairs}
+
+
+def _encodable(name: str, layout: Layout) -> str:
+    """The name of a value. Raises ValueError for one that is used and has a lone surrogate."""
+    is_used = layout.is_used(layout.column_of(name))
+    return name.encode(errors="strict" if is_used else "backslashreplace").decode()
 
 
 def _json_text(value: object) -> str:

@@ -73,7 +73,10 @@ def read_parquet(path: ManifestFile, ignored: Counter[str], layout: Layout) -> I
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # of the storage; those of the content have no number
-        raise ManifestUnreadable(path, f"is not a readable Parquet file ({type(error).__name__})") from error
+        raise ManifestUnreadable(
+            path,
+            f"is not a readable Parquet file ({type(error).__name__}): write it again, without encryption",
+        ) from error
 
 
 def _check_columns(file: pq.ParquetFile, path: ManifestFile, layout: Layout) -> tuple[list[str], bool]:
@@ -184,6 +187,8 @@ def _typed_chunk(
                     path, f"has the column {layout.shown(name)} of type {kind}: it must be text"
                 )
             found[name] = texts(array)
-            problem = f"{layout.must_be_text(name)} in UTF-8"
+            problem = layout.must_be_text(name) + (
+                " or a date in the years 0 to 9999" if pa.types.is_date(kind) else " in UTF-8"
+            )
             malformed = pc.if_else(without_text(array, found[name]), problem, malformed)
     return layout.chunk_of(found, rows, malformed)

@@ -19,7 +19,23 @@ _CORRECT_SETTING: Final = "correct KYC_CSV_ENCODING, or save the file as UTF-8"
 _UTF16_BYTES_PER_ZERO: Final = 50
 """UTF-16 has at least one zero in so many bytes, even with long Chinese texts; damaged UTF-8 has fewer."""
 _NO_TEXT: Final = frozenset(
-    {"7z", "bz2", "doc", "docx", "gz", "odt", "ods", "pdf", "rar", "xls", "xlsx", "xz", "zip", "zst"}
+    {
+        "7z",
+        "bz2",
+        "doc",
+        "docx",
+        "gz",
+        "odt",
+        "ods",
+        "parquet",
+        "pdf",
+        "rar",
+        "xls",
+        "xlsx",
+        "xz",
+        "zip",
+        "zst",
+    }
 )
 """Types of files that are sometimes delivered under the name of a text file."""
 _LATER_MARK: Final = re.compile(r"(?<=[\r\n])\ufeff+")
@@ -133,7 +149,8 @@ def line_ends(text: str) -> int:
 
 
 def _encoding_of(start: bytes, path: ManifestFile) -> str:
-    if (kind := filetype.guess_extension(start)) in _NO_TEXT:
+    kind = "parquet" if start.startswith(b"PAR1") else filetype.guess_extension(start)
+    if kind in _NO_TEXT:
         raise ManifestUnreadable(path, f"is a .{kind} file by its content: unpack it or correct its name")
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         # The names of the columns are ASCII. In UTF-16, each of their letters has a byte that is zero.

@@ -96,7 +96,7 @@ class _Rows:
     def add(self, number: int, cells: Cells, path: ManifestFile) -> None:
         """Adds the row `number` of the file's data."""
         problem = None
-        surplus = [index for index, cell in enumerate(cells) if index >= self.width and _is_filled(cell)]
+        surplus = [index for index, cell in enumerate(cells) if index >= self.width and _is_visible(cell)]
         if surplus:
             problem = f"expected {self.width} fields, found {surplus[-1] + 1}"
         size = 0

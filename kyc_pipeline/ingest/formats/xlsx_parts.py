@@ -93,6 +93,9 @@ def _check_archive(archive: zipfile.ZipFile, path: ManifestFile) -> int:
                     raise
         outlines.append(outline)
         main |= outline.main_parts
+    sheets = sum(outline.is_sheet for outline in outlines)
+    if not sheets:
+        raise ManifestUnreadable(path, "is not an Excel workbook by its content: save it as one (*.xlsx)")
     filled = sum(outline.has_values for outline in outlines)
     if filled != 1:
         raise ManifestUnreadable(
@@ -101,7 +104,7 @@ def _check_archive(archive: zipfile.ZipFile, path: ManifestFile) -> int:
             if filled
             else "is empty: its first row must name the columns",
         )
-    return sum(outline.is_sheet for outline in outlines)
+    return sheets
 
 
 class _Memory:

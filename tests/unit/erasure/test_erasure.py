@@ -491,7 +491,7 @@ def test_documents_stay_while_a_manifest_that_may_name_them_is_unreadable(
     (landing.root / "manifests" / DAY / "new.parquet").write_bytes(b"PAR1 damaged")
     files = documents_in(landing)
     found = deployment.erase(*PERSON, delete_documents=True)
-    assert (found.unreadable, found.deletable_documents) == (1, {})
+    assert (len(found.unreadable), found.deletable_documents) == (1, {})
     assert documents_in(landing) == files
 
 

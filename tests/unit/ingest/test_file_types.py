@@ -44,6 +44,8 @@ TYPES = [
     ("AVIF", brands(b"avif", b"mif1"), "image/avif"),
     ("sound", brands(b"M4A ", b"isom", b"mp42"), "audio/mp4"),
     ("3GP", brands(b"3gp4", b"isom"), "video/3gpp"),
+    ("3GP of CDMA telephones", brands(b"3g2a", b"isom"), "video/3gpp2"),
+    ("MP4 for streaming alone", brands(b"cmfc"), "video/mp4"),
     ("PDF after a line break", b"\r\n%PDF-1.4\n", "application/pdf"),
     ("PDF after a byte order mark", b"\xef\xbb\xbf%PDF-1.4\n", "application/pdf"),
     ("PDF after text", b"<html>%PDF-1.4\n", None),

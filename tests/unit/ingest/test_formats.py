@@ -193,6 +193,13 @@ def test_csv_empty_cells_at_the_end_and_empty_rows(zone: Any) -> None:
     ]
 
 
+def test_csv_rows_of_blanks_or_empty_quotes_are_skipped_like_empty_lines(zone: Any) -> None:
+    blank = '"","","",""\n , , ,\n ,\u00a0,,,, \n'
+    zone.manifest("a.csv", f"{HEADER}A1,id.jpg,selfie.png,, ,\n{blank}A2,id.jpg,selfie.png,\n,id.jpg,,\n")
+    assert zone.ingest().received == 3
+    assert (zone.ids(), zone.reasons()) == (["A1", "A2"], [(6, "missing_field")])
+
+
 def test_csv_quotes_that_cannot_be_misread(zone: Any) -> None:
     cells = ['5" x 6"', '"a\\"', '"a\\""b"', '"a""b, ""c"""', '"a, ""b""\nc"', 'a"b"c', '""""', '"""a"""']
     rows = "".join(f"A{n},id.jpg,selfie.png,,{cell}\n" for n, cell in enumerate(cells))
@@ -261,12 +268,11 @@ def test_jsonl_values_that_json_does_not_have_matter_only_where_they_are_used(zo
         f'{{"submission_id":"A9",{GOOD},"tag.k":"a\\u0000"}}',
     ]
     zone.manifest("a.jsonl", "\n".join(lines))
-    assert zone.ingest().ignored_columns == {"note": 1, "score": 3}
-    assert seen(zone) == [("A1", [("k", "ü"), ("l", "w")]), ("A2", [])]
+    assert zone.ingest().ignored_columns == {"note": 1, "score": 3, r"\ud83d": 1}
+    assert seen(zone) == [("A1", [("k", "ü"), ("l", "w")]), ("A2", []), ("A5", [])]
     assert zone.reasons() == [
         (3, "invalid_tags"),
         (4, "malformed_row"),
-        (5, "malformed_row"),
         (6, "malformed_row"),
         (7, "invalid_tags"),
         (8, "invalid_tags"),
@@ -308,8 +314,18 @@ ELEMENT = f'{{"submission_id":"A1",{GOOD}}}'
 )
 def test_a_json_array_is_refused_as_a_whole(zone: Any, text: str) -> None:
     zone.manifest("a.jsonl", text)
-    with pytest.raises(KycError, match=r"a\.jsonl: is a JSON array \(line \d\): write one object per line$"):
+    told = r"a\.jsonl: is a JSON array \(line \d\): write one object per line, without brackets and commas$"
+    with pytest.raises(KycError, match=told):
         zone.ingest()
+
+
+def test_odd_json_that_is_not_used_rejects_no_row(zone: Any) -> None:
+    odd = ['"n":' + "9" * 5000, '"\\ud800":1', '"\\ud800":{"\\udfff":NaN}', '"n":-1e999, "m":Infinity']
+    rows = [ELEMENT.replace("A1", f"A{n}")[:-1] + f", {each}}}" for n, each in enumerate(odd)]
+    zone.manifest("a.jsonl", "\n".join([*rows, ELEMENT.replace("A1", "A9")[:-1] + ', "tag.\\ud800":"x"}']))
+    zone.ingest()
+    assert zone.ids() == ["A0", "A1", "A2", "A3"]
+    assert [row["detail"] for row in zone.rejected()] == ["the line is not a valid JSON object"]
 
 
 def test_a_json_object_over_several_lines_is_refused_as_a_whole(zone: Any) -> None:
@@ -614,6 +630,16 @@ def test_a_parquet_tag_that_is_not_utf8_rejects_its_row_only(zone: Any, kind: st
     assert [(row["submission_id"], row["reason"]) for row in zone.rejected()] == [("A2", "invalid_tags")]
 
 
+def test_a_parquet_date_that_is_none_rejects_its_row_only(zone: Any) -> None:
+    born = pa.array([0, 2**31 - 1, -800_000], pa.int32()).cast(pa.date32())  # DuckDB's infinity, and 221 BC
+    zone.manifest("a.parquet", parquet(submission_id=["A1", "A2", "A3"], **{"tag.born": born}))
+    zone.ingest()
+    assert seen(zone) == [("A1", [("born", "1970-01-01")])]
+    assert [row["detail"] for row in zone.rejected()] == [
+        "a tag must be text or a date in the years 0 to 9999"
+    ] * 2
+
+
 CR_IN = {  # in the second of three rows
     "the last cell": (
         "A2,id.jpg,selfie.png,,v\rw",
@@ -680,14 +706,21 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
         "wrong columns",
         "a.csv",
         b"a,tag.b,c d\n1,2,3\n",
-        "has no column submission_id, id_file, selfie_file: .*; it names no field and 3 others$",
+        "has no column submission_id, id_file, selfie_file: .*; it names none of the fields, but 3 others$",
     ),
-    ("many wrong columns", "a.csv", b"a" + b",x" * 29 + b"\n", "it names no field and 30 others$"),
+    (
+        "an invisible character in a name",
+        "a.csv",
+        "\u200bsubmission_id,id_file,selfie_file,x\n".encode(),
+        r"it names id_file, selfie_file and 2 others; a name has an invisible character \(U\+200B\): type it",
+    ),
+    ("Parquet by another name", "a.csv", b"PAR1\0\xff", r"is a \.parquet file by its content: .* its name$"),
+    ("many wrong columns", "a.csv", b"a" + b",x" * 29 + b"\n", "it names none of the fields, but 30 others$"),
     (
         "no header but data",
         "a.csv",
         b"A1,id.jpg,Anna\n",
-        "has no column .*; it names no field and 3 others$",
+        "has no column .*; it names none of the fields, but 3 others$",
     ),
     ("one column missing", "a.csv", b"submission_id,id_file\nA1,id.jpg\n", "has no column selfie_file"),
     (

@@ -162,13 +162,18 @@ def test_each_broken_row_has_its_reason_and_stops_no_other(full_zone: Any) -> No
     assert found[5]["submission_id"] == "A 1"
 
 
+LOOKS_THE_SAME = "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"
+
+
 @pytest.mark.parametrize(
     ("path", "detail"),
     [
         ("folder\\é.jpg", "separate folders by / and not by a backslash"),
         (" id.jpg", "the path begins or ends with a blank"),
         ("id.jpg\u00a0", "the path begins or ends with a blank"),
-        ("folder/é.jpg", "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"),
+        ("folder/é.jpg", LOOKS_THE_SAME),
+        ("u\u0308/\u00e9.jpg", LOOKS_THE_SAME),
+        ("folder/e\u0301.jpg\u200b", "the path has an invisible character (U+200B)"),
         ("folder/è.jpg", None),
     ],
 )
@@ -176,6 +181,7 @@ def test_a_path_that_only_looks_right_is_explained(
     zone: Any, make_image: Any, path: str, detail: str | None
 ) -> None:
     zone.document("folder/e\u0301.jpg", make_image())
+    zone.document("\u00fc/e\u0301.jpg", make_image())
     zone.rows({"id_file": path}, {"submission_id": "A2", "id_file": "folder/e\u0301.jpg"})
     zone.ingest()
     assert zone.ids() == ["A2"]

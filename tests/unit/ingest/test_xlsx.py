@@ -1,5 +1,6 @@
 """Excel workbooks as manifests: one rule for cells and sheets, and limits on what is unpacked."""
 
+import base64
 import datetime as dt
 import io
 import re
@@ -165,10 +166,15 @@ REFUSED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     (
         "no header",
         workbook(row()),
-        "has no column submission_id, id_file, selfie_file: .* names no field and 3 others",
+        "has no column submission_id, id_file, selfie_file: .* names none of the fields, but 3 others",
     ),
     ("merged cells", workbook(edit=lambda b: b.worksheets[0].merge_cells("E2:E3")), "has merged cells"),
     ("a row twice", with_part('<row r="3"', '<row r="2"'), "has row 2 after row 2"),
+    (
+        "an OpenDocument sheet",
+        repacked(base64.b64decode("UEsFBgAAAAAAAAAAAAAAAAAAAAAAAA=="), {"content.xml": b"<office/>"}),
+        "is not an Excel workbook by its content",
+    ),
     ("rows out of order", with_part('<row r="4"', '<row r="1"'), "has row 1 after row 3"),
     (
         "more styles than Excel has",
