@@ -37,6 +37,8 @@ EXTRAS = {
     "dagster_celery": "celery",
 }
 """The extra with each of Dagster's packages that `dagster.yaml` may name."""
+CELERY_LAUNCHER = "kyc_pipeline.orchestration.celery_launcher"
+"""The project's own class that `dagster.yaml` may name."""
 
 
 def make_home(folder: Path) -> None:
@@ -78,7 +80,7 @@ def open_instance() -> dg.DagsterInstance:
 
 def _require_extra(module: str) -> None:
     """Raises :class:`UsageError` if `module` belongs to an extra that is not installed."""
-    package = module.partition(".")[0]
+    package = "dagster_celery" if module == CELERY_LAUNCHER else module.partition(".")[0]
     if package in EXTRAS and importlib.util.find_spec(package) is None:
         raise missing_extra(f"{os.environ['DAGSTER_HOME']}/{INSTANCE}", EXTRAS[package])
 

@@ -22,6 +22,17 @@ from kyc_pipeline.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 CODE_LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "kyc_pipeline"}
+DAILY_ASSETS = (
+    "submissions",
+    "rejected_submissions",
+    "verification_responses",
+    "verifications",
+    "model_checks",
+    "verification_tags",
+    "verification_files",
+    "contract_drift",
+)
+FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 START_SECONDS = 300.0
 """Far more than a start takes, because the machine may be busy."""
 STOP_SECONDS = 180.0
@@ -163,14 +174,68 @@ class Webserver:
         assert response == {"sensorState": {"status": "RUNNING"}}
 
     def runs(self, **tags: str) -> list[dict[str, Any]]:
-        """The runs with these tags (`__` in a name stands for `/`), newest first: id, status, start, tags."""
+        """The runs with these tags (`__` in a name stands for `/`), newest first: id, status, start, end, tags."""
         wanted = [{"key": key.replace("__", "/"), "value": value} for key, value in tags.items()]
         query = (
             "query ($f: RunsFilter!) { runsOrError(filter: $f) "
-            "{ ... on Runs { results { runId status startTime tags { key value } } } } }"
+            "{ ... on Runs { results { runId status startTime endTime tags { key value } } } } }"
         )
         found: list[dict[str, Any]] = self.ask(query, f={"tags": wanted})["runsOrError"]["results"]
         return [{**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}} for run in found]
+
+    def status(self, run_id: str) -> str:
+        """The run's current status."""
+        query = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+        return str(self.ask(query, id=run_id)["runOrError"]["status"])
+
+    def finished(self, run_id: str) -> str:
+        """The run's final status."""
+        self.wait(lambda: self.status(run_id) in FINISHED, f"the end of run {run_id}")
+        return self.status(run_id)
+
+    def launch(self, job: str, day: str) -> str:
+        """Launches the job for one day, like the launchpad; returns the run's id."""
+        response = self.ask(
+            "mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) "
+            "{ __typename ... on LaunchRunSuccess { run { runId } } } }",
+            params={
+                "selector": {**CODE_LOCATION, "jobName": job},
+                "runConfigData": {},
+                "executionMetadata": {"tags": [{"key": "dagster/partition", "value": day}]},
+            },
+        )["launchRun"]
+        assert response["__typename"] == "LaunchRunSuccess"
+        return str(response["run"]["runId"])
+
+    def terminate(self, run_id: str) -> None:
+        """Like "Terminate" in the UI."""
+        query = "mutation ($id: String!) { terminateRun(runId: $id) { __typename } }"
+        response = self.ask(query, id=run_id)["terminateRun"]
+        assert response == {"__typename": "TerminateRunSuccess"}, response
+
+    def start_backfill(self, days: Sequence[str]) -> str:
+        """Launches a backfill of the daily assets, like the Materialize button; returns its id."""
+        response = self.ask(
+            "mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) "
+            "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
+            params={
+                "partitionNames": list(days),
+                "assetSelection": [{"path": [asset]} for asset in DAILY_ASSETS],
+                "fromFailure": False,
+            },
+        )["launchPartitionBackfill"]
+        assert response["__typename"] == "LaunchBackfillSuccess", response
+        return str(response["backfillId"])
+
+    def backfill_ended(self, backfill_id: str) -> bool:
+        """Whether the backfill has succeeded. AssertionError if it has failed."""
+        query = (
+            "query ($id: String!) { partitionBackfillOrError(backfillId: $id) "
+            "{ ... on PartitionBackfill { status } } }"
+        )
+        status = self.ask(query, id=backfill_id)["partitionBackfillOrError"]["status"]
+        assert "FAIL" not in status
+        return bool(status == "COMPLETED_SUCCESS")
 
     def partition_stats(self, asset: str) -> dict[str, int]:
         """How many partitions of the asset are materialized, failed or in progress."""

@@ -16,7 +16,6 @@ import s3fs
 from kyc_pipeline.deepxl.simulator import running_simulator
 from tests.conftest import Landing
 from tests.e2e.servers import (
-    CODE_LOCATION,
     REPOSITORY,
     Webserver,
     clean_environment,
@@ -96,23 +95,8 @@ def server(environment: dict[str, str], tmp_path: Path) -> Iterator[Webserver]:
 def test_a_day_runs_and_its_logs_are_in_the_bucket(
     server: Webserver, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    answer = server.ask(
-        "mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) "
-        "{ __typename ... on LaunchRunSuccess { run { runId } } } }",
-        params={
-            "selector": {**CODE_LOCATION, "pipelineName": "verify_and_publish"},
-            "runConfigData": {},
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": DAY}]},
-        },
-    )["launchRun"]
-    assert answer["__typename"] == "LaunchRunSuccess"
-    run_id = answer["run"]["runId"]
-
-    def ended() -> str | None:
-        [run] = [run for run in server.runs() if run["runId"] == run_id]
-        return run["status"] if run["status"] in ("SUCCESS", "FAILURE", "CANCELED") else None
-
-    assert server.wait(ended, "the end of the run") == "SUCCESS"
+    run_id = server.launch("verify_and_publish", DAY)
+    assert server.finished(run_id) == "SUCCESS"
     store = s3fs.S3FileSystem(
         endpoint_url=environment["AWS_ENDPOINT_URL"], key="kyc", secret="kyc", skip_instance_cache=True
     )

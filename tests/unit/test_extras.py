@@ -18,6 +18,10 @@ POSTGRES = "storage: {postgres: {postgres_url: 'postgresql://kyc@127.0.0.1/dagst
 COMPUTE_LOGS = (
     "compute_logs: {module: dagster_aws.s3.compute_log_manager, class: S3ComputeLogManager, config: {}}"
 )
+OUR_CELERY = (
+    "run_launcher: {module: kyc_pipeline.orchestration.celery_launcher, "
+    "class: CancellingCeleryRunLauncher, config: {}}"
+)
 KUBERNETES = "run_launcher: {module: dagster_k8s, class: K8sRunLauncher, config: {}}"
 CELERY = "run_launcher: {module: dagster_celery.launcher, class: CeleryRunLauncher, config: {}}"
 
@@ -39,6 +43,7 @@ def packages(extra: str) -> str:
         ("dagster_aws", "s3", "dagster.yaml", COMPUTE_LOGS, ["daemon"]),
         ("dagster_k8s", "k8s", "dagster.yaml", KUBERNETES, ["daemon"]),
         ("dagster_celery", "celery", "dagster.yaml", CELERY, ["daemon"]),
+        ("dagster_celery", "celery", "dagster.yaml", OUR_CELERY, ["daemon"]),
     ],
 )
 def test_a_missing_extra_is_named(
