@@ -1,7 +1,7 @@
 """Logs as JSON (`KYC_LOG_FORMAT=json`): one object a line on standard error, also for Dagster's loggers.
 
-An object has `time`, `level`, `logger` and `message`; that of a run also `run_id`, `step` and `partition`. An
-error has its class and location, but no message of a library, which may quote the data that caused it.
+An object has `time`, `level`, `logger` and `message`; that of a run also `run_id`, `step` and `partition`.
+`error` is our own message, or the class and location of another error, whose message may quote data.
 """
 
 import json
@@ -16,9 +16,9 @@ from kyc_pipeline.errors import plain_line
 
 _PARTITION: Final = "dagster/partition"
 _RANGE: Final = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-_DAGSTERS: Final = ("dagster", "dagster-webserver")
+_DAGSTER_LOGGERS: Final = ("dagster", "dagster-webserver")
 """The loggers to which Dagster gives a console, after it has changed the class of new loggers."""
-_DAGSTER: Final = "dagster_meta"
+_RUN_ATTRIBUTE: Final = "dagster_meta"
 """The attribute of a record in which Dagster tells the run."""
 
 
@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of `record`, without a line end."""
-        dagster: Mapping[str, Any] = getattr(record, _DAGSTER, None) or {}
+        dagster: Mapping[str, Any] = getattr(record, _RUN_ATTRIBUTE, None) or {}
         message = str(dagster.get("orig_message") or record.getMessage())
         if dagster.get("run_id"):
             self._run = {"run_id": dagster["run_id"], **_partition(dagster.get("job_tags") or {})}
@@ -93,7 +93,7 @@ def log_as_json() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     logging.setLoggerClass(_Logger)
-    for name in _DAGSTERS:
+    for name in _DAGSTER_LOGGERS:
         logging.getLogger(name)
     for logger in list(logging.root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger) and logger.propagate:

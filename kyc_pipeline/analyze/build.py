@@ -52,12 +52,14 @@ from kyc_pipeline.scratch import scratch_folder
 STORAGE_VERSION: Final = "v1.5.0"
 """Format of the file: DuckDB 1.5 and newer can open it."""
 _READ_ATTEMPTS: Final = 3
+_INPUTS: Final = (*TABLES, LABELS)
+"""The lake's tables that a build reads."""
 _FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags", "verification_files")
 """Facts that become views over the lake when they exceed `max_fact_rows`; all are curated."""
 _HIDDEN_IN: Final = "submissions"
 """The model whose rows hide small cells; all tables by company or dimension are counted from it."""
 _FILLED: Final = {"found_changes": write_changes, "error_estimates": write_intervals}
-"""Models of which SQL only defines columns, with the functions that fill these."""
+"""Models that SQL leaves unfinished, with the functions that complete their rows."""
 
 PREVIOUS_TABLES: Final = {
     "daily_figures": "date DATE, table_name VARCHAR, metric VARCHAR, check_group VARCHAR, check_type VARCHAR,"
@@ -77,7 +79,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         (
             ("built_at", "When the build began (UTC)."),
             ("run_id", "The run that built it."),
-            ("sequence", "Number of the publication; it grows over all hosts. NULL without a ledger."),
+            ("sequence", "Number of the publication, which rises over all hosts; NULL without a ledger."),
             ("partitions", "Days with a partition in the lake."),
             ("rows", "Rows of all models, of `build_partitions` and of `build_inputs` together."),
             ("code_version", "Version of the pipeline."),
@@ -248,7 +250,7 @@ def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
 def list_partitions(lake: Lake) -> Partitions:
     """The lake's current partitions by table and day."""
     lake.fs.invalidate_cache()
-    return {table.name: lake.partitions(table) for table in (*TABLES, LABELS)}
+    return {table.name: lake.partitions(table) for table in _INPUTS}
 
 
 def labels_version(lake: Lake) -> str | None:
@@ -295,7 +297,7 @@ def _local_copies(lake: Lake, files: Partitions) -> Iterator[Mapping[str, str]]:
 
 def _user_error(lake: Lake, files: Partitions, error: Exception) -> KycError:
     """The error for the user; it names the unreadable partition, if there is one."""
-    for table in (*TABLES, LABELS):
+    for table in _INPUTS:
         for date in files[table.name]:
             try:
                 lake.row_count(table, date)
@@ -351,7 +353,7 @@ class _Build:
         ):
             self._connection.register_filesystem(listed_filesystem(self._lake))
         self._connection.execute(f"ATTACH ':memory:' AS {LAKE}")
-        for table in (*TABLES, LABELS):
+        for table in _INPUTS:
             if table.name not in self._files:
                 continue
             self._scans[table.name] = scan = self._scan(table)

@@ -56,7 +56,7 @@ class Pointer:
 
     @classmethod
     def parse(cls, text: bytes) -> "Pointer":
-        """Raises :class:`ValueError` or :class:`TypeError` for anything else."""
+        """From the content of `current.json`. Raises :class:`ValueError` or :class:`TypeError` for others."""
         return cls(**json.loads(text))
 
 
@@ -65,9 +65,7 @@ class ObjectPlace:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        name, _, prefix = url.removeprefix("s3://").partition("/")
-        self._bucket = Bucket(name)
-        self._prefix = f"{prefix}/" if prefix else ""
+        self._bucket, self._prefix = Bucket.at(url)
 
     def pointer(self) -> Pointer | None:
         """The published build; None if there is none."""
@@ -114,19 +112,17 @@ class ObjectPlace:
                     raise KycError(f"the warehouse at {self.url} cannot be opened: build it again") from error
                 connection.execute(f"DETACH DATABASE IF EXISTS {catalog}")
 
-    def problems(self, built_ns: int, *, is_restricted: bool) -> list[str]:
-        """What shows that the objects are not those of this build, one line each."""
+    def has_build(self, built_ns: int, *, restricted: bool = False) -> bool:
+        """Whether the warehouse, or its restricted file, is of this build and was not changed since."""
         pointer = self.pointer()
         if pointer is None or pointer.built_ns != built_ns:
-            return ["the warehouse was changed after its publication"]
-        found = []
-        if self._etag(pointer.warehouse) != pointer.warehouse_etag:
-            found.append("the warehouse was changed after its publication")
-        if is_restricted and (
-            pointer.restricted is None or self._etag(pointer.restricted) != pointer.restricted_etag
-        ):
-            found.append("its restricted file is missing or of another build")
-        return found
+            return False
+        name, etag = (
+            (pointer.restricted, pointer.restricted_etag)
+            if restricted
+            else (pointer.warehouse, pointer.warehouse_etag)
+        )
+        return name is not None and self._etag(name) == etag
 
     def size(self) -> int:
         """Bytes of the published file."""
@@ -161,6 +157,11 @@ class ObjectPlace:
                 replaced_at = uploaded
         return removed
 
+    @property
+    def page_url(self) -> str:
+        """The URL of the report."""
+        return f"{self.url}/{_PAGE}"
+
     def has_page(self, built_ns: int | None = None) -> bool:
         """Whether there is a report; with `built_ns`, one of this build."""
         with self._explained():
@@ -184,7 +185,7 @@ class ObjectPlace:
                 "Metadata": {_BUILT: str(built_ns)},
             }
             if not self._replace(_PAGE, content, former, **headers):
-                raise KycError(f"{self.url}/{_PAGE} was replaced meanwhile: publish again")
+                raise KycError(f"{self.page_url} was replaced meanwhile: publish again")
 
         yield write
 

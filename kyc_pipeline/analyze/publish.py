@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import duckdb
 
 from kyc_pipeline.analyze.choices import literal
-from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.errors import KycError, missing_extra
 from kyc_pipeline.lake import atomic
 from kyc_pipeline.lake.atomic import StrPath
 from kyc_pipeline.lake.storage import duckdb_path
@@ -50,9 +50,7 @@ def objects_at(url: str) -> "ObjectPlace":
     try:
         from kyc_pipeline.analyze.object_place import ObjectPlace  # s3fs takes half a second
     except ImportError:
-        raise UsageError(
-            "KYC_WAREHOUSE, KYC_REPORT: s3:// needs the extra s3: pip install 'kyc-pipeline[s3]'"
-        ) from None
+        raise missing_extra(f"KYC_WAREHOUSE or KYC_REPORT at {url}", "s3") from None
     return ObjectPlace(url)
 
 
@@ -141,16 +139,18 @@ def remove_old(place: Place, erased: datetime | None = None, *, at_once: bool = 
 
 def problems(place: Place, built_ns: int, *, is_restricted: bool) -> list[str]:
     """What shows that the published files are not those of this build, one line each."""
+    found = []
+    if not _has_build(place, built_ns):
+        found.append("the warehouse was changed after its publication")
+    if is_restricted and not _has_build(place, built_ns, restricted=True):
+        found.append("its restricted file is missing or of another build")
+    return found
+
+
+def _has_build(place: Place, built_ns: int, *, restricted: bool = False) -> bool:
     if isinstance(place, str):
-        return objects_at(place).problems(built_ns, is_restricted=is_restricted)
-    return [
-        *([] if has_stamp(place, built_ns) else ["the warehouse was changed after its publication"]),
-        *(
-            []
-            if not is_restricted or has_stamp(restricted_path(place), built_ns)
-            else ["its restricted file is missing or of another build"]
-        ),
-    ]
+        return objects_at(place).has_build(built_ns, restricted=restricted)
+    return has_stamp(restricted_path(place) if restricted else place, built_ns)
 
 
 def is_published(place: Place) -> bool:

@@ -19,9 +19,10 @@ from typing import Final
 
 from kyc_pipeline.analyze.publish import Place, open_warehouse
 from kyc_pipeline.errors import UsageError
+from kyc_pipeline.wording import plural
 
 MIN_DRAWN: Final = 2
-"""Submissions of each stratum, if it has so many: one alone would not show how much they vary."""
+"""The least to draw of a stratum, if it has so many: one alone would not show how much they vary."""
 _POPULATION: Final = """
     WITH failed AS (
         SELECT submission_id, string_agg(DISTINCT check_type, '+' ORDER BY check_type) AS checks
@@ -105,13 +106,15 @@ def draw(
 
 
 def allocate(sizes: Mapping[tuple[str, ...], int], n: int) -> dict[tuple[str, ...], int]:
-    """How many to draw of each stratum, `n` in all or everything. Raises :class:`UsageError` if too few."""
+    """How many to draw of each stratum, by key: `n` in all, or everything.
+
+    Raises :class:`UsageError` if `n` is too small to draw :data:`MIN_DRAWN` of each.
+    """
     drawn = {key: min(size, MIN_DRAWN) for key, size in sizes.items()}
     least = sum(drawn.values())
     if n < least:
-        raise UsageError(
-            f"--n {n} is too small for {len(sizes)} strata: it takes at least {least}, {MIN_DRAWN} of each"
-        )
+        strata = plural(len(sizes), "stratum", "strata")
+        raise UsageError(f"--n {n} is too small for {strata}: draw at least {least}, {MIN_DRAWN} of each")
     # Each further place goes to the stratum that has the fewest for the root of its size.
     queue = [(drawn[key] / math.sqrt(size), key) for key, size in sizes.items() if drawn[key] < size]
     heapq.heapify(queue)
@@ -126,5 +129,5 @@ def allocate(sizes: Mapping[tuple[str, ...], int], n: int) -> dict[tuple[str, ..
 
 
 def _order(seed: int, *parts: str) -> str:
-    """A number for these texts that is random, but the same for the same seed, on any machine."""
+    """A random sort key for these texts, 64 hexadecimal digits: the same for the same seed on any machine."""
     return hashlib.sha256("\0".join((str(seed), *parts)).encode()).hexdigest()

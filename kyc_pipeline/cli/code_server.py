@@ -9,13 +9,15 @@ from kyc_pipeline.settings import load_settings
 
 @click.command("code-server")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=4000, show_default=True)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=4000, show_default=True, help="Port to listen on."
+)
 @click.option("--image", help="Container image for the runs that it starts on Kubernetes.")
 def code_server(host: str, port: int, image: str | None) -> None:
     """Serve the project's definitions to webserver and daemon, and start runs.
 
-    It has no authentication, and who can connect can run code: let only webserver and daemon reach its port.
-    Run exactly one.
+    It has no authentication, and whoever can connect can run code: let only webserver and daemon reach its
+    port. Run exactly one.
     """
     load_settings()
     # Not `dagster code-server start`, which adds a process only to load changed code: here, a restart does.

@@ -63,7 +63,8 @@ def erase(
 ) -> None:
     """Remove one person from lake, ledger, warehouse and report, permanently.
 
-    From now on, their manifest rows are rejected as `erased_subject`. It is safe to repeat the command.
+    From now on, their manifest rows are rejected as `erased_subject`. It is safe to repeat the command. Exit
+    code 3: nobody was found, or something is left, such as the warehouse of another host.
     """
     name, value = person(tag)
     settings = load_settings()

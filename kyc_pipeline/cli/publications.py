@@ -12,11 +12,13 @@ from kyc_pipeline.settings import load_settings
 
 
 @click.command()
-@click.option("--forget", "place", help="Forget a place whose warehouse and report no longer exist.")
+@click.option(
+    "--forget", "place", metavar="PLACE", help="Forget a place whose warehouse and report no longer exist."
+)
 def publications(place: str | None) -> None:
     """List the published warehouses of all hosts that share the ledger.
 
-    Exit code 3: one of them is from before the last erasure, and may contain whom it erased. Run
+    Exit code 3: one of them is from before the last erasure, and may still contain the person. Run
     `kyc-pipeline publish` on that host, or remove its files and forget the place.
     """
     with open_ledger(load_settings()) as ledger:

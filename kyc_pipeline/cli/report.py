@@ -12,8 +12,8 @@ from kyc_pipeline.settings import load_settings
 
 @click.command()
 @click.option("--evidence", is_flag=True, help="Write the regulator's pack: the only kind so far.")
-@click.option("--from", "first", type=IsoDate(), help="First day of the period; by default, of the data.")
-@click.option("--to", "last", type=IsoDate(), help="Last day, included; by default, of the data.")
+@click.option("--from", "first", type=IsoDate(), help="First day of the period; by default the first one.")
+@click.option("--to", "last", type=IsoDate(), help="Last day, included; by default the last one.")
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -22,8 +22,9 @@ from kyc_pipeline.settings import load_settings
 def report(evidence: bool, first: date | None, last: date | None, output: Path | None) -> None:
     """Write the metrics that NIST SP 800-63-4 recommends, as far as the data have them, as HTML and CSV.
 
-    Rates are by person, over people whose first submission is in the period. The pack says what the pipeline
-    cannot observe, and from which data, code and settings the figures come. Makes no call.
+    Rates are by person, over people whose first submission is in the period; only confirmed fraud is by
+    submission. The pack says what the pipeline cannot observe, and from which data, code and settings the
+    figures come. Makes no call.
     """
     if not evidence:
         raise UsageError("add --evidence; `kyc-pipeline publish` makes the report itself")

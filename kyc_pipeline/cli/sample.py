@@ -12,6 +12,7 @@ from kyc_pipeline.cli.options import IsoDate, display_path
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.settings import load_settings
+from kyc_pipeline.wording import plural
 
 SOURCE = "manual-review"
 
@@ -24,7 +25,7 @@ SOURCE = "manual-review"
 @click.option(
     "--by",
     type=click.Choice([each.value for each in By]),
-    help="Strata of the failed checks, or of the values of KYC_DIMENSIONS, within each verdict.",
+    help="Divide each verdict into strata by failed checks, or by the values of KYC_DIMENSIONS.",
 )
 @click.option("--from", "first", type=IsoDate(), help="First day; by default the first one.")
 @click.option("--to", "last", type=IsoDate(), help="Last day, included; by default the last one.")
@@ -36,11 +37,11 @@ SOURCE = "manual-review"
 def sample(
     n: int, seed: int, by: str | None, first: date | None, last: date | None, output: Path | None
 ) -> None:
-    """Draw a random sample of verified and declined submissions for manual review, with weights.
+    """Draw a random sample of submissions with a verdict for manual review, with weights.
 
-    Fill in `label` (genuine, fraud or unsure), `decided_at` and, of a fraud, `attack`, and put the file into
+    Fill in `label` (genuine, fraud or unsure), `decided_at` and, for a fraud, `attack`, and put the file into
     labels/ in the landing zone. Weights and strata say what each row stands for: leave them as they are. The
-    file does not say what DeepXL decided, so that the reviewer is not led by it.
+    file does not say what DeepXL decided, so that it does not influence the reviewer.
     """
     drawn = draw(load_settings().kyc_warehouse, n, seed, By(by) if by else None, first, last)
     file = output or Path(f"sample-{seed}.csv")
@@ -60,7 +61,7 @@ def sample(
             f"cannot write {display_path(file)} ({error.strerror}): choose another --output"
         ) from error
     click.echo(
-        f"{len(drawn.rows)} of {drawn.population} submissions with a verdict, in {drawn.strata} strata, "
-        f"written to {display_path(file)}"
+        f"{len(drawn.rows)} of {plural(drawn.population, 'submission')} with a verdict, from "
+        f"{plural(drawn.strata, 'stratum', 'strata')}, written to {display_path(file)}"
     )
-    click.echo("fill in label, decided_at and attack, and put the file into labels/ in the landing zone")
+    click.echo("fill in label, decided_at and, for a fraud, attack; then put the file into labels/")

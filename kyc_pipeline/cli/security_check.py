@@ -63,9 +63,8 @@ def duties_of(settings: Settings) -> Iterator[Duty]:
     }
     for name, place in places.items():
         yield _encrypted(name, place)
-    for name, published in (("KYC_WAREHOUSE", settings.kyc_warehouse), ("KYC_REPORT", settings.kyc_report)):
-        if isinstance(published, str):
-            yield _encrypted(name, published)
+    if isinstance(settings.kyc_report, str):
+        yield _encrypted("KYC_REPORT", settings.kyc_report)
     if isinstance(settings.kyc_warehouse, str) and settings.kyc_min_cell > 1:
         advice = f"deny analysts s3:GetObject below {settings.kyc_warehouse}/restricted/"
         yield Duty("KYC_WAREHOUSE: restricted/ is closed to analysts", Answer.UNKNOWN, advice)
@@ -108,9 +107,9 @@ def _encrypted(name: str, place: str) -> Duty:
     # s3fs takes half a second to import, and is an extra.
     from kyc_pipeline.landing.bucket import Bucket
 
-    bucket = place.removeprefix("s3://").partition("/")[0]
+    bucket, _ = Bucket.at(place)
     try:
-        answer = _yes(Bucket(bucket).encrypts())
+        answer = _yes(bucket.encrypts())
     except OSError as error:
         return Duty(what, Answer.UNKNOWN, f"{error.strerror}; needs s3:GetEncryptionConfiguration")
     return Duty(what, answer, "give the bucket default encryption, with a KMS key of your own (SSE-KMS)")

@@ -42,11 +42,14 @@ _SUMMARY_KEY: Final = "summary"
 _SOURCE: Final = r"[a-z0-9][a-z0-9._-]{0,31}"
 _STRATUM: Final = r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,63}"
 _MAX_WEIGHT: Final = 1e9
+_BY_PLACE: Final[list[tuple[str, Literal["ascending", "descending"]]]] = [
+    ("manifest", "ascending"),
+    ("manifest_row", "ascending"),
+]
 _ORDER: Final[list[tuple[str, Literal["ascending", "descending"]]]] = [
     ("submission_id", "ascending"),
     ("decided_at", "ascending"),
-    ("manifest", "ascending"),
-    ("manifest_row", "ascending"),
+    *_BY_PLACE,
 ]
 _CONTENT: Final = ["submission_id", "label", "source", "decided_at", "attack", "weight", "stratum"]
 _NO_LOCK: Final = contextlib.nullcontext(lambda: None)
@@ -85,7 +88,10 @@ class LabelsSummary:
 
 
 def are_ingested(landing: Root | Landing, lake: Lake, csv_encoding: str | None = None) -> bool:
-    """Whether `labels` was made from the present manifests. Raises :class:`KycError` if the storage fails."""
+    """Whether the lake's labels were made from the present manifests.
+
+    Raises :class:`KycError` if the landing zone or the lake cannot be read.
+    """
     if not all(lake.exists(table, WHOLE) for table in (LABELS, REJECTED_LABELS)):
         return False
     with contextlib.suppress(ManifestUnreadable):
@@ -107,8 +113,10 @@ def ingest_labels(
     """Reads all manifests of labels and replaces `labels` and `rejected_labels`.
 
     Rows about `erased` subjects are rejected. `lock` keeps erasures out while the tables are replaced;
-    `confirm` is called in it and raises if somebody was erased meanwhile. Raises :class:`KycError` if the
-    landing zone is not there.
+    `confirm` is called while it is held, and raises if somebody was erased meanwhile.
+
+    Raises :class:`KycError` if the landing zone cannot be read, if a manifest is still being written, or if
+    all manifests are gone although the lake has labels.
     """
     zone = open_landing(landing)
     if problem := zone.problem():
@@ -223,7 +231,7 @@ class _Reading:
             theirs = labels.filter(repeats)
             labels = labels.filter(pc.invert(repeats))
             rejected = pa.concat_tables([rejected, _rejected_as(theirs, LabelReason.DUPLICATE_LABEL)])
-        return labels, rejected.sort_by([("manifest", "ascending"), ("manifest_row", "ascending")])
+        return labels, rejected.sort_by(_BY_PLACE)
 
 
 def _rejected_as(rows: pa.Table, reason: LabelReason) -> pa.Table:
@@ -254,14 +262,12 @@ def reject_labels(lake: Lake, erased: Callable[[str], bool]) -> None:
         [before.cast(REJECTED_LABELS.schema), _rejected_as(labels.filter(theirs), LabelReason.ERASED_SUBJECT)]
     )
     # Rejected rows first: a crash in between leaves a row in both tables, never in none.
-    lake.write(
-        REJECTED_LABELS, WHOLE, rejected.sort_by([("manifest", "ascending"), ("manifest_row", "ascending")])
-    )
+    lake.write(REJECTED_LABELS, WHOLE, rejected.sort_by(_BY_PLACE))
     lake.write(LABELS, WHOLE, labels.filter(pc.invert(theirs)), lake.metadata(LABELS, WHOLE))
 
 
 def is_erased(rows: Any, erased: Callable[[str], bool]) -> Any:
-    """Mask of the rows whose submission id is `erased`."""
+    """A Boolean array for a table or batch: which rows have an `erased` submission id."""
     known = {each: erased(each) for each in pc.unique(rows["submission_id"]).to_pylist()}
     return pa.array([known[each] for each in rows["submission_id"].to_pylist()], pa.bool_())
 
@@ -346,7 +352,7 @@ def validate_labels(
 
 
 def _stripped(values: "pd.Series[str]") -> "pd.Series[str]":
-    """Without blanks around it; null if nothing is left."""
+    """The texts without surrounding blanks; null if nothing is left."""
     stripped = values.str.strip()
     return stripped.where((stripped != "").fillna(False))
 

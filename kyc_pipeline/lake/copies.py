@@ -1,8 +1,8 @@
-"""Local copies of partitions in an object store, for who reads each of them many times.
+"""Local copies of partitions in an object store, for a reader that opens each of them many times.
 
-A build of the warehouse opens a file for every model, and each opening costs requests: 35 HEAD an object. So
-small objects are fetched once, many at a time. Of large ones, most columns may not be needed: they are read
-in ranges, and a listing takes the place of the HEAD requests.
+A build of the warehouse opens a file for every model that reads it, and each opening costs a HEAD request: 35
+per object. So small objects are fetched once, many at a time. Of large ones, most columns may not be needed:
+they are read in ranges, and a listing takes the place of the HEAD requests.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,14 +16,14 @@ from kyc_pipeline.lake.storage import Lake, Partition
 SMALL: Final = 8 << 20
 """Bytes of the largest object that is fetched whole."""
 _AT_ONCE: Final = 64 << 20
-"""Bytes in memory."""
+"""Bytes that are in memory at a time."""
 
 
 def copy_small(lake: Lake, partitions: Iterable[Partition], folder: Path) -> dict[str, str]:
     """Copies small objects below `folder`, one request each; returns their paths by those in the lake.
 
-    A copy may be newer than the listing: compare it with another one afterwards. Raises :class:`OSError` if
-    an object is gone.
+    A copy may be newer than the listing in `partitions`: list the lake again afterwards, and compare. Raises
+    :class:`OSError` if an object is gone.
     """
     copies: dict[str, str] = {}
     root = f"{lake.full_path(lake.root)}/"

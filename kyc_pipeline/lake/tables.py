@@ -429,7 +429,7 @@ LABELS = Table(
         Column("label", STRING, "genuine, fraud or unsure."),
         Column("source", STRING, "What decided, such as `manual-review` or `chargeback`."),
         Column("decided_at", TIMESTAMP, "When it was decided (UTC)."),
-        _optional("attack", STRING, "Of a fraud: presentation, document or other; NULL if it is not known."),
+        _optional("attack", STRING, "For a fraud: presentation, document or other; NULL if it is not known."),
         _optional(
             "weight",
             DOUBLE,
@@ -445,7 +445,7 @@ LABELS = Table(
 REJECTED_LABELS = Table(
     "rejected_labels",
     Zone.RESTRICTED,
-    "Rows of the manifests in `labels/` that are no labels, each with one reason. It holds no ids.",
+    "Rejected rows of the manifests in `labels/`, each with one reason. It holds no ids.",
     (
         Column("reason", STRING, "Why the row was rejected: one of the documented reasons."),
         Column("detail", STRING, "What is wrong and how to fix it."),

@@ -90,6 +90,12 @@ class Bucket:
 
     name: str
 
+    @classmethod
+    def at(cls, url: str) -> tuple["Bucket", str]:
+        """The bucket of `s3://bucket/prefix`, and the prefix of keys: empty, or with a slash at its end."""
+        name, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
+        return cls(name), f"{prefix}/" if prefix else ""
+
     @property
     def _fs(self) -> s3fs.S3FileSystem:
         return s3fs.S3FileSystem(use_listings_cache=False)  # s3fs caches the instance

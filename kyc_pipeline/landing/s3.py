@@ -37,9 +37,7 @@ class S3Landing:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        name, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
-        self._bucket = Bucket(name)
-        self._prefix = f"{prefix}/" if prefix else ""
+        self._bucket, self._prefix = Bucket.at(url)
 
     def __str__(self) -> str:
         return self._url

@@ -1,4 +1,4 @@
-"""Locks over all processes and hosts: leases whose key is not a date, for which one waits.
+"""Locks over all processes and hosts: leases that a process waits for, and whose key is not a date.
 
 A lock is renewed while it is held, free at once if its holder died on this host, and free when the lease
 expires if the holder's host died.
@@ -14,6 +14,7 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import PartitionBusy, hold
 
 LOCK_SECONDS: Final = 900
+"""How long to wait for a lock, by default."""
 _POLL_SECONDS: Final = 0.2
 _SILENT_SECONDS: Final = 10.0
 """A longer wait is logged."""

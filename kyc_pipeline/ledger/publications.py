@@ -38,9 +38,10 @@ def publication_lock(
 
 
 def reserve(ledger: Ledger, place: str, run_id: str, *, above: int = 0) -> int:
-    """The sequence of a build that begins now. `above`: that of the published build, if it has one.
+    """Reserves and returns the sequence of a build that begins now, higher than `above` and all before.
 
-    Call it while the publication lock is held.
+    `above` is the sequence of the published build, which a restored ledger may not know. Call it while
+    the publication lock is held.
     """
     with ledger.write() as connection:
         highest = connection.execute(select(func.max(publications.c.sequence))).scalar() or 0
@@ -93,7 +94,7 @@ def list_copies(ledger: Ledger) -> list[Copy]:
 
 
 def copies_before_erasure(ledger: Ledger) -> list[Copy]:
-    """The published builds that began before the last erasure, and may contain whom it erased."""
+    """The published builds that began before the last erasure, and may still contain the person."""
     return _copies(ledger, only_outdated=True)
 
 

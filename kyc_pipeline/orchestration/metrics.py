@@ -113,7 +113,7 @@ def _ledger_metrics(ledger: Ledger, settings: Settings) -> Iterator[Metric]:
     )
     yield _gauge(
         "kyc_publications_before_erasure",
-        "Published warehouses, on any host, that may contain whom the last erasure erased.",
+        "Published warehouses, on any host, from before the last erasure: they may still contain the person.",
         len(copies_before_erasure(ledger)),
     )
     under_way = leased_partitions(ledger)

@@ -1,6 +1,6 @@
 -- Error rates of each kind of submission, with their 95% intervals, as decided and by threshold, over all
 -- submissions and by value of each dimension. Not published.
--- Of labels without a weight, the interval is Clopper and Pearson's: with one more error, the upper bound is
+-- Of labels without a weight, it is the Clopper-Pearson interval: with one more error, the upper bound is
 -- a quantile of the beta distribution with the mean and variance of the rate; with one more correct result,
 -- the lower one. Of a drawn sample it is the same, with weights: the additional result has the largest weight
 -- of all, and the variance of the ratio is linearised within the strata, without a finite population

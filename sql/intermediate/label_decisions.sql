@@ -1,10 +1,10 @@
--- What the labels of a submission amount to: those of each source, and of all together. Not published. The
--- latest decision counts; `unsure` only if nothing was decided.
+-- The label that counts for each submission, by source and of all sources together. Not published. It is the
+-- latest decision; `unsure` only if nothing was decided.
 --
 -- submission_id: Submission id, whether or not the submission is known.
 -- source: What decided; ALL for all sources together.
--- label: genuine, fraud, unsure, or `conflict` if the latest decisions have one time and contradict.
--- attack: Of a fraud: the latest that is known.
+-- label: genuine, fraud, unsure, or `conflict` if the latest decisions have the same time but differ.
+-- attack: For a fraud: the latest that is known.
 -- decided_at: Time of that label (UTC).
 -- labels: Number of labels.
 -- sources: Number of sources.

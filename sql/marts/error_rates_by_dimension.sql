@@ -9,7 +9,7 @@
 -- genuine: Genuine submissions with such a result.
 -- false_rejects: Those that were rejected.
 -- frr: false_rejects / genuine, weighted if `weighted`: the false rejection rate; in terms of attacks, BPCER.
--- frr_low: Lower bound of its 95% interval: Clopper and Pearson's; if `weighted`, the same with weights.
+-- frr_low: Lower bound of its 95% interval: Clopper-Pearson; if `weighted`, its generalisation to weights.
 -- frr_high: Upper bound of the same interval.
 -- fraud: Frauds with such a result.
 -- false_accepts: Those that were accepted.

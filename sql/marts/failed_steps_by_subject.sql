@@ -1,11 +1,11 @@
--- Steps of the proofing process, by person: of the people who had a check, those who passed it at no attempt.
--- Each person counts once per check, on the day of their first submission; see subjects.
+-- Steps of the proofing process, by person: of the people who had a check, those who never passed it. Each
+-- person counts once per check, on the day of their first submission; see subjects.
 --
 -- date: Day on which these people first submitted.
 -- check_group: As in model_checks.
 -- check_type: As in model_checks.
 -- subjects: People with at least one such check, at any attempt.
--- never_passed: Those whose checks of this kind all have another status than PASS.
+-- never_passed: Those who passed it at no attempt: none of these checks has the status PASS.
 -- never_passed_rate: never_passed / subjects.
 -- never_passed_rate_low: Lower bound of the 95% Wilson interval (z = {z_95}).
 -- never_passed_rate_high: Upper bound of the same interval.

@@ -1,4 +1,4 @@
--- How far the labels can be trusted: of each source, and of all together. Empty without labels.
+-- How far the labels of each source, and of all sources together, can be trusted. Empty without labels.
 --
 -- source: What decided; ALL for all sources together.
 -- labels: Number of labels.
@@ -8,7 +8,7 @@
 -- genuine: Labelled submissions that are genuine, by the latest decision.
 -- fraud: Those that are frauds.
 -- unsure: Those about which nothing was decided.
--- conflicts: Those whose latest decisions have one time and contradict; no rate counts them.
+-- conflicts: Those whose latest decisions have the same time but differ; no rate counts them.
 -- unsure_share: unsure / submissions.
 -- disagreements: Those about which another source decided otherwise.
 -- coverage: Submissions with a verdict that are labelled genuine or fraud / all submissions with a verdict.

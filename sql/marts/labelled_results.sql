@@ -6,7 +6,7 @@
 -- check_group: `verdict` for DeepXL's decision; else the key under `modelResults`.
 -- check_type: `VERIFIED` for DeepXL's decision; else the type of the check.
 -- label: genuine or fraud.
--- attack: Of a fraud: presentation, document or other; NULL if it is not known.
+-- attack: For a fraud: presentation, document or other; NULL if it is not known.
 -- accepted: Whether the verdict was `verified`, or a check of this type passed and none failed; NULL if none
 --   passed or failed.
 -- confidence: The lowest confidence of the checks of this type; NULL without one, and for the verdict.

@@ -1,13 +1,13 @@
--- The ground truth: what the labels of each submission amount to. The latest decision counts, whatever its
+-- The ground truth: the label that counts for each submission. That is the latest decision, whatever its
 -- source; `unsure` only if nothing was decided.
 --
 -- date: Day of the manifest, the daily partition.
 -- submission_id: Submission id, unique forever.
--- label: genuine, fraud, unsure, or `conflict` if the latest decisions have one time and contradict.
--- attack: Of a fraud: presentation, document or other, the latest that is known.
+-- label: genuine, fraud, unsure, or `conflict` if the latest decisions have the same time but differ.
+-- attack: For a fraud: presentation, document or other, the latest that is known.
 -- decided_at: Time of that label (UTC).
 -- labels: Number of labels.
--- sources: Number of their sources.
+-- sources: Number of sources of these labels.
 -- sources_disagree: Whether the latest decisions of two sources differ.
 -- weight: Of a drawn sample: how many submissions this one stands for. NULL: it was not drawn.
 -- stratum: Of a drawn sample: the stratum that it was drawn from.

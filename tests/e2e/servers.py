@@ -174,7 +174,7 @@ class Webserver:
         assert response == {"sensorState": {"status": "RUNNING"}}
 
     def runs(self, **tags: str) -> list[dict[str, Any]]:
-        """The runs with these tags (`__` in a name stands for `/`), newest first."""
+        """The runs with these tags (`__` in a name means `/`), newest first: id, status, times, tags."""
         wanted = [{"key": key.replace("__", "/"), "value": value} for key, value in tags.items()]
         query = (
             "query ($f: RunsFilter!) { runsOrError(filter: $f) "

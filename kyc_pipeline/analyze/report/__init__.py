@@ -54,6 +54,11 @@ def has_report(place: Place, built_ns: int | None = None) -> bool:
     return place.exists() if built_ns is None else has_stamp(place, built_ns)
 
 
+def report_url(place: Place) -> str:
+    """The URL at which a browser finds the report."""
+    return objects_at(place).page_url if isinstance(place, str) else place.absolute().as_uri()
+
+
 def report_size(place: Place) -> int:
     """Bytes of the report."""
     return objects_at(place).page_size() if isinstance(place, str) else place.stat().st_size

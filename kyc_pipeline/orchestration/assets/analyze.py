@@ -26,7 +26,7 @@ from kyc_pipeline.analyze.figures import (
 from kyc_pipeline.analyze.lineage import column_sources
 from kyc_pipeline.analyze.publish import new_draft, open_warehouse, remove_draft, size_of
 from kyc_pipeline.analyze.quality import check_build, load_checks, recorded_checks
-from kyc_pipeline.analyze.report import remove_old_reports, report_size, write_report
+from kyc_pipeline.analyze.report import remove_old_reports, report_size, report_url, write_report
 from kyc_pipeline.analyze.sql_models import Model, load_models
 from kyc_pipeline.analyze.turn import Turn
 from kyc_pipeline.checks import Severity
@@ -218,10 +218,8 @@ def report(
         if pipeline.is_erasing():
             remove_old_reports(place)
     size = shown({"bytes": report_size(place)}, settings.deepxl_currency)
-    url = f"{place}/index.html" if isinstance(place, str) else place.as_uri()
-    yield dg.MaterializeResult(
-        metadata={**size, "path": dg.MetadataValue.path(place), "url": dg.MetadataValue.url(url)}
-    )
+    url = dg.MetadataValue.url(report_url(place))
+    yield dg.MaterializeResult(metadata={**size, "path": dg.MetadataValue.path(place), "url": url})
 
 
 def _metadata(

@@ -10,10 +10,9 @@ import pytest
 from kyc_pipeline.analyze.build import build
 from kyc_pipeline.lake import copies
 from kyc_pipeline.lake.storage import WHOLE, Lake
-from kyc_pipeline.lake.tables import LABELS, TABLES, VERIFICATIONS
+from kyc_pipeline.lake.tables import ALL_TABLES, LABELS, TABLES, VERIFICATIONS
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
 
-READ = (*TABLES, LABELS)
 DAYS = ("2024-09-01", "2024-09-02", "2024-09-03")
 _REQUEST = re.compile(r'"(?:\x1b\[[0-9;]*m)*(?P<method>[A-Z]+) (?P<path>\S+) HTTP')
 
@@ -23,7 +22,7 @@ def requests(log: pytest.LogCaptureFixture) -> list[str]:
     found = []
     for record in log.records:
         if match := _REQUEST.search(record.getMessage()):
-            tables = [table.name for table in READ if f"/{table.name}/" in match["path"]]
+            tables = [table.name for table in ALL_TABLES if f"/{table.name}/" in match["path"]]
             found.append("LIST" if "list-type" in match["path"] else f"{match['method']} {tables[0]}")
     return found
 
@@ -54,12 +53,13 @@ def test_it_reads_each_object_once(s3_root: str, tmp_path: Path, caplog: pytest.
     lake = Lake(s3_root)
     for day in DAYS:
         write_day(lake, day, [Submission(True, [Check()])])
-    lake.write(LABELS, WHOLE, [])
-    objects = [f"GET {table.name}" for table in TABLES for _ in lake.dates(table)] + ["GET labels"]
+    lake.write(LABELS, WHOLE, LABELS.schema.empty_table())
+    tables = (*TABLES, LABELS)
+    objects = [f"GET {table.name}" for table in tables for _ in lake.partitions(table)]
     with caplog.at_level(logging.INFO, "werkzeug"):
         caplog.clear()
         build(lake, tmp_path / "kyc.duckdb", run_id="run")
-        assert sorted(requests(caplog)) == sorted([*objects, *["LIST"] * (2 * len(READ))])
+        assert sorted(requests(caplog)) == sorted([*objects, *["LIST"] * (2 * len(tables))])
 
 
 def test_large_objects_cost_no_head_request(
@@ -68,7 +68,7 @@ def test_large_objects_cost_no_head_request(
     monkeypatch.setattr(copies, "SMALL", 0)
     lake = Lake(s3_root)
     write_day(lake, DAYS[0], [Submission(True, [Check()])])
-    lake.write(LABELS, WHOLE, [])
+    lake.write(LABELS, WHOLE, LABELS.schema.empty_table())
     with caplog.at_level(logging.INFO, "werkzeug"):
         caplog.clear()
         build(lake, tmp_path / "kyc.duckdb", run_id="run")

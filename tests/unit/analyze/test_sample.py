@@ -99,7 +99,7 @@ def test_places_go_by_the_root_of_the_size() -> None:
     assert allocate(sizes, 7) == {("a",): 2, ("b",): 2, ("c",): 1, ("d",): 2}
     assert allocate(sizes, 117) == {("a",): 103, ("b",): 11, ("c",): 1, ("d",): 2}
     assert allocate(sizes, 20_000) == sizes
-    with pytest.raises(UsageError, match="--n 6 is too small for 4 strata: it takes at least 7"):
+    with pytest.raises(UsageError, match="--n 6 is too small for 4 strata: draw at least 7"):
         allocate(sizes, 6)
 
 
