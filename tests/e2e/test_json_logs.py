@@ -66,4 +66,6 @@ def test_the_daemon(tmp_path: Path) -> None:
     command = [script("kyc-pipeline"), "daemon"]
     with running(command, cwd=tmp_path, env=environment, log=log, stop=signal.SIGTERM):
         poll(lambda: "SensorDaemon" in log.read_text(), "the daemon", log=log)
-    assert any(line["logger"].startswith("dagster.daemon") for line in objects(log.read_text()))
+        text = log.read_text()  # before the end, when DuckDB may print about objects that Python did not free
+    lines = objects(text[: text.rindex("\n")])
+    assert any(line["logger"].startswith("dagster.daemon") for line in lines)
