@@ -18,7 +18,7 @@ export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 # Many container images set it. Then each process compiles the package and the tests again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-ui dev test pictures coverage test-unit simulate fuzz mutants check format dictionary install lock audit sbom bench clean
+.PHONY: help setup demo demo-ui dev test pictures coverage test-unit simulate fuzz fuzz-guided mutants check format dictionary install lock audit sbom bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ simulate: setup ## simulate SEEDS=10000 worlds with all kinds of faults, or repl
 
 fuzz: setup ## try odd manifests, documents and responses for SECONDS=600 each; TARGET=documents is optional
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(TARGET),--target $(TARGET))
+
+fuzz-guided: setup ## let coverage choose the inputs of TARGET=responses for SECONDS=600 (requires atheris)
+	$(BIN)/python -m tests.fuzz.guided --target $(or $(TARGET),responses) --seconds $(or $(SECONDS),600)
 
 mutants: setup ## name the changes of the code that no test notices; GROUP=ledger ONLY='*7' are optional
 	$(BIN)/python -m tests.mutants $(GROUP) $(if $(ONLY),--only '$(ONLY)')

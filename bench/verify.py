@@ -238,7 +238,6 @@ def submit(lake: Lake, submissions: int, documents: Path) -> None:
             n = len(rows)
             columns: dict[str, Any] = {
                 "submission_id": [f"submission-{row:08}" for row in rows],
-                "submitted_at": pa.nulls(n, pa.timestamp("us", tz="UTC")),
                 "id_file": ["id.jpg"] * n,
                 "selfie_file": ["selfie.jpg"] * n,
                 "id_sha256": [digest(documents / "id.jpg")] * n,
@@ -252,7 +251,8 @@ def submit(lake: Lake, submissions: int, documents: Path) -> None:
                 "manifest": ["m.csv"] * n,
                 "manifest_row": list(rows),
             }
-            writer.write(pa.table(columns))
+            absent = {f.name: pa.nulls(n, f.type) for f in SUBMISSIONS.schema if f.name not in columns}
+            writer.write(pa.table(columns | absent))
 
 
 def engine(url: str, documents: Path, calls: int, concurrency: int) -> Cost:

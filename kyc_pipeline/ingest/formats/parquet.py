@@ -183,8 +183,10 @@ def _typed_chunk(
         else:
             is_allowed = has_texts(kind) and (name.startswith(TAG_PREFIX) or not pa.types.is_date(kind))
             if not is_allowed and array.null_count < len(array):
+                # Without the names of a struct's fields and of a time zone, which may be data of a person.
+                outer = str(kind).partition("<")[0].partition("[")[0]
                 raise ManifestUnreadable(
-                    path, f"has the column {layout.shown(name)} of type {kind}: it must be text"
+                    path, f"has the column {layout.shown(name)} of type {outer}: it must be text"
                 )
             found[name] = texts(array)
             problem = layout.must_be_text(name) + (

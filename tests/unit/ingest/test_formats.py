@@ -898,3 +898,21 @@ def test_a_value_that_a_library_cannot_read_fails_its_own_day_and_is_named(zone:
     landing = LandingZone(zone.landing)
     zone.rows({"submission_id": "A2"}, day="2024-09-02")
     assert [row.date for row in landing.rows()] in ([DAY, "2024-09-02"], ["2024-09-02"])
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (pa.array([{"k": "1", "zqxmark": None}]), "struct"),
+        (pa.array([[{"zqxmark": 1}]]), "list"),
+        (pa.array([1], pa.timestamp("s", "zqxmark")), "timestamp"),
+    ],
+    ids=["struct", "list", "time zone"],
+)
+def test_the_type_of_a_column_is_shown_without_names_in_it(zone: Any, values: Any, shown: str) -> None:
+    columns = {"submission_id": values, "id_file": ["id.jpg"], "selfie_file": ["id.jpg"]}
+    target = io.BytesIO()
+    pq.write_table(pa.table(columns), target)
+    zone.manifest("odd.parquet", target.getvalue())
+    with pytest.raises(KycError, match=f"has the column submission_id of type {shown}: it must be text"):
+        zone.ingest()
