@@ -49,26 +49,26 @@ def build_defs(
         verify_assets(partitions, controls),
         flatten_assets(partitions),
     ]
+    jobs, sensors = [verify_and_publish, flatten_and_publish], [new_manifests]
     if publication:
         # Imported here because it parses all SQL.
         from kyc_pipeline.orchestration.assets.analyze import build_warehouse, report
 
         assets += [labels, build_warehouse, report]
+        jobs.append(labels_and_publish)
+        sensors.append(new_labels)
     return dg.Definitions(
         assets=[*dg.map_asset_specs(add_catalog_entry(settings.kyc_source_url), assets)],
         asset_checks=[unfinished_days(partitions)],
         jobs=[
-            verify_and_publish,
-            flatten_and_publish,
-            *((labels_and_publish,) if publication else ()),
+            *jobs,
             resolve_held_submission,
             retention,
             maintenance,
         ],
         schedules=[daily_verification, catch_up, daily_retention, weekly_maintenance],
         sensors=[
-            new_manifests,
-            *((new_labels,) if publication else ()),
+            *sensors,
             run_left_behind,
             publish_when_new,
             alerts_sensor(configured=settings.sends_alerts),

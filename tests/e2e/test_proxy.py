@@ -26,9 +26,10 @@ from starlette.websockets import WebSocket
 
 from kyc_pipeline.cli.web_guard import LOOPBACK, WebGuard
 from tests.e2e.servers import free_port, poll, running
+from tests.optional import absent
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(NGINX is None, reason="nginx is not installed")]
+pytestmark = pytest.mark.e2e
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx.conf"
 NAME = "kyc.example.com"
 PASSWORD = "correct horse battery"
@@ -83,6 +84,8 @@ def guarded_ui() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A real nginx with the shipped file, other ports and paths; yields its port."""
+    if NGINX is None:
+        absent("nginx")
     folder = tmp_path_factory.mktemp("nginx")
     certificate, key = folder / "cert.pem", folder / "key.pem"
     make = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={NAME}"
@@ -113,7 +116,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             f"daemon off; pid {folder}/pid; error_log stderr; events {{}}"
             f"http {{ access_log off; {temporary} include kyc.conf; }}"
         )
-        command = [str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+        command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
         log = folder / "nginx.log"
         with running(command, cwd=folder, env={}, log=log):
             poll(lambda: status(port, "GET", "/oauth2/x") == 200, "nginx", log=log)

@@ -266,42 +266,30 @@ def read_evidence(warehouse: Place, first: datetime.date | None, last: datetime.
 
 
 def _digest(rows: Rows) -> str:
-    """SHA-256 of rows as lines of CSV: anybody can compute it from `build_partitions`."""
-    return (
-        hashlib.sha256(_csv(list(rows[0]), [list(row.values()) for row in rows])).hexdigest() if rows else ""
-    )
+    """SHA-256 of rows (at least one) as lines of CSV: anybody can compute it from `build_partitions`."""
+    return hashlib.sha256(_csv(list(rows[0]), [list(row.values()) for row in rows])).hexdigest()
+
+
+_COLUMNS: Final = (
+    *("metric", "type", "step", "status", "unit", "value", "n", "of", "low", "high", "worst", "best"),
+    *("low_n", "from", "to", "definition", "reason"),
+)
 
 
 def _metrics_csv(evidence: Evidence) -> bytes:
-    columns = (
-        *("metric", "type", "step", "status", "unit", "value", "n", "of", "low", "high", "worst", "best"),
-        *("low_n", "from", "to", "definition", "reason"),
-    )
-    period = (evidence.first, evidence.last)
-    rows: list[tuple[object, ...]] = []
     missing = dict(evidence.missing)
+    rows: list[dict[str, object]] = []
     for metric in METRICS:
+        common = {"metric": metric.title, "type": metric.kind, "from": evidence.first, "to": evidence.last}
         if metric in missing:
-            empty = ("",) * 8
-            rows.append(
-                (
-                    metric.title,
-                    metric.kind,
-                    "",
-                    "not observable here",
-                    *empty,
-                    "",
-                    *period,
-                    "",
-                    missing[metric],
-                )
-            )
+            rows.append(common | {"status": "not observable here", "reason": missing[metric]})
         for f in evidence.figures:
             if f.metric is metric:
-                values = (f.value, f.n, f.of, f.low, f.high, f.worst, f.best)
-                head = (metric.title, metric.kind, f.step, "measured", metric.unit)
-                rows.append((*head, *values, f.low_n, *period, metric.definition, ""))
-    return _csv(columns, rows)
+                measured = {"status": "measured", "unit": metric.unit, "definition": metric.definition}
+                values = {"step": f.step, "value": f.value, "n": f.n, "of": f.of, "low_n": f.low_n}
+                bounds = {"low": f.low, "high": f.high, "worst": f.worst, "best": f.best}
+                rows.append(common | measured | values | bounds)
+    return _csv(_COLUMNS, [[row.get(name, "") for name in _COLUMNS] for row in rows])
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:

@@ -22,6 +22,7 @@ from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.leases import acquire_lease
 from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
 from kyc_pipeline.ledger.queries import read_outcomes
+from tests.optional import absent
 from tests.unit.postgres import PostgresServer
 
 PORT: Final = 6432
@@ -38,7 +39,7 @@ SETTINGS: Final = {
 def pooled_url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a new database behind a real pgbouncer with two server sessions; the parameter: its mode."""
     if POOLER is None:
-        pytest.skip("pgbouncer is not installed (Debian's package pgbouncer)")
+        absent("pgbouncer")
     folder = postgres.socket
     name = f"pooled{os.getpid()}_{next(NUMBERS)}"
     with psycopg.connect(host=str(folder), user="kyc", dbname="postgres", autocommit=True) as admin:
