@@ -37,7 +37,7 @@ from pydantic import SecretStr
 
 from bench.peak_memory import peak_bytes
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
-from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, Confirm, Document, MultipartBody, no_objection
+from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, Confirm, DocumentPart, MultipartBody, no_objection
 from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
@@ -276,7 +276,7 @@ class HttpxBody(MultipartBody):
     """The body that httpx builds from `files=`, in place of our own."""
 
     def __init__(
-        self, tags: Mapping[str, str], documents: tuple[Document, ...], confirm: Confirm = no_objection
+        self, tags: Mapping[str, str], documents: tuple[DocumentPart, ...], confirm: Confirm = no_objection
     ) -> None:
         super().__init__(tags, documents, confirm)
         fields = {

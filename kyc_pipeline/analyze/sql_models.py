@@ -33,7 +33,7 @@ _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
 
 
-class Kind(StrEnum):
+class ModelKind(StrEnum):
     """The kind of a model, named like its folder under `sql/`."""
 
     FACT = "facts"
@@ -46,7 +46,7 @@ class Model:
     """One table of the warehouse: `columns` are (name, meaning) in order, `sql` is one SELECT."""
 
     name: str
-    kind: Kind
+    kind: ModelKind
     description: str
     columns: tuple[tuple[str, str], ...]
     sql: str
@@ -65,7 +65,7 @@ class Model:
     @property
     def published(self) -> bool:
         """Whether it is in the published warehouse."""
-        return self.kind is not Kind.INTERMEDIATE
+        return self.kind is not ModelKind.INTERMEDIATE
 
 
 def sql_folder() -> Path:
@@ -129,7 +129,7 @@ def reads(sql: str) -> tuple[set[str], set[str]]:
     return models, sources
 
 
-def _read_model(kind: Kind, path: Path) -> Model:
+def _read_model(kind: ModelKind, path: Path) -> Model:
     name = f"{kind}/{path.stem}"
     description, columns, sql = parse_header(name, path.read_text(encoding="utf-8"))
     if not description or not columns:
@@ -154,7 +154,9 @@ def load_steps() -> tuple[Model, ...]:
     Raises :class:`KycError` for a malformed header, an unknown table or a cycle.
     """
     models = {
-        path.stem: _read_model(kind, path) for kind in Kind for path in (sql_folder() / kind).glob("*.sql")
+        path.stem: _read_model(kind, path)
+        for kind in ModelKind
+        for path in (sql_folder() / kind).glob("*.sql")
     }
     for model in models.values():
         if unknown := set(model.depends_on) - models.keys():

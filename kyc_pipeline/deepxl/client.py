@@ -45,7 +45,7 @@ from kyc_pipeline.deepxl.compression import ACCEPT
 from kyc_pipeline.deepxl.contract import Received, receive, redact
 from kyc_pipeline.deepxl.echo import MAX_CLOCK_SKEW, Echo, echo_of
 from kyc_pipeline.deepxl.jsontext import MAX_DEPTH, cut_depth
-from kyc_pipeline.deepxl.multipart import Confirm, Document, MultipartBody, Sendable, no_objection
+from kyc_pipeline.deepxl.multipart import Confirm, DocumentPart, MultipartBody, Sendable, no_objection
 from kyc_pipeline.deepxl.tracing import span_of
 from kyc_pipeline.deepxl.transport import MAX_ERROR_BYTES, QUICK_BYTES, Reply, Transport
 from kyc_pipeline.settings import Settings
@@ -223,8 +223,8 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
         """
         subject = f"submission {request.submission_id}"
         documents = (
-            Document("idFile", "id", request.id_file),
-            Document("selfieFile", "selfie", request.selfie_file),
+            DocumentPart("idFile", "id", request.id_file),
+            DocumentPart("selfieFile", "selfie", request.selfie_file),
         )
         body = MultipartBody({**request.tags, SUBMISSION_TAG: request.submission_id}, documents, confirm)
         with span_of("verify", "POST", self._base.host), _Call() as call:

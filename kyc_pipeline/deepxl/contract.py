@@ -60,7 +60,7 @@ def normalize_status(status: str | None) -> CheckStatus:
     return STATUSES.get((status or "").strip().upper(), CheckStatus.UNKNOWN)
 
 
-class Kind(StrEnum):
+class JsonType(StrEnum):
     """JSON types. An integer has 64 bits, and its literal has neither a fraction nor an exponent."""
 
     OBJECT = "object"
@@ -81,7 +81,7 @@ class Field:
     """
 
     path: str = ""
-    kind: Kind = Kind.OBJECT
+    kind: JsonType = JsonType.OBJECT
     required: bool = True
     aliases: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
@@ -198,22 +198,22 @@ class Envelope(msgspec.Struct, forbid_unknown_fields=True):
     result: Result
 
 
-_KINDS: Final[dict[object, Kind]] = {
-    str: Kind.STRING,
-    int: Kind.INTEGER,
-    Numeric: Kind.NUMBER,
-    bool: Kind.BOOLEAN,
+_KINDS: Final[dict[object, JsonType]] = {
+    str: JsonType.STRING,
+    int: JsonType.INTEGER,
+    Numeric: JsonType.NUMBER,
+    bool: JsonType.BOOLEAN,
 }
 
 
-def kind_of(annotation: Any) -> tuple[Kind, Any]:
+def kind_of(annotation: Any) -> tuple[JsonType, Any]:
     """The JSON type of an annotation of `Result`, and a list's item type or an object's class."""
     bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if UnsetType in get_args(bare):
         bare = functools.reduce(operator.or_, (part for part in get_args(bare) if part is not UnsetType))
     if get_origin(bare) is list:
-        return Kind.LIST, get_args(bare)[0]
-    return (Kind.OBJECT, bare) if is_struct_type(bare) else (_KINDS[bare], None)
+        return JsonType.LIST, get_args(bare)[0]
+    return (JsonType.OBJECT, bare) if is_struct_type(bare) else (_KINDS[bare], None)
 
 
 def _fields(path: str, annotation: Any, **changes: Any) -> Iterator[Field]:
@@ -221,9 +221,9 @@ def _fields(path: str, annotation: Any, **changes: Any) -> Iterator[Field]:
     known = next((note for note in get_args(annotation) if isinstance(note, Field)), Field())
     kind, inner = kind_of(annotation)
     yield replace(known, path=path, kind=kind, **changes)
-    if kind is Kind.LIST:
+    if kind is JsonType.LIST:
         yield from _fields(f"{path}[]", inner)
-    elif kind is Kind.OBJECT:
+    elif kind is JsonType.OBJECT:
         for member in msgspec.structs.fields(inner):
             yield from _fields(f"{path}.{member.encode_name}", member.type)
 

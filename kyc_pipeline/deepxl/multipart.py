@@ -65,7 +65,7 @@ class Sendable(Protocol):
         """Yields the content in chunks."""
 
 
-class Document(NamedTuple):
+class DocumentPart(NamedTuple):
     """A file for the form field `field`, sent under a neutral name since the vendor puts it into URLs."""
 
     field: str
@@ -91,7 +91,7 @@ class MultipartBody(httpx.AsyncByteStream):
     """
 
     def __init__(
-        self, tags: Mapping[str, str], documents: tuple[Document, ...], confirm: Confirm = no_objection
+        self, tags: Mapping[str, str], documents: tuple[DocumentPart, ...], confirm: Confirm = no_objection
     ) -> None:
         heads = [f"\r\n{document.head()}" for document in documents]
         heads[0] = f'{_PART}"tags"\r\n\r\n{json.dumps(tags)}{heads[0]}'
@@ -161,7 +161,7 @@ class MultipartBody(httpx.AsyncByteStream):
                 yield from document.file.chunks(_CHUNK_BYTES)
 
     @contextmanager
-    def _reading(self, document: Document) -> Iterator[None]:
+    def _reading(self, document: DocumentPart) -> Iterator[None]:
         try:
             yield
         except DocumentProblem as problem:

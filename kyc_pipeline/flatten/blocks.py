@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from kyc_pipeline.deepxl.contract import CHECK_TYPES, Envelope, Kind, Result, kind_of, normalize_status
+from kyc_pipeline.deepxl.contract import CHECK_TYPES, Envelope, JsonType, Result, kind_of, normalize_status
 from kyc_pipeline.deepxl.echo import Echo, echo_mismatches
 from kyc_pipeline.flatten.values import CODE, MAX_LITERAL, MICROSECONDS, direct_columns, iso_microseconds
 from kyc_pipeline.lake.tables import (
@@ -39,20 +39,20 @@ Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Whole: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 _TEXT: Final = pa.string()
-_ARROW_TYPES: Final[dict[Kind, pa.DataType]] = {
-    Kind.STRING: _TEXT,
-    Kind.INTEGER: pa.int64(),
-    Kind.NUMBER: pa.float64(),
-    Kind.BOOLEAN: pa.bool_(),
+_ARROW_TYPES: Final[dict[JsonType, pa.DataType]] = {
+    JsonType.STRING: _TEXT,
+    JsonType.INTEGER: pa.int64(),
+    JsonType.NUMBER: pa.float64(),
+    JsonType.BOOLEAN: pa.bool_(),
 }
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:
     """The Arrow type of an annotation of the contract's `Result`."""
     kind, inner = kind_of(annotation)
-    if kind is Kind.LIST:
+    if kind is JsonType.LIST:
         return pa.list_(_arrow_type(inner))
-    if kind is Kind.OBJECT:
+    if kind is JsonType.OBJECT:
         members = msgspec.structs.fields(inner)
         return pa.struct([(member.encode_name, _arrow_type(member.type)) for member in members])
     return _ARROW_TYPES[kind]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from kyc_pipeline.deepxl.contract import FIELDS, Field, Kind, integer, is_geometry, removed_geometry
+from kyc_pipeline.deepxl.contract import FIELDS, Field, JsonType, integer, is_geometry, removed_geometry
 from kyc_pipeline.deepxl.jsontext import Json, Number, Object
 from kyc_pipeline.vocabulary import DriftKind
 
@@ -39,11 +39,11 @@ class _Place:
 
 
 def _places() -> _Place:
-    root = _Place(Field("", Kind.OBJECT))
+    root = _Place(Field("", JsonType.OBJECT))
     by_path = {"": root}
     for each in FIELDS:
         place = by_path[each.path] = _Place(each)
-        if each.kind not in (Kind.OBJECT, Kind.LIST):
+        if each.kind not in (JsonType.OBJECT, JsonType.LIST):
             place.takes = partial(_is_unremarkable, _KINDS[each.kind], each.odd)
         if each.path.endswith("[]"):
             by_path[each.path.removesuffix("[]")].item = place
@@ -66,13 +66,13 @@ def _is_unremarkable(
     return value != "" and is_right(value) and not (is_odd and is_odd(value))
 
 
-_KINDS: Final[dict[Kind, Callable[[Json], bool]]] = {
-    Kind.OBJECT: lambda value: isinstance(value, Object),
-    Kind.LIST: lambda value: isinstance(value, list),
-    Kind.STRING: lambda value: isinstance(value, str),
-    Kind.INTEGER: lambda value: integer(value) is not None,
-    Kind.NUMBER: lambda value: isinstance(value, Number),
-    Kind.BOOLEAN: lambda value: isinstance(value, bool),
+_KINDS: Final[dict[JsonType, Callable[[Json], bool]]] = {
+    JsonType.OBJECT: lambda value: isinstance(value, Object),
+    JsonType.LIST: lambda value: isinstance(value, list),
+    JsonType.STRING: lambda value: isinstance(value, str),
+    JsonType.INTEGER: lambda value: integer(value) is not None,
+    JsonType.NUMBER: lambda value: isinstance(value, Number),
+    JsonType.BOOLEAN: lambda value: isinstance(value, bool),
 }
 _ROOT: Final = _places()
 

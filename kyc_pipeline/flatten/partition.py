@@ -25,7 +25,7 @@ from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten.blocks import WITHHELD, BlockFlattener, Column, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter
-from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
+from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, SentSubmission
 from kyc_pipeline.lake.sent import read_sent
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
 from kyc_pipeline.lake.tables import (
@@ -190,7 +190,7 @@ class _Flattener:
                 continue
             for name in ("tags", WITHHELD):
                 submission[name] = dict(submission[name] or [])
-            self._records.add(rows, submission_id, received, Sent(**submission) if known else None)
+            self._records.add(rows, submission_id, received, SentSubmission(**submission) if known else None)
         for codes in rows.columns[VERIFICATIONS.name]["anomalies"]:
             summary.anomalies.update(codes)
         return rows

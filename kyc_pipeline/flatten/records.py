@@ -47,7 +47,7 @@ SECOND_TECHNICAL_CHECKS: Final = "result.technicalChecks"
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentSubmission:
     """What was sent for one submission, to compare with its response's echo."""
 
     id_sha256: str
@@ -170,7 +170,7 @@ class RecordFlattener:
         self._clear_tags = frozenset(clear_tags)
         self._drift = drift
 
-    def add(self, rows: Rows, submission_id: str, received: Received, sent: Sent | None) -> None:
+    def add(self, rows: Rows, submission_id: str, received: Received, sent: SentSubmission | None) -> None:
         """Appends the rows of one response; `sent` is None if no accepted submission has its id."""
         odd = set(self._survey(received.parsed, submission_id, sent))
         result = _Members(_Members(received.parsed, odd).get("result"), odd)
@@ -217,7 +217,7 @@ class RecordFlattener:
             },
         )
 
-    def _survey(self, response: Json, submission_id: str, sent: Sent | None) -> Iterator[Anomaly]:
+    def _survey(self, response: Json, submission_id: str, sent: SentSubmission | None) -> Iterator[Anomaly]:
         personal = {
             value.lower()
             for name, value in (sent.tags | sent.withheld_tags if sent else {}).items()

@@ -14,7 +14,7 @@ from kyc_pipeline.deepxl.contract import (
     FIELDS,
     SECONDS_BELOW,
     Field,
-    Kind,
+    JsonType,
     integer,
     is_unit_interval,
     normalize_status,
@@ -50,7 +50,7 @@ def direct_columns(table: Table, parent: str) -> dict[str, Field]:
     fields = {
         field.path: field
         for field in FIELDS
-        if field.path.rpartition(".")[0] == parent and field.kind not in (Kind.LIST, Kind.OBJECT)
+        if field.path.rpartition(".")[0] == parent and field.kind not in (JsonType.LIST, JsonType.OBJECT)
     }
     return {
         column.name: fields[column.made_from[0]]

@@ -46,11 +46,11 @@ from kyc_pipeline.ledger.models import (
     Adoption,
     AttemptResult,
     Claim,
+    ClaimResult,
     Decision,
     Discovery,
     Judgement,
     Lease,
-    Result,
     Settlement,
     State,
 )
@@ -97,7 +97,7 @@ def commit(
         # Lock the lease before any submission, as a takeover does: the reverse can deadlock on PostgreSQL.
         may_claim = is_held(connection, lease)
         time, calls = now(), Counter[int]()
-        ended = [result for result in results if isinstance(result, Result)]
+        ended = [result for result in results if isinstance(result, ClaimResult)]
         calls.subtract(unsent_calls(connection, ended))
         _record(connection, ended)
         _adopt(connection, [result for result in results if isinstance(result, Adoption)])
@@ -252,7 +252,7 @@ def _may_be_sent(row: Row[Any], lease: Lease, claim: Claim) -> bool:
     return bool(row.decision is Decision.RETRY or by_policy)
 
 
-def _record(connection: Connection, results: Sequence[Result]) -> None:
+def _record(connection: Connection, results: Sequence[ClaimResult]) -> None:
     if not results:
         return
     time = now()
@@ -329,7 +329,7 @@ _SET_STATE: Final = (
 )
 
 
-def _completed(connection: Connection, results: Sequence[Result]) -> set[str]:
+def _completed(connection: Connection, results: Sequence[ClaimResult]) -> set[str]:
     """The submissions that already have a response. Locks their rows."""
     ids = [result.claim.submission_id for result in results if result.state in _WITH_RESPONSE]
     query = (
@@ -341,7 +341,7 @@ def _completed(connection: Connection, results: Sequence[Result]) -> set[str]:
     return set(connection.execute(query).scalars()) if ids else set()
 
 
-def _history(result: Result, completed: set[str]) -> dict[str, str | None]:
+def _history(result: ClaimResult, completed: set[str]) -> dict[str, str | None]:
     """What an attempt keeps of its result: texts that the submission does not show, or may lose.
 
     Adds the submission to `completed` if the result completes it.
@@ -357,7 +357,7 @@ def _history(result: Result, completed: set[str]) -> dict[str, str | None]:
     return {"error": result.error, "body": body}
 
 
-def _check_claimed(connection: Connection, results: Sequence[Result]) -> None:
+def _check_claimed(connection: Connection, results: Sequence[ClaimResult]) -> None:
     """Checks that each attempt has begun; in a repeated commit some have ended already."""
     query = select(attempts.c.token).where(
         attempts.c.submission_id.in_([result.claim.submission_id for result in results])
@@ -366,7 +366,7 @@ def _check_claimed(connection: Connection, results: Sequence[Result]) -> None:
     _expect(sum(result.claim.token in known for result in results), len(results), "results")
 
 
-def _new_state(result: Result, time: int) -> dict[str, Any]:
+def _new_state(result: ClaimResult, time: int) -> dict[str, Any]:
     return {
         "key": result.claim.submission_id,
         "http_status": result.http_status,

@@ -16,7 +16,7 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.models import AttemptResult, Result
+from kyc_pipeline.ledger.models import AttemptResult, ClaimResult
 from kyc_pipeline.ledger.queries import was_sent
 from kyc_pipeline.ledger.schema import attempts, calls_of_days
 from kyc_pipeline.ledger.times import SECOND, now, to_datetime
@@ -90,7 +90,7 @@ def count_calls(connection: Connection, calls: Mapping[int, int]) -> None:
             connection.execute(insert(calls_of_days).values(day=_day_of(time), calls=number))
 
 
-def unsent_calls(connection: Connection, results: Iterable[Result]) -> Counter[int]:
+def unsent_calls(connection: Connection, results: Iterable[ClaimResult]) -> Counter[int]:
     """The calls that were counted when they were claimed, but of which no byte was sent, by their time.
 
     Call this before the results are recorded: a result that is recorded again must not count again.

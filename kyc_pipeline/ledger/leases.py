@@ -9,7 +9,6 @@ A suspended holder learns of a takeover before it sends: see :meth:`HeldLease.co
 """
 
 import contextlib
-import dataclasses
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -145,7 +144,8 @@ def acquire_lease(ledger: Ledger, partition_date: str, run_id: str) -> Lease:
     with ledger.write() as connection:
         refusal = _take(ledger, connection, lease)
         if refusal is None:
-            return dataclasses.replace(lease, recovered=_mark_open_claims(connection, partition_date))
+            _mark_open_claims(connection, partition_date)
+            return lease
     raise PartitionBusy(refusal)
 
 

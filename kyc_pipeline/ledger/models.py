@@ -68,8 +68,6 @@ class Lease:
     partition_date: str
     token: str
     run_id: str
-    recovered: int = 0
-    """How many open claims of earlier holders became uncertain."""
 
 
 @dataclass(slots=True)
@@ -89,7 +87,7 @@ class Claim:
 
 
 @dataclass(slots=True)
-class Result:
+class ClaimResult:
     """The result of a claim. `response` is the accepted response, `body` that of a failed call."""
 
     claim: Claim
@@ -151,7 +149,7 @@ class Judgement:
     error: str
 
 
-Settlement: TypeAlias = Result | Adoption | Discovery | Judgement
+Settlement: TypeAlias = ClaimResult | Adoption | Discovery | Judgement
 """What a run records of a submission after its claim or a look-up."""
 
 

@@ -19,7 +19,7 @@ from typing import Final, Self
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import ChangeRefused, InvariantBroken, Ledger, LedgerError, WrongLedger
 from kyc_pipeline.ledger.day_budget import DayBudget
-from kyc_pipeline.ledger.models import Adoption, Claim, Discovery, Lease, Result, Settlement
+from kyc_pipeline.ledger.models import Adoption, Claim, ClaimResult, Discovery, Lease, Settlement
 
 _MAX_GROUP: Final = 512
 _MAX_CHARACTERS: Final = 16_000_000
@@ -38,7 +38,7 @@ class _Pending:
     @property
     def characters(self) -> int:
         change = self.change
-        if isinstance(change, Result):
+        if isinstance(change, ClaimResult):
             return len(change.response or "") + len(change.body or "")
         return len(change.response or "") if isinstance(change, (Adoption, Discovery)) else 0
 

@@ -44,7 +44,7 @@ from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest, Verifi
 from kyc_pipeline.deepxl.echo import Echo, contradictions, read_echo
 from kyc_pipeline.lake.sent import SentContent
 from kyc_pipeline.ledger.day_budget import DayBudget
-from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Judgement, Result, State
+from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, ClaimResult, Judgement, State
 from kyc_pipeline.ledger.times import SECOND
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
@@ -277,7 +277,7 @@ class Dispatcher:
 
     async def _counted(
         self, item: Work, package: Package, claim: Claim, *, is_retry: bool
-    ) -> tuple[Result, DeepXLError | None]:
+    ) -> tuple[ClaimResult, DeepXLError | None]:
         """As `_send`. It counts as a call, unless not a byte left."""
         self._tally.calls += 1
         self._tally.retries += item.was_sent
@@ -292,7 +292,7 @@ class Dispatcher:
 
     async def _send(
         self, item: Work, package: Package, claim: Claim, *, is_retry: bool
-    ) -> tuple[Result, DeepXLError | None]:
+    ) -> tuple[ClaimResult, DeepXLError | None]:
         """Sends once. Returns what to record, and the error unless there is a sound response."""
         try:
             self._check_not_halted()
@@ -434,8 +434,8 @@ class Dispatcher:
         return seconds * random.uniform(0.5, 1.0)
 
     @staticmethod
-    def _completed(claim: Claim, response: VerificationResponse) -> Result:
-        return Result(
+    def _completed(claim: Claim, response: VerificationResponse) -> ClaimResult:
+        return ClaimResult(
             claim,
             State.COMPLETED,
             AttemptResult.RESPONDED,
@@ -486,7 +486,7 @@ def _meaning(error: DeepXLError) -> tuple[State, AttemptResult, bool]:
     return _MEANING.get(type(error), _MAYBE_PROCESSED)
 
 
-def _failed(claim: Claim, error: DeepXLError, standing: Standing) -> Result:
+def _failed(claim: Claim, error: DeepXLError, standing: Standing) -> ClaimResult:
     state, result, billable = _meaning(error)
     if error.sent is Sent.NOTHING:
         result = AttemptResult.NOT_SENT
@@ -496,7 +496,7 @@ def _failed(claim: Claim, error: DeepXLError, standing: Standing) -> Result:
         state = State.TURNED_AWAY  # this call was not processed, but the one before may have been
     if state in (State.FAILED, State.TURNED_AWAY) and standing is Standing.DECIDED:
         state = State.UNCERTAIN
-    return Result(
+    return ClaimResult(
         claim,
         state,
         result,

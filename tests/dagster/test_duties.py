@@ -20,7 +20,7 @@ from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
-from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
 DAY = "2024-09-08"
@@ -243,7 +243,7 @@ def test_what_deepxl_must_delete_is_listed_until_somebody_confirms_it(
         lease = acquire_lease(ledger, DAY, "run")
         claim = Claim(row["submission_id"], row["content_sha256"])
         commit(ledger, lease, [claim], [])
-        lost = Result(claim, State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, billable=True)
+        lost = ClaimResult(claim, State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, billable=True)
         commit(ledger, lease, [], [lost])
         release_lease(ledger, lease)
     code, out, _ = run("erase", "--tag", TAG, "--request", "R-12")

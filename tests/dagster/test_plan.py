@@ -22,7 +22,7 @@ from kyc_pipeline.ingest.state import Records, turns
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, ResponsesState
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.leases import hold
-from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.orchestration import partitions
 from kyc_pipeline.orchestration.catch_up import due_days
@@ -130,7 +130,7 @@ class World:
                     fails = key in run.failing
                     state = State.FAILED if fails else State.COMPLETED
                     result = AttemptResult.NOT_PROCESSED if fails else AttemptResult.RESPONDED
-                    commit(ledger, held.lease, [], [Result(claim, state, result, billable=not fails)])
+                    commit(ledger, held.lease, [], [ClaimResult(claim, state, result, billable=not fails)])
             write_responses(lake, ledger, day, ResponsesState.COMPLETE, "hold")
         return {row["submission_id"] for row in to_send}
 

@@ -22,7 +22,7 @@ from kyc_pipeline.deepxl.contract import reread
 from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
 from kyc_pipeline.flatten.blocks import WITHHELD, BlockFlattener, select
 from kyc_pipeline.flatten.drift import DriftCounter
-from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
+from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, SentSubmission
 from kyc_pipeline.ingest.documents import Documents, Role, examine_file
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
@@ -118,7 +118,7 @@ class Responses:
         store = DocumentFolder(documents)
         id_file, selfie = (_accepted(documents, store, name) for name in (ID_FILE, SELFIE_FILE))
         self._request = VerificationRequest(SUBMISSION, id_file, selfie, SENT_TAGS)
-        self._sent = Sent(id_file.sha256, id_file.size, selfie.size, SENT_TAGS)
+        self._sent = SentSubmission(id_file.sha256, id_file.size, selfie.size, SENT_TAGS)
         self._content = b""
         self._runner = asyncio.Runner()
         self._client = self._runner.run(self._connect())
@@ -179,7 +179,10 @@ class Responses:
 
 
 _SENT_SCHEMA: Final = pa.schema(
-    [(f.name, STRING_MAP if f.name == WITHHELD else SUBMISSIONS.column(f.name).type) for f in fields(Sent)]
+    [
+        (f.name, STRING_MAP if f.name == WITHHELD else SUBMISSIONS.column(f.name).type)
+        for f in fields(SentSubmission)
+    ]
 )
 
 

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from kyc_pipeline.analyze.report import charts
 from kyc_pipeline.analyze.report.page import (
+    DataTable,
     Figure,
     Row,
     Section,
-    Table,
     View,
     counted,
     day,
@@ -20,7 +20,7 @@ from kyc_pipeline.analyze.report.page import (
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period
-from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Check, Reader, Rows, grouped, rounded
+from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, ChartedCheck, Reader, Rows, grouped, rounded
 from kyc_pipeline.rules import BASELINE_DAYS, DRIFT_MIN_CHECKS, LOW_N, PSI_MODERATE
 
 _STEPS: Final = 100
@@ -104,7 +104,7 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
                         " threshold; the figures at the chosen threshold are in the text above."
                     )
                 ),
-                Table(("Check", "Threshold", "Of those with a confidence", "Of all"), rates),
+                DataTable(("Check", "Threshold", "Of those with a confidence", "Of all"), rates),
             ),
             Figure(
                 "threshold-flips",
@@ -116,7 +116,7 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
                         " the figures at the chosen threshold are in the text above."
                     )
                 ),
-                Table(("Check", "Threshold", "Passed, would fail", "Failed, would pass"), flips),
+                DataTable(("Check", "Threshold", "Passed, would fail", "Failed, would pass"), flips),
             ),
         ]
     section = Section(
@@ -222,7 +222,7 @@ def confidences(reader: Reader) -> Section:
 def _histogram(
     reader: Reader,
     name: str,
-    check: Check,
+    check: ChartedCheck,
     rows: Rows,
     summaries: Mapping[tuple[str, str, str], dict[str, Any]],
 ) -> Figure:
@@ -264,7 +264,7 @@ def _histogram(
         check.label,
         charts.histogram(drawn, reader.shown),
         reader.views(view),
-        Table(
+        DataTable(
             ("Confidence from", "to", "PASS", "FAIL", "Other"),
             [
                 Row(
@@ -364,7 +364,7 @@ def _quantiles(reader: Reader) -> Rows:
     )
 
 
-def _quantile_figure(reader: Reader, name: str, check: Check, rows: Rows, lowest: float) -> Figure:
+def _quantile_figure(reader: Reader, name: str, check: ChartedCheck, rows: Rows, lowest: float) -> Figure:
     def view(period: Period) -> View:
         own = reader.in_period(rows, period)
         if not own:
@@ -386,7 +386,7 @@ def _quantile_figure(reader: Reader, name: str, check: Check, rows: Rows, lowest
         f"{check.label}: quantiles",
         charts.quantiles_over_time(chart, reader.shown, lowest),
         reader.views(view),
-        Table(
+        DataTable(
             ("Day or week from", "Checks", "5th", "25th", "Median", "75th", "95th percentile"),
             [
                 Row(
@@ -413,7 +413,7 @@ def _drifts(reader: Reader) -> Rows:
     )
 
 
-def _drift_figure(reader: Reader, name: str, check: Check, rows: Rows) -> Figure:
+def _drift_figure(reader: Reader, name: str, check: ChartedCheck, rows: Rows) -> Figure:
     def view(period: Period) -> View:
         own = reader.in_period(rows, period)
         if not own:
@@ -433,7 +433,7 @@ def _drift_figure(reader: Reader, name: str, check: Check, rows: Rows) -> Figure
         f"{check.label}: PSI",
         charts.drift(reader.filled(rows, ("psi", "floor", "ks", "level")), reader.shown),
         reader.views(view),
-        Table(
+        DataTable(
             ("Day", "Level", "PSI", "Noise floor", "KS", "Checks"),
             [
                 Row(

@@ -154,7 +154,7 @@ METRICS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Measurement:
     """One measured value. The bounds are NULL where the unit has none; see the columns of `metrics.csv`."""
 
     metric: Metric
@@ -179,7 +179,7 @@ class Evidence:
 
     first: datetime.date
     last: datetime.date
-    figures: tuple[Figure, ...]
+    figures: tuple[Measurement, ...]
     unnamed: int
     """Submissions, on all days, whose person no response names: they count for nobody."""
     build: tuple[tuple[str, str], ...]
@@ -238,7 +238,7 @@ def read_evidence(warehouse: Place, first: datetime.date | None, last: datetime.
             )
         period = {"first": since, "last": until}
         figures = [
-            Figure(metric, **row)
+            Measurement(metric, **row)
             for metric in METRICS
             if metric.sql
             for row in rows_of(connection, metric.sql, period)

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from kyc_pipeline.analyze.report import charts
-from kyc_pipeline.analyze.report.page import Figure, Row, Section, Table, View, number, percent, share, some
+from kyc_pipeline.analyze.report.page import (
+    DataTable,
+    Figure,
+    Row,
+    Section,
+    View,
+    number,
+    percent,
+    share,
+    some,
+)
 from kyc_pipeline.analyze.report.periods import Period
 from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Reader, Rows, grouped
 
@@ -76,7 +86,7 @@ def failures(reader: Reader) -> Section:
                 "Failed checks of declined verifications",
                 charts.attribution(bars, reader.shown),
                 reader.views(view),
-                Table(
+                DataTable(
                     (
                         "Check",
                         "Declined",
@@ -118,7 +128,7 @@ def failures(reader: Reader) -> Section:
         " change to this check could gain.",
         "No check failed, and nothing was declined." if reader.completed else NONE_COMPLETED,
         figures,
-        Table(
+        DataTable(
             ("Failed together", "Verifications", "Verified anyway"),
             [
                 Row(

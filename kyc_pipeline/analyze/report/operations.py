@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from kyc_pipeline.analyze.report import charts
 from kyc_pipeline.analyze.report.page import (
+    DataTable,
     Figure,
     Row,
     Section,
-    Table,
     View,
     counted,
     day,
@@ -87,7 +87,7 @@ def funnel(reader: Reader) -> Section:
                 "From manifest row to verified",
                 charts.funnel(_funnel_bars(totals), reader.shown),
                 reader.views(view),
-                Table(
+                DataTable(
                     ("Stage", "Submissions", "Of received"),
                     [
                         Row(
@@ -104,7 +104,7 @@ def funnel(reader: Reader) -> Section:
                 "Submissions received over time",
                 charts.volume(_volume_bars(reader, series), reader.shown),
                 reader.views(over_time),
-                Table(
+                DataTable(
                     (
                         "Day or week from",
                         "Received",
@@ -150,7 +150,7 @@ def funnel(reader: Reader) -> Section:
         " flattened.",
         "No submission was received yet.",
         figures,
-        Table(
+        DataTable(
             ("Reason", "Rows", "Last seen"),
             [
                 Row((row["reason"].replace("_", " "), number(row["n"]), day(row["last"])), [row["period"]])
@@ -245,7 +245,7 @@ def subjects(reader: Reader) -> Section:
         "Returning people",
         "People are identified by the pseudonym of customerId. Counted: those first seen in the period.",
         "No response has the tag customerId." if reader.completed else NONE_COMPLETED,
-        table=Table(("What", "Count", "Share"), table) if table else None,
+        table=DataTable(("What", "Count", "Share"), table) if table else None,
         table_title="People and their attempts",
         definitions=reader.define(
             "repeat_subjects",
@@ -331,7 +331,7 @@ def _latency_figure(reader: Reader, rows: Rows) -> Figure:
         "Response time in milliseconds",
         charts.latency(drawn, reader.shown),
         reader.views(view),
-        Table(
+        DataTable(
             ("Day or week from", "Responses", "p50 ms", "p95 ms", "p99 ms", "Max ms"),
             [
                 Row(
@@ -382,7 +382,7 @@ def _calls_figure(reader: Reader, rows: Rows) -> Figure:
             reader.shown,
         ),
         reader.views(view),
-        Table(
+        DataTable(
             ("Day or week from", "Calls", "Retries", "Sent without response", "Billable"),
             [
                 Row(
@@ -432,7 +432,7 @@ def _cost_figure(reader: Reader, rows: Rows) -> Figure:
             reader.shown,
         ),
         reader.views(view),
-        Table(
+        DataTable(
             (
                 "Day or week from",
                 "Billable calls",

@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class DataTable:
     """A table; columns from `numeric_from` on are aligned as numbers. `empty` replaces an empty table."""
 
     headings: Sequence[str]
@@ -55,7 +55,7 @@ class Figure:
     title: str
     spec: dict[str, Any]
     views: Mapping[str, View]
-    table: Table
+    table: DataTable
     check: str = ""
     wide: bool = False
 
@@ -77,7 +77,7 @@ class Section:
     intro: str
     empty: str
     figures: Sequence[Figure] = ()
-    table: Table | None = None
+    table: DataTable | None = None
     table_title: str = ""
     definitions: Sequence[Definition] = ()
     key: Sequence[tuple[str, str]] = ()

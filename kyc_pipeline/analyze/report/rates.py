@@ -5,10 +5,10 @@ from typing import Final
 
 from kyc_pipeline.analyze.report import charts
 from kyc_pipeline.analyze.report.page import (
+    DataTable,
     Figure,
     Row,
     Section,
-    Table,
     View,
     bounds,
     counted,
@@ -177,7 +177,7 @@ def _rate_figure(
         title,
         charts.rate_over_time(chart, reader.shown, n, _lowest(series) if lowest is None else lowest),
         reader.views(view),
-        Table(
+        DataTable(
             (
                 "Day or week from",
                 "Passed" if check else "Verified",
@@ -220,7 +220,7 @@ def changes(reader: Reader) -> Section:
         f" complete weeks against the {ALARM_BASELINE_WEEKS} before. Over all rates together, at most one"
         f" such alarm a year is false. Shown: the latest {_CHANGES} over all days.",
         f"No rate changed. Alarms need {ALARM_MIN_WEEKS + 1} complete weeks.",
-        table=Table(
+        table=DataTable(
             ("Weeks from", "to", "Rate", "Change", "95% from", "to", "Evidence", "At the same time"),
             [
                 Row(
@@ -313,7 +313,7 @@ def companies(reader: Reader) -> Section:
                 "Verified rate by company",
                 charts.companies(drawn, reader.shown),
                 reader.views(view),
-                Table(
+                DataTable(
                     ("Company", "Verifications", "Verified", "Rate", "95% from", "to"),
                     [
                         Row(

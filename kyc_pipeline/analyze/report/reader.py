@@ -33,7 +33,7 @@ def rows_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ChartedCheck:
     """A check that has charts; `label` is its type, with the group if several groups have that type."""
 
     group: str
@@ -167,7 +167,7 @@ class Reader:
             [daily_from, weekly],
         )
 
-    def _choose_checks(self) -> list[Check]:
+    def _choose_checks(self) -> list[ChartedCheck]:
         rows = self.rows(
             """
             SELECT check_group, check_type, count(*) OVER (PARTITION BY check_type) AS groups
@@ -177,7 +177,7 @@ class Reader:
         )
         self.all_checks = len(rows)
         return [
-            Check(
+            ChartedCheck(
                 row["check_group"],
                 row["check_type"],
                 row["check_type"] if row["groups"] == 1 else f"{row['check_type']} ({row['check_group']})",

@@ -10,7 +10,7 @@ import msgspec
 from kyc_pipeline.deepxl.contract import File, Result
 
 
-class Records:
+class History:
     """All records in order of arrival. For one process at a time."""
 
     def __init__(self, store: Path | None = None) -> None:

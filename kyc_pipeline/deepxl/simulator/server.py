@@ -16,7 +16,7 @@ from aiohttp import web
 from kyc_pipeline.deepxl.contract import Envelope, File, ModelResults, Result, Tag
 from kyc_pipeline.deepxl.simulator.faults import Fault
 from kyc_pipeline.deepxl.simulator.form import HEAD_BYTES, BadForm, FormReader, Part
-from kyc_pipeline.deepxl.simulator.history import Records
+from kyc_pipeline.deepxl.simulator.history import History
 from kyc_pipeline.deepxl.simulator.scores import invent_verdict, latency_seconds
 from kyc_pipeline.media_types import media_type
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
@@ -96,7 +96,7 @@ class Simulator:
         self._lag_seconds = lookup_lag_seconds
         self._ignore_tag_filter = ignore_tag_filter
         self._keepalive_seconds = keepalive_seconds
-        self._records = Records()
+        self._records = History()
         self._looks: Counter[int] = Counter()
         self._recorded_at: dict[int, float] = {}
         self._stopping = asyncio.Event()
@@ -114,7 +114,7 @@ class Simulator:
         app.router.add_get("/v1/verification", self._handled(self._list))
         app.router.add_get("/v1/verification/{verification_id}", self._handled(self._get))
         app.router.add_get("/v1/files/{name}", self._handled(self._file))
-        self._records = Records(self._store)
+        self._records = History(self._store)
         self._runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=1, keepalive_timeout=self._keepalive_seconds
         )

@@ -11,7 +11,7 @@ from kyc_pipeline.ledger.audit import AuditTrail, Author, problems, read_trail
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.ledger.legal_holds import Held, add_hold
-from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.ledger.vendor_deletions import (
     VendorRecord,
     confirm,
@@ -61,7 +61,7 @@ def fill(landing: Any, deployment: Deployment) -> None:
     def call(key: str, state: State, result: AttemptResult, **more: str) -> None:
         claim = Claim(key, content[key], resend=True)
         assert commit(deployment.ledger, lease, [claim], []) == {claim.token}
-        commit(deployment.ledger, lease, [], [Result(claim, state, result, billable=True, **more)])  # type: ignore[arg-type]
+        commit(deployment.ledger, lease, [], [ClaimResult(claim, state, result, billable=True, **more)])  # type: ignore[arg-type]
 
     call(id_of("second"), State.TURNED_AWAY, AttemptResult.TURNED_AWAY)
     for name, (state, result, more) in CALLS.items():

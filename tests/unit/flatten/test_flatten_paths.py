@@ -15,7 +15,7 @@ from kyc_pipeline.flatten import blocks
 from kyc_pipeline.flatten.blocks import BlockFlattener, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.partition import as_sent
-from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, Sent
+from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, SentSubmission
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from tests.unit.flatten.support import (
     CLEAR,
@@ -30,7 +30,7 @@ from tests.unit.flatten.support import (
 )
 
 SENT_COLUMNS = ["id_sha256", "id_size", "selfie_size", "tags"]
-SENT = Sent(SHA, SEED["idFileSize"], SEED["selfieFileSize"], SEED_TAGS)
+SENT = SentSubmission(SHA, SEED["idFileSize"], SEED["selfieFileSize"], SEED_TAGS)
 
 ODD_VALUES = st.sampled_from(
     [

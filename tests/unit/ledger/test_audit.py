@@ -27,7 +27,7 @@ from kyc_pipeline.ledger.database import InvariantBroken, Ledger
 from kyc_pipeline.ledger.decisions import reopen, resolve_all_held, resolve_held
 from kyc_pipeline.ledger.identity import bind
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
-from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.privacy.erased import Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
@@ -197,7 +197,8 @@ def lose(ledger: Ledger, state: State, *ids: str) -> None:
     lease = acquire_lease(ledger, DATE, "run")
     claims = [Claim(key, "c") for key in ids]
     commit(ledger, lease, claims, [])
-    commit(ledger, lease, [], [Result(each, state, AttemptResult.REFUSED, billable=True) for each in claims])
+    results = [ClaimResult(claim, state, AttemptResult.REFUSED, billable=True) for claim in claims]
+    commit(ledger, lease, [], results)
     release_lease(ledger, lease)
 
 

@@ -14,10 +14,10 @@ from kyc_pipeline.ledger.leases import acquire_lease, mark_open_claims_uncertain
 from kyc_pipeline.ledger.models import (
     AttemptResult,
     Claim,
+    ClaimResult,
     Decision,
     HeldSubmission,
     Lease,
-    Result,
     Spend,
     State,
 )
@@ -53,7 +53,7 @@ def call(
     """Claims and records one call."""
     assert commit(ledger, lease, [claim], []) == {claim.token}
     billable = result in (AttemptResult.RESPONDED, AttemptResult.MAYBE_PROCESSED)
-    commit(ledger, lease, [], [Result(claim, state, result, billable, **more)])
+    commit(ledger, lease, [], [ClaimResult(claim, state, result, billable, **more)])
 
 
 def lose(ledger: Ledger, lease: Lease, *ids: str) -> None:

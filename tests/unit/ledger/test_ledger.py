@@ -29,7 +29,7 @@ from kyc_pipeline.ledger.leases import (
     release_lease,
     renew_lease,
 )
-from kyc_pipeline.ledger.models import AttemptResult, Claim, Judgement, Lease, Result, State
+from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, Judgement, Lease, State
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
 from kyc_pipeline.ledger.schema import HEAD_REVISION, attempts, leases, metadata, submissions
@@ -38,16 +38,16 @@ from kyc_pipeline.ledger.times import to_datetime
 DATE = "2024-09-01"
 
 
-def completed(claim: Claim, response: str = "{}") -> Result:
-    return Result(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response=response)
+def completed(claim: Claim, response: str = "{}") -> ClaimResult:
+    return ClaimResult(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response=response)
 
 
-def lost(claim: Claim) -> Result:
-    return Result(claim, State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, billable=True, error="lost")
+def lost(claim: Claim) -> ClaimResult:
+    return ClaimResult(claim, State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, billable=True, error="lost")
 
 
-def refused(claim: Claim) -> Result:
-    return Result(claim, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False)
+def refused(claim: Claim) -> ClaimResult:
+    return ClaimResult(claim, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_the_database_refuses_what_must_never_happen(
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
     if state != "claimed":
-        commit(ledger, lease, [], [Result(claim, State(state), AttemptResult.REFUSED, billable=False)])
+        commit(ledger, lease, [], [ClaimResult(claim, State(state), AttemptResult.REFUSED, billable=False)])
     with pytest.raises(InvariantBroken, match=why), ledger.write() as connection:
         connection.execute(sa.text(change))
     assert read_entries(ledger, ["a"])["a"].state is State(state)
@@ -222,7 +222,7 @@ def test_a_settled_submission_is_not_claimed_again(ledger: Ledger, state: State)
     lease = acquire_lease(ledger, DATE, "run")
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
-    commit(ledger, lease, [], [Result(claim, state, AttemptResult.RESPONDED, billable=True)])
+    commit(ledger, lease, [], [ClaimResult(claim, state, AttemptResult.RESPONDED, billable=True)])
     assert commit(ledger, lease, [Claim("a", "c")], []) == frozenset()
     assert commit(ledger, lease, [Claim("a", "c", resend=True)], []) == frozenset()
     resend = Claim("a", "c", resend=True, by_policy=True)
@@ -236,7 +236,7 @@ def test_a_submission_that_may_have_been_sent_keeps_date_and_content(ledger: Led
     claim = Claim("a", "c")
     commit(ledger, lease, [claim], [])
     if state is not State.CLAIMED:
-        commit(ledger, lease, [], [Result(claim, state, AttemptResult.RESPONDED, billable=True)])
+        commit(ledger, lease, [], [ClaimResult(claim, state, AttemptResult.RESPONDED, billable=True)])
     assert commit(ledger, lease, [Claim("a", "other", resend=True)], []) == frozenset()
     assert commit(ledger, other, [Claim("a", "c", resend=True)], []) == frozenset()
     assert read_entries(ledger, ["a"])["a"][1:4] == (DATE, "c", state)
@@ -304,7 +304,8 @@ def test_an_expired_lease_is_taken_and_its_claims_become_uncertain(ledger_url: s
         claims = [Claim("a", "c"), Claim("b", "c"), Claim("d", "c")]
         commit(hasty, old, claims, [])
         new = acquire_lease(ledger, DATE, "new")
-        assert new.recovered == 3
+        entries = read_entries(ledger, ["a", "b", "d"])
+        assert {entry.state for entry in entries.values()} == {State.UNCERTAIN}
         assert not renew_lease(hasty, old)
         # The old run is not dead after all. It cannot claim, but its responses count.
         assert commit(hasty, old, [Claim("e", "c")], [completed(claims[0])]) == frozenset()
@@ -323,7 +324,7 @@ def test_an_expired_lease_is_taken_and_its_claims_become_uncertain(ledger_url: s
 def turn_away(ledger: Ledger, lease: Lease) -> None:
     claim = Claim("a", "c", resend=True)
     assert commit(ledger, lease, [claim], [])
-    result = Result(claim, State.TURNED_AWAY, AttemptResult.TURNED_AWAY, billable=False)
+    result = ClaimResult(claim, State.TURNED_AWAY, AttemptResult.TURNED_AWAY, billable=False)
     commit(ledger, lease, [], [result])
 
 
@@ -431,7 +432,7 @@ def test_a_second_response_is_kept_in_the_history(ledger: Ledger) -> None:
         resolve_held(ledger, "a", "retry", "operator")
     for _ in range(2):  # a commit whose reply was lost is repeated
         commit(ledger, old, [], [completed(second, "of the second"), completed(first, "of the first")])
-    broken = Result(
+    broken = ClaimResult(
         third, State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True, response="of the third", error="odd"
     )
     commit(ledger, old, [], [broken])
@@ -452,7 +453,7 @@ def test_a_quarantined_response_is_kept_when_a_sound_one_replaces_it(ledger: Led
     assert mark_open_claims_uncertain(ledger, lease) == 1
     resolve_held(ledger, "a", "retry", "operator")
     commit(ledger, lease, [second], [])
-    broken = Result(second, State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True, response="<html>")
+    broken = ClaimResult(second, State.QUARANTINED, AttemptResult.CONTRACT_BROKEN, True, response="<html>")
     commit(ledger, lease, [], [broken])
     commit(ledger, lease, [], [completed(first, "sound")])
     _, response = read_responses(ledger, ["a"])["a"]

@@ -20,11 +20,11 @@ from kyc_pipeline.ledger.models import (
     Adoption,
     AttemptResult,
     Claim,
+    ClaimResult,
     Decision,
     Entry,
     Judgement,
     Lease,
-    Result,
     State,
 )
 from kyc_pipeline.ledger.queries import read_entries, read_responses
@@ -152,7 +152,7 @@ class LedgerMachine(RuleBasedStateMachine):
             AttemptResult.MAYBE_PROCESSED: State.UNCERTAIN,
         }.get(what, State.TURNED_AWAY if what in turned_away else State.FAILED)
         billable = what not in (*surely_not, *turned_away)
-        result = Result(claim, state, what, billable, response=f"response {claim.token}")
+        result = ClaimResult(claim, state, what, billable, response=f"response {claim.token}")
         in_doubt = self.in_doubt(claim)
         for _ in range(2 if twice else 1):
             commit(self.ledger, self.lease(date, stale), [], [result])
@@ -182,7 +182,6 @@ class LedgerMachine(RuleBasedStateMachine):
             if entry and entry.state is State.CLAIMED and entry.partition_date == date
         }
         self.leases[date].append(acquire_lease(self.ledger, date, f"run-{next(self.numbers)}"))
-        assert self.leases[date][-1].recovered == len(open_before)
         assert all(self.state_of(key) is State.UNCERTAIN for key in open_before)
         assert all(self.entry(key) == before[key] for key in IDS if key not in open_before)
 

@@ -20,7 +20,7 @@ from psycopg import sql
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.leases import acquire_lease
-from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.ledger.queries import read_outcomes
 from tests.optional import absent
 from tests.unit.postgres import PostgresServer
@@ -82,7 +82,7 @@ def work(url: str, date: str) -> int:
         for number in range(40):
             claim = Claim(f"{date}-{number}", "c")
             commit(ledger, lease, [claim], [])
-            done = Result(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response="{}")
+            done = ClaimResult(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response="{}")
             commit(ledger, lease, [], [done])
         return sum(Counter(outcome for part in read_outcomes(ledger, date) for _, outcome in part).values())
 

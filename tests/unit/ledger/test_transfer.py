@@ -21,7 +21,7 @@ from kyc_pipeline.ledger.database import InvariantBroken, Ledger, WrongLedger
 from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.ledger.identity import bind, check_bond, read_identity
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
-from kyc_pipeline.ledger.models import AttemptResult, Claim, Result, State
+from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
 from kyc_pipeline.vocabulary import Outcome
 from tests.unit.killed_commit import kill_in_commit
@@ -53,7 +53,7 @@ def fill(ledger: Ledger) -> None:
         lease,
         [],
         [
-            Result(
+            ClaimResult(
                 completed,
                 State.COMPLETED,
                 AttemptResult.RESPONDED,
@@ -61,8 +61,8 @@ def fill(ledger: Ledger) -> None:
                 latency_ms=0.1 + 0.2,
                 response='{"result": "é"}',
             ),
-            Result(lost, State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, billable=True, error="lost"),
-            Result(refused, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False),
+            ClaimResult(lost, State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, billable=True, error="lost"),
+            ClaimResult(refused, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False),
         ],
     )
     release_lease(ledger, lease)
@@ -272,7 +272,7 @@ def test_a_result_without_its_claim_is_no_result(ledger_url: str) -> None:
         known, unknown = Claim("a", "c"), Claim("b", "c")
         commit(ledger, lease, [known], [])
         results = [
-            Result(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response="{}")
+            ClaimResult(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response="{}")
             for claim in (known, unknown)
         ]
         with pytest.raises(InvariantBroken, match="took 1 of 2 results"):
@@ -289,7 +289,8 @@ def test_a_claim_finds_its_row_or_is_none(tmp_path: Path) -> None:
         lease = acquire_lease(ledger, DATE, "run")
         claim = Claim("a", "c")
         commit(ledger, lease, [claim], [])
-        commit(ledger, lease, [], [Result(claim, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False)])
+        result = ClaimResult(claim, State.FAILED, AttemptResult.NOT_PROCESSED, billable=False)
+        commit(ledger, lease, [], [result])
         with ledger.write() as connection:
             connection.execute(
                 text(

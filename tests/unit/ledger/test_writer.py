@@ -13,7 +13,7 @@ from kyc_pipeline.ledger import writer as writing
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import ChangeRefused, Ledger, LedgerError
 from kyc_pipeline.ledger.leases import acquire_lease
-from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, Lease, Result, State
+from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, ClaimResult, Lease, State
 from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.ledger.writer import GroupWriter
 
@@ -43,8 +43,8 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
         yield opened
 
 
-def completed(claim: Claim, response: str) -> Result:
-    return Result(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response=response)
+def completed(claim: Claim, response: str) -> ClaimResult:
+    return ClaimResult(claim, State.COMPLETED, AttemptResult.RESPONDED, billable=True, response=response)
 
 
 async def settle_all(ledger: Ledger, responses: dict[str, str]) -> list[BaseException | None]:
@@ -132,7 +132,7 @@ def test_long_responses_are_recorded_in_several_transactions(
         ledger: Ledger,
         lease: Lease,
         claims: Sequence[Claim],
-        results: Sequence[Result | Adoption],
+        results: Sequence[ClaimResult | Adoption],
         day_budget: object,
     ) -> frozenset[str]:
         recorded.append(len(results))
