@@ -464,7 +464,9 @@ def _problem(field: str, kind: str, message: str) -> str:
     """What is wrong with a setting, given pydantic's error. An example says more than a pattern."""
     if kind == "string_pattern_mismatch" and (examples := Settings.model_fields[field].examples):
         return f"must look like {examples[0]}"
-    return message.removeprefix("Value error, ")
+    if kind.endswith("_parsing"):
+        message = message.partition(", ")[0]
+    return message.removeprefix("Value error, ").replace("Input should be", "must be", 1)
 
 
 def _check_file(file: Path) -> None:

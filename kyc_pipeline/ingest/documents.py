@@ -23,6 +23,7 @@ from kyc_pipeline.wording import invisible
 MAX_BYTES: Final = 50_000_000
 """The vendor's limit is "50 MB"; the decimal reading is the safe one."""
 CACHE_SIZE: Final = 65_536
+_ROOT: Final = "documents/"
 _KNOWN_TYPES: Final = frozenset(DocumentType)
 
 
@@ -125,6 +126,10 @@ class Documents:
             hint = f"the path has {hidden}"
         elif any(map(self._exists, _other_forms(path))):
             hint = "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"
+        elif path != path.lower() and self._exists(path.lower()):
+            hint = "a file exists whose name is in lower case: use its exact name"
+        elif path.startswith(_ROOT) and self._exists(path.removeprefix(_ROOT)):
+            hint = f"the path is relative to the documents folder: leave out {_ROOT}"
         else:
             return document
         return replace(document, detail=f"{document.detail}: {hint}")

@@ -133,9 +133,14 @@ def test_a_line_that_would_be_ignored_is_refused(tmp_path: Path, line: str, told
         ("KYC_ALERT_EMAIL_FROM", "me", "must look like kyc@mail.example"),
         ("KYC_ALERT_EMAIL_TO", "me@x,you", "must look like me@mail.example,you@mail.example"),
         ("KYC_CSV_ENCODING", "cp1252", "must be one of windows-1250 to windows-1258; .*"),
+        ("DEEPXL_MAX_CALLS_PER_DAY", "many", "must be a valid integer"),
+        ("DEEPXL_PRICE_PER_CALL", "0,30", "must be a valid decimal"),
+        ("KYC_START_DATE", "1.9.24", "must be a valid date or datetime"),
+        ("KYC_MIN_CELL", "0", "must be greater than or equal to 1"),
+        ("DEEPXL_UNCERTAIN", "maybe", "must be 'hold' or 'retry'"),
     ],
 )
-def test_a_value_of_another_form_is_answered_with_an_example(
+def test_a_value_of_another_form_is_answered_with_what_it_must_be(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -1,6 +1,7 @@
 """Reads JSON Lines: one object per line, whose members are the columns."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -18,6 +19,7 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
 _NO_OBJECT: Final = "the line is not a valid JSON object"
 _DUPLICATE_KEY: Final = "the line has a duplicate key"
+_LINE_END: Final = re.compile(r"\r*\n|\r(?=[^\r\n])")
 
 
 def read_jsonl(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Iterator[pa.Table]:
@@ -53,10 +55,13 @@ def read_jsonl(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Ite
 
 
 def _lines(path: ManifestFile) -> Iterator[str]:
-    rest = ""
+    rest = end = ""
     for block in text_blocks(path):
-        # Only \n and \r\n end a JSON line: strings may contain other line separators.
-        *lines, rest = (rest + block).split("\n")
+        text = rest + block
+        # The first line end is that of all lines. Strings may contain other line separators.
+        if not end and (found := _LINE_END.search(text)):
+            end = found[0][-1]
+        *lines, rest = text.split(end or "\n")
         if len(rest) > MAX_ROW_BYTES:
             raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} bytes")
         yield from (line for line in lines if line.strip())

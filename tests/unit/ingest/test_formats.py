@@ -256,6 +256,15 @@ def test_jsonl(zone: Any) -> None:
 GOOD = '"id_file":"id.jpg","selfie_file":"selfie.png"'
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n", "\r"])
+@pytest.mark.parametrize("last", ["", "end"])
+def test_jsonl_line_ends(zone: Any, end: str, last: str) -> None:
+    lines = [ELEMENT.replace("A1", f"A{number}") for number in range(3)]
+    zone.manifest("a.jsonl", end.join(lines) + (end if last else ""))
+    zone.ingest()
+    assert zone.ids() == ["A0", "A1", "A2"]
+
+
 def test_jsonl_values_that_json_does_not_have_matter_only_where_they_are_used(zone: Any) -> None:
     lines = [
         f'{{"submission_id":"A1",{GOOD},"score":NaN,"tags":{{"k":"ü","l":"w"}}}}',

@@ -164,6 +164,8 @@ def test_each_broken_row_has_its_reason_and_stops_no_other(full_zone: Any) -> No
 
 LOOKS_THE_SAME = "a file exists whose name looks the same (Unicode NFC and NFD): use its exact name"
 
+LOWER_CASE = "a file exists whose name is in lower case: use its exact name"
+
 
 @pytest.mark.parametrize(
     ("path", "detail"),
@@ -175,6 +177,10 @@ LOOKS_THE_SAME = "a file exists whose name looks the same (Unicode NFC and NFD):
         ("u\u0308/\u00e9.jpg", LOOKS_THE_SAME),
         ("folder/e\u0301.jpg\u200b", "the path has an invisible character (U+200B)"),
         ("folder/è.jpg", None),
+        ("Plain.JPG", LOWER_CASE),
+        ("plain.JPG", LOWER_CASE),
+        ("documents/plain.jpg", "the path is relative to the documents folder: leave out documents/"),
+        ("documents/other.jpg", None),
     ],
 )
 def test_a_path_that_only_looks_right_is_explained(
@@ -182,6 +188,7 @@ def test_a_path_that_only_looks_right_is_explained(
 ) -> None:
     zone.document("folder/e\u0301.jpg", make_image())
     zone.document("\u00fc/e\u0301.jpg", make_image())
+    zone.document("plain.jpg", make_image())
     zone.rows({"id_file": path}, {"submission_id": "A2", "id_file": "folder/e\u0301.jpg"})
     zone.ingest()
     assert zone.ids() == ["A2"]
