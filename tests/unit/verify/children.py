@@ -91,9 +91,12 @@ def verify_with_small_files(limit: int, root: str, server: str, ledger_url: str,
 
 
 def lock_ledger(url: str, pipe: Connection) -> None:
-    """Locks the ledger against other writers until a message arrives."""
+    """Connects, and after a message locks the ledger against other writers until the next one."""
     engine = sa.create_engine(url)
     with engine.connect() as connection:
+        connection.rollback()
+        pipe.send("connected")
+        pipe.recv()
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:

@@ -166,15 +166,20 @@ def test_a_disk_that_is_full_for_the_lake(
 
 
 @contextlib.contextmanager
-def locked_by_another_process(world: World, processes: ForkServerContext) -> Iterator[None]:
-    """Another process locks the ledger until the block ends."""
+def another_process(world: World, processes: ForkServerContext) -> Iterator[Callable[[], None]]:
+    """What makes another process, which is connected already, lock the ledger until the block ends."""
     here, there = processes.Pipe()
     url = world.settings.kyc_ledger_url.get_secret_value()
     other = processes.Process(target=children.lock_ledger, args=(url, there))
     other.start()
-    assert here.recv() == "locked"
+    assert here.recv() == "connected"
+
+    def lock() -> None:
+        here.send("lock")
+        assert here.recv() == "locked"
+
     try:
-        yield
+        yield lock
     finally:
         here.send("enough")
         other.join()
@@ -190,8 +195,10 @@ def test_a_ledger_that_stays_locked_ends_the_run_before_any_call(
         with Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient:
             acquire_lease(impatient, "2000-01-01", "make the ledger")
             world.ledger = impatient  # a cached property may be set
-            with locked_by_another_process(world, processes), pytest.raises(LedgerError, match=r"(?i)lock"):
-                world.verify()
+            with another_process(world, processes) as lock:
+                lock()
+                with pytest.raises(LedgerError, match=r"(?i)lock"):
+                    world.verify()
             assert not simulator.received
             assert world.verify().is_complete
 
@@ -204,19 +211,24 @@ def test_a_ledger_locked_in_mid_run_is_waited_for(
     world.options = {"deepxl_max_concurrency": 2}
     patient = dataclasses.replace(QUICK, ledger_patience=30)
     with (
-        running_simulator(token=TOKEN, latency_ms=5) as simulator,
+        running_simulator(token=TOKEN, latency_ms=20) as simulator,
         Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient,
     ):
         world.server = simulator.url
+        acquire_lease(impatient, "2000-01-01", "make the ledger")
         world.ledger = impatient  # a cached property may be set
 
         def lock_for_a_while() -> None:
-            until(lambda: simulator.received.total() >= 3)
-            with locked_by_another_process(world, processes):
+            with another_process(world, processes) as lock:
+                connected.set()
+                until(lambda: simulator.received.total() >= 3)
+                lock()
                 threading.Event().wait(0.8)
 
+        connected = threading.Event()
         locker = threading.Thread(target=lock_for_a_while)
         locker.start()
+        connected.wait()
         summary = world.verify(timing=patient)
         locker.join()
         assert summary.is_complete
