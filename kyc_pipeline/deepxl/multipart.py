@@ -1,7 +1,7 @@
 """The multipart body of a verification, made of accepted documents. It knows when its end was sent.
 
 httpx can build such a body (`files=`), but does not say when it sends the last byte, and does not notice a
-file that changes in the meantime. ADR 0009 says what this one saves.
+file that changes in the meantime. ADR 0009 has the speed of both.
 """
 
 import asyncio

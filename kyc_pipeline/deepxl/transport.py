@@ -1,7 +1,7 @@
 """Sends httpx requests directly through the aiohttp transport.
 
 `httpx.AsyncClient` would add redirects, authentication that follows them, and logs with the URL, all unwanted
-here. ADR 0009 says what going without it saves, and why aiohttp carries httpx's requests.
+here. ADR 0009 says why aiohttp carries httpx's requests.
 """
 
 import asyncio
