@@ -81,6 +81,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
     log = folder / "ui.log"
     with webserver(command, cwd=folder, env=env, log=log, port=port, stop=signal.SIGTERM) as running_server:
         yield running_server
+        # A daemon that is interrupted while it starts prints a traceback of its own.
+        running_server.wait(lambda: "the following daemons" in log.read_text(encoding="utf-8"), "the daemon")
     assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
