@@ -33,7 +33,7 @@ SCALES: dict[str, dict[str, list[str]]] = {
         "backfill": ["--days", "6", "--sizes", "3", "--submissions", "2"],
         "alarms": ["--years", "10"],
     },
-    "usual": {  # within 20 minutes on two cores
+    "usual": {  # in about 40 minutes on two cores
         "verify": ["--rounds", "1", "--submissions", "20000"],
         "flatten": ["--rows", "200000", "--days", "10", "--rounds", "2"],
         "ingest": ["--rows", "500000", "--rounds", "2"],
