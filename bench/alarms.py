@@ -65,7 +65,17 @@ class Board:
         rates[:, 0] -= fall * fallen[:, None]
         rates = np.clip(rates + random.normal(0, self.deviation, rates.shape), 0, 1)
         passed = random.binomial(self.volume, rates).astype(float)
-        return Weeks.of_days(passed, np.full(passed.shape, float(self.volume)))
+        return weeks_of_days(passed, np.full(passed.shape, float(self.volume)))
+
+
+def weeks_of_days(passed: Array, decided: Array) -> Weeks:
+    """Weekly counts, from those by board, series, week and day of the week; in SQL, `rate_weeks` does it."""
+    k, n = passed.sum(-1), decided.sum(-1)
+    rate = np.divide(k, n, out=np.zeros_like(n), where=n > 0)[..., None]
+    spread = decided * rate * (1 - rate)
+    squares = np.divide((passed - decided * rate) ** 2, spread, out=np.zeros_like(spread), where=spread > 0)
+    days = (spread > 0).sum(-1).astype(float)
+    return Weeks(k, n, squares.sum(-1), np.maximum(days - 1, 0))
 
 
 @dataclass(frozen=True)

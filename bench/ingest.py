@@ -75,7 +75,7 @@ def pandas_whole(landing: Path, out: Path) -> tuple[int, int]:
     )
     times = pd.to_datetime(frame["submitted_at"].where(iso), utc=True, format="ISO8601", errors="coerce")
     bad_time = (frame["submitted_at"] != "") & times.isna()
-    from kyc_pipeline.document_folder import DocumentFolder
+    from kyc_pipeline.document_store import DocumentFolder
 
     with Documents(DocumentFolder(landing / "documents")) as documents:
         found = documents.examine({*frame["id_file"].unique(), *frame["selfie_file"].unique()})

@@ -38,7 +38,7 @@ from pydantic import SecretStr
 from bench.peak_memory import peak_bytes
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.deepxl.multipart import CONTENT_TYPE, Confirm, DocumentPart, MultipartBody, no_objection
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
+from kyc_pipeline.document_store import AcceptedDocument, DocumentFolder
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.ledger.database import Ledger

@@ -13,13 +13,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from kyc_pipeline.errors import plain_line
+from kyc_pipeline.vocabulary import PARTITION_TAG, RANGE_END_TAG, RANGE_START_TAG
 
-_PARTITION: Final = "dagster/partition"
-_RANGE: Final = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 _DAGSTER_LOGGERS: Final = ("dagster", "dagster-webserver")
 """The loggers to which Dagster gives a console, after it has changed the class of new loggers."""
 _RUN_ATTRIBUTE: Final = "dagster_meta"
-"""The attribute of a record in which Dagster tells the run."""
+"""The attribute of a log record with Dagster's metadata of the run."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -56,7 +55,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def _partition(tags: Mapping[str, str]) -> dict[str, str]:
-    days = [tags[name] for name in ((_PARTITION,) if _PARTITION in tags else _RANGE) if name in tags]
+    names = (PARTITION_TAG,) if PARTITION_TAG in tags else (RANGE_START_TAG, RANGE_END_TAG)
+    days = [tags[name] for name in names if name in tags]
     return {"partition": "...".join(dict.fromkeys(days))} if days else {}
 
 

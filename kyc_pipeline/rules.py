@@ -6,7 +6,7 @@ SQL files refer to them as `{low_n}`, in queries and in headers; the loader fill
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from kyc_pipeline.vocabulary import UNDECIDED, Anomaly, Outcome
+from kyc_pipeline.vocabulary import COMPANY_NAME_TAG, COMPANY_TAG, UNDECIDED, Anomaly, Outcome
 
 LOW_N: Final = 30
 """Sample size below which a rate is marked `low_n`."""
@@ -26,9 +26,12 @@ PSI_NOISE_FACTOR: Final = 21.665994
 """99% quantile of chi-squared with 9 degrees of freedom: ten bins."""
 
 ALARM_RATE: Final = 0.01
-"""Chance of any false alarm in a week, over all series."""
+"""Chance of any false alarm in a week, over all series of a board."""
 ALARM_WINDOWS: Final = (1, 2, 4, 8)
 """Lengths, in weeks, of what is compared with the weeks before it."""
+ALARM_WINDOWS_TEXT: Final = f"{', '.join(map(str, ALARM_WINDOWS[:-1]))} and {ALARM_WINDOWS[-1]}"
+ALARM_NEW_NORMAL: Final = max(ALARM_WINDOWS)
+"""Weeks after which a changed rate is the new baseline."""
 ALARM_BASELINE_WEEKS: Final = 26
 ALARM_MIN_WEEKS: Final = 8
 """Weeks of the baseline: at most, and at least."""
@@ -73,11 +76,15 @@ SQL_PARAMETERS: Final[Mapping[str, str]] = {
     "psi_moderate": str(PSI_MODERATE),
     "psi_large": str(PSI_LARGE),
     "psi_noise_factor": str(PSI_NOISE_FACTOR),
+    "alarm_windows": ALARM_WINDOWS_TEXT,
+    "alarm_new_normal": str(ALARM_NEW_NORMAL),
     "alarm_baseline_weeks": str(ALARM_BASELINE_WEEKS),
     "alarm_min_days": str(ALARM_MIN_DAYS),
     "outage_share": str(OUTAGE_SHARE),
     "outage_percent": f"{OUTAGE_SHARE:.0%}",
     "suppressed": SUPPRESSED,
+    "company_tag": COMPANY_TAG,
+    "company_name_tag": COMPANY_NAME_TAG,
     "rejected_rows": str(REJECTED_ROWS),
     "rejected_share": str(REJECTED_SHARE),
     "rejected_percent": f"{REJECTED_SHARE:.0%}",

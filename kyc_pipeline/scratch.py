@@ -1,4 +1,4 @@
-"""Folders for the time of one operation, which maintenance removes if a kill left them behind."""
+"""Temporary folders, one per operation. Maintenance removes those that a killed process left."""
 
 import tempfile
 from collections.abc import Iterator

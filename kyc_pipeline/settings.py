@@ -23,7 +23,13 @@ from pydantic import Field, SecretStr, StringConstraints, ValidationError, Valid
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.vocabulary import DOCUMENT_TYPES, SUBMISSION_TAG, DocumentType
+from kyc_pipeline.vocabulary import (
+    COMPANY_NAME_TAG,
+    COMPANY_TAG,
+    DOCUMENT_TYPES,
+    SUBMISSION_TAG,
+    DocumentType,
+)
 from kyc_pipeline.wording import invisible
 
 MIN_KEY_LENGTH: Final = 32
@@ -118,7 +124,7 @@ class Settings(BaseSettings):
     deepxl_requests_per_second: float = Field(default=10, ge=0)
     """Rate limit across all processes that share the ledger; 0 means none."""
     deepxl_timeout_seconds: float = Field(default=60, gt=0)
-    """Timeout of one call."""
+    """Time limit, in seconds, of each step of a call: reading the documents, the upload, the response."""
     deepxl_max_attempts: int = Field(default=5, ge=1)
     """Maximum attempts per submission and run. The pipeline retries only if that is safe."""
     deepxl_max_calls_per_run: int | None = Field(default=None, ge=0)
@@ -162,11 +168,11 @@ class Settings(BaseSettings):
     kyc_report: Path | str = Field(default=Path("data/report/index.html"), validate_default=True)
     """The report: a file; or `s3://bucket/prefix`, where it is `index.html`."""
     kyc_pseudonym_key: SecretStr | None = None
-    """HMAC key of the pseudonyms. By default, a key file is created on first use: `pseudonym_key_file`."""
+    """HMAC key of the pseudonyms. With SQLite, a key file is created on first use; else it is required."""
     kyc_pseudonym_old_keys: SecretStr | None = None
     """Earlier keys (comma-separated), for `rekey`, and to recognise people who were erased under them."""
     kyc_clear_tags: Annotated[frozenset[str], NoDecode] = frozenset(
-        {SUBMISSION_TAG, "companyId", "companyName"}
+        {SUBMISSION_TAG, COMPANY_TAG, COMPANY_NAME_TAG}
     )
     """Tags whose values analysts may see (comma-separated)."""
     kyc_retain_days: int | None = Field(default=None, ge=0)
@@ -182,7 +188,7 @@ class Settings(BaseSettings):
     kyc_dimensions: Annotated[tuple[str, ...], NoDecode] = ()
     """Tags that slice rates and outcomes (comma-separated). Analysts see their values."""
     kyc_subject_tags: Annotated[tuple[str, ...], NoDecode, Field(min_length=1, max_length=3)] = (
-        "companyId",
+        COMPANY_TAG,
         "customerId",
     )
     """Tags that identify a person (comma-separated): the last one, which is unique within the others."""
@@ -339,7 +345,7 @@ class Settings(BaseSettings):
     def _check_dimensions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name, reason in (
             ("model_version", "which is always a dimension"),
-            ("company", "which names the slice by companyId: deliver that tag under another name"),
+            ("company", f"which names the slice by {COMPANY_TAG}: deliver that tag under another name"),
         ):
             if name in value:
                 raise ValueError(f"must not contain {name}, {reason}")

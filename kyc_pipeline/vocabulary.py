@@ -8,6 +8,13 @@ from typing import Final
 
 SUBMISSION_TAG: Final = "submissionId"
 """The pipeline adds this tag to every request and looks verifications up by it. Manifests must not use it."""
+COMPANY_TAG: Final = "companyId"
+COMPANY_NAME_TAG: Final = "companyName"
+"""The tags with the id and the name of the company whose customer a person is."""
+PARTITION_TAG: Final = "dagster/partition"
+RANGE_START_TAG: Final = "dagster/asset_partition_range_start"
+RANGE_END_TAG: Final = "dagster/asset_partition_range_end"
+"""Dagster's tags of a run: its one day, or its first and its last day."""
 TECHNICAL_CHECKS: Final = "technicalChecks"
 """The group of checks in every response."""
 MANIFEST_FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at", "consent")

@@ -34,7 +34,7 @@ class Group(NamedTuple):
 GROUPS: Final = {
     "pseudonyms": Group(("privacy/pseudonyms",), ("privacy",)),
     "documents": Group(
-        ("document_folder", "ingest/documents"),
+        ("document_store", "ingest/documents"),
         ("test_documents.py", "ingest/test_reasons.py", "ingest/test_file_types.py"),
     ),
     "sending": Group(("deepxl/multipart",), ("deepxl/test_transport_faults.py", "deepxl/test_client.py")),

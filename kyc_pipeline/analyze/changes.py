@@ -1,12 +1,14 @@
 """Finds lasting and passing changes of weekly rates, with few false alarms over a whole board of series.
 
-Each complete week, the last 1, 2, 4 and 8 weeks of every series are compared with the 26 weeks before them.
-Rates vary more from day to day than chance explains, so the variance is that of the days within the weeks
-(a quasi-binomial model). Benjamini and Hochberg's procedure over all series and window lengths keeps the
-chance of any false alarm in a week at `ALARM_RATE`, however many series there are.
+Each complete week, the last `ALARM_WINDOWS` weeks of every series are compared with the
+`ALARM_BASELINE_WEEKS` before them. Rates vary more from day to day than chance explains, so the variance is
+that of the days within the weeks (a quasi-binomial model). Benjamini and Hochberg's procedure over all series
+and window lengths keeps the chance of any false alarm of a board in a week at `ALARM_RATE`, however many
+series it has.
 
 After an alarm, its weeks leave the baseline, and windows begin after it: one bad week has no echo. A change
-that lasts 8 weeks becomes the new baseline. `bench/alarms.py` measures false alarms and delays of this code.
+that lasts `ALARM_NEW_NORMAL` weeks becomes the new baseline. `bench/alarms.py` measures false alarms and
+delays of this code.
 """
 
 import datetime
@@ -23,6 +25,7 @@ from kyc_pipeline.rules import (
     ALARM_BASELINE_WEEKS,
     ALARM_MIN_EFFECT,
     ALARM_MIN_WEEKS,
+    ALARM_NEW_NORMAL,
     ALARM_RATE,
     ALARM_WINDOWS,
     LOW_N,
@@ -31,8 +34,6 @@ from kyc_pipeline.rules import (
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
-_NEW_NORMAL: Final = max(ALARM_WINDOWS)
-"""Weeks after which a changed rate is the new baseline."""
 _erfc: Final = np.vectorize(math.erfc, otypes=[np.float64])
 
 
@@ -47,18 +48,6 @@ class Weeks:
     decided: Array
     excess: Array
     freedom: Array
-
-    @classmethod
-    def of_days(cls, passed: Array, decided: Array) -> "Weeks":
-        """From counts by board, series, week and day of the week."""
-        k, n = passed.sum(-1), decided.sum(-1)
-        rate = np.divide(k, n, out=np.zeros_like(n), where=n > 0)[..., None]
-        spread = decided * rate * (1 - rate)
-        squares = np.divide(
-            (passed - decided * rate) ** 2, spread, out=np.zeros_like(spread), where=spread > 0
-        )
-        days = (spread > 0).sum(-1).astype(float)
-        return cls(k, n, squares.sum(-1), np.maximum(days - 1, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +112,7 @@ def find_changes(weeks: Weeks, alarm_rate: float = ALARM_RATE) -> list[Change]:
                 change = _joined(before, change)
             clean[at][change.first : week + 1] = False
             resume[at] = week + 1
-            if change.last - change.first + 1 >= _NEW_NORMAL:
+            if change.last - change.first + 1 >= ALARM_NEW_NORMAL:
                 restart[at] = change.first
                 clean[at][change.first : week + 1] = has_data[at][change.first : week + 1]
                 latest.pop(at, None)

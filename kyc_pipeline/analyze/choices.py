@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final
 
 import duckdb
 
 from kyc_pipeline.settings import Settings
-
-_COMPANY_TAG: Final = "companyId"
+from kyc_pipeline.vocabulary import COMPANY_TAG
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class Choices:
     """Whether the values of the tag `companyId` are clear."""
     dimensions: tuple[str, ...] = ()
     """Tags by which tables are sliced."""
-    subject_tags: tuple[str, ...] = (_COMPANY_TAG, "customerId")
+    subject_tags: tuple[str, ...] = (COMPANY_TAG, "customerId")
     """Tags that identify a person: the last one, within the others."""
     min_cell: int = 1
     """Companies and values with fewer people on a day are hidden."""
@@ -37,7 +35,7 @@ class Choices:
         return cls(
             settings.deepxl_price_per_call,
             settings.deepxl_currency,
-            _COMPANY_TAG in settings.kyc_clear_tags,
+            COMPANY_TAG in settings.kyc_clear_tags,
             settings.kyc_dimensions,
             settings.kyc_subject_tags,
             settings.kyc_min_cell,
@@ -47,7 +45,7 @@ class Choices:
 
     def submission_columns(self) -> Mapping[str, tuple[str, str]]:
         """Columns that models read from `lake.submissions` in place of its tags: name → (SQL, type)."""
-        company = _value_of(_COMPANY_TAG) if self.has_company else "NULL"
+        company = _value_of(COMPANY_TAG) if self.has_company else "NULL"
         entries = ", ".join(
             f"{literal(name)}: coalesce({_value_of(name)}, 'UNKNOWN')" for name in self.dimensions
         )

@@ -20,7 +20,7 @@ from typing import Any, Final
 import duckdb
 import s3fs
 
-from kyc_pipeline.document_folder import StoreError
+from kyc_pipeline.document_store import StoreError
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.landing.bucket import Bucket, signature_of
 

@@ -39,7 +39,7 @@ from kyc_pipeline.verify.summary import estimated_cost
 from kyc_pipeline.vocabulary import LEFT_FOR_LATER, SETTLED, UNDECIDED, Outcome
 from kyc_pipeline.wording import plural
 
-LISTED = 20
+SHOWN_SUBMISSIONS = 20
 NOT_PUBLISHED = "not published: `kyc-pipeline publish` builds warehouse and report"
 STOPPING = "finishing the calls in flight, which are paid for; a second signal abandons them"
 ABANDONING = "abandoning the calls in flight: the next run looks them up"
@@ -122,10 +122,10 @@ def run_backfill(
         )
     results = read_results(pipeline, days)
     left = results.left
-    for day, submission_id, outcome in left[:LISTED]:
+    for day, submission_id, outcome in left[:SHOWN_SUBMISSIONS]:
         click.echo(f"{day}  {submission_id}  {outcome}")
-    if len(left) > LISTED:
-        click.echo(f"… and {len(left) - LISTED} more, in verification_responses")
+    if len(left) > SHOWN_SUBMISSIONS:
+        click.echo(f"… and {len(left) - SHOWN_SUBMISSIONS} more, in verification_responses")
     rejected = rejected_rows(pipeline.lake, days)
     kept = sum(kept_rows(pipeline.lake, day) for day in days if pipeline.lake.exists(SUBMISSIONS, day))
     accepted = results.outcomes.total() - kept

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from kyc_pipeline.orchestration.run_origin import LOCATION, MODULE
 from kyc_pipeline.scratch import scratch_folder
 
-MODULE: Final = "kyc_pipeline.definitions"
-LOCATION: Final = "kyc_pipeline"
-"""The same name as in workspace.yaml and pyproject.toml: they share schedules and run history."""
 _OWN: Final = f"""load_from:
   - python_module:
       module_name: {MODULE}

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 
 import httpx
 
-from kyc_pipeline.document_folder import DocumentProblem, cause
+from kyc_pipeline.document_store import DocumentProblem, cause
 from kyc_pipeline.errors import KycError
 
 Confirm = Callable[[], Awaitable[None]]

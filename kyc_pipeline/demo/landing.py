@@ -24,7 +24,14 @@ import pyarrow.parquet as pq
 from kyc_pipeline.days import day_range
 from kyc_pipeline.demo.drawing import Face, id_card, selfie
 from kyc_pipeline.lake.atomic import replacing
-from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS, SUBMISSION_TAG, Reason
+from kyc_pipeline.vocabulary import (
+    COMPANY_NAME_TAG,
+    COMPANY_TAG,
+    MANIFEST_FIELDS,
+    REQUIRED_FIELDS,
+    SUBMISSION_TAG,
+    Reason,
+)
 
 COMPANIES: Final = {
     "101": "Alder Bank",
@@ -187,8 +194,8 @@ class _People:
                 "customerId": person.customer_id,
                 "customerName": person.name,
                 "documentId": person.document_id,
-                "companyId": person.company_id,
-                "companyName": COMPANIES[person.company_id],
+                COMPANY_TAG: person.company_id,
+                COMPANY_NAME_TAG: COMPANIES[person.company_id],
             },
         )
 

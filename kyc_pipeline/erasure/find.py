@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kyc_pipeline.document_folder import FileIdentity
+from kyc_pipeline.document_store import FileIdentity
 from kyc_pipeline.erasure.ledger_store import has_tag
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.ingest.labels import is_erased

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from kyc_pipeline.document_folder import DocumentFile, DocumentProblem, FileIdentity, cause
+from kyc_pipeline.document_store import DocumentFile, DocumentProblem, FileIdentity, cause
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.columns import LABEL_ROWS, ROW

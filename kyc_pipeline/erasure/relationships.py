@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import Final
 
-from kyc_pipeline.document_folder import cause
+from kyc_pipeline.document_store import cause
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.landing.opening import Root, open_landing
 from kyc_pipeline.landing.zone import Landing, ManifestFile

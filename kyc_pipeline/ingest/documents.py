@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from kyc_pipeline.document_folder import DocumentFile, DocumentProblem, DocumentStore, cause
+from kyc_pipeline.document_store import DocumentFile, DocumentProblem, DocumentStore, cause
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.images import PILLOW_FORMATS, image_problem
 from kyc_pipeline.media_types import HEAD_BYTES, media_type

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kyc_pipeline.days import is_day
-from kyc_pipeline.document_folder import cause
+from kyc_pipeline.document_store import cause
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.ingest.documents import Documents
 from kyc_pipeline.ingest.formats import needs_encoding, read_manifest, reader_of

@@ -16,7 +16,7 @@ import fsspec.asyn
 import s3fs
 from s3fs.utils import FileExpired
 
-from kyc_pipeline.document_folder import StoreError
+from kyc_pipeline.document_store import StoreError
 
 BLOCK_BYTES: Final = 1 << 22
 """Bytes per request of a large object."""

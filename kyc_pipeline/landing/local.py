@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from kyc_pipeline.document_folder import DocumentFolder
+from kyc_pipeline.document_store import DocumentFolder
 from kyc_pipeline.landing.zone import LABELS_FOLDER, Entry, ManifestFile, Signature
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, ClassVar, Final, Literal, cast
 
-from kyc_pipeline.document_folder import DocumentFile, DocumentProblem, FileIdentity
+from kyc_pipeline.document_store import DocumentFile, DocumentProblem, FileIdentity
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.landing.bucket import (
     BLOCK_BYTES,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import BinaryIO, Final, Literal, Protocol, TypeAlias
 
-from kyc_pipeline.document_folder import DocumentStore
+from kyc_pipeline.document_store import DocumentStore
 
 LABELS_FOLDER: Final = "labels"
 """The folder of the manifests of labels."""

@@ -12,6 +12,7 @@ from kyc_pipeline.ledger.decisions import RESOLUTIONS_HELP, resolve_held
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import ANALYZE, FLATTEN
+from kyc_pipeline.vocabulary import PARTITION_TAG, RANGE_END_TAG, RANGE_START_TAG
 
 VERIFY_AND_PUBLISH = "verify_and_publish"
 
@@ -22,7 +23,7 @@ CATCH_UP = {"dagster/priority": "5"}
 TRIGGER = "kyc/trigger"
 """Tag that says what requested a run."""
 COMMAND_LINE = "command line"
-"""The tag's value for `kyc-pipeline backfill`, which runs the days that a failed run left behind."""
+"""The tag's value for the runs of `kyc-pipeline`'s commands, which themselves run what a failed run left."""
 
 BACKFILL = "dagster/backfill"
 """Dagster's tag with the id of the run's backfill."""
@@ -81,18 +82,14 @@ def resolve_held_submission() -> None:
     record_decision()
 
 
-_PARTITION = "dagster/partition"
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-
-
 def range_tags(first: str, last: str) -> dict[str, str]:
     """The tags of one run over the days from `first` to `last`."""
-    return {RANGE_START: first, RANGE_END: last}
+    return {RANGE_START_TAG: first, RANGE_END_TAG: last}
 
 
 def days_of(tags: Mapping[str, str]) -> tuple[str, str] | None:
     """The first and the last day of a run with these tags; None if it is not partitioned."""
-    if day := tags.get(_PARTITION):
+    if day := tags.get(PARTITION_TAG):
         return day, day
-    first = tags.get(RANGE_START)
-    return (first, tags.get(RANGE_END, first)) if first else None
+    first = tags.get(RANGE_START_TAG)
+    return (first, tags.get(RANGE_END_TAG, first)) if first else None

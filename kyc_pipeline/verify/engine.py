@@ -20,7 +20,7 @@ from typing import Final
 
 from kyc_pipeline.deepxl.call_errors import AccessDenied, DeepXLError, Denied
 from kyc_pipeline.deepxl.client import DeepXLClient
-from kyc_pipeline.document_folder import DocumentStore
+from kyc_pipeline.document_store import DocumentStore
 from kyc_pipeline.errors import KycError, UsageError, plain_line
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ResponsesState

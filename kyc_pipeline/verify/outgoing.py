@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kyc_pipeline.deepxl.multipart import Sendable
-from kyc_pipeline.document_folder import CHANGED, AcceptedDocument, DocumentProblem, DocumentStore
+from kyc_pipeline.document_store import CHANGED, AcceptedDocument, DocumentProblem, DocumentStore
 from kyc_pipeline.image_metadata import REMOVERS, CannotRemove, without_metadata
 from kyc_pipeline.lake.sent import UNCHANGED, SentContent, only
 from kyc_pipeline.settings import Settings

@@ -10,7 +10,7 @@
 -- pseudonym: HMAC-SHA-256 of the value; each tag name has pseudonyms of its own.
 -- is_complete: Whether no submission of the day is undecided; see days.
 WITH hidden AS (
-    SELECT date, submission_id, unnest(['companyId', 'companyName']) AS name
+    SELECT date, submission_id, unnest(['{company_tag}', '{company_name_tag}']) AS name
     FROM submissions
     WHERE company_id = '{suppressed}'
     UNION

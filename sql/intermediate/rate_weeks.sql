@@ -30,7 +30,7 @@ WITH daily AS (
     SELECT 'slices', 'verdict', 'VERIFIED', 'company', company_id, date, verified, verifications
     FROM verified_rates_by_company
     -- As a dimension, the same tag has series already.
-    WHERE 'companyId' NOT IN (SELECT dimension FROM verified_rates_by_dimension)
+    WHERE '{company_tag}' NOT IN (SELECT dimension FROM verified_rates_by_dimension)
     UNION ALL
     SELECT 'slices', 'verdict', 'VERIFIED', dimension, value, date, verified, verifications
     FROM verified_rates_by_dimension

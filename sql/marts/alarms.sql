@@ -1,7 +1,8 @@
--- Changes of rates that somebody should look at; at most one a year is false, over all series together. After
--- each week, the last 1, 2, 4 and 8 weeks of every rate are compared with the {alarm_baseline_weeks} weeks
--- before, using the days' own variance. Weeks that raised an alarm leave the baseline; a change that lasts 8
--- weeks becomes the new one. Weeks that have not ended and incomplete days do not count.
+-- Changes of rates that somebody should look at; on average, at most one a year is false, over all series
+-- together. After each week, the last {alarm_windows} weeks of every rate are compared with the
+-- {alarm_baseline_weeks} weeks before, using the days' own variance. Weeks that raised an alarm leave the
+-- baseline; a change that lasts {alarm_new_normal} weeks becomes the new one. Weeks that have not ended and
+-- incomplete days do not count.
 --
 -- kind: rate_fell or rate_rose.
 -- series: check_group and check_type, then dimension and value for a slice, joined with /.

@@ -18,12 +18,13 @@ from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, ingested_by
-from kyc_pipeline.orchestration.jobs import RANGE_END, RANGE_START, range_tags
+from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.partition import write_responses
+from kyc_pipeline.vocabulary import RANGE_END_TAG, RANGE_START_TAG
 from tests.conftest import Landing
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
@@ -330,7 +331,7 @@ def test_catch_up_requests_a_run_of_its_own_for_an_unreadable_day_once(
     landing.day("2024-09-07", 1)
     unreadable_manifest(landing, DAY)
     good, broken = catch_up_requests(definitions, pipeline, instance)
-    assert good.tags[RANGE_START] == good.tags[RANGE_END] == "2024-09-07"
+    assert good.tags[RANGE_START_TAG] == good.tags[RANGE_END_TAG] == "2024-09-07"
     assert broken.partition_key == DAY
     # Dagster ignores a run key that it has seen.
     assert catch_up_requests(definitions, pipeline, instance)[1].run_key == broken.run_key
@@ -395,7 +396,7 @@ def test_a_day_with_a_bad_manifest_does_not_block_the_others_of_its_run(
         return [request for request in cast(Any, sensor(context)) if isinstance(request, dg.RunRequest)]
 
     requested = requests(failed)
-    assert [(request.tags[RANGE_START], request.tags[RANGE_END]) for request in requested] == [
+    assert [(request.tags[RANGE_START_TAG], request.tags[RANGE_END_TAG]) for request in requested] == [
         (DAY, DAY),
         ("2024-09-10", "2024-09-10"),
     ]

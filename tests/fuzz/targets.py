@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from kyc_pipeline.deepxl.call_errors import DeepXLError
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest, VerificationResponse
 from kyc_pipeline.deepxl.contract import reread
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
+from kyc_pipeline.document_store import AcceptedDocument, DocumentFolder
 from kyc_pipeline.flatten.blocks import WITHHELD, BlockFlattener, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, SentSubmission

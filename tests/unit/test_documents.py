@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder, DocumentProblem
+from kyc_pipeline.document_store import AcceptedDocument, DocumentFolder, DocumentProblem
 from kyc_pipeline.vocabulary import Reason
 
 SECRET = b"not for anybody"

@@ -29,7 +29,14 @@ from kyc_pipeline.analyze.report.reader import (
     grouped,
     rounded,
 )
-from kyc_pipeline.rules import ALARM_BASELINE_WEEKS, ALARM_MIN_WEEKS, LOW_N, SUPPRESSED
+from kyc_pipeline.rules import (
+    ALARM_BASELINE_WEEKS,
+    ALARM_MIN_WEEKS,
+    ALARM_WINDOWS_TEXT,
+    LOW_N,
+    SUPPRESSED,
+)
+from kyc_pipeline.vocabulary import COMPANY_NAME_TAG, COMPANY_TAG
 
 _COMPANIES: Final = 20
 _CHANGES: Final = 20
@@ -216,9 +223,10 @@ def changes(reader: Reader) -> Section:
     return Section(
         "changes",
         "Alarms",
-        "Rates that changed by more than chance and the usual variation between days: the last 1, 2, 4 and 8"
-        f" complete weeks against the {ALARM_BASELINE_WEEKS} before. Over all rates together, at most one"
-        f" such alarm a year is false. Shown: the latest {_CHANGES} over all days.",
+        "Rates that changed by more than chance and the usual variation between days: the last"
+        f" {ALARM_WINDOWS_TEXT} complete weeks against the {ALARM_BASELINE_WEEKS} before. Over all rates"
+        " together, on average at most one such alarm a year is false. Shown: the latest"
+        f" {_CHANGES} over all days.",
         f"No rate changed. Alarms need {ALARM_MIN_WEEKS + 1} complete weeks.",
         table=DataTable(
             ("Weeks from", "to", "Rate", "Change", "95% from", "to", "Evidence", "At the same time"),
@@ -336,8 +344,8 @@ def companies(reader: Reader) -> Section:
     return Section(
         "companies",
         "Companies",
-        f"The {_COMPANIES} companies (tag companyId) with the most verifications, largest first. Overlapping"
-        " intervals do not rank companies. The dashed line is the rate of all companies together."
+        f"The {_COMPANIES} companies (tag {COMPANY_TAG}) with the most verifications, largest first."
+        " Overlapping intervals do not rank companies. The dashed line is the rate of all companies together."
         f" “{_SMALL}”: those with too few people on a day (KYC_MIN_CELL) to be shown on that day.",
         NONE_COMPLETED,
         figures,
@@ -361,12 +369,12 @@ def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
     if not kind:  # a view over the lake, which may be out of reach here
         return {}
     rows = reader.rows(
-        """
+        f"""
         SELECT i.value AS id, arg_max(n.value, i.date) AS name
         FROM verification_tags AS i
         JOIN verification_tags AS n
-            ON n.date = i.date AND n.verification_id = i.verification_id AND n.name = 'companyName'
-        WHERE i.name = 'companyId' AND list_contains($1::VARCHAR[], i.value) AND n.value <> ''
+            ON n.date = i.date AND n.verification_id = i.verification_id AND n.name = '{COMPANY_NAME_TAG}'
+        WHERE i.name = '{COMPANY_TAG}' AND list_contains($1::VARCHAR[], i.value) AND n.value <> ''
             AND n.value <> i.value
         GROUP BY i.value
         """,

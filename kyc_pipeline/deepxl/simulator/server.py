@@ -19,7 +19,7 @@ from kyc_pipeline.deepxl.simulator.form import HEAD_BYTES, BadForm, FormReader, 
 from kyc_pipeline.deepxl.simulator.history import History
 from kyc_pipeline.deepxl.simulator.scores import invent_verdict, latency_seconds
 from kyc_pipeline.media_types import media_type
-from kyc_pipeline.vocabulary import SUBMISSION_TAG
+from kyc_pipeline.vocabulary import COMPANY_TAG, SUBMISSION_TAG
 
 MAX_BODY_BYTES: Final = 50 * 1024 * 1024
 _IMAGES: Final = frozenset({"image/jpeg", "image/png", "image/webp"})
@@ -198,7 +198,7 @@ class Simulator:
     def _verify(
         self, submission_id: str, documents: Mapping[str, "_Document"], tags: Mapping[str, str]
     ) -> Result:
-        verdict = invent_verdict(self._seed, submission_id, tags.get("companyId", ""), self._odd_share)
+        verdict = invent_verdict(self._seed, submission_id, tags.get(COMPANY_TAG, ""), self._odd_share)
         identifier = self._records.new_id(self._seed, submission_id)
         timestamp = int(verdict.at.timestamp())
         identity, selfie = documents["idFile"], documents["selfieFile"]

@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Iterator
 
-from kyc_pipeline.document_folder import cause
+from kyc_pipeline.document_store import cause
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.landing.zone import LABELS_FOLDER, ManifestFile
 

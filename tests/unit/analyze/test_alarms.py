@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from bench.alarms import FALL_AT, FOLLOWED, HISTORY, YEAR, Board
+from bench.alarms import FALL_AT, FOLLOWED, HISTORY, YEAR, Board, weeks_of_days
 from kyc_pipeline.analyze.build import build, open_draft, record_checks
-from kyc_pipeline.analyze.changes import Weeks, _benjamini_hochberg, find_changes, write_changes
+from kyc_pipeline.analyze.changes import _benjamini_hochberg, find_changes, write_changes
 from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.publish import open_warehouse
 from kyc_pipeline.analyze.quality import check_build, load_checks
@@ -32,7 +32,7 @@ MONDAY = datetime.date(2024, 1, 1)
 def test_chi_squared_of_the_days_is_scipys() -> None:
     random = np.random.default_rng(1)
     passed = random.binomial(50, 0.8, (1, 1, 3, 7)).astype(float)
-    weeks = Weeks.of_days(passed, np.full(passed.shape, 50.0))
+    weeks = weeks_of_days(passed, np.full(passed.shape, 50.0))
     for week in range(3):
         table = np.array([passed[0, 0, week], 50 - passed[0, 0, week]])
         expected = stats.chi2_contingency(table, correction=False)
@@ -44,7 +44,7 @@ def test_p_is_that_of_students_t_of_the_angles() -> None:
     random = np.random.default_rng(2)
     passed = random.binomial(300, np.clip(0.9 + random.normal(0, 0.02, (1, 1, 21, 7)), 0, 1)).astype(float)
     passed[0, 0, -1] -= 22
-    weeks = Weeks.of_days(passed, np.full(passed.shape, 300.0))
+    weeks = weeks_of_days(passed, np.full(passed.shape, 300.0))
     [change] = find_changes(weeks)
     (k, n), (j, m) = ((w.sum(), w.size * 300.0) for w in (passed[0, 0, 20], passed[0, 0, :20]))
     freedom, excess = weeks.freedom[0, 0, :20].sum(), weeks.excess[0, 0, :20].sum()
@@ -162,6 +162,17 @@ def days_at(*rates: tuple[float, int], volume: int = 300) -> list[tuple[int, int
 
 def week(number: int) -> datetime.date:
     return MONDAY + datetime.timedelta(days=7 * number)
+
+
+def test_the_benchmark_counts_weeks_as_sql_does(database: duckdb.DuckDBPyConnection) -> None:
+    days = days_at((0.9, 7), (1.0, 7), (0.5, 7), volume=20)
+    alarms(database, {"T": days})
+    passed, decided = np.array(days, dtype=float).T.reshape(2, 1, 1, 3, 7)
+    weeks = weeks_of_days(passed, decided)
+    sql = "SELECT passed, decided, excess, freedom FROM rate_weeks ORDER BY week"
+    assert np.array(database.execute(sql).fetchall()) == pytest.approx(
+        np.stack([weeks.passed, weeks.decided, weeks.excess, weeks.freedom], axis=-1)[0, 0]
+    )
 
 
 def test_one_bad_week_is_one_alarm_without_an_echo(database: duckdb.DuckDBPyConnection) -> None:

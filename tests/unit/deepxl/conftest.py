@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentFolder
+from kyc_pipeline.document_store import AcceptedDocument, DocumentFolder
 
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
 

@@ -38,7 +38,7 @@ from kyc_pipeline.deepxl.simulator.faults import (
     Responds,
     redirects,
 )
-from kyc_pipeline.document_folder import AcceptedDocument
+from kyc_pipeline.document_store import AcceptedDocument
 from tests.faults import NoResponseInTime, PatienceOfTests
 
 pytestmark = pytest.mark.anyio

@@ -35,7 +35,7 @@ from kyc_pipeline.deepxl.call_errors import (
 from kyc_pipeline.deepxl.client import DeepXLClient, VerificationRequest
 from kyc_pipeline.deepxl.contract import receive, redact
 from kyc_pipeline.deepxl.jsontext import DEEP_MARKER, MAX_DEPTH
-from kyc_pipeline.document_folder import AcceptedDocument
+from kyc_pipeline.document_store import AcceptedDocument
 from kyc_pipeline.errors import KycError
 from tests.faults import PatienceOfTests
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.document_folder import DocumentFolder, FileIdentity
+from kyc_pipeline.document_store import DocumentFolder, FileIdentity
 from kyc_pipeline.erasure.landing_zone import LandingZone
 
 

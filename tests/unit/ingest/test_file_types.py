@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageCms
 
-from kyc_pipeline.document_folder import DocumentFolder
+from kyc_pipeline.document_store import DocumentFolder
 from kyc_pipeline.ingest import documents as module
 from kyc_pipeline.ingest.documents import Document, Documents, Role
 from kyc_pipeline.ingest.landing_options import LandingOptions

@@ -21,7 +21,7 @@ import pytest
 import s3fs
 
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.document_folder import AcceptedDocument, DocumentProblem
+from kyc_pipeline.document_store import AcceptedDocument, DocumentProblem
 from kyc_pipeline.erasure.find import find
 from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores

@@ -15,7 +15,7 @@ from PIL import Image
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Responds
-from kyc_pipeline.document_folder import DocumentFile, DocumentFolder
+from kyc_pipeline.document_store import DocumentFile, DocumentFolder
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.image_metadata import without_metadata
 from kyc_pipeline.ingest.manifests import ingest_partition
