@@ -142,15 +142,13 @@ def run_backfill(
         click.echo(note)
     if failures:
         raise KycError(in_one_line(failures))  # each once: a day that was run again may fail again
-    reached = (
-        f"{results.count(SETTLED)} settled, {results.count(LEFT_FOR_LATER)} left: run the same days again"
-    )
+    counts = f"{results.count(SETTLED)} settled, {results.count(LEFT_FOR_LATER)} left"
     if controls.stop.draining:
-        click.echo(f"stopped on request; {reached}")
+        click.echo(f"stopped on request; {counts}: run the same days again")
     elif left and controls.budget and controls.budget.is_used_up:
-        click.echo(f"stopped: the budget of calls is used up; {reached}")
+        click.echo(f"stopped: the budget of calls is used up; {counts}: run the same days again")
     elif left and (day_budget := read_day_budget(pipeline)).is_used_up:
-        click.echo(f"stopped: {day_budget}; {reached} then")
+        click.echo(f"stopped: {day_budget}; {counts}: run the same days again after that")
     return UNFINISHED if left or controls.stop.draining else 0
 
 

@@ -1,4 +1,4 @@
-"""Starts Dagster's own commands in this process, with the project's settings checked and its logs set up.
+"""Starts Dagster's own commands in this process. The caller has checked the settings.
 
 Dagster's console scripts are its public interface; their modules are not.
 """

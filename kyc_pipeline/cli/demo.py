@@ -44,8 +44,8 @@ FROM pass_rates GROUP BY check_type ORDER BY check_type
 """
 REJECTED = "SELECT reason, sum(rejected) FROM rejected_by_reason GROUP BY reason ORDER BY 2 DESC, 1"
 ON_PURPOSE = (
-    "Rejected rows, shared documents and warnings are there on purpose: the demo has every kind of bad row,\n"
-    "and the simulator responds with everything that DeepXL may send."
+    "Rejected rows, shared documents and warnings are there on purpose: the demo has the kinds of bad row\n"
+    "that ingest rejects by default, and some of the simulator's responses are odd, as DeepXL's may be."
 )
 FUNNEL = (
     "SELECT sum(received), sum(rejected), sum(accepted), sum(completed), coalesce(sum(verified), 0)"

@@ -126,7 +126,7 @@ def _end(context: click.Context, found: Findings, elsewhere: Sequence[Copy] = ()
     if found.left:
         click.echo(
             f"{plural(found.left, 'submission')} left that only the response ties to the person (see "
-            "`export`); if this person's, erase again with --with-responses",
+            "`export`); if they are this person's, erase again with --with-responses",
             err=True,
         )
     is_done = found.is_known and not (found.left or found.holds or found.unreadable or elsewhere)
@@ -172,8 +172,9 @@ def _describe_stored(found: Findings) -> Iterator[str]:
     if found.spellings > 1:
         yield f"the value is written in {found.spellings} ways, which count as one person"
     if found.echoed:
-        fate = "are erased too" if found.with_responses else "stay"
-        yield f"{len(found.echoed)} submissions have the tag only in the response, not as sent: they {fate}"
+        fate = "erased too" if found.with_responses else "kept"
+        echoed = plural(len(found.echoed), "submission")
+        yield f"{echoed} with the tag only in the response, not as sent: {fate}"
     if found.vendor:
         known = (
             [f"verifications {', '.join(map(str, found.verification_ids))}"] if found.verification_ids else []
@@ -215,9 +216,9 @@ def _describe_landing(found: Findings, *, delete_documents: bool) -> Iterator[st
         )
     elif found.documents:
         shared = len(found.shared_documents)
-        fate = "are deleted" if delete_documents else "stay; --landing deletes them"
+        fate = "deleted" if delete_documents else "kept; --landing deletes them"
         used = f", except {shared} that other people's submissions use" if shared else ""
-        yield f"landing zone: {len(found.documents)} documents {fate}{used}"
+        yield f"landing zone, {plural(len(found.documents), 'document')}: {fate}{used}"
 
 
 def publisher(

@@ -106,7 +106,7 @@ def restore_command(backup: Path | None, replace: bool, reason: str | None, requ
         transfer.declare_restored(lake, mine)
         trail = open_trail(load_settings(), mine, reason=reason, request=request)
         lost = trail.record_restore()
-    click.echo(f"completed with {added} outcomes from the lake")
+    click.echo(f"completed with {plural(added, 'outcome')} from the lake")
     click.echo("restored: before runs send anything, they look up at DeepXL what the ledger may lack")
     if lost != 0:
         missing = "may lack entries" if lost is None else f"lacks {plural(lost, 'entry', 'entries')}"

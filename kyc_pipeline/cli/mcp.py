@@ -45,13 +45,16 @@ ORDER BY column_index
 """
 
 
-@click.command()
-def mcp() -> None:
-    """Let an assistant query the published warehouse, over standard input and output.
+@click.command(
+    help=f"""Let an assistant query the published warehouse, over standard input and output.
 
     Like `kyc-pipeline query`, it reads the warehouse and nothing else. Each query reads the build that is
-    published at that time, is stopped after 30 seconds and returns at most 500 rows.
+    published at that time, is stopped after {TIMEOUT_SECONDS:.0f} seconds and returns at most {MAX_ROWS}
+    rows.
     """
+)
+def mcp() -> None:
+    """Runs until standard input ends."""
     try:
         server = make_server(load_settings())
     except ModuleNotFoundError:
@@ -80,7 +83,7 @@ def make_server(settings: Settings) -> "MCPServer[Any]":
         return answer(_COLUMNS.format(literal(table)))
 
     def query(sql: str) -> dict[str, Any]:
-        """Run read-only SQL. `is_complete` is false if there were more than 500 rows."""
+        """Run read-only SQL. `is_truncated` is true if there are more rows than those returned."""
         return answer(sql)
 
     server = MCPServer("kyc-pipeline", version=__version__, instructions=INSTRUCTIONS)
@@ -102,7 +105,7 @@ def select(settings: Settings, sql: str) -> dict[str, Any]:
         return {
             "columns": reader.schema.names,
             "rows": rows[:MAX_ROWS],
-            "is_complete": len(rows) <= MAX_ROWS,
+            "is_truncated": len(rows) > MAX_ROWS,
         }
 
 

@@ -21,6 +21,7 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.wording import plural
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -132,7 +133,9 @@ def check_landing(settings: Settings, days: Sequence[str]) -> None:
     landing = open_landing(settings.kyc_landing).snapshot()
     require_landing(landing, Lake(settings.kyc_lake))
     stray = len(stray_folders(landing))
-    warnings = [f"manifests/: {stray} folders not read: days are named like 2024-09-01"] if stray else []
+    warnings = (
+        [f"manifests/: {plural(stray, 'folder')} not read: days are named like 2024-09-01"] if stray else []
+    )
     ignored = {day: ignored_files(landing, day) for day in days}
     warnings += [
         f"manifests/{day}: {len(names)} not read ({kinds_of(names)}): manifests are {SUFFIXES} files"

@@ -26,7 +26,7 @@ from kyc_pipeline.verify.planning import (
 )
 from kyc_pipeline.vocabulary import Reason
 
-OF_DOCUMENTS = (
+MAY_NO_LONGER_APPLY = (
     Reason.FILE_NOT_FOUND,
     Reason.FILE_EMPTY,
     Reason.FILE_TOO_LARGE,
@@ -36,7 +36,7 @@ OF_DOCUMENTS = (
     Reason.DUPLICATE_DOCUMENTS,
     Reason.MISSING_CONSENT,
 )
-"""Reasons that may no longer apply once another file has the same name, or the setting has changed."""
+"""Reasons of rows that another file of the same name, or another setting, would make acceptable."""
 HEADINGS = ("date", "submissions", "rejected", "already paid", "held", "calls to make")
 
 
@@ -131,7 +131,8 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
         for batch in batches(days):
             for day in turns(batch, is_outdated):
                 # What was sent stays. Other rows may change with their documents, even if no manifest does.
-                if is_outdated(day) or awaits_files(lake, day, OF_DOCUMENTS) or plan_of(day).calls_to_make:
+                may_change = awaits_files(lake, day, MAY_NO_LONGER_APPLY)
+                if is_outdated(day) or may_change or plan_of(day).calls_to_make:
                     ingest(day)
         for day in filter(is_outdated, days):
             ingest(day)

@@ -29,7 +29,7 @@ def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
     wanted = sorted(set(days).intersection(manifest_dates(landing)))
     options = LandingOptions.of(pipeline.settings)
     if not all(is_ingested(landing, lake, day, options=options) for day in wanted):
-        return True  # very likely, and faster than reading all manifests
+        return True  # calls are very likely, and reading all manifests to be sure would take longer
     with pipeline.open_ledger() as ledger:
         if any(plan.calls_to_make for plan in plan_partitions(lake, ledger, wanted, pipeline.settings)):
             return True

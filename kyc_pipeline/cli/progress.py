@@ -1,4 +1,4 @@
-"""The progress bar of a backfill, on standard error: finished days, and the current day's paid calls.
+"""The progress bar of a backfill, on standard error: days begun, and how far the current day is.
 
 Without a terminal, it prints one line per day instead.
 """
@@ -30,7 +30,7 @@ def progress_bar(days: int) -> Iterator[Callable[[CallProgress], None]]:
     seen: set[str] = set()
     ended: set[str] = set()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        all_days = bar.add_task("days with calls", total=days, detail="")
+        all_days = bar.add_task("days", total=days, detail="")
         calls = bar.add_task("verifications", total=None, detail="")
 
         def update(progress: CallProgress) -> None:

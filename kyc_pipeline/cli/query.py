@@ -148,7 +148,7 @@ def _text(sql: str | None, script: TextIO | None) -> str:
     if sql is not None:
         return sql
     if script is None:
-        raise UsageError("give the SQL, or a file that contains it with --file")
+        raise UsageError("give the SQL, or name its file with --file")
     try:
         return script.read()
     except (OSError, UnicodeDecodeError) as error:

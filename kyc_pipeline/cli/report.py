@@ -8,6 +8,7 @@ import click
 from kyc_pipeline.cli.options import IsoDate
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.settings import load_settings
+from kyc_pipeline.wording import plural
 
 
 @click.command()
@@ -37,7 +38,7 @@ def report(evidence: bool, first: date | None, last: date | None, output: Path |
     folder = output or Path(settings.kyc_report).parent / "evidence"
     found = write_evidence(settings.kyc_warehouse, folder, first, last)
     click.echo(
-        f"{found.first} to {found.last}: {len(found.measured)} metrics measured,"
+        f"{found.first} to {found.last}: {plural(len(found.measured), 'metric')} measured,"
         f" {len(found.missing)} not observable here"
     )
     click.echo(f"{folder}: {PAGE}, {METRICS_FILE}, {BUILD_FILE}")

@@ -10,6 +10,7 @@ import click
 from kyc_pipeline.analyze.sample import By, draw
 from kyc_pipeline.cli.options import IsoDate, display_path
 from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.ingest.formats.columns import LABEL_FIELDS
 from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.wording import plural
@@ -49,7 +50,7 @@ def sample(
         raise UsageError(f"{display_path(file)} exists and may have labels: choose another --output")
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["submission_id", "label", "source", "decided_at", "attack", "weight", "stratum"])
+    rows.writerow(LABEL_FIELDS)
     for row in drawn.rows:
         rows.writerow([row.submission_id, "", SOURCE, "", "", repr(row.weight), row.stratum])
     try:

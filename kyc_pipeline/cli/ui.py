@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Port to listen on."
+)
 @click.option("--read-only", is_flag=True, help="For viewers: nobody can start, stop or change anything.")
 @click.option("--no-daemon", is_flag=True, help="Run only the webserver; the daemon runs elsewhere.")
 @click.option("--allow-host", "names", multiple=True, help="Another host name of the UI, such as a proxy's.")

@@ -1,8 +1,9 @@
 """Creates the demo's landing zone: daily submissions of made-up people, as partners deliver them.
 
-Manifests come in every format. Some people try again on a later day, several people share a document, and
-every rejection reason occurs except `erased_subject` (nobody was erased). The same arguments give the same
-bytes, and existing files are not written again.
+Manifests come as CSV, JSON Lines and Parquet. Some people try again on a later day, several people share a
+document, and every rejection reason occurs except `erased_subject` (nobody was erased), `duplicate_documents`
+and `missing_consent` (rejected only if a setting says so). The same arguments give the same bytes, and
+existing files are not written again.
 """
 
 import csv

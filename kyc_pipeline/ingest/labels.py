@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
-from kyc_pipeline.ingest.formats.columns import LABEL_ROWS, MALFORMED, ROW, SUBMISSION_ID
+from kyc_pipeline.ingest.formats.columns import LABEL_FIELDS, LABEL_ROWS, MALFORMED, ROW, SUBMISSION_ID
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone
 from kyc_pipeline.ingest.manifests import READ_ATTEMPTS, DayFolder, Manifest, list_labels
 from kyc_pipeline.ingest.rows import Verdicts, read_times
@@ -51,7 +51,6 @@ _ORDER: Final[list[tuple[str, Literal["ascending", "descending"]]]] = [
     ("decided_at", "ascending"),
     *_BY_PLACE,
 ]
-_CONTENT: Final = ["submission_id", "label", "source", "decided_at", "attack", "weight", "stratum"]
 _NO_LOCK: Final = contextlib.nullcontext(lambda: None)
 
 
@@ -227,7 +226,7 @@ class _Reading:
         labels = pa.concat_tables([LABELS.schema.empty_table(), *self._labels]).sort_by(_ORDER)
         rejected = pa.concat_tables([REJECTED_LABELS.schema.empty_table(), *self._rejected])
         if labels.num_rows:
-            repeats = pa.array(labels.select(_CONTENT).to_pandas().duplicated().to_numpy())
+            repeats = pa.array(labels.select(list(LABEL_FIELDS)).to_pandas().duplicated().to_numpy())
             theirs = labels.filter(repeats)
             labels = labels.filter(pc.invert(repeats))
             rejected = pa.concat_tables([rejected, _rejected_as(theirs, LabelReason.DUPLICATE_LABEL)])

@@ -196,7 +196,7 @@ SITUATIONS: Mapping[str, Situation] = {
     "budget of the day": Situation(
         "the day's budget is used up",
         functools.partial(budget, setting="DEEPXL_MAX_CALLS_PER_DAY"),
-        "1 settled, 2 left: run the same days again then",
+        "1 settled, 2 left: run the same days again after that",
         {COMPLETED: 1},
     ),
     "stop": Situation(

@@ -143,7 +143,7 @@ def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
     code, out, _ = run("erase", "--tag", TAG, "--landing")
     assert code == 0
     assert "the person was erased before" in out
-    assert "4 documents are deleted" in out
+    assert "4 documents: deleted" in out
     assert not list((landing.root / "documents").glob(f"{MARK}*"))
     assert run("plan", *RANGE)[0] == 0
 
@@ -176,7 +176,7 @@ def test_the_dry_run_lists_exactly_what_the_erasure_does(landing: Any, run: Run,
         for name, count in re.findall(r"^((?:lake|ledger): \w+) +(\d+) +\d+$", out, re.MULTILINE)
     }
     assert "remembered as pseudonyms: the tag, 2 submissions, 4 documents" in out
-    assert "4 documents are deleted" in out
+    assert "4 documents: deleted" in out
     assert "warehouse and report are rebuilt" in out
     assert before == listed | {"documents": 4}
     assert their_rows(tmp_path) == before

@@ -117,6 +117,6 @@ class Layout:
 
 SUBMISSION_ROWS: Final = Layout(MANIFEST_FIELDS, REQUIRED_FIELDS, time="submitted_at", has_tags=True)
 """Manifests of submissions."""
-_LABEL_FIELDS: Final = ("submission_id", "label", "source", "decided_at", "attack", "weight", "stratum")
-LABEL_ROWS: Final = Layout(_LABEL_FIELDS, _LABEL_FIELDS[:4], time="decided_at", number="weight")
+LABEL_FIELDS: Final = ("submission_id", "label", "source", "decided_at", "attack", "weight", "stratum")
+LABEL_ROWS: Final = Layout(LABEL_FIELDS, LABEL_FIELDS[:4], time="decided_at", number="weight")
 """Manifests of labels."""

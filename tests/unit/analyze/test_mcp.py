@@ -83,10 +83,10 @@ async def test_an_assistant_reads_the_warehouse_and_nothing_else(warehouse: Path
         assert await ask(session, "query", sql="FROM pass_rates") == {
             "columns": ["date", "pass_rate"],
             "rows": [["2024-09-08", 0.9]],
-            "is_complete": True,
+            "is_truncated": False,
         }
         cut = await ask(session, "query", sql="FROM range(1000)")
-        assert (len(cut["rows"]), cut["is_complete"]) == (mcp.MAX_ROWS, False)
+        assert (len(cut["rows"]), cut["is_truncated"]) == (mcp.MAX_ROWS, True)
         for sql in (
             f"FROM read_csv('{secret}')",
             f"ATTACH '{tmp_path}/ledger.sqlite'",

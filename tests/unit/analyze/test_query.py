@@ -349,7 +349,7 @@ def test_sql_from_a_file_and_from_standard_input(warehouse: Path, tmp_path: Path
 def test_sql_or_a_file_but_not_both_and_not_neither(warehouse: Path, tmp_path: Path) -> None:
     script = tmp_path / "question.sql"
     script.write_bytes(b"SELECT '\xff'")
-    with pytest.raises(UsageError, match="give the SQL, or a file that contains it with --file"):
+    with pytest.raises(UsageError, match="give the SQL, or name its file with --file"):
         run()
     with pytest.raises(UsageError, match="not both"):
         run("SELECT 1", "--file", str(script))

@@ -60,7 +60,7 @@ def test_a_lost_ledger_is_restored_from_backup_and_lake(world: World, run: Run, 
     assert not file.exists()
     backup = str(world.root / "backup.sqlite")
     code, text = run("restore", backup)
-    assert (code, "completed with 1 outcomes from the lake" in text) == (0, True)
+    assert (code, "completed with 1 outcome from the lake" in text) == (0, True)
     code, text = run("restore", backup)
     assert (code, "add --replace" in text) == (1, True)
     code, text = run("restore", backup, "--replace")
