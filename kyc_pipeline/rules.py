@@ -3,7 +3,7 @@
 SQL files refer to them as `{low_n}`, in queries and in headers; the loader fills in :data:`SQL_PARAMETERS`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from kyc_pipeline.vocabulary import COMPANY_NAME_TAG, COMPANY_TAG, UNDECIDED, Anomaly, Outcome
@@ -67,7 +67,7 @@ def _literals(words: Iterable[str]) -> str:
     return ", ".join(f"'{word}'" for word in words)
 
 
-SQL_PARAMETERS: Final[Mapping[str, str]] = {
+SQL_PARAMETERS: Final[dict[str, str]] = {
     "low_n": str(LOW_N),
     "z_95": str(Z_95),
     "recent_days": str(RECENT_DAYS),

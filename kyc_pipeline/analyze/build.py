@@ -184,7 +184,7 @@ def build(
             ):
                 run = _Build(connection, lake, files, choices, max_fact_rows, progress, copies)
                 run.read(run_id, previous, restricted_path(destination))
-                # Models over a view read the lake again, so with views only the check after them counts.
+                # With views, the models read the lake too: then only the check after them counts.
                 if run.views or _unchanged(lake, files):
                     run.derive()
                     if not run.views or _unchanged(lake, files):

@@ -20,6 +20,7 @@ from typing import Any, Final
 import duckdb
 import s3fs
 
+from kyc_pipeline.analyze.choices import literal
 from kyc_pipeline.document_store import StoreError
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.landing.bucket import Bucket, signature_of
@@ -99,9 +100,9 @@ class ObjectPlace:
             if exact and pointer.restricted is None:
                 raise KycError(f"{self.url} has no restricted file: with KYC_MIN_CELL=1, it is already exact")
             try:
-                connection.execute(f"ATTACH '{self._path(pointer.warehouse)}' AS {catalog} (READ_ONLY)")
+                connection.execute(f"ATTACH {self._sql_path(pointer.warehouse)} AS {catalog} (READ_ONLY)")
                 if exact and pointer.restricted:
-                    connection.execute(f"ATTACH '{self._path(pointer.restricted)}' AS {exact} (READ_ONLY)")
+                    connection.execute(f"ATTACH {self._sql_path(pointer.restricted)} AS {exact} (READ_ONLY)")
                 return
             except PermissionError as error:
                 raise KycError(f"{self.url}/{RESTRICTED} cannot be read: only the pipeline may") from error
@@ -245,9 +246,8 @@ class ObjectPlace:
             signature = self._bucket.signature(self._prefix + name)
         return signature[1] if signature else None
 
-    def _path(self, name: str) -> str:
-        path = f"{_SCHEME}://{self._bucket.name}/{self._prefix}{name}"
-        return path.replace("'", "''")
+    def _sql_path(self, name: str) -> str:
+        return literal(f"{_SCHEME}://{self._bucket.name}/{self._prefix}{name}")
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ several marts read. The header is a comment: the description, an empty comment l
 per column, in order (an indented line continues the one above). DuckDB's comments, Dagster's descriptions and
 the data dictionary come from it. Dependencies come from the SQL: `lake.<table>` is a table of the lake,
 `previous.<table>` one of the published warehouse, any other name another model. A parameter such as `{low_n}`
-stands for a value of :mod:`kyc_pipeline.rules`.
+stands for a value of :mod:`kyc_pipeline.rules`, or for the curated tables.
 """
 
 import re
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kyc_pipeline.errors import KycError
+from kyc_pipeline.lake.tables import CURATED_TABLES
 from kyc_pipeline.rules import SQL_PARAMETERS
 
 if TYPE_CHECKING:  # sqlglot takes a third of a second to import, and an up-to-date publication parses nothing
@@ -28,6 +29,10 @@ LAKE: Final = "lake"
 PREVIOUS: Final = "previous"
 """The schema under which models read the published warehouse, which their build will replace."""
 _COUNTS_BY_SLICE: Final = ("submission_counts", "error_estimates")
+_PARAMETERS: Final = SQL_PARAMETERS | {
+    "curated_tables": ", ".join(f"'{table.name}'" for table in CURATED_TABLES),
+    "curated_table_count": str(len(CURATED_TABLES)),
+}
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
@@ -100,9 +105,9 @@ def parse_header(name: str, text: str) -> tuple[str, tuple[tuple[str, str], ...]
 
 def _fill_in(name: str, text: str) -> str:
     """The file's text with the values of its parameters. Raises :class:`KycError` for an unknown one."""
-    if unknown := set(_PARAMETER.findall(text)) - SQL_PARAMETERS.keys():
+    if unknown := set(_PARAMETER.findall(text)) - _PARAMETERS.keys():
         raise KycError(f"sql/{name}.sql: unknown parameter {', '.join(sorted(unknown))}")
-    return _PARAMETER.sub(lambda match: SQL_PARAMETERS[match[1]], text)
+    return _PARAMETER.sub(lambda match: _PARAMETERS[match[1]], text)
 
 
 @lru_cache(maxsize=64)

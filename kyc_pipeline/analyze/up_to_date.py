@@ -18,6 +18,7 @@ from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import WHOLE, Lake
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.wording import plural
 
 Inputs = Mapping[str, str | None]
 
@@ -66,7 +67,7 @@ class Published:
         }
         changed = len(dict(now.items() ^ self.partitions.items()))
         return [
-            *([f"{changed} partitions are new, changed or gone"] if changed else []),
+            *([f"{plural(changed, 'partition')} new, changed or gone"] if changed else []),
             *self.changed_inputs(inputs),
             *problems(self.place, self.built_ns, is_restricted=self.inputs.get("KYC_MIN_CELL") != "1"),
         ]

@@ -11,7 +11,7 @@ import duckdb
 
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.choices import literal
-from kyc_pipeline.cli.query import json_value, rows_of, run_query, sealed_warehouse
+from kyc_pipeline.cli.query import each_row, json_value, run_query, sealed_warehouse
 from kyc_pipeline.errors import KycError, missing_extra
 from kyc_pipeline.settings import Settings, load_settings
 
@@ -100,7 +100,7 @@ def select(settings: Settings, sql: str) -> dict[str, Any]:
     with sealed_warehouse(settings) as connection, _time_limit(connection):
         reader = run_query(connection, sql)
         rows = [
-            [json_value(value) for value in row] for row in itertools.islice(rows_of(reader), MAX_ROWS + 1)
+            [json_value(value) for value in row] for row in itertools.islice(each_row(reader), MAX_ROWS + 1)
         ]
         return {
             "columns": reader.schema.names,

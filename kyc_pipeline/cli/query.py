@@ -186,7 +186,7 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         raise UsageError(_one_line(error)) from error
 
 
-def rows_of(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
+def each_row(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
     """The rows, one by one."""
     for batch in _batches(reader):
         columns = [column.to_pylist() for column in batch.columns]
@@ -198,7 +198,7 @@ def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     numeric = [_is_numeric(field.type) for field in reader.schema]
     rows: list[list[str]] = []
     more = False
-    for row in rows_of(reader):
+    for row in each_row(reader):
         if len(rows) == TABLE_ROWS:
             more = True
             break
@@ -220,7 +220,7 @@ def _write_csv(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     text = io.TextIOWrapper(sink, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(reader.schema.names)
-    for row in rows_of(reader):
+    for row in each_row(reader):
         writer.writerow([_csv_cell(value) for value in row])
     text.detach()
 
@@ -242,7 +242,7 @@ def _write_xlsx(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     sheet = book.create_sheet("query")
     sheet.freeze_panes = "A2"
     try:
-        for number, row in enumerate(itertools.chain([names], rows_of(reader))):
+        for number, row in enumerate(itertools.chain([names], each_row(reader))):
             if number == SHEET_ROWS:
                 raise UsageError(f"a sheet has {SHEET_ROWS:,} rows: add LIMIT, or use --format csv")
             cells = []
@@ -263,7 +263,7 @@ def _write_json(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     names = reader.schema.names
     sink.write(b"[")
     separator = b"\n"
-    for row in rows_of(reader):
+    for row in each_row(reader):
         entry = {name: json_value(value) for name, value in zip(names, row, strict=True)}
         sink.write(separator + json.dumps(entry, ensure_ascii=False).encode())
         separator = b",\n"

@@ -6,7 +6,7 @@ A partition needs one if
 - a killed run left it unfinished,
 - it has submissions that failed, were not attempted, or that an operator decided to send again,
 - it has rows whose files were missing,
-- it has submissions that were turned away and then withdrawn, and were not looked up since.
+- it has submissions that DeepXL turned away, whose rows were then withdrawn, and that nobody has looked up.
 """
 
 import itertools

@@ -30,7 +30,7 @@ class CancellingCeleryRunLauncher(CeleryRunLauncher):
     """
 
     def __init__(self, lost_after_seconds: int = LOST_AFTER_SECONDS, **config: Any) -> None:
-        """`lost_after_seconds`: a run that no worker has for so long has failed."""
+        """`lost_after_seconds`: when a run counts as failed because no worker has it."""
         super().__init__(**{**config, "backend": "disabled://"})
         self._lost_after = lost_after_seconds
         self._missing_since: dict[str, float] = {}
@@ -44,7 +44,7 @@ class CancellingCeleryRunLauncher(CeleryRunLauncher):
             "lost_after_seconds": dg.Field(
                 dg.IntSource,
                 default_value=LOST_AFTER_SECONDS,
-                description="A run that no worker says it has for so long has failed.",
+                description="Seconds after which a run counts as failed if no worker reports that it has it.",
             ),
         }
 

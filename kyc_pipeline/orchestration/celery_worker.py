@@ -1,7 +1,7 @@
 """The Celery app of the workers: each task is a run in a process of its own.
 
-In the worker's own process, a Terminate that arrives between two steps would be ignored. As with Kubernetes,
-`dagster api execute_run` keeps it for the next step.
+In the worker's own process, a Terminate that arrives between two steps would be ignored. `dagster api
+execute_run`, which Kubernetes uses too, keeps it for the next step.
 """
 
 import json

@@ -27,6 +27,9 @@ COMMAND_LINE = "command line"
 
 BACKFILL = "dagster/backfill"
 """Dagster's tag with the id of the run's backfill."""
+QUEUED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
+STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+"""Statuses of runs that have not ended."""
 
 verify_and_publish = dg.define_asset_job(
     VERIFY_AND_PUBLISH,

@@ -23,6 +23,7 @@ from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.scratch import scratch_folders
+from kyc_pipeline.wording import plural
 
 _PAGE: Final = 500
 _ENDED: Final = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -53,7 +54,8 @@ def prune_runs(context: dg.OpExecutionContext, config: RunsConfig) -> None:
     before = datetime.now(UTC) - timedelta(days=config.keep_runs_days)
     deleted, kept = delete_runs(context.instance, before)
     context.log.info(
-        f"deleted {deleted} runs from before {before:%Y-%m-%d}; kept {kept} with latest materializations"
+        f"deleted {plural(deleted, 'run')} from before {before:%Y-%m-%d}; kept {kept} that made the latest "
+        "materialization of an asset"
     )
 
 

@@ -21,7 +21,7 @@ from kyc_pipeline.ledger.publications import copies_before_erasure
 from kyc_pipeline.ledger.queries import read_held, read_spend_of_runs, read_spend_since
 from kyc_pipeline.ledger.rate_limits import list_rate_limits
 from kyc_pipeline.ledger.times import SECOND
-from kyc_pipeline.orchestration.new_manifests import QUEUED, STARTED
+from kyc_pipeline.orchestration.jobs import QUEUED, STARTED
 from kyc_pipeline.orchestration.publication import WAREHOUSE
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
@@ -104,7 +104,9 @@ def _ledger_metrics(ledger: Ledger, settings: Settings) -> Iterator[Metric]:
         activity.oldest_claim,
     )
     yield _gauge(
-        "kyc_pace_calls_per_second", "Calls that ended in the last minute.", activity.calls_per_second
+        "kyc_pace_calls_per_second",
+        "Calls per second that ended, averaged over the last minute.",
+        activity.calls_per_second,
     )
     yield _gauge(
         "kyc_failures_in_a_row",

@@ -25,7 +25,7 @@ from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.landing.zone import Landing
 from kyc_pipeline.orchestration.catch_up import unreadable_key
-from kyc_pipeline.orchestration.jobs import BACKFILL, days_of
+from kyc_pipeline.orchestration.jobs import BACKFILL, QUEUED, STARTED, days_of
 from kyc_pipeline.orchestration.resources import Pipeline
 
 DIGITS = 16
@@ -33,8 +33,6 @@ DIGITS = 16
 ASK_AGAIN_SECONDS = 60
 """Wait before the next request for a day that is still not ingested; it doubles each time."""
 ASK_AGAIN_MAX_SECONDS = 86_400
-QUEUED = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
-STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 class KnownDay(NamedTuple):

@@ -21,6 +21,7 @@ from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.planning import PartitionPlan, total
 from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import Progress, Stopped, VerifySummary, estimated_cost, percentile
+from kyc_pipeline.wording import plural
 
 if TYPE_CHECKING:  # a code location loads without an HTTP client
     from kyc_pipeline.verify.dispatcher import Timing
@@ -97,7 +98,7 @@ def log_plan(
 ) -> None:
     """Logs what the run is about to spend: in total and per day, with an observation per day."""
     max_calls = settings.deepxl_max_calls_per_run
-    budget = "" if max_calls is None else f"; the budget is {max_calls} calls"
+    budget = "" if max_calls is None else f"; the budget is {plural(max_calls, 'call')}"
     if day_budget.left is not None:
         budget += f"; {day_budget}"
     context.log.info(f"plan: {total(plans, settings)}{budget}")

@@ -57,7 +57,7 @@ class Pipeline:
 
     @contextlib.contextmanager
     def publication_turn(self, run_id: str) -> Iterator[Turn]:
-        """Waits until no other run publishes, on any host; see :mod:`turn`."""
+        """Waits until no other run publishes, on any host; see :mod:`kyc_pipeline.analyze.turn`."""
         # Without the check of `open_ledger`, as in `erasure_state`.
         with (
             Ledger(self.settings.kyc_ledger_url) as ledger,

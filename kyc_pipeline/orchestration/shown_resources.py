@@ -2,8 +2,8 @@
 
 They are made from the settings and their descriptions; each setting is in one of them. A run's config cannot
 change them: two runs with different ledgers could pay twice for one submission. What a run may change is in
-the config of its steps. Of a secret, and of a name or address of your staff, they show the name of its
-variable, if the environment has it; if it is in `.env`, they show nothing.
+the config of its steps. Of a secret, or a name or address of your staff, they show only the environment
+variable's name, and nothing if it is set in `.env`.
 
 The resource `pipeline` does not nest the others: Dagster 1.13 warns of its own code for each nested resource.
 """
@@ -28,7 +28,7 @@ _DESCRIPTIONS: Final = {
     "api": "DeepXL's API, the only place where calls cost money, what is sent, and the limits of every run.",
     "landing": "Where manifests and documents are delivered, and which are accepted.",
     "ledger": "The ledger: the record of every paid call, which makes repeats free.",
-    "lake": "The lake: the tables of every stage, one Parquet file per table and day.",
+    "lake": "The lake: the tables of every stage, one Parquet file per table and day (labels: one in all).",
     "warehouse": "The warehouse and the report, which are replaced whole.",
     "retention": "When data is removed, and who acts.",
     "alerts": "Where alerts go, and their limits.",

@@ -26,7 +26,8 @@ NEEDS_NOBODY = CheckDefinition(
     VERIFICATION_RESPONSES.name,
     "needs_nobody",
     Severity.WARNING,
-    "No submission is held, and no fault ended the day's last run. If not, the run fails, after publishing.",
+    "No submission is held, and no fault ended the day's last run. Otherwise the run fails, after "
+    "publishing.",
 )
 FAULT = "fault"
 """Metadata of a day's materialization: the fault that ended its last run."""

@@ -1,13 +1,10 @@
--- The five curated tables of a day are made from the same responses.
+-- The curated tables of a day are made from the same responses.
 --
 -- severity: error
 -- counts: days
 -- todo: launch flatten_and_publish for these days
 SELECT date, count(*) AS tables, count(DISTINCT coalesce(source, '')) AS sources
 FROM build_partitions
-WHERE
-    table_name IN (
-        'verifications', 'model_checks', 'verification_tags', 'verification_files', 'contract_drift'
-    )
+WHERE table_name IN ({curated_tables})
 GROUP BY date
-HAVING count(*) <> 5 OR count(DISTINCT coalesce(source, '')) <> 1
+HAVING count(*) <> {curated_table_count} OR count(DISTINCT coalesce(source, '')) <> 1

@@ -1,4 +1,4 @@
--- No submission is held for a decision.
+-- No submission is uncertain: held for a decision, or waiting for the run that applies it.
 --
 -- severity: warning
 -- counts: submissions

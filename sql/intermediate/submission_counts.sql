@@ -14,7 +14,7 @@ SELECT
     dimensions,
     outcome,
     verified,
-    outcome IN ({undecided_outcomes}) OR (outcome = 'completed' AND verified IS NULL) AS is_undecided,
+    is_undecided(outcome, verified) AS is_undecided,
     count(*) AS submissions,
     sum(billable_calls)::BIGINT AS billable_calls
 FROM submissions

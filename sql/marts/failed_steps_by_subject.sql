@@ -19,9 +19,7 @@ WITH people AS (
     SELECT
         p.subject,
         min(s.date) AS date,
-        count(*) FILTER (
-            WHERE s.outcome IN ({undecided_outcomes}) OR (s.outcome = 'completed' AND s.verified IS NULL)
-        ) AS undecided
+        count(*) FILTER (WHERE is_undecided(s.outcome, s.verified)) AS undecided
     FROM submissions AS s
     JOIN submission_subjects AS p ON p.date = s.date AND p.submission_id = s.submission_id
     GROUP BY p.subject

@@ -20,8 +20,7 @@ WITH numbered AS (
         s.date,
         s.verified,
         CASE s.verified WHEN TRUE THEN 'verified' WHEN FALSE THEN 'not_verified' ELSE s.outcome END AS result,
-        s.outcome IN ({undecided_outcomes}) OR (s.outcome = 'completed' AND s.verified IS NULL)
-            AS is_undecided,
+        is_undecided(s.outcome, s.verified) AS is_undecided,
         s.billable_calls,
         row_number() OVER (
             PARTITION BY p.subject ORDER BY s.date, s.submitted_at NULLS LAST, s.submission_id

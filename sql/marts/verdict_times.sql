@@ -24,8 +24,7 @@ WITH times AS (
             WHEN s.verified IS NOT NULL
                 THEN extract(EPOCH FROM r.responded_at AT TIME ZONE 'UTC' - s.submitted_at)
         END AS seconds,
-        s.outcome IN ({undecided_outcomes}) OR (s.outcome = 'completed' AND s.verified IS NULL)
-            AS is_undecided
+        is_undecided(s.outcome, s.verified) AS is_undecided
     FROM submissions AS s
     LEFT JOIN lake.verification_responses AS r ON r.date = s.date AND r.submission_id = s.submission_id
     WHERE s.submitted_at IS NOT NULL

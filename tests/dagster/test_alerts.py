@@ -253,7 +253,7 @@ def test_an_outage_is_told_whatever_the_status_of_the_run(
         run_days(job, instance, DAY, DAY)
     sensor = Sensor(pipeline, instance, hook)
     (outage, title), *others = sensor.tick()
-    assert (outage, title) == ("outage", f"DeepXL cannot be reached: 1 run stopped ({DAY})")
+    assert (outage, title) == ("outage", f"calls to DeepXL kept failing: 1 run stopped ({DAY})")
     assert [kind for kind, _ in others] == ["held"]
     assert hook.bodies[0]["alerts"][0]["link"] is None
     assert sensor.tick() == []

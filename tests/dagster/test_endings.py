@@ -25,7 +25,6 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.alerts.model import Kind, Message
 from kyc_pipeline.orchestration.alerts.sensor import deliver
 from kyc_pipeline.orchestration.checks import latest_materialization
-from kyc_pipeline.orchestration.endings import ENDINGS, INTERRUPTIONS, Ending
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import STOPPED, CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -37,6 +36,7 @@ from kyc_pipeline.verify.summary import Stopped
 from kyc_pipeline.wording import run_again
 from tests.conftest import Landing
 from tests.dagster.conftest import DAILY, TOKEN, Run, make_settings
+from tests.dagster.endings import ENDINGS, INTERRUPTIONS, Ending
 from tests.dagster.test_metrics import scrape
 from tests.faults import Meanwhile
 

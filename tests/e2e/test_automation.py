@@ -18,9 +18,9 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Fault, Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import LABEL_TABLES, VERIFICATION_RESPONSES
-from kyc_pipeline.orchestration import endings
-from kyc_pipeline.orchestration.endings import Interruption
 from tests.conftest import Landing
+from tests.dagster import endings
+from tests.dagster.endings import Interruption
 from tests.e2e.servers import (
     REPOSITORY,
     Webserver,

@@ -17,11 +17,11 @@ from kyc_pipeline.deepxl.simulator.faults import Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.orchestration.endings import COMMAND_KILLED
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
 from tests.conftest import Landing
+from tests.dagster.endings import COMMAND_KILLED
 from tests.e2e.servers import clean_environment, poll, script
 
 pytestmark = pytest.mark.e2e

@@ -18,7 +18,7 @@ from kyc_pipeline.rules import PSI_LARGE, PSI_MODERATE
 # tests draw every chart instead, because the specifications do not depend on the data.
 disable_debug_mode()
 
-Row = Mapping[str, Any]
+Point = Mapping[str, Any]
 Spec = dict[str, Any]
 
 PASS, FAIL, OTHER, ACCENT, SECOND, CARD, INK = (
@@ -48,7 +48,7 @@ _TIME: Final = alt.X("date:T", scale=_SCALE_TIME, axis=_AXIS_TIME)
 _WHEN: Final = alt.Tooltip("when:N", title="day or week from")
 
 
-def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int, **rows: Sequence[Row]) -> Spec:
+def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int, **rows: Sequence[Point]) -> Spec:
     """The finished chart with its named data sets."""
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
     spec = dict(chart.properties(width="container", height=height, autosize=fit).to_dict(validate=False))
@@ -60,11 +60,11 @@ def _counts(title: str | None = None) -> alt.Axis:
     return alt.Axis(title=title, tickMinStep=1, tickCount=4, labelExpr=_COUNT_LABEL)
 
 
-def _chart(shown: Row) -> alt.Chart:
+def _chart(shown: Point) -> alt.Chart:
     return alt.Chart(alt.NamedData("rows")).add_params(alt.param(name="shown", value=dict(shown)))
 
 
-def _over_time(shown: Row) -> alt.Chart:
+def _over_time(shown: Point) -> alt.Chart:
     chart: alt.Chart = (
         _chart(shown)
         .transform_filter("datum.unit === shown.unit && datum.date >= shown.since")
@@ -73,12 +73,12 @@ def _over_time(shown: Row) -> alt.Chart:
     return chart
 
 
-def _height(rows: Sequence[Row], step: int) -> int:
+def _height(rows: Sequence[Point], step: int) -> int:
     """Pixels for the period with the most bars; `rank` starts at 0."""
     return step * (1 + max(int(row["rank"]) for row in rows))
 
 
-def _of_period(shown: Row) -> alt.Chart:
+def _of_period(shown: Point) -> alt.Chart:
     return _chart(shown).transform_filter("datum.period === shown.key")
 
 
@@ -97,7 +97,7 @@ def _points(chart: alt.Chart) -> alt.Chart:
     return points
 
 
-def rate_over_time(rows: Sequence[Row], shown: Row, n: str, lowest: float) -> Spec:
+def rate_over_time(rows: Sequence[Point], shown: Point, n: str, lowest: float) -> Spec:
     """A rate with its interval: rows of rate, low, high, the count `n`, `few` and `alone`.
 
     The axis begins at the tenth below `lowest`. Days without data have a NULL rate, which breaks the line.
@@ -129,7 +129,7 @@ def rate_over_time(rows: Sequence[Row], shown: Row, n: str, lowest: float) -> Sp
     )
 
 
-def attribution(rows: Sequence[Row], shown: Row) -> Spec:
+def attribution(rows: Sequence[Point], shown: Point) -> Spec:
     """Stacked bars: rows of reason, rank, kind, position and verifications."""
     base = _of_period(shown).encode(
         alt.Y(
@@ -151,7 +151,7 @@ def attribution(rows: Sequence[Row], shown: Row) -> Spec:
     return _spec(bars, _height(rows, 32), rows=rows)
 
 
-def histogram(rows: Sequence[Row], shown: Row) -> Spec:
+def histogram(rows: Sequence[Point], shown: Point) -> Spec:
     """Confidences of passed checks point up, of failed checks down, each as a share of its status.
 
     Rows of side (PASS or FAIL), bin_low, bin_high, checks, share, and `signed`: the share, negative for FAIL.
@@ -187,7 +187,7 @@ def histogram(rows: Sequence[Row], shown: Row) -> Spec:
     return _spec(alt.layer(bars, zero), 190, rows=rows, zero=[{}])
 
 
-def quantiles_over_time(rows: Sequence[Row], shown: Row, lowest: float) -> Spec:
+def quantiles_over_time(rows: Sequence[Point], shown: Point, lowest: float) -> Spec:
     """Median, middle half and middle nine tenths: rows of p05, p25, p50, p75, p95, `few` and `alone`."""
     base = _over_time(shown)
     axis = alt.Axis(format=".2~f", title=None, tickCount=5)
@@ -214,7 +214,7 @@ def quantiles_over_time(rows: Sequence[Row], shown: Row, lowest: float) -> Spec:
     return _spec(alt.layer(*layers), 180, rows=rows)
 
 
-def drift(rows: Sequence[Row], shown: Row) -> Spec:
+def drift(rows: Sequence[Point], shown: Point) -> Spec:
     """PSI and its noise floor over time: rows of psi, floor, ks, level and `alone`."""
     base = _over_time(shown)
     largest = max((row["psi"] for row in rows if row["psi"] is not None), default=0.0)
@@ -334,7 +334,7 @@ def threshold_flips() -> Spec:
     return _spec(alt.layer(changes, marker), 230, curve=[], chosen=[])
 
 
-def funnel(rows: Sequence[Row], shown: Row) -> Spec:
+def funnel(rows: Sequence[Point], shown: Point) -> Spec:
     """Horizontal bars: rows of stage, rank, submissions, label and kind (`kept` or `lost`)."""
     base = _of_period(shown).encode(
         alt.Y(
@@ -362,7 +362,7 @@ def funnel(rows: Sequence[Row], shown: Row) -> Spec:
     return _spec(alt.layer(space, bars, labels), _height(rows, 34), rows=rows)
 
 
-def _stacked(rows: Sequence[Row], shown: Row, y: str, kinds: Mapping[str, str], axis: alt.Axis) -> Spec:
+def _stacked(rows: Sequence[Point], shown: Point, y: str, kinds: Mapping[str, str], axis: alt.Axis) -> Spec:
     """Stacked bars for each day or week: rows of `y` and kind."""
     bars = (
         _over_time(shown)
@@ -384,26 +384,26 @@ def _stacked(rows: Sequence[Row], shown: Row, y: str, kinds: Mapping[str, str], 
     return _spec(bars, 200, rows=rows)
 
 
-def volume(rows: Sequence[Row], shown: Row) -> Spec:
+def volume(rows: Sequence[Point], shown: Point) -> Spec:
     """Outcomes of the submissions over time: rows of submissions, kind and position."""
     colours = dict(zip(OUTCOMES, (PASS, FAIL, OTHER, SECOND), strict=True))
     return _stacked(rows, shown, "submissions", colours, _counts())
 
 
-def calls(rows: Sequence[Row], shown: Row) -> Spec:
+def calls(rows: Sequence[Point], shown: Point) -> Spec:
     """First calls and retries over time: rows of calls, kind and position."""
     colours = {"first calls": ACCENT, "retries": FAIL}
     return _stacked(rows, shown, "calls", colours, _counts())
 
 
-def cost(rows: Sequence[Row], shown: Row) -> Spec:
+def cost(rows: Sequence[Point], shown: Point) -> Spec:
     """Estimated cost over time: rows of cost, kind and position."""
     return _stacked(
         rows, shown, "cost", {"estimated cost": ACCENT}, alt.Axis(title=None, tickCount=4, format="~s")
     )
 
 
-def companies(rows: Sequence[Row], shown: Row) -> Spec:
+def companies(rows: Sequence[Point], shown: Point) -> Spec:
     """Dots with intervals: rows of company, rank, rate, low, high, n, `few` and `overall`."""
     base = _of_period(shown)
     y = alt.Y(
@@ -435,7 +435,7 @@ def companies(rows: Sequence[Row], shown: Row) -> Spec:
     return _spec(alt.layer(overall, bars, dots), _height(rows, 26), rows=rows)
 
 
-def latency(rows: Sequence[Row], shown: Row) -> Spec:
+def latency(rows: Sequence[Point], shown: Point) -> Spec:
     """Quantiles of the response time: rows of quantile and ms."""
     base = _over_time(shown)
     colour = alt.Color(

@@ -11,24 +11,31 @@ from kyc_pipeline.analyze.report.page import (
     Row,
     Section,
     View,
-    counted,
     day,
     decimals,
     number,
     percent,
+    sample_size,
     share,
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period
-from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, ChartedCheck, Reader, Rows, grouped, rounded
-from kyc_pipeline.rules import BASELINE_DAYS, DRIFT_MIN_CHECKS, LOW_N, PSI_MODERATE
+from kyc_pipeline.analyze.report.reader import (
+    NONE_COMPLETED,
+    ChartedCheck,
+    Rows,
+    WarehouseReader,
+    grouped,
+    rounded,
+)
+from kyc_pipeline.rules import BASELINE_DAYS, DRIFT_MIN_CHECKS, LOW_N
 
 _STEPS: Final = 100
 """Bins of a confidence, and thresholds of the explorer: 0.00 to 0.99."""
 _TABLE_STEPS: Final = (*range(0, 90, 10), 90, 95, 99)
 
 
-def thresholds(reader: Reader) -> tuple[Section, Rows]:
+def thresholds(reader: WarehouseReader) -> tuple[Section, Rows]:
     """The threshold explorer, and the bins that the page's script computes its figures from."""
     bins, summaries = _confidences(reader), _summaries(reader)
     oriented = {
@@ -141,7 +148,7 @@ def thresholds(reader: Reader) -> tuple[Section, Rows]:
     return section, explorer
 
 
-def _errors(reader: Reader) -> Mapping[tuple[str, str], Mapping[str, Any]]:
+def _errors(reader: WarehouseReader) -> Mapping[tuple[str, str], Mapping[str, Any]]:
     """By check: the error rates at each threshold over all days, if the truth of any submission is known.
 
     A drawn sample is used if there is one, because it speaks for all submissions.
@@ -166,7 +173,7 @@ def _errors(reader: Reader) -> Mapping[tuple[str, str], Mapping[str, Any]]:
     return found
 
 
-def _confidences(reader: Reader) -> Mapping[tuple[str, str], Rows]:
+def _confidences(reader: WarehouseReader) -> Mapping[tuple[str, str], Rows]:
     """By check: rows of period, side, bin and checks, without empty bins."""
     return reader.by_check(
         reader.rows(
@@ -182,7 +189,7 @@ def _confidences(reader: Reader) -> Mapping[tuple[str, str], Rows]:
     )
 
 
-def _summaries(reader: Reader) -> Mapping[tuple[str, str, str], dict[str, Any]]:
+def _summaries(reader: WarehouseReader) -> Mapping[tuple[str, str, str], dict[str, Any]]:
     return {
         (row["check_group"], row["check_type"], row["period"]): row
         for row in reader.rows(
@@ -197,7 +204,7 @@ def _summaries(reader: Reader) -> Mapping[tuple[str, str, str], dict[str, Any]]:
     }
 
 
-def confidences(reader: Reader) -> Section:
+def confidences(reader: WarehouseReader) -> Section:
     """Distribution of the confidences by check."""
     bins, summaries = _confidences(reader), _summaries(reader)
     figures = []
@@ -220,7 +227,7 @@ def confidences(reader: Reader) -> Section:
 
 
 def _histogram(
-    reader: Reader,
+    reader: WarehouseReader,
     name: str,
     check: ChartedCheck,
     rows: Rows,
@@ -239,7 +246,8 @@ def _histogram(
         missing = total["checks"] - total["scored"]
         sides = {side: totals.get((period.key, side), 0) for side in ("PASS", "FAIL", "other")}
         return View(
-            f"{counted(sides['PASS'])} PASS, {counted(sides['FAIL'])} FAIL, mean {decimals(total['mean'])}",
+            f"{sample_size(sides['PASS'])} PASS, {sample_size(sides['FAIL'])} FAIL,"
+            f" mean {decimals(total['mean'])}",
             f"Histogram of {number(total['scored'])} confidences of {check.label} by status, from"
             f" {decimals(total['least'], 2)} to {decimals(total['most'], 2)}, mean"
             f" {decimals(total['mean'])}: {number(sides['PASS'])} of passed, {number(sides['FAIL'])} of"
@@ -282,7 +290,7 @@ def _histogram(
     )
 
 
-def drift(reader: Reader) -> Section:
+def drift(reader: WarehouseReader) -> Section:
     """Quantiles and drift of the confidences over time."""
     quantiles, drifts = reader.by_check(_quantiles(reader)), reader.by_check(_drifts(reader))
     moves = [row for rows in quantiles.values() for row in rows]
@@ -303,10 +311,9 @@ def drift(reader: Reader) -> Section:
         intro += " Weekly quantiles are accurate to 0.01."
     if drifts:
         intro += (
-            " The population stability index (PSI) compares each day with the"
-            f" {BASELINE_DAYS} days before; a type with few checks a day, its last 7 or {BASELINE_DAYS} days."
-            " Values in the grey area are noise; the dashed"
-            " lines mark moderate and large drift."
+            f" The population stability index (PSI) compares each day with the {BASELINE_DAYS} days before."
+            f" For a type with few checks a day, it compares the last 7 or {BASELINE_DAYS} days instead of"
+            " one. Values in the grey area are noise; the dashed lines mark moderate and large drift."
         )
         if weekly:
             intro += " Weekly charts show the largest day of each week."
@@ -331,7 +338,7 @@ def drift(reader: Reader) -> Section:
     )
 
 
-def _quantiles(reader: Reader) -> Rows:
+def _quantiles(reader: WarehouseReader) -> Rows:
     """Quantiles: daily ones from the warehouse, weekly ones from the bins, accurate to 0.01."""
     return reader.rows(
         """
@@ -364,7 +371,9 @@ def _quantiles(reader: Reader) -> Rows:
     )
 
 
-def _quantile_figure(reader: Reader, name: str, check: ChartedCheck, rows: Rows, lowest: float) -> Figure:
+def _quantile_figure(
+    reader: WarehouseReader, name: str, check: ChartedCheck, rows: Rows, lowest: float
+) -> Figure:
     def view(period: Period) -> View:
         own = reader.in_period(rows, period)
         if not own:
@@ -390,7 +399,7 @@ def _quantile_figure(reader: Reader, name: str, check: ChartedCheck, rows: Rows,
             ("Day or week from", "Checks", "5th", "25th", "Median", "75th", "95th percentile"),
             [
                 Row(
-                    (day(row["start"]), counted(row["n"]), *(decimals(row[q]) for q in names)),
+                    (day(row["start"]), sample_size(row["n"]), *(decimals(row[q]) for q in names)),
                     reader.shown_in(row),
                 )
                 for row in rows
@@ -400,7 +409,7 @@ def _quantile_figure(reader: Reader, name: str, check: ChartedCheck, rows: Rows,
     )
 
 
-def _drifts(reader: Reader) -> Rows:
+def _drifts(reader: WarehouseReader) -> Rows:
     return reader.rows(
         """
         SELECT check_group, check_type, unit, start, max(psi) AS psi,
@@ -413,7 +422,7 @@ def _drifts(reader: Reader) -> Rows:
     )
 
 
-def _drift_figure(reader: Reader, name: str, check: ChartedCheck, rows: Rows) -> Figure:
+def _drift_figure(reader: WarehouseReader, name: str, check: ChartedCheck, rows: Rows) -> Figure:
     def view(period: Period) -> View:
         own = reader.in_period(rows, period)
         if not own:
@@ -424,8 +433,8 @@ def _drift_figure(reader: Reader, name: str, check: ChartedCheck, rows: Rows) ->
             f"largest PSI {decimals(worst['psi'])}, {day(worst['date'])}",
             f"Line chart of the drift of {check.label} by {period.unit}: largest PSI"
             f" {decimals(worst['psi'])} on {day(worst['date'])} ({worst['level']}, noise floor"
-            f" {decimals(worst['floor'])}); {marked} of {some(len(own), period.unit)} at or"
-            f" above {PSI_MODERATE}.",
+            f" {decimals(worst['floor'])}); {marked} of {some(len(own), period.unit)} with moderate or"
+            " large drift.",
         )
 
     return Figure(

@@ -4,13 +4,13 @@ import duckdb
 
 from kyc_pipeline.analyze.report import confidences, failures, operations, overview, rates
 from kyc_pipeline.analyze.report.page import Page
-from kyc_pipeline.analyze.report.reader import Reader, Rows
+from kyc_pipeline.analyze.report.reader import Rows, WarehouseReader
 from kyc_pipeline.errors import KycError
 
 
 def read_page(connection: duckdb.DuckDBPyConnection) -> Page:
     """Reads everything on the page from an open warehouse. Creates temporary tables in `connection`."""
-    reader = Reader(connection)
+    reader = WarehouseReader(connection)
     threshold_explorer, explorer = confidences.thresholds(reader)
     return Page(
         build=overview.build(reader),
@@ -36,7 +36,7 @@ def read_page(connection: duckdb.DuckDBPyConnection) -> Page:
     )
 
 
-def _findings(reader: Reader) -> Rows:
+def _findings(reader: WarehouseReader) -> Rows:
     """The checks that failed when the warehouse was published, errors first."""
     try:
         return reader.rows(

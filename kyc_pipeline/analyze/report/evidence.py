@@ -42,7 +42,7 @@ _NO_REPORTS: Final = "Reports of users reach the help desk, not the pipeline."
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A recommended metric. `sql` measures it; without rows of it, `reason` says why it is not observable.
+    """A recommended metric. `sql` measures it. If it returns no row, `reason` says why it is not observable.
 
     `sql` has the parameters `$first` and `$last`, and the columns `step`, `value`, `n`, `of`, `low`, `high`,
     `worst` and `best`.

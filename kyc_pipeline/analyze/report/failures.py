@@ -16,13 +16,13 @@ from kyc_pipeline.analyze.report.page import (
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period
-from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Reader, Rows, grouped
+from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Rows, WarehouseReader, grouped
 
 _COMBINATIONS: Final = 10
 _OVERRIDE: Final = "OVERRIDE"
 
 
-def failures(reader: Reader) -> Section:
+def failures(reader: WarehouseReader) -> Section:
     """Failure attribution and combinations."""
     rows = reader.rows(
         """

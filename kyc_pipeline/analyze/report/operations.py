@@ -11,17 +11,17 @@ from kyc_pipeline.analyze.report.page import (
     Row,
     Section,
     View,
-    counted,
     day,
     interval,
     money,
     number,
     percent,
+    sample_size,
     share,
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period, epoch_ms
-from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Reader, Rows
+from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Rows, WarehouseReader
 
 _STAGES: Final = (
     ("received", "received", "kept"),
@@ -41,7 +41,7 @@ _STAGES: Final = (
 """Column of the funnel, its label, and whether its submissions continue (`kept`) or not (`lost`)."""
 
 
-def funnel(reader: Reader) -> Section:
+def funnel(reader: WarehouseReader) -> Section:
     """Outcomes of the submissions, and the reasons for rejected rows."""
     made = {"declined": "not_verified", "unflattened": "completed - verified - not_verified"}
     columns = ", ".join(f"sum({made.get(stage, stage)})::BIGINT AS {stage}" for stage, _, _ in _STAGES)
@@ -177,7 +177,7 @@ def _without_verdict(row: Mapping[str, Any]) -> int:
     return int(row["accepted"] - row["verified"] - row["declined"])
 
 
-def _volume_bars(reader: Reader, series: Rows) -> Rows:
+def _volume_bars(reader: WarehouseReader, series: Rows) -> Rows:
     verified, declined, rejected, open_ = charts.OUTCOMES
     return [
         {
@@ -200,7 +200,7 @@ def _volume_bars(reader: Reader, series: Rows) -> Rows:
     ]
 
 
-def subjects(reader: Reader) -> Section:
+def subjects(reader: WarehouseReader) -> Section:
     """Returning people."""
     table: list[Row] = []
     for row in reader.rows(
@@ -216,7 +216,7 @@ def subjects(reader: Reader) -> Section:
     ):
         n, keys = row["n"], [row["period"]]
         table += [
-            Row(("People first seen", counted(n), ""), keys),
+            Row(("People first seen", sample_size(n), ""), keys),
             Row(
                 ("with two submissions or more", number(row["repeated"]), percent(row["repeated"] / n)),
                 keys,
@@ -243,8 +243,9 @@ def subjects(reader: Reader) -> Section:
     return Section(
         "subjects",
         "Returning people",
-        "People are identified by the pseudonym of customerId. Counted: those first seen in the period.",
-        "No response has the tag customerId." if reader.completed else NONE_COMPLETED,
+        "People are identified by the pseudonyms of their tags (KYC_SUBJECT_TAGS). Counted: those first seen"
+        " in the period.",
+        "No response has the tags of KYC_SUBJECT_TAGS." if reader.completed else NONE_COMPLETED,
         table=DataTable(("What", "Count", "Share"), table) if table else None,
         table_title="People and their attempts",
         definitions=reader.define(
@@ -255,7 +256,7 @@ def subjects(reader: Reader) -> Section:
     )
 
 
-def api(reader: Reader) -> Section:
+def api(reader: WarehouseReader) -> Section:
     """Response times, calls and cost."""
     calls = reader.rows(
         """
@@ -303,7 +304,7 @@ def api(reader: Reader) -> Section:
     )
 
 
-def _latency_figure(reader: Reader, rows: Rows) -> Figure:
+def _latency_figure(reader: WarehouseReader, rows: Rows) -> Figure:
     by_start: dict[tuple[str, datetime.date], dict[str, Any]] = {}
     for row in rows:
         merged = by_start.setdefault((row["unit"], row["start"]), {**row})
@@ -337,7 +338,7 @@ def _latency_figure(reader: Reader, rows: Rows) -> Figure:
                 Row(
                     (
                         day(row["start"]),
-                        counted(row["n"]),
+                        sample_size(row["n"]),
                         *(number(row[name]) for name in (*charts.QUANTILES, "slowest")),
                     ),
                     reader.shown_in(row),
@@ -349,7 +350,7 @@ def _latency_figure(reader: Reader, rows: Rows) -> Figure:
     )
 
 
-def _calls_figure(reader: Reader, rows: Rows) -> Figure:
+def _calls_figure(reader: WarehouseReader, rows: Rows) -> Figure:
     def view(period: Period) -> View:
         own = reader.in_period(rows, period)
         if not own:
@@ -398,7 +399,7 @@ def _calls_figure(reader: Reader, rows: Rows) -> Figure:
     )
 
 
-def _cost_figure(reader: Reader, rows: Rows) -> Figure:
+def _cost_figure(reader: WarehouseReader, rows: Rows) -> Figure:
     currency = reader.currency
 
     def view(period: Period) -> View:

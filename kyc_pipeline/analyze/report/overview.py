@@ -9,7 +9,6 @@ from kyc_pipeline.analyze.report.page import (
     Tile,
     amount,
     bounds,
-    counted,
     day,
     decimals,
     interval,
@@ -17,18 +16,19 @@ from kyc_pipeline.analyze.report.page import (
     number,
     percent,
     points,
+    sample_size,
     share,
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period
-from kyc_pipeline.analyze.report.reader import Reader
+from kyc_pipeline.analyze.report.reader import WarehouseReader
 from kyc_pipeline.rules import LOW_N
 
 _RECENT_DAYS: Final = 7
 _REMARKS: Final = 3
 
 
-def build(reader: Reader) -> dict[str, str]:
+def build(reader: WarehouseReader) -> dict[str, str]:
     """Facts about the build of the warehouse."""
     row = reader.rows(
         "SELECT strftime(built_at, '%-d %b %Y, %H:%M UTC') AS built_at, run_id,"
@@ -53,7 +53,7 @@ def build(reader: Reader) -> dict[str, str]:
     }
 
 
-def tiles(reader: Reader, period: Period) -> list[Tile]:
+def tiles(reader: WarehouseReader, period: Period) -> list[Tile]:
     """The key figures of a period."""
     before = period.since - datetime.timedelta(days=period.days)
     row = reader.rows(
@@ -105,7 +105,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
         )
     verified = "nothing completed"
     if row["verifications"]:
-        verified = f"95%: {interval(row['low'], row['high'])}, of {counted(row['verifications'])}"
+        verified = f"95%: {interval(row['low'], row['high'])}, of {sample_size(row['verifications'])}"
     if row["verifications"] and row["undecided"]:
         rates = bounds(row["verified"], row["verifications"], row["undecided"])
         verified += f"; {rates} with {number(row['undecided'])} undecided"
@@ -136,7 +136,7 @@ def tiles(reader: Reader, period: Period) -> list[Tile]:
     ]
 
 
-def remarks(reader: Reader) -> list[Remark]:
+def remarks(reader: WarehouseReader) -> list[Remark]:
     """Notable findings, the most urgent first."""
     if not reader.completed:
         return []
@@ -151,17 +151,17 @@ def remarks(reader: Reader) -> list[Remark]:
     ]
 
 
-def _held(reader: Reader) -> list[Remark]:
+def _held(reader: WarehouseReader) -> list[Remark]:
     held = reader.rows("SELECT sum(uncertain)::BIGINT AS n FROM submission_funnel")[0]["n"]
     text = f"{some(held, 'submission')} held for a decision: the outcome of the call is unknown."
     return [Remark(text, "funnel")] if held else []
 
 
-def _recent(reader: Reader) -> datetime.date:
+def _recent(reader: WarehouseReader) -> datetime.date:
     return reader.last - datetime.timedelta(days=_RECENT_DAYS - 1)
 
 
-def _recent_alarms(reader: Reader) -> list[Remark]:
+def _recent_alarms(reader: WarehouseReader) -> list[Remark]:
     rows = reader.rows(
         f"""
         SELECT * FROM alarms WHERE to_date >= $1::DATE - 7 ORDER BY abs(effect) DESC, series LIMIT {_REMARKS}
@@ -192,7 +192,7 @@ def _rate_of(alarm: Mapping[str, Any]) -> str:
     return "The verified rate"
 
 
-def _recent_drift(reader: Reader) -> list[Remark]:
+def _recent_drift(reader: WarehouseReader) -> list[Remark]:
     rows = reader.rows(
         f"""
         SELECT check_type, arg_max(level, psi) AS level, max(psi) AS psi, arg_max(date, psi) AS date
@@ -211,7 +211,7 @@ def _recent_drift(reader: Reader) -> list[Remark]:
     ]
 
 
-def _main_obstacle(reader: Reader) -> list[Remark]:
+def _main_obstacle(reader: WarehouseReader) -> list[Remark]:
     rows = reader.rows(
         """
         SELECT check_type, sum(failing)::BIGINT AS failing, sum(sole_blocker)::BIGINT AS alone,
@@ -232,7 +232,7 @@ def _main_obstacle(reader: Reader) -> list[Remark]:
     ]
 
 
-def _disagreements(reader: Reader) -> list[Remark]:
+def _disagreements(reader: WarehouseReader) -> list[Remark]:
     rows = reader.rows(
         """
         SELECT

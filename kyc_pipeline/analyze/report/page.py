@@ -159,7 +159,7 @@ def decimals(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def counted(n: int | None) -> str:
+def sample_size(n: int | None) -> str:
     """A sample's size, marked where it is small."""
     return number(n) + (FEW if n is not None and n < LOW_N else "")
 

@@ -11,12 +11,12 @@ from kyc_pipeline.analyze.report.page import (
     Section,
     View,
     bounds,
-    counted,
     day,
     interval,
     number,
     percent,
     points,
+    sample_size,
     some,
 )
 from kyc_pipeline.analyze.report.periods import Period
@@ -24,8 +24,8 @@ from kyc_pipeline.analyze.report.reader import (
     MAX_CHECKS,
     NONE_COMPLETED,
     NOTHING,
-    Reader,
     Rows,
+    WarehouseReader,
     grouped,
     rounded,
 )
@@ -49,7 +49,7 @@ _HOLLOW: Final = (
 )
 
 
-def verdicts(reader: Reader) -> Section:
+def verdicts(reader: WarehouseReader) -> Section:
     """Verified rate over time."""
     series = reader.rows(
         """
@@ -83,7 +83,7 @@ def verdicts(reader: Reader) -> Section:
     )
 
 
-def pass_rates(reader: Reader) -> Section:
+def pass_rates(reader: WarehouseReader) -> Section:
     """Pass rate of each check over time."""
     series = reader.by_check(
         reader.rows(
@@ -137,14 +137,14 @@ def pass_rates(reader: Reader) -> Section:
     )
 
 
-def _left_out(reader: Reader) -> str:
+def _left_out(reader: WarehouseReader) -> str:
     if reader.all_checks <= MAX_CHECKS:
         return ""
     return f" Shown: the {MAX_CHECKS} most frequent of {number(reader.all_checks)} checks."
 
 
 def _rate_figure(
-    reader: Reader,
+    reader: WarehouseReader,
     name: str,
     title: str,
     series: Rows,
@@ -168,7 +168,7 @@ def _rate_figure(
             else ""
         )
         return View(
-            f"{percent(total['rate'])} ({interval(total['low'], total['high'])}) of {counted(total['n'])}"
+            f"{percent(total['rate'])} ({interval(total['low'], total['high'])}) of {sample_size(total['n'])}"
             f"{open_}",
             f"Line chart with 95% intervals of {title} by {period.unit}, {day(rows[0]['start'])} to"
             f" {day(rows[-1]['start'])}: {percent(total['rate'])} of {number(total['n'])} {n} over all,"
@@ -200,7 +200,7 @@ def _rate_figure(
                     (
                         day(row["start"]),
                         number(row["k"]),
-                        counted(row["n"]),
+                        sample_size(row["n"]),
                         percent(row["rate"]),
                         percent(row["low"]),
                         percent(row["high"]),
@@ -217,7 +217,7 @@ def _rate_figure(
     )
 
 
-def changes(reader: Reader) -> Section:
+def changes(reader: WarehouseReader) -> Section:
     """Changes of rates that raised an alarm."""
     rows = reader.rows(f"SELECT * FROM alarms ORDER BY to_date DESC, series LIMIT {_CHANGES}")
     return Section(
@@ -255,7 +255,7 @@ def changes(reader: Reader) -> Section:
     )
 
 
-def companies(reader: Reader) -> Section:
+def companies(reader: WarehouseReader) -> Section:
     """Verified rate by company."""
     rows = reader.rows(
         f"""
@@ -327,7 +327,7 @@ def companies(reader: Reader) -> Section:
                         Row(
                             (
                                 row["company"],
-                                counted(row["n"]),
+                                sample_size(row["n"]),
                                 number(row["k"]),
                                 percent(row["rate"]),
                                 percent(row["low"]),
@@ -358,7 +358,7 @@ def companies(reader: Reader) -> Section:
     )
 
 
-def _company_names(reader: Reader, ids: Sequence[str]) -> dict[str, str]:
+def _company_names(reader: WarehouseReader, ids: Sequence[str]) -> dict[str, str]:
     """Id → `id · name`, for ids whose responses have a clear companyName; the latest day's name counts."""
     if not ids:
         return {}

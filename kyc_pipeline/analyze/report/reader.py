@@ -41,7 +41,7 @@ class ChartedCheck:
     label: str
 
 
-class Reader:
+class WarehouseReader:
     """An open warehouse. Creates temporary tables in its connection: `report_days`, `report_units`.
 
     Rows over time have a `unit` (day or week) and its first day `start`; all others have a `period`.

@@ -27,11 +27,11 @@ from kyc_pipeline.ingest.formats.unreadable import (
 from kyc_pipeline.ingest.formats.xlsx import read_xlsx
 from kyc_pipeline.landing.zone import ManifestFile
 
-Reader: TypeAlias = Callable[[ManifestFile, Counter[str], Layout], Iterator[pa.Table]]
+FormatReader: TypeAlias = Callable[[ManifestFile, Counter[str], Layout], Iterator[pa.Table]]
 
 SUFFIXES: Final = ".csv, .tsv, .jsonl, .ndjson, .json, .parquet or .xlsx"
 """For messages."""
-_READERS: Final[dict[str, Reader]] = {
+_READERS: Final[dict[str, FormatReader]] = {
     ".csv": read_csv,
     ".csv.gz": read_csv,
     ".tsv": read_csv,
@@ -86,7 +86,7 @@ def needs_encoding(path: ManifestFile) -> bool:
         return reader_of(path) is read_csv and not is_unicode(path)
 
 
-def reader_of(path: ManifestFile) -> Reader | None:
+def reader_of(path: ManifestFile) -> FormatReader | None:
     name = path.name.lower()
     for suffix, reader in _READERS.items():
         if name.endswith(suffix):

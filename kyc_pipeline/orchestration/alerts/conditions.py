@@ -23,8 +23,7 @@ from kyc_pipeline.ledger.leases import leased_partitions
 from kyc_pipeline.ledger.queries import read_held, read_spend_since
 from kyc_pipeline.orchestration.alerts.model import Alert, Kind, days_text, shortened
 from kyc_pipeline.orchestration.checks.analyze import DEADLINE_HOUR
-from kyc_pipeline.orchestration.jobs import BACKFILL, days_of
-from kyc_pipeline.orchestration.new_manifests import QUEUED, STARTED
+from kyc_pipeline.orchestration.jobs import BACKFILL, QUEUED, STARTED, days_of
 from kyc_pipeline.orchestration.paid_calls import STOPPED
 from kyc_pipeline.orchestration.publication import WAREHOUSE
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -146,7 +145,7 @@ class _Ended:
 
 
 _TITLES: Final = {
-    Kind.OUTAGE: "DeepXL cannot be reached: {runs} stopped",
+    Kind.OUTAGE: "calls to DeepXL kept failing: {runs} stopped",
     Kind.CHECK_FAILED: "a check of severity error failed in {runs}",
     Kind.RUN_FAILED: "{runs} failed",
 }

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from kyc_pipeline.orchestration.checks.analyze import DEADLINE_HOUR
+
 SHOWN: Final = 5
 """Lines of an alert; further ones are only counted."""
 SHOWN_DAYS: Final = 3
@@ -37,7 +39,7 @@ class Rule(NamedTuple):
 
 RULES: Final = {
     Kind.OUTAGE: Rule(
-        "a run stopped because every call to DeepXL failed",
+        "a run stopped because too many calls to DeepXL failed in a row",
         "run the days again when DeepXL responds; catch_up does it too",
     ),
     Kind.CHECK_FAILED: Rule(
@@ -61,7 +63,7 @@ RULES: Final = {
         "move them away, or name them as docs/operations.md says (`every_file_taken`)",
     ),
     Kind.LATE: Rule(
-        "at 07:00 UTC, the warehouse was not published since 00:00 UTC (once a day)",
+        f"at {DEADLINE_HOUR:02}:00 UTC, the warehouse has not been published since 00:00 UTC (once a day)",
         "look at the runs of daily_verification, and whether the daemon runs",
     ),
 }

@@ -201,7 +201,7 @@ def _build_and_publish(
 def report(
     context: dg.AssetExecutionContext, config: BuildConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult[Any]]:
-    """Draws the report, unless it is up to date. A step that skips the warehouse skips it too."""
+    """Draws the report, unless it is up to date. If the warehouse's step is skipped, so is this one."""
     settings = pipeline.settings
     publication = Publication(pipeline, context.instance)
     if not config.force and publication.is_report_current():

@@ -162,7 +162,7 @@ def _read_labels(pipeline: Pipeline, run_id: str) -> LabelsSummary | None:
 
         def confirm() -> None:
             if pipeline.erased_subjects(ledger) != erased:
-                raise KycError("somebody was erased while the labels were read: run it again")
+                raise KycError("somebody was erased while the labels were read: read them again")
 
         return ingest_labels(
             landing=settings.kyc_landing,

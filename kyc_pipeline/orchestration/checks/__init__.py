@@ -27,7 +27,8 @@ def check_specs(
 ) -> list[dg.AssetCheckSpec]:
     """Dagster's specs. With `partitions`, a failed check of severity ERROR blocks downstream assets.
 
-    Without, they are the warehouse's, whose step itself ends before it publishes.
+    Without, no check blocks: the warehouse's step ends by itself before it publishes, and labels never stop a
+    publication.
     """
     with warnings.catch_warnings():
         # Partitions of checks are a preview in Dagster; the pinned version has them.

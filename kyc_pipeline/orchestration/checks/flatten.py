@@ -87,8 +87,8 @@ def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check
         RECONCILES.result(
             lost == 0 and summary.without_submission == 0,
             f"{day}: {plural(summary.completed, 'completed response')}, each with one verification",
-            f"{day}: {lost} completed responses without a verification, {summary.without_submission} without "
-            f"a submission: run the day again, with {run_again(day)}",
+            f"{day}: {plural(lost, 'completed response')} without a verification, "
+            f"{summary.without_submission} without a submission: run the day again, with {run_again(day)}",
             completed=summary.completed,
             verifications=summary.verifications,
             without_submission=summary.without_submission,

@@ -185,7 +185,7 @@ def test_a_changed_lake_is_a_reason(tmp_path: Path, change: Callable[[Lake], Non
     deployment.publish()
     assert deployment.differences() == []
     change(deployment.lake)
-    assert deployment.differences() == [f"{partitions} partitions are new, changed or gone"]
+    assert deployment.differences() == [f"{partitions} partitions new, changed or gone"]
 
 
 def test_the_results_of_the_checks_can_be_read_back(published: Deployment) -> None:

@@ -71,8 +71,8 @@ ENDINGS: Final = (
 class Interruption:
     """How a run shows that somebody else ended it while it made calls.
 
-    Unless it stopped its calls itself, as that of a cancelled backfill does, it materializes none of the
-    `verification_responses` that it was at, and has no checks of them. `log` is in the run's log.
+    The run reports no materialization and no checks of the days that it was working on, unless it stopped its
+    calls itself, as a run of a cancelled backfill does. `log` is in the run's log.
     """
 
     how: str
