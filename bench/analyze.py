@@ -33,7 +33,7 @@ from kyc_pipeline.analyze.build import PREVIOUS_TABLES, build, open_draft
 from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.analyze.sql_models import LAKE, PREVIOUS, load_steps, macros_sql
-from kyc_pipeline.lake.storage import FILE_NAME, Lake
+from kyc_pipeline.lake.storage import PART_FILE, Lake
 from kyc_pipeline.lake.tables import LABELS, SUBMISSIONS, TABLES
 from kyc_pipeline.settings import Settings
 
@@ -120,7 +120,7 @@ def make_lake(root: Path, verifications: int) -> None:
                 folder = root / table.zone / table.name / f"date={day}"
                 folder.mkdir(parents=True)
                 connection.execute(
-                    f"COPY ({queries[table.name]}) TO '{folder / FILE_NAME}'"
+                    f"COPY ({queries[table.name]}) TO '{folder / PART_FILE}'"
                     " (FORMAT parquet, COMPRESSION zstd, KV_METADATA {source: 'bench'})"
                 )
 
@@ -182,7 +182,7 @@ def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
         connection.from_arrow(LABELS.schema.empty_table()).create(f"{LAKE}.main.{LABELS.name}")
         CHOICES.set_variables(connection)
         for table in TABLES:
-            files = root / table.zone / table.name / "date=*" / FILE_NAME
+            files = root / table.zone / table.name / "date=*" / PART_FILE
             added = CHOICES.submission_columns() if table is SUBMISSIONS else {}
             columns = "".join(f", {sql} AS {name}" for name, (sql, _) in added.items())
             connection.execute(

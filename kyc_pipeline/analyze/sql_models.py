@@ -29,13 +29,13 @@ LAKE: Final = "lake"
 PREVIOUS: Final = "previous"
 """The schema under which models read the published warehouse, which their build will replace."""
 _COUNTS_BY_SLICE: Final = ("submission_counts", "error_estimates")
+_COLUMN: Final = re.compile(r"^(\w+): (.+)$")
+_PARAMETER: Final = re.compile(r"\{(\w+)\}")
+_MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
 _PARAMETERS: Final = SQL_PARAMETERS | {
     "curated_tables": ", ".join(f"'{table.name}'" for table in CURATED_TABLES),
     "curated_table_count": str(len(CURATED_TABLES)),
 }
-_COLUMN: Final = re.compile(r"^(\w+): (.+)$")
-_PARAMETER: Final = re.compile(r"\{(\w+)\}")
-_MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)
 
 
 class ModelKind(StrEnum):

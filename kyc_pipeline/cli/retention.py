@@ -10,7 +10,7 @@ from kyc_pipeline.cli.options import accountable, format_table, is_verbose, open
 from kyc_pipeline.erasure.rejected import forget_rejected
 from kyc_pipeline.erasure.relationships import Relationships
 from kyc_pipeline.erasure.remove import delete_documents, erase
-from kyc_pipeline.erasure.retention import NO_PERIOD, Plan, Rules, make_plan
+from kyc_pipeline.erasure.retention import NO_PERIOD, Plan, RetentionPeriods, make_plan
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import UsageError, in_one_line
 from kyc_pipeline.ledger.audit import AuditAction
@@ -29,7 +29,7 @@ def retention(context: click.Context, dry_run: bool, reason: str | None, request
     The landing zone's relationships/*.csv have the end dates. Data under a legal hold stays.
     """
     settings = load_settings()
-    rules = Rules.of(settings)
+    rules = RetentionPeriods.of(settings)
     if rules.is_empty:
         raise UsageError(NO_PERIOD)
     today = datetime.now(UTC).date()
@@ -65,7 +65,7 @@ def _publisher(settings: Settings, *, verbose: bool) -> Callable[[], None]:
     )
 
 
-def _describe(plan: Plan, rules: Rules) -> Iterator[str]:
+def _describe(plan: Plan, rules: RetentionPeriods) -> Iterator[str]:
     yield f"relationships: {plural(plan.relationships, 'subject')}"
     days = rules.documents_days
     documents = len(plan.documents.deletable_documents)

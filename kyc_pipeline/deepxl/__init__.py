@@ -1,1 +1,6 @@
-"""The DeepXL API: `contract` (the shape of a response), `client`, `call_errors`, `simulator`."""
+"""The DeepXL API.
+
+`contract` has the shape of a response, `client` makes the calls, `multipart` and `transport` send them,
+`echo` compares what a response repeats of its request, `call_errors` says what a failure means, and
+`simulator` is a server for tests and the demo.
+"""

@@ -21,7 +21,8 @@ _ZONES_APART: Final = timedelta(hours=26)
 class Echo(NamedTuple):
     """What a response repeats of its request: sizes in bytes, names and values of tags, and its time.
 
-    None if the response lacks it; that is no mismatch.
+    None if the response lacks it. That is no mismatch, but `contradictions` requires the submission's own
+    tag.
     """
 
     id_size: int | None

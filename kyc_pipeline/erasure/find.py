@@ -24,7 +24,7 @@ from kyc_pipeline.lake.tables import (
     VERIFICATIONS,
     Table,
 )
-from kyc_pipeline.ledger.legal_holds import Hold, Holds
+from kyc_pipeline.ledger.legal_holds import Holds, LegalHold
 from kyc_pipeline.ledger.vendor_deletions import VendorRecord
 from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone, one_name
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
@@ -98,7 +98,7 @@ class Findings:
     """Documents that other people's submissions use too, under whatever name."""
     vendor: dict[str, VendorRecord] = field(default_factory=dict, repr=False)
     """What DeepXL may have of the submissions, by id."""
-    holds: list[Hold] = field(default_factory=list)
+    holds: list[LegalHold] = field(default_factory=list)
     """Legal holds on what the erasure would remove, oldest first: they forbid it."""
 
     @property
@@ -356,7 +356,7 @@ def _add_rows(found: Findings, day: Day, table: Table, batch: pa.RecordBatch) ->
             found.vendor.setdefault(key, VendorRecord()).verification_ids.add(int(verification_id))
 
 
-def find_holds(stores: Stores, found: Findings) -> list[Hold]:
+def find_holds(stores: Stores, found: Findings) -> list[LegalHold]:
     """The holds on the person's rows, and on anything else that the erasure would remove."""
     holds = Holds(stores.ledger.holds(), stores.pseudonymizer)
     if not holds:

@@ -33,7 +33,7 @@ from kyc_pipeline.deepxl.contract import reread
 from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import hold
-from kyc_pipeline.ledger.legal_holds import Hold, key_ids, read_holds
+from kyc_pipeline.ledger.legal_holds import LegalHold, key_ids, read_holds
 from kyc_pipeline.ledger.models import Decision, State
 from kyc_pipeline.ledger.pseudonym_key import use_key
 from kyc_pipeline.ledger.schema import (
@@ -114,7 +114,7 @@ class LedgerErasure:
             )
         return [row[0] for row in self._rows(query) if has_tag(row[1], has)]
 
-    def holds(self) -> list[Hold]:
+    def holds(self) -> list[LegalHold]:
         """All legal holds."""
         return read_holds(self._ledger)
 
@@ -256,7 +256,7 @@ class LedgerErasure:
                 )
 
     def _rows(self, query: Any) -> Iterator[Any]:
-        """The rows of a query, in bounded memory. None if there is no ledger; it is not created."""
+        """The rows of a query, in bounded memory. Without a ledger there are no rows, and none is created."""
         if not self._ledger.exists():
             return
         with self._ledger.read() as connection:

@@ -38,7 +38,7 @@ from kyc_pipeline.lake.tables import (
     VERIFICATION_RESPONSES,
     Table,
 )
-from kyc_pipeline.ledger.legal_holds import Held
+from kyc_pipeline.ledger.legal_holds import LegalHoldError
 from kyc_pipeline.privacy.erased import DETAIL, ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Reason
 
@@ -46,7 +46,7 @@ MAX_PASSES: Final = 3
 
 
 def delete_documents(stores: Stores, found: Findings) -> None:
-    """Deletes the documents that were found. Raises :class:`Held` if a legal hold forbids it."""
+    """Deletes the documents that were found. Raises :class:`LegalHoldError` if a legal hold forbids it."""
     found.holds = find_holds(stores, found)  # again: one may have been set since the search
     require_no_hold(found)
     stores.landing.delete(found.deletable_documents)
@@ -65,8 +65,8 @@ def erase(
     Afterwards rebuild the warehouse, then pass the returned tombstones to `ledger.finish`; until then, the
     next erasure continues this one. `request` goes to the register of what DeepXL must delete. `progress` is
     called with the name of each step before it begins.
-    Before any change, it raises :class:`Held` if a legal hold forbids it, and :class:`KycError` with the
-    holder's name if a run works on one of the days.
+    Before any change, it raises :class:`LegalHoldError` if a legal hold forbids it, and :class:`KycError`
+    with the holder's name if a run works on one of the days.
     """
     found.holds = find_holds(stores, found)  # again: one may have been set since the search
     require_no_hold(found)
@@ -114,9 +114,9 @@ def _pseudonyms(stores: Stores, ids: Iterable[str]) -> dict[str, str]:
 
 
 def require_no_hold(found: Findings) -> None:
-    """Raises :class:`Held`, which names the holds, if one forbids the erasure."""
+    """Raises :class:`LegalHoldError`, which names the holds, if one forbids the erasure."""
     if found.holds:
-        raise Held(
+        raise LegalHoldError(
             f"nothing was erased: {'; '.join(map(str, found.holds))}; "
             "`kyc-pipeline legal-hold remove` lifts a hold"
         )

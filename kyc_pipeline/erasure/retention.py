@@ -17,7 +17,7 @@ from kyc_pipeline.erasure.relationships import Relationships
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS
 from kyc_pipeline.lake.tables import SUBMISSIONS
-from kyc_pipeline.ledger.legal_holds import Held, Hold, Holds
+from kyc_pipeline.ledger.legal_holds import Holds, LegalHold, LegalHoldError
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.vocabulary import SUBMISSION_TAG
 
@@ -28,7 +28,7 @@ NO_PERIOD: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RetentionPeriods:
     """How many days after the relationship's end each class of data is removed; None keeps it."""
 
     data_days: int | None
@@ -39,7 +39,7 @@ class Rules:
     """Days after which rejected rows lose their id and detail."""
 
     @classmethod
-    def of(cls, settings: Settings) -> "Rules":
+    def of(cls, settings: Settings) -> "RetentionPeriods":
         """The configured rules."""
         return cls(
             settings.kyc_retain_days, settings.kyc_retain_documents_days, settings.kyc_retain_rejected_days
@@ -48,7 +48,7 @@ class Rules:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is ever removed."""
-        return self == Rules(None, None)
+        return self == RetentionPeriods(None, None)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Plan:
     """The submissions whose data are due."""
     documents: Findings
     """The submissions whose documents are due; `deletable_documents` are those to delete."""
-    held: Counter[Hold]
+    held: Counter[LegalHold]
     """Legal holds, each with the number of submissions that would be due without it."""
     rejected: RejectedRows
     """The rejected rows that are due."""
@@ -76,7 +76,7 @@ class Plan:
         """Whether there is nothing to do."""
         return not (self.erases or self.documents.deletable_documents or self.rejected.due)
 
-    def counts(self, rules: Rules) -> dict[str, int | None]:
+    def counts(self, rules: RetentionPeriods) -> dict[str, int | None]:
         """What is due, for the audit trail and for Dagster."""
         return {
             "days": rules.data_days,
@@ -89,13 +89,14 @@ class Plan:
         }
 
 
-def make_plan(stores: Stores, relationships: Relationships, rules: Rules, today: date) -> Plan:
+def make_plan(stores: Stores, relationships: Relationships, rules: RetentionPeriods, today: date) -> Plan:
     """Finds what is due. Read-only.
 
-    Raises :class:`Held` if a hold covers something that is due, but its accepted tags do not show that.
+    Raises :class:`LegalHoldError` if a hold covers something that is due, but its accepted tags do not show
+    that.
     """
     holds = Holds(stores.ledger.holds(), stores.pseudonymizer)
-    held: Counter[Hold] = Counter()
+    held: Counter[LegalHold] = Counter()
     due: dict[int, set[str]] = {
         days: set() for days in (rules.data_days, rules.documents_days) if days is not None
     }
@@ -119,5 +120,5 @@ def make_plan(stores: Stores, relationships: Relationships, rules: Rules, today:
     rejected = find_rejected(stores, today, rules.rejected_days)
     plan = Plan(len(relationships), data, documents, held, rejected)
     if hidden := {*plan.data.holds, *plan.documents.holds}:
-        raise Held(f"nothing was removed: {'; '.join(sorted(map(str, hidden)))}")
+        raise LegalHoldError(f"nothing was removed: {'; '.join(sorted(map(str, hidden)))}")
     return plan

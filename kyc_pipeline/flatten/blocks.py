@@ -31,7 +31,7 @@ from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, TECHNICAL_CHECKS, CheckStatus
 
 # Arrow's type stubs lack nested columns and kernels between a column and a scalar.
-Column: TypeAlias = Any
+ArrowColumn: TypeAlias = Any
 """An Arrow array or chunked array."""
 Block: TypeAlias = Any
 """An Arrow table: one row per response, with columns for the contract's fields and for what was sent."""
@@ -78,11 +78,11 @@ _EXACT_OFFSET: Final = 2**53
 """Microseconds below this are exact in a double."""
 
 
-def select(ids: Column, texts: Column, sent: Block) -> Block:
+def select(ids: ArrowColumn, texts: ArrowColumn, sent: Block) -> Block:
     """The responses of a batch that the fast path takes; `position` is their place in the batch.
 
-    `sent` has one row per response: `id_sha256`; `id_size`, `selfie_size` and `tags` as they were sent; NULL
-    if no submission has its id; and `withheld_tags`.
+    `sent` has one row per response: `id_sha256`, `id_size`, `selfie_size` and `tags` as sent, and
+    `withheld_tags`. All are NULL if no submission has the response's id.
     """
     block = _read(ids, texts, sent)
     block = block.filter(pa.array(_fits(block)))
@@ -138,7 +138,7 @@ class BlockFlattener:
         )
 
 
-def _read(ids: Column, texts: Column, sent: Block) -> Block:
+def _read(ids: ArrowColumn, texts: ArrowColumn, sent: Block) -> Block:
     """The responses with the contract's types: a column per field, beside what was sent."""
     lines = [text.strip() if text else b"" for text in texts.cast(pa.binary()).to_pylist()]
     places = [place for place, line in enumerate(lines) if _has_shape(line)]
@@ -187,7 +187,7 @@ def _parsed(sent: Block, lines: list[bytes]) -> Block:
     return sent
 
 
-def _columns(lines: list[bytes]) -> dict[str, Column] | None:
+def _columns(lines: list[bytes]) -> dict[str, ArrowColumn] | None:
     """The fields of the responses, and `literals`; None if Arrow refuses a response."""
     text = b"\n".join(lines)
     try:
@@ -200,12 +200,12 @@ def _columns(lines: list[bytes]) -> dict[str, Column] | None:
     if len(results) != len(lines) or len(literals) != len(checks.flatten()):
         return None
     # A list column parallel to the checks, so that a filter keeps each literal with its check.
-    offsets: Column = pa.array(np.append(0, np.cumsum(_lengths(checks))), pa.int32())
+    offsets: ArrowColumn = pa.array(np.append(0, np.cumsum(_lengths(checks))), pa.int32())
     columns["literals"] = pa.ListArray.from_arrays(offsets, pa.array(literals, _TEXT))
     return columns | {TECHNICAL_CHECKS: checks}
 
 
-def _parse(text: bytes) -> Column:
+def _parse(text: bytes) -> ArrowColumn:
     """The result of each line. Raises `pa.ArrowInvalid`."""
     if not text:
         return pa.array([], _RESULT)
@@ -231,7 +231,7 @@ def _fits(block: Block) -> Mask:
     fits &= _true(pc.equal(block["selfieFileSize"], block["selfie_size"]))
     fits &= _lengths(block["tags"]) == _lengths(block["sent_tags"]) + 1
     literals = pc.list_flatten(block["literals"])
-    conditions: dict[str, Callable[[Column], Mask]] = {
+    conditions: dict[str, Callable[[ArrowColumn], Mask]] = {
         TECHNICAL_CHECKS: lambda checks: _is_known_check(checks, literals),
         "tags": lambda tags: np.ones(len(tags), dtype=np.bool_),
         "files": lambda files: (
@@ -250,13 +250,13 @@ def _fits(block: Block) -> Mask:
     return fits
 
 
-def _iso_offsets(block: Block) -> Column:
+def _iso_offsets(block: Block) -> ArrowColumn:
     """Microseconds from the epoch timestamp to the ISO text, read as UTC; NULL if unreadable."""
     moments = pa.array([iso_microseconds(text) for text in block["timestampISO"].to_pylist()], pa.int64())
     return pc.subtract(moments, pa.array(_microseconds(block["timestamp"])))
 
 
-def _is_known_check(checks: Column, literals: Column) -> Mask:
+def _is_known_check(checks: ArrowColumn, literals: ArrowColumn) -> Mask:
     statuses = checks.field("status").dictionary_encode()
     known = [
         normalize_status(status) is not CheckStatus.UNKNOWN for status in statuses.dictionary.to_pylist()
@@ -329,7 +329,7 @@ def _verification_files(block: Block) -> pa.Table:
     )
 
 
-def _direct(table: Table, parent: str, column: Callable[[str], Column]) -> dict[str, Column]:
+def _direct(table: Table, parent: str, column: Callable[[str], ArrowColumn]) -> dict[str, ArrowColumn]:
     """The direct columns of `table`; `column` returns a field by its name."""
     fields = {name: column(field.names[0]) for name, field in direct_columns(table, parent).items()}
     return {
@@ -338,18 +338,18 @@ def _direct(table: Table, parent: str, column: Callable[[str], Column]) -> dict[
     }
 
 
-def _table(table: Table, **columns: Column) -> pa.Table:
+def _table(table: Table, **columns: ArrowColumn) -> pa.Table:
     return pa.table([columns[name] for name in table.schema.names], names=table.schema.names).cast(
         table.schema
     )
 
 
-def _items(block: Block, name: str) -> tuple[Whole, Column]:
+def _items(block: Block, name: str) -> tuple[Whole, ArrowColumn]:
     """The elements of the list column `name`, after the row of each."""
     return np.repeat(np.arange(block.num_rows), _lengths(block[name])), block[name].combine_chunks().flatten()
 
 
-def _keys(block: Block, rows: Whole) -> dict[str, Column]:
+def _keys(block: Block, rows: Whole) -> dict[str, ArrowColumn]:
     """The key columns for elements of `rows`."""
     places = pa.array(rows)
     return {
@@ -358,33 +358,33 @@ def _keys(block: Block, rows: Whole) -> dict[str, Column]:
     }
 
 
-def _lengths(lists: Column) -> Whole:
-    lengths: Column = pc.list_value_length(lists)
+def _lengths(lists: ArrowColumn) -> Whole:
+    lengths: ArrowColumn = pc.list_value_length(lists)
     return np.asarray(pc.fill_null(lengths, 0))
 
 
-def _is_filled(array: Column) -> Mask:
+def _is_filled(array: ArrowColumn) -> Mask:
     """Which values are neither NULL nor an empty text."""
     if array.type == _TEXT:
         return _true(pc.greater(array, pa.scalar("")))
     return _true(pc.is_valid(array))
 
 
-def _is_code(texts: Column) -> Mask:
+def _is_code(texts: ArrowColumn) -> Mask:
     return _true(pc.match_substring_regex(texts, CODE))
 
 
-def _true(condition: Column, *, absent: bool = False) -> Mask:
+def _true(condition: ArrowColumn, *, absent: bool = False) -> Mask:
     return np.asarray(pc.fill_null(condition, absent) if condition.null_count else condition)
 
 
-def _in_range(numbers: Column, end: int, *, closed: bool = False) -> Mask:
+def _in_range(numbers: ArrowColumn, end: int, *, closed: bool = False) -> Mask:
     """Which numbers are from 0 to `end`; NULL and NaN are not."""
     limit = pa.scalar(float(end))
     is_below = pc.less_equal(numbers, limit) if closed else pc.less(numbers, limit)
     return _true(pc.and_(pc.greater_equal(numbers, pa.scalar(0.0)), is_below))
 
 
-def _microseconds(seconds: Column) -> Whole:
+def _microseconds(seconds: ArrowColumn) -> Whole:
     rounded: Whole = np.rint(np.asarray(seconds) * MICROSECONDS).astype(np.int64)
     return rounded

@@ -15,7 +15,7 @@ from kyc_pipeline.deepxl.contract import FIELDS, Field, JsonType, integer, is_ge
 from kyc_pipeline.deepxl.jsontext import Json, Number, Object
 from kyc_pipeline.vocabulary import DriftKind
 
-MAX_DEPTH: Final = 16
+MAX_PATH_DEPTH: Final = 16
 """An unknown place below this depth is reported under its ancestor's path."""
 MAX_PATHS: Final = 2_000
 """Maximum distinct entries of one partition; later ones are counted under `OTHER_PATHS`."""
@@ -97,15 +97,15 @@ def survey(response: Json, personal: Container[str] = ()) -> Iterator[tuple[str,
         if isinstance(value, Object):
             yield from ((_join(path, name), DriftKind.MISSING_FIELD) for name in _missing(value, place))
             for key, member, known, repeated in _members_to_examine(value, place):
-                name = key if place is not None and key in place.members else shown(key, personal)
-                below = _join(path, name) if depth < MAX_DEPTH else path
+                name = key if place is not None and key in place.members else shown_key(key, personal)
+                below = _join(path, name) if depth < MAX_PATH_DEPTH else path
                 kind = _geometry(key, member) or (DriftKind.DUPLICATE_FIELD if repeated else None)
                 if kind is not None:
                     yield below, kind
                 else:
                     todo.append((member, below, depth + 1, known))
         elif isinstance(value, list):
-            below = f"{path}[]" if depth < MAX_DEPTH else path
+            below = f"{path}[]" if depth < MAX_PATH_DEPTH else path
             todo += [(item, below, depth + 1, place and place.item) for item in value]
 
 
@@ -123,7 +123,7 @@ def _members_to_examine(value: Object, place: _Place | None) -> list[tuple[str, 
     return found
 
 
-def shown(key: str, personal: Container[str] = ()) -> str:
+def shown_key(key: str, personal: Container[str] = ()) -> str:
     """`key` as a path shows it: an identifier without long numbers; else `?`."""
     return key if _FIELD_NAME.fullmatch(key) and key.lower() not in personal else "?"
 

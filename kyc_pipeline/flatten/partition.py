@@ -23,7 +23,7 @@ from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.deepxl import contract
 from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.flatten.blocks import WITHHELD, BlockFlattener, Column, Whole, select
+from kyc_pipeline.flatten.blocks import WITHHELD, ArrowColumn, BlockFlattener, Whole, select
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, SentSubmission
 from kyc_pipeline.lake.sent import read_sent
@@ -45,7 +45,7 @@ WORKERS: Final = 2
 BATCH_ROWS: Final = 4096
 """Maximum responses of a batch. Half as many take 50 MB less and a tenth more time."""
 BATCH_BYTES: Final = 1 << 24
-"""Maximum bytes of a batch, on the day's average: more than twice the usual."""
+"""Maximum bytes of a batch, reckoned with the day's average response: over twice what a batch usually has."""
 _INPUTS: Final = (VERIFICATION_RESPONSES, SUBMISSIONS)
 _OUTPUTS: Final = (*FACTS, CONTRACT_DRIFT)
 KEY_ID: Final = "key_id"
@@ -196,10 +196,10 @@ class _Flattener:
         return rows
 
 
-def _in_order(rows: pa.Table, ids: Column) -> pa.Table:
+def _in_order(rows: pa.Table, ids: ArrowColumn) -> pa.Table:
     """`rows` in the order of `ids`; the rows of one response keep their order."""
-    places: Column = pc.index_in(rows["submission_id"], value_set=ids)
-    order: Column = pa.array(np.argsort(np.asarray(places), kind="stable"))
+    places: ArrowColumn = pc.index_in(rows["submission_id"], value_set=ids)
+    order: ArrowColumn = pa.array(np.argsort(np.asarray(places), kind="stable"))
     return rows.take(order)
 
 
@@ -208,8 +208,8 @@ class _Batch:
     """Completed responses, with what was sent for each."""
 
     responses: int
-    ids: Column
-    texts: Column
+    ids: ArrowColumn
+    texts: ArrowColumn
     sent: pa.Table
 
 
@@ -237,11 +237,11 @@ def _batches(lake: Lake, date: str) -> Generator[_Batch, None, None]:
     submissions.read_rest()
 
 
-def as_sent(submissions: pa.Table, differences: Column) -> pa.Table:
+def as_sent(submissions: pa.Table, differences: ArrowColumn) -> pa.Table:
     """The rows of `submissions` as they were sent; withheld tags are in a column of their own."""
     if differences.null_count == len(differences):
         no_text = pa.array([], pa.string())
-        offsets: Column = pa.array(np.zeros(submissions.num_rows + 1, np.int32))
+        offsets: ArrowColumn = pa.array(np.zeros(submissions.num_rows + 1, np.int32))
         return submissions.append_column(WITHHELD, pa.MapArray.from_arrays(offsets, no_text, no_text))
     rows = submissions.to_pylist()
     for row, text in zip(rows, differences.to_pylist(), strict=True):
@@ -281,7 +281,7 @@ class _Submissions:
         self._batches = _sorted_batches(lake, SUBMISSIONS, date, _SENT_COLUMNS, size)
         self._ahead: pa.RecordBatch | None = None
 
-    def of(self, ids: Column) -> pa.Table:
+    def of(self, ids: ArrowColumn) -> pa.Table:
         """What was sent for `ids`, which must be greater than all earlier ones; NULL for an unknown id."""
         found: list[pa.RecordBatch] = []
         while len(ids):
@@ -294,7 +294,7 @@ class _Submissions:
                 self._ahead = batch
                 break
         sent = pa.Table.from_batches(found) if found else _SENT_SCHEMA.empty_table()
-        rows: Column = pc.index_in(ids, value_set=sent["submission_id"])
+        rows: ArrowColumn = pc.index_in(ids, value_set=sent["submission_id"])
         return sent.drop_columns("submission_id").take(rows)
 
     def read_rest(self) -> None:

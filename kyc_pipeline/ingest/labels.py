@@ -19,10 +19,17 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
-from kyc_pipeline.ingest.formats.columns import LABEL_FIELDS, LABEL_ROWS, MALFORMED, ROW, SUBMISSION_ID
+from kyc_pipeline.ingest.formats.columns import (
+    LABEL_FIELDS,
+    LABEL_ROWS,
+    MALFORMED,
+    ROW,
+    SUBMISSION_ID,
+    SUBMISSION_ID_RULE,
+)
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone
 from kyc_pipeline.ingest.manifests import READ_ATTEMPTS, DayFolder, Manifest, list_labels
-from kyc_pipeline.ingest.rows import Verdicts, read_times
+from kyc_pipeline.ingest.rows import Rejections, read_times
 from kyc_pipeline.lake.storage import WHOLE, Lake
 from kyc_pipeline.lake.tables import LABELS, REJECTED_LABELS, Table
 from kyc_pipeline.landing.opening import Root, open_landing
@@ -281,7 +288,7 @@ def validate_labels(
     import pandas as pd
 
     frame = chunk.to_pandas(types_mapper=pd.ArrowDtype)
-    verdicts = Verdicts(len(frame))
+    rejections = Rejections(len(frame))
     ids = frame["submission_id"].str.strip()
     texts = {name: _lower(frame[name]) for name in ("label", "source", "attack")}
     texts["stratum"] = _stripped(frame["stratum"])
@@ -289,47 +296,47 @@ def validate_labels(
     if erased is not None:
         for index, key in enumerate(ids):
             if isinstance(key, str) and erased.has(SUBMISSION_TAG, key):
-                verdicts.reject_one(index, LabelReason.ERASED_SUBJECT, ERASED_DETAIL)
-    verdicts.reject(frame[MALFORMED].notna(), LabelReason.MALFORMED_ROW, frame[MALFORMED])
+                rejections.reject_one(index, LabelReason.ERASED_SUBJECT, ERASED_DETAIL)
+    rejections.reject(frame[MALFORMED].notna(), LabelReason.MALFORMED_ROW, frame[MALFORMED])
     for name in LABEL_ROWS.required:
-        verdicts.reject(_stripped(frame[name]).isna(), LabelReason.MISSING_FIELD, f"{name} is empty")
-    verdicts.reject(
+        rejections.reject(_stripped(frame[name]).isna(), LabelReason.MISSING_FIELD, f"{name} is empty")
+    rejections.reject(
         ~ids.str.fullmatch(SUBMISSION_ID.pattern).fillna(False),
         LabelReason.INVALID_SUBMISSION_ID,
-        "submission_id must be 1 to 64 of A-Z a-z 0-9 . _ -",
+        SUBMISSION_ID_RULE,
     )
-    verdicts.reject(
+    rejections.reject(
         ~texts["label"].isin(list(Label)).fillna(False),
         LabelReason.INVALID_LABEL,
         f"label must be {_one_of(Label)}",
     )
-    verdicts.reject(
+    rejections.reject(
         ~texts["source"].str.fullmatch(_SOURCE).fillna(False),
         LabelReason.INVALID_SOURCE,
         "source must be 1 to 32 of a-z 0-9 . _ -: what decided, never a person's name",
     )
-    decided_at = read_times(frame["decided_at"].str.strip(), LabelReason.INVALID_DECIDED_AT, verdicts)
+    decided_at = read_times(frame["decided_at"].str.strip(), LabelReason.INVALID_DECIDED_AT, rejections)
     is_fraud = (texts["label"] == Label.FRAUD).fillna(False)
-    verdicts.reject(
+    rejections.reject(
         texts["attack"].notna() & ~(is_fraud & texts["attack"].isin(list(Attack)).fillna(False)),
         LabelReason.INVALID_ATTACK,
         f"attack must be {_one_of(Attack)}, or empty, and belongs to a fraud only",
     )
     weights = [_weight(text) for text in frame["weight"].tolist()]
-    verdicts.reject(
+    rejections.reject(
         pd.Series([weight is not None and math.isnan(weight) for weight in weights], dtype=bool),
         LabelReason.INVALID_WEIGHT,
         "weight must be a number of at least 1: how many submissions this one stands for",
     )
     no_weight = pd.Series([weight is None for weight in weights], dtype=bool)
     stratum = texts["stratum"]
-    verdicts.reject(
+    rejections.reject(
         stratum.notna() & (no_weight | ~stratum.str.fullmatch(_STRATUM).fillna(False)),
         LabelReason.INVALID_STRATUM,
         "stratum must be 1 to 64 of A-Z a-z 0-9 . _ : + / = -, and belongs to a weight",
     )
 
-    passed, failed = verdicts.passed(), verdicts.failed()
+    passed, failed = rejections.passed(), rejections.failed()
     accepted: dict[str, Any] = {
         "submission_id": pa.array(ids.iloc[passed], pa.string()),
         **{name: pa.array(values.iloc[passed], pa.string()) for name, values in texts.items()},
@@ -339,8 +346,8 @@ def validate_labels(
         "manifest_row": pa.array(frame[ROW].iloc[passed], pa.int64()),
     }
     rejected: dict[str, Any] = {
-        "reason": [verdicts.reasons[index] for index in failed],
-        "detail": [verdicts.details[index] for index in failed],
+        "reason": [rejections.reasons[index] for index in failed],
+        "detail": [rejections.details[index] for index in failed],
         "manifest": [manifest] * len(failed),
         "manifest_row": [int(row) for row in frame[ROW].iloc[failed]],
     }

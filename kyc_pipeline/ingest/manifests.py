@@ -39,7 +39,7 @@ from kyc_pipeline.ingest.state import (
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import CHANGED_KEY, REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.landing.opening import Root, open_landing
-from kyc_pipeline.landing.zone import LABELS_FOLDER, Entry, Landing, ManifestFile, Signature
+from kyc_pipeline.landing.zone import LABELS_FOLDER, FolderEntry, Landing, ManifestFile, Signature
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.vocabulary import Reason
@@ -264,7 +264,7 @@ def _label_files(landing: Root | Landing) -> tuple[list[tuple[ManifestFile, Sign
 
 
 def _files_among(
-    content: Callable[[], Iterable[Entry]], folder: str
+    content: Callable[[], Iterable[FolderEntry]], folder: str
 ) -> tuple[list[tuple[ManifestFile, Signature]], list[str]]:
     """The manifests in the content of a folder, sorted by name, and the names of other entries."""
     try:

@@ -221,7 +221,7 @@ class Ownership:
         return int(rows)
 
     def owners(self) -> dict[str, tuple[str, str]]:
-        """The other days that own ids of rejected rows, as in :class:`~kyc_pipeline.ingest.state.Record`."""
+        """The other days that own ids of rejected rows: :class:`~kyc_pipeline.ingest.state.DayFooter`."""
         owned = self._connection.sql(
             """
             SELECT DISTINCT e.date, e.submission_id, e.content_sha256

@@ -21,11 +21,12 @@ from kyc_pipeline.ingest.formats.columns import (
     MALFORMED,
     ROW,
     SUBMISSION_ID,
+    SUBMISSION_ID_RULE,
     SUBMISSION_ROWS,
     TAG_PREFIX,
 )
 from kyc_pipeline.ingest.formats.jsonl import has_duplicate_key
-from kyc_pipeline.ingest.formats.typed_values import Column
+from kyc_pipeline.ingest.formats.typed_values import ArrowColumn
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
 from kyc_pipeline.privacy.erased import ErasedSubjects
@@ -65,24 +66,24 @@ def validate_rows(
     import pandas as pd
 
     frame = chunk.to_pandas(types_mapper=pd.ArrowDtype)
-    verdicts = Verdicts(len(frame))
+    rejections = Rejections(len(frame))
     ids = frame["submission_id"]
 
     if erased is not None:
         # First, since a row that is rejected for another reason keeps its id.
         for index, readings in enumerate(identities(chunk)):
             if any(erased(reading) for reading in readings):
-                verdicts.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
-    verdicts.reject(frame[MALFORMED].notna(), Reason.MALFORMED_ROW, frame[MALFORMED])
+                rejections.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
+    rejections.reject(frame[MALFORMED].notna(), Reason.MALFORMED_ROW, frame[MALFORMED])
     for name in SUBMISSION_ROWS.required:
         blank = frame[name].isna() | (frame[name].str.strip() == "").fillna(True)
-        verdicts.reject(blank, Reason.MISSING_FIELD, f"{name} is empty")
-    verdicts.reject(
+        rejections.reject(blank, Reason.MISSING_FIELD, f"{name} is empty")
+    rejections.reject(
         ~ids.str.fullmatch(SUBMISSION_ID.pattern).fillna(False),
         Reason.INVALID_SUBMISSION_ID,
-        "submission_id must be 1 to 64 of A-Z a-z 0-9 . _ -",
+        SUBMISSION_ID_RULE,
     )
-    verdicts.reject(
+    rejections.reject(
         ids.str.fullmatch(ABSENT_ID.pattern).fillna(False),
         Reason.INVALID_SUBMISSION_ID,
         "submission_id stands for an absent value, such as NULL or NaN",
@@ -90,13 +91,13 @@ def validate_rows(
     if consents:
         given = frame["consent"].str.strip().str.casefold()
         lacks = ~given.isin({each.casefold() for each in consents}).fillna(False)
-        verdicts.reject(lacks, Reason.MISSING_CONSENT, "consent must be one of KYC_REQUIRE_CONSENT")
-    tags = _read_tags(chunk, verdicts)
-    submitted_at = read_times(frame["submitted_at"], Reason.INVALID_SUBMITTED_AT, verdicts)
+        rejections.reject(lacks, Reason.MISSING_CONSENT, "consent must be one of KYC_REQUIRE_CONSENT")
+    tags = _read_tags(chunk, rejections)
+    submitted_at = read_times(frame["submitted_at"], Reason.INVALID_SUBMITTED_AT, rejections)
 
-    passed = verdicts.passed()
+    passed = rejections.passed()
     candidates = frame.iloc[passed]
-    columns: dict[str, Column] = {
+    columns: dict[str, ArrowColumn] = {
         "submission_id": pa.array(candidates["submission_id"]),
         "submitted_at": pa.array(submitted_at.iloc[passed], pa.timestamp("us", "UTC"), from_pandas=True),
         "tags": _tag_maps([tags[index] for index in passed]),
@@ -110,24 +111,24 @@ def validate_rows(
     if erased is not None:
         theirs = _has_erased_document(accepted, erased)
         for index in itertools.compress(passed, theirs):
-            verdicts.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
+            rejections.reject_one(index, Reason.ERASED_SUBJECT, ERASED_DETAIL)
         accepted = accepted.filter(pa.array([not each for each in theirs], pa.bool_()))
 
-    failed = verdicts.failed()
+    failed = rejections.failed()
     rejected: dict[str, list[str | None] | list[str] | list[int]] = {
         "submission_id": [
-            None if verdicts.reasons[index] == Reason.ERASED_SUBJECT else _shown_id(ids.iloc[index])
+            None if rejections.reasons[index] == Reason.ERASED_SUBJECT else _shown_id(ids.iloc[index])
             for index in failed
         ],
-        "reason": [verdicts.reasons[index] for index in failed],
-        "detail": [verdicts.details[index] for index in failed],
+        "reason": [rejections.reasons[index] for index in failed],
+        "detail": [rejections.details[index] for index in failed],
         "manifest": [manifest] * len(failed),
         "manifest_row": [int(row) for row in frame[ROW].iloc[failed]],
     }
     return accepted, pa.table(rejected, schema=REJECTED)
 
 
-class Verdicts:
+class Rejections:
     """Which rows passed so far, and the first reason against each of the others."""
 
     def __init__(self, rows: int) -> None:
@@ -155,7 +156,7 @@ def _shown_id(value: object) -> str | None:
     return value[:_MAX_SHOWN_ID] if isinstance(value, str) and value.strip() else None
 
 
-def read_times(texts: "pd.Series[str]", reason: StrEnum, verdicts: Verdicts) -> "pd.Series[pd.Timestamp]":
+def read_times(texts: "pd.Series[str]", reason: StrEnum, rejections: Rejections) -> "pd.Series[pd.Timestamp]":
     """The times (UTC, to the microsecond) of a field, whose name is that of `texts`. Rejects invalid ones."""
     import pandas as pd
 
@@ -166,7 +167,7 @@ def read_times(texts: "pd.Series[str]", reason: StrEnum, verdicts: Verdicts) -> 
     times = pd.to_datetime(in_microseconds, utc=True, format="ISO8601", errors="coerce").dt.as_unit("us")
     # An offset can move a time to a year that Python does not have.
     times = times.where(times.dt.year.between(1, 9999))
-    verdicts.reject(
+    rejections.reject(
         given & times.isna(),
         reason,
         f"{texts.name} must be ISO 8601 with an offset, such as 2024-09-01T10:00:00Z",
@@ -195,17 +196,17 @@ def _tag_columns(chunk: pa.Table) -> list[tuple[str, list[str | None]]]:
     return [(name.removeprefix(TAG_PREFIX), chunk[name].to_pylist()) for name in names]
 
 
-def _read_tags(chunk: pa.Table, verdicts: Verdicts) -> dict[int, Tags]:
+def _read_tags(chunk: pa.Table, rejections: Rejections) -> dict[int, Tags]:
     """The tags of each row that has passed so far, by index; rejects rows with invalid tags."""
     tag_columns = _tag_columns(chunk)
     texts = chunk["tags"].to_pylist()
     tags: dict[int, Tags] = {}
-    for index in verdicts.passed():
+    for index in rejections.passed():
         cells = [(name, value) for name, values in tag_columns if (value := values[index])]
         try:
             tags[index] = _merge(texts[index], cells)
         except _TagError as error:
-            verdicts.reject_one(index, error.reason, error.detail)
+            rejections.reject_one(index, error.reason, error.detail)
     return tags
 
 
@@ -256,7 +257,7 @@ def _parse_tags(text: str) -> Tags:
     return tags
 
 
-def _tag_maps(tags: list[Tags]) -> Column:
+def _tag_maps(tags: list[Tags]) -> ArrowColumn:
     """The rows' tags as one Arrow map column."""
     offsets = pa.array(itertools.accumulate(map(len, tags), initial=0), pa.int32())
     names = pa.array([name for row in tags for name in row], pa.string())
@@ -267,11 +268,11 @@ def _tag_maps(tags: list[Tags]) -> Column:
 # --- documents --------------------------------------------------------------------------------------------
 
 
-def _document_columns(rows: "pd.DataFrame", documents: Documents) -> dict[str, Column]:
+def _document_columns(rows: "pd.DataFrame", documents: Documents) -> dict[str, ArrowColumn]:
     """Examines both documents of each row; columns of the results and the first problem."""
     files = {name: pa.array(rows[name]).cast(pa.string()).dictionary_encode() for name in _ROLES}
     results = documents.examine(path for column in files.values() for path in column.dictionary.to_pylist())
-    columns: dict[str, Column] = {}
+    columns: dict[str, ArrowColumn] = {}
     problems, details = [], []
     for (name, role), column in zip(_ROLES.items(), files.values(), strict=True):
         side = name.removesuffix("_file")
@@ -279,8 +280,8 @@ def _document_columns(rows: "pd.DataFrame", documents: Documents) -> dict[str, C
         found = [documents.problem_as(role, name, document) or (None, None) for document in distinct]
 
         def per_row(
-            values: Iterable[str | int | None], kind: pa.DataType, indices: Column = column.indices
-        ) -> Column:
+            values: Iterable[str | int | None], kind: pa.DataType, indices: ArrowColumn = column.indices
+        ) -> ArrowColumn:
             return pa.array(list(values), kind).take(indices)
 
         columns[name] = column.dictionary_decode()
@@ -300,7 +301,7 @@ def _has_erased_document(rows: pa.Table, erased: ErasedSubjects) -> list[bool]:
     return [any(map(erased.has_document, pair)) for pair in pairs]
 
 
-def _content_hashes(columns: Mapping[str, Column], tags: list[Tags]) -> Column:
+def _content_hashes(columns: Mapping[str, ArrowColumn], tags: list[Tags]) -> ArrowColumn:
     """SHA-256 over canonical JSON of both files' hashes and the sorted tags; null if there is a problem."""
     rows = zip(
         columns["problem"].to_pylist(),

@@ -56,7 +56,7 @@ class Digest:
 
 
 @dataclass(frozen=True)
-class Record:
+class DayFooter:
     """The footer of a day's `submissions`, and where it was read."""
 
     lake: Lake
@@ -87,7 +87,7 @@ class Records:
         self._versions = versions
         self._options = options
 
-    def of(self, date: str) -> Record:
+    def of(self, date: str) -> DayFooter:
         """The record of a day. Raises :class:`PartitionMissing` or :class:`PartitionUnreadable`."""
         *planned, lake = self._lakes
         for first in planned:
@@ -157,10 +157,10 @@ def turns(days: Sequence[str], is_outdated: Callable[[str], bool]) -> Iterator[s
 
 
 @functools.lru_cache(maxsize=_CACHED_DAYS)
-def _read(lake: Lake, date: str, version: object) -> Record:
+def _read(lake: Lake, date: str, version: object) -> DayFooter:
     footer = lake.metadata(SUBMISSIONS, date)
     owners: dict[str, Any] = json.loads(footer.get(OWNERS_KEY, "{}"))
-    return Record(
+    return DayFooter(
         lake=lake,
         date=date,
         version=version,
@@ -172,7 +172,7 @@ def _read(lake: Lake, date: str, version: object) -> Record:
     )
 
 
-def _owned(record: Record, owner: Record) -> str:
+def _owned(record: DayFooter, owner: DayFooter) -> str:
     """The digest of the ids that the day left to `owner`, as they are there now."""
     return _owned_at(record.lake, record.date, record.version, owner.lake, owner.date, owner.version)
 

@@ -11,7 +11,7 @@ from typing import Final
 from kyc_pipeline.lake.root_files import read_record, write_record
 from kyc_pipeline.lake.storage import Lake
 
-FILE_NAME: Final = "identity.json"
+IDENTITY_FILE: Final = "identity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class LakeIdentity:
 def read_lake_identity(lake: Lake) -> LakeIdentity | None:
     """The lake's identity; None if it has never had a ledger. Raises :class:`KycError` if it is damaged."""
     advice = "restore it, or remove it and run `kyc-pipeline ledger check --bind`"
-    return read_record(lake, FILE_NAME, LakeIdentity, advice)
+    return read_record(lake, IDENTITY_FILE, LakeIdentity, advice)
 
 
 def write_lake_identity(lake: Lake, identity: LakeIdentity) -> None:
     """Replaces the lake's identity, durably. Raises :class:`KycError` if that fails."""
-    write_record(lake, FILE_NAME, identity, "cannot write {path} ({reason}): nothing is sent without it")
+    write_record(lake, IDENTITY_FILE, identity, "cannot write {path} ({reason}): nothing is sent without it")
 
 
 def note_generation(lake: Lake, generation: int) -> None:

@@ -36,7 +36,7 @@ from kyc_pipeline.errors import KycError, UsageError, missing_extra
 from kyc_pipeline.lake.atomic import DRAFT_PREFIX, make_folder, remove_drafts, replacing
 from kyc_pipeline.lake.tables import Table, Zone
 
-FILE_NAME: Final = "part-0.parquet"
+PART_FILE: Final = "part-0.parquet"
 WHOLE: Final = ""
 """Stands for the date of the only partition of a table that is not daily."""
 ROW_GROUP_ROWS: Final = 122_880
@@ -46,7 +46,7 @@ DICTIONARY_BYTES: Final = 1 << 16
 ids and pseudonyms fill useless dictionaries: writing takes a sixth longer, and files are a fifth larger."""
 COPY_ATTEMPTS: Final = 10
 """Attempts to copy an object that keeps being replaced."""
-DAY_OF_PATH: Final = f"date=([0-9-]+)/{re.escape(FILE_NAME)}$"
+DAY_OF_PATH: Final = f"date=([0-9-]+)/{re.escape(PART_FILE)}$"
 """Regular expression, for Python and DuckDB, whose first group is the day of a partition's file."""
 _COPY_BYTES: Final = 1 << 22
 _Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
@@ -127,12 +127,12 @@ class Lake:
     def path(self, table: Table, date: str) -> str:
         """The file of one partition. `date` is an ISO date, or WHOLE; anything else is a ValueError."""
         if not table.is_daily and date == WHOLE:
-            return f"{self.folder(table)}/{FILE_NAME}"
+            return f"{self.folder(table)}/{PART_FILE}"
         if not table.is_daily:
             raise ValueError(f"{table.name} has no daily partitions")
         if not is_day(date):
             raise ValueError(f"not a partition date: {date}")
-        return f"{self.folder(table)}/date={date}/{FILE_NAME}"
+        return f"{self.folder(table)}/date={date}/{PART_FILE}"
 
     def folder(self, table: Table) -> str:
         """The folder of one table."""
@@ -204,7 +204,7 @@ class Lake:
     def partitions(self, table: Table, date: str | None = None) -> dict[str, Partition]:
         """The partitions that have been written (of `date` alone, if given), by day in order: one listing."""
         place = self.folder(table) if date is None else os.path.dirname(self.path(table, date))
-        file = DAY_OF_PATH if table.is_daily else f"(){re.escape(FILE_NAME)}$"
+        file = DAY_OF_PATH if table.is_daily else f"(){re.escape(PART_FILE)}$"
         folder = re.compile(re.escape(f"{self.folder(table)}/") + file)
         return {
             found[1]: Partition(

@@ -149,7 +149,8 @@ REJECTED_SUBMISSIONS = Table(
         Column(
             "submission_id",
             STRING,
-            "Submission id as far as it could be read; NULL if the subject was erased.",
+            "Submission id as far as it could be read; NULL if the row has none, or once the subject was "
+            "erased or KYC_RETAIN_REJECTED_DAYS have passed.",
             nullable=True,
         ),
         Column("reason", STRING, "Why the row was rejected: one of the documented reasons."),
@@ -220,13 +221,20 @@ VERIFICATIONS = Table(
         _VERIFICATION_ID,
         _RESPONSE_ID,
         Column("verified", BOOL, "DeepXL's decision.", made_from=("result.verified",)),
-        _optional("model", STRING, "Model name from the response.", "result.model"),
-        _optional("model_version", STRING, "Model version, if the response has one.", "result.modelVersion"),
+        _optional(
+            "model", STRING, "Model name from the response; OTHER if it is not a known one.", "result.model"
+        ),
+        _optional(
+            "model_version",
+            STRING,
+            "Model version, if the response has one; OTHER if it is no version.",
+            "result.modelVersion",
+        ),
         _optional("verified_at", TIMESTAMP, "Epoch timestamp from the response (UTC).", "result.timestamp"),
         _optional(
             "timestamp_iso",
             STRING,
-            "ISO timestamp as received; its time zone is unknown.",
+            "ISO timestamp as received, whose time zone is unknown; OTHER if it is no timestamp.",
             "result.timestampISO",
         ),
         _optional(
@@ -237,7 +245,10 @@ VERIFICATIONS = Table(
             "result.timestampISO",
         ),
         _optional(
-            "id_file_type", STRING, "File type of the ID document, from the response.", "result.idFileType"
+            "id_file_type",
+            STRING,
+            "File type of the ID document, from the response; OTHER if it is not a known one.",
+            "result.idFileType",
         ),
         _optional(
             "id_file_size", INT64, "Size of the ID document in bytes, from the response.", "result.idFileSize"
@@ -245,7 +256,7 @@ VERIFICATIONS = Table(
         _optional(
             "selfie_file_type",
             STRING,
-            "File type of the selfie, from the response.",
+            "File type of the selfie, from the response; OTHER if it is not a known one.",
             "result.selfieFileType",
         ),
         _optional(
@@ -280,7 +291,7 @@ VERIFICATIONS = Table(
 MODEL_CHECKS = Table(
     "model_checks",
     Zone.CURATED,
-    "One row per check under `modelResults`.",
+    "One row per check of a response.",
     (
         _VERIFICATION_ID,
         _RESPONSE_ID,
@@ -373,13 +384,13 @@ VERIFICATION_FILES = Table(
         _optional(
             "category",
             STRING,
-            "As received, such as `id` or `face`; OTHER if it is not a short word.",
+            "As received, such as `id` or `face`; OTHER if it is not a known word.",
             "result.files[].category",
         ),
         _optional(
             "content_type",
             STRING,
-            "Media type as received; OTHER if it is not a short word.",
+            "Media type as received; OTHER if it is not a known one.",
             "result.files[].contentType",
         ),
         _optional("file_size", INT64, "Size in bytes, as received.", "result.files[].fileSize"),
@@ -414,7 +425,7 @@ CONTRACT_DRIFT = Table(
         Column(
             "example_submission_id",
             STRING,
-            "First submission, by id, in which it occurs.",
+            "First submission, by id, in which it occurs; empty if that one was erased.",
             made_from=("verification_responses.submission_id",),
         ),
     ),

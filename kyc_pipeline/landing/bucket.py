@@ -49,7 +49,7 @@ def _stop_client() -> None:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def store_errors() -> Iterator[None]:
     """Turns every error of the store into a :class:`StoreError`."""
     try:
         yield
@@ -102,7 +102,7 @@ class Bucket:
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Calls a method of the store's API on this bucket."""
-        with explained():
+        with store_errors():
             answer: dict[str, Any] = self._fs.call_s3(method, Bucket=self.name, **parameters)
             return answer
 
@@ -134,7 +134,7 @@ class Bucket:
         """Content and ETag of one version of a small object; None if there is none."""
         for attempt in range(_READ_ATTEMPTS):
             try:
-                with explained(), self.open(key) as file:
+                with store_errors(), self.open(key) as file:
                     return file.read(), _unquoted(file.details["ETag"]) or ""
             except StoreError as error:
                 if error.errno == errno.ENOENT:
@@ -161,14 +161,14 @@ class Bucket:
 
     def upload(self, file: Path, key: str) -> None:
         """Writes an object from a file, of any size."""
-        with explained():
+        with store_errors():
             self._fs.put_file(str(file), f"{self.name}/{key}")
 
     def open(self, key: str) -> s3fs.S3File:
         """Opens one version of an object, for :class:`ObjectFile`."""
         if _VERSION in key or len(key.encode()) > _MAX_KEY_BYTES:
             raise StoreError(errno.ENOENT, _NO_OBJECT)
-        with explained():
+        with store_errors():
             file = self._fs.open(
                 f"{self.name}/{key}",
                 "rb",
@@ -240,7 +240,7 @@ class ObjectFile(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer)
-        with explained():
+        with store_errors():
             data = self._file.read(min(len(view), BLOCK_BYTES))
         view[: len(data)] = data
         return len(data)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from kyc_pipeline.document_store import DocumentFolder
-from kyc_pipeline.landing.zone import LABELS_FOLDER, Entry, ManifestFile, Signature
+from kyc_pipeline.landing.zone import LABELS_FOLDER, FolderEntry, ManifestFile, Signature
 
 
 class LocalLanding:
@@ -36,15 +36,15 @@ class LocalLanding:
             return []
         return sorted(entry.name for entry in self._manifests.iterdir() if entry.is_dir())
 
-    def entries(self, date: str) -> Iterator[Entry]:
+    def entries(self, date: str) -> Iterator[FolderEntry]:
         """The content of the day's folder."""
         return self._entries(self._manifests / date)
 
-    def labels(self) -> Iterator[Entry]:
+    def labels(self) -> Iterator[FolderEntry]:
         """The content of the folder `labels/`."""
         return self._entries(self._root / LABELS_FOLDER)
 
-    def _entries(self, folder: Path) -> Iterator[Entry]:
+    def _entries(self, folder: Path) -> Iterator[FolderEntry]:
         for path in folder.iterdir() if folder.is_dir() else ():
             # A pipe or a device would block the reader forever.
             yield path, self.signature(path) if path.is_file() else None

@@ -26,7 +26,7 @@ from kyc_pipeline.landing.bucket import (
     Version,
     signature_of,
 )
-from kyc_pipeline.landing.zone import LABELS_FOLDER, Entry, ManifestFile, Signature
+from kyc_pipeline.landing.zone import LABELS_FOLDER, FolderEntry, ManifestFile, Signature
 from kyc_pipeline.vocabulary import Reason
 
 _NOT_IN_KEYS: Final = {"", ".", ".."}
@@ -63,7 +63,7 @@ class S3Landing:
             for folder in page.get("CommonPrefixes", ())
         )
 
-    def entries(self, date: str) -> Iterator[Entry]:
+    def entries(self, date: str) -> Iterator[FolderEntry]:
         """The objects of the day, without the empty object that stands for the folder."""
         for page in self._bucket.pages(f"{self._prefix}manifests/{date}/", Delimiter="/"):
             for each in page.get("Contents", ()):
@@ -72,7 +72,7 @@ class S3Landing:
             for folder in page.get("CommonPrefixes", ()):
                 yield self._file(date, self._below(folder["Prefix"], f"{date}/").removesuffix("/")), None
 
-    def labels(self) -> Iterator[Entry]:
+    def labels(self) -> Iterator[FolderEntry]:
         """The objects of `labels/`, as for a day."""
         folder = f"{self._prefix}{LABELS_FOLDER}/"
         for page in self._bucket.pages(folder, Delimiter="/"):
@@ -127,14 +127,14 @@ class _ListedLanding(S3Landing):
     def folders(self) -> list[str]:
         return sorted(self._days)
 
-    def entries(self, date: str) -> Iterator[Entry]:
+    def entries(self, date: str) -> Iterator[FolderEntry]:
         for name, signature in self._days.get(date, {}).items():
             yield self._file(date, name), signature
 
 
 @dataclass(frozen=True, slots=True)
 class S3Manifest:
-    """An object below `manifests/<day>/`."""
+    """An object below `manifests/<day>/`, `labels/` or `relationships/`."""
 
     bucket: Bucket
     key: str
@@ -143,7 +143,7 @@ class S3Manifest:
 
     @property
     def parent(self) -> PurePosixPath:
-        """The day."""
+        """The folder, whose name is the day, `labels` or `relationships`."""
         return PurePosixPath(self.day)
 
     def open(self, mode: Literal["rb"] = "rb", /) -> BinaryIO:

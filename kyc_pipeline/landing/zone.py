@@ -13,7 +13,10 @@ Signature: TypeAlias = tuple[int | str, ...]
 
 
 class ManifestFile(Protocol):
-    """A file below `manifests/<date>/` or `labels/`, with what its readers need. A `Path` is one."""
+    """A file below `manifests/<date>/`, `labels/` or `relationships/`, with what its readers need.
+
+    A `Path` is one.
+    """
 
     @property
     def name(self) -> str:
@@ -21,13 +24,13 @@ class ManifestFile(Protocol):
 
     @property
     def parent(self) -> PurePath:
-        """The folder, whose name is the day, or `labels`."""
+        """The folder, whose name is the day, `labels` or `relationships`."""
 
     def open(self, mode: Literal["rb"], /) -> BinaryIO:
         """Opens it for reading, with `seek`. Raises :class:`OSError`."""
 
 
-Entry: TypeAlias = tuple[ManifestFile, Signature | None]
+FolderEntry: TypeAlias = tuple[ManifestFile, Signature | None]
 """A file and its signature, which is None for anything but a regular file, such as a folder or a pipe."""
 
 
@@ -48,10 +51,10 @@ class Landing(Protocol):
     def folders(self) -> list[str]:
         """The names of the folders below `manifests/`, in order."""
 
-    def entries(self, date: str) -> Iterator[Entry]:
+    def entries(self, date: str) -> Iterator[FolderEntry]:
         """The content of the folder `manifests/<date>/`, in any order; nothing without a folder."""
 
-    def labels(self) -> Iterator[Entry]:
+    def labels(self) -> Iterator[FolderEntry]:
         """The content of the folder `labels/`, in any order; nothing without a folder."""
 
     def signature(self, file: ManifestFile) -> Signature | None:

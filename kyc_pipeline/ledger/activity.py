@@ -27,7 +27,7 @@ class Activity:
     """Counts, and ages in seconds."""
 
     calls: Mapping[str, int]
-    """All calls ever, by result; `open` for those without one."""
+    """All claims ever, by result; `open` for those without one."""
     submissions: Mapping[Outcome, int]
     """All submissions that were ever claimed, by outcome."""
     calls_per_second: float

@@ -206,7 +206,7 @@ def problems(lake: Lake, ledger: Ledger, seen: Iterable[str] = ()) -> tuple[list
         if row.hash != _hash(row.previous_hash, [getattr(row, column.name) for column in _HASHED]):
             found.append(f"entry {row.number} was changed")
         if noted is not None and row.number == noted.number and row.hash != noted.hash:
-            found.append(f"entry {row.number} is another one than the lake has seen")
+            found.append(f"entry {row.number} differs from the one that the lake has seen")
         kept.discard(row.hash)
         head = Head(row.number, row.hash)
     if noted is not None and noted.number > head.number:

@@ -32,6 +32,7 @@ from kyc_pipeline.ledger.schema import identity
 from kyc_pipeline.ledger.times import to_datetime
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.wording import plural
 
 _NOTE_SECONDS: Final = 5.0
 """Interval at which a run writes the ledger's generation into the lake."""
@@ -113,8 +114,9 @@ def check_outcomes(lake: Lake, ledger: Ledger, dates: Iterable[str]) -> None:
     for date in dates:
         if unknown := unknown_outcomes(lake, ledger, date):
             raise WrongLedger(
-                f"the lake {lake.root} shows {len(unknown)} outcomes of {date} (such as {unknown[0]}'s) that "
-                f"the ledger {ledger.name} does not know: use the ledger that made these calls, or {_RESTORE}"
+                f"the lake {lake.root} shows {plural(len(unknown), 'outcome')} of {date} (such as "
+                f"{unknown[0]}'s) that the ledger {ledger.name} does not know: use the ledger that made "
+                f"these calls, or {_RESTORE}"
             )
 
 

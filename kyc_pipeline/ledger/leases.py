@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Row, bindparam, delete, select, update
 
+from kyc_pipeline.days import is_day
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.database import Ledger, LedgerError, insert_if_absent
 from kyc_pipeline.ledger.models import Lease, State
@@ -30,7 +31,7 @@ _INTERRUPTED: Final = "the run that sent it ended before the response was record
 
 
 class PartitionBusy(KycError):
-    """Another run has the partition's lease."""
+    """Another run has the lease of the partition, or the lock."""
 
 
 class LeaseLost(KycError):
@@ -170,7 +171,7 @@ def _take(ledger: Ledger, connection: Connection, lease: Lease) -> str | None:
     if row is None:  # released after the INSERT failed
         if insert_if_absent(connection, leases, partition_date=lease.partition_date, **values):
             return None
-        return f"partition {lease.partition_date} was just taken by another run: try again"
+        return f"{_named(lease.partition_date)} was just taken by another run: try again"
     holder = ProcessIdentity(row.machine, row.host, row.pid, row.pid_started)
     life = holder.life()
     left = _left(ledger, connection, row, holder, me)
@@ -184,9 +185,14 @@ def _take(ledger: Ledger, connection: Connection, lease: Lease) -> str | None:
         clamped = values["acquired_at"] + left
         connection.execute(update(leases).where(of_partition).values(expires_at=clamped))
     return (
-        f"partition {lease.partition_date} is being worked on by run {row.run_id} "
+        f"{_named(lease.partition_date)} is held by run {row.run_id} "
         f"(process {row.pid} on {row.host}): {_advice(life, row.pid, left / SECOND)}"
     )
+
+
+def _named(key: str) -> str:
+    """A lease's key for messages: that of a lock is not a date."""
+    return f"partition {key}" if is_day(key) else f"the lock `{key}`"
 
 
 def _left(
@@ -217,7 +223,7 @@ def _advice(life: Life, pid: int, seconds_left: float) -> str:
 
 
 def leased_partitions(ledger: Ledger) -> dict[str, str]:
-    """The partitions with a lease that has not expired, and their runs. Does not create a ledger."""
+    """The partitions and locks whose lease has not expired, and their runs. Does not create a ledger."""
     if not ledger.exists():
         return {}
     with ledger.read() as connection:

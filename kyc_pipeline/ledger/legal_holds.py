@@ -19,12 +19,12 @@ from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
 
-class Held(KycError):
+class LegalHoldError(KycError):
     """A legal hold forbids the removal: nothing was removed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class LegalHold:
     """A legal hold. `subject` is the tombstone that an erasure of the person would leave."""
 
     subject: Tombstone
@@ -40,29 +40,29 @@ class Hold:
 class Holds:
     """All holds. Call it with a submission's tags, including `submissionId`, for those that cover it."""
 
-    def __init__(self, holds: Iterable[Hold], pseudonymizer: Pseudonymizer) -> None:
+    def __init__(self, holds: Iterable[LegalHold], pseudonymizer: Pseudonymizer) -> None:
         self._subjects = {hold: ErasedSubjects([hold.subject], pseudonymizer) for hold in holds}
 
     def __bool__(self) -> bool:
         return bool(self._subjects)
 
-    def __call__(self, tags: Mapping[str, str]) -> set[Hold]:
+    def __call__(self, tags: Mapping[str, str]) -> set[LegalHold]:
         """The holds that cover a submission with these tags."""
         return {hold for hold, subject in self._subjects.items() if subject(tags)}
 
-    def items(self) -> Iterable[tuple[Hold, ErasedSubjects]]:
+    def items(self) -> Iterable[tuple[LegalHold, ErasedSubjects]]:
         """Each hold with the matcher of its person."""
         return self._subjects.items()
 
 
-def read_holds(ledger: Ledger) -> list[Hold]:
+def read_holds(ledger: Ledger) -> list[LegalHold]:
     """All holds, oldest first. Does not create a ledger."""
     if not ledger.exists():
         return []
     with ledger.read() as connection:
         rows = connection.execute(select(legal_holds).order_by(legal_holds.c.set_at)).all()
     return [
-        Hold(
+        LegalHold(
             Tombstone(row.name, row.pseudonym, row.key_id, earlier_keys=key_ids(row.earlier_keys)),
             row.reason,
             row.set_at,

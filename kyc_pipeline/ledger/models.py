@@ -20,8 +20,8 @@ class State(StrEnum):
     UNCERTAIN = "uncertain"
     FAILED = "failed"
     TURNED_AWAY = "turned_away"
-    """The whole request was sent, and the response asks for a retry (429, 503) or denies access (401 to 405).
-    Probably it was not processed: look it up before sending it again."""
+    """The whole request was sent, and the response asks for a retry (408, 425, 429, 503) or denies access
+    (401 to 405). Probably it was not processed: look it up before sending it again."""
 
 
 class Decision(StrEnum):
@@ -137,9 +137,9 @@ class Discovery:
 class Judgement:
     """A conclusion about a call that is already recorded.
 
-    A turned-away submission becomes `uncertain` (a look-up could not tell) or `refused` (others succeeded);
-    an uncertain one stays so, and `error` says why it is held. A withdrawn one becomes `failed`, or stays
-    `turned_away`, and is billed, if DeepXL has a record of it.
+    A turned-away submission becomes `uncertain` (a look-up could not tell) or `refused` (others succeeded).
+    An uncertain one stays so; `error` says why it is held. A withdrawn one becomes `failed`; but if DeepXL
+    has a record of it, it stays `turned_away` and counts as billed.
     """
 
     submission_id: str

@@ -62,12 +62,13 @@ def forget_pseudonym_key(ledger: Ledger) -> None:
     with ledger.write() as connection:
         if connection.execute(select(erasures.c.name).limit(1)).first():
             raise UsageError(
-                "the pseudonym key cannot be rotated: people were erased, and only this key recognises them"
+                "the pseudonym key cannot be forgotten: people were erased, and only this key recognises "
+                "them; `kyc-pipeline rekey` replaces it"
             )
         if connection.execute(select(legal_holds.c.name).limit(1)).first():
             raise UsageError(
-                "the pseudonym key cannot be rotated: there are legal holds, and only this key recognises "
-                "the people; remove the holds, and add them again with the new key"
+                "the pseudonym key cannot be forgotten: there are legal holds, and only this key recognises "
+                "the people; `kyc-pipeline rekey` replaces it"
             )
         connection.execute(update(identity).values(pseudonym_key_id=None))
 

@@ -17,7 +17,7 @@ from kyc_pipeline.ledger.locks import LOCK_SECONDS, exclusive
 from kyc_pipeline.ledger.schema import erasures, publications
 from kyc_pipeline.ledger.times import to_datetime
 
-LOCK_KEY: Final = "publish"
+PUBLISH_LOCK: Final = "publish"
 
 
 class Copy(NamedTuple):
@@ -34,7 +34,7 @@ def publication_lock(
     ledger: Ledger, run_id: str, *, wait_seconds: float = LOCK_SECONDS
 ) -> AbstractContextManager[Callable[[], None]]:
     """Holds the lock without which two hosts could build over each other; see :func:`exclusive`."""
-    return exclusive(ledger, LOCK_KEY, run_id, others="another publication", wait_seconds=wait_seconds)
+    return exclusive(ledger, PUBLISH_LOCK, run_id, others="another publication", wait_seconds=wait_seconds)
 
 
 def reserve(ledger: Ledger, place: str, run_id: str, *, above: int = 0) -> int:

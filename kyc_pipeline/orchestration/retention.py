@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from kyc_pipeline.erasure.relationships import Relationships
-from kyc_pipeline.erasure.retention import Rules, make_plan
+from kyc_pipeline.erasure.retention import RetentionPeriods, make_plan
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -24,7 +24,7 @@ from kyc_pipeline.wording import plural
 def apply_retention(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> None:
     """Adds the counts by class as metadata. Raises :class:`KycError` if the command fails."""
     settings = pipeline.settings
-    rules = Rules.of(settings)
+    rules = RetentionPeriods.of(settings)
     with pipeline.open_ledger() as ledger:
         stores = Stores.of(settings, ledger, pipeline.pseudonymizer)
         relationships = Relationships(settings.kyc_landing, stores.pseudonymizer)

@@ -5,7 +5,7 @@ from datetime import UTC, timedelta
 
 import dagster as dg
 
-from kyc_pipeline.erasure.retention import NO_PERIOD, Rules
+from kyc_pipeline.erasure.retention import NO_PERIOD, RetentionPeriods
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, unreadable_key
 from kyc_pipeline.orchestration.jobs import CATCH_UP, NEW_DATA, TRIGGER, VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.maintenance import maintenance
@@ -63,7 +63,7 @@ def catch_up(
 @safe_errors
 def daily_retention(pipeline: dg.ResourceParam[Pipeline]) -> dg.RunRequest | dg.SkipReason:
     """Requests the job at 06:00 UTC, after the night's runs, if there is a retention period."""
-    if Rules.of(pipeline.settings).is_empty:
+    if RetentionPeriods.of(pipeline.settings).is_empty:
         return dg.SkipReason(NO_PERIOD)
     return dg.RunRequest()
 

@@ -20,9 +20,9 @@ def one_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """All that is kept of an erased person: the pseudonym of a tag value, made with the key `key_id`.
+    """What recognises an erased person: the pseudonym of a tag value, made with the key `key_id`.
 
-    Or that of a document, under the name `document`; a tag of that name has other pseudonyms.
+    Or that of a document, under the name `document`, for which no tag's pseudonym can be mistaken.
     """
 
     name: str

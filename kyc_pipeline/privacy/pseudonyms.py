@@ -27,7 +27,7 @@ from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.settings import Settings, key_problem, require_private
 
 # `Any`, since Arrow's stubs reject kernels that combine a column and a scalar.
-Column: TypeAlias = Any
+ArrowColumn: TypeAlias = Any
 """An Arrow array."""
 DOCUMENT_DOMAIN: Final = "document"
 _PSEUDONYM_DOMAIN: Final = "pseudonym"
@@ -83,7 +83,7 @@ class Pseudonymizer:
         switched.others = tuple(each for each in (self, *self.others) if each is not found)
         return switched
 
-    def tags(self, names: Column, values: Column) -> Column:
+    def tags(self, names: ArrowColumn, values: ArrowColumn) -> ArrowColumn:
         """:meth:`tag` for Arrow columns; NULL for a blank value, which identifies nobody."""
         values = _normalised_column(values)
         encoded = names.dictionary_encode()
@@ -91,7 +91,7 @@ class Pseudonymizer:
         pseudonyms = self._hmacs(pa.array(domains, pa.binary()).take(encoded.indices), values)
         return pc.if_else(pc.equal(values, pa.scalar("")), pa.scalar(None, pa.string()), pseudonyms)
 
-    def documents(self, sha256s: Column) -> Column:
+    def documents(self, sha256s: ArrowColumn) -> ArrowColumn:
         """:meth:`document` for an Arrow column."""
         return self._hmacs(pa.scalar(_domain(DOCUMENT_DOMAIN), pa.binary()), pc.ascii_lower(sha256s))
 
@@ -100,7 +100,7 @@ class Pseudonymizer:
         keyed.update(message)
         return keyed.hexdigest()
 
-    def _hmacs(self, domains: Column, values: Column) -> Column:
+    def _hmacs(self, domains: ArrowColumn, values: ArrowColumn) -> ArrowColumn:
         """HMAC of each domain and value; repeated pairs, such as a company's tags, are computed once."""
         messages = pc.binary_join_element_wise(
             domains, values.cast(pa.binary()), pa.scalar(b"", pa.binary())
@@ -123,8 +123,8 @@ def _normalised(value: str) -> str:
     return unicodedata.normalize("NFC", value).strip()
 
 
-def _normalised_column(values: Column) -> Column:
-    needs_it: Column = pc.invert(pc.match_substring_regex(values, _PLAIN))
+def _normalised_column(values: ArrowColumn) -> ArrowColumn:
+    needs_it: ArrowColumn = pc.invert(pc.match_substring_regex(values, _PLAIN))
     normalised = [_normalised(value) for value in values.filter(needs_it).to_pylist()]
     return pc.replace_with_mask(values, needs_it, pa.array(normalised, pa.string()))
 

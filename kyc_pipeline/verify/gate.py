@@ -23,7 +23,7 @@ class Health(Enum):
     THROTTLED = "throttled"
     """It asked for fewer requests (429)."""
     ILL = "ill"
-    """No response, or 5xx."""
+    """Any other failure: no response, 5xx and the like."""
 
 
 class RateLimiter(Protocol):

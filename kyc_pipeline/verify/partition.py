@@ -1,8 +1,8 @@
 """One partition in the lake and in the ledger: the work left, and the table of responses.
 
-Both stores are read and compared in batches: 100,000 submissions take about twenty queries a pass and little
-more memory than 1,000. A run with calls makes five passes (plan, table before the first call, work, table
-after the last, reconciliation), together 3 % of its processor time.
+Both stores are read and compared in batches: 100,000 submissions take about fifty queries of the ledger a
+pass, and little more memory than 1,000. A run with calls makes five passes (plan, table before the first
+call, work, table after the last, reconciliation), together 3 % of its processor time.
 """
 
 import hashlib

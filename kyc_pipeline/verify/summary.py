@@ -28,7 +28,7 @@ class Stopped(StrEnum):
     ERROR = "error"
 
 
-NO_RESPONSE: Final = "too many calls in a row failed: DeepXL, or the way to it, is out of order"
+CIRCUIT_IS_OPEN: Final = "too many calls in a row failed: DeepXL, or the way to it, is out of order"
 """The meaning of an open circuit."""
 
 
@@ -128,7 +128,7 @@ class VerifySummary:
         """Why the run ended early, if somebody must act: not for a budget or a request to stop."""
         if self.error is not None:
             return str(self.error)
-        return NO_RESPONSE if self.stopped is Stopped.CIRCUIT_OPEN else None
+        return CIRCUIT_IS_OPEN if self.stopped is Stopped.CIRCUIT_OPEN else None
 
     @property
     def is_complete(self) -> bool:

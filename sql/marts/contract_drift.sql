@@ -5,7 +5,7 @@
 --   like a field name.
 -- kind: Kind of difference, such as unknown_field, unknown_type or unknown_status.
 -- occurrences: Number of occurrences on the day.
--- example_submission_id: First submission, by id, in which it occurs.
+-- example_submission_id: First submission, by id, in which it occurs; empty if that one was erased.
 -- is_complete: Whether no submission of the day is undecided; see days.
 SELECT date, path, kind, occurrences, example_submission_id, is_complete
 FROM lake.contract_drift

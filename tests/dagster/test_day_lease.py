@@ -86,7 +86,7 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
             waits.go.set()
             other.join()
         assert len(refused) == 1
-        assert "is being worked on by run the-other-run" in refused[0]
+        assert "is held by run the-other-run" in refused[0]
         assert contents(pipeline.lake) == before
         # Submissions that are paid for do not change.
         assert ingest(pipeline) == []

@@ -10,7 +10,7 @@ from typing import Final
 
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-HEAD_BYTES: Final = 64 * 1024
+MAX_PART_HEAD_BYTES: Final = 64 * 1024
 
 
 class BadForm(ValueError):
@@ -87,8 +87,8 @@ class FormReader:
     def _data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
         part.size += end - start
-        if len(part.head) < HEAD_BYTES:
-            part.head += data[start : min(end, start + HEAD_BYTES - len(part.head))]
+        if len(part.head) < MAX_PART_HEAD_BYTES:
+            part.head += data[start : min(end, start + MAX_PART_HEAD_BYTES - len(part.head))]
 
     def _end(self) -> None:
         self.parts.setdefault(self._part.name, self._part)

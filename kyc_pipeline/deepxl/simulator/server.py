@@ -15,7 +15,7 @@ from aiohttp import web
 
 from kyc_pipeline.deepxl.contract import Envelope, File, ModelResults, Result, Tag
 from kyc_pipeline.deepxl.simulator.faults import Fault
-from kyc_pipeline.deepxl.simulator.form import HEAD_BYTES, BadForm, FormReader, Part
+from kyc_pipeline.deepxl.simulator.form import MAX_PART_HEAD_BYTES, BadForm, FormReader, Part
 from kyc_pipeline.deepxl.simulator.history import History
 from kyc_pipeline.deepxl.simulator.scores import invent_verdict, latency_seconds
 from kyc_pipeline.media_types import media_type
@@ -302,7 +302,7 @@ def _tags(reader: FormReader) -> dict[str, str]:
     if part is None or part.size == 0:
         return {}
     try:
-        tags = json.loads(part.head) if part.size <= HEAD_BYTES else None
+        tags = json.loads(part.head) if part.size <= MAX_PART_HEAD_BYTES else None
     except ValueError:
         tags = None
     if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):

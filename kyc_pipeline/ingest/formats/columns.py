@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 
 from kyc_pipeline.ingest.formats.size_limits import MAX_COLUMNS, MAX_IGNORED_NAMES
-from kyc_pipeline.ingest.formats.typed_values import Column
+from kyc_pipeline.ingest.formats.typed_values import ArrowColumn
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, printable
 from kyc_pipeline.landing.zone import ManifestFile
 from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
@@ -19,6 +19,7 @@ TAG_PREFIX: Final = "tag."
 ROW: Final = "manifest_row"
 MALFORMED: Final = "malformed"
 SUBMISSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SUBMISSION_ID_RULE: Final = "submission_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
 ABSENT_ID: Final = re.compile(r"(?i)-?nan|null|none|na|nat|nil|undefined|-+")
 """What spreadsheets, databases and programs write for a value that is not there."""
 _BLANKS: Final = re.compile(r"[\s_-]+")
@@ -76,7 +77,7 @@ class Layout:
         return column in self.fields or (self.has_tags and column.startswith(TAG_PREFIX))
 
     def chunk_of(
-        self, columns: Mapping[str, Column], rows: Column, malformed: "Column | None" = None
+        self, columns: Mapping[str, ArrowColumn], rows: ArrowColumn, malformed: "ArrowColumn | None" = None
     ) -> pa.Table:
         """Builds a chunk from the columns that the file has; the fields that it lacks are null."""
         nulls = pa.nulls(len(rows), pa.string())

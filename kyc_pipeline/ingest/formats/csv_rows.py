@@ -15,7 +15,7 @@ import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import SUBMISSION_ID, SUBMISSION_ROWS, TAG_PREFIX, Layout
 from kyc_pipeline.ingest.formats.size_limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
-from kyc_pipeline.ingest.formats.typed_values import Column
+from kyc_pipeline.ingest.formats.typed_values import ArrowColumn
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, require_few_malformed
 from kyc_pipeline.landing.zone import ManifestFile
 
@@ -88,7 +88,7 @@ class TextStream(io.RawIOBase):
         """`text` of pyarrow, with the line ends that were marked."""
         return text.replace(_MARK, self._other_end) if self._has_marks else text
 
-    def unmarked_column(self, column: Column) -> Column:
+    def unmarked_column(self, column: ArrowColumn) -> ArrowColumn:
         """A column of pyarrow's, with the line ends that were marked."""
         if not self._has_marks:
             return column
@@ -252,7 +252,7 @@ class CsvRows:
             self._odd_numbers.append(row.number)
             self._odd_rows.append(row)
 
-    def good(self, columns: Sequence[Column]) -> Iterator[pa.Table]:
+    def good(self, columns: Sequence[ArrowColumn]) -> Iterator[pa.Table]:
         """Yields the chunk of rows that have as many fields as the header.
 
         Their numbers are those between the numbers of the others.
@@ -289,7 +289,7 @@ class CsvRows:
                 pa.array(details, pa.string()),
             )
 
-    def _rows(self, columns: Sequence[Column], numbers: Column) -> pa.Table:
+    def _rows(self, columns: Sequence[ArrowColumn], numbers: ArrowColumn) -> pa.Table:
         self.lines += len(numbers)
         columns = list(map(self._stream.unmarked_column, columns))
         problems: dict[int, str] = {}
@@ -322,7 +322,7 @@ class CsvRows:
             return chunk
         return chunk.filter(pa.array(np.logical_or.reduce([_filled(column) for column in columns])))
 
-    def _refuse_dump(self, columns: Iterable[Column], numbers: Column) -> None:
+    def _refuse_dump(self, columns: Iterable[ArrowColumn], numbers: ArrowColumn) -> None:
         for column in columns:
             row = pc.index(column, _NULL_OF_A_DUMP).as_py()
             if row >= 0:
@@ -370,7 +370,7 @@ class CsvRows:
         )
 
 
-def _filled(column: Column) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+def _filled(column: ArrowColumn) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
     """Which cells have a value other than blanks."""
     texts = cast("pa.StringArray", column)
     is_blank = pc.or_(pc.utf8_is_space(texts), pc.equal(texts, pa.scalar(""))).fill_null(True)

@@ -63,7 +63,7 @@ def _lines(path: ManifestFile) -> Iterator[str]:
             end = found[0][-1]
         *lines, rest = text.split(end or "\n")
         if len(rest) > MAX_ROW_BYTES:
-            raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} bytes")
+            raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} characters")
         yield from (line for line in lines if line.strip())
     if rest.strip():
         yield rest

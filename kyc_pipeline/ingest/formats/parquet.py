@@ -24,7 +24,7 @@ from kyc_pipeline.ingest.formats.size_limits import (
     NESTED_ROWS,
 )
 from kyc_pipeline.ingest.formats.typed_values import (
-    Column,
+    ArrowColumn,
     has_numbers,
     has_texts,
     numbers,
@@ -168,9 +168,13 @@ def _int96_columns_of_spark(file: pq.ParquetFile, layout: Layout) -> set[str]:
 
 
 def _typed_chunk(
-    columns: Mapping[str, Column], rows: Column, in_utc: set[str], path: ManifestFile, layout: Layout
+    columns: Mapping[str, ArrowColumn],
+    rows: ArrowColumn,
+    in_utc: set[str],
+    path: ManifestFile,
+    layout: Layout,
 ) -> pa.Table:
-    found: dict[str, Column] = {}
+    found: dict[str, ArrowColumn] = {}
     malformed = pa.nulls(len(rows), pa.string())
     for name, array in columns.items():
         kind = array.type

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Column: TypeAlias = "pa.Array[Any]"
+ArrowColumn: TypeAlias = "pa.Array[Any]"
 
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
 _PER_SECOND: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -27,7 +27,7 @@ def has_texts(kind: pa.DataType) -> bool:
     return _reader(kind) is not None
 
 
-def texts(array: Column) -> Column:
+def texts(array: ArrowColumn) -> ArrowColumn:
     """The text of each value. Null if there is no value, or if the value has no text."""
     reader = _reader(array.type)
     return reader(array) if reader else pa.nulls(len(array), pa.string())
@@ -38,14 +38,14 @@ def has_numbers(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
-def numbers(array: Column) -> Column:
+def numbers(array: ArrowColumn) -> ArrowColumn:
     """The text of each number, for a field that is one; NaN is no value, as in pandas."""
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
     return array.cast(pa.string())
 
 
-def tags_json(array: Column) -> Column:
+def tags_json(array: ArrowColumn) -> ArrowColumn:
     """JSON objects of a map or struct column.
 
     A value without a text stays something other than a string in the JSON, so that its row is rejected. So
@@ -61,7 +61,7 @@ def tags_json(array: Column) -> Column:
     )
 
 
-def times(array: Column) -> Column:
+def times(array: ArrowColumn) -> ArrowColumn:
     """The ISO 8601 text of timestamps, to the microsecond.
 
     Without a time zone the text has no offset, and the row is rejected as in any other format.
@@ -83,7 +83,7 @@ def times(array: Column) -> Column:
     return pa.array([text(value) for value in array.view(pa.int64()).to_pylist()], pa.string())
 
 
-def _reader(kind: pa.DataType) -> Callable[[Column], Column] | None:
+def _reader(kind: pa.DataType) -> Callable[[ArrowColumn], ArrowColumn] | None:
     if pa.types.is_dictionary(kind):
         return _decoded if has_texts(kind.value_type) else None
     if isinstance(kind, pa.BaseExtensionType):
@@ -91,22 +91,22 @@ def _reader(kind: pa.DataType) -> Callable[[Column], Column] | None:
     return next((reader for is_kind, reader in _READERS if is_kind(kind)), None)
 
 
-def _decoded(array: Any) -> Column:
+def _decoded(array: Any) -> ArrowColumn:
     return texts(array.dictionary_decode())
 
 
-def _as_string(array: Column) -> Column:
+def _as_string(array: ArrowColumn) -> ArrowColumn:
     # Arrow does not check strings as it reads them: an older writer may have put Latin-1 into them.
     return _from_utf8(array.cast(pa.string()).view(pa.binary()))
 
 
-def _from_bytes(array: Column) -> Column:
+def _from_bytes(array: ArrowColumn) -> ArrowColumn:
     values = array.cast(pa.large_binary())
     has_nul = pc.match_substring(values, "\0")
     return _from_utf8(pc.if_else(has_nul, pa.scalar(None, values.type), values))
 
 
-def _from_utf8(array: Column) -> Column:
+def _from_utf8(array: ArrowColumn) -> ArrowColumn:
     try:
         return array.cast(pa.string())
     except pa.ArrowInvalid:
@@ -120,21 +120,21 @@ def _utf8(value: bytes | None) -> str | None:
         return None
 
 
-def _from_dates(array: Column) -> Column:
+def _from_dates(array: ArrowColumn) -> ArrowColumn:
     found = array.cast(pa.date32()).cast(pa.string()).to_pylist()
     return pa.array([text if text and _DATE.fullmatch(text) else None for text in found], pa.string())
 
 
-def _from_uuids(array: Any) -> Column:
+def _from_uuids(array: Any) -> ArrowColumn:
     found = array.storage.to_pylist()
     return pa.array([None if value is None else str(uuid.UUID(bytes=value)) for value in found], pa.string())
 
 
-def _from_storage(array: Any) -> Column:
+def _from_storage(array: Any) -> ArrowColumn:
     return texts(array.storage)
 
 
-_READERS: Final[list[tuple[Callable[[pa.DataType], bool], Callable[[Column], Column]]]] = [
+_READERS: Final[list[tuple[Callable[[pa.DataType], bool], Callable[[ArrowColumn], ArrowColumn]]]] = [
     (pa.types.is_string, _as_string),
     (pa.types.is_large_string, _as_string),
     (pa.types.is_string_view, _as_string),
@@ -164,7 +164,7 @@ def _struct_members(array: Any) -> Iterator[list[tuple[str, str]]]:
         yield [(names[i], values[i][row]) for i in range(len(names)) if valid[i][row]]
 
 
-def _json_values(array: Column) -> list[str]:
+def _json_values(array: ArrowColumn) -> list[str]:
     """JSON text of each value: a string if the value has a text, else a number or null."""
     if pa.types.is_integer(array.type) or pa.types.is_decimal(array.type):
         # As in a JSON manifest: the row is rejected, and its person can still be recognised for an erasure.
@@ -172,6 +172,6 @@ def _json_values(array: Column) -> list[str]:
     return [json.dumps(value, ensure_ascii=False) for value in texts(array).to_pylist()]
 
 
-def without_text(array: Column, found: Column) -> Column:
+def without_text(array: ArrowColumn, found: ArrowColumn) -> ArrowColumn:
     """Which values of `array` have no text, given the result of `texts`."""
     return pc.and_(array.is_valid(), found.is_null())

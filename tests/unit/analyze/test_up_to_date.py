@@ -20,6 +20,7 @@ from kyc_pipeline.analyze.up_to_date import build_inputs, read_published
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.wording import plural
 from tests.unit.analyze.lake_maker import Check, Submission, write_day, write_responses
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
@@ -185,7 +186,7 @@ def test_a_changed_lake_is_a_reason(tmp_path: Path, change: Callable[[Lake], Non
     deployment.publish()
     assert deployment.differences() == []
     change(deployment.lake)
-    assert deployment.differences() == [f"{partitions} partitions new, changed or gone"]
+    assert deployment.differences() == [f"{plural(partitions, 'partition')} new, changed or gone"]
 
 
 def test_the_results_of_the_checks_can_be_read_back(published: Deployment) -> None:

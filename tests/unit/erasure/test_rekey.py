@@ -23,7 +23,7 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.audit import AuditTrail, Author
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.legal_holds import Held, add_hold, remove_hold
+from kyc_pipeline.ledger.legal_holds import LegalHoldError, add_hold, remove_hold
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.ledger.schema import attempts, submissions, vendor_deletions
 from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
@@ -180,7 +180,7 @@ def test_holds_hold(landing: Any, deployment: Deployment) -> None:
     add_hold(deployment.ledger, trail, BERT, deployment.stores.held_as(*BERT), "a lawsuit", "Ann")
     rekey(deployment, NEW, KEY)
     made = stores(deployment, NEW, KEY)
-    with pytest.raises(Held):
+    with pytest.raises(LegalHoldError):
         require_no_hold(find(made, *BERT))
     with pytest.raises(UsageError, match="already"):
         add_hold(deployment.ledger, trail, BERT, made.held_as(*BERT), "again", "Ann")

@@ -9,10 +9,10 @@ import pytest
 from kyc_pipeline.erasure.rejected import forget_rejected
 from kyc_pipeline.erasure.relationships import Relationships
 from kyc_pipeline.erasure.remove import delete_documents, erase
-from kyc_pipeline.erasure.retention import Plan, Rules, make_plan
+from kyc_pipeline.erasure.retention import Plan, RetentionPeriods, make_plan
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.audit import AuditTrail, Author
-from kyc_pipeline.ledger.legal_holds import Held, add_hold
+from kyc_pipeline.ledger.legal_holds import LegalHoldError, add_hold
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from tests.unit.erasure.deployment import KEY, Deployment
 
@@ -89,7 +89,7 @@ def test_an_input_that_is_not_clear_removes_nothing(tmp_path: Path, rows: list[s
 
 def planned(deployment: Deployment, data: int | None, documents: int | None) -> Plan:
     relationships = Relationships(deployment.settings.kyc_landing, Pseudonymizer(KEY))
-    return make_plan(deployment.stores, relationships, Rules(data, documents), TODAY)
+    return make_plan(deployment.stores, relationships, RetentionPeriods(data, documents), TODAY)
 
 
 def test_what_is_due_goes_with_its_documents_and_everything_else_stays(
@@ -153,7 +153,7 @@ def test_a_hold_that_is_set_after_the_plan_keeps_the_documents(landing: Any, dep
     person = ("customerId", "0")
     trail = AuditTrail(deployment.ledger, deployment.lake, Author("Ann"), lambda: Pseudonymizer(KEY))
     add_hold(deployment.ledger, trail, person, deployment.stores.tombstone(*person), "a lawsuit", "Ann")
-    with pytest.raises(Held, match="a lawsuit"):
+    with pytest.raises(LegalHoldError, match="a lawsuit"):
         delete_documents(deployment.stores, plan.documents)
     assert (landing.root / "documents" / "s-0-id.jpg").exists()
 
@@ -174,7 +174,7 @@ def rejected(deployment: Deployment) -> list[tuple[str | None, str, bool]]:
 
 def due_rows(deployment: Deployment, today: date, days: int | None = 30) -> Plan:
     relationships = Relationships(deployment.settings.kyc_landing, Pseudonymizer(KEY))
-    return make_plan(deployment.stores, relationships, Rules(None, None, days), today)
+    return make_plan(deployment.stores, relationships, RetentionPeriods(None, None, days), today)
 
 
 def test_rejected_rows_lose_what_may_be_personal_and_still_count(

@@ -10,7 +10,7 @@ from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.ledger.audit import AuditTrail, Author, problems, read_trail
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
-from kyc_pipeline.ledger.legal_holds import Held, add_hold
+from kyc_pipeline.ledger.legal_holds import LegalHoldError, add_hold
 from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.ledger.vendor_deletions import (
     VendorRecord,
@@ -164,7 +164,7 @@ def test_a_hold_that_is_set_after_the_search_stops_the_erasure(
     subject = deployment.stores.tombstone(*PERSON)
     add_hold(deployment.ledger, trail_of(deployment), PERSON, subject, "a lawsuit", "Ann")
     before = deployment.rows()
-    with pytest.raises(Held, match=r"legal hold on a .* since .*: a lawsuit"):
+    with pytest.raises(LegalHoldError, match=r"legal hold on a .* since .*: a lawsuit"):
         erase(deployment.stores, found)
     assert deployment.rows() == before
     assert registered(deployment) == {}

@@ -79,7 +79,9 @@ def test_a_long_wait_for_the_lock_is_announced_once(
     ):
         raise AssertionError("two have the lock")
     (record,) = caplog.records
-    assert record.getMessage().startswith("waiting up to 0 s for another ingest or erasure: partition ingest")
+    assert record.getMessage().startswith(
+        "waiting up to 0 s for another ingest or erasure: the lock `ingest`"
+    )
     assert "run the-holder" in record.getMessage()
 
 

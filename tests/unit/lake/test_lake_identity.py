@@ -6,7 +6,7 @@ import pytest
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.identity import (
-    FILE_NAME,
+    IDENTITY_FILE,
     LakeIdentity,
     note_generation,
     read_lake_identity,
@@ -36,6 +36,6 @@ def test_a_lake_remembers_its_ledger_and_its_highest_generation(lake: Lake) -> N
 
 def test_a_damaged_file_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
-    (tmp_path / FILE_NAME).write_bytes(b'{"lake_id": "la')
+    (tmp_path / IDENTITY_FILE).write_bytes(b'{"lake_id": "la')
     with pytest.raises(KycError, match=r"identity\.json cannot be read"):
         read_lake_identity(lake)

@@ -170,7 +170,7 @@ def test_entries_that_follow_do_not_hide_that_the_end_was_cut_off(
     force(ledger, "DELETE FROM audit WHERE number > 3")
     for _ in range(4):
         trail.record(AuditAction.ERASE)
-    assert problems(lake, ledger)[0] == ["entry 5 is another one than the lake has seen"]
+    assert problems(lake, ledger)[0] == ["entry 5 differs from the one that the lake has seen"]
 
 
 def test_a_hash_that_somebody_kept_proves_that_the_trail_was_not_written_anew(

@@ -18,7 +18,7 @@ from kyc_pipeline.deepxl.echo import read_echo
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.identity import FILE_NAME, read_lake_identity
+from kyc_pipeline.lake.identity import IDENTITY_FILE, read_lake_identity
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import Ledger, WrongLedger
 from kyc_pipeline.ledger.decisions import list_held
@@ -171,7 +171,7 @@ def test_a_ledger_that_forgot_one_outcome_is_refused(paid: World, simulator: Sim
         connection.exec_driver_sql("DROP TRIGGER attempts_stay")
         for table in ("attempts", "submissions"):
             connection.exec_driver_sql(f"DELETE FROM {table} WHERE submission_id = 'a'")
-    with pytest.raises(WrongLedger, match=r"shows 1 outcomes of 2024-09-01 \(such as a's\)"):
+    with pytest.raises(WrongLedger, match=r"shows 1 outcome of 2024-09-01 \(such as a's\)"):
         another(paid).verify()
     assert simulator.received.total() == 2
 
@@ -189,7 +189,7 @@ def test_two_lakes_cannot_share_a_ledger(paid: World, tmp_path: Path, simulator:
 def test_a_lake_of_an_older_version_is_bound_only_to_a_ledger_that_knows_it(
     paid: World, simulator: Simulator
 ) -> None:
-    (paid.root / "lake" / FILE_NAME).unlink()
+    (paid.root / "lake" / IDENTITY_FILE).unlink()
     with Ledger(paid.settings.kyc_ledger_url) as ledger:
         with ledger.write() as connection:
             connection.exec_driver_sql("UPDATE identity SET lake_id = NULL")
@@ -201,7 +201,7 @@ def test_a_lake_of_an_older_version_is_bound_only_to_a_ledger_that_knows_it(
             read_identity(ledger).lake_id,
             read_identity(ledger).ledger_id,
         )
-        (paid.root / "lake" / FILE_NAME).unlink()
+        (paid.root / "lake" / IDENTITY_FILE).unlink()
     gone(paid)
     with pytest.raises(WrongLedger, match="there is no ledger"):
         check_bond(paid.lake, Ledger(paid.settings.kyc_ledger_url))

@@ -1,4 +1,7 @@
-"""An index to find the calls of a day: with `DEEPXL_MAX_CALLS_PER_DAY`, each commit of claims counts them."""
+"""An index to find the calls of a day.
+
+Until 0012, with `DEEPXL_MAX_CALLS_PER_DAY`, each commit of claims counted them.
+"""
 
 from alembic import op
 
