@@ -60,7 +60,7 @@ test-unit: setup ## run the tests that need no servers and no browser
 simulate: setup ## simulate SEEDS=10000 worlds with all kinds of faults, or replay one: SEED=123
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000))
 
-fuzz: setup ## try odd manifests, documents and responses for SECONDS=600 each; TARGET=documents is optional
+fuzz: setup ## try odd manifests, labels, documents and responses for SECONDS=600 each; TARGET=documents is optional
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(TARGET),--target $(TARGET))
 
 fuzz-guided: setup ## let coverage choose the inputs of TARGET=responses for SECONDS=600 (requires atheris)

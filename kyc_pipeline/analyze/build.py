@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow as pa
 from kyc_pipeline import __version__
 from kyc_pipeline.analyze.changes import write_changes
 from kyc_pipeline.analyze.choices import Choices, literal
-from kyc_pipeline.analyze.intervals import write_intervals
+from kyc_pipeline.analyze.label_cells import hide_label_cells
 from kyc_pipeline.analyze.publish import (
     EXACT,
     Place,
@@ -58,8 +58,12 @@ _FACTS_OVER_LAKE: Final = ("verifications", "model_checks", "verification_tags",
 """Facts that become views over the lake when they exceed `max_fact_rows`; all are curated."""
 _HIDDEN_IN: Final = "submissions"
 """The model whose rows hide small cells; all tables by company or dimension are counted from it."""
-_FILLED: Final = {"found_changes": write_changes, "error_estimates": write_intervals}
-"""Models that SQL leaves unfinished, with the functions that complete their rows."""
+_LABELS_HIDDEN_IN: Final = "labelled_slices"
+"""The model whose rows hide small cells of labelled people."""
+_LABELS: Final = ("labels", "submission_labels", "labelled_results")
+"""Models with the truth about single submissions: they would give away what the counts by dimension hide."""
+_CHANGES: Final = "found_changes"
+"""The model that SQL leaves unfinished: :func:`write_changes` completes its rows."""
 
 PREVIOUS_TABLES: Final = {
     "daily_figures": "date DATE, table_name VARCHAR, metric VARCHAR, check_group VARCHAR, check_type VARCHAR,"
@@ -372,6 +376,11 @@ class _Build:
     def _hides_cells(self) -> bool:
         return self._choices.min_cell > 1
 
+    @property
+    def _restricted(self) -> Collection[str]:
+        """The models that only the restricted file has."""
+        return _LABELS if self._hides_cells else ()
+
     def _derive_exact(self) -> None:
         """Runs the models that count by company or dimension again, on the exact submissions."""
         execute = self._connection.execute
@@ -416,6 +425,8 @@ class _Build:
         )
         built_ns = time_of_build(self._connection)
         for model in load_models():
+            if model.name in self._restricted:
+                continue
             kind = "VIEW" if model.name in self.views else "TABLE"
             _comment(self._connection, kind, model.name, model.description, model.columns)
         for name in ("build_info", "build_inputs", "build_partitions"):
@@ -437,7 +448,7 @@ class _Build:
         execute("BEGIN")  # a transaction can write one database
         execute(f"CREATE TABLE {EXACT}.build_info AS FROM build_info")
         _comment(self._connection, "TABLE", f"{EXACT}.build_info", *BUILD_TABLES["build_info"])
-        exact = {_HIDDEN_IN, *(model.name for model in sliced_models())}
+        exact = {_HIDDEN_IN, *self._restricted, *(model.name for model in sliced_models())}
         for model in load_models():
             if model.name in exact:
                 _comment(self._connection, "TABLE", f"{EXACT}.{model.name}", model.description, model.columns)
@@ -445,11 +456,13 @@ class _Build:
         execute(f"DETACH {EXACT}")
 
     def _run_each(self, models: Sequence[Model]) -> None:
+        again = sliced_models() if self._hides_cells else ()
+        kept = {name for model in again for name in model.depends_on} - {model.name for model in again}
         for model in models:
             self._run(model)
             # Drop an intermediate model after its last reader, because it takes memory or spill space.
             later = (step for step in load_steps() if step.name not in self._seconds)
-            still_read = {name for step in later for name in step.depends_on}
+            still_read = {name for step in later for name in step.depends_on} | kept
             published = {step.name for step in load_models()}
             for name in set(model.depends_on) - published - still_read:
                 self._connection.execute(f"DROP TABLE {name}")
@@ -462,8 +475,13 @@ class _Build:
         elif model.name == _HIDDEN_IN and self._hides_cells:
             self._connection.execute(f"CREATE TABLE {EXACT}.{model.name} AS {model.sql}")
             publish_submissions(self._connection, self._choices.min_cell)
+        elif model.name in self._restricted:
+            self._connection.execute(f"CREATE TABLE {EXACT}.{model.name} AS {model.sql}")
+            self._connection.execute(f"CREATE TEMP VIEW {model.name} AS FROM {EXACT}.{model.name}")
         else:
             self._create(model)
+        if model.name == _LABELS_HIDDEN_IN and self._hides_cells:
+            hide_label_cells(self._connection, self._choices.min_cell)
         if model.published:
             self._rows[model.name] = self._count(model.name)
         self._seconds[model.name] = time.perf_counter() - started
@@ -473,8 +491,8 @@ class _Build:
     def _create(self, model: Model) -> None:
         kind = "TABLE" if model.published else "TEMP TABLE"
         self._connection.execute(f"CREATE {kind} {model.name} AS {model.sql}")
-        if model.name in _FILLED:
-            _FILLED[model.name](self._connection)
+        if model.name == _CHANGES:
+            write_changes(self._connection)
 
     def _is_too_large(self, model: Model) -> bool:
         """Whether the model is a fact with more rows than a table may have."""

@@ -160,6 +160,14 @@ def is_published(place: Place) -> bool:
     return place.exists() or restricted_path(place).exists()
 
 
+def has_restricted(place: Place) -> bool:
+    """Whether the published warehouse has a restricted file."""
+    if isinstance(place, str):
+        pointer = objects_at(place).pointer()
+        return pointer is not None and pointer.restricted is not None
+    return restricted_path(place).is_file()
+
+
 def size_of(place: Place) -> int:
     """Bytes of the published file."""
     return objects_at(place).size() if isinstance(place, str) else place.stat().st_size

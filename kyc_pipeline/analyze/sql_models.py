@@ -28,7 +28,7 @@ LAKE: Final = "lake"
 """The schema under which models read the lake."""
 PREVIOUS: Final = "previous"
 """The schema under which models read the published warehouse, which their build will replace."""
-_COUNTS_BY_SLICE: Final = ("submission_counts", "error_estimates")
+_COUNTS_BY_SLICE: Final = ("submission_counts", "labelled_slices")
 _COLUMN: Final = re.compile(r"^(\w+): (.+)$")
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _MACRO: Final = re.compile(r"((?:^--.*\n)+)CREATE MACRO (\w+)\((.*?)\)", re.MULTILINE)

@@ -18,18 +18,23 @@ import click
 import duckdb
 
 from kyc_pipeline.analyze.publish import is_published, open_warehouse
+from kyc_pipeline.analyze.sample import draw
 from kyc_pipeline.cli.backfill import output_paths, run_backfill
 from kyc_pipeline.cli.free_port import require_free
-from kyc_pipeline.cli.local_run import make_home
+from kyc_pipeline.cli.local_run import make_home, open_instance, run_partitions
 from kyc_pipeline.cli.options import display_path, format_table, is_verbose
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.demo.landing import write_landing
-from kyc_pipeline.errors import UsageError
+from kyc_pipeline.demo.labels import write_labels
+from kyc_pipeline.demo.landing import DemoLanding, write_landing
+from kyc_pipeline.errors import KycError, UsageError, in_one_line
+from kyc_pipeline.landing.zone import LABELS_FOLDER
+from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.wording import plural
 
 DAYS = 14
 PER_DAY = 60
+REVIEWED = 240
 SEED = 2024
 LATENCY_MS = 40.0
 TOKEN = "demo"
@@ -78,6 +83,7 @@ def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
         is_first = not is_published(settings.kyc_warehouse)
         code = run_backfill(settings, landing.dates, verbose=is_verbose(context), show_paths=False)
         if is_first and code == 0:
+            _deliver_labels(settings, landing)
             click.echo("\nthe same days again: every submission is paid for, so this makes no call")
             code = run_backfill(settings, landing.dates, verbose=is_verbose(context), show_paths=False)
     _print_results(settings)
@@ -118,6 +124,23 @@ def _simulator(folder: Path) -> Iterator[str]:
     store = folder / "simulator.jsonl"
     with running_simulator(token=TOKEN, seed=SEED, latency_ms=LATENCY_MS, store=store) as simulator:
         yield simulator.url
+
+
+def _deliver_labels(settings: Settings, landing: DemoLanding) -> None:
+    """Lets made-up people review a sample, as `kyc-pipeline sample` draws it, and publishes their labels."""
+    drawn = draw(settings.kyc_warehouse, REVIEWED, SEED).rows
+    with open_warehouse(settings.kyc_warehouse) as warehouse:
+        verified = dict(warehouse.execute("SELECT submission_id, verified FROM submissions").fetchall())
+    write_labels(
+        landing.folder / LABELS_FOLDER / "reviewed.csv",
+        [(row.submission_id, row.weight, row.stratum, verified[row.submission_id]) for row in drawn],
+        decided_on=date.fromisoformat(landing.dates[-1]) + timedelta(days=1),
+        seed=SEED,
+    )
+    click.echo(f"labels     of {plural(len(drawn), 'submission')}, a random sample that reviewers looked at")
+    failures = run_partitions(Pipeline(settings), [], open_instance(), announce=click.echo)
+    if failures:
+        raise KycError(in_one_line(failures))
 
 
 def _prepare_instance(folder: Path) -> None:

@@ -1,4 +1,5 @@
 -- Fact: one row per accepted label, as delivered. `submission_labels` has one row per submission.
+-- If `KYC_MIN_CELL` is above 1, only the restricted file has this table.
 --
 -- submission_id: Submission id, unique forever.
 -- label: genuine, fraud or unsure.

@@ -1,45 +1,34 @@
--- Error rates of each kind of submission, with their 95% intervals, as decided and by threshold, over all
--- submissions and by value of each dimension. Not published.
--- Of labels without a weight, it is the Clopper-Pearson interval: with one more error, the upper bound is
--- a quantile of the beta distribution with the mean and variance of the rate; with one more correct result,
--- the lower one. Of a drawn sample it is the same, with weights: the additional result has the largest weight
--- of all, and the variance of the ratio is linearised within the strata, without a finite population
--- correction.
+-- How often the verdict and each check are wrong, as decided and by threshold, over all submissions and by
+-- value of each dimension. Not published: `error_rates` and `error_rates_by_dimension` are its rows.
+-- The intervals are those of Agresti and Coull. Of a drawn sample, they are those of as many results without
+-- weights as would have the variance of the weighted rate. An error that nobody drew could have the largest
+-- weight of all. So for the upper bound, the variance is that of the rate with one more error of this weight,
+-- for the lower bound with one more correct result. It is linearised within the strata, without a finite
+-- population correction.
 --
 -- dimension: Name of the tag, or `model_version`; NULL for all submissions.
 -- value: Its value; NULL for all submissions.
--- check_group: `verdict` for DeepXL's decision; else the key under `modelResults`.
--- check_type: `VERIFIED` for DeepXL's decision; else the type of the check.
--- step: The threshold in hundredths; NULL for the results as decided.
--- weighted: Whether these are labels of drawn samples, with weights.
--- kind: genuine, fraud, or presentation: the frauds that are presentation attacks.
--- results: Number of results.
--- errors: Those that are errors: genuine ones that were rejected, frauds that were accepted.
--- rate: Their share, weighted if `weighted`.
--- rate_low: Lower bound of the 95% interval: see :mod:`kyc_pipeline.analyze.intervals`.
--- size_low: Sum of the parameters of the beta distribution that it is a quantile of.
--- rate_high: Upper bound of the same interval.
--- size_high: As size_low, for the upper bound.
--- labelled: Genuine and fraudulent submissions with this value, with or without such a result.
-WITH labelled AS (
-    SELECT l.date, l.submission_id, s.dimensions, l.weight IS NOT NULL AS weighted
-    FROM submission_labels AS l
-    JOIN submissions AS s ON s.date = l.date AND s.submission_id = l.submission_id
-    WHERE l.label IN ('genuine', 'fraud')
-),
-labelled_slices AS (
-    SELECT NULL::VARCHAR AS dimension, NULL::VARCHAR AS value, weighted
-    FROM labelled
-    UNION ALL
-    SELECT unnest(map_keys(dimensions)) AS dimension, unnest(map_values(dimensions)) AS value, weighted
-    FROM labelled
-),
-totals AS (
-    SELECT dimension, value, weighted, count(*) AS labelled
-    FROM labelled_slices
-    GROUP BY dimension, value, weighted
-),
-strata AS (
+-- check_group: See error_rates; and so for all that follow.
+-- check_type: See error_rates.
+-- threshold: See error_rates; NULL by dimension.
+-- genuine: See error_rates. By dimension, NULL if there are none, or if they are hidden.
+-- false_rejects: See error_rates.
+-- frr: See error_rates.
+-- frr_low: See error_rates.
+-- frr_high: See error_rates.
+-- fraud: See error_rates. By dimension, NULL if there are none, or if they are hidden.
+-- false_accepts: See error_rates.
+-- far: See error_rates.
+-- far_low: See error_rates.
+-- far_high: See error_rates.
+-- presentation_attacks: See error_rates. By dimension, NULL if there are none, or if they are hidden.
+-- attacks_accepted: See error_rates.
+-- apcer: See error_rates.
+-- apcer_low: See error_rates.
+-- apcer_high: See error_rates.
+-- weighted: See error_rates.
+-- low_n: See error_rates.
+WITH strata AS (
     SELECT
         weight IS NOT NULL AS weighted,
         coalesce(stratum, '') AS stratum,
@@ -48,42 +37,22 @@ strata AS (
     FROM submission_labels
     GROUP BY ALL
 ),
-results AS (
-    SELECT
-        l.dimensions,
-        l.weighted,
-        r.check_group,
-        r.check_type,
-        coalesce(r.stratum, '') AS stratum,
-        coalesce(r.weight, 1) AS weight,
-        r.accepted,
-        hundredths(r.confidence) AS step,
-        unnest(
-            CASE
-                WHEN r.label = 'genuine' THEN ['genuine']
-                WHEN r.attack = 'presentation' THEN ['fraud', 'presentation']
-                ELSE ['fraud']
-            END
-        ) AS kind
-    FROM labelled_results AS r
-    JOIN labelled AS l ON l.date = r.date AND l.submission_id = r.submission_id
-),
 slices AS (
     SELECT
         NULL::VARCHAR AS dimension, NULL::VARCHAR AS value, weighted, check_group, check_type, stratum, kind,
         weight, accepted
-    FROM results
+    FROM labelled_slices
     UNION ALL
     SELECT
         unnest(map_keys(dimensions)) AS dimension, unnest(map_values(dimensions)) AS value, weighted,
         check_group, check_type, stratum, kind, weight, accepted
-    FROM results
+    FROM labelled_slices
 ),
 reached AS (
     SELECT
         weighted, check_group, check_type, stratum, kind, step, count(*) AS results, sum(weight) AS weight,
         sum(weight ** 2) AS squares
-    FROM results
+    FROM labelled_slices
     WHERE step IS NOT NULL
     GROUP BY weighted, check_group, check_type, stratum, kind, step
 ),
@@ -107,7 +76,7 @@ cells AS (
         sum(weight ** 2) AS squares,
         coalesce(sum(weight ** 2) FILTER (WHERE accepted = (kind <> 'genuine')), 0) AS error_squares
     FROM slices
-    WHERE accepted IS NOT NULL
+    WHERE accepted IS NOT NULL AND (dimension IS NULL OR value IS NOT NULL)
     GROUP BY dimension, value, check_group, check_type, weighted, stratum, kind
     UNION ALL
     SELECT
@@ -178,33 +147,66 @@ variances AS (
         / (weight + largest) ** 2 AS variance_high
     FROM rates
 ),
-shapes AS (
-    -- The parameters of a beta distribution add up to this size: of so many results without weights, the rate
-    -- would have this variance.
+equivalents AS (
+    -- Results without weights, with the additional one. Without any error, or any correct result, each has
+    -- the largest weight.
     SELECT
         *,
-        CASE WHEN weighted THEN low_rate * (1 - low_rate) / variance_low ELSE results + 1 END AS size_low,
-        CASE WHEN weighted THEN high_rate * (1 - high_rate) / variance_high ELSE results + 1 END AS size_high
+        CASE
+            WHEN NOT weighted THEN results + 1
+            WHEN errors = results THEN weight / largest + 1
+            ELSE low_rate * (1 - low_rate) / nullif(variance_low, 0)
+        END AS low_results,
+        CASE
+            WHEN NOT weighted THEN results + 1
+            WHEN errors = 0 THEN weight / largest + 1
+            ELSE high_rate * (1 - high_rate) / nullif(variance_high, 0)
+        END AS high_results
     FROM variances
+),
+estimates AS (
+    SELECT
+        *,
+        CASE
+            WHEN errors = 0 THEN 0
+            WHEN errors = results THEN agresti_coull_low(low_results - 1, low_results - 1)
+            ELSE agresti_coull_low(low_rate * low_results, low_results - 1)
+        END AS rate_low,
+        CASE
+            WHEN errors = results THEN 1
+            WHEN errors = 0 THEN agresti_coull_high(0, high_results - 1)
+            ELSE agresti_coull_high(high_rate * high_results - 1, high_results - 1)
+        END AS rate_high
+    FROM equivalents
 )
 SELECT
-    e.dimension,
-    e.value,
-    e.check_group,
-    e.check_type,
-    e.step,
-    e.weighted,
-    e.kind,
-    e.results,
-    e.errors,
-    e.rate,
-    CASE WHEN e.errors = 0 THEN 0 ELSE e.low_rate END AS rate_low,
-    e.size_low,
-    CASE WHEN e.errors = e.results THEN 1 ELSE e.high_rate END AS rate_high,
-    e.size_high,
-    t.labelled
-FROM shapes AS e
-JOIN totals AS t ON
-    t.dimension IS NOT DISTINCT FROM e.dimension
-    AND t.value IS NOT DISTINCT FROM e.value
-    AND t.weighted = e.weighted
+    dimension,
+    value,
+    check_group,
+    check_type,
+    step / 100 AS threshold,
+    coalesce(any_value(results) FILTER (WHERE kind = 'genuine'), CASE WHEN dimension IS NULL THEN 0 END)
+        AS genuine,
+    coalesce(any_value(errors) FILTER (WHERE kind = 'genuine'), CASE WHEN dimension IS NULL THEN 0 END)
+        AS false_rejects,
+    any_value(rate) FILTER (WHERE kind = 'genuine') AS frr,
+    any_value(rate_low) FILTER (WHERE kind = 'genuine') AS frr_low,
+    any_value(rate_high) FILTER (WHERE kind = 'genuine') AS frr_high,
+    coalesce(any_value(results) FILTER (WHERE kind = 'fraud'), CASE WHEN dimension IS NULL THEN 0 END)
+        AS fraud,
+    coalesce(any_value(errors) FILTER (WHERE kind = 'fraud'), CASE WHEN dimension IS NULL THEN 0 END)
+        AS false_accepts,
+    any_value(rate) FILTER (WHERE kind = 'fraud') AS far,
+    any_value(rate_low) FILTER (WHERE kind = 'fraud') AS far_low,
+    any_value(rate_high) FILTER (WHERE kind = 'fraud') AS far_high,
+    coalesce(any_value(results) FILTER (WHERE kind = 'presentation'), CASE WHEN dimension IS NULL THEN 0 END)
+        AS presentation_attacks,
+    coalesce(any_value(errors) FILTER (WHERE kind = 'presentation'), CASE WHEN dimension IS NULL THEN 0 END)
+        AS attacks_accepted,
+    any_value(rate) FILTER (WHERE kind = 'presentation') AS apcer,
+    any_value(rate_low) FILTER (WHERE kind = 'presentation') AS apcer_low,
+    any_value(rate_high) FILTER (WHERE kind = 'presentation') AS apcer_high,
+    weighted,
+    is_low_n(least(coalesce(genuine, 0), coalesce(fraud, 0))) AS low_n
+FROM estimates
+GROUP BY dimension, value, check_group, check_type, step, weighted

@@ -32,6 +32,23 @@ CREATE MACRO wilson_high(k, n) AS
         ) / (1 + {z_95}::DOUBLE ** 2 / n))
     END;
 
+-- Lower bound of the 95% Agresti-Coull interval of k errors in n results, clamped to [0, 1]; NULL at n = 0.
+-- If all are errors, it is the exact (Clopper-Pearson) bound. k and n may be fractions.
+CREATE MACRO agresti_coull_low(k, n) AS
+    CASE
+        WHEN n = 0 OR n IS NULL OR k IS NULL THEN NULL
+        WHEN k = n THEN 0.025::DOUBLE ** (1 / n::DOUBLE)
+        ELSE greatest(0.0::DOUBLE, (
+            k + {z_95}::DOUBLE ** 2 / 2
+            - {z_95}::DOUBLE * sqrt(
+                (k + {z_95}::DOUBLE ** 2 / 2) * (n - k + {z_95}::DOUBLE ** 2 / 2) / (n + {z_95}::DOUBLE ** 2)
+            )
+        ) / (n + {z_95}::DOUBLE ** 2))
+    END;
+
+-- Upper bound of the interval of `agresti_coull_low`; exact without an error.
+CREATE MACRO agresti_coull_high(k, n) AS 1 - agresti_coull_low(n - k, n);
+
 -- Lower bound of the 95% Newcombe interval of k1 / n1 - k2 / n2, from the Wilson intervals of both; NULL
 -- without trials on either side.
 CREATE MACRO newcombe_low(k1, n1, k2, n2) AS

@@ -8,7 +8,7 @@
 -- genuine: Genuine submissions with such a result.
 -- false_rejects: Those that were rejected.
 -- frr: false_rejects / genuine, weighted if `weighted`: the false rejection rate; in terms of attacks, BPCER.
--- frr_low: Lower bound of its 95% interval: Clopper-Pearson; if `weighted`, its generalisation to weights.
+-- frr_low: Lower bound of its 95% interval: Agresti-Coull; if `weighted`, its generalisation to weights.
 -- frr_high: Upper bound of the same interval.
 -- fraud: Frauds with such a result.
 -- false_accepts: Those that were accepted.
@@ -25,28 +25,16 @@
 --   sampled days. FALSE: the other labels, each once: it holds for these only. Each label is in one of them.
 -- low_n: Fewer than {low_n} genuine or fraudulent results: do not base decisions on this row alone.
 SELECT
-    check_group,
-    check_type,
-    step / 100 AS threshold,
-    coalesce(any_value(results) FILTER (WHERE kind = 'genuine'), 0) AS genuine,
-    coalesce(any_value(errors) FILTER (WHERE kind = 'genuine'), 0) AS false_rejects,
-    any_value(rate) FILTER (WHERE kind = 'genuine') AS frr,
-    any_value(rate_low) FILTER (WHERE kind = 'genuine') AS frr_low,
-    any_value(rate_high) FILTER (WHERE kind = 'genuine') AS frr_high,
-    coalesce(any_value(results) FILTER (WHERE kind = 'fraud'), 0) AS fraud,
-    coalesce(any_value(errors) FILTER (WHERE kind = 'fraud'), 0) AS false_accepts,
-    any_value(rate) FILTER (WHERE kind = 'fraud') AS far,
-    any_value(rate_low) FILTER (WHERE kind = 'fraud') AS far_low,
-    any_value(rate_high) FILTER (WHERE kind = 'fraud') AS far_high,
-    coalesce(any_value(results) FILTER (WHERE kind = 'presentation'), 0) AS presentation_attacks,
-    coalesce(any_value(errors) FILTER (WHERE kind = 'presentation'), 0) AS attacks_accepted,
-    any_value(rate) FILTER (WHERE kind = 'presentation') AS apcer,
-    any_value(rate_low) FILTER (WHERE kind = 'presentation') AS apcer_low,
-    any_value(rate_high) FILTER (WHERE kind = 'presentation') AS apcer_high,
-    any_value(labelled) - genuine - fraud AS not_counted,
-    weighted,
-    is_low_n(least(genuine, fraud)) AS low_n
-FROM error_estimates
-WHERE dimension IS NULL
-GROUP BY check_group, check_type, step, weighted
-ORDER BY check_group, check_type, step NULLS FIRST, weighted
+    e.* EXCLUDE (dimension, value, weighted, low_n), -- noqa: AM04
+    t.labelled - e.genuine - e.fraud AS not_counted,
+    e.weighted,
+    e.low_n
+FROM error_estimates AS e
+JOIN (
+    SELECT weight IS NOT NULL AS weighted, count(*) AS labelled
+    FROM submission_labels
+    WHERE label IN ('genuine', 'fraud')
+    GROUP BY ALL
+) AS t ON t.weighted = e.weighted
+WHERE e.dimension IS NULL
+ORDER BY e.check_group, e.check_type, e.threshold NULLS FIRST, e.weighted

@@ -1,15 +1,17 @@
 -- How often the verdict and each check are wrong, as decided, by value of each dimension: the tags of
--- `KYC_DIMENSIONS`, and the model version. See `error_rates`.
+-- `KYC_DIMENSIONS`, and the model version. See `error_rates`. Counts and rates are NULL if there are no such
+-- submissions, or if they are of fewer than `KYC_MIN_CELL` people: then {suppressed} has them, together with
+-- others. The restricted file has all.
 --
 -- dimension: Name of the tag, or `model_version`.
 -- value: Its value in the manifest, or in the response for `model_version`; UNKNOWN without one, {suppressed}
---   for all values with few people: see submissions.
+--   for all values with few people, or few labelled ones.
 -- check_group: `verdict` for DeepXL's decision; else the key under `modelResults`.
 -- check_type: `VERIFIED` for DeepXL's decision; else the type of the check.
 -- genuine: Genuine submissions with such a result.
 -- false_rejects: Those that were rejected.
 -- frr: false_rejects / genuine, weighted if `weighted`: the false rejection rate; in terms of attacks, BPCER.
--- frr_low: Lower bound of its 95% interval: Clopper-Pearson; if `weighted`, its generalisation to weights.
+-- frr_low: Lower bound of its 95% interval: Agresti-Coull; if `weighted`, its generalisation to weights.
 -- frr_high: Upper bound of the same interval.
 -- fraud: Frauds with such a result.
 -- false_accepts: Those that were accepted.
@@ -21,34 +23,10 @@
 -- apcer: attacks_accepted / presentation_attacks, weighted if `weighted`.
 -- apcer_low: Lower bound of its 95% interval.
 -- apcer_high: Upper bound of the same interval.
--- not_counted: Genuine and fraudulent submissions without such a result; unsure ones count nowhere.
 -- weighted: TRUE: the labels of drawn samples, with their weights: an estimate for all submissions of the
 --   sampled days. FALSE: the other labels, each once: it holds for these only. Each label is in one of them.
 -- low_n: Fewer than {low_n} genuine or fraudulent results: do not base decisions on this row alone.
-SELECT
-    dimension,
-    value,
-    check_group,
-    check_type,
-    coalesce(any_value(results) FILTER (WHERE kind = 'genuine'), 0) AS genuine,
-    coalesce(any_value(errors) FILTER (WHERE kind = 'genuine'), 0) AS false_rejects,
-    any_value(rate) FILTER (WHERE kind = 'genuine') AS frr,
-    any_value(rate_low) FILTER (WHERE kind = 'genuine') AS frr_low,
-    any_value(rate_high) FILTER (WHERE kind = 'genuine') AS frr_high,
-    coalesce(any_value(results) FILTER (WHERE kind = 'fraud'), 0) AS fraud,
-    coalesce(any_value(errors) FILTER (WHERE kind = 'fraud'), 0) AS false_accepts,
-    any_value(rate) FILTER (WHERE kind = 'fraud') AS far,
-    any_value(rate_low) FILTER (WHERE kind = 'fraud') AS far_low,
-    any_value(rate_high) FILTER (WHERE kind = 'fraud') AS far_high,
-    coalesce(any_value(results) FILTER (WHERE kind = 'presentation'), 0) AS presentation_attacks,
-    coalesce(any_value(errors) FILTER (WHERE kind = 'presentation'), 0) AS attacks_accepted,
-    any_value(rate) FILTER (WHERE kind = 'presentation') AS apcer,
-    any_value(rate_low) FILTER (WHERE kind = 'presentation') AS apcer_low,
-    any_value(rate_high) FILTER (WHERE kind = 'presentation') AS apcer_high,
-    any_value(labelled) - genuine - fraud AS not_counted,
-    weighted,
-    is_low_n(least(genuine, fraud)) AS low_n
+SELECT * EXCLUDE (threshold) -- noqa: AM04
 FROM error_estimates
 WHERE dimension IS NOT NULL
-GROUP BY dimension, value, check_group, check_type, weighted
 ORDER BY dimension, value, check_group, check_type, weighted

@@ -1,5 +1,5 @@
 -- What DeepXL said of each submission that is genuine or a fraud: its verdict and each of its checks. Error
--- rates are counted from these rows.
+-- rates are counted from these rows. If `KYC_MIN_CELL` is above 1, only the restricted file has this table.
 --
 -- date: Day of the manifest, the daily partition.
 -- submission_id: Submission id, unique forever.

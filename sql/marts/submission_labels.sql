@@ -1,5 +1,6 @@
 -- The ground truth: the label that counts for each submission. That is the latest decision, whatever its
--- source; `unsure` only if nothing was decided.
+-- source; `unsure` only if nothing was decided. If `KYC_MIN_CELL` is above 1, only the restricted file has
+-- this table.
 --
 -- date: Day of the manifest, the daily partition.
 -- submission_id: Submission id, unique forever.

@@ -1,4 +1,4 @@
-"""`make fuzz`: tries odd manifests, documents and responses within limits of memory and time.
+"""`make fuzz`: tries odd manifests, labels, documents and responses within limits of memory and time.
 
 Each input is written to a file before it is tried, so that one that ends the process can be tried again.
 """

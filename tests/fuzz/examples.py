@@ -10,7 +10,7 @@ import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -88,19 +88,29 @@ _GOOD: Final = {
     "tags": json.dumps({"customerId": MARK}),
     "submitted_at": "2024-09-01T10:00:00Z",
 }
+_GOOD_LABEL: Final = {
+    "submission_id": f"{MARK}-1",
+    "label": "fraud",
+    "source": "review",
+    "decided_at": "2024-09-01T10:00:00Z",
+    "attack": "presentation",
+    "weight": "12.5",
+    "stratum": "s-01",
+}
+Cells = Mapping[str, str]
+"""Column → a good value."""
 _MORE_COLUMNS: Final = st.sampled_from(
     ["tag.customerId", f"tag.{MARK}", "tag.", "Tag . x", f"{MARK} column", "Submission ID", "", " ", "\ufeff"]
 )
-_NAMES: Final = st.lists(_MORE_COLUMNS, max_size=3).map(lambda more: [*_GOOD, *more])
 
 
 @st.composite
-def _rows(draw: st.DrawFn) -> tuple[list[str], list[list[str]]]:
+def _rows(draw: st.DrawFn, good: Cells) -> tuple[list[str], list[list[str]]]:
     """Names and rows: most cells are good, and each row has another id."""
-    names = draw(_NAMES)
+    names = [*good, *draw(st.lists(_MORE_COLUMNS, max_size=3))]
     rows = []
     for index in range(draw(st.integers(0, 5))):
-        row = [_GOOD.get(name, MARK) for name in names]
+        row = [good.get(name, MARK) for name in names]
         row[0] += str(index)
         for _ in range(draw(st.integers(0, 2))):
             row[draw(st.integers(0, len(row) - 1))] = draw(_TEXTS)
@@ -109,8 +119,8 @@ def _rows(draw: st.DrawFn) -> tuple[list[str], list[list[str]]]:
 
 
 @st.composite
-def _csv(draw: st.DrawFn) -> bytes:
-    names, rows = draw(_rows())
+def _csv(draw: st.DrawFn, good: Cells) -> bytes:
+    names, rows = draw(_rows(good))
     separator, end = draw(st.sampled_from(",;\t|")), draw(st.sampled_from(["\n", "\r\n", "\r"]))
     quoted = draw(st.booleans())
 
@@ -123,8 +133,8 @@ def _csv(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
-def _jsonl(draw: st.DrawFn) -> bytes:
-    names, rows = draw(_rows())
+def _jsonl(draw: st.DrawFn, good: Cells) -> bytes:
+    names, rows = draw(_rows(good))
     lines = []
     for row in rows:
         value: Json = Object([(name, cell) for name, cell in zip(names, row, strict=True)])
@@ -158,8 +168,8 @@ _ARRAYS: Final[list[Callable[[list[str]], Any]]] = [
 
 
 @st.composite
-def _parquet(draw: st.DrawFn) -> bytes:
-    names, rows = draw(_rows())
+def _parquet(draw: st.DrawFn, good: Cells) -> bytes:
+    names, rows = draw(_rows(good))
     columns = [pa.array([row[index] for row in rows], pa.string()) for index in range(len(names))]
     for _ in range(draw(st.integers(0, 3))):
         index = draw(st.integers(0, len(names) - 1))
@@ -181,8 +191,8 @@ _CELLS: Final = st.one_of(
 
 
 @st.composite
-def _xlsx(draw: st.DrawFn) -> bytes:
-    names, rows = draw(_rows())
+def _xlsx(draw: st.DrawFn, good: Cells) -> bytes:
+    names, rows = draw(_rows(good))
     book = openpyxl.Workbook()
     sheet = book.worksheets[0]
     for row in (names, *rows):
@@ -203,17 +213,17 @@ def _xlsx(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
-def manifests(draw: st.DrawFn) -> Example:
-    """A manifest of any format."""
+def manifests(draw: st.DrawFn, good: Cells = _GOOD) -> Example:
+    """A manifest of any format; by default one of submissions."""
     kind, strategy = draw(
         st.sampled_from(
             [
-                *(("csv", _csv()), ("csv.gz", _csv()), ("tsv", _csv()), ("jsonl", _jsonl())),
+                *(("csv", _csv(good)), ("csv.gz", _csv(good)), ("tsv", _csv(good)), ("jsonl", _jsonl(good))),
                 *(
-                    ("jsonl.gz", _jsonl()),
-                    ("parquet", _parquet()),
-                    ("parquet", _parquet()),
-                    ("xlsx", _xlsx()),
+                    ("jsonl.gz", _jsonl(good)),
+                    ("parquet", _parquet(good)),
+                    ("parquet", _parquet(good)),
+                    ("xlsx", _xlsx(good)),
                 ),
             ]
         )
@@ -228,7 +238,13 @@ def manifests(draw: st.DrawFn) -> Example:
     return Example(kind, content)
 
 
+def labels() -> st.SearchStrategy[Example]:
+    """A manifest of labels of any format."""
+    return manifests(_GOOD_LABEL)
+
+
 _HEADER: Final = b"submission_id,id_file,selfie_file\n"
+_LABEL_HEADER: Final = b"submission_id,label,source,decided_at\n"
 _BLOCK: Final = 1 << 24
 
 
@@ -262,12 +278,21 @@ def _sparse_lines() -> bytes:
 
 def manifest_bombs() -> Iterator[Example]:
     """Small manifests that unpack to much more than the memory limit, or cost much per byte."""
-    yield Example("csv.gz", _packed(_HEADER, b"a"))
-    yield Example("csv.gz", _packed(_HEADER, b"a" * 255 + b"\n"))
+    yield from _bombs(_HEADER)
+
+
+def label_bombs() -> Iterator[Example]:
+    """The same with the columns of labels."""
+    yield from _bombs(_LABEL_HEADER)
+
+
+def _bombs(header: bytes) -> Iterator[Example]:
+    yield Example("csv.gz", _packed(header, b"a"))
+    yield Example("csv.gz", _packed(header, b"a" * 255 + b"\n"))
     yield Example("jsonl.gz", _packed(b'{"a":"', b"a"))
     yield Example("jsonl", _sparse_lines())
     yield Example("jsonl", b"[" * 3_000_000)
-    yield Example("csv", _HEADER[:-1] + b",tag.x" * 90_000 + b"\n" + b"," * 90_002)
+    yield Example("csv", header[:-1] + b",tag.x" * 90_000 + b"\n" + b"," * 90_002)
     yield Example("parquet", _long_dictionary())
     yield Example("parquet", _long_text())
 

@@ -26,9 +26,13 @@ from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, SentSubmi
 from kyc_pipeline.ingest.documents import Documents, Role, examine_file
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
+from kyc_pipeline.ingest.labels import ingest_labels
 from kyc_pipeline.ingest.rows import validate_rows
-from kyc_pipeline.lake.tables import STRING_MAP, SUBMISSIONS
+from kyc_pipeline.lake.storage import WHOLE, Lake
+from kyc_pipeline.lake.tables import LABELS, REJECTED_LABELS, STRING_MAP, SUBMISSIONS
+from kyc_pipeline.landing.zone import LABELS_FOLDER
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from kyc_pipeline.vocabulary import Attack, Label
 from tests.fuzz import examples
 from tests.fuzz.examples import ID_FILE, MARK, SELFIE_FILE, SENT_TAGS, SUBMISSION, Example
 
@@ -83,6 +87,39 @@ class Manifests:
             path.unlink()
         assert len(set(seen)) == len(seen), "a row counts twice"
         return True
+
+
+class Labels:
+    """Ingests a manifest of labels."""
+
+    strategy = examples.labels()
+    bombs = staticmethod(examples.label_bombs)
+
+    def __init__(self, folder: Path) -> None:
+        self._landing = folder / "landing"
+        self._lake = Lake(str(folder / "lake"))
+        (self._landing / LABELS_FOLDER).mkdir(parents=True)
+
+    def __call__(self, example: Example) -> bool:
+        """Accounts for each row. An unreadable file is reported, and keeps the labels that it had."""
+        path = self._landing / LABELS_FOLDER / f"m.{example.kind}"
+        path.write_bytes(example.content)
+        try:
+            summary = ingest_labels(landing=self._landing, lake=self._lake)
+        finally:
+            path.unlink()
+        accepted = self._lake.read(LABELS, WHOLE)
+        rejected = self._lake.read(REJECTED_LABELS, WHOLE)
+        assert summary.received == summary.accepted + summary.rejected_rows
+        assert accepted.num_rows == summary.accepted + summary.kept
+        assert rejected.num_rows == summary.rejected_rows + summary.unreadable
+        for row in rejected.to_pylist():
+            require_clear(str(row["detail"]))
+        for row in accepted.to_pylist():
+            assert row["label"] in list(Label)
+            assert row["attack"] in [None, *Attack]
+            assert row["weight"] is None or row["weight"] >= 1
+        return summary.accepted > 0
 
 
 class DocumentContents:
@@ -201,6 +238,7 @@ def _accepted(folder: Path, store: DocumentFolder, name: str) -> AcceptedDocumen
 
 TARGETS: Final[dict[str, Callable[[Path], Target]]] = {
     "manifests": Manifests,
+    "labels": Labels,
     "documents": DocumentContents,
     "responses": Responses,
 }

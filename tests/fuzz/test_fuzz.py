@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz.targets import TARGETS
 
-TRIES = {"manifests": 80, "documents": 300, "responses": 250}
+TRIES = {"manifests": 80, "labels": 80, "documents": 300, "responses": 250}
 _COUNTS = re.compile(r": (\d+) inputs, (\d+) accepted, (\d+) MiB at most")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from kyc_pipeline.analyze.publish import Place, open_warehouse
+from kyc_pipeline.analyze.publish import Place, has_restricted, open_warehouse
 from kyc_pipeline.analyze.report import own_text, template
 from kyc_pipeline.analyze.report.reader import Rows, rows_of
 from kyc_pipeline.errors import UsageError
@@ -223,8 +223,11 @@ def write_evidence(
 
 
 def read_evidence(warehouse: Place, first: datetime.date | None, last: datetime.date | None) -> Evidence:
-    """The figures of a period from the published build; see `write_evidence`."""
-    with open_warehouse(warehouse) as connection:
+    """The figures of a period from the published build; see `write_evidence`.
+
+    Only the restricted file, if there is one, has the labels of the confirmed frauds.
+    """
+    with open_warehouse(warehouse, exact=has_restricted(warehouse)) as connection:
         (info,) = rows_of(connection, "FROM build_info")
         covered = info["first_date"], info["last_date"]
         if covered[0] is None:

@@ -62,7 +62,7 @@ def _model_spec(model: Model) -> dg.AssetSpec:
 
 
 def _schema(model: Model, types: Mapping[str, str]) -> dg.TableSchema:
-    """The model's columns for Dagster; DuckDB knows their `types` only after a build."""
+    """The model's columns for Dagster; their `types` are known after a build, if the table is published."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(name, type=types.get(name, "string"), description=meaning)
@@ -232,7 +232,7 @@ def _metadata(
     metadata: dict[str, dict[str, Any]] = {
         model.name: {
             "dagster/row_count": summary.tables[model.name],
-            "dagster/column_schema": _schema(model, types[model.name]),
+            "dagster/column_schema": _schema(model, types.get(model.name, {})),
             "dagster/table_name": f"kyc.main.{model.name}",
             **shown(figures.get(model.name, {}), currency),
             "newest_day": newest or "none",

@@ -8,10 +8,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import beta
 from statsmodels.stats.proportion import proportion_confint
 
-from kyc_pipeline.analyze.intervals import write_intervals
 from kyc_pipeline.analyze.sql_models import load_steps, macros_sql
 from kyc_pipeline.lake.storage import WHOLE, Lake
 from kyc_pipeline.lake.tables import LABELS
@@ -134,15 +132,24 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield connection, pd.DataFrame(rows)
 
 
+def bounds(errors: float, results: float) -> tuple[float, float]:
+    """Agresti-Coull; where there is no error, or nothing else, the other bound is the exact one."""
+    method = "beta" if errors in (0, results) else "agresti_coull"
+    low, high = proportion_confint(errors, results, method=method)
+    return float(low), float(high)
+
+
 def weighted_bounds(
     results: pd.DataFrame, error: "pd.Series[bool]", drawn: pd.DataFrame
 ) -> tuple[float, float]:
     """The bounds by definition: unit by unit, as `error_estimates` describes them."""
     largest = drawn["weight"].max()
     weight, total = results["weight"], results["weight"].sum()
+    if error.all() or not error.any():
+        return bounds(total / largest * error.all(), total / largest)
     wrong = (weight * error).sum()
-    bounds = []
-    for is_error, p in ((0, 0.025), (1, 0.975)):
+    found = []
+    for is_error in (0, 1):
         rate = (wrong + largest * is_error) / (total + largest)
         z = pd.Series(0.0, index=drawn["id"])
         z[results["id"]] = (weight * (error - rate)).to_numpy()
@@ -151,8 +158,8 @@ def weighted_bounds(
             own = z[ids]
             variance += len(own) * own.var(ddof=1)
         size = rate * (1 - rate) / (variance / (total + largest) ** 2)
-        bounds.append(float(beta.ppf(p, rate * size, (1 - rate) * size)))
-    return bounds[0], bounds[1]
+        found.append(bounds(rate * size - is_error, size - 1)[is_error])
+    return found[0], found[1]
 
 
 def expected(rows: pd.DataFrame, threshold: float | None, *, weighted: bool) -> dict[str, Any]:
@@ -178,13 +185,11 @@ def expected(rows: pd.DataFrame, threshold: float | None, *, weighted: bool) -> 
         if weighted:
             own, error = results[mask], wrong[mask]
             figures[name] = (own["weight"] * error).sum() / own["weight"].sum()
-            low, high = weighted_bounds(own, error, drawn) if 0 < k < n else (np.nan, np.nan)
+            low, high = weighted_bounds(own, error, drawn)
         else:
             figures[name] = k / n
-            low, high = proportion_confint(k, n, method="beta")
-        figures[f"{name}_low"], figures[f"{name}_high"] = low if k else 0.0, high if k < n else 1.0
-        if weighted and k in (0, n):
-            del figures[f"{name}_{'high' if k == 0 else 'low'}"]  # see the test of rare errors
+            low, high = bounds(k, n)
+        figures[f"{name}_low"], figures[f"{name}_high"] = low, high
     labelled = rows[rows["label"].isin(["genuine", "fraud"])].drop_duplicates("id")
     counted = figures["genuine"] + figures["fraud"]
     figures["not_counted"] = int((labelled["weight"].notna() == weighted).sum()) - counted
@@ -205,7 +210,7 @@ def test_error_rates_as_decided_and_by_threshold(known: Any, check: str, weighte
     for row in found.to_dict("records"):
         threshold = None if pd.isna(row["threshold"]) else row["threshold"]
         for name, value in expected(pd.concat([of_check, whole]), threshold, weighted=weighted).items():
-            assert row[name] == pytest.approx(value, abs=1e-9), (threshold, name)
+            assert row[name] == pytest.approx(value, abs=1e-7), (threshold, name)
         assert row["low_n"] == (min(row["genuine"], row["fraud"]) < 30)
 
 
@@ -218,7 +223,7 @@ def test_error_rates_by_dimension(known: Any) -> None:
         figures = expected(own, None, weighted=False)
         del figures["not_counted"]
         for name, value in figures.items():
-            assert row[name] == pytest.approx(value, abs=1e-9), name
+            assert row[name] == pytest.approx(value, abs=1e-7), name
     model_version = frame(connection, "FROM error_rates_by_dimension WHERE dimension = 'model_version'")
     assert set(model_version["value"]) == {"UNKNOWN"}
 
@@ -309,19 +314,14 @@ def estimates(results: pd.DataFrame) -> pd.DataFrame:
     with duckdb.connect() as connection:
         connection.execute(macros_sql())
         connection.register("results", results)
-        day = "DATE '2024-09-02' AS date, id AS submission_id, label, weight, stratum"
+        connection.execute("CREATE TABLE submission_labels AS SELECT weight, stratum FROM results")
         connection.execute(
-            f"CREATE TABLE labelled_results AS SELECT {day}, 'g' AS check_group, sample AS check_type,"
-            " NULL::VARCHAR AS attack, accepted, NULL::DOUBLE AS confidence FROM results"
+            "CREATE TABLE labelled_slices AS SELECT 'g' AS check_group, sample AS check_type, label AS kind,"
+            " weight IS NOT NULL AS weighted, coalesce(stratum, '') AS stratum,"
+            " coalesce(weight, 1) AS weight, accepted, NULL::INTEGER AS step,"
+            " MAP {}::MAP(VARCHAR, VARCHAR) AS dimensions FROM results"
         )
-        connection.execute(f"CREATE TABLE submission_labels AS SELECT {day} FROM results")
-        connection.execute(
-            f"CREATE TABLE submissions AS SELECT {day}, MAP {{}}::MAP(VARCHAR, VARCHAR) AS dimensions"
-            " FROM results"
-        )
-        connection.execute(f"CREATE TABLE error_estimates AS {ESTIMATES.sql}")
-        write_intervals(connection)
-        return frame(connection, "FROM error_estimates")
+        return frame(connection, ESTIMATES.sql)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def estimates(results: pd.DataFrame) -> pd.DataFrame:
 def test_the_intervals_cover_the_rates_of_the_population(
     design: str, fraud: float, frr: float, far: float
 ) -> None:
-    """At least 95% by design, and more where errors are few; 0.01 is for the simulation's own chance.
+    """Never less than 94%, and more where errors are few; 0.015 is for the simulation's own chance.
 
     In the third case most samples have no accepted fraud, and it would be one of many that nobody drew.
     """
@@ -352,10 +352,11 @@ def test_the_intervals_cover_the_rates_of_the_population(
     found = estimates(drawn)
     is_error = people["accepted"] != (people["label"] == "genuine")
     for kind, errors in is_error.groupby(people["label"]):
-        own = found[found["kind"] == kind]
-        missed = (own["rate_low"] > errors.mean()) | (own["rate_high"] < errors.mean())
+        rate = found["frr" if kind == "genuine" else "far"]
+        low, high = found[f"{rate.name}_low"], found[f"{rate.name}_high"]
+        missed = (low > errors.mean()) | (high < errors.mean())
         covered = 1 - missed.sum() / SIMULATIONS
         assert covered >= 0.94, (kind, covered)
         if frr >= 0.1:
             assert covered <= 0.975, (kind, covered)
-            assert own["rate"].mean() == pytest.approx(errors.mean(), rel=0.02), "without bias"
+            assert rate.mean() == pytest.approx(errors.mean(), rel=0.02), "without bias"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from statsmodels.stats.proportion import confint_proportions_2indep
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from kyc_pipeline.analyze.sql_models import macros_sql
 from kyc_pipeline.rules import PSI_NOISE_FACTOR
@@ -42,7 +42,9 @@ def test_wilson(connection: duckdb.DuckDBPyConnection, k: int, n: int, low: floa
     assert value(connection, "wilson_high($1, $2)", k, n) == pytest.approx(high, abs=5e-7)
 
 
-@pytest.mark.parametrize("macro", ["wilson_low", "wilson_high", "ratio"])
+@pytest.mark.parametrize(
+    "macro", ["wilson_low", "wilson_high", "agresti_coull_low", "agresti_coull_high", "ratio"]
+)
 @pytest.mark.parametrize("arguments", ["0, 0", "NULL, 5", "5, NULL", "NULL, NULL"])
 def test_rates_without_trials_are_null(
     connection: duckdb.DuckDBPyConnection, macro: str, arguments: str
@@ -59,6 +61,38 @@ def test_wilson_contains_the_rate_and_stays_within_bounds(
     ((low, high),) = connection.execute("SELECT wilson_low($1, $2), wilson_high($1, $2)", [k, n]).fetchall()
     assert 0 <= low <= k / n + 1e-12
     assert k / n - 1e-12 <= high <= 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 30, 999])
+def test_agresti_coull_with_exact_ends(connection: duckdb.DuckDBPyConnection, n: int) -> None:
+    for k in range(n + 1):
+        method = "beta" if k in (0, n) else "agresti_coull"
+        low, high = proportion_confint(k, n, method=method)
+        assert value(connection, "agresti_coull_low($1, $2)", k, n) == pytest.approx(low, abs=1e-7)
+        assert value(connection, "agresti_coull_high($1, $2)", k, n) == pytest.approx(high, abs=1e-7)
+
+
+@pytest.mark.parametrize(("n", "least", "mean"), [(30, 0.93, 0.98), (300, 0.94, 0.975), (2000, 0.94, 0.965)])
+def test_agresti_coull_covers_any_rate(
+    connection: duckdb.DuckDBPyConnection, n: int, least: float, mean: float
+) -> None:
+    """The chance that the interval has the rate, exactly: at least 94% where there are enough results.
+
+    The mean is over all rates with 2 expected errors or more; where there are few, no interval gets nearer.
+    """
+    low, high = zip(
+        *connection.execute(
+            "SELECT agresti_coull_low(k, $1), agresti_coull_high(k, $1) FROM range($1 + 1) AS t(k)", [n]
+        ).fetchall(),
+        strict=True,
+    )
+    covered = [
+        float(sum(stats.binom.pmf(k, n, rate) for k in range(n + 1) if low[k] <= rate <= high[k]))
+        for rate in (step / 400 for step in range(1, 200))
+    ]
+    assert min(covered) >= least
+    common = covered[max(0, 800 // n - 1) :]
+    assert 0.95 <= sum(common) / len(common) <= mean
 
 
 @pytest.mark.parametrize("counts", [(45, 50, 40, 50), (0, 10, 10, 10), (1, 1, 0, 1), (900, 1000, 950, 1000)])
