@@ -229,15 +229,15 @@ def settings_for(url: str, root: Path, documents: Path, concurrency: int) -> Set
     )
 
 
-def submit(lake: Lake, submissions: int, documents: Path) -> None:
+def submit(lake: Lake, submissions: int, documents: Path, date: str = DATE) -> None:
     """Writes the partition of accepted submissions in slices."""
     id_size, selfie_size = ((documents / name).stat().st_size for name in ("id.jpg", "selfie.jpg"))
-    with lake.writer(SUBMISSIONS, DATE) as writer:
+    with lake.writer(SUBMISSIONS, date) as writer:
         for start in range(0, submissions, 10_000):
             rows = range(start, min(start + 10_000, submissions))
             n = len(rows)
             columns: dict[str, Any] = {
-                "submission_id": [f"submission-{row:08}" for row in rows],
+                "submission_id": [f"{date}-{row:08}" for row in rows],
                 "id_file": ["id.jpg"] * n,
                 "selfie_file": ["selfie.jpg"] * n,
                 "id_sha256": [digest(documents / "id.jpg")] * n,

@@ -157,6 +157,8 @@ class Settings(BaseSettings):
         default=SecretStr("sqlite:///data/ledger.sqlite"), validate_default=True
     )
     """SQLAlchemy URL of the ledger; `postgresql+psycopg://…` for several hosts. It may have a password."""
+    kyc_offload_after_days: int | None = Field(default=None, ge=1)
+    """Days after which `maintenance` removes responses from the ledger; only the lake then has them."""
     kyc_warehouse: Path | str = Field(default=Path("data/warehouse/kyc.duckdb"), validate_default=True)
     """The DuckDB file that analysts open; or `s3://bucket/prefix`, with a pointer to the newest one."""
     kyc_warehouse_memory: str = Field(

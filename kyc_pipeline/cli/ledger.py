@@ -11,6 +11,7 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.identity import check_bond, check_outcomes, read_identity
+from kyc_pipeline.ledger.offload import check_offloaded
 from kyc_pipeline.ledger.pseudonym_key import forget_pseudonym_key
 from kyc_pipeline.ledger.times import to_datetime
 from kyc_pipeline.settings import load_settings
@@ -48,6 +49,7 @@ def check_command(bind: bool, forget_key: bool) -> None:
             forget_pseudonym_key(mine)
         transfer.check_file(mine)
         check_outcomes(lake, mine, lake.dates(VERIFICATION_RESPONSES))
+        offloaded = check_offloaded(lake, mine)
         known = read_identity(mine)
         restored = to_datetime(known.restored_at)
         lines = [
@@ -57,6 +59,7 @@ def check_command(bind: bool, forget_key: bool) -> None:
             ("key id", known.pseudonym_key_id or "none until the first pseudonym"),
             ("restored", f"{restored:%Y-%m-%d %H:%M} UTC" if restored else "never"),
             *((state.value, count) for state, count in transfer.count_states(mine).items()),
+            ("offloaded", f"{plural(offloaded, 'response')} that only the lake has"),
         ]
     click.echo("\n".join(f"{name:<12}{value}" for name, value in lines))
     click.echo("the ledger is sound, and knows every outcome in the lake")

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from kyc_pipeline.document_store import FileIdentity
 from kyc_pipeline.erasure.ledger_store import has_tag
+from kyc_pipeline.erasure.offloaded import offloaded_of, offloaded_with
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.ingest.labels import is_erased
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, WHOLE
@@ -259,8 +260,9 @@ def _sent_with_tag(
 def _responded_with_tag(
     stores: Stores, name: str, value: str, spellings: Iterable[str], person: ErasedSubjects
 ) -> set[str]:
-    """Ids of submissions whose response has the tag, in `verification_tags` or the ledger."""
+    """Ids of submissions whose response has the tag, in `verification_tags`, the ledger or the lake."""
     lake, found = stores.lake, set[str]()
+    offloaded = stores.ledger.offloaded_dates()
     for date in lake.dates(VERIFICATION_TAGS):
         columns = ["submission_id", "name", "pseudonym"]
         for batch in lake.batches(VERIFICATION_TAGS, date, columns, ROW_GROUP_ROWS):
@@ -269,7 +271,10 @@ def _responded_with_tag(
             pseudonyms = {stores.pseudonymizer.tag(each, value) for each in names for value in spellings}
             mask = pc.and_(is_among(batch["name"], names), is_among(batch["pseudonym"], pseudonyms))
             found |= _ids(batch, mask)
-    return found | set(stores.ledger.responded_with(value, person.has))
+    found |= set(stores.ledger.responded_with(value, person.has))
+    # Both: a response may have moved meanwhile, in either direction.
+    offloaded |= stores.ledger.offloaded_dates()
+    return found | set(offloaded_with(lake, offloaded, value, person.has))
 
 
 def _accepted(stores: Stores, ids: set[str]) -> set[str]:
@@ -370,9 +375,16 @@ def find_holds(stores: Stores, found: Findings) -> list[LegalHold]:
         for batch in stores.lake.batches(SUBMISSIONS, date, ["submission_id", "tags"], ROW_GROUP_ROWS):
             theirs = batch.filter(is_among(batch["submission_id"], ids))
             matched = matched.union(*(holds(dict(tags or ())) for tags in theirs["tags"].to_pylist()))
-    for response in stores.ledger.responses_of(ids):
+    for response in _responses_of(stores, ids):
         matched |= {hold for hold, subject in holds.items() if has_tag(response, subject.has)}
     return sorted(matched, key=lambda hold: hold.set_at)
+
+
+def _responses_of(stores: Stores, ids: Collection[str]) -> Iterator[str]:
+    offloaded = stores.ledger.offloaded_dates()
+    yield from stores.ledger.responses_of(ids)
+    offloaded |= stores.ledger.offloaded_dates()  # as in `_responded_with_tag`
+    yield from offloaded_of(stores.lake, offloaded, ids)
 
 
 def _exclude_what_others_use(stores: Stores, found: Findings) -> None:

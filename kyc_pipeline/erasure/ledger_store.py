@@ -35,6 +35,7 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.ledger.legal_holds import LegalHold, key_ids, read_holds
 from kyc_pipeline.ledger.models import Decision, State
+from kyc_pipeline.ledger.offload import offloaded_dates
 from kyc_pipeline.ledger.pseudonym_key import use_key
 from kyc_pipeline.ledger.schema import (
     ERASED_CONTENT,
@@ -96,19 +97,29 @@ class LedgerErasure:
         for row in self._rows(query):
             yield row[0], row[1]
 
+    def offloaded_dates(self) -> set[str]:
+        """The days with responses that only the lake has; see `offload.py`."""
+        return offloaded_dates(self._ledger)
+
+    def give_up_offloaded(self, submission_ids: Iterable[str]) -> None:
+        """From now on, nobody expects the responses of these submissions in the lake."""
+        ids = sorted(submission_ids)
+        for start in range(0, len(ids), _ROWS_PER_COMMIT):
+            part = submissions.c.submission_id.in_(ids[start : start + _ROWS_PER_COMMIT])
+            with self._ledger.write() as connection:
+                connection.execute(update(submissions).where(part).values(response_sha256=None))
+
     def responded_with(self, value: str, has: Callable[[str, str], bool]) -> list[str]:
-        """Ids of submissions whose stored response has a tag for which `has(name, value)` is true.
+        """Ids of submissions whose response in the ledger has a tag for which `has(name, value)` is true.
 
         `value` only narrows the search: it is one of the spellings that `has` accepts.
         """
         response = submissions.c.response
         query = select(submissions.c.submission_id, response).where(response.is_not(None))
-        # Whatever the JSON escapes, the value's longest run of plain characters is in the text, unless these
-        # are written in others, such as full-width digits.
-        if runs := _PLAIN.findall(fold(value)):
+        if run := plain_run(value):
             size = func.octet_length if self._ledger.file is None else _sqlite_size
             query = query.where(
-                response.icontains(max(runs, key=len), autoescape=True)
+                response.icontains(run, autoescape=True)
                 | response.contains("\\u", autoescape=True)
                 | (size(response) != func.length(response))
             )
@@ -119,7 +130,7 @@ class LedgerErasure:
         return read_holds(self._ledger)
 
     def responses_of(self, submission_ids: Iterable[str]) -> Iterator[str]:
-        """The stored responses of these submissions."""
+        """The responses of these submissions in the ledger."""
         ids = sorted(submission_ids)
         for start in range(0, len(ids), _ROWS_PER_FETCH):
             part = submissions.c.submission_id.in_(ids[start : start + _ROWS_PER_FETCH])
@@ -345,6 +356,14 @@ def _verification_id(response: str) -> int | None:
         return reread(response).verification_id
     except ContractBroken:
         return None
+
+
+def plain_run(value: str) -> str:
+    """The longest run of plain characters in `value`: they are in any JSON text that has it.
+
+    Unless the text escapes them, or has them in other characters, such as full-width digits.
+    """
+    return max(_PLAIN.findall(fold(value)), key=len, default="")
 
 
 def has_tag(response: str, has: Callable[[str, str], bool]) -> bool:

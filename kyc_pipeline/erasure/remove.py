@@ -80,6 +80,8 @@ def erase(
                 check_lock()
             # Also before anything is removed: a killed erasure must not forget what DeepXL has.
             stores.ledger.register(found.vendor, _pseudonyms(stores, found.vendor), request)
+            # Otherwise a run after a killed erasure would miss them.
+            stores.ledger.give_up_offloaded(found.ledger)
             if delete_documents:
                 progress("documents")
                 stores.landing.delete(found.deletable_documents)

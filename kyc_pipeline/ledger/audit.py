@@ -66,6 +66,8 @@ class AuditAction(StrEnum):
     REKEYED = "rekeyed"
     RESET_LIMITS = "limits-reset"
     RESTORE = "ledger-restore"
+    OFFLOAD = "offload"
+    """The responses of a day left the ledger: only the lake has them."""
 
 
 @dataclass(frozen=True, slots=True)

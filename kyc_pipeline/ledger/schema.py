@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from kyc_pipeline.ledger.models import Decision, State
 
-HEAD_REVISION: Final = "0015"
+HEAD_REVISION: Final = "0018"
 """The newest migration. A test compares it with `migrations/`."""
 
 ERASED_CONTENT: Final = ""
@@ -77,6 +77,7 @@ submissions = Table(
     Column("error", StorableText),
     Column("sent", StorableText),  # by the response's call, else the newest one: see `lake/sent.py`
     Column("updated_at", BigInteger, nullable=False),
+    Column("response_sha256", String(64)),  # of a response that only the lake has: see `offload.py`
     Index("submissions_by_partition", "partition_date", "state"),
 )
 
@@ -203,6 +204,13 @@ publications = Table(
     Column("run_id", String(64), nullable=False),
     Column("began_at", BigInteger, nullable=False),  # before the build read anything
     Column("published_at", BigInteger),  # NULL: not published, or known to be gone
+)
+
+offloaded_days = Table(  # days with responses that only the lake has
+    "offloaded_days",
+    metadata,
+    Column("partition_date", String(10), primary_key=True),
+    Column("finished_at", BigInteger),  # NULL: unfinished, some are still in the ledger
 )
 
 identity = Table(  # one row

@@ -94,9 +94,11 @@ def _register(
     this = vendor_deletions.c.submission == pseudonym
     known = connection.execute(select(vendor_deletions).where(this)).one_or_none()
     before = set(verification_ids(known)) if known else set()
+    # An erasure that was killed may have removed the responses with the ids that it registered.
+    whole = VendorRecord(before | record.verification_ids, record.calls)
     values = {
-        "submission_id": key if record.is_incomplete else known and known.submission_id,
-        "verification_ids": ",".join(map(str, sorted(before | record.verification_ids))),
+        "submission_id": key if whole.is_incomplete else known and known.submission_id,
+        "verification_ids": ",".join(map(str, sorted(whole.verification_ids))),
         "sent_at": record.sent_at or (known and known.sent_at),
         "request": request or (known and known.request),
     }

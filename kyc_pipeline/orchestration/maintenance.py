@@ -1,4 +1,4 @@
-"""The weekly clean-up: old Dagster runs, free pages of the ledger, files of killed processes.
+"""The weekly clean-up: old Dagster runs, responses and free space of the ledger, files of killed processes.
 
 Deleting a run deletes its materializations too, and Dagster would no longer know that a day is done. So a run
 stays while it holds the latest materialization of an asset or partition.
@@ -20,6 +20,7 @@ from kyc_pipeline.analyze.publish import remove_old
 from kyc_pipeline.lake.atomic import drafts_of, remove_drafts
 from kyc_pipeline.lake.tables import ALL_TABLES
 from kyc_pipeline.ledger.upkeep import vacuum
+from kyc_pipeline.orchestration.offload import offload_responses
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.scratch import scratch_folders
@@ -59,7 +60,7 @@ def prune_runs(context: dg.OpExecutionContext, config: RunsConfig) -> None:
     )
 
 
-@dg.op(ins={"after": dg.In(dg.Nothing)}, description="Returns the ledger's free pages to the disk.")
+@dg.op(ins={"after": dg.In(dg.Nothing)}, description="Frees the space of what left the ledger.")
 @safe_errors
 def vacuum_ledger(context: dg.OpExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> None:
     """Logs what it did, or why it did nothing."""
@@ -79,11 +80,12 @@ def remove_stale_files(
 
 
 @dg.job(
-    description="Deletes old runs, returns the ledger's free pages to the disk, removes unfinished files.",
+    description="Deletes old runs, takes from the ledger what only the lake must keep, removes unfinished "
+    "files.",
     tags={"dagster/priority": "-5"},
 )
 def maintenance() -> None:
-    remove_stale_files(after=vacuum_ledger(after=prune_runs()))
+    remove_stale_files(after=vacuum_ledger(after=offload_responses(after=prune_runs())))
 
 
 def delete_runs(instance: dg.DagsterInstance, before: datetime) -> tuple[int, int]:

@@ -36,6 +36,7 @@ from kyc_pipeline.ledger.identity import (
     may_lack_calls,
 )
 from kyc_pipeline.ledger.leases import HeldLease, hold, mark_open_claims_uncertain
+from kyc_pipeline.ledger.offload import recall
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
@@ -268,7 +269,8 @@ class _Run:
         if not before.open_claims and is_current(self.lake, self.date, before):
             self.raise_conflict(before)
             return self.summary(before)
-        with hold(self.ledger, self.date, self.run_id):
+        with hold(self.ledger, self.date, self.run_id) as held:
+            recall(self.lake, self.ledger, held.lease)
             after = self.write_table(ResponsesState.COMPLETE)
         self.raise_conflict(after)
         return self.summary(after, written=True)
@@ -315,6 +317,7 @@ class _Run:
     ) -> tuple[Scan, Exception | None]:
         control = RunControl(self.stop)
         with control.watching():
+            recall(self.lake, self.ledger, held.lease)
             self.write_table(ResponsesState.DISPATCHING)
             gate = Gate(
                 max_concurrency=self.settings.deepxl_max_concurrency,
@@ -385,7 +388,7 @@ class _Run:
             raise
 
     def write_table(self, state: ResponsesState) -> Scan:
-        """Replaces the lake's partition with the ledger's present state."""
+        """Replaces the lake's partition with the ledger's present state. `recall` comes before the first."""
         return write_responses(self.lake, self.ledger, self.date, state, self.settings.deepxl_uncertain)
 
     def raise_conflict(self, seen: Scan) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.definitions import build_defs
-from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES
-from kyc_pipeline.ledger.leases import acquire_lease, renew_lease
+from kyc_pipeline.lake.tables import CURATED_TABLES, SUBMISSIONS, TABLES
+from kyc_pipeline.ledger.leases import acquire_lease, release_lease, renew_lease
+from kyc_pipeline.ledger.offload import offloaded_dates
 from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.orchestration.maintenance import delete_runs, remove_stale
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -66,9 +67,58 @@ def test_the_job_runs_its_steps_in_order(pipeline: Pipeline, instance: dg.Dagste
     assert result.success
     assert [event.step_key for event in result.get_step_success_events()] == [
         "prune_runs",
+        "offload_responses",
         "vacuum_ledger",
         "remove_stale_files",
     ]
+
+
+def offload(pipeline: Pipeline, instance: dg.DagsterInstance) -> dict[str, object]:
+    """The figures of the step, in the job `maintenance`."""
+    result = build_defs(pipeline).resolve_job_def("maintenance").execute_in_process(instance=instance)
+    [output] = [
+        event.step_output_data
+        for event in result.all_events
+        if event.is_successful_output and event.step_key == "offload_responses"
+    ]
+    return {name: value.value for name, value in output.metadata.items()}
+
+
+def test_the_responses_of_finished_days_leave_the_ledger(
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance, simulator: Simulator
+) -> None:
+    pipeline = Pipeline(settings.model_copy(update={"kyc_offload_after_days": 30}))
+    recent = (datetime.now(UTC).date() - timedelta(days=30)).isoformat()
+    days = [DAY, NEXT_DAY, "2024-09-10", "2024-09-11", recent]
+    for day in days:
+        landing.day(day, 2)
+    job = build_defs(pipeline).resolve_job_def("verify_and_publish")
+
+    def run(day: str, *assets: dg.AssetKey) -> None:
+        assert job.execute_in_process(
+            instance=instance, partition_key=day, asset_selection=[*assets] or DAILY
+        ).success
+
+    for day in (DAY, NEXT_DAY, recent):
+        run(day)
+    run("2024-09-10", *(dg.AssetKey(name) for name in ("submissions", "verification_responses")))
+    landing.day(NEXT_DAY, 3)  # a row that nobody has sent yet
+    run(NEXT_DAY, dg.AssetKey("submissions"), dg.AssetKey("rejected_submissions"))
+
+    assert offload(Pipeline(settings), instance) == {}, "off by default"
+    assert offload(pipeline, instance) == {"days": 1, "responses": 2, "kept": 0}
+    with pipeline.open_ledger() as ledger:
+        assert offloaded_dates(ledger) == {DAY}, "the others are not flattened from their present rows"
+        lease = acquire_lease(ledger, "2024-09-10", "another")
+        run("2024-09-10", *(key for key in DAILY if key.path[-1] in {table.name for table in CURATED_TABLES}))
+        assert offload(pipeline, instance) == {"days": 0, "responses": 0, "kept": 0}, "a run has the day"
+        release_lease(ledger, lease)
+    run(NEXT_DAY)
+    assert offload(pipeline, instance) == {"days": 2, "responses": 5, "kept": 0}
+    calls = simulator.received.total()
+    for day in (DAY, NEXT_DAY):
+        run(day)
+    assert simulator.received.total() == calls
 
 
 def free_pages(pipeline: Pipeline) -> int:

@@ -86,25 +86,53 @@ class PostgresServer:
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self._data), "-w", "-s", "-m", "immediate", "stop")
 
+    def promote(self) -> None:
+        """Makes a standby the primary."""
+        self._run("pg_ctl", "-D", str(self._data), "-w", "-s", "promote")
+
+    def admin(self) -> "psycopg.Connection[Any]":
+        """A superuser's connection, in autocommit mode."""
+        return psycopg.connect(host=str(self._folder), user="kyc", dbname="postgres", autocommit=True)
+
+    @contextmanager
+    def standby(self) -> Iterator["PostgresServer"]:
+        """A server that follows this one, by streaming replication, while the block runs."""
+        with _folder() as folder:
+            copy = PostgresServer(self._binaries, folder)
+            source = ["-h", str(self._folder), "-U", "kyc"]
+            self._run("pg_basebackup", *source, "-D", str(copy._data), "-R", "-c", "fast", "--no-sync")
+            copy.start()
+            try:
+                yield copy
+            finally:
+                copy.stop()
+
     def create_database(self, name: str) -> str:
         """The URL of a new schema, which serves as a database: it costs a file, not three hundred."""
-        with psycopg.connect(
-            host=str(self._folder), user="kyc", dbname="postgres", autocommit=True
-        ) as connection:
+        with self.admin() as connection:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
         options = f"-csearch_path%3D{name}"
         return f"postgresql+psycopg://kyc:hidden-word@/postgres?host={self._folder}&options={options}"
 
 
 @contextmanager
-def running_postgres(options: str = "") -> Iterator[PostgresServer]:
-    """A server that lives as long as the block, started with `options`."""
+def _folder() -> Iterator[Path]:
+    """A folder for a server, removed at the end."""
     # A short path: a socket's name has at most some hundred characters.
     folder = Path(tempfile.mkdtemp(prefix="kyc-pg-"))
     identity = _identity()
     if identity:
         os.chown(folder, identity["user"], identity["group"])
     try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def running_postgres(options: str = "") -> Iterator[PostgresServer]:
+    """A server that lives as long as the block, started with `options`."""
+    with _folder() as folder:
         server = PostgresServer(find_binaries(folder), folder)
         server.create()
         server.start(options)
@@ -112,5 +140,3 @@ def running_postgres(options: str = "") -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
-    finally:
-        shutil.rmtree(folder)

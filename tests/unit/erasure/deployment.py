@@ -23,8 +23,10 @@ from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ALL_TABLES
+from kyc_pipeline.ledger.audit import AuditTrail, Author
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.leases import acquire_lease, release_lease
+from kyc_pipeline.ledger.leases import acquire_lease, hold, release_lease
+from kyc_pipeline.ledger.offload import offload
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
@@ -105,6 +107,15 @@ class Deployment:
             calls[date] = self.verify(date).calls
             flatten_partition(self.lake, date, Pseudonymizer(self.key), self.settings.kyc_clear_tags)
         return calls
+
+    def offload(self, *dates: str) -> int:
+        """Moves the responses of these days out of the ledger; returns how many."""
+        trail = AuditTrail(self.ledger, self.lake, Author("somebody"), lambda: Pseudonymizer(self.key))
+        moved = 0
+        for date in dates:
+            with hold(self.ledger, date, "maintenance") as held:
+                moved += offload(self.lake, self.ledger, held.lease, trail).moved
+        return moved
 
     def find(self, name: str, value: str, *, with_responses: bool = False) -> Findings:
         return find(self.stores, name, value, with_responses=with_responses)

@@ -66,7 +66,7 @@ def test_a_lost_ledger_is_restored_from_backup_and_lake(world: World, run: Run, 
     code, text = run("restore", backup, "--replace")
     assert (code, "the former ledger is" in text) == (0, True)
     code, text = run("check")
-    assert (code, "completed   3" in text) == (0, True)
+    assert (code, "completed   3" in text, "offloaded   0 responses" in text) == (0, True, True)
     again = World(world.root, simulator.url)
     assert [again.verify(date).calls for date in (DATE, LATER)] == [0, 0]
 
