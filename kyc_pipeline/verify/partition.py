@@ -23,6 +23,7 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import Decision, Entry, State
 from kyc_pipeline.ledger.queries import earlier_attempts, read_entries, read_responses, turned_away
 from kyc_pipeline.ledger.times import to_datetime
+from kyc_pipeline.verify.shard import WHOLE, Shard
 from kyc_pipeline.vocabulary import Outcome
 
 DIGEST_KEY: Final = "ledger_digest"
@@ -247,9 +248,11 @@ class Work:
         return str(self.row["submission_id"])
 
 
-def work(lake: Lake, ledger: Ledger, date: str, policy: Policy) -> Iterator[list[Work]]:
-    """The work left, in batches, in the order of the lake."""
+def work(lake: Lake, ledger: Ledger, date: str, policy: Policy, shard: Shard = WHOLE) -> Iterator[list[Work]]:
+    """The work left in `shard`, in batches, in the order of the lake."""
     for batch in lake.batches(SUBMISSIONS, date, batch_size=_WORK_BATCH):
+        if shard != WHOLE:
+            batch = batch.filter(pa.array(map(shard.has, _strings(batch["submission_id"])), pa.bool_()))
         entries = read_entries(ledger, _strings(batch["submission_id"]))
         found = []
         for row in batch.to_pylist():

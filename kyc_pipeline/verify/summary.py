@@ -1,5 +1,6 @@
 """The figures of a run, in progress and at its end."""
 
+import dataclasses
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ class Tally:
     billable_calls: int = 0
     uncertain: int = 0
     """Submissions still uncertain after a call of this run."""
+
+    def advance(self, before: "Tally", after: "Tally") -> None:
+        """Adds what a part of the run has done between two of its tallies."""
+        for each in dataclasses.fields(Tally):
+            more = getattr(after, each.name) - getattr(before, each.name)
+            setattr(self, each.name, getattr(self, each.name) + more)
 
 
 @dataclass(frozen=True, slots=True)
