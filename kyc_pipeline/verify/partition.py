@@ -152,9 +152,10 @@ class Scan:
         """Submissions that need a call or a look-up."""
         return self.to_send + self.actions[Action.LOOK_UP]
 
-    def has_ids(self, ids: Sequence[str]) -> bool:
-        """Whether these are the ids of the submissions, in the same order."""
-        return bool(hashlib.blake2b(_joined(ids)).digest() == self._ids.digest())
+    @property
+    def ids_digest(self) -> bytes:
+        """Digest of the submissions' ids, in order."""
+        return bytes(self._ids.digest())
 
 
 def _strings(column: "pa.Array[Any] | pa.ChunkedArray[Any]") -> list[str]:
@@ -311,12 +312,13 @@ def is_current(lake: Lake, date: str, now: Scan) -> bool:
         metadata = lake.metadata(VERIFICATION_RESPONSES, date)
         if metadata.get(STATE_KEY) != ResponsesState.COMPLETE or metadata.get(DIGEST_KEY) != now.digest:
             return False
-        rows = lake.read(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"])
+        ids, outcomes = hashlib.blake2b(), Counter[str]()
+        for rows in lake.batches(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"], _SCAN_BATCH):
+            ids.update(_joined(_strings(rows["submission_id"])))
+            outcomes.update(_strings(rows["outcome"]))
     except (PartitionMissing, PartitionUnreadable):
         return False
-    return now.has_ids(_strings(rows["submission_id"])) and (
-        Counter(rows["outcome"].to_pylist()) == now.outcomes
-    )
+    return (ids.digest(), outcomes) == (now.ids_digest, now.outcomes)
 
 
 def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, policy: Policy) -> Scan:
