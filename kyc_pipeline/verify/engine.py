@@ -364,9 +364,9 @@ class _Run:
                 Task(
                     shard,
                     self.settings.model_copy(update={"deepxl_max_concurrency": shard.share(concurrency)}),
+                    self.lake,
+                    self.ledger,
                     held.lease,
-                    self.ledger.lease_seconds,
-                    self.ledger.generation,
                     is_trusted,
                     self.timing,
                     budget,

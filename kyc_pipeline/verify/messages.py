@@ -5,6 +5,8 @@ The run sends a task, then a boolean per stop request: whether to abandon the ca
 
 from dataclasses import dataclass, field
 
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import Lease
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
@@ -18,10 +20,9 @@ class Task:
 
     shard: Shard
     settings: Settings = field(repr=False)
+    lake: Lake
+    ledger: Ledger
     lease: Lease
-    lease_seconds: float
-    generation: int
-    """The ledger's, as the run last saw it."""
     is_trusted: bool
     timing: Timing
     budget: int | None

@@ -21,8 +21,6 @@ from typing import Final
 
 from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.errors import KycError, plain_line
-from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.day_budget import DayBudget
 from kyc_pipeline.ledger.leases import share
 from kyc_pipeline.verify.budget import CallBudget, LentBudget
@@ -94,16 +92,12 @@ class _ShardProcess(logging.Handler):
 
     async def _settle(self, task: Task) -> Report:
         settings, control = task.settings, RunControl(self._stop)
-        lake, budget = (
-            Lake(settings.kyc_lake),
-            CallBudget() if task.budget is None else LentBudget(task.budget),
-        )
+        budget = CallBudget() if task.budget is None else LentBudget(task.budget)
         with (
-            Ledger(settings.kyc_ledger_url, lease_seconds=task.lease_seconds) as ledger,
+            task.ledger as ledger,
             control.watching(),
             share(ledger, task.lease, self._parent, self._stop.drain) as held,
         ):
-            ledger.generation = task.generation
 
             def report() -> Report:
                 return self._report(control.reason, control.error, ledger.generation)
@@ -119,7 +113,7 @@ class _ShardProcess(logging.Handler):
                 calling(
                     held,
                     settings=settings,
-                    lake=lake,
+                    lake=task.lake,
                     client=client,
                     control=control,
                     budget=budget,
@@ -130,7 +124,7 @@ class _ShardProcess(logging.Handler):
                 ) as calls,
             ):
                 await calls.dispatcher.run(
-                    work(lake, ledger, task.lease.partition_date, settings.deepxl_uncertain, task.shard)
+                    work(task.lake, ledger, task.lease.partition_date, settings.deepxl_uncertain, task.shard)
                 )
             reporting.cancel()
             return report()

@@ -119,6 +119,4 @@ def replace_processes(replace: Callable[[Any, str, Any], None], world: "Callable
     replace(shard, "WORTH_A_PROCESS", 1)
     replace(shards, "Pipe", pipe)
     replace(shards, "_start", start)
-    replace(shard_process, "Lake", lambda _: world().lake)
-    replace(shard_process, "Ledger", lambda *_, **__: world().new_ledger())
     replace(leases, "os", Substitute(os, getppid=getppid))

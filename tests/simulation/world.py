@@ -81,6 +81,9 @@ class _Ledger(Ledger):
         super().__init__(url, lease_seconds=LEASE_SECONDS)
         self._world = world
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _new_ledger, ()
+
     def exists(self) -> bool:
         """It is a copy of one that was created and migrated."""
         return True
@@ -130,6 +133,9 @@ class _Lake(Lake):
         super().__init__(str(world.root / "lake"))  # for its identity
         self._world = world
         self._partitions: dict[tuple[str, str], pa.Table] = {}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _lake, ()
 
     @contextlib.contextmanager
     def writer(
@@ -188,6 +194,19 @@ class _Lake(Lake):
         if self._is_on_disk(table):
             return super().metadata(table, date)
         return {k.decode(): v.decode() for k, v in (self.read(table, date).schema.metadata or {}).items()}
+
+
+def _world() -> "World":
+    world: World = Kernel.current_kernel.world  # type: ignore[attr-defined]
+    return world
+
+
+def _new_ledger() -> Ledger:
+    return _world().new_ledger()
+
+
+def _lake() -> _Lake:
+    return _world().lake
 
 
 class _Draft:
@@ -609,7 +628,7 @@ def simulation() -> Iterator[None]:
     replace(aiohttp.connector, "monotonic", replaced[time].monotonic)
     replace(aiohappyeyeballs, "start_connection", start_connection)
     _replace_identity(replace)
-    replace_processes(replace, lambda: Kernel.current_kernel.world)  # type: ignore[attr-defined]
+    replace_processes(replace, _world)
     replace(tempfile, "tempdir", str(_templates()[0]))
     replace(locks, "_POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
     replace(locks, "_SILENT_SECONDS", math.inf)

@@ -23,6 +23,7 @@ from kyc_pipeline.deepxl.simulator.faults import Hangs, Responds
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease, release_lease, share
+from kyc_pipeline.ledger.times import SYSTEM_CLOCK
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify import shard as sharding
 from kyc_pipeline.verify import shard_process, shards
@@ -393,6 +394,19 @@ def test_a_process_whose_run_is_dead_sends_nothing(sqlite_world: World) -> None:
             held.confirm()
     with pytest.raises(LeaseLost), share(ledger, lease, os.getpid()):
         pass
+
+
+def test_a_process_gets_the_same_stores(world: World) -> None:
+    ledger = world.ledger
+    release_lease(ledger, acquire_lease(ledger, DATE, "run-1"))
+    ledger.generation = 7
+    task: Any = pickle.loads(pickle.dumps((ledger, world.lake)))
+    with task[0] as copy:
+        assert repr(copy) == repr(ledger)
+        assert (copy.generation, copy.clock) == (7, SYSTEM_CLOCK)
+        assert copy.clock is SYSTEM_CLOCK  # on PostgreSQL, it is the server's
+        assert copy.exists()
+    assert task[1] == world.lake
 
 
 def test_what_a_process_logs_is_in_the_log_of_the_run(
