@@ -379,12 +379,12 @@ def small_documents(folder: Path) -> Path:
 
 
 def in_shards(documents: Path, rounds: int, calls: int) -> None:
-    """The engine in 1, 2 and 4 processes, interleaved, at no latency."""
+    """The engine in 1, 2 and 4 processes, interleaved, at no latency, with 1,024 calls in flight."""
     url, server = in_process(serve, 0.0)
     costs: dict[int, list[Cost]] = {count: [] for count in (1, 2, 4)}
     for number in range(rounds):
         for count in costs if number % 2 == 0 else reversed(costs):
-            costs[count].append(engine(str(url), documents, calls, 64, count))
+            costs[count].append(engine(str(url), documents, calls, 1024, count))
     server.terminate()
     server.join()
     print("\n| processes | calls/s | CPU ms per call | relative to one | lowest and highest round |")
@@ -526,7 +526,7 @@ def main() -> None:
         if not options.shards:
             tricks(documents, options.rounds, 500 if options.quick else 2000)
         if not options.tricks:
-            in_shards(small_documents(Path(folder)), options.rounds, 4000 if options.quick else 12_000)
+            in_shards(small_documents(Path(folder)), options.rounds, 20_000 if options.quick else 40_000)
         if is_whole:
             memory(Path(folder), options.submissions)
 

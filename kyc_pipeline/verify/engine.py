@@ -215,6 +215,7 @@ class _Run:
             billable_calls=tally.billable_calls,
             estimated_cost=estimated_cost(self.settings, tally.billable_calls),
             seconds=time.monotonic() - self.started,
+            processes=max(1, len(self.shards)),
         )
 
     # --- in the run's own thread ----------------------------------------------------------------------

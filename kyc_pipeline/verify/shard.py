@@ -10,8 +10,10 @@ from typing import Final
 
 from kyc_pipeline.settings import Settings
 
-WORTH_A_PROCESS: Final = 1000
-"""Submissions that take much longer than a process takes to start."""
+SUBMISSIONS_WORTH_A_PROCESS: Final = 5000
+"""So many take several times the second of CPU time that a process takes to start."""
+CALLS_WORTH_A_PROCESS: Final = 64
+"""Calls in flight. Each process commits on its own: with few calls in a commit, they wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +43,9 @@ WHOLE: Final = Shard()
 
 def shards_of(to_settle: int, settings: Settings) -> list[Shard]:
     """The shards for so many submissions: `KYC_SHARDS`, or fewer if each would have too little to do."""
-    most = min(settings.kyc_shards, settings.deepxl_max_concurrency, to_settle // WORTH_A_PROCESS)
+    most = min(
+        settings.kyc_shards,
+        settings.deepxl_max_concurrency // CALLS_WORTH_A_PROCESS,
+        to_settle // SUBMISSIONS_WORTH_A_PROCESS,
+    )
     return [Shard(number, most) for number in range(1, most + 1)] or [WHOLE]

@@ -68,6 +68,8 @@ class Progress:
     billable_calls: int
     estimated_cost: Money | None
     seconds: float
+    processes: int = 1
+    """Processes that make the calls."""
 
     @property
     def per_second(self) -> float:
@@ -87,6 +89,7 @@ class Progress:
             f"{plural(self.billable_calls, 'billable call')}"
             + ("" if self.estimated_cost is None else f" ({self.estimated_cost})")
             + ("" if left is None else f", {left:.0f} s left")
+            + ("" if self.processes == 1 else f", {self.processes} processes")
         )
 
 

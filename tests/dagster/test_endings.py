@@ -159,7 +159,7 @@ def process_killed(day: Day) -> None:
     of_first_process = next(filter(Shard(1, 2).has, day.submit(8)))
     day.faults = {of_first_process: [Meanwhile(lambda: os.kill(shard_processes()[0], signal.SIGKILL))]}
     day.settings |= {"KYC_SHARDS": "2", "DEEPXL_MAX_CONCURRENCY": "2"}
-    day.during = patch.object(shard, "WORTH_A_PROCESS", 1)
+    day.during = patch.multiple(shard, SUBMISSIONS_WORTH_A_PROCESS=1, CALLS_WORTH_A_PROCESS=1)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ def replace_processes(replace: Callable[[Any, str, Any], None], world: "Callable
         parent = parents[kernel.current.process]
         return _ORPHANED if parent.is_dead else parent.pid
 
-    replace(shard, "WORTH_A_PROCESS", 1)
+    replace(shard, "SUBMISSIONS_WORTH_A_PROCESS", 1)
+    replace(shard, "CALLS_WORTH_A_PROCESS", 1)
     replace(shards, "Pipe", pipe)
     replace(shards, "_start", start)
     replace(leases, "os", Substitute(os, getppid=getppid))

@@ -111,7 +111,8 @@ def lock_ledger(url: str, pipe: Connection) -> None:
 
 def verify_in_shards(*arguments: Any) -> None:
     """Runs the engine over one partition, however small, in several processes."""
-    setattr(shard, "WORTH_A_PROCESS", 1)  # noqa: B010
+    for name in ("SUBMISSIONS_WORTH_A_PROCESS", "CALLS_WORTH_A_PROCESS"):
+        setattr(shard, name, 1)
     verify(*arguments)
 
 

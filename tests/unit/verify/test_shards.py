@@ -49,7 +49,8 @@ DIFFERS = {"requested_at", "responded_at", "latency_ms", "response"}
 
 @pytest.fixture(autouse=True)
 def _small_days_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(sharding, "SUBMISSIONS_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(sharding, "CALLS_WORTH_A_PROCESS", 1)
 
 
 def verify_in_thread(world: World, **arguments: Any) -> tuple[threading.Thread, list[Any]]:
@@ -89,18 +90,19 @@ def test_shares_add_up(total: int, count: int) -> None:
 @pytest.mark.parametrize(
     ("to_settle", "processes", "concurrency", "expected"),
     [
-        (0, 4, 16, 1),
-        (1999, 4, 16, 1),
-        (2000, 4, 16, 2),
-        (10**7, 4, 16, 4),
-        (10**7, 1, 16, 1),
-        (10**7, 4, 3, 3),
+        (0, 4, 1024, 1),
+        (9999, 4, 1024, 1),
+        (10_000, 4, 1024, 2),
+        (10**7, 4, 1024, 4),
+        (10**7, 1, 1024, 1),
+        (10**7, 4, 16, 1),
+        (10**7, 4, 200, 3),
     ],
 )
 def test_small_days_have_fewer_shards(
     monkeypatch: pytest.MonkeyPatch, to_settle: int, processes: int, concurrency: int, expected: int
 ) -> None:
-    monkeypatch.setattr(sharding, "WORTH_A_PROCESS", 1000)
+    monkeypatch.undo()
     settings = Settings(_env_file=None, kyc_shards=processes, deepxl_max_concurrency=concurrency)
     found = shards_of(to_settle, settings)
     assert [(each.number, each.count) for each in found] == [(n, expected) for n in range(1, expected + 1)]
@@ -128,6 +130,8 @@ def test_a_day_in_two_processes_has_the_rows_and_figures_of_a_day_in_one(
     assert rows[0] == rows[1]
     assert figures[0] == figures[1]
     assert (seen[-1].done, seen[-1].total, seen[-1].billable_calls) == (len(IDS), len(IDS), len(IDS))
+    assert ", 2 processes" in str(seen[-1])
+    assert "processes" not in str(seen[0])
     assert not shard_processes()
 
 
