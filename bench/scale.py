@@ -39,7 +39,7 @@ from bench import analyze, verify  # noqa: E402
 from kyc_pipeline.analyze.build import build  # noqa: E402
 from kyc_pipeline.ingest.lock import ingest_lock  # noqa: E402
 from kyc_pipeline.ingest.manifests import ingest_partition  # noqa: E402
-from kyc_pipeline.lake.storage import FILE_NAME, Lake  # noqa: E402
+from kyc_pipeline.lake.storage import PART_FILE, Lake  # noqa: E402
 from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES, VERIFICATION_RESPONSES  # noqa: E402
 from kyc_pipeline.ledger.audit import AuditTrail, Author  # noqa: E402
 from kyc_pipeline.ledger.claims import commit  # noqa: E402
@@ -384,7 +384,7 @@ def measure_build(folder: Path, history: Sequence[int], per_day: int) -> None:
                     date = (analyze.START + timedelta(days=number)).isoformat()
                     place = Path(each.zone, each.name, f"date={date}")
                     (root / place).mkdir(parents=True)
-                    os.link(made / place / FILE_NAME, root / place / FILE_NAME)
+                    os.link(made / place / PART_FILE, root / place / PART_FILE)
             s3.put(str(root), f"bucket/{days}", recursive=True)
             local = seconds_of_build(Lake(str(root)), folder)
             with counted_requests() as requests:

@@ -5,7 +5,8 @@ minutes on an idle machine. One server process serves all variants of a setting.
 `--rounds` times, every other round in reverse order. They send the same documents, read from disk for each
 call. Ratios compare variants of the same round, and the median is reported, since the machine's load varies.
 CPU time is that of the client process with all its threads, ledger and lake included. A second table shows
-the engine with httpx's own body, or with its client, relative to the engine (ADR 0009).
+the engine with httpx's own body, or with its client, relative to the engine (ADR 0009). A third one has the
+engine in several processes (ADR 0014), with small documents; the server needs a core of its own.
 """
 
 import argparse
@@ -106,8 +107,8 @@ def measured() -> Iterator[Callable[[], Cost]]:
     """Measures a block; the yielded function returns the cost once the block has ended."""
 
     def now() -> Cost:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        return Cost(time.perf_counter(), usage.ru_utime + usage.ru_stime)
+        usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return Cost(time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages))
 
     before = now()
     after = before
@@ -255,10 +256,11 @@ def submit(lake: Lake, submissions: int, documents: Path, date: str = DATE) -> N
             writer.write(pa.table(columns | absent))
 
 
-def engine(url: str, documents: Path, calls: int, concurrency: int) -> Cost:
+def engine(url: str, documents: Path, calls: int, concurrency: int, shards: int = 1) -> Cost:
     """The engine, from reading the lake to writing it, with an existing ledger."""
     with tempfile.TemporaryDirectory(dir=documents.parent) as folder:
         settings = settings_for(url, Path(folder), documents, concurrency)
+        settings = settings.model_copy(update={"kyc_shards": shards})
         lake = Lake(settings.kyc_lake)
         submit(lake, calls, documents)
         with Ledger(settings.kyc_ledger_url) as ledger:
@@ -368,6 +370,36 @@ def tricks(documents: Path, rounds: int, calls: int) -> None:
         )
 
 
+def small_documents(folder: Path) -> Path:
+    documents = folder / "small" / "documents"
+    documents.mkdir(parents=True, exist_ok=True)
+    for name in ("id.jpg", "selfie.jpg"):
+        (documents / name).write_bytes(b"\xff\xd8\xff" + bytes(500))
+    return documents
+
+
+def in_shards(documents: Path, rounds: int, calls: int) -> None:
+    """The engine in 1, 2 and 4 processes, interleaved, at no latency, with 1,024 calls in flight."""
+    url, server = in_process(serve, 0.0)
+    costs: dict[int, list[Cost]] = {count: [] for count in (1, 2, 4)}
+    for number in range(rounds):
+        for count in costs if number % 2 == 0 else reversed(costs):
+            costs[count].append(engine(str(url), documents, calls, 1024, count))
+    server.terminate()
+    server.join()
+    print("\n| processes | calls/s | CPU ms per call | relative to one | lowest and highest round |")
+    print("|---|---|---|---|---|")
+    for count, mine in costs.items():
+        rate = statistics.median(calls / cost.seconds for cost in mine)
+        cpu = statistics.median(cost.cpu_seconds / calls * 1000 for cost in mine)
+        ratios = [one.seconds / cost.seconds for one, cost in zip(costs[1], mine, strict=True)]
+        print(
+            f"| {count} | {rate:.0f} | {cpu:.2f} | {statistics.median(ratios):.2f} "
+            f"| {min(ratios):.2f}-{max(ratios):.2f} |",
+            flush=True,
+        )
+
+
 def peak_memory(url: str, root: Path, documents: Path, submissions: int, parent: Connection) -> None:
     """Runs a whole partition twice; sends the peak megabytes and the seconds of both runs."""
     settings = settings_for(url, root, documents, 64)
@@ -452,10 +484,7 @@ def verdict(target: str, met: bool) -> str:
 def memory(folder: Path, most: int) -> None:
     print("\n| submissions | peak MB | first run s | run when already paid s |")
     print("|---|---|---|---|")
-    documents = folder / "small" / "documents"
-    documents.mkdir(parents=True)
-    for name in ("id.jpg", "selfie.jpg"):
-        (documents / name).write_bytes(b"\xff\xd8\xff" + bytes(500))
+    documents = small_documents(folder)
     url, server = in_process(serve, 0.0)
     peaks = []
     again = 0.0
@@ -484,16 +513,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a quarter of the calls")
     parser.add_argument("--submissions", type=int, default=100_000, help="of the memory test")
     parser.add_argument("--tricks", action="store_true", help="only the engine with httpx's body or client")
+    parser.add_argument("--shards", action="store_true", help="only the engine in several processes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kyc-bench-") as folder:
         documents = Path(folder) / "landing" / "documents"
         documents.mkdir(parents=True)
         (documents / "id.jpg").write_bytes(b"\xff\xd8\xff" + bytes(ID_BYTES - 3))
         (documents / "selfie.jpg").write_bytes(b"\xff\xd8\xff" + bytes(SELFIE_BYTES - 3))
-        if not options.tricks:
+        is_whole = not (options.tricks or options.shards)
+        if is_whole:
             compare(documents, options.rounds, options.quick)
-        tricks(documents, options.rounds, 500 if options.quick else 2000)
+        if not options.shards:
+            tricks(documents, options.rounds, 500 if options.quick else 2000)
         if not options.tricks:
+            in_shards(small_documents(Path(folder)), options.rounds, 20_000 if options.quick else 40_000)
+        if is_whole:
             memory(Path(folder), options.submissions)
 
 

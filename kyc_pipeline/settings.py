@@ -121,6 +121,8 @@ class Settings(BaseSettings):
     """PEM file with the only certificate authorities to trust, such as your company's own."""
     deepxl_max_concurrency: int = Field(default=16, ge=1, le=1024)
     """Calls in flight, per run."""
+    kyc_shards: int = Field(default=1, ge=1, le=64)
+    """Processes that share the calls of a large day."""
     deepxl_requests_per_second: float = Field(default=10, ge=0)
     """Rate limit across all processes that share the ledger; 0 means none."""
     deepxl_timeout_seconds: float = Field(default=60, gt=0)

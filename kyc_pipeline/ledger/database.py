@@ -9,6 +9,7 @@ transaction waits for it before it begins, while nothing is in doubt yet.
 """
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import sqlite3
@@ -122,6 +123,17 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({self.name!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """For another process: the same ledger, not connected, by the system's clock. It has the password."""
+        make = functools.partial(
+            Ledger,
+            self._url.render_as_string(hide_password=False),
+            lease_seconds=self.lease_seconds,
+            busy_timeout=self._busy_timeout,
+            away_seconds=self._away_seconds,
+        )
+        return make, (), {"generation": self.generation}
 
     def __enter__(self) -> Self:
         return self

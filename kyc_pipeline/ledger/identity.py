@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,7 +86,9 @@ def check_bond(lake: Lake, ledger: Ledger) -> None:
     """Raises :class:`WrongLedger` if the two are known not to belong together. Creates nothing."""
     known = read_lake_identity(lake)
     if not ledger.exists():
-        if known is not None or any(_outcomes(lake, date) for date in lake.dates(VERIFICATION_RESPONSES)):
+        if known is not None or any(
+            any(_attempted(lake, date)) for date in lake.dates(VERIFICATION_RESPONSES)
+        ):
             raise WrongLedger(
                 f"there is no ledger at {ledger.name}, but the lake {lake.root} has had one, and a new one "
                 f"would pay again: mount its volume, correct KYC_LEDGER_URL or KYC_HOME, or {_RESTORE}"
@@ -122,9 +124,12 @@ def check_outcomes(lake: Lake, ledger: Ledger, dates: Iterable[str]) -> None:
 
 def unknown_outcomes(lake: Lake, ledger: Ledger, date: str) -> list[str]:
     """Ids of submissions with an outcome in the lake that are not in the ledger."""
-    ids = _outcomes(lake, date) if lake.exists(VERIFICATION_RESPONSES, date) else []
-    entries = read_entries(ledger, ids)
-    return [submission_id for submission_id in ids if submission_id not in entries]
+    unknown: list[str] = []
+    if lake.exists(VERIFICATION_RESPONSES, date):
+        for ids in _attempted(lake, date):
+            entries = read_entries(ledger, ids)
+            unknown += [submission_id for submission_id in ids if submission_id not in entries]
+    return unknown
 
 
 def bind(lake: Lake, ledger: Ledger) -> Identity:
@@ -237,8 +242,9 @@ class LakeNote:
             note_generation(self._lake, self._ledger.generation)
 
 
-def _outcomes(lake: Lake, date: str) -> list[str]:
-    """Ids of the submissions that the lake shows as attempted."""
-    rows = lake.read(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"])
-    attempted = rows.filter(pc.field("outcome") != Outcome.NOT_ATTEMPTED.value)
-    return [str(submission_id) for submission_id in attempted["submission_id"].to_pylist()]
+def _attempted(lake: Lake, date: str) -> Iterator[list[str]]:
+    """Ids of the submissions that the lake shows as attempted, in batches, none of them empty."""
+    for rows in lake.batches(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"]):
+        attempted = rows.filter(pc.field("outcome") != Outcome.NOT_ATTEMPTED.value)
+        if attempted.num_rows:
+            yield [str(submission_id) for submission_id in attempted["submission_id"].to_pylist()]

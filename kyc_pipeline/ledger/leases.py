@@ -5,10 +5,12 @@ holder still exists. A stopped process (SIGSTOP) exists: it keeps its lease. A p
 clock with the holder uses that clock, so a wrong or changed wall clock does not matter. Others use the wall
 clock, but never wait longer than a lease lasts.
 
-A suspended holder learns of a takeover before it sends: see :meth:`HeldLease.confirm`.
+A suspended holder learns of a takeover before it sends: see :meth:`HeldLease.confirm`. The child processes of
+a holder can share its lease: see :func:`share`.
 """
 
 import contextlib
+import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -48,6 +50,8 @@ class HeldLease:
     """By this machine's wall clock and boot clock, read before the last renewal."""
     on_loss: Callable[[], None] = lambda: None
     """Called as soon as it is known that another run has taken the lease; perhaps more than once."""
+    holder: int | None = None
+    """The parent process, if it has taken the lease: once it is dead, anybody may take the lease over."""
 
     @classmethod
     def acquire(cls, ledger: Ledger, partition_date: str, run_id: str) -> Self:
@@ -65,12 +69,21 @@ class HeldLease:
         return True
 
     def check(self) -> None:
-        """Renews the lease now. Raises :class:`LeaseLost` if another run has taken it."""
+        """Renews the lease now. Raises :class:`LeaseLost` if another run has taken it, or may at any time."""
+        if self._is_orphan:
+            raise LeaseLost(
+                f"the run that has partition {self.lease.partition_date} has ended: "
+                "every response is in the ledger; run the partition again"
+            )
         if not self.renew():
             raise LeaseLost(
                 f"partition {self.lease.partition_date} was taken over by another run: "
                 "every response is in the ledger; run the partition again when that run has ended"
             )
+
+    @property
+    def _is_orphan(self) -> bool:
+        return self.holder is not None and os.getppid() != self.holder
 
     @property
     def is_sure(self) -> bool:
@@ -81,14 +94,15 @@ class HeldLease:
         """
         clock = self.ledger.clock
         wall, boot = self._sure_until
-        return self.ledger.file is not None and clock.now() < wall and clock.since_boot() < boot
+        is_current = clock.now() < wall and clock.since_boot() < boot
+        return self.ledger.file is not None and is_current and not self._is_orphan
 
     def confirm(self) -> None:
         """As `check`, but cheaper: renews only if the lease is about to expire.
 
         Call it just before something irreversible.
         """
-        if not self.is_sure and not self._is_in_force():
+        if not self.is_sure and (self._is_orphan or not self._is_in_force()):
             self.check()
 
     def _is_in_force(self) -> bool:
@@ -112,27 +126,48 @@ def hold(
     """
     held = HeldLease.acquire(ledger, partition_date, run_id)
     held.on_loss = on_loss
+    try:
+        with _renewed(held):
+            yield held
+    finally:
+        # If the ledger fails, the block has already raised an error, and the lease will expire.
+        with contextlib.suppress(LedgerError):
+            release_lease(ledger, held.lease)
+
+
+@contextlib.contextmanager
+def share(
+    ledger: Ledger, lease: Lease, holder: int, on_loss: Callable[[], None] = lambda: None
+) -> Iterator[HeldLease]:
+    """Holds, in a child process, the lease that its parent `holder` has taken and will release.
+
+    The parent must not release it before the child has ended. Raises :class:`LeaseLost` if it is lost.
+    """
+    held = HeldLease(ledger, lease, (0, 0), on_loss, holder)
+    held.check()
+    with _renewed(held):
+        yield held
+
+
+@contextlib.contextmanager
+def _renewed(held: HeldLease) -> Iterator[None]:
+    """Renews the lease in a thread while the block runs."""
     done = threading.Event()
 
     def renew() -> None:
-        while not done.wait(ledger.lease_seconds / 3):
+        while not done.wait(held.ledger.lease_seconds / 3):
             # If the ledger fails, the block sees it too and decides how long to wait.
             with contextlib.suppress(LedgerError):
                 if not held.renew():
                     return
 
     renewer = threading.Thread(target=renew, name="lease-renewer", daemon=True)
+    renewer.start()
     try:
-        renewer.start()
-        try:
-            yield held
-        finally:
-            done.set()
-            renewer.join()
+        yield
     finally:
-        # If the ledger fails, the block has already raised an error, and the lease will expire.
-        with contextlib.suppress(LedgerError):
-            release_lease(ledger, held.lease)
+        done.set()
+        renewer.join()
 
 
 def acquire_lease(ledger: Ledger, partition_date: str, run_id: str) -> Lease:

@@ -9,6 +9,7 @@ rest is written.
 
 import asyncio
 import itertools
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,6 +67,7 @@ class GroupWriter:
         self._changed = threading.Condition()
         self._next_commit = 0.0
         self._thread = threading.Thread(target=self._run, name="ledger-writer")
+        self._prefix = secrets.token_hex(10)
         self._claims = itertools.count()
 
     async def __aenter__(self) -> Self:
@@ -94,8 +96,8 @@ class GroupWriter:
         by_policy: bool = False,
         sent: str | None = None,
     ) -> Claim:
-        """A claim with a unique token: the lease's random token and a number."""
-        token = f"{self._lease.token[:20]}{next(self._claims):012x}"
+        """A claim with a unique token: this writer's random prefix and a number."""
+        token = f"{self._prefix}{next(self._claims):012x}"
         return Claim(submission_id, content_sha256, resend, token, by_policy, sent)
 
     async def claim(self, claim: Claim) -> bool:

@@ -71,8 +71,9 @@ def day_outcomes(lake: Lake, day: str) -> Counter[Outcome]:
     """The day's submissions by outcome, from the lake; empty if it has no responses yet."""
     if not lake.exists(VERIFICATION_RESPONSES, day):
         return Counter()
-    outcomes = lake.read(VERIFICATION_RESPONSES, day, ["outcome"])["outcome"].to_pylist()
-    return Counter(Outcome(str(outcome)) for outcome in outcomes)
+    outcomes = lake.read(VERIFICATION_RESPONSES, day, ["outcome"])
+    counts = outcomes.group_by("outcome").aggregate([([], "count_all")]).to_pylist()
+    return Counter({Outcome(str(row["outcome"])): int(row["count_all"]) for row in counts})
 
 
 def day_counts(lake: Lake, ledger: Ledger, day: str) -> dict[str, int]:

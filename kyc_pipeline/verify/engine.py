@@ -1,9 +1,10 @@
 """Verifies one partition: plans the work, takes the lease, sends, and writes the lake's table.
 
-`dispatcher.py` explains why each call is paid only once, given the guarantees of `ledger/claims.py`. This
-module claims nothing without a valid credential and the partition's lease. It writes the table from the
-ledger however the run ends, even if it could not start. An interrupt in the calling thread (Dagster's cancel,
-Ctrl-C) lets the calls in flight finish, since they are paid for.
+`dispatcher.py` explains why each call is paid only once, given the guarantees of `ledger/claims.py`, and
+`shards.py` how several processes make the calls of a large day. This module claims nothing without a valid
+credential and the partition's lease. It writes the table from the ledger however the run ends, even if it
+could not start. An interrupt in the calling thread (Dagster's cancel, Ctrl-C) lets the calls in flight
+finish, since they are paid for.
 
 Before the first call it writes the partition with the footer `state=dispatching`: any of its submissions may
 have been sent. At the end `state=complete` replaces it.
@@ -37,15 +38,13 @@ from kyc_pipeline.ledger.identity import (
 )
 from kyc_pipeline.ledger.leases import HeldLease, hold, mark_open_claims_uncertain
 from kyc_pipeline.ledger.offload import recall
-from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
+from kyc_pipeline.verify.calling import calling
 from kyc_pipeline.verify.control import RunControl
-from kyc_pipeline.verify.dispatcher import Dispatcher, Timing
-from kyc_pipeline.verify.fence import Fence
-from kyc_pipeline.verify.gate import Gate
+from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.look_up_first import look_up_first
-from kyc_pipeline.verify.outgoing import Outgoing
+from kyc_pipeline.verify.messages import Task
 from kyc_pipeline.verify.partition import (
     Action,
     Scan,
@@ -56,7 +55,8 @@ from kyc_pipeline.verify.partition import (
     work,
     write_responses,
 )
-from kyc_pipeline.verify.rate_limit import shared_limiter
+from kyc_pipeline.verify.shard import Shard, shards_of
+from kyc_pipeline.verify.shards import ShardLost, settle_shards
 from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import Progress, Stopped, Tally, VerifySummary, estimated_cost
 from kyc_pipeline.vocabulary import Outcome
@@ -162,8 +162,9 @@ class _Run:
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
     stopped: Stopped = Stopped.NONE
-    error: DeepXLError | None = None
+    error: DeepXLError | ShardLost | None = None
     calls_to_make: int = 0
+    shards: Sequence[Shard] = ()
     withdrawn_on_record: Sequence[str] = ()
 
     # --- in the calling thread ------------------------------------------------------------------------
@@ -215,6 +216,7 @@ class _Run:
             billable_calls=tally.billable_calls,
             estimated_cost=estimated_cost(self.settings, tally.billable_calls),
             seconds=time.monotonic() - self.started,
+            processes=max(1, len(self.shards)),
         )
 
     # --- in the run's own thread ----------------------------------------------------------------------
@@ -232,6 +234,7 @@ class _Run:
             to_look_up = len(withdrawn(self.lake, known, self.date))
         self.calls_to_make = before.to_send
         self.tally.to_settle = before.to_settle if self.settings.has_token else before.to_send
+        self.shards = shards_of(before.to_settle, self.settings)
         if self.dry_run:
             return self.summary(before)
         is_spent = self.budget.is_used_up or self.day_budget.read(self.ledger).is_used_up
@@ -288,13 +291,13 @@ class _Run:
                 after, error = await self.dispatch_under(held, client, is_trusted)
         if error is None:
             self.raise_conflict(after)
-        elif isinstance(error, DeepXLError):
+        elif isinstance(error, (DeepXLError, ShardLost)):
             self.ended_by(error)
         else:
             raise error
         return self.summary(after, written=True)
 
-    def ended_by(self, error: DeepXLError) -> None:
+    def ended_by(self, error: DeepXLError | ShardLost) -> None:
         self.error = error
         self.stopped = Stopped.ACCESS_DENIED if isinstance(error, Denied) else Stopped.ERROR
 
@@ -319,58 +322,64 @@ class _Run:
         with control.watching():
             recall(self.lake, self.ledger, held.lease)
             self.write_table(ResponsesState.DISPATCHING)
-            gate = Gate(
-                max_concurrency=self.settings.deepxl_max_concurrency,
-                limiter=shared_limiter(self.settings, self.ledger),
-                sleep=control.sleep,
-                breaker_waits=self.timing.breaker_waits,
-            )
-            note = LakeNote(self.lake, self.ledger)
-            async with GroupWriter(
-                self.ledger,
-                held.lease,
-                patience_seconds=self.timing.ledger_patience,
-                after_commit=note,
+            async with calling(
+                held,
+                settings=self.settings,
+                lake=self.lake,
+                client=client,
+                control=control,
+                budget=self.budget,
                 day_budget=self.day_budget,
-            ) as writer:
-                outgoing = Outgoing(self.documents, self.settings)
+                tally=self.tally,
+                timing=self.timing,
+                is_trusted=is_trusted,
+            ) as calls:
                 if self.look_up_first:
                     await look_up_first(
                         self.work(),
                         client=client,
-                        writer=writer,
-                        gate=gate,
+                        writer=calls.writer,
+                        gate=calls.gate,
                         control=control,
                         tally=self.tally,
-                        outgoing=outgoing,
+                        outgoing=calls.outgoing,
                         concurrency=self.settings.deepxl_max_concurrency,
                         waits=self.timing.look_ups,
                     )
-                dispatcher = Dispatcher(
-                    client=client,
-                    writer=writer,
-                    fence=Fence(held),
-                    gate=gate,
-                    control=control,
-                    budget=self.budget,
-                    day_budget=self.day_budget,
-                    tally=self.tally,
-                    outgoing=outgoing,
-                    settings=self.settings,
-                    timing=self.timing,
-                    is_trusted=is_trusted,
-                    date=self.date,
-                )
-                await dispatcher.run(self.work())
-                self.withdrawn_on_record = await dispatcher.look_up_withdrawn(
+                if len(self.shards) > 1 and not control.ending:
+                    await self.dispatch_shards(held, control, is_trusted)
+                else:
+                    await calls.dispatcher.run(self.work())
+                self.withdrawn_on_record = await calls.dispatcher.look_up_withdrawn(
                     withdrawn(self.lake, self.ledger, self.date)
                 )
             self.check_ledger(held)
-            note.write()
+            LakeNote(self.lake, self.ledger).write()
             self.stopped = control.reason
             # All calls of this run have ended: a claim still open was abandoned.
             mark_open_claims_uncertain(self.ledger, held.lease)
             return self.write_table(ResponsesState.COMPLETE), control.error
+
+    async def dispatch_shards(self, held: HeldLease, control: RunControl, is_trusted: bool) -> None:
+        """Settles the work in a process per shard."""
+        concurrency = self.settings.deepxl_max_concurrency
+        with self.budget.lent() as budget:
+            tasks = [
+                Task(
+                    shard,
+                    self.settings.model_copy(update={"deepxl_max_concurrency": shard.share(concurrency)}),
+                    self.lake,
+                    self.ledger,
+                    held.lease,
+                    is_trusted,
+                    self.timing,
+                    budget,
+                )
+                for shard in self.shards
+            ]
+            generation = await settle_shards(tasks, control, self.stop, self.tally)
+        self.ledger.generation = max(self.ledger.generation, generation)
+        self.day_budget.read(self.ledger)
 
     def work(self) -> Iterator[list[Work]]:
         return work(self.lake, self.ledger, self.date, self.settings.deepxl_uncertain)

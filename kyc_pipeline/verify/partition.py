@@ -23,6 +23,7 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.models import Decision, Entry, State
 from kyc_pipeline.ledger.queries import earlier_attempts, read_entries, read_responses, turned_away
 from kyc_pipeline.ledger.times import to_datetime
+from kyc_pipeline.verify.shard import WHOLE, Shard
 from kyc_pipeline.vocabulary import Outcome
 
 DIGEST_KEY: Final = "ledger_digest"
@@ -151,9 +152,10 @@ class Scan:
         """Submissions that need a call or a look-up."""
         return self.to_send + self.actions[Action.LOOK_UP]
 
-    def has_ids(self, ids: Sequence[str]) -> bool:
-        """Whether these are the ids of the submissions, in the same order."""
-        return bool(hashlib.blake2b(_joined(ids)).digest() == self._ids.digest())
+    @property
+    def ids_digest(self) -> bytes:
+        """Digest of the submissions' ids, in order."""
+        return bytes(self._ids.digest())
 
 
 def _strings(column: "pa.Array[Any] | pa.ChunkedArray[Any]") -> list[str]:
@@ -247,9 +249,11 @@ class Work:
         return str(self.row["submission_id"])
 
 
-def work(lake: Lake, ledger: Ledger, date: str, policy: Policy) -> Iterator[list[Work]]:
-    """The work left, in batches, in the order of the lake."""
+def work(lake: Lake, ledger: Ledger, date: str, policy: Policy, shard: Shard = WHOLE) -> Iterator[list[Work]]:
+    """The work left in `shard`, in batches, in the order of the lake."""
     for batch in lake.batches(SUBMISSIONS, date, batch_size=_WORK_BATCH):
+        if shard != WHOLE:
+            batch = batch.filter(pa.array(map(shard.has, _strings(batch["submission_id"])), pa.bool_()))
         entries = read_entries(ledger, _strings(batch["submission_id"]))
         found = []
         for row in batch.to_pylist():
@@ -308,12 +312,13 @@ def is_current(lake: Lake, date: str, now: Scan) -> bool:
         metadata = lake.metadata(VERIFICATION_RESPONSES, date)
         if metadata.get(STATE_KEY) != ResponsesState.COMPLETE or metadata.get(DIGEST_KEY) != now.digest:
             return False
-        rows = lake.read(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"])
+        ids, outcomes = hashlib.blake2b(), Counter[str]()
+        for rows in lake.batches(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"], _SCAN_BATCH):
+            ids.update(_joined(_strings(rows["submission_id"])))
+            outcomes.update(_strings(rows["outcome"]))
     except (PartitionMissing, PartitionUnreadable):
         return False
-    return now.has_ids(_strings(rows["submission_id"])) and (
-        Counter(rows["outcome"].to_pylist()) == now.outcomes
-    )
+    return (ids.digest(), outcomes) == (now.ids_digest, now.outcomes)
 
 
 def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, policy: Policy) -> Scan:

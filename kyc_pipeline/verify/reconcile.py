@@ -1,21 +1,25 @@
 """Reconciles a day: accepted submissions, written outcomes and the ledger, compared id by id.
 
-Reads each from its own store and takes nothing from the run that wrote them, so the comparison can fail.
+Reads each from its own store and takes nothing from the run that wrote them, so the comparison can fail. A
+large day is compared in ranges of ids, so that memory does not grow with the day.
 """
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Table
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.queries import read_outcomes
+from kyc_pipeline.ledger.queries import ALL_IDS, IdRange, read_outcomes
 from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
 
+ROWS_AT_ONCE: Final = 500_000
+"""Submissions of a range; comparing them takes about 400 bytes each."""
 _MAX_LISTED: Final = 5
 _KEY: Final = "submission_id"
 _NOT_PROCESSED: Final = tuple(outcome.value for outcome in LEFT_FOR_LATER)
@@ -52,11 +56,41 @@ def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
     A submission in the ledger under this date must have the same outcome in the lake; it may be absent there
     only if it was certainly not processed. A submission not in the ledger was not attempted.
     """
-    accepted = lake.read(SUBMISSIONS, date, [_KEY])
-    table = lake.read(VERIFICATION_RESPONSES, date, [_KEY, "outcome", "latency_ms"])
-    latencies = array("d", (float(ms) for ms in table["latency_ms"].to_pylist() if ms is not None))
+    latencies = array("d")
+    parts = [_reconcile(lake, ledger, date, within, latencies) for within in _ranges(lake, date)]
+    differences = [
+        _sum([each for part in parts for each in part.differences if each.what == what])
+        for what in dict.fromkeys(each.what for part in parts for each in part.differences)
+    ]
+    return Reconciliation(
+        sum(part.submissions for part in parts),
+        sum(part.outcomes for part in parts),
+        sum(part.in_ledger for part in parts),
+        latencies,
+        tuple(differences),
+    )
+
+
+def _ranges(lake: Lake, date: str) -> Iterator[IdRange]:
+    """Ranges of ids that together have all ids, with about `ROWS_AT_ONCE` of the day's submissions each."""
+    since, count = "", 0
+    for batch in lake.batches(SUBMISSIONS, date, [_KEY], min(ROW_GROUP_ROWS, ROWS_AT_ONCE)):
+        if count >= ROWS_AT_ONCE and (until := str(batch[_KEY][0])) > since:
+            yield IdRange(since, until)
+            since, count = until, 0
+        count += batch.num_rows
+    yield IdRange(since)
+
+
+def _reconcile(
+    lake: Lake, ledger: Ledger, date: str, within: IdRange, latencies: "array[float]"
+) -> Reconciliation:
+    """The same for a range of ids; adds to `latencies`."""
+    accepted = _read(lake, SUBMISSIONS, date, [_KEY], within)
+    table = _read(lake, VERIFICATION_RESPONSES, date, [_KEY, "outcome", "latency_ms"], within)
+    latencies.extend(float(ms) for ms in table["latency_ms"].to_pylist() if ms is not None)
     written = table.drop_columns("latency_ms")
-    known = _ledger_outcomes(ledger, date)
+    known = _ledger_outcomes(ledger, date, within)
     both = written.join(known, _KEY, join_type="full outer")
     outcome, by_ledger = pc.field("outcome"), pc.field("known")
     rows_by_difference = {
@@ -76,9 +110,19 @@ def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
     return Reconciliation(accepted.num_rows, written.num_rows, known.num_rows, latencies, tuple(differences))
 
 
-def _ledger_outcomes(ledger: Ledger, date: str) -> pa.Table:
+def _read(lake: Lake, table: Table, date: str, columns: list[str], within: IdRange) -> pa.Table:
+    if within == ALL_IDS:
+        return lake.read(table, date, columns)
+    key = pc.field(_KEY)
+    condition = key >= within.since if within.until is None else (key >= within.since) & (key < within.until)
+    batches = lake.batches(table, date, columns, ROW_GROUP_ROWS)
+    schema = pa.schema([table.schema.field(name) for name in columns])
+    return pa.Table.from_batches([batch.filter(condition) for batch in batches], schema)
+
+
+def _ledger_outcomes(ledger: Ledger, date: str, within: IdRange) -> pa.Table:
     schema = pa.schema([(_KEY, pa.string()), ("known", pa.string())])
-    parts = read_outcomes(ledger, date) if ledger.exists() else iter(())
+    parts = read_outcomes(ledger, date, within) if ledger.exists() else iter(())
     return pa.Table.from_batches(
         [
             pa.RecordBatch.from_pydict({_KEY: list(ids), "known": list(outcomes)}, schema=schema)
@@ -86,6 +130,12 @@ def _ledger_outcomes(ledger: Ledger, date: str) -> pa.Table:
         ],
         schema=schema,
     )
+
+
+def _sum(differences: list[Difference]) -> Difference:
+    """The same difference in several ranges, in order."""
+    ids = tuple(submission_id for each in differences for submission_id in each.ids)
+    return Difference(differences[0].what, sum(each.count for each in differences), ids[:_MAX_LISTED])
 
 
 def _duplicates(rows: pa.Table) -> pa.Table:

@@ -1,5 +1,6 @@
 """The figures of a run, in progress and at its end."""
 
+import dataclasses
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,12 @@ class Tally:
     uncertain: int = 0
     """Submissions still uncertain after a call of this run."""
 
+    def advance(self, before: "Tally", after: "Tally") -> None:
+        """Adds what a part of the run has done between two of its tallies."""
+        for each in dataclasses.fields(Tally):
+            more = getattr(after, each.name) - getattr(before, each.name)
+            setattr(self, each.name, getattr(self, each.name) + more)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -61,6 +68,8 @@ class Progress:
     billable_calls: int
     estimated_cost: Money | None
     seconds: float
+    processes: int = 1
+    """Processes that make the calls."""
 
     @property
     def per_second(self) -> float:
@@ -80,6 +89,7 @@ class Progress:
             f"{plural(self.billable_calls, 'billable call')}"
             + ("" if self.estimated_cost is None else f" ({self.estimated_cost})")
             + ("" if left is None else f", {left:.0f} s left")
+            + ("" if self.processes == 1 else f", {self.processes} processes")
         )
 
 

@@ -53,6 +53,14 @@ ENDINGS: Final = (
         FAILED,
     ),
     Ending(
+        "one of the day's processes is killed",
+        *_FAILED_RUN,
+        "needs_nobody",
+        Stopped.ERROR,
+        Kind.RUN_FAILED,
+        FAILED,
+    ),
+    Ending(
         "two submissions have the same record",
         *_FAILED_RUN,
         "verification_ids_unique",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import dagster as dg
 import pytest
@@ -30,7 +31,9 @@ from kyc_pipeline.orchestration.paid_calls import STOPPED, CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.run_origin import LOCATION, MODULE, REPOSITORY
 from kyc_pipeline.settings import Settings
+from kyc_pipeline.verify import shard
 from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.shard import Shard
 from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import Stopped
 from kyc_pipeline.wording import run_again
@@ -39,6 +42,7 @@ from tests.dagster.conftest import DAILY, TOKEN, Run, make_settings
 from tests.dagster.endings import ENDINGS, INTERRUPTIONS, Ending
 from tests.dagster.test_metrics import scrape
 from tests.faults import Meanwhile
+from tests.shard_processes import shard_processes
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 BACKFILL = ("backfill", "--no-publish", "--from", DAY, "--to", DAY)
@@ -150,6 +154,14 @@ def lake_broken(day: Day) -> None:
     day.submit(2, Meanwhile(damage))
 
 
+def process_killed(day: Day) -> None:
+    """The kernel ends the process of one shard, as it does when memory is short."""
+    of_first_process = next(filter(Shard(1, 2).has, day.submit(8)))
+    day.faults = {of_first_process: [Meanwhile(lambda: os.kill(shard_processes()[0], signal.SIGKILL))]}
+    day.settings |= {"KYC_SHARDS": "2", "DEEPXL_MAX_CONCURRENCY": "2"}
+    day.during = patch.multiple(shard, SUBMISSIONS_WORTH_A_PROCESS=1, CALLS_WORTH_A_PROCESS=1)
+
+
 @dataclass(frozen=True)
 class Situation:
     """One way to an ending, and what is particular about it."""
@@ -246,6 +258,13 @@ SITUATIONS: Mapping[str, Situation] = {
         lambda day: day.submit(12, Responds(422)),
         "10 responses in a row were 422",
         {REFUSED: 10, COMPLETED: 1},
+    ),
+    "process killed": Situation(
+        "one of the day's processes is killed",
+        process_killed,
+        "the process of shard 1 of 2 was killed by SIGKILL",
+        {HELD: 1},
+        also=Kind.HELD,
     ),
     "one record for two": Situation(
         "two submissions have the same record",

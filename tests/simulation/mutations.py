@@ -14,8 +14,10 @@ from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.deepxl.transport import Reply, Transport
 from kyc_pipeline.ingest.ownership import Ownership
 from kyc_pipeline.ingest.state import Records
+from kyc_pipeline.ledger.leases import HeldLease
 from kyc_pipeline.verify.dispatcher import Dispatcher
 from kyc_pipeline.verify.fence import Fence
+from kyc_pipeline.verify.shards import _Shards
 from tests.simulation.vendor import Fault
 
 Replace = Callable[[Any, str, Any], None]
@@ -94,6 +96,17 @@ def _plan_knows_no_deliveries(replace: Replace) -> None:
     replace(plan, "ingest_partition", lambda **_: None)
 
 
+def _orphans_send(replace: Replace) -> None:
+    replace(HeldLease, "_is_orphan", False)
+
+
+def _nobody_waits_for_shards(replace: Replace) -> None:
+    async def ended(_: _Shards, **__: object) -> None:
+        pass
+
+    replace(_Shards, "ended", ended)
+
+
 @dataclass(frozen=True)
 class Mutation:
     """A fault, what brings it to light, and how it is put back."""
@@ -138,6 +151,8 @@ MUTATIONS = {
     "a suspended run sends after a takeover": Mutation(
         frozenset({Fault.FREEZE, Fault.SLEEP}), _lease_is_not_confirmed, 184
     ),
+    "a shard sends though its run is dead": Mutation(frozenset({Fault.CRASH}), _orphans_send, 680),
+    "a run ends before its shards": Mutation(frozenset({Fault.STOP}), _nobody_waits_for_shards, 3),
     "a gateway's page is final": Mutation(frozenset({Fault.GATEWAY}), _gateway_is_final, 5),
     "a day is not due when another gives up an id that it wants": Mutation(
         frozenset({Fault.MOVES}), _day_is_never_due_again, 2

@@ -58,6 +58,7 @@ from tests.simulation import kernel as simulated
 from tests.simulation import network
 from tests.simulation.deliveries import DOCUMENTS, Deliveries
 from tests.simulation.kernel import Kernel, Process, Stuck
+from tests.simulation.shards import replace_processes
 from tests.simulation.vendor import BASE_URL, SHARE_OF_MOVES, SIZES, Fault, Handover, Vendor
 
 DAYS = ("2024-09-01", "2024-09-02")
@@ -79,6 +80,9 @@ class _Ledger(Ledger):
     def __init__(self, url: str, world: "World") -> None:
         super().__init__(url, lease_seconds=LEASE_SECONDS)
         self._world = world
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _new_ledger, ()
 
     def exists(self) -> bool:
         """It is a copy of one that was created and migrated."""
@@ -129,6 +133,9 @@ class _Lake(Lake):
         super().__init__(str(world.root / "lake"))  # for its identity
         self._world = world
         self._partitions: dict[tuple[str, str], pa.Table] = {}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _lake, ()
 
     @contextlib.contextmanager
     def writer(
@@ -187,6 +194,19 @@ class _Lake(Lake):
         if self._is_on_disk(table):
             return super().metadata(table, date)
         return {k.decode(): v.decode() for k, v in (self.read(table, date).schema.metadata or {}).items()}
+
+
+def _world() -> "World":
+    world: World = Kernel.current_kernel.world  # type: ignore[attr-defined]
+    return world
+
+
+def _new_ledger() -> Ledger:
+    return _world().new_ledger()
+
+
+def _lake() -> _Lake:
+    return _world().lake
 
 
 class _Draft:
@@ -325,6 +345,8 @@ class World:
             update={
                 "deepxl_requests_per_second": rng.choice([0, 0, 5]),
                 "deepxl_max_concurrency": rng.choice([1, 2, 4]),
+                # Drawn apart, so that the seeds of older worlds mean the same.
+                "kyc_shards": random.Random(f"shards {seed}").choice([1, 1, 1, 2, 3]),
                 "deepxl_max_attempts": rng.choice([1, 2, 5]),
                 "deepxl_uncertain": "retry" if rng.random() < 0.25 else "hold",
                 "kyc_landing": self.landing,
@@ -455,6 +477,16 @@ class World:
         for fault, happens in mishaps.items():
             if fault in self.faults and rng.random() < 0.7:
                 process.at_step[int(10 ** rng.uniform(0.3, 2.7))] = happens
+
+    def plan_mishaps_of_shard(self, process: Process) -> None:
+        """What happens to the process of a shard alone."""
+        mishaps: dict[Fault, Callable[[], None]] = {
+            Fault.CRASH: lambda: self.kernel.kill(process),
+            Fault.FREEZE: lambda: self.kernel.freeze(process, self.rng.choice([5.0, 100.0])),
+        }
+        for fault, happens in mishaps.items():
+            if fault in self.faults and self.rng.random() < 0.3:
+                process.at_step[int(10 ** self.rng.uniform(0.3, 2.3))] = happens
 
     def execute(self, decide: Callable[[Ledger], None]) -> None:
         """Lets an operator do something, in a process of their own."""
@@ -596,6 +628,7 @@ def simulation() -> Iterator[None]:
     replace(aiohttp.connector, "monotonic", replaced[time].monotonic)
     replace(aiohappyeyeballs, "start_connection", start_connection)
     _replace_identity(replace)
+    replace_processes(replace, _world)
     replace(tempfile, "tempdir", str(_templates()[0]))
     replace(locks, "_POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
     replace(locks, "_SILENT_SECONDS", math.inf)
@@ -666,6 +699,7 @@ def simulate(seed: int, faults: frozenset[Fault] = frozenset(Fault)) -> World:
     random.seed(seed)
     gc.disable()
     world = World(seed, faults, root)
+    world.kernel.world = world  # type: ignore[attr-defined]
     world.kernel.vendor = world.vendor  # type: ignore[attr-defined]
     world.vendor.on_handover = lambda handover: world.violations.extend(
         invariants.wrong_with(world, handover)

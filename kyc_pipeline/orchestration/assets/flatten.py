@@ -4,10 +4,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.flatten.partition import flatten_partition
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake
 from kyc_pipeline.lake.tables import (
     CURATED_TABLES,
     MODEL_CHECKS,
@@ -79,11 +80,11 @@ def _rates(lake: Lake, day: str) -> Iterator[tuple[Table, str, float | None]]:
     """Rates that Dagster plots over the partitions: (table, name, rate); None without values."""
     verified = lake.read(VERIFICATIONS, day, ["verified"])["verified"]
     yield VERIFICATIONS, "verified_rate", pc.mean(verified).as_py()
-    checks = lake.read(MODEL_CHECKS, day, ["type", "normalized_status"])
-    counts = Counter(zip(checks["type"].to_pylist(), checks["normalized_status"].to_pylist(), strict=True))
+    kind = ["type", "normalized_status"]
     by_type: dict[str | None, Counter[str]] = defaultdict(Counter)
-    for (check_type, status), count in counts.items():
-        by_type[check_type][str(status)] += count
+    for rows in lake.batches(MODEL_CHECKS, day, kind, ROW_GROUP_ROWS):
+        for row in pa.table(rows).group_by(kind).aggregate([([], "count_all")]).to_pylist():
+            by_type[row["type"]][str(row["normalized_status"])] += row["count_all"]
     yield MODEL_CHECKS, "pass_rate", _pass_rate(sum(by_type.values(), Counter()))
     for check_type in sorted(filter(None, by_type)):
         yield MODEL_CHECKS, f"{check_type} pass_rate", _pass_rate(by_type[check_type])

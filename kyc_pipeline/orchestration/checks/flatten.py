@@ -5,8 +5,10 @@ duplicate row is an error. Rules that the warehouse also checks, over all days (
 here by the same SQL over one day. Flatten noted the other deviations as anomalies: the checks count them.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from kyc_pipeline.analyze.quality import violations_of_day
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
@@ -139,8 +141,7 @@ def _anomaly_result(
 def _iso_offsets(lake: Lake, day: str) -> Mapping[str, float]:
     """How far `timestampISO`, read as UTC, is from `timestamp`; they differ even in the API's example."""
     offsets = lake.read(VERIFICATIONS, day, ["iso_offset_seconds"])["iso_offset_seconds"]
-    known = [offset for offset in offsets.to_pylist() if offset is not None]
-    if not known:
+    if offsets.null_count == len(offsets):
         return {}
-    differing = sum(abs(offset) >= ISO_OFFSET_SECONDS for offset in known)
-    return {"iso_differs": differing, "median_iso_offset_seconds": statistics.median(known)}
+    differing = offsets.filter(pc.greater_equal(pc.abs(offsets), pa.scalar(ISO_OFFSET_SECONDS)))
+    return {"iso_differs": len(differing), "median_iso_offset_seconds": pc.quantile(offsets)[0].as_py()}

@@ -85,7 +85,9 @@ def test_a_claim_says_what_was_asked_for(tmp_path: Path) -> None:
             writer.new_claim("b", "sha-b", resend=True),
             writer.new_claim("b", "sha-b", resend=True, by_policy=True),
         ]
-    tokens = [f"{lease.token[:20]}{number:012x}" for number in range(3)]
+        another = GroupWriter(ledger, lease, patience_seconds=0).new_claim("c", "sha-c", resend=False)
+    tokens = [f"{claims[0].token[:20]}{number:012x}" for number in range(3)]
+    assert another.token not in tokens  # the processes of one run share its lease
     assert claims == [
         Claim("a", "sha-a", False, tokens[0], False),
         Claim("b", "sha-b", True, tokens[1], False),

@@ -17,6 +17,8 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import PartitionBusy
 from kyc_pipeline.ledger.times import Clock, now, since_boot
+from kyc_pipeline.verify import shard
+from kyc_pipeline.verify.budget import LentBudget
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 from tests.unit.verify.world import QUICK, World
 
@@ -105,3 +107,18 @@ def lock_ledger(url: str, pipe: Connection) -> None:
         pipe.recv()
         connection.rollback()
     engine.dispose()
+
+
+def verify_in_shards(*arguments: Any) -> None:
+    """Runs the engine over one partition, however small, in several processes."""
+    for name in ("SUBMISSIONS_WORTH_A_PROCESS", "CALLS_WORTH_A_PROCESS"):
+        setattr(shard, name, 1)
+    verify(*arguments)
+
+
+def take_all(parent: int, file: int) -> None:
+    """Takes 100 calls from the budget that the process `parent` has lent."""
+    with open(f"/proc/{parent}/fd/{file}", "r+b", buffering=0) as lent:
+        budget = LentBudget(lent.fileno())
+        if not all(budget.take() for _ in range(100)):
+            sys.exit(1)
