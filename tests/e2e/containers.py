@@ -1,7 +1,8 @@
-"""Containers by runc, without an engine and without images, in a network of their own.
+"""Containers by runc, without an engine and a registry, in a network of their own.
 
 A container sees this machine's programs and the tests' Python environment, all of it read-only, below folders
 that any user may enter. It may write where a mount says so. Its variables are those of `deploy/Dockerfile`.
+If `KYC_IMAGE_ROOT` is the root of a built image, the project's containers run that (`make test-image`).
 """
 
 import ctypes
@@ -12,14 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.e2e.servers import REPOSITORY, poll
 from tests.optional import absent
@@ -41,7 +41,7 @@ def private_network() -> Iterator[None]:
     So every port is free, and nothing can be reached from outside, whatever it listens on.
     """
     if os.geteuid() != 0:
-        pytest.skip("a network of its own needs root")
+        absent("a network namespace (it needs root)")
     libc = ctypes.CDLL(None, use_errno=True)
 
     def checked(result: int) -> None:
@@ -106,6 +106,15 @@ class Container:
         )
 
 
+@dataclass(frozen=True)
+class Image:
+    """What a container sees before its own mounts, and its variables."""
+
+    root: Path
+    mounts: Sequence[Mount]
+    environment: Mapping[str, str]
+
+
 class Host:
     """Where containers run. `names` are host names that mean this machine in each of them."""
 
@@ -113,14 +122,11 @@ class Host:
         self._folder = folder
         self._runc = [shutil.which("runc") or absent("runc"), "--root", str(folder / "runc")]
         self._containers: list[Container] = []
-        self._root = folder / "root"
-        etc = self._root / "etc"
-        etc.mkdir(parents=True)
-        (etc / "hosts").write_text(f"127.0.0.1 localhost {' '.join(names)}\n", encoding="ascii")
-        for name in ("passwd", "group", "nsswitch.conf", "ld.so.cache"):
-            if Path("/etc", name).exists():
-                shutil.copy(Path("/etc", name), etc)
-        (self._root / "data").mkdir()  # as in the image
+        self._hosts = Mount("/etc/hosts", folder / "hosts", read_only=True)
+        (folder / "hosts").write_text(f"127.0.0.1 localhost {' '.join(names)}\n", encoding="ascii")
+        self._machine = _machine_as_image(folder / "root")
+        built = os.environ.get("KYC_IMAGE_ROOT")
+        self._project = Image(Path(built), [], _environment("/opt/kyc")) if built else self._machine
 
     def start(
         self,
@@ -129,34 +135,38 @@ class Host:
         *,
         env: Mapping[str, str],
         mounts: Sequence[Mount] = (),
+        is_ours: bool = True,
         user: int = USER,
         read_only: bool = True,
         rights: bool = False,
         memory: int | None = None,
     ) -> Container:
-        """Starts `command`. Root without `rights` has no capability; `memory` is a limit in bytes."""
-        bundle = self._folder / name
-        bundle.mkdir()
+        """Starts `command`, in the project's image if it `is_ours`.
+
+        Root without `rights` has no capability; `memory` is a limit in bytes.
+        """
+        image = self._project if is_ours else self._machine
+        bundle = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
         for mount in mounts:
             if mount.source is None:  # runc gives what it mounts the mode of the folder below
-                place = self._root / mount.target.lstrip("/")
+                place = image.root / mount.target.lstrip("/")
                 place.mkdir(parents=True, exist_ok=True)
                 place.chmod(0o1777)
         specification = {
             "ociVersion": "1.0.2",
             "hostname": name,
-            "root": {"path": str(self._root), "readonly": read_only},
+            "root": {"path": str(image.root), "readonly": read_only},
             "process": {
                 "args": list(command),
-                "cwd": "/",
-                "env": [f"{key}={value}" for key, value in (image_environment() | dict(env)).items()],
+                "cwd": "/data",
+                "env": [f"{key}={value}" for key, value in {**image.environment, **env}.items()],
                 "user": {"uid": user, "gid": user},
                 "noNewPrivileges": True,
                 "capabilities": {
                     kind: _ROOTS_RIGHTS if rights else [] for kind in ("bounding", "effective", "permitted")
                 },
             },
-            "mounts": [*_SYSTEM, *(mount.specification() for mount in [*_programs(), *mounts])],
+            "mounts": [*_SYSTEM, *(mount.specification() for mount in [*image.mounts, self._hosts, *mounts])],
             "linux": {
                 "namespaces": [{"type": kind} for kind in _NAMESPACES],
                 "resources": {"memory": {"limit": memory}} if memory else {},
@@ -165,7 +175,7 @@ class Host:
         (bundle / "config.json").write_text(json.dumps(specification), encoding="utf-8")
         id_ = f"kyc-{uuid.uuid4().hex}"
         log = self._folder / f"{name}.log"
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             process = subprocess.Popen(
                 [*self._runc, "run", "--bundle", str(bundle), id_],
                 stdin=subprocess.DEVNULL,
@@ -202,22 +212,30 @@ _SYSTEM: list[dict[str, Any]] = [
 ]
 
 
-def _programs() -> list[Mount]:
-    """This machine's programs, this Python with its packages, and the project."""
+def _machine_as_image(root: Path) -> Image:
+    """This machine's programs, the tests' Python with its packages, and the project, below a new folder."""
+    etc = root / "etc"
+    for path in (etc / "dagster", root / "data", root / "tmp"):
+        path.mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    for name in ("dagster.yaml", "workspace.yaml"):
+        shutil.copy(REPOSITORY / "deploy" / name, etc / "dagster")
+    for name in ("passwd", "group", "nsswitch.conf", "ld.so.cache"):
+        if Path("/etc", name).exists():
+            shutil.copy(Path("/etc", name), etc)
     python = [Path(sys.base_prefix), Path(sys.prefix).resolve(), REPOSITORY]
-    system = [
-        Path(path) for path in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ssl") if Path(path).exists()
-    ]
-    paths = [*system, *(path for path in python if not path.is_relative_to("/usr"))]
-    return [Mount(str(path), path, read_only=True) for path in paths]
+    system = [Path(path) for path in ("/usr", "/bin", "/sbin", "/lib", "/lib64")]
+    paths = [path for path in system if path.exists()]
+    paths += [path for path in python if not path.is_relative_to("/usr")]
+    mounts = [Mount(str(path), path, read_only=True) for path in paths]
+    return Image(root, mounts, {**_environment(sys.prefix), "PYTHONPATH": str(REPOSITORY)})
 
 
-def image_environment() -> dict[str, str]:
-    """The variables of the image, with the tests' Python in the place of /opt/kyc."""
+def _environment(python: str) -> dict[str, str]:
+    """The variables of the image, with another place of Python and its packages."""
     text = (REPOSITORY / "deploy" / "Dockerfile").read_text(encoding="utf-8").rpartition("\nENV ")[2]
     block = re.match(r"(?:.*\\\n)*.*", text)
     assert block
     found = dict(re.findall(r"([A-Z_]+)=(\S+)", block[0]))
     system = "/usr/sbin:/usr/bin:/sbin:/bin"
-    path = found["PATH"].replace("/opt/kyc", sys.prefix).replace("$PATH", system)
-    return found | {"PATH": path, "PYTHONPATH": str(REPOSITORY)}
+    return found | {"PATH": found["PATH"].replace("/opt/kyc", python).replace("$PATH", system)}
