@@ -57,7 +57,7 @@ pictures: setup ## take the README's pictures from the UI and the report of a de
 test-unit: setup ## run the tests that need no servers and no browser
 	$(BIN)/python -m pytest tests/unit -m "not e2e" --numprocesses 2 --dist loadfile
 
-test-image: setup ## build the image with buildah and run the tests of containers with it, as root; PYTHON_IMAGE=... is optional
+test-image: setup ## build the image with buildah, and run the tests of containers in it (requires root)
 	buildah build --isolation chroot $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
 		--file deploy/Dockerfile --tag kyc-pipeline .
 	container=$$(buildah from kyc-pipeline) && trap "buildah rm $$container" EXIT && \
