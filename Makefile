@@ -18,7 +18,7 @@ export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 # Many container images set it. Then each process compiles the package and the tests again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-ui dev test pictures coverage test-unit simulate fuzz fuzz-guided mutants check format dictionary install lock audit sbom bench clean
+.PHONY: help setup demo demo-ui dev test pictures coverage test-unit test-image simulate fuzz fuzz-guided mutants check format dictionary install lock audit sbom bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,12 @@ pictures: setup ## take the README's pictures from the UI and the report of a de
 
 test-unit: setup ## run the tests that need no servers and no browser
 	$(BIN)/python -m pytest tests/unit -m "not e2e" --numprocesses 2 --dist loadfile
+
+test-image: setup ## build the image with buildah, and run the tests of containers in it (requires root)
+	buildah build --isolation chroot $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
+		--file deploy/Dockerfile --tag kyc-pipeline .
+	container=$$(buildah from kyc-pipeline) && trap "buildah rm $$container" EXIT && \
+		KYC_IMAGE_ROOT=$$(buildah mount $$container) $(BIN)/python -m pytest tests/e2e/test_compose.py tests/e2e/test_kubernetes.py
 
 simulate: setup ## simulate SEEDS=10000 worlds with all kinds of faults, or replay one: SEED=123
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000))

@@ -22,8 +22,10 @@ hypothesis.settings.load_profile("repeatable")
 LONGEST = {
     "test_automation.py",
     "test_cli.py",
+    "test_compose.py",
     "test_demo.py",
     "test_formats.py",
+    "test_kubernetes.py",
     "test_publication.py",
     "test_simulation.py",
     "test_up_to_date.py",

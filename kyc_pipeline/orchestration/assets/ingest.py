@@ -24,6 +24,7 @@ from kyc_pipeline.orchestration.publication import UP_TO_DATE, up_to_date
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import INGEST, partition_metadata, table_spec
+from kyc_pipeline.orchestration.takeover import take_over
 from kyc_pipeline.verify.planning import duplicate_documents_line
 
 
@@ -48,6 +49,8 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         options = LandingOptions.of(pipeline.settings)
 
         def work(day: str) -> DayResult:
+            with pipeline.open_ledger() as ledger:
+                take_over(ledger, day, context.run.run_id, context.run.parent_run_id)
             with pipeline.day_lease(day, context.run.run_id) as check_lease, pipeline.open_ledger() as ledger:
                 erased = pipeline.erased_subjects(ledger)
 

@@ -38,6 +38,7 @@ from kyc_pipeline.orchestration.partitions import (
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import VERIFY, partition_metadata, table_spec
+from kyc_pipeline.orchestration.takeover import take_over
 from kyc_pipeline.orchestration.unfinished import day_counts, day_outcomes, in_words
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
@@ -165,6 +166,7 @@ def verify_assets(
             budget = run.budget or CallBudget(settings.deepxl_max_calls_per_run)
 
             def work(day: str) -> DayResult:
+                take_over(ledger, day, context.run.run_id, context.run.parent_run_id)
                 with logging_termination(context, lake, ledger, day):
                     summary = verify_partition(
                         settings=settings,
