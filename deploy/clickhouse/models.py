@@ -15,7 +15,7 @@ import sqlglot
 from sqlglot import exp
 
 from kyc_pipeline.analyze.sql_models import LAKE, Model, load_steps, macros_sql
-from kyc_pipeline.lake.storage import FILE_NAME
+from kyc_pipeline.lake.storage import PART_FILE
 from kyc_pipeline.lake.tables import TABLES
 
 _DAY = "toDate(extract(CAST(_path AS String), 'date=([0-9-]+)/'))"
@@ -28,7 +28,7 @@ def statements(lake: str, names: tuple[str, ...]) -> Iterator[str]:
     steps = _with_dependencies(names)
     yield f"CREATE DATABASE IF NOT EXISTS {LAKE}"
     for table in TABLES:
-        files = f"'{lake.rstrip('/')}/{table.zone}/{table.name}/date=*/{FILE_NAME}', Parquet"
+        files = f"'{lake.rstrip('/')}/{table.zone}/{table.name}/date=*/{PART_FILE}', Parquet"
         source = f"s3({files})" if "://" in lake else f"file({files})"
         # ClickHouse 26.5 loses its own column of the path where a query filters by another one.
         rows = f"SELECT *, {_DAY} AS date FROM {source} SETTINGS use_hive_partitioning = 0"  # noqa: S608
