@@ -20,6 +20,8 @@ TECHNICAL_CHECKS: Final = "technicalChecks"
 MANIFEST_FIELDS: Final = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at", "consent")
 """The columns of a manifest, apart from one column for each tag."""
 REQUIRED_FIELDS: Final = MANIFEST_FIELDS[:3]
+LABEL_FIELDS: Final = ("submission_id", "label", "source", "decided_at", "attack", "weight", "stratum")
+"""The columns of a manifest of labels; the first four are required."""
 
 
 class DocumentType(StrEnum):

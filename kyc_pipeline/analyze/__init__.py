@@ -2,8 +2,7 @@
 
 `sql_models` loads the SQL of `sql/`, `build` runs it, `quality` checks the result, and `publish` replaces the
 file that analysts open, unless all is `up_to_date`. `lineage` and `figures` describe the tables for Dagster,
-`dictionary` writes the data dictionary, `report` makes the page. `changes` finds alarms, `small_cells` hides
-small cells, and `intervals` completes intervals. `turn` lets one run publish at a time, `object_place`
-publishes to S3, `sample` draws submissions for manual review, and `choices` holds the settings that determine
-the content.
+`dictionary` writes the data dictionary, `report` makes the page. `changes` finds alarms, `small_cells` and
+`label_cells` hide small cells. `turn` lets one run publish at a time, `object_place` publishes to S3, and
+`sample` draws submissions for manual review. `choices` holds the settings that determine the content.
 """

@@ -10,9 +10,9 @@ import click
 from kyc_pipeline.analyze.sample import By, draw
 from kyc_pipeline.cli.options import IsoDate, display_path
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.ingest.formats.columns import LABEL_FIELDS
 from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.settings import load_settings
+from kyc_pipeline.vocabulary import LABEL_FIELDS
 from kyc_pipeline.wording import plural
 
 SOURCE = "manual-review"

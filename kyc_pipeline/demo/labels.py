@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from kyc_pipeline.lake.atomic import replacing
-from kyc_pipeline.vocabulary import Attack, Label
+from kyc_pipeline.vocabulary import LABEL_FIELDS, Attack, Label
 
-_COLUMNS: Final = ("submission_id", "label", "source", "decided_at", "attack", "weight", "stratum")
 _FRAUD: Final = {True: 0.02, False: 0.7}
 """Share of frauds among the verified, and among the declined."""
 _UNSURE: Final = 0.03
@@ -27,7 +26,7 @@ def write_labels(
     chance = random.Random(f"labels/{seed}")
     target = io.StringIO(newline="")
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(LABEL_FIELDS)
     for submission_id, weight, stratum, verified in reviewed:
         label = Label.FRAUD if chance.random() < _FRAUD[verified] else Label.GENUINE
         attack = chance.choice(list(Attack)).value if label is Label.FRAUD else ""

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.columns import (
-    LABEL_FIELDS,
     LABEL_ROWS,
     MALFORMED,
     ROW,
@@ -36,7 +35,7 @@ from kyc_pipeline.landing.opening import Root, open_landing
 from kyc_pipeline.landing.zone import LABELS_FOLDER, Landing
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
 from kyc_pipeline.privacy.erased import ErasedSubjects
-from kyc_pipeline.vocabulary import SUBMISSION_TAG, Attack, Label, LabelReason
+from kyc_pipeline.vocabulary import LABEL_FIELDS, SUBMISSION_TAG, Attack, Label, LabelReason
 from kyc_pipeline.wording import plural
 
 if TYPE_CHECKING:  # imported where it is used: importing it takes a quarter of a second

@@ -12,7 +12,7 @@ from kyc_pipeline.ingest.formats.size_limits import MAX_COLUMNS, MAX_IGNORED_NAM
 from kyc_pipeline.ingest.formats.typed_values import ArrowColumn
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, printable
 from kyc_pipeline.landing.zone import ManifestFile
-from kyc_pipeline.vocabulary import MANIFEST_FIELDS, REQUIRED_FIELDS
+from kyc_pipeline.vocabulary import LABEL_FIELDS, MANIFEST_FIELDS, REQUIRED_FIELDS
 from kyc_pipeline.wording import invisible, plural
 
 TAG_PREFIX: Final = "tag."
@@ -118,6 +118,5 @@ class Layout:
 
 SUBMISSION_ROWS: Final = Layout(MANIFEST_FIELDS, REQUIRED_FIELDS, time="submitted_at", has_tags=True)
 """Manifests of submissions."""
-LABEL_FIELDS: Final = ("submission_id", "label", "source", "decided_at", "attack", "weight", "stratum")
 LABEL_ROWS: Final = Layout(LABEL_FIELDS, LABEL_FIELDS[:4], time="decided_at", number="weight")
 """Manifests of labels."""
