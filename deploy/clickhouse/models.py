@@ -19,7 +19,11 @@ from kyc_pipeline.lake.storage import PART_FILE
 from kyc_pipeline.lake.tables import TABLES
 
 _DAY = "toDate(extract(CAST(_path AS String), 'date=([0-9-]+)/'))"
-_FUNCTIONS = {exp.ArrayToString: "arrayStringConcat", exp.ArraySort: "arraySort", exp.LogicalOr: "max"}
+_FUNCTIONS: dict[type[exp.Expr], str] = {
+    exp.ArrayToString: "arrayStringConcat",
+    exp.ArraySort: "arraySort",
+    exp.LogicalOr: "max",
+}
 """What sqlglot does not translate."""
 
 
