@@ -32,6 +32,7 @@ SCALES: dict[str, dict[str, list[str]]] = {
         "analyze": ["--millions", "0.1", "1"],
         "backfill": ["--days", "6", "--sizes", "3", "--submissions", "2"],
         "alarms": ["--years", "10"],
+        "scale": ["--quick"],
     },
     "usual": {  # in about 40 minutes on two cores
         "verify": ["--rounds", "1", "--submissions", "20000"],
@@ -40,8 +41,17 @@ SCALES: dict[str, dict[str, list[str]]] = {
         "analyze": ["--millions", "1", "10"],
         "backfill": ["--days", "20", "--sizes", "1", "10", "--submissions", "5"],
         "alarms": [],
+        "scale": ["--only", "calls", "ledger", "ingest"],
     },
-    "full": {"verify": [], "flatten": [], "ingest": [], "analyze": [], "backfill": [], "alarms": []},
+    "full": {
+        "verify": [],
+        "flatten": [],
+        "ingest": [],
+        "analyze": [],
+        "backfill": [],
+        "alarms": [],
+        "scale": ["--only", "calls", "ledger", "ingest"],
+    },
 }
 
 

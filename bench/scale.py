@@ -4,12 +4,12 @@
 
 - `calls`: each process verifies a day of its own, all share one ledger; the server has no latency.
 - `ledger`: each process commits groups of 64 claims and results; then the bytes of a verification.
-- `ingest`: each process ingests a day of its own; then one day beside a growing history.
+- `ingest`: each process ingests a day of its own; one day beside a growing history; a submission's documents.
 - `build`: a warehouse over a growing history, in a folder and in S3 (SeaweedFS), with the requests.
-- `model`: hours a day of one process and of the best number of processes, at 1, 10 and 100 million a day.
+- `model`: the cores that 1, 10 and 100 million submissions a day keep busy.
 
-PostgreSQL, SeaweedFS and the simulated API run on the same machine and share its cores. So look at how a
-figure grows from one process to the next, not at its height: with more cores, it grows further.
+PostgreSQL, SeaweedFS and the simulated API run on the same machine and share its cores, so with more cores
+the rates grow further. CPU times are those of our processes alone, and hardly depend on the machine's load.
 """
 
 import argparse
@@ -32,11 +32,16 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from bench import analyze, verify  # noqa: E402
+from bench.verify import Cost  # noqa: E402
 from kyc_pipeline.analyze.build import build  # noqa: E402
+from kyc_pipeline.document_folder import DocumentFolder  # noqa: E402
+from kyc_pipeline.ingest.documents import Documents  # noqa: E402
 from kyc_pipeline.ingest.lock import ingest_lock  # noqa: E402
 from kyc_pipeline.ingest.manifests import ingest_partition  # noqa: E402
 from kyc_pipeline.lake.storage import PART_FILE, Lake  # noqa: E402
@@ -58,12 +63,14 @@ PROCESSES = (1, 2, 4)
 GROUP = 64
 """Claims and results of one commit: as many as the engine waits for."""
 FIRST = date(2024, 9, 1)
-FLATTEN_SECONDS = 32e-6
-"""Seconds per response of one process on two cores: `bench/flatten.py`."""
+FLATTEN_MS = 0.044
+"""CPU milliseconds of a response: `bench/flatten.py`."""
+MILLIONS = (1, 10, 100)
 HOURS = 6
 """The time in which a day should be done."""
-Rates = dict[str, list[float]]
-"""By part: what one, two and four processes do a second."""
+Ready = Callable[[], None]
+Costs = dict[str, float]
+"""By part: CPU milliseconds of one submission."""
 
 
 def day(number: int) -> str:
@@ -77,12 +84,15 @@ def text_of(submission_id: str) -> str:
     return f"{verify.RESPONSE}[{tags}]}}}}"
 
 
-def together(processes: int, work: Callable[..., None], *arguments: object) -> float:
-    """The seconds in which as many processes do `work` at the same time, each with its own number."""
+def together(processes: int, work: Callable[..., None], *arguments: object) -> Cost:
+    """What it takes as many processes to do `work` at the same time, each with its own number.
+
+    `work` gets a function to call when it is ready; the time before that does not count.
+    """
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(processes + 1)
+    barrier, used = context.Barrier(processes + 1), context.Array("d", processes)
     started = [
-        context.Process(target=work, args=(barrier, number, *arguments), daemon=True)
+        context.Process(target=_measured, args=(barrier, used, number, work, *arguments), daemon=True)
         for number in range(processes)
     ]
     for process in started:
@@ -92,7 +102,22 @@ def together(processes: int, work: Callable[..., None], *arguments: object) -> f
     for process in started:
         process.join()
     assert not any(process.exitcode for process in started)
-    return time.perf_counter() - begin
+    return Cost(time.perf_counter() - begin, sum(used[:]))
+
+
+def _measured(
+    barrier: Barrier, used: Any, number: int, work: Callable[..., None], *arguments: object
+) -> None:
+    """Runs in one of the processes."""
+    begin = 0.0
+
+    def ready() -> None:
+        nonlocal begin
+        barrier.wait()
+        begin = time.process_time()
+
+    work(ready, number, *arguments)
+    used[number] = time.process_time() - begin
 
 
 @contextmanager
@@ -112,19 +137,26 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     sys.stdout.flush()
 
 
-def by_processes(title: str, unit: str, figures: dict[str, list[float]]) -> None:
-    """Prints what one, two and four processes do, and how much more than one."""
-    rows = [
-        [name, *rates, *(f"{rate / rates[0]:.2f} ×" for rate in rates[1:])] for name, rates in figures.items()
-    ]
-    columns = ["", *(f"{unit}, {n} process{'es' * (n > 1)}" for n in PROCESSES), "2 to 1", "4 to 1"]
-    table(title, columns, rows)
+def by_processes(title: str, unit: str, each: int, figures: dict[str, list[Cost]]) -> dict[str, float]:
+    """Prints how much processes do that have `each` units to do; returns the CPU milliseconds of one unit.
+
+    That is of one process alone: unlike the rates, it hardly depends on what else the machine does.
+    """
+    rows, cpu = [], {}
+    for name, costs in figures.items():
+        rates = [each * processes / cost.seconds for processes, cost in zip(PROCESSES, costs, strict=True)]
+        cpu[name] = costs[0].cpu_seconds / each * 1000
+        more = [f"{rate / rates[0]:.2f} ×" for rate in rates[1:]]
+        rows.append([name, f"{cpu[name]:.3f}", *(f"{rate:,.0f}" for rate in rates), *more])
+    columns = ["", "CPU ms each", *(f"{unit}, {n} process{'es' * (n > 1)}" for n in PROCESSES)]
+    table(title, [*columns, "2 to 1", "4 to 1"], rows)
+    return cpu
 
 
 # --- calls ------------------------------------------------------------------------------------------------
 
 
-def verify_a_day(barrier: Barrier, number: int, url: str, root: str, ledger_url: str, calls: int) -> None:
+def verify_a_day(ready: Ready, number: int, url: str, root: str, ledger_url: str, calls: int) -> None:
     """Verifies one day of its own."""
     folder = Path(root)
     settings = verify.settings_for(url, folder, folder / "landing" / "documents", 64)
@@ -133,43 +165,41 @@ def verify_a_day(barrier: Barrier, number: int, url: str, root: str, ledger_url:
     with Ledger(ledger_url) as ledger:
         with ledger.read():
             pass
-        barrier.wait()
+        ready()
         summary = verify_partition(
             settings=settings, lake=lake, ledger=ledger, date=day(number), run_id="bench", stop=StopFlag()
         )
     assert summary.is_complete
 
 
-def measure_calls(folder: Path, server: PostgresServer, calls: int) -> Rates:
-    """Calls a second."""
+def measure_calls(folder: Path, server: PostgresServer, calls: int) -> Costs:
+    """Calls of the engine, with ledger and lake."""
     documents = folder / "landing" / "documents"
     documents.mkdir(parents=True)
     for name, size in (("id.jpg", 25_000), ("selfie.jpg", 11_000)):  # small: the server shares the cores
         (documents / name).write_bytes(b"\xff\xd8\xff\xe0" + os.urandom(size))
     url, process = verify.in_process(verify.serve, 0.0)
-    rates: Rates = {"SQLite": [], "PostgreSQL": []}
+    costs: dict[str, list[Cost]] = {"SQLite": [], "PostgreSQL": []}
     for processes in PROCESSES:
         with ledger_urls(folder, server, f"calls{processes}") as urls:
             for name, ledger_url in urls.items():
                 root = folder / f"{name}{processes}"
                 (root / "landing").mkdir(parents=True)
                 (root / "landing" / "documents").symlink_to(documents)
-                seconds = together(processes, verify_a_day, url, str(root), ledger_url, calls)
-                rates[name].append(calls * processes / seconds)
+                costs[name].append(together(processes, verify_a_day, url, str(root), ledger_url, calls))
                 shutil.rmtree(root)
     process.terminate()
-    by_processes(f"Calls without latency, {calls:,} for each process", "calls/s", rates)
-    return {"calls": rates["PostgreSQL"]}
+    title = f"Calls without latency, {calls:,} for each process"
+    return {"calls": by_processes(title, "calls/s", calls, costs)["PostgreSQL"]}
 
 
 # --- ledger -----------------------------------------------------------------------------------------------
 
 
-def fill_a_day(barrier: Barrier | None, number: int, ledger_url: str, count: int) -> None:
+def fill_a_day(ready: Ready, number: int, ledger_url: str, count: int) -> None:
     """Claims and completes the submissions of one day, in groups."""
     with Ledger(ledger_url) as ledger, hold(ledger, day(number), secrets.token_hex(18)) as held:
-        if barrier is not None:
-            barrier.wait()
+        ready()
         for start in range(0, count, GROUP):
             claims = [
                 Claim(f"{day(number)}-{each:08}", hashlib.sha256(str(each).encode()).hexdigest())
@@ -194,23 +224,18 @@ def fill_a_day(barrier: Barrier | None, number: int, ledger_url: str, count: int
             commit(ledger, held.lease, [], results)
 
 
-def measure_ledger(folder: Path, server: PostgresServer, count: int) -> Rates:
-    """Verifications a second: two commits for each group."""
-    rates: Rates = {"SQLite": [], "PostgreSQL": []}
+def measure_ledger(folder: Path, server: PostgresServer, count: int) -> None:
+    """Verifications, with two commits for each group."""
+    costs: dict[str, list[Cost]] = {"SQLite": [], "PostgreSQL": []}
     for processes in PROCESSES:
         with ledger_urls(folder, server, f"ledger{processes}") as urls:
             for name, ledger_url in urls.items():
                 with Ledger(ledger_url) as ledger, ledger.read():
                     pass
-                seconds = together(processes, fill_a_day, ledger_url, count)
-                rates[name].append(count * processes / seconds)
-    by_processes(
-        f"Verifications in the ledger, in commits of {GROUP}, {count:,} for each process",
-        "verifications/s",
-        rates,
-    )
+                costs[name].append(together(processes, fill_a_day, ledger_url, count))
+    title = f"The ledger alone, in commits of {GROUP}, {count:,} verifications for each process"
+    by_processes(title, "verifications/s", count, costs)
     measure_bytes(folder, server, days=6, count=max(count // 4, 500))
-    return {"ledger": rates["PostgreSQL"]}
 
 
 def measure_bytes(folder: Path, server: PostgresServer, days: int, count: int) -> None:
@@ -227,7 +252,7 @@ def measure_bytes(folder: Path, server: PostgresServer, days: int, count: int) -
                     trail = AuditTrail(ledger, lake, Author("bench"), lambda: Pseudonymizer("k" * 32))
                     sizes = []
                     for number in range(days):
-                        fill_a_day(None, number, url, count)
+                        fill_a_day(lambda: None, number, url, count)
                         if is_offloaded:
                             write_responses(lake, day(number), count)
                             with hold(ledger, day(number), "bench") as held:
@@ -273,8 +298,6 @@ def size_of(ledger: Ledger) -> tuple[int, int]:
 
 def make_day(landing: Path, date: str, rows: int) -> None:
     """A CSV manifest of `rows` good rows, which share a few documents."""
-    from PIL import Image
-
     documents = landing / "documents"
     documents.mkdir(parents=True, exist_ok=True)
     for number in range(10):
@@ -290,13 +313,12 @@ def make_day(landing: Path, date: str, rows: int) -> None:
             writer.writerow([f"{date}-{number:08}", f"{number % 10}.jpg", f"{(number + 1) % 10}.jpg", tags])
 
 
-def ingest_a_day(barrier: Barrier | None, number: int, landing: str, root: str, ledger_url: str) -> None:
+def ingest_a_day(ready: Ready, number: int, landing: str, root: str, ledger_url: str) -> None:
     """Ingests one day."""
     with Ledger(ledger_url) as ledger:
         with ledger.read():
             pass
-        if barrier is not None:
-            barrier.wait()
+        ready()
         ingest_partition(
             landing=Path(landing),
             lake=Lake(root),
@@ -305,38 +327,60 @@ def ingest_a_day(barrier: Barrier | None, number: int, landing: str, root: str, 
         )
 
 
-def measure_ingest(folder: Path, server: PostgresServer, rows: int, history: Sequence[int]) -> Rates:
-    """Rows a second."""
-    rates: list[float] = []
+def measure_ingest(folder: Path, server: PostgresServer, rows: int, history: Sequence[int]) -> Costs:
+    """Rows of a manifest."""
+    costs: list[Cost] = []
     for processes in PROCESSES:
         landing = folder / f"landing{processes}"
         for number in range(processes):
             make_day(landing, day(number), rows)
         root, url = str(folder / f"ingest{processes}"), server.create_database(f"ingest{processes}")
-        seconds = together(processes, ingest_a_day, str(landing), root, url)
-        rates.append(rows * processes / seconds)
-    by_processes(f"Ingest, {rows:,} rows for each process", "rows/s", {"CSV": rates})
+        costs.append(together(processes, ingest_a_day, str(landing), root, url))
+    title = f"Ingest, {rows:,} rows for each process, which share ten documents"
+    cpu = by_processes(title, "rows/s", rows, {"CSV": costs})
     landing = folder / "landing-last"
     make_day(landing, day(0), 1000)
     found = []
     for days in history:
         lake = Lake(str(folder / f"history{days}"))
         url = server.create_database(f"history{days}")
-        copy_history(Path(lake.root), folder / "landing1", url, days)
-        started = time.perf_counter()
-        ingest_a_day(None, 0, str(landing), lake.root, url)
-        found.append([days, time.perf_counter() - started])
-    table("Ingest of a day of 1,000 rows beside a history", ["days of history", "seconds"], found)
-    return {"ingest": rates}
+        copy_history(Path(lake.root), url, days)
+        started = time.process_time()
+        ingest_a_day(lambda: None, 0, str(landing), lake.root, url)
+        found.append([days, f"{time.process_time() - started:.2f}"])
+    table("Ingest of a day of 1,000 rows beside a history", ["days of history", "CPU s"], found)
+    documents = measure_documents(folder / "documents", max(rows // 100, 20))
+    return {"ingest, rows": cpu["CSV"], "ingest, documents": documents}
 
 
-def copy_history(root: Path, landing: Path, ledger_url: str, days: int) -> None:
+def measure_documents(folder: Path, submissions: int) -> float:
+    """CPU milliseconds of the two documents of a submission, which ingest reads and hashes once."""
+    folder.mkdir()
+    for number in range(submissions):
+        for name, width, height in (("id", 1000, 640), ("selfie", 640, 480)):
+            image = Image.effect_noise((width, height), 60 + number % 30)
+            image.convert("RGB").save(folder / f"{name}-{number}.jpg", quality=60)
+    names = {path.name for path in folder.iterdir()}
+    size = sum(path.stat().st_size for path in folder.iterdir()) / submissions
+    with verify.measured() as cost, Documents(DocumentFolder(folder)) as documents:
+        found = documents.examine(names)
+    assert not any(each.problem for each in found.values())
+    cpu = cost().cpu_seconds / submissions * 1000
+    table(
+        f"The two documents of a submission, {size / 1000:,.0f} KB",
+        ["CPU ms", "a second"],
+        [[f"{cpu:.2f}", f"{submissions / cost().seconds:,.0f}"]],
+    )
+    return cpu
+
+
+def copy_history(root: Path, ledger_url: str, days: int) -> None:
     """Writes `days` days of accepted submissions, each of 1,000 rows."""
     made = root.parent / "one-day"
     if not made.exists():
         small = root.parent / "landing-small"
         make_day(small, day(-1), 1000)
-        ingest_a_day(None, -1, str(small), str(made), ledger_url)
+        ingest_a_day(lambda: None, -1, str(small), str(made), ledger_url)
     source = Path(Lake(str(made)).path(SUBMISSIONS, day(-1)))
     for number in range(days):
         target = Path(Lake(str(root)).path(SUBMISSIONS, day(-2 - number)))
@@ -386,40 +430,39 @@ def measure_build(folder: Path, history: Sequence[int], per_day: int) -> None:
                     (root / place).mkdir(parents=True)
                     os.link(made / place / PART_FILE, root / place / PART_FILE)
             s3.put(str(root), f"bucket/{days}", recursive=True)
-            local = seconds_of_build(Lake(str(root)), folder)
+            local = cost_of_build(Lake(str(root)), folder)
             with counted_requests() as requests:
-                remote = seconds_of_build(Lake(f"s3://bucket/{days}"), folder)
-            rows.append([days, local, remote, f"{remote / local:.1f} ×", requests["GET"], requests["HEAD"]])
-    columns = ["days of history", "folder, s", "S3, s", "S3 to folder", "GET", "HEAD"]
+                remote = cost_of_build(Lake(f"s3://bucket/{days}"), folder)
+            seconds = (
+                f"{local.seconds:.1f}",
+                f"{remote.seconds:.1f}",
+                f"{remote.seconds / local.seconds:.1f} ×",
+            )
+            cpu = f"{local.cpu_seconds:.1f}", f"{remote.cpu_seconds:.1f}"
+            rows.append([days, *seconds, *cpu, requests["GET"], requests["HEAD"]])
+    columns = ["days of history", "folder, s", "S3, s", "S3 to folder", "folder, CPU s", "S3, CPU s"]
+    columns += ["GET", "HEAD"]
     table(f"A build, {per_day:,} verifications a day", columns, rows)
 
 
-def seconds_of_build(lake: Lake, folder: Path) -> float:
-    """Wall time of a complete build."""
-    with tempfile.TemporaryDirectory(dir=folder) as draft:
-        started = time.perf_counter()
+def cost_of_build(lake: Lake, folder: Path) -> Cost:
+    """A complete build."""
+    with tempfile.TemporaryDirectory(dir=folder) as draft, verify.measured() as cost:
         build(lake, Path(draft) / "kyc.duckdb", run_id="bench", choices=analyze.CHOICES)
-        return time.perf_counter() - started
+    return cost()
 
 
 # --- model ------------------------------------------------------------------------------------------------
 
 
-def model(rates: Rates) -> None:
-    """Hours a day of each part, from the rates measured."""
-    known = {**rates, "flatten": [1 / FLATTEN_SECONDS]}
-    rows = []
-    for name, measured in known.items():
-        best = max(measured)
-        hours = [millions * 1e6 / best / 3600 for millions in (1, 10, 100)]
-        needed = max(1, round(100e6 / measured[0] / 3600 / HOURS + 0.5))
-        rows.append([name, measured[0], best, *(f"{each:,.1f}" for each in hours), needed])
-    columns = ["part", "a second, 1 process", "best here", *(f"hours, {n} million" for n in (1, 10, 100))]
-    table(
-        "The model",
-        [*columns, f"processes for 100 million in {HOURS} hours, each with cores of its own"],
-        rows,
-    )
+def model(costs: Costs) -> None:
+    """The cores that each part keeps busy, from the CPU time of one submission."""
+    rows = [
+        [name, f"{cpu:.3f}", *(f"{cpu / 1000 * n * 1e6 / HOURS / 3600:,.1f}" for n in MILLIONS)]
+        for name, cpu in (*costs.items(), ("flatten", FLATTEN_MS))
+    ]
+    columns = ["part", "CPU ms each", *(f"{n} million a day" for n in MILLIONS)]
+    table(f"The model: cores, if a day's work is to be done in {HOURS} hours", columns, rows)
 
 
 def main() -> None:
@@ -431,26 +474,26 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     is_quick = options.quick
-    rates: Rates = {}
+    costs: Costs = {}
     print(f"{os.cpu_count()} cores; average load at the start: {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as temporary, running_postgres() as server:
         folder = Path(temporary)
         if "calls" in options.only:
             (folder / "calls").mkdir()
-            rates |= measure_calls(folder / "calls", server, 500 if is_quick else 5000)
+            costs |= measure_calls(folder / "calls", server, 500 if is_quick else 2000)
         if "ledger" in options.only:
             (folder / "ledger").mkdir()
-            rates |= measure_ledger(folder / "ledger", server, 1280 if is_quick else 12_800)
+            measure_ledger(folder / "ledger", server, 1280 if is_quick else 6400)
         if "ingest" in options.only:
             (folder / "ingest").mkdir()
             history = (1, 20) if is_quick else (1, 100, 1000)
-            rates |= measure_ingest(folder / "ingest", server, 2000 if is_quick else 50_000, history)
+            costs |= measure_ingest(folder / "ingest", server, 2000 if is_quick else 20_000, history)
         if "build" in options.only:
             (folder / "build").mkdir()
             days = (5, 20) if is_quick else (100, 400, 1095)
             measure_build(folder / "build", days, 20 if is_quick else 100)
-    if rates:
-        model(rates)
+    if costs:
+        model(costs)
     print(f"\nAverage load at the end: {os.getloadavg()[0]:.1f}")
 
 
