@@ -40,7 +40,7 @@ sys.path.insert(0, str(REPOSITORY))
 from bench import analyze, verify  # noqa: E402
 from bench.verify import Cost  # noqa: E402
 from kyc_pipeline.analyze.build import build  # noqa: E402
-from kyc_pipeline.document_folder import DocumentFolder  # noqa: E402
+from kyc_pipeline.document_store import DocumentFolder  # noqa: E402
 from kyc_pipeline.ingest.documents import Documents  # noqa: E402
 from kyc_pipeline.ingest.lock import ingest_lock  # noqa: E402
 from kyc_pipeline.ingest.manifests import ingest_partition  # noqa: E402
