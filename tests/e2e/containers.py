@@ -38,7 +38,8 @@ _ROOTS_RIGHTS = [
 def private_network() -> Iterator[None]:
     """This thread, and what it starts in the block, have no network but a loopback interface of their own.
 
-    So every port is free, and nothing can be reached from outside, whatever it listens on.
+    So every port is free, and nothing can be reached from outside, whatever it listens on. In the block, this
+    process must not use clients with threads that outlive it (fsspec, gRPC): a thread keeps its network.
     """
     if os.geteuid() != 0:
         absent("a network namespace (it needs root)")
