@@ -11,10 +11,8 @@ from typing import Any, Final
 
 import fsspec
 
-from kyc_pipeline.lake.storage import Lake, Partition
+from kyc_pipeline.lake.storage import SMALL, Lake, Partition
 
-SMALL: Final = 8 << 20
-"""Bytes of the largest object that is fetched whole."""
 _AT_ONCE: Final = 64 << 20
 """Bytes that are in memory at a time."""
 
