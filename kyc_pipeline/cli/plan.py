@@ -10,6 +10,7 @@ from kyc_pipeline.cli.options import check_landing, date_range, format_table, pa
 from kyc_pipeline.errors import KycError, in_one_line
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import IngestSummary, awaits_files, ingest_partition, is_ingested
+from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
@@ -123,6 +124,7 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
                     date=day,
                     erased=erased,
                     destination=scratch,
+                    owners=Owners(lake, ledger),
                     options=options,
                 )
             except KycError as error:

@@ -81,6 +81,8 @@ class Findings:
     days: dict[str, Day] = field(default_factory=dict)
     ledger: dict[str, str] = field(default_factory=dict)
     """Date of each submission in the ledger, by id."""
+    owned: set[str] = field(default_factory=set, repr=False)
+    """Submissions that only the ledger's table `owners` has."""
     labels: set[str] = field(default_factory=set, repr=False)
     """Submissions with rows in `labels`."""
     label_rows: int = 0
@@ -118,7 +120,12 @@ class Findings:
     @property
     def is_known(self) -> bool:
         """Whether anything ties the person to this pipeline, now or before an erasure."""
-        stored = self.ledger.keys() | self.labels | {each for day in self.days.values() for each in day.ids}
+        stored = (
+            self.ledger.keys()
+            | self.owned
+            | self.labels
+            | {each for day in self.days.values() for each in day.ids}
+        )
         return bool(self.was_erased or self.manifest_rows or self.echoed or self.ids & stored)
 
     @property
@@ -134,7 +141,7 @@ class Findings:
     @property
     def is_stored(self) -> bool:
         """Whether the lake or the ledger holds anything."""
-        return bool(self.days or self.ledger or self.labels)
+        return bool(self.days or self.ledger or self.owned or self.labels)
 
     @property
     def dates(self) -> list[str]:
@@ -337,6 +344,7 @@ def _search_lake_and_ledger(stores: Stores, found: Findings) -> None:
     found.ledger = {
         key: date for key, date in stores.ledger.submissions() if found.erased.has(SUBMISSION_TAG, key)
     }
+    found.owned = {key for key in stores.ledger.owned() if found.erased.has(SUBMISSION_TAG, key)}
     stores.ledger.vendor_records(found.ledger, found.vendor)
 
 

@@ -75,7 +75,7 @@ def forget_rejected(stores: Stores, today: date, days: int | None) -> None:
     """
     lake = stores.lake
     for day, places in find_rejected(stores, today, days).due.items():
-        with stores.ledger.holding([day]) as check_lease, stores.ledger.ingest_lock() as check_lock:
+        with stores.ledger.holding([day]) as check_lease:
             rows = lake.read(REJECTED_SUBMISSIONS, day)
             # The day may have been ingested again since.
             mask = pc.and_(_is_due(rows), is_at(rows, places))
@@ -83,7 +83,6 @@ def forget_rejected(stores: Stores, today: date, days: int | None) -> None:
                 index = rows.schema.get_field_index(name)
                 kept = pc.if_else(mask, pa.scalar(None, pa.string()), rows[name])
                 rows = rows.set_column(index, name, kept)
-            check_lock()
             check_lease()
             lake.write(REJECTED_SUBMISSIONS, day, rows, lake.metadata(REJECTED_SUBMISSIONS, day))
 

@@ -40,6 +40,14 @@ class LeaseLost(KycError):
     """Another run took the partition over while this one could not reach the ledger."""
 
 
+def lease_lost(lease: Lease) -> LeaseLost:
+    """The error for a lease that another run has taken."""
+    return LeaseLost(
+        f"partition {lease.partition_date} was taken over by another run: "
+        "every response is in the ledger; run the partition again when that run has ended"
+    )
+
+
 @dataclass(slots=True)
 class HeldLease:
     """A lease that is renewed while the block of :func:`hold` runs."""
@@ -76,10 +84,7 @@ class HeldLease:
                 "every response is in the ledger; run the partition again"
             )
         if not self.renew():
-            raise LeaseLost(
-                f"partition {self.lease.partition_date} was taken over by another run: "
-                "every response is in the ledger; run the partition again when that run has ended"
-            )
+            raise lease_lost(self.lease)
 
     @property
     def _is_orphan(self) -> bool:

@@ -39,9 +39,9 @@ from sqlalchemy import Engine
 
 from kyc_pipeline.deepxl import tracing
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest import manifests, ownership, state
-from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest import manifests, owners, ownership, state
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
+from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.ingest.state import turns
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Table
@@ -432,7 +432,7 @@ class World:
                 landing=self.landing,
                 lake=self.lake,
                 date=day,
-                lock=ingest_lock(run.ledger, run.name),
+                owners=Owners(self.lake, run.ledger, held),
                 confirm=held.check,
             )
         self.kernel.note(f"{day} is ingested: {summary.accepted} accepted, {dict(summary.rejected)}")
@@ -630,9 +630,11 @@ def simulation() -> Iterator[None]:
     _replace_identity(replace)
     replace_processes(replace, _world)
     replace(tempfile, "tempdir", str(_templates()[0]))
-    replace(locks, "_POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
+    replace(locks, "POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
     replace(locks, "_SILENT_SECONDS", math.inf)
-    replace(ownership, "duckdb", simulated.Substitute(duckdb, connect=_database()))
+    database = simulated.Substitute(duckdb, connect=_database())
+    replace(ownership, "duckdb", database)
+    replace(owners, "duckdb", database)
     random_state, threshold = random.getstate(), gc.get_threshold()
     try:
         with warnings.catch_warnings():
