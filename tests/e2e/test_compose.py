@@ -118,9 +118,10 @@ def test_the_guide_leads_to_a_first_backfill(site: Site) -> None:
     assert poll(status, "nginx", log=site.compose.containers["nginx"].log) == 302
     assert status(SIGNED_IN) == 200
 
-    for name in ("daemon", "webserver"):
-        lines = site.compose.containers[name].log.read_text(encoding="utf-8").splitlines()
-        assert all(line.startswith("Dagster UI on") or json.loads(line)["level"] for line in lines)
+    # Not the webserver's: it was replaced, and at its end DuckDB may print lines of its own.
+    assert all(
+        json.loads(line)["level"] for line in site.compose.containers["daemon"].log.read_text().splitlines()
+    )
     codes = site.compose.down()
     assert {code for name, code in codes.items() if name not in ("s3", "nginx")} == {0}, codes
 
