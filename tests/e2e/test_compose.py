@@ -29,7 +29,7 @@ from tests.optional import absent, optional_module
 from tests.unit.postgres import running_postgres
 from tests.unit.seaweed import seaweed_program
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.scale]
 
 _, *MORE = DAYS = ("2024-09-01", "2024-09-02", "2024-09-03")
 HOST = "kyc.example.com"

@@ -28,7 +28,7 @@ from tests.optional import optional_module
 from tests.unit.postgres import running_postgres
 from tests.unit.seaweed import running_seaweed, seaweed_program
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.scale]
 
 JOB = "verify_and_publish"
 SIMPLE, KILLED, TERMINATED, DRAINED = "2024-09-01", "2024-09-02", "2024-09-03", "2024-09-04"
