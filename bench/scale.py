@@ -484,7 +484,7 @@ def main() -> None:
             measure_ledger(folder / "ledger", server, 1280 if is_quick else 6400)
         if "ingest" in options.only:
             (folder / "ingest").mkdir()
-            history = (1, 20) if is_quick else (1, 100, 1000)
+            history = (1, 20) if is_quick else (1, 100)
             costs |= measure_ingest(folder / "ingest", server, 2000 if is_quick else 20_000, history)
         if "build" in options.only:
             (folder / "build").mkdir()
