@@ -176,6 +176,19 @@ def test_a_ledger_that_forgot_one_outcome_is_refused(paid: World, simulator: Sim
     assert simulator.received.total() == 2
 
 
+def test_a_damaged_partition_is_named_and_can_be_moved_away(paid: World, simulator: Simulator) -> None:
+    [file] = (paid.root / "lake").glob(f"restricted/verification_responses/date={DATE}/*.parquet")
+    file.write_bytes(file.read_bytes()[:-100])
+    paid.submit("a", "b", "c")
+    again = another(paid)
+    with pytest.raises(WrongLedger, match=rf"date={DATE}\S+ is damaged, .* move it away"):
+        again.verify()
+    assert simulator.received.total() == 2
+    file.unlink()
+    assert again.verify().calls == 1
+    assert sorted(again.responses()) == ["a", "b", "c"]
+
+
 def test_two_lakes_cannot_share_a_ledger(paid: World, tmp_path: Path, simulator: Simulator) -> None:
     other = World(tmp_path / "other", simulator.url, paid.settings.kyc_ledger_url.get_secret_value())
     other.submit("x")
