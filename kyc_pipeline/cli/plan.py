@@ -11,7 +11,7 @@ from kyc_pipeline.errors import KycError, in_one_line
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import IngestSummary, awaits_files, ingest_partition, is_ingested
 from kyc_pipeline.ingest.owners import Owners
-from kyc_pipeline.ingest.state import turns
+from kyc_pipeline.ingest.state import ingest_order
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.ledger.day_budget import DayBudget
@@ -131,7 +131,7 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
                 unreadable[day] = error
 
         for batch in batches(days):
-            for day in turns(batch, is_outdated):
+            for day in ingest_order(batch, is_outdated):
                 # What was sent stays. Other rows may change with their documents, even if no manifest does.
                 may_change = awaits_files(lake, day, MAY_NO_LONGER_APPLY)
                 if is_outdated(day) or may_change or plan_of(day).calls_to_make:

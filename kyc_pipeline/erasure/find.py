@@ -39,7 +39,7 @@ _ALSO_READ: Final[Mapping[Table, tuple[str, ...]]] = {
     VERIFICATIONS: ("verification_id",),
 }
 
-Place = tuple[str, int]
+RowPlace = tuple[str, int]
 """A row's manifest and its row number there."""
 
 
@@ -49,7 +49,7 @@ class Day:
 
     ids: set[str] = field(default_factory=set)
     rows: Counter[Table] = field(default_factory=Counter)
-    places: set[Place] = field(default_factory=set)
+    places: set[RowPlace] = field(default_factory=set)
     """Their rows in the day's manifests, if the manifests have not changed since the ingest."""
 
 
@@ -432,12 +432,12 @@ def is_among(ids: Any, wanted: Iterable[str]) -> Any:
     return pc.is_in(ids, value_set=pa.array(sorted(wanted), pa.string()))
 
 
-def is_at(rows: Any, places: set[Place]) -> Any:
+def is_at(rows: Any, places: set[RowPlace]) -> Any:
     """Mask of the rows whose place is in `places`."""
     return pa.array([place in places for place in places_of(rows)], pa.bool_())
 
 
-def places_of(rows: Any) -> Iterator[Place]:
+def places_of(rows: Any) -> Iterator[RowPlace]:
     """The rows' places in their manifests."""
     yield from zip(rows["manifest"].to_pylist(), rows["manifest_row"].to_pylist(), strict=True)
 

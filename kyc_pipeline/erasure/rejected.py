@@ -12,7 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kyc_pipeline.erasure.find import Place, is_at, places_of
+from kyc_pipeline.erasure.find import RowPlace, is_at, places_of
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.ingest.state import LEFT_TO_OWNER
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS
@@ -29,7 +29,7 @@ _STAYING: Final = (*LEFT_TO_OWNER, Reason.ERASED_SUBJECT.value)
 class RejectedRows:
     """Rejected rows whose id and detail are due for removal."""
 
-    due: dict[str, set[Place]] = field(default_factory=dict, repr=False)
+    due: dict[str, set[RowPlace]] = field(default_factory=dict, repr=False)
     """Their places, by day."""
     held: int = 0
     """Rows that a legal hold covers, or may cover."""
@@ -93,9 +93,9 @@ def _is_due(rows: pa.Table | pa.RecordBatch) -> Any:
     return pc.and_(has_any, pc.invert(pc.is_in(rows["reason"], value_set=pa.array(_STAYING))))
 
 
-def _covered(stores: Stores, holds: Holds) -> dict[str, set[Place]]:
+def _covered(stores: Stores, holds: Holds) -> dict[str, set[RowPlace]]:
     """The manifest rows that holds cover, by day."""
-    covered: dict[str, set[Place]] = defaultdict(set)
+    covered: dict[str, set[RowPlace]] = defaultdict(set)
     for row in stores.landing.rows() if holds else ():
         if any(map(holds, row.readings)):
             covered[row.date].add((row.manifest, row.row))

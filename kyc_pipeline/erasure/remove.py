@@ -16,7 +16,7 @@ from kyc_pipeline.erasure.find import (
     ID_COLUMN,
     Day,
     Findings,
-    Place,
+    RowPlace,
     find_again,
     find_holds,
     is_among,
@@ -158,7 +158,7 @@ def _reject(lake: Lake, date: str, day: Day) -> int:
 
     Returns how many of their submissions were changed after they were sent, so that their rows were rejected.
     """
-    accepted: set[Place] = set()
+    accepted: set[RowPlace] = set()
     if lake.exists(SUBMISSIONS, date):
         for batch in lake.batches(SUBMISSIONS, date, ["submission_id", "manifest", "manifest_row"]):
             theirs = batch.filter(is_among(batch["submission_id"], day.ids))

@@ -43,8 +43,8 @@ class LeaseLost(KycError):
 def lease_lost(lease: Lease) -> LeaseLost:
     """The error for a lease that another run has taken."""
     return LeaseLost(
-        f"partition {lease.partition_date} was taken over by another run: "
-        "every response is in the ledger; run the partition again when that run has ended"
+        f"{_named(lease.partition_date)} was taken over by another run: "
+        "nothing that was recorded is lost; start again when that run has ended"
     )
 
 
@@ -81,7 +81,7 @@ class HeldLease:
         if self._is_orphan:
             raise LeaseLost(
                 f"the run that has partition {self.lease.partition_date} has ended: "
-                "every response is in the ledger; run the partition again"
+                "nothing that was recorded is lost; start again"
             )
         if not self.renew():
             raise lease_lost(self.lease)

@@ -42,7 +42,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest import manifests, owners, ownership, state
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
 from kyc_pipeline.ingest.owners import Owners
-from kyc_pipeline.ingest.state import turns
+from kyc_pipeline.ingest.state import ingest_order
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Table
 from kyc_pipeline.ledger import locks, sqlite
@@ -51,9 +51,10 @@ from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.decisions import list_held, resolve_held
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.engine import VerifySummary, verify_partition
+from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.planning import PartitionPlan, plan_partitions
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import VerifySummary
 from tests.simulation import kernel as simulated
 from tests.simulation import network
 from tests.simulation.deliveries import DOCUMENTS, Deliveries
@@ -400,7 +401,7 @@ class World:
 
     def _days_to_ingest(self, *, everything: bool) -> Iterator[str]:
         if self.deliveries is not None and everything:
-            yield from turns(self.days, self.is_outdated)
+            yield from ingest_order(self.days, self.is_outdated)
         elif self.deliveries is not None:
             for _ in self.days:  # the sensor asks again for a day that another outdated
                 yield from filter(self.is_outdated, self.days)

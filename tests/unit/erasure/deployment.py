@@ -30,8 +30,10 @@ from kyc_pipeline.ledger.offload import offload
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.engine import Timing, VerifySummary, verify_partition
+from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import VerifySummary
 
 KEY = "k" * 32
 LEDGER_TABLES = ("owners", "submissions", "attempts", "decisions", "erasures", "leases")

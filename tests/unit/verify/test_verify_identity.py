@@ -27,9 +27,10 @@ from kyc_pipeline.ledger.leases import LeaseLost, acquire_lease
 from kyc_pipeline.ledger.models import Claim
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.ledger.times import now
-from kyc_pipeline.verify.engine import CallBudget, Stopped
+from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.look_up_first import discovery
 from kyc_pipeline.verify.partition import work
+from kyc_pipeline.verify.summary import Stopped
 from tests.faults import Meanwhile
 from tests.unit.killed_commit import kill_in_commit
 from tests.unit.postgres import running_postgres
