@@ -77,7 +77,7 @@ def erase(
         if dry_run:
             click.echo("dry run: nothing changes. The erasure would do this:")
         click.echo(_describe(found, delete_documents=landing))
-        if is_to_do and _is_published(settings):
+        if is_to_do and not found.holds and _is_published(settings):
             click.echo("warehouse and report are rebuilt")
         if dry_run:
             _end(context, found)

@@ -28,9 +28,9 @@ def held() -> None:
 def list_command() -> None:
     """List the held submissions, oldest first."""
     with open_ledger(load_settings()) as ledger:
-        rows = list_held(ledger)
+        rows, is_new = list_held(ledger), not ledger.exists()
     if not rows:
-        click.echo("nothing is held")
+        click.echo(f"nothing is held: there is no ledger yet ({ledger.name})" if is_new else "nothing is held")
         return
     click.echo(
         format_table(

@@ -24,9 +24,10 @@ def rejected(first: date | None, last: date | None) -> None:
     last, whatever the days.
     """
     lake = Lake(load_settings().kyc_lake)
+    ingested = lake.dates(REJECTED_SUBMISSIONS)
     days = [
         day
-        for day in lake.dates(REJECTED_SUBMISSIONS)
+        for day in ingested
         if (first is None or first.isoformat() <= day) and (last is None or day <= last.isoformat())
     ]
     rows = [
@@ -40,6 +41,7 @@ def rejected(first: date | None, last: date | None) -> None:
             for row in lake.read(REJECTED_LABELS, WHOLE, COLUMNS).to_pylist()
         ]
     if not rows:
-        click.echo("no rejected rows")
+        nothing = "" if ingested else f": no day is ingested yet in {lake.root}"
+        click.echo(f"no rejected rows{nothing}")
         return
     click.echo(format_table(("date", "manifest", "row", "reason"), rows))

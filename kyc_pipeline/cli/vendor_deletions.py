@@ -70,6 +70,9 @@ def confirm_command(
         raise click.UsageError("give one of --request, --verification and --all")
     if not evidence.strip():
         raise UsageError("--evidence must not be empty: say how you know that DeepXL deleted the records")
+    today = datetime.now(UTC).date()
+    if day and day > today:
+        raise UsageError(f"--date {day} is in the future: give the day on which DeepXL deleted the records")
     settings = load_settings()
     with (
         open_ledger(settings) as ledger,
@@ -78,7 +81,7 @@ def confirm_command(
         count = register.confirm(
             ledger,
             trail,
-            on=day or datetime.now(UTC).date(),
+            on=day or today,
             who=operator(settings.kyc_operator),
             evidence=evidence.strip(),
             request=request,

@@ -98,7 +98,7 @@ def check_day(pipeline: Pipeline, ledger: Ledger, instance: dg.DagsterInstance, 
     fault = last.asset_materialization.metadata.get(FAULT) if last and last.asset_materialization else None
     todo = []
     if fault is not None:
-        todo.append(f"{fault.value}: then run the day again, with {run_again(day)}")
+        todo.append(f"{fault.value}: once that is mended, run the day again, with {run_again(day)}")
     if counts["held"]:
         todo.append("decide about the held ones: `kyc-pipeline held list`")
     found = f"{day}: {in_words(counts)}"

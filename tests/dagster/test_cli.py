@@ -396,7 +396,8 @@ def test_wrong_usage_exits_with_2(landing: Landing, run: Run, arguments: tuple[s
 
 
 def test_nothing_is_held(run: Run) -> None:
-    assert run("held", "list")[:2] == (0, "nothing is held\n")
+    code, out, _ = run("held", "list")
+    assert (code, out.startswith("nothing is held: there is no ledger yet (sqlite:///")) == (0, True)
 
 
 def test_a_long_wait_for_the_rate_limit_is_announced_and_can_be_ended(

@@ -254,6 +254,8 @@ def test_what_deepxl_must_delete_is_listed_until_somebody_confirms_it(
     assert run(*confirm, "--all", "--request", "R-12", "--evidence", "letter 7")[0] == 2
     code, _, err = run(*confirm, "--request", "R-13", "--evidence", "letter 7")
     assert (code, "no such record is open" in err) == (2, True)
+    code, _, err = run(*confirm, "--all", "--evidence", "letter 7", "--date", "9999-03-03")
+    assert (code, "--date 9999-03-03 is in the future" in err) == (2, True)
     evidence = ("--evidence", "letter 7", "--date", "2026-03-03")
     assert run(*confirm, "--request", "R-12", *evidence) == (0, "1 deletion confirmed\n", "")
     assert run("vendor-deletions", "list")[1] == "DeepXL has nothing to delete\n"

@@ -184,7 +184,7 @@ HELD, COMPLETED, REFUSED = (
 )
 UP = {"kyc_ledger_up": 1.0, "kyc_runs_under_way": 0.0}
 DOWN = {"kyc_ledger_up": 0.0}
-DENIED = f"then run the day again, with `kyc-pipeline backfill --from {DAY} --to {DAY}`"
+DENIED = f"once that is mended, run the day again, with `kyc-pipeline backfill --from {DAY} --to {DAY}`"
 
 SHARED: Mapping[str, tuple[str, BringAbout, str]] = {
     # day -> ending, how, and what the run's log says of the day
@@ -444,6 +444,8 @@ def test_the_code_location_has_the_name_that_runs_are_given() -> None:
 
 
 def test_rejected_rows_are_listed_without_their_content(day: Day, run: Run) -> None:
+    code, out, _ = run("rejected")
+    assert (code, out.startswith("no rejected rows: no day is ingested yet in ")) == (0, True)
     good = day.landing.submission("good", 1)
     day.landing.manifest(DAY, [good, {"submission_id": "Jane-Roe"}, {**good, "submission_id": "Jane Roe"}])
     with running_simulator(token=TOKEN) as simulator:

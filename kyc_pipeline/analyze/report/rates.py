@@ -267,7 +267,8 @@ def companies(reader: WarehouseReader) -> Section:
             SELECT *, row_number() OVER (
                     PARTITION BY period ORDER BY company_id = '{SUPPRESSED}', n DESC, company_id
                 ) AS place,
-                count(*) OVER (PARTITION BY period) AS companies,
+                count(*) FILTER (company_id IS DISTINCT FROM '{SUPPRESSED}')
+                    OVER (PARTITION BY period) AS companies,
                 sum(k) OVER (PARTITION BY period) / sum(n) OVER (PARTITION BY period) AS overall
             FROM counts
         )
@@ -284,7 +285,7 @@ def companies(reader: WarehouseReader) -> Section:
     for row in rows:
         others = row["companies"] - _COMPANIES
         row["company"] = (
-            f"{some(others, 'other')} together"
+            (f"{some(others, 'other')} together" if others > 0 else _SMALL)
             if row["company"] is None
             else names.get(row["company"], row["company"])
         )

@@ -312,4 +312,5 @@ def test_the_report_names_no_small_company(small: Lake, deployed: Path, tmp_path
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "marked-tiny" not in page
     assert "small ones together" in page
+    assert ">1 company<" in page
     assert "acme · acme Ltd" in page
