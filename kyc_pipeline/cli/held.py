@@ -30,7 +30,8 @@ def list_command() -> None:
     with open_ledger(load_settings()) as ledger:
         rows, is_new = list_held(ledger), not ledger.exists()
     if not rows:
-        click.echo(f"nothing is held: there is no ledger yet ({ledger.name})" if is_new else "nothing is held")
+        why = f": there is no ledger yet ({ledger.name})" if is_new else ""
+        click.echo(f"nothing is held{why}")
         return
     click.echo(
         format_table(

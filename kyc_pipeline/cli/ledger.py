@@ -1,5 +1,6 @@
 """`kyc-pipeline ledger`: checks that the ledger is sound and is the lake's, moves it, restores it."""
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -94,15 +95,18 @@ def restore_command(backup: Path | None, replace: bool, reason: str | None, requ
     of the former ledger, if that can be read.
     """
     lake, mine = _open()
-    with mine:
+    with mine, contextlib.ExitStack() as stack:
+        source = None
+        if backup is not None:
+            if not replace and mine.file is not None and mine.file.exists():
+                raise UsageError(f"there is a ledger at {mine.name}: add --replace to rename its file first")
+            source = stack.enter_context(transfer.opened_backup(backup))
+            transfer.check_backup(lake, source)  # before the ledger makes room for it
         aside = transfer.set_aside(mine) if replace else None
         if aside is not None:
             click.echo(f"the former ledger is {aside} now")
-        if backup is not None:
-            if mine.file is not None and mine.file.exists():
-                raise UsageError(f"there is a ledger at {mine.name}: add --replace to rename its file first")
-            with transfer.opened_backup(backup) as source:
-                _show(transfer.copy_backup(lake, source, mine))
+        if source is not None:
+            _show(transfer.copy_backup(source, mine))
         if aside is not None:
             _carry_over(lake, aside, mine)
         added = transfer.complete_from_lake(lake, mine)

@@ -19,7 +19,7 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import sqlite
 from kyc_pipeline.ledger.audit import newest_entry
-from kyc_pipeline.ledger.database import Ledger, WrongLedger
+from kyc_pipeline.ledger.database import Ledger, LedgerError, WrongLedger
 from kyc_pipeline.ledger.day_budget import recount
 from kyc_pipeline.ledger.identity import (
     check_bond,
@@ -95,7 +95,11 @@ def opened_backup(backup: Path) -> Iterator[Ledger]:
         except OSError as error:
             raise KycError(f"cannot copy the backup {backup}: {error.strerror}") from error
         with Ledger(f"sqlite:///{copy}") as ledger:
-            if not ledger.exists():
+            try:
+                is_ledger = ledger.exists()
+            except LedgerError as error:
+                raise LedgerError(str(error).replace(ledger.name, str(backup))) from None
+            if not is_ledger:
                 raise UsageError(f"the backup {backup} is not a ledger")
             yield ledger
 
@@ -117,12 +121,16 @@ def set_aside(ledger: Ledger) -> Path | None:
     return aside
 
 
-def copy_backup(lake: Lake, backup: Ledger, ledger: Ledger) -> dict[str, int]:
-    """Copies a backup into the ledger, which must be empty. Returns the rows of each table."""
+def check_backup(lake: Lake, backup: Ledger) -> None:
+    """Raises :class:`KycError` if the backup is damaged, or is not of this lake's ledger."""
     check_health(backup)
     known, theirs = read_lake_identity(lake), read_identity(backup)
     if known is not None and theirs.lake_id not in (None, known.lake_id):
         raise WrongLedger(f"the backup belongs to another lake than {lake.root}: use this lake's backup")
+
+
+def copy_backup(backup: Ledger, ledger: Ledger) -> dict[str, int]:
+    """Copies a checked backup into the ledger, which must be empty. Returns the rows of each table."""
     return _copy(backup, ledger)
 
 

@@ -271,7 +271,7 @@ def test_a_ledger_restored_from_before_can_be_rekeyed_again(
     aside = transfer.set_aside(deployment.ledger)
     assert aside is not None
     with transfer.opened_backup(backup) as former:
-        transfer.copy_backup(deployment.lake, former, deployment.ledger)
+        transfer.copy_backup(former, deployment.ledger)
     with transfer.opened_backup(aside) as former:
         carried = transfer.carry_over(deployment.lake, former, deployment.ledger)
     transfer.declare_restored(deployment.lake, deployment.ledger)

@@ -63,6 +63,11 @@ def test_a_lost_ledger_is_restored_from_backup_and_lake(world: World, run: Run, 
     assert (code, "completed with 1 outcome from the lake" in text) == (0, True)
     code, text = run("restore", backup)
     assert (code, "add --replace" in text) == (1, True)
+    content = file.read_bytes()
+    for wrong, problem in (("no-such-file", "there is no backup"), (__file__, "file is not a database")):
+        code, text = run("restore", wrong, "--replace")
+        assert (code, problem in text, __file__ in text or "no-such" in text) == (1, True, True)
+        assert file.read_bytes() == content, "it stays in use"
     code, text = run("restore", backup, "--replace")
     assert (code, "the former ledger is" in text) == (0, True)
     code, text = run("check")
