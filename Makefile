@@ -18,7 +18,7 @@ export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 # Many container images set it. Then each process compiles the package and the tests again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-ui dev test pictures coverage test-unit test-image simulate fuzz fuzz-guided mutants check format dictionary install lock audit sbom bench clean
+.PHONY: help setup demo demo-ui dev test pictures coverage test-unit test-scale test-image simulate fuzz fuzz-guided mutants check format dictionary install lock audit sbom bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,9 +43,12 @@ dev: setup ## start Dagster's webserver and daemon on 127.0.0.1:3000
 	@chmod go= $(DAGSTER_HOME)
 	$(BIN)/kyc-pipeline ui --port $(DEV_PORT)
 
-test: setup ## run all tests; installs a browser if there is none
+test: setup ## run all tests of one host; installs a browser if there is none
 	$(BIN)/python -m tests.e2e.browser
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not scale" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test-scale: setup ## run the tests of several hosts: Celery, Compose and Kubernetes, in containers of runc
+	$(BIN)/python -m pytest tests/e2e -m scale
 
 coverage: setup ## fail if the branch coverage of deepxl by its unit tests falls
 	$(BIN)/python -m pytest $(COVERED:%=tests/unit/%) -m "not e2e" --numprocesses 2 --dist worksteal \

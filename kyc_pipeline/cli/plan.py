@@ -10,7 +10,8 @@ from kyc_pipeline.cli.options import check_landing, date_range, format_table, pa
 from kyc_pipeline.errors import KycError, in_one_line
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import IngestSummary, awaits_files, ingest_partition, is_ingested
-from kyc_pipeline.ingest.state import turns
+from kyc_pipeline.ingest.owners import Owners
+from kyc_pipeline.ingest.state import ingest_order
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.ledger.day_budget import DayBudget
@@ -123,13 +124,14 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
                     date=day,
                     erased=erased,
                     destination=scratch,
+                    owners=Owners(lake, ledger),
                     options=options,
                 )
             except KycError as error:
                 unreadable[day] = error
 
         for batch in batches(days):
-            for day in turns(batch, is_outdated):
+            for day in ingest_order(batch, is_outdated):
                 # What was sent stays. Other rows may change with their documents, even if no manifest does.
                 may_change = awaits_files(lake, day, MAY_NO_LONGER_APPLY)
                 if is_outdated(day) or may_change or plan_of(day).calls_to_make:

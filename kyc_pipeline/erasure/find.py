@@ -39,7 +39,7 @@ _ALSO_READ: Final[Mapping[Table, tuple[str, ...]]] = {
     VERIFICATIONS: ("verification_id",),
 }
 
-Place = tuple[str, int]
+RowPlace = tuple[str, int]
 """A row's manifest and its row number there."""
 
 
@@ -49,7 +49,7 @@ class Day:
 
     ids: set[str] = field(default_factory=set)
     rows: Counter[Table] = field(default_factory=Counter)
-    places: set[Place] = field(default_factory=set)
+    places: set[RowPlace] = field(default_factory=set)
     """Their rows in the day's manifests, if the manifests have not changed since the ingest."""
 
 
@@ -81,6 +81,8 @@ class Findings:
     days: dict[str, Day] = field(default_factory=dict)
     ledger: dict[str, str] = field(default_factory=dict)
     """Date of each submission in the ledger, by id."""
+    owned: set[str] = field(default_factory=set, repr=False)
+    """Submissions that only the ledger's table `owners` has."""
     labels: set[str] = field(default_factory=set, repr=False)
     """Submissions with rows in `labels`."""
     label_rows: int = 0
@@ -118,7 +120,12 @@ class Findings:
     @property
     def is_known(self) -> bool:
         """Whether anything ties the person to this pipeline, now or before an erasure."""
-        stored = self.ledger.keys() | self.labels | {each for day in self.days.values() for each in day.ids}
+        stored = (
+            self.ledger.keys()
+            | self.owned
+            | self.labels
+            | {each for day in self.days.values() for each in day.ids}
+        )
         return bool(self.was_erased or self.manifest_rows or self.echoed or self.ids & stored)
 
     @property
@@ -134,7 +141,7 @@ class Findings:
     @property
     def is_stored(self) -> bool:
         """Whether the lake or the ledger holds anything."""
-        return bool(self.days or self.ledger or self.labels)
+        return bool(self.days or self.ledger or self.owned or self.labels)
 
     @property
     def dates(self) -> list[str]:
@@ -337,6 +344,7 @@ def _search_lake_and_ledger(stores: Stores, found: Findings) -> None:
     found.ledger = {
         key: date for key, date in stores.ledger.submissions() if found.erased.has(SUBMISSION_TAG, key)
     }
+    found.owned = {key for key in stores.ledger.owned() if found.erased.has(SUBMISSION_TAG, key)}
     stores.ledger.vendor_records(found.ledger, found.vendor)
 
 
@@ -424,12 +432,12 @@ def is_among(ids: Any, wanted: Iterable[str]) -> Any:
     return pc.is_in(ids, value_set=pa.array(sorted(wanted), pa.string()))
 
 
-def is_at(rows: Any, places: set[Place]) -> Any:
+def is_at(rows: Any, places: set[RowPlace]) -> Any:
     """Mask of the rows whose place is in `places`."""
     return pa.array([place in places for place in places_of(rows)], pa.bool_())
 
 
-def places_of(rows: Any) -> Iterator[Place]:
+def places_of(rows: Any) -> Iterator[RowPlace]:
     """The rows' places in their manifests."""
     yield from zip(rows["manifest"].to_pylist(), rows["manifest_row"].to_pylist(), strict=True)
 

@@ -30,7 +30,9 @@ from sqlalchemy import (
 
 from kyc_pipeline.deepxl.call_errors import ContractBroken
 from kyc_pipeline.deepxl.contract import reread
-from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest.lock import labels_lock
+from kyc_pipeline.ingest.owners import wait_for_ingests
+from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.ledger.legal_holds import LegalHold, key_ids, read_holds
@@ -43,6 +45,7 @@ from kyc_pipeline.ledger.schema import (
     decisions,
     erasures,
     legal_holds,
+    owners,
     submissions,
     vendor_deletions,
 )
@@ -57,6 +60,7 @@ from kyc_pipeline.vocabulary import SUBMISSION_TAG
 RUN_ID: Final = "erase"
 _ROWS_PER_FETCH: Final = 500
 _ROWS_PER_COMMIT: Final = 500
+_VACUUM: Final = "VACUUM owners, submissions, attempts, decisions, vendor_deletions, erasures, legal_holds"
 _PLAIN: Final = re.compile(r"[a-z0-9]+")
 
 
@@ -109,6 +113,14 @@ class LedgerErasure:
             with self._ledger.write() as connection:
                 connection.execute(update(submissions).where(part).values(response_sha256=None))
 
+    def owned(self) -> Iterator[str]:
+        """Ids that a day owns, but that were never sent."""
+        was_sent = select(submissions.c.submission_id).where(
+            submissions.c.submission_id == owners.c.submission_id
+        )
+        for row in self._rows(select(owners.c.submission_id).where(~was_sent.exists())):
+            yield row[0]
+
     def responded_with(self, value: str, has: Callable[[str, str], bool]) -> list[str]:
         """Ids of submissions whose response in the ledger has a tag for which `has(name, value)` is true.
 
@@ -142,7 +154,7 @@ class LedgerErasure:
         self, submission_ids: Collection[str], pseudonyms: Collection[str]
     ) -> dict[str, list[dict[str, Any]]]:
         """All that the ledger has of these submissions, by table. `pseudonyms` are those of their ids."""
-        columns = [table.c.submission_id for table in (submissions, attempts, decisions)]
+        columns = [table.c.submission_id for table in (owners, submissions, attempts, decisions)]
         wanted = [(column, sorted(submission_ids)) for column in columns]
         wanted.append((vendor_deletions.c.submission, sorted(pseudonyms)))
         return {
@@ -183,9 +195,13 @@ class LedgerErasure:
 
             yield check
 
-    def ingest_lock(self) -> AbstractContextManager[Callable[[], None]]:
-        """Prevents ingests from reading the lake while it is rewritten; see :func:`lock.ingest_lock`."""
-        return ingest_lock(self._ledger, RUN_ID)
+    def labels_lock(self) -> AbstractContextManager[Callable[[], None]]:
+        """Prevents labels from being read while they are rewritten; see :func:`lock.labels_lock`."""
+        return labels_lock(self._ledger, RUN_ID)
+
+    def wait_for_ingests(self, lake: Lake) -> None:
+        """Waits until whatever is being published is in the lake. Raises :class:`PartitionBusy`."""
+        wait_for_ingests(lake, self._ledger, RUN_ID)
 
     def remember(self, tombstones: Iterable[Tombstone]) -> None:
         """Stores new tombstones; those already stored are left unchanged."""
@@ -225,6 +241,7 @@ class LedgerErasure:
         for start in range(0, len(pairs), _ROWS_PER_COMMIT):
             with self._ledger.write() as connection:
                 for submission_id, pseudonym in pairs[start : start + _ROWS_PER_COMMIT]:
+                    connection.execute(delete(owners).where(owners.c.submission_id == submission_id))
                     _erase(connection, submission_id, pseudonym)
 
     def purge(self) -> None:
@@ -238,9 +255,7 @@ class LedgerErasure:
             return
         if ledger.file is None:
             with ledger.read() as connection:
-                connection.execution_options(isolation_level="AUTOCOMMIT").execute(
-                    text("VACUUM submissions, attempts, decisions, vendor_deletions, erasures, legal_holds")
-                )
+                connection.execution_options(isolation_level="AUTOCOMMIT").execute(text(_VACUUM))
             return
         with ledger.upkeep(ledger.file) as connection:
             connection.execute("PRAGMA secure_delete=ON")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kyc_pipeline.erasure.find import Place, is_at, places_of
+from kyc_pipeline.erasure.find import RowPlace, is_at, places_of
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.ingest.state import LEFT_TO_OWNER
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS
@@ -29,7 +29,7 @@ _STAYING: Final = (*LEFT_TO_OWNER, Reason.ERASED_SUBJECT.value)
 class RejectedRows:
     """Rejected rows whose id and detail are due for removal."""
 
-    due: dict[str, set[Place]] = field(default_factory=dict, repr=False)
+    due: dict[str, set[RowPlace]] = field(default_factory=dict, repr=False)
     """Their places, by day."""
     held: int = 0
     """Rows that a legal hold covers, or may cover."""
@@ -75,7 +75,7 @@ def forget_rejected(stores: Stores, today: date, days: int | None) -> None:
     """
     lake = stores.lake
     for day, places in find_rejected(stores, today, days).due.items():
-        with stores.ledger.holding([day]) as check_lease, stores.ledger.ingest_lock() as check_lock:
+        with stores.ledger.holding([day]) as check_lease:
             rows = lake.read(REJECTED_SUBMISSIONS, day)
             # The day may have been ingested again since.
             mask = pc.and_(_is_due(rows), is_at(rows, places))
@@ -83,7 +83,6 @@ def forget_rejected(stores: Stores, today: date, days: int | None) -> None:
                 index = rows.schema.get_field_index(name)
                 kept = pc.if_else(mask, pa.scalar(None, pa.string()), rows[name])
                 rows = rows.set_column(index, name, kept)
-            check_lock()
             check_lease()
             lake.write(REJECTED_SUBMISSIONS, day, rows, lake.metadata(REJECTED_SUBMISSIONS, day))
 
@@ -94,9 +93,9 @@ def _is_due(rows: pa.Table | pa.RecordBatch) -> Any:
     return pc.and_(has_any, pc.invert(pc.is_in(rows["reason"], value_set=pa.array(_STAYING))))
 
 
-def _covered(stores: Stores, holds: Holds) -> dict[str, set[Place]]:
+def _covered(stores: Stores, holds: Holds) -> dict[str, set[RowPlace]]:
     """The manifest rows that holds cover, by day."""
-    covered: dict[str, set[Place]] = defaultdict(set)
+    covered: dict[str, set[RowPlace]] = defaultdict(set)
     for row in stores.landing.rows() if holds else ():
         if any(map(holds, row.readings)):
             covered[row.date].add((row.manifest, row.row))

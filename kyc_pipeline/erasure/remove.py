@@ -16,7 +16,7 @@ from kyc_pipeline.erasure.find import (
     ID_COLUMN,
     Day,
     Findings,
-    Place,
+    RowPlace,
     find_again,
     find_holds,
     is_among,
@@ -73,11 +73,12 @@ def erase(
     for _ in range(MAX_PASSES):
         with stores.ledger.holding(found.dates) as check_leases:
             progress("tombstones")
-            # Under the ingest lock: an ingest has either written its rows, which the next pass finds, or
-            # sees the tombstones before it writes.
-            with stores.ledger.ingest_lock() as check_lock:
+            # An ingest has either written its rows by the end of the wait, so that the next pass finds them,
+            # or sees the tombstones before it writes. The lock does the same for labels.
+            with stores.ledger.labels_lock() as check_lock:
                 stores.ledger.remember(found.erased.tombstones)
                 check_lock()
+            stores.ledger.wait_for_ingests(stores.lake)
             # Also before anything is removed: a killed erasure must not forget what DeepXL has.
             stores.ledger.register(found.vendor, _pseudonyms(stores, found.vendor), request)
             # Otherwise a run after a killed erasure would miss them.
@@ -89,12 +90,12 @@ def erase(
                 _erase_day(stores, date, day, progress, check_leases)
             if found.labels:
                 progress("labels")
-                with stores.ledger.ingest_lock() as check_lock:
+                with stores.ledger.labels_lock() as check_lock:
                     reject_labels(stores.lake, functools.partial(found.erased.has, SUBMISSION_TAG))
                     check_lock()
             progress("ledger")
             check_leases()
-            stores.ledger.erase(_pseudonyms(stores, found.ledger))
+            stores.ledger.erase(_pseudonyms(stores, found.owned.union(found.ledger)))
         # From here on, a run that read the old rows reads them again or publishes nothing. Rows that it
         # wrote earlier are found now.
         stores.ledger.swept(found.erased.tombstones)
@@ -129,13 +130,12 @@ def _erase_day(
 ) -> None:
     lake = stores.lake
     if lake.exists(SUBMISSIONS, date) or lake.exists(REJECTED_SUBMISSIONS, date):
-        with stores.ledger.ingest_lock():
-            check_leases()
-            # Rejected rows first: a crash in between leaves a row in both tables, never in none.
-            progress(f"{date} {REJECTED_SUBMISSIONS.name}")
-            changed = _reject(lake, date, day)
-            progress(f"{date} {SUBMISSIONS.name}")
-            _drop_rows(lake, SUBMISSIONS, date, day, changed)
+        check_leases()
+        # Rejected rows first: a crash in between leaves a row in both tables, never in none.
+        progress(f"{date} {REJECTED_SUBMISSIONS.name}")
+        changed = _reject(lake, date, day)
+        progress(f"{date} {SUBMISSIONS.name}")
+        _drop_rows(lake, SUBMISSIONS, date, day, changed)
     progress(f"{date} {VERIFICATION_RESPONSES.name}")
     _drop_rows(lake, VERIFICATION_RESPONSES, date, day, confirm=check_leases)
     curated = [table for table in CURATED_TABLES if lake.exists(table, date)]
@@ -157,7 +157,7 @@ def _reject(lake: Lake, date: str, day: Day) -> int:
 
     Returns how many of their submissions were changed after they were sent, so that their rows were rejected.
     """
-    accepted: set[Place] = set()
+    accepted: set[RowPlace] = set()
     if lake.exists(SUBMISSIONS, date):
         for batch in lake.batches(SUBMISSIONS, date, ["submission_id", "manifest", "manifest_row"]):
             theirs = batch.filter(is_among(batch["submission_id"], day.ids))

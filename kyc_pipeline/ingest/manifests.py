@@ -8,7 +8,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias, cast
@@ -23,6 +22,7 @@ from kyc_pipeline.ingest.documents import Documents
 from kyc_pipeline.ingest.formats import needs_encoding, read_manifest, reader_of
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone, printable, shown_path
 from kyc_pipeline.ingest.landing_options import DEFAULTS, LandingOptions
+from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.ingest.ownership import CANDIDATES_FILE, REJECTED_FILE, Ownership
 from kyc_pipeline.ingest.personal_ids import PersonalIds
 from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows
@@ -36,7 +36,7 @@ from kyc_pipeline.ingest.state import (
     Records,
     has_received_rows,
 )
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import Lake, PartitionMissing
 from kyc_pipeline.lake.tables import CHANGED_KEY, REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.landing.opening import Root, open_landing
 from kyc_pipeline.landing.zone import LABELS_FOLDER, FolderEntry, Landing, ManifestFile, Signature
@@ -59,7 +59,7 @@ _UNFINISHED: Final = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "
 _MARKERS: Final = ("_success", "_committed_", "_started_")
 """Empty files of Spark and Databricks, which say that a folder is complete."""
 READ_ATTEMPTS: Final = 3
-_NO_LOCK: Final = contextlib.nullcontext(lambda: None)
+_NO_OWNERS: Final = contextlib.nullcontext(lambda rows: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +169,18 @@ def awaits_files(lake: Lake, date: str, reasons: Collection[Reason] = (Reason.FI
 
     By default, for a missing document, which may have arrived since.
     """
-    if not lake.exists(REJECTED_SUBMISSIONS, date):
-        return False
     try:
-        found = lake.read(REJECTED_SUBMISSIONS, date, ["reason"])["reason"]
+        return not rejection_reasons(lake, date).isdisjoint(reasons)
+    except PartitionMissing:
+        return False
     except KycError:
         return True
-    return not set(reasons).isdisjoint(pc.unique(found).to_pylist())
+
+
+def rejection_reasons(lake: Lake, date: str) -> frozenset[str]:
+    """The reasons of the day's rejected rows. Raises :class:`KycError` if they cannot be read."""
+    reasons = pc.unique(lake.read(REJECTED_SUBMISSIONS, date, ["reason"])["reason"])
+    return frozenset(map(str, reasons.to_pylist()))
 
 
 def list_manifests(landing: Root | Landing, date: str, hash_file: HashFile | None = None) -> DayFolder:
@@ -354,7 +359,7 @@ def ingest_partition(
     date: str,
     erased: ErasedSubjects | None = None,
     destination: Lake | None = None,
-    lock: AbstractContextManager[Callable[[], None]] = _NO_LOCK,
+    owners: Owners | None = None,
     confirm: Callable[[], None] = lambda: None,
     options: LandingOptions = DEFAULTS,
 ) -> IngestSummary:
@@ -364,23 +369,25 @@ def ingest_partition(
     would do. Days in `destination` take precedence over those in `lake`.
 
     Rows of `erased` subjects are rejected. A day without manifests gets two empty partitions. The same input
-    gives the same partitions. `lock` (see :mod:`lock`) is held while ids are compared with those of other
-    days. The caller must ensure that nothing sends the day's submissions during the ingest; `confirm` is
-    called before anything is replaced and raises if that is no longer so. `options` come from the settings.
-    Raises :class:`KycError` if a manifest cannot be read. Errors before publication leave the lake unchanged.
+    gives the same partitions. `owners` decide which day accepts an id; without them, all days are read, and
+    nothing else may be ingested at the same time. The caller must ensure that nothing sends the day's
+    submissions during the ingest; `confirm` is called before anything is replaced and raises if that is no
+    longer so. `options` come from the settings. Raises :class:`KycError` if a manifest cannot be read. Errors
+    before publication leave the lake unchanged.
     """
     target = destination or lake
     with scratch_folder() as name:
         folder = Path(name)
         day, staged = _stage_stable(open_landing(landing), lake, date, folder, erased, options)
         with (
-            lock as check_lock,
+            owners.publishing() if owners and owners.held else _NO_OWNERS as published,
             Ownership(
                 lake,
                 date,
                 folder,
                 erased,
                 destination,
+                owners,
                 reject_duplicate_documents=options.reject_duplicate_documents,
             ) as ownership,
         ):
@@ -412,10 +419,8 @@ def ingest_partition(
                     submissions.write(batch)
                     ids.add(batch)
                 submissions.add_metadata({ACCEPTED_KEY: str(ids)})
-                check_lock()
                 confirm()
-            # If this process was suspended after the last check, another day may have accepted the same ids.
-            check_lock()
+            published(submissions.rows)
     return IngestSummary(
         date=date,
         received=staged.received,

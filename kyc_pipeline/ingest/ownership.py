@@ -3,7 +3,8 @@
 An id belongs forever to the first row accepted with it: within a day, the first by manifest name and row;
 across days, that of the day ingested first. With `KYC_DUPLICATE_DOCUMENTS=reject`, the same applies to a pair
 of documents. A row that may have been sent is never changed or dropped, since it may have been paid for.
-DuckDB joins the lake's Parquet files in bounded memory.
+
+The ledger decides which day comes first (`owners.py`, `other_days.py`). DuckDB joins rows in bounded memory.
 """
 
 import itertools
@@ -18,13 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest.state import LEFT_TO_OWNER, Digest, Records
-from kyc_pipeline.lake.storage import DAY_OF_PATH, ROW_GROUP_ROWS, Lake, PartitionUnreadable, duckdb_path
+from kyc_pipeline.ingest.other_days import load_seen
+from kyc_pipeline.ingest.owners import DOCUMENTS, MEMORY_LIMIT, Owners
+from kyc_pipeline.ingest.state import LEFT_TO_OWNER, Digest
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionUnreadable, duckdb_path
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Outcome
 
-MEMORY_LIMIT: Final = "384MB"
 SORTED_ROWS: Final = 200_000
 MAX_THREADS: Final = 2
 CANDIDATES_FILE: Final = "candidates.parquet"
@@ -34,6 +36,11 @@ REJECTED_FILE: Final = "rejected.parquet"
 _SURELY_NOT_SENT: Final = (Outcome.NOT_ATTEMPTED.value, Outcome.FAILED.value)
 
 _DECIDE: Final = """
+CREATE TEMP VIEW elsewhere AS
+SELECT submission_id, arg_min(content_sha256, date) AS content_sha256, min(date) AS date
+FROM seen WHERE submission_id IN (SELECT submission_id FROM candidate)
+GROUP BY submission_id;
+
 -- Ids that occur more than once or were seen before; most ids are neither.
 CREATE TEMP TABLE contested AS
 SELECT submission_id FROM candidate GROUP BY submission_id HAVING count(*) > 1
@@ -88,13 +95,13 @@ FROM placed;
 -- Accepted rows that were certainly not sent and have the two documents of another submission.
 CREATE TEMP TABLE duplicate AS
 WITH fresh AS (
-    SELECT seq, submission_id, id_sha256, selfie_sha256, manifest || ' row ' || manifest_row AS place
+    SELECT seq, submission_id, @documents AS documents_sha256, manifest || ' row ' || manifest_row AS place
     FROM candidate
     WHERE problem IS NULL AND submission_id NOT IN (SELECT submission_id FROM sent)
       AND seq NOT IN (SELECT seq FROM verdict WHERE reason IS NOT NULL)
 ), before AS (
-    SELECT id_sha256, selfie_sha256, min(date) AS date
-    FROM (SELECT * FROM same_documents UNION ALL SELECT id_sha256, selfie_sha256, $date FROM sent)
+    SELECT documents_sha256, min(date) AS date
+    FROM (SELECT documents_sha256, date FROM seen UNION ALL SELECT @documents, $date FROM sent)
     GROUP BY ALL
 )
 SELECT seq, submission_id, 'duplicate_documents' AS reason,
@@ -102,10 +109,10 @@ SELECT seq, submission_id, 'duplicate_documents' AS reason,
            ELSE 'of ' || date END AS detail
 FROM (
     SELECT *, first_value(place) OVER pair AS first_place, row_number() OVER pair AS nth
-    FROM fresh WINDOW pair AS (PARTITION BY id_sha256, selfie_sha256 ORDER BY seq)
-) LEFT JOIN before USING (id_sha256, selfie_sha256)
+    FROM fresh WINDOW pair AS (PARTITION BY documents_sha256 ORDER BY seq)
+) LEFT JOIN before USING (documents_sha256)
 WHERE nth > 1 OR date IS NOT NULL;
-"""
+""".replace("@documents", DOCUMENTS)
 
 _REJECT_DUPLICATES: Final = """
 DELETE FROM verdict WHERE seq IN (SELECT seq FROM duplicate);
@@ -146,7 +153,7 @@ ORDER BY manifest, manifest_row
 
 
 class Ownership:
-    """Computes the day's verdicts. Use it in a `with` block, under the ingest lock and the day's lease."""
+    """Computes the day's verdicts. Use it in a `with` block, under the day's lease."""
 
     def __init__(
         self,
@@ -155,12 +162,12 @@ class Ownership:
         folder: Path,
         erased: ErasedSubjects | None,
         planned: Lake | None = None,
+        owners: Owners | None = None,
         *,
         reject_duplicate_documents: bool = False,
     ) -> None:
-        """`folder` has the day's rows in two files; days in `planned` take precedence over `lake`."""
+        """`folder` has the day's rows in two files. For `planned` and `owners`, see :mod:`other_days`."""
         self._lake = lake
-        self._planned = planned
         self._date = date
         self._connection = duckdb.connect(
             config={
@@ -171,14 +178,12 @@ class Ownership:
             }
         )
         self._connection.execute("SET TimeZone = 'UTC'")
-        if not lake.is_local:
-            self._connection.register_filesystem(lake.fs)
         self._connection.read_parquet(duckdb_path(folder / CANDIDATES_FILE), file_row_number=True).project(
             "* EXCLUDE (file_row_number), file_row_number AS seq"
         ).create_view("candidate")
         self._connection.read_parquet(duckdb_path(folder / REJECTED_FILE)).create_view("rejected")
         self._load_sent(folder / "sent.parquet", erased)
-        self._load_elsewhere()
+        self._digests = load_seen(self._connection, lake, planned, date, owners, folder)
         self._connection.execute(_DECIDE, {"date": date})
         ((self.duplicate_documents,),) = self._connection.execute("SELECT count(*) FROM duplicate").fetchall()
         """Accepted rows that were not sent and have the two documents of another submission."""
@@ -231,9 +236,8 @@ class Ownership:
             """,
             params={"reasons": list(LEFT_TO_OWNER)},
         ).to_arrow_table()
-        records = Records(self._lake, self._planned)
         return {
-            date: (records.of(date).accepted, str(Digest().add(owned.filter(pc.field("date") == date))))
+            date: (self._digests[date], str(Digest().add(owned.filter(pc.field("date") == date))))
             for date in sorted(set(owned["date"].to_pylist()))
         }
 
@@ -293,49 +297,3 @@ class Ownership:
                 f"{error}; its rows may have been sent, so the day is not ingested again: "
                 f"restore the file, or remove it to start from the manifests"
             ) from error
-
-    def _load_elsewhere(self) -> None:
-        """Creates `elsewhere`, the day's ids that another day owns, with that day.
-
-        Also creates `same_documents`, the pairs of documents that another day has too.
-        """
-        others = {
-            date: (lake, partition)
-            for lake in (self._lake, self._planned)
-            if lake is not None
-            for date, partition in lake.partitions(SUBMISSIONS).items()
-            if date != self._date
-        }
-        self._connection.execute(
-            """
-            CREATE TEMP TABLE seen (submission_id VARCHAR, content_sha256 VARCHAR, id_sha256 VARCHAR,
-                                    selfie_sha256 VARCHAR, date VARCHAR);
-            CREATE TEMP VIEW elsewhere AS
-            SELECT submission_id, arg_min(content_sha256, date) AS content_sha256, min(date) AS date
-            FROM seen WHERE submission_id IN (SELECT submission_id FROM candidate)
-            GROUP BY submission_id;
-            CREATE TEMP VIEW same_documents AS SELECT id_sha256, selfie_sha256, date FROM seen
-            """
-        )
-        if not others:
-            return
-        try:
-            self._connection.execute(
-                """
-                INSERT INTO seen
-                SELECT submission_id, content_sha256, id_sha256, selfie_sha256,
-                       regexp_extract(filename, $day, 1) AS date
-                FROM read_parquet($paths, filename = true, hive_partitioning = false)
-                WHERE submission_id IN (SELECT submission_id FROM candidate)
-                   OR hash(id_sha256, selfie_sha256) IN
-                      (SELECT hash(id_sha256, selfie_sha256) FROM candidate WHERE problem IS NULL)
-                """,
-                {
-                    "day": DAY_OF_PATH,
-                    "paths": [duckdb_path(partition.path) for _, partition in others.values()],
-                },
-            )
-        except duckdb.Error as error:
-            for date, (lake, _) in others.items():
-                lake.row_count(SUBMISSIONS, date)  # names the partition that cannot be read
-            raise KycError(f"submissions of other days cannot be read ({type(error).__name__})") from error

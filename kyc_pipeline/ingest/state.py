@@ -147,7 +147,7 @@ def kept_rows(lake: Lake, date: str) -> int:
     return max(rows - Records(lake).of(date).received, 0)
 
 
-def turns(days: Sequence[str], is_outdated: Callable[[str], bool]) -> Iterator[str]:
+def ingest_order(days: Sequence[str], is_outdated: Callable[[str], bool]) -> Iterator[str]:
     """The days in the order in which a run ingests them: each once, then those that a later one outdated.
 
     A third round would change nothing: in the first, every day gives up the ids that it no longer has.

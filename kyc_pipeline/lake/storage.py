@@ -48,6 +48,10 @@ COPY_ATTEMPTS: Final = 10
 """Attempts to copy an object that keeps being replaced."""
 DAY_OF_PATH: Final = f"date=([0-9-]+)/{re.escape(PART_FILE)}$"
 """Regular expression, for Python and DuckDB, whose first group is the day of a partition's file."""
+SMALL: Final = 8 << 20
+"""Bytes of the largest object that is fetched whole, in one request."""
+_TAIL_BYTES: Final = 1 << 16
+"""More than most footers have."""
 _COPY_BYTES: Final = 1 << 22
 _Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 _IDENTITY: Final = ("size", "mtime", "ino", "LastModified", "created")
@@ -282,14 +286,30 @@ class Lake:
             if self.is_local:
                 source = pa.OSFile(path, "rb")
             else:
-                source = self._copy(path) if copy else self.fs.open(path, "rb")
+                source = self._copy(path) if copy else self._tail(path)
         except FileNotFoundError:
             raise _missing(table, date) from None
         with source:
             yield source
 
+    def _tail(self, path: str) -> Any:
+        """The end of an object, with its footer: one request."""
+        size = _TAIL_BYTES
+        while True:
+            tail: bytes = self.fs.cat_file(path, start=-size)
+            needed = int.from_bytes(tail[-8:-4], "little") + 8 if tail.endswith(b"PAR1") else 0
+            if needed <= size:
+                return pa.BufferReader(tail)
+            size = needed
+
     def _copy(self, path: str) -> pa.NativeFile:
-        """Copies one version of an object to an anonymous temporary file."""
+        """Copies one version of an object to an anonymous temporary file: one request if it is small."""
+        start = self.fs.cat_file(path, start=0, end=SMALL)
+        if len(start) < SMALL:
+            with tempfile.TemporaryFile() as copy:
+                copy.write(start)
+                copy.flush()
+                return pa.OSFile(f"/dev/fd/{copy.fileno()}", "rb")
         for attempt in range(1, COPY_ATTEMPTS + 1):
             version = self.fs.ukey(path)
             with tempfile.TemporaryFile() as copy:

@@ -23,7 +23,7 @@ from kyc_pipeline.lake.identity import (
     read_lake_identity,
     write_lake_identity,
 )
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import Lake, PartitionUnreadable
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import sqlite
 from kyc_pipeline.ledger.database import Ledger, WrongLedger, damaged
@@ -123,12 +123,22 @@ def check_outcomes(lake: Lake, ledger: Ledger, dates: Iterable[str]) -> None:
 
 
 def unknown_outcomes(lake: Lake, ledger: Ledger, date: str) -> list[str]:
-    """Ids of submissions with an outcome in the lake that are not in the ledger."""
+    """Ids of submissions with an outcome in the lake that are not in the ledger.
+
+    Raises :class:`WrongLedger` if the lake's partition is damaged, so that it cannot tell.
+    """
     unknown: list[str] = []
     if lake.exists(VERIFICATION_RESPONSES, date):
-        for ids in _attempted(lake, date):
-            entries = read_entries(ledger, ids)
-            unknown += [submission_id for submission_id in ids if submission_id not in entries]
+        try:
+            for ids in _attempted(lake, date):
+                entries = read_entries(ledger, ids)
+                unknown += [submission_id for submission_id in ids if submission_id not in entries]
+        except PartitionUnreadable as error:
+            raise WrongLedger(
+                f"{lake.path(VERIFICATION_RESPONSES, date)} is damaged, so it cannot show that the ledger "
+                f"{ledger.name} knows all calls: restore the file from a backup; or, if no other ledger was "
+                f"used since, move it away; then run {date} again"
+            ) from error
     return unknown
 
 

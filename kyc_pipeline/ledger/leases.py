@@ -40,6 +40,14 @@ class LeaseLost(KycError):
     """Another run took the partition over while this one could not reach the ledger."""
 
 
+def lease_lost(lease: Lease) -> LeaseLost:
+    """The error for a lease that another run has taken."""
+    return LeaseLost(
+        f"{_named(lease.partition_date)} was taken over by another run: "
+        "nothing that was recorded is lost; start again when that run has ended"
+    )
+
+
 @dataclass(slots=True)
 class HeldLease:
     """A lease that is renewed while the block of :func:`hold` runs."""
@@ -73,13 +81,10 @@ class HeldLease:
         if self._is_orphan:
             raise LeaseLost(
                 f"the run that has partition {self.lease.partition_date} has ended: "
-                "every response is in the ledger; run the partition again"
+                "nothing that was recorded is lost; start again"
             )
         if not self.renew():
-            raise LeaseLost(
-                f"partition {self.lease.partition_date} was taken over by another run: "
-                "every response is in the ledger; run the partition again when that run has ended"
-            )
+            raise lease_lost(self.lease)
 
     @property
     def _is_orphan(self) -> bool:

@@ -15,7 +15,7 @@ from kyc_pipeline.ledger.leases import PartitionBusy, hold
 
 LOCK_SECONDS: Final = 900
 """How long to wait for a lock, by default."""
-_POLL_SECONDS: Final = 0.2
+POLL_SECONDS: Final = 0.2
 _SILENT_SECONDS: Final = 10.0
 """A longer wait is logged."""
 _logger = logging.getLogger(__name__)
@@ -44,5 +44,5 @@ def exclusive(
                 if waited >= _SILENT_SECONDS and not is_announced:
                     is_announced = True
                     _logger.warning("waiting up to %.0f s for %s: %s", wait_seconds, others, error)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         yield check

@@ -115,6 +115,25 @@ leases = Table(
     Column("boot_expires_at", BigInteger),  # by the boot clock of the holder's machine
 )
 
+owners = Table(
+    "owners",
+    metadata,
+    Column("submission_id", String(64), primary_key=True),  # decides which day accepts it
+    Column("partition_date", String(10), nullable=False),
+    Column("content_sha256", String(64), nullable=False),
+    Column("documents_sha256", String(64), nullable=False),  # of the hashes of both documents
+    Index("owners_by_partition", "partition_date"),
+    Index("owners_by_documents", "documents_sha256", "partition_date"),
+)
+
+ingests = Table(
+    "ingests",
+    metadata,
+    Column("partition_date", String(10), primary_key=True),
+    Column("version", Text),  # of the partition of `submissions` whose ids are all in `owners`
+    Column("publishing", String(32)),  # token of the lease under which an ingest replaces the partition
+)
+
 decisions = Table(
     "decisions",
     metadata,

@@ -29,6 +29,7 @@ from kyc_pipeline.ledger.identity import (
     read_identity,
 )
 from kyc_pipeline.ledger.models import AttemptResult, Decision, State
+from kyc_pipeline.ledger.owners import forget_versions
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, read_entries
 from kyc_pipeline.ledger.schema import (
@@ -224,6 +225,7 @@ def declare_restored(lake: Lake, ledger: Ledger) -> None:
             )
         )
         recount(connection)  # the lake may have added calls
+        forget_versions(connection)  # and accepted ids
         # Before the commit: if this fails, the ledger is not declared restored.
         write_lake_identity(lake, new)
     ledger.generation = new.generation
@@ -239,6 +241,7 @@ def bind_again(lake: Lake, ledger: Ledger) -> None:
             return
         new = LakeIdentity(secrets.token_hex(16), mine.ledger_id, mine.generation)
         write_lake_identity(lake, new)
+        forget_versions(connection)
         connection.execute(update(identity).values(lake_id=new.lake_id))
 
 

@@ -7,12 +7,17 @@ A partition needs one if
 - it has submissions that failed, were not attempted, or that an operator decided to send again,
 - it has rows whose files were missing,
 - it has submissions that DeepXL turned away, whose rows were then withdrawn, and that nobody has looked up.
+
+The lake's tables are listed once. What a partition says is remembered as long as it is not replaced, so that
+an object store is not asked again and again.
 """
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from typing import Self
 
 import dagster as dg
 import pyarrow.compute as pc
@@ -21,19 +26,22 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.flatten.partition import source_of
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import (
-    awaits_files,
-    is_ingested,
     manifest_dates,
     manifest_identity,
     manifest_signature,
+    rejection_reasons,
     require_mounted,
 )
+from kyc_pipeline.ingest.state import Records
+from kyc_pipeline.lake.storage import Lake, Partition
 from kyc_pipeline.lake.tables import (
+    REJECTED_SUBMISSIONS,
     STATE_KEY,
     SUBMISSIONS,
     VERIFICATION_RESPONSES,
     VERIFICATIONS,
     ResponsesState,
+    Table,
 )
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.landing.zone import Landing
@@ -42,10 +50,14 @@ from kyc_pipeline.ledger.queries import dates_turned_away
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.partition import withdrawn
-from kyc_pipeline.vocabulary import LEFT_FOR_LATER
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Reason
 
 _ID = ["submission_id"]
 _LEFT = frozenset(outcome.value for outcome in LEFT_FOR_LATER)
+_FINISHED = (SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS)
+_JUDGED = (*_FINISHED, REJECTED_SUBMISSIONS)
+_REMEMBERED = 1 << 14
+"""Days."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +89,14 @@ def due_days(pipeline: Pipeline, *, until: date) -> Due:
     within = {day for day in manifest_dates(landing) if first.isoformat() <= day <= until.isoformat()}
     decided = {day for day in decided if settings.kyc_start_date.isoformat() <= day <= until.isoformat()}
     due = Due()
+    listed = _Listed.of(pipeline)
     for day in sorted(within | decided):
         try:
             manifest_identity(landing, day)
         except KycError as error:
             due.unreadable[day] = str(error)
             continue
-        if day in again or _needs_run(pipeline, landing, day) or awaits_files(lake, day):
+        if day in again or listed.needs_run(landing, day) or listed.awaits_files(day):
             due.days.append(day)
     return due
 
@@ -105,8 +118,9 @@ def days_left_behind(
     ingested fewer days than it was given, so the follow-up runs shrink and come to an end.
     """
     landing = open_landing(pipeline.settings.kyc_landing)
+    listed = _Listed.of(pipeline)
     days = ingested_by(instance, run_id)
-    return contiguous_ranges([day for day in days if _needs_run(pipeline, landing, day)])
+    return contiguous_ranges([day for day in days if listed.needs_run(landing, day)])
 
 
 def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
@@ -119,23 +133,62 @@ def ingested_by(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     )
 
 
-def _needs_run(pipeline: Pipeline, landing: Landing, day: str) -> bool:
-    """Whether a table of the day is missing, unreadable or outdated, or submissions are unfinished."""
-    lake = pipeline.lake
-    if not is_ingested(landing, lake, day, options=LandingOptions.of(pipeline.settings)):
-        return True
-    try:
-        responses = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
-        state = lake.metadata(VERIFICATION_RESPONSES, day).get(STATE_KEY)
-        return (
-            # A run was killed while it made calls, or is still making them.
-            state != ResponsesState.COMPLETE
-            or not _LEFT.isdisjoint(pc.unique(responses["outcome"]).to_pylist())
-            or not responses["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
-            or lake.metadata(VERIFICATIONS, day).get("source") != source_of(lake, day)
-        )
-    except KycError:
-        return True
+@dataclass(frozen=True)
+class _Listed:
+    """The lake's partitions as listed at one time."""
+
+    lake: Lake
+    partitions: Mapping[Table, Mapping[str, Partition]]
+    records: Records
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Self:
+        lake = pipeline.lake
+        partitions = {table: lake.partitions(table) for table in _JUDGED}
+        versions = {day: each.version for day, each in partitions[SUBMISSIONS].items()}
+        return cls(lake, partitions, Records(lake, None, versions, LandingOptions.of(pipeline.settings)))
+
+    def needs_run(self, landing: Landing, day: str) -> bool:
+        """Whether a table of the day is missing, unreadable or outdated, or submissions are unfinished."""
+        try:
+            return not (
+                all(day in self.partitions[table] for table in _FINISHED)
+                and self.records.is_current(day, manifest_identity(landing, day))
+                and _is_finished(self.lake, day, self._versions(day))
+            )
+        except KycError:
+            return True
+
+    def awaits_files(self, day: str) -> bool:
+        """Whether the day has a row that was rejected for a missing document, or rows that are unreadable."""
+        if day not in self.partitions[REJECTED_SUBMISSIONS]:
+            return False
+        try:
+            return Reason.FILE_NOT_FOUND in _reasons(self.lake, day, self._versions(day))
+        except KycError:
+            return True
+
+    def _versions(self, day: str) -> tuple[tuple[str, ...] | None, ...]:
+        found = (partitions.get(day) for partitions in self.partitions.values())
+        return tuple(each.version if each else None for each in found)
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _is_finished(lake: Lake, day: str, _versions: object) -> bool:
+    """Whether each accepted submission has an outcome for good, in tables that were made from each other."""
+    responses = lake.read(VERIFICATION_RESPONSES, day, ["submission_id", "outcome"])
+    return (
+        # Else a run was killed while it made calls, or is still making them.
+        lake.metadata(VERIFICATION_RESPONSES, day).get(STATE_KEY) == ResponsesState.COMPLETE
+        and _LEFT.isdisjoint(pc.unique(responses["outcome"]).to_pylist())
+        and responses["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
+        and lake.metadata(VERIFICATIONS, day).get("source") == source_of(lake, day)
+    )
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _reasons(lake: Lake, day: str, _versions: object) -> frozenset[str]:
+    return rejection_reasons(lake, day)
 
 
 def contiguous_ranges(days: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ import dagster as dg
 
 from kyc_pipeline.checks import CheckResult
 from kyc_pipeline.errors import KycError, in_one_line
-from kyc_pipeline.ingest.state import turns
+from kyc_pipeline.ingest.state import ingest_order
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.checks import check_evaluation, check_events
@@ -90,7 +90,7 @@ def work_through(
     failures: list[str] = []
     complete = False
     try:
-        for day in turns(days, lambda day: day in done and is_outdated(day)):
+        for day in ingest_order(days, lambda day: day in done and is_outdated(day)):
             try:
                 done[day] = result = work(day)
             except KycError as error:

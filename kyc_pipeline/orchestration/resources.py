@@ -5,7 +5,7 @@ when an asset needs it, so a code location loads without ledger, lake or credent
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.identity import open_ledger
-from kyc_pipeline.ledger.leases import hold
+from kyc_pipeline.ledger.leases import HeldLease, hold
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key
@@ -40,14 +40,13 @@ class Pipeline:
         return open_ledger(self.settings)
 
     @contextlib.contextmanager
-    def day_lease(self, day: str, run_id: str) -> Iterator[Callable[[], None]]:
+    def day_lease(self, day: str, run_id: str) -> Iterator[HeldLease]:
         """Holds the day's lease, so that no other run ingests, verifies or erases the day.
 
-        Yields a function that raises if another run has taken over the lease. Raises
-        :class:`~kyc_pipeline.ledger.leases.PartitionBusy` with the name of the current holder.
+        Raises :class:`~kyc_pipeline.ledger.leases.PartitionBusy` with the name of the current holder.
         """
         with self.open_ledger() as ledger, hold(ledger, day, run_id) as held:
-            yield held.check
+            yield held
 
     @cached_property
     def pseudonymizer(self) -> Pseudonymizer:

@@ -63,16 +63,6 @@ from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import Progress, Stopped, Tally, VerifySummary, estimated_cost
 from kyc_pipeline.vocabulary import Outcome
 
-__all__ = [
-    "CallBudget",
-    "LedgerConflict",
-    "Progress",
-    "Stopped",
-    "Timing",
-    "VerifySummary",
-    "verify_partition",
-]
-
 PROGRESS_SECONDS: Final = 0.5
 _FORBIDDEN: Final = 403
 _logger = logging.getLogger(__name__)
@@ -102,7 +92,6 @@ def verify_partition(
     stop: StopFlag,
     progress: Callable[[Progress], None] | None = None,
     budget: CallBudget | None = None,
-    dry_run: bool = False,
     timing: Timing | None = None,
     planned: Scan | None = None,
     look_up_first: bool = False,
@@ -122,8 +111,7 @@ def verify_partition(
     Raises :class:`UsageError` if it needs a credential and has none, :class:`PartitionBusy`,
     :class:`LedgerConflict`, :class:`LedgerError` (:class:`WrongLedger` if this is not the lake's ledger),
     :class:`PartitionMissing`, and the :class:`DeepXLError` that ended the run. Without `raises`, the summary
-    has that last error as its `error`, provided that the table could be written. With `dry_run` it calls and
-    writes nothing.
+    has that last error as its `error`, provided that the table could be written.
     """
     run = _Run(
         settings=settings,
@@ -133,7 +121,6 @@ def verify_partition(
         run_id=run_id,
         budget=budget or CallBudget(settings.deepxl_max_calls_per_run),
         day_budget=DayBudget(settings.deepxl_max_calls_per_day),
-        dry_run=dry_run,
         timing=timing or Timing(),
         planned=planned,
         look_up_first=look_up_first,
@@ -156,7 +143,6 @@ class _Run:
     run_id: str
     budget: CallBudget
     day_budget: DayBudget
-    dry_run: bool
     timing: Timing
     planned: Scan | None
     look_up_first: bool
@@ -237,8 +223,6 @@ class _Run:
         self.calls_to_make = before.to_send
         self.tally.to_settle = before.to_settle if self.settings.has_token else before.to_send
         self.shards = shards_of(before.to_settle, self.settings)
-        if self.dry_run:
-            return self.summary(before)
         is_spent = self.budget.is_used_up or self.day_budget.read(self.ledger).is_used_up
         to_send = 0 if is_spent else before.to_send
         to_look_up += before.actions[Action.LOOK_UP] + (before.to_send if self.look_up_first else 0)

@@ -97,8 +97,10 @@ def test_a_changed_manifest_waits_while_its_day_is_verified(
 
 def test_a_day_is_not_verified_while_it_is_ingested(landing: Landing, pipeline: Pipeline) -> None:
     landing.day(DAY, 2)
-    with pipeline.day_lease(DAY, "an-ingest") as confirm:
-        ingest_partition(landing=pipeline.settings.kyc_landing, lake=pipeline.lake, date=DAY, confirm=confirm)
+    with pipeline.day_lease(DAY, "an-ingest") as held:
+        ingest_partition(
+            landing=pipeline.settings.kyc_landing, lake=pipeline.lake, date=DAY, confirm=held.check
+        )
         with pipeline.open_ledger() as ledger, pytest.raises(PartitionBusy, match="an-ingest"):
             verify_partition(
                 settings=pipeline.settings,

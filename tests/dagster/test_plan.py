@@ -18,7 +18,7 @@ from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.cli.plan import plan_days
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
-from kyc_pipeline.ingest.state import Records, turns
+from kyc_pipeline.ingest.state import Records, ingest_order
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, ResponsesState
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.leases import hold
@@ -139,7 +139,7 @@ class World:
         sent: dict[str, set[str]] = defaultdict(set)
 
         def visit(days: Sequence[str]) -> None:
-            for day in turns(days, self.is_outdated):
+            for day in ingest_order(days, self.is_outdated):
                 self.ingest(day)
             for day in days:
                 sent[day] |= self.send(day, run)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.servers import REPOSITORY, poll
-from tests.optional import absent
+from tests.optional import absent, denied
 
 USER = 10001
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
@@ -38,7 +38,8 @@ _ROOTS_RIGHTS = [
 def private_network() -> Iterator[None]:
     """This thread, and what it starts in the block, have no network but a loopback interface of their own.
 
-    So every port is free, and nothing can be reached from outside, whatever it listens on.
+    So every port is free, and nothing can be reached from outside, whatever it listens on. In the block, this
+    process must not use clients with threads that outlive it (fsspec, gRPC): a thread keeps its network.
     """
     if os.geteuid() != 0:
         absent("a network namespace (it needs root)")
@@ -46,7 +47,7 @@ def private_network() -> Iterator[None]:
 
     def checked(result: int) -> None:
         if result != 0:
-            raise OSError(ctypes.get_errno(), "a network of its own")
+            denied(f"a network of its own ({os.strerror(ctypes.get_errno())})")
 
     with open("/proc/thread-self/ns/net", encoding="ascii") as before:
         checked(libc.unshare(_NEW_NETWORK))
@@ -200,6 +201,9 @@ def container_host(folder: Path, names: Sequence[str] = ()) -> Iterator[Host]:
     """A host whose containers end with the block."""
     host = Host(folder, names)
     try:
+        trial = host.start("trial", ["true"], env={})
+        if trial.wait():
+            denied(f"containers of runc ({trial.log.read_text(encoding='utf-8').strip()})")
         yield host
     finally:
         host.kill_all()

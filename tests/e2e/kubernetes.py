@@ -30,6 +30,15 @@ _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1/namespaces/[^/]+/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<part>[a-z]+))?"
 )
+_SERVES = """\
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+stub = health_pb2_grpc.HealthStub(grpc.insecure_channel("127.0.0.1:{port}"))
+request = health_pb2.HealthCheckRequest(service="{service}")
+assert stub.Check(request, timeout=5).status == health_pb2.HealthCheckResponse.SERVING
+"""
+"""A kubelet's gRPC probe."""
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 
@@ -105,7 +114,7 @@ class Cluster:
         if "exec" in probe:
             return pod.container.run(*probe["exec"]["command"]).returncode == 0
         if "grpc" in probe:
-            return _serves(probe["grpc"]["port"], probe["grpc"]["service"])
+            return pod.container.run("python", "-c", _SERVES.format(**probe["grpc"])).returncode == 0
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", probe["tcpSocket"]["port"])) == 0
 
@@ -338,17 +347,3 @@ def _list(items: list[Resource]) -> Resource:
 def _is_wanted(pod: Pod, wanted: Mapping[str, str]) -> bool:
     known = {**pod.metadata["labels"], "metadata.name": pod.name}
     return all(known.get(key) == value for key, value in wanted.items())
-
-
-def _serves(port: int, service: str) -> bool:
-    """Whether a gRPC server says that it serves."""
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        request = health_pb2.HealthCheckRequest(service=service)
-        try:
-            response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
-        except grpc.RpcError:
-            return False
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)

@@ -35,7 +35,7 @@ from tests.optional import optional_module
 from tests.unit.postgres import running_postgres
 from tests.unit.redis import RedisServer, running_redis
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.scale]
 
 JOB = "verify_and_publish"
 TERMINATED, OUTLIVES = "2024-09-02", "2024-09-03"

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import ssl
 import subprocess
@@ -18,7 +19,6 @@ from types import MappingProxyType
 
 import psycopg
 import pytest
-import s3fs
 
 from tests.conftest import Landing
 from tests.e2e.compose import Compose
@@ -29,11 +29,12 @@ from tests.optional import absent, optional_module
 from tests.unit.postgres import running_postgres
 from tests.unit.seaweed import seaweed_program
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.scale]
 
-FIRST, *MORE = DAYS = ("2024-09-01", "2024-09-02", "2024-09-03")
+_, *MORE = DAYS = ("2024-09-01", "2024-09-02", "2024-09-03")
 HOST = "kyc.example.com"
 SECRET = "0123456789abcdef0123456789abcdef"
+OBJECTS = "import s3fs; print(*s3fs.S3FileSystem().find('kyc'), sep='\\n')"
 GUIDE = (REPOSITORY / "deploy" / "README.md").read_text(encoding="utf-8")
 
 
@@ -64,7 +65,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
     optional_module("dagster_aws")
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin") or absent("nginx")
     deploy = tmp_path / "deploy"
-    shutil.copytree(REPOSITORY / "deploy", deploy)
+    own = shutil.ignore_patterns(".secrets", ".env.kyc", "proxy", "landing")
+    shutil.copytree(REPOSITORY / "deploy", deploy, ignore=own)
     (tmp_path / "containers").mkdir()
     with ExitStack() as stack:
         stack.enter_context(private_network())
@@ -104,11 +106,11 @@ def test_the_guide_leads_to_a_first_backfill(site: Site) -> None:
     two_days = server.start_backfill(MORE)
     server.wait(lambda: server.backfill_ended(two_days), "the end of the backfill")
     [run] = server.runs(dagster__backfill=two_days)
-    store = s3fs.S3FileSystem(
-        endpoint_url="http://127.0.0.1:8333", key="kyc", secret=SECRET, skip_instance_cache=True
-    )
-    assert [name for name in store.find("kyc/compute-logs") if run["runId"] in name]
-    assert len(store.glob("kyc/lake/curated/verifications/date=*/*.parquet")) == len(DAYS)
+    objects = site.type(f"docker compose exec daemon python -c {shlex.quote(OBJECTS)}").splitlines()
+    assert [name for name in objects if name.startswith("kyc/compute-logs/") and run["runId"] in name]
+    assert {name.split("/")[4] for name in objects if "/curated/verifications/" in name} == {
+        f"date={day}" for day in DAYS
+    }
 
     put_proxy_files(site.deploy / "proxy", site.deploy)
     site.type(for_a_team)
@@ -116,9 +118,10 @@ def test_the_guide_leads_to_a_first_backfill(site: Site) -> None:
     assert poll(status, "nginx", log=site.compose.containers["nginx"].log) == 302
     assert status(SIGNED_IN) == 200
 
-    for name in ("daemon", "webserver"):
-        lines = site.compose.containers[name].log.read_text(encoding="utf-8").splitlines()
-        assert all(line.startswith("Dagster UI on") or json.loads(line)["level"] for line in lines)
+    # Not the webserver's: it was replaced, and at its end DuckDB may print lines of its own.
+    assert all(
+        json.loads(line)["level"] for line in site.compose.containers["daemon"].log.read_text().splitlines()
+    )
     codes = site.compose.down()
     assert {code for name, code in codes.items() if name not in ("s3", "nginx")} == {0}, codes
 

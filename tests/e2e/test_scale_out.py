@@ -15,7 +15,7 @@ from tests.e2e.servers import REPOSITORY, clean_environment
 from tests.unit.postgres import running_postgres
 from tests.unit.seaweed import running_seaweed, seaweed_program
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.scale]
 GUIDE = (REPOSITORY / "docs" / "scale-out.md").read_text(encoding="utf-8")
 DAY, NEXT_DAY = "2024-09-01", "2024-09-02"
 KEYS = {"AWS_ACCESS_KEY_ID": "kyc", "AWS_SECRET_ACCESS_KEY": "kyc", "AWS_DEFAULT_REGION": "us-east-1"}

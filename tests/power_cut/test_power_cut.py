@@ -31,7 +31,7 @@ from kyc_pipeline.ledger.database import Ledger, WrongLedger
 from kyc_pipeline.ledger.decisions import list_held
 from kyc_pipeline.ledger.transfer import set_aside
 from kyc_pipeline.privacy.pseudonyms import load_pseudonymizer
-from kyc_pipeline.verify.engine import Timing
+from kyc_pipeline.verify.dispatcher import Timing
 from tests.faults import Meanwhile
 from tests.power_cut import journal
 from tests.power_cut.journal import Event, Journal, Keep

@@ -1,7 +1,7 @@
 """Faults that the pipeline once had, put back one at a time: the simulation must find each of them."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ from kyc_pipeline.deepxl import call_errors, transport
 from kyc_pipeline.deepxl.call_errors import LookupFailed, NotProcessed, Refused
 from kyc_pipeline.deepxl.client import DeepXLClient
 from kyc_pipeline.deepxl.transport import Reply, Transport
+from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.ingest.ownership import Ownership
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.ledger.leases import HeldLease
+from kyc_pipeline.ledger.owners import Owner, find
 from kyc_pipeline.verify.dispatcher import Dispatcher
 from kyc_pipeline.verify.fence import Fence
 from kyc_pipeline.verify.shards import _Shards
@@ -92,6 +94,13 @@ def _sent_rows_move(replace: Replace) -> None:
     replace(Ownership, "_sent_batches", lambda _: iter(()))
 
 
+def _ids_are_not_reserved(replace: Replace) -> None:
+    def others(self: Owners, date: str, rows: Iterable[Owner], *, sent: bool) -> Iterator[Owner]:
+        return find(self.ledger, date, rows)
+
+    replace(Owners, "others", others)
+
+
 def _plan_knows_no_deliveries(replace: Replace) -> None:
     replace(plan, "ingest_partition", lambda **_: None)
 
@@ -155,10 +164,11 @@ MUTATIONS = {
     "a run ends before its shards": Mutation(frozenset({Fault.STOP}), _nobody_waits_for_shards, 3),
     "a gateway's page is final": Mutation(frozenset({Fault.GATEWAY}), _gateway_is_final, 5),
     "a day is not due when another gives up an id that it wants": Mutation(
-        frozenset({Fault.MOVES}), _day_is_never_due_again, 2
+        frozenset({Fault.MOVES}), _day_is_never_due_again, 7
     ),
     "a row that was sent moves with its manifest": Mutation(frozenset({Fault.MOVES}), _sent_rows_move, 1),
+    "a day takes ids without reserving them": Mutation(frozenset({Fault.MOVES}), _ids_are_not_reserved, 0),
     "plan knows nothing of what was delivered since": Mutation(
-        frozenset({Fault.MOVES}), _plan_knows_no_deliveries, 2
+        frozenset({Fault.MOVES}), _plan_knows_no_deliveries, 7
     ),
 }

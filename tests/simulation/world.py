@@ -39,10 +39,10 @@ from sqlalchemy import Engine
 
 from kyc_pipeline.deepxl import tracing
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest import manifests, ownership, state
-from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest import manifests, owners, ownership, state
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
-from kyc_pipeline.ingest.state import turns
+from kyc_pipeline.ingest.owners import Owners
+from kyc_pipeline.ingest.state import ingest_order
 from kyc_pipeline.lake.storage import Lake, PartitionMissing
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, Table
 from kyc_pipeline.ledger import locks, sqlite
@@ -51,9 +51,10 @@ from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.decisions import list_held, resolve_held
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.engine import VerifySummary, verify_partition
+from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.planning import PartitionPlan, plan_partitions
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import VerifySummary
 from tests.simulation import kernel as simulated
 from tests.simulation import network
 from tests.simulation.deliveries import DOCUMENTS, Deliveries
@@ -145,17 +146,22 @@ class _Lake(Lake):
         metadata: Mapping[str, str] | None = None,
         *,
         keep_identical: bool = False,
+        confirm: Callable[[], None] = lambda: None,
     ) -> Iterator[Any]:
         """Replaces a partition if the block succeeds."""
         self._world.kernel.preempt()
         if self._is_on_disk(table):
-            with super().writer(table, date, metadata, keep_identical=keep_identical) as file:
+            with super().writer(
+                table, date, metadata, keep_identical=keep_identical, confirm=confirm
+            ) as file:
                 yield file
                 self._world.kernel.preempt()
             self._world.kernel.preempt()
             return
         draft = _Draft(table, dict(metadata or {}))
         yield draft
+        self._world.kernel.preempt()
+        confirm()
         self._partitions[table.name, date] = draft.table()
         self._world.kernel.preempt()
 
@@ -400,7 +406,7 @@ class World:
 
     def _days_to_ingest(self, *, everything: bool) -> Iterator[str]:
         if self.deliveries is not None and everything:
-            yield from turns(self.days, self.is_outdated)
+            yield from ingest_order(self.days, self.is_outdated)
         elif self.deliveries is not None:
             for _ in self.days:  # the sensor asks again for a day that another outdated
                 yield from filter(self.is_outdated, self.days)
@@ -432,7 +438,7 @@ class World:
                 landing=self.landing,
                 lake=self.lake,
                 date=day,
-                lock=ingest_lock(run.ledger, run.name),
+                owners=Owners(self.lake, run.ledger, held),
                 confirm=held.check,
             )
         self.kernel.note(f"{day} is ingested: {summary.accepted} accepted, {dict(summary.rejected)}")
@@ -630,9 +636,11 @@ def simulation() -> Iterator[None]:
     _replace_identity(replace)
     replace_processes(replace, _world)
     replace(tempfile, "tempdir", str(_templates()[0]))
-    replace(locks, "_POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
+    replace(locks, "POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
     replace(locks, "_SILENT_SECONDS", math.inf)
-    replace(ownership, "duckdb", simulated.Substitute(duckdb, connect=_database()))
+    database = simulated.Substitute(duckdb, connect=_database())
+    replace(ownership, "duckdb", database)
+    replace(owners, "duckdb", database)
     random_state, threshold = random.getstate(), gc.get_threshold()
     try:
         with warnings.catch_warnings():

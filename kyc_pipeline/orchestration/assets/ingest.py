@@ -8,8 +8,9 @@ import dagster as dg
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.labels import LabelsSummary, are_ingested, ingest_labels, stored_summary
 from kyc_pipeline.ingest.landing_options import LandingOptions
-from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest.lock import labels_lock
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested, list_labels
+from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.lake.storage import WHOLE
 from kyc_pipeline.lake.tables import LABEL_TABLES, LABELS, REJECTED_LABELS, REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.orchestration.checks import check_result, check_specs
@@ -51,12 +52,12 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
         def work(day: str) -> DayResult:
             with pipeline.open_ledger() as ledger:
                 take_over(ledger, day, context.run.run_id, context.run.parent_run_id)
-            with pipeline.day_lease(day, context.run.run_id) as check_lease, pipeline.open_ledger() as ledger:
-                erased = pipeline.erased_subjects(ledger)
+            with pipeline.day_lease(day, context.run.run_id) as held:
+                erased = pipeline.erased_subjects(held.ledger)
 
                 def confirm() -> None:
-                    check_lease()
-                    if pipeline.erased_subjects(ledger) != erased:
+                    held.check()
+                    if pipeline.erased_subjects(held.ledger) != erased:
                         raise KycError("somebody was erased while the manifests were read: run the day again")
 
                 summary = ingest_partition(
@@ -64,7 +65,7 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                     lake=lake,
                     date=day,
                     erased=erased,
-                    lock=ingest_lock(ledger, context.run.run_id),
+                    owners=Owners(lake, held.ledger, held),
                     confirm=confirm,
                     options=options,
                 )
@@ -172,6 +173,6 @@ def _read_labels(pipeline: Pipeline, run_id: str) -> LabelsSummary | None:
             lake=lake,
             erased=erased,
             csv_encoding=settings.kyc_csv_encoding,
-            lock=ingest_lock(ledger, run_id),
+            lock=labels_lock(ledger, run_id),
             confirm=confirm,
         )

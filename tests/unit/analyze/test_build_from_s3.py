@@ -9,7 +9,7 @@ import pytest
 
 from kyc_pipeline.analyze.build import build
 from kyc_pipeline.lake import copies
-from kyc_pipeline.lake.storage import WHOLE, Lake
+from kyc_pipeline.lake.storage import SMALL, WHOLE, Lake
 from kyc_pipeline.lake.tables import ALL_TABLES, LABELS, TABLES, VERIFICATIONS
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
 
@@ -35,7 +35,7 @@ def figures(path: Path) -> list[tuple[object, ...]]:
         ).fetchall()
 
 
-@pytest.mark.parametrize("small", [copies.SMALL, 0], ids=["small objects", "large objects"])
+@pytest.mark.parametrize("small", [SMALL, 0], ids=["small objects", "large objects"])
 def test_it_is_that_of_a_local_lake(
     any_s3_root: str, tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

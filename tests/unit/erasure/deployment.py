@@ -19,8 +19,8 @@ from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.ingest.labels import LabelsSummary, ingest_labels
-from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
+from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import ALL_TABLES
 from kyc_pipeline.ledger.audit import AuditTrail, Author
@@ -30,11 +30,13 @@ from kyc_pipeline.ledger.offload import offload
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.engine import Timing, VerifySummary, verify_partition
+from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import VerifySummary
 
 KEY = "k" * 32
-LEDGER_TABLES = ("submissions", "attempts", "decisions", "erasures", "leases")
+LEDGER_TABLES = ("owners", "submissions", "attempts", "decisions", "erasures", "leases")
 QUICK = Timing(look_ups=(0.0,), back_off=0.01, back_off_cap=0.02, breaker_waits=(0.05,), ledger_patience=2.0)
 
 
@@ -75,13 +77,14 @@ class Deployment:
     def ingest(self, date: str) -> IngestSummary:
         tombstones = LedgerErasure(self.ledger).tombstones()
         erased = ErasedSubjects(tombstones, Pseudonymizer(self.key)) if tombstones else None
-        return ingest_partition(
-            landing=self.settings.kyc_landing,
-            lake=self.lake,
-            date=date,
-            erased=erased,
-            lock=ingest_lock(self.ledger, f"ingest-{date}"),
-        )
+        with hold(self.ledger, date, f"ingest-{date}") as held:
+            return ingest_partition(
+                landing=self.settings.kyc_landing,
+                lake=self.lake,
+                date=date,
+                erased=erased,
+                owners=Owners(self.lake, self.ledger, held),
+            )
 
     def ingest_labels(self) -> LabelsSummary:
         tombstones = LedgerErasure(self.ledger).tombstones()

@@ -100,6 +100,17 @@ def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_deployment
     assert (after.is_stored, after.was_erased, after.unfinished) == (False, True, False)
 
 
+def test_the_id_of_a_submission_that_was_never_sent_is_forgotten(
+    landing: Any, any_deployment: Deployment
+) -> None:
+    landing.manifest(DAY, [landing.submission(f"{MARK}-0", 100, THEIR_TAGS), landing.submission("a", 0)])
+    any_deployment.ingest(DAY)
+    assert len(any_deployment.ledger_rows()["owners"]) == 2
+    any_deployment.erase(*PERSON)
+    assert [row["submission_id"] for row in any_deployment.ledger_rows()["owners"]] == ["a"]
+    assert any_deployment.places_with(MARK) == []
+
+
 def test_a_lake_in_an_object_store(landing: Any, deployment: Deployment, s3_root: str) -> None:
     deployment.lake_url = s3_root
     fill(landing, deployment)

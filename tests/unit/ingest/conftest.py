@@ -11,8 +11,11 @@ from PIL import Image
 
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import IngestSummary, ingest_partition
+from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 
@@ -79,9 +82,15 @@ class Zone:
     ) -> IngestSummary:
         if erased is not None and not isinstance(erased, ErasedSubjects):
             erased = NoDocuments(erased)
-        summary = ingest_partition(
-            landing=self.landing, lake=self.lake, date=day, erased=erased, options=options
-        )
+        with Ledger(self.ledger_url) as ledger, hold(ledger, day, "run") as held:
+            summary = ingest_partition(
+                landing=self.landing,
+                lake=self.lake,
+                date=day,
+                erased=erased,
+                owners=Owners(self.lake, ledger, held),
+                options=options,
+            )
         # In every test: no row is ever lost.
         assert summary.received == summary.accepted_rows + sum(summary.rejected.values())
         assert len(self.accepted(day)) == summary.accepted

@@ -9,11 +9,12 @@ import pytest
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest import ownership
-from kyc_pipeline.ingest.lock import ingest_lock
 from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.vocabulary import Outcome
 
 DAY, NEXT = "2024-09-01", "2024-09-02"
@@ -137,9 +138,9 @@ def test_two_days_at_once_never_accept_one_id_twice(zone: Any) -> None:
     def work(day: str) -> None:
         start.wait()
         try:
-            with Ledger(zone.ledger_url) as ledger:
-                lock = ingest_lock(ledger, day)
-                ingest_partition(landing=zone.landing, lake=Lake(zone.lake.root), date=day, lock=lock)
+            with Ledger(zone.ledger_url) as ledger, hold(ledger, day, day) as held:
+                lake = Lake(zone.lake.root)
+                ingest_partition(landing=zone.landing, lake=lake, date=day, owners=Owners(lake, ledger, held))
         except BaseException as error:  # shown by the assertion below
             errors.append(error)
 
@@ -332,9 +333,9 @@ def test_days_in_an_object_store_never_accept_one_id_twice(zone: Any, s3_root: s
     def work(day: str) -> None:
         start.wait()
         try:
-            with Ledger(zone.ledger_url) as ledger:
-                lock = ingest_lock(ledger, day)
-                ingest_partition(landing=zone.landing, lake=Lake(s3_root), date=day, lock=lock)
+            with Ledger(zone.ledger_url) as ledger, hold(ledger, day, day) as held:
+                lake = Lake(s3_root)
+                ingest_partition(landing=zone.landing, lake=lake, date=day, owners=Owners(lake, ledger, held))
         except BaseException as error:  # shown by the assertion below
             errors.append(error)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from kyc_pipeline.lake.storage import Lake, PartitionMissing
+from kyc_pipeline.lake.storage import SMALL, Lake, PartitionMissing
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
 
 DAY, NEXT = "2024-09-01", "2024-09-02"
@@ -87,7 +87,7 @@ def test_a_failed_write_leaves_the_old_rows(s3_root: str) -> None:
 
 READER = """
 import sys
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import SMALL, Lake
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
 lake = Lake(sys.argv[1])
 while True:
@@ -99,17 +99,17 @@ while True:
 def test_a_reader_in_another_process_sees_whole_partitions_and_every_replacement(s3_root: str) -> None:
     lake = Lake(s3_root)
     # Large enough for several reads per copy, so the object is often replaced in the middle of one.
-    rows = pa.Table.from_pylist([drift(secrets.token_hex(100)) for _ in range(60_000)])
-    assert lake.write(CONTRACT_DRIFT, DAY, rows) == 60_000
-    assert lake.fs.size(lake.path(CONTRACT_DRIFT, DAY)) > 6_000_000
+    rows = pa.Table.from_pylist([drift(secrets.token_hex(100)) for _ in range(90_000)])
+    assert lake.write(CONTRACT_DRIFT, DAY, rows) == 90_000
+    assert lake.fs.size(lake.path(CONTRACT_DRIFT, DAY)) > SMALL
     with subprocess.Popen(
         [sys.executable, "-c", READER, s3_root], stdout=subprocess.PIPE, text=True
     ) as reader:
         assert reader.stdout is not None
         for version in range(2, 7):
-            occurrences = pa.array([version] * 60_000)
+            occurrences = pa.array([version] * 90_000)
             lake.write(CONTRACT_DRIFT, DAY, rows.set_column(2, "occurrences", occurrences))
-            while (line := reader.stdout.readline()) != f"60000 {version}\n":
+            while (line := reader.stdout.readline()) != f"90000 {version}\n":
                 size, *versions = line.split()
-                assert (size, len(versions)) == ("60000", 1)
+                assert (size, len(versions)) == ("90000", 1)
         reader.kill()

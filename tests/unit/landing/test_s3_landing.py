@@ -26,6 +26,7 @@ from kyc_pipeline.erasure.find import find
 from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import KycError, UsageError
+from kyc_pipeline.flatten.partition import source_of
 from kyc_pipeline.ingest.documents import Documents
 from kyc_pipeline.ingest.labels import are_ingested, ingest_labels
 from kyc_pipeline.ingest.manifests import (
@@ -38,7 +39,13 @@ from kyc_pipeline.ingest.manifests import (
     stray_folders,
 )
 from kyc_pipeline.lake.storage import WHOLE, Lake
-from kyc_pipeline.lake.tables import LABELS, REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.lake.tables import (
+    LABELS,
+    REJECTED_SUBMISSIONS,
+    SUBMISSIONS,
+    VERIFICATION_RESPONSES,
+    VERIFICATIONS,
+)
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.orchestration.catch_up import due_days
@@ -236,6 +243,40 @@ def test_the_sensor_and_the_catch_up_see_what_changed(s3_root: str, tmp_path: Pa
     assert manifest_identity(s3_root, DAY) != identity
     assert (tick(), due_days(pipeline, until=date(2024, 9, 2)).days) == (None, [DAY])
     assert tick() not in (None, first)
+
+
+def test_a_tick_of_the_catch_up_makes_as_many_requests_for_three_days_as_for_one(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = Zone(s3_root, tmp_path)
+    zone.lake = Lake(f"{s3_root}/lake")
+    pipeline = Pipeline(zone.settings(kyc_catch_up_days=10_000, kyc_lake=f"{s3_root}/lake"))
+    with Ledger(pipeline.settings.kyc_ledger_url) as ledger, ledger.write():
+        pass  # it exists, or the lake's responses would have none
+    requests: list[str] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: Any, method: str, *arguments: Any, **named: Any) -> Any:
+        requests.append(method)
+        return await call(self, method, *arguments, **named)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    made = []
+    for number in (1, 2, 3):
+        day = f"2024-09-{number:02}"
+        zone.manifest(zone.submission(f"a{number}", number), zone.submission("no", 0, id_file="no"), day=day)
+        zone.ingest(day)
+        outcome = {"outcome": "completed", "attempts": 1, "billable_calls": 1, "content_sha256": "0" * 64}
+        responses = [{"submission_id": f"a{number}", **outcome}]
+        zone.lake.write(VERIFICATION_RESPONSES, day, responses, {"state": "complete"})
+        zone.lake.write(VERIFICATIONS, day, [], {"source": source_of(zone.lake, day)})
+        for _ in range(2):
+            requests.clear()
+            # A document is missing, which may have arrived since.
+            assert due_days(pipeline, until=date(2024, 9, 4)).days[-1] == day
+        made.append(sorted(requests))
+    assert made[0] == made[1] == made[2]
+    assert len(made[0]) < 10
 
 
 @pytest.mark.parametrize("versioned", [False, True])

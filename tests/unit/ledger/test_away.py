@@ -7,7 +7,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest.lock import labels_lock
 from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.queries import read_entries
 from tests.unit.postgres import PostgresServer
@@ -27,7 +27,7 @@ def test_every_access_waits_for_a_server_that_is_away(
         def use(ledger: Ledger) -> None:
             try:
                 assert ledger.exists()
-                with ingest_lock(ledger, "run") as check:
+                with labels_lock(ledger, "run") as check:
                     check()
                     assert read_entries(ledger, ["a"]) == {}
             except BaseException as error:  # shown by the assertion below

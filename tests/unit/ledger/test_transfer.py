@@ -259,7 +259,7 @@ def test_a_rebuilt_lake_is_bound_again(lake: Lake, ledger: Ledger) -> None:
     with pytest.raises(WrongLedger, match="belongs to another lake"):
         bind(lake, ledger)
     responses(lake, z="completed")
-    with pytest.raises(WrongLedger, match="shows 1 outcomes"):
+    with pytest.raises(WrongLedger, match="shows 1 outcome"):
         transfer.bind_again(lake, ledger)
     responses(lake, a="completed")
     transfer.bind_again(lake, ledger)

@@ -17,7 +17,7 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.database import WrongLedger
 from kyc_pipeline.ledger.identity import read_identity
-from kyc_pipeline.verify.engine import Timing
+from kyc_pipeline.verify.dispatcher import Timing
 from tests.unit.postgres import PostgresServer, running_postgres
 from tests.unit.verify import children
 from tests.unit.verify.test_verify_crashes import assert_nothing_paid_twice_or_lost, records_by_submission

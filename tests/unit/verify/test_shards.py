@@ -29,11 +29,11 @@ from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify import shard as sharding
 from kyc_pipeline.verify import shard_process, shards
 from kyc_pipeline.verify.budget import CallBudget, LentBudget
-from kyc_pipeline.verify.engine import Progress, Stopped
 from kyc_pipeline.verify.messages import Note
 from kyc_pipeline.verify.shard import Shard, shards_of
 from kyc_pipeline.verify.shards import ShardLost
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import Progress, Stopped
 from kyc_pipeline.vocabulary import Outcome
 from tests.faults import WaitsForTest
 from tests.shard_processes import shard_processes

@@ -21,7 +21,8 @@ from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease, 
 from kyc_pipeline.ledger.models import Lease, State
 from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.ledger.schema import leases
-from kyc_pipeline.verify.engine import Stopped, Timing
+from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.summary import Stopped
 from tests.unit.postgres import PostgresServer
 from tests.unit.verify import children
 from tests.unit.verify.world import DATE, QUICK, TOKEN, World
@@ -343,7 +344,7 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
         sleeping.join()
         (message,) = ended
         assert message.startswith(
-            f"partition {DATE} was taken over by another run: every response is in the ledger"
+            f"partition {DATE} was taken over by another run: nothing that was recorded is lost"
         )
         sent = simulator.received.total()
         assert sent < len(ids)

@@ -32,9 +32,10 @@ from kyc_pipeline.ledger.models import State
 from kyc_pipeline.ledger.queries import dates_turned_away, read_entries, read_spend
 from kyc_pipeline.ledger.schema import attempts, decisions
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.engine import LedgerConflict, Progress, Stopped
+from kyc_pipeline.verify.engine import LedgerConflict
 from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.verify.reconcile import reconcile
+from kyc_pipeline.verify.summary import Progress, Stopped
 from tests.faults import NoResponseInTime
 from tests.unit.verify.world import DATE, JPEG, QUICK, TOKEN, World
 

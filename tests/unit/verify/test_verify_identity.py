@@ -27,9 +27,10 @@ from kyc_pipeline.ledger.leases import LeaseLost, acquire_lease
 from kyc_pipeline.ledger.models import Claim
 from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.ledger.times import now
-from kyc_pipeline.verify.engine import CallBudget, Stopped
+from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.look_up_first import discovery
 from kyc_pipeline.verify.partition import work
+from kyc_pipeline.verify.summary import Stopped
 from tests.faults import Meanwhile
 from tests.unit.killed_commit import kill_in_commit
 from tests.unit.postgres import running_postgres
@@ -174,6 +175,19 @@ def test_a_ledger_that_forgot_one_outcome_is_refused(paid: World, simulator: Sim
     with pytest.raises(WrongLedger, match=r"shows 1 outcome of 2024-09-01 \(such as a's\)"):
         another(paid).verify()
     assert simulator.received.total() == 2
+
+
+def test_a_damaged_partition_is_named_and_can_be_moved_away(paid: World, simulator: Simulator) -> None:
+    [file] = (paid.root / "lake").glob(f"restricted/verification_responses/date={DATE}/*.parquet")
+    file.write_bytes(file.read_bytes()[:-100])
+    paid.submit("a", "b", "c")
+    again = another(paid)
+    with pytest.raises(WrongLedger, match=rf"date={DATE}\S+ is damaged, .* move it away"):
+        again.verify()
+    assert simulator.received.total() == 2
+    file.unlink()
+    assert again.verify().calls == 1
+    assert sorted(again.responses()) == ["a", "b", "c"]
 
 
 def test_two_lakes_cannot_share_a_ledger(paid: World, tmp_path: Path, simulator: Simulator) -> None:

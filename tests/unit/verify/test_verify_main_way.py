@@ -12,8 +12,8 @@ from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.verify.budget import CallBudget
-from kyc_pipeline.verify.engine import Stopped
 from kyc_pipeline.verify.reconcile import reconcile
+from kyc_pipeline.verify.summary import Stopped
 from kyc_pipeline.vocabulary import Outcome
 from tests.unit.verify.world import DATE, TOKEN, World
 

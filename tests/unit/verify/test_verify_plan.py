@@ -39,20 +39,18 @@ def test_a_plan_shows_what_is_paid_and_held(world: World) -> None:
         (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
         assert (plan.already_paid, plan.held, plan.calls_to_make) == (2, 1, 1)
         assert plan.estimated_cost is None
-        dry = world.verify(dry_run=True)
-        assert (dry.calls_to_make, dry.calls, dry.held_ids) == (1, 0, ("b",))
         assert simulator.received.total() == calls
         world.options = {"deepxl_uncertain": "retry"}
         (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
         assert plan.calls_to_make == 2
 
 
-def test_a_dry_run_writes_nothing_and_needs_no_token(sqlite_world: World) -> None:
+def test_a_plan_writes_nothing_and_needs_no_token(sqlite_world: World) -> None:
     world = sqlite_world
     world.submit("a")
     world.options = {"deepxl_api_token": None}
-    summary = world.verify(dry_run=True)
-    assert summary.outcomes == {Outcome.NOT_ATTEMPTED: 1}
+    (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+    assert plan.calls_to_make == 1
     assert not world.ledger.exists()
     assert not world.lake.exists(VERIFICATION_RESPONSES, DATE)
 
@@ -78,7 +76,8 @@ def test_held_submissions_are_listed_and_decided(world: World) -> None:
     resolve_held(world.ledger, "a", "abandon", "operator")
     assert list_held(world.ledger) == []
     resolve_held(world.ledger, "a", "retry", "operator")
-    assert world.verify(run_id="run-2", dry_run=True).calls_to_make == 1
+    (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+    assert plan.calls_to_make == 1
 
 
 def test_all_held_submissions_of_a_day_or_of_all_days_are_decided_at_once(world: World) -> None:

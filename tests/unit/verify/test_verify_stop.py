@@ -13,8 +13,8 @@ from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs
 from kyc_pipeline.ledger.models import Claim
 from kyc_pipeline.ledger.writer import GroupWriter
-from kyc_pipeline.verify.engine import Progress, Stopped
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
+from kyc_pipeline.verify.summary import Progress, Stopped
 from tests.unit.verify import children
 from tests.unit.verify.world import TOKEN, World
 

@@ -10,8 +10,10 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.verify.engine import Timing, VerifySummary, verify_partition
+from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.verify.summary import VerifySummary
 
 DATE = "2024-09-01"
 TOKEN = "test-token"

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0018"
-down_revision = "0015"
+down_revision = "0016"
 
 _NAME = "response_kept"
 _CHANGE = "UPDATE OF response ON submissions"

@@ -1,18 +1,14 @@
-"""The ingest lock is a ledger lease: a second ingest waits, the lease is renewed, and a crash frees it."""
+"""The labels' lock is a ledger lease: a second reader waits, the lease is renewed, and a crash frees it."""
 
-import contextlib
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from kyc_pipeline.ingest.lock import LOCK_KEY, ingest_lock
-from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ingest.lock import LOCK_KEY, labels_lock
 from kyc_pipeline.ledger import locks
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease
@@ -32,7 +28,7 @@ def test_the_lock_is_held_by_one_at_a_time_and_is_free_afterwards(ledger_url: st
     def work() -> None:
         nonlocal inside
         try:
-            with Ledger(ledger_url) as ledger, ingest_lock(ledger, "run", wait_seconds=60) as check:
+            with Ledger(ledger_url) as ledger, labels_lock(ledger, "run", wait_seconds=60) as check:
                 inside += 1
                 assert inside == 1
                 check()
@@ -46,7 +42,7 @@ def test_the_lock_is_held_by_one_at_a_time_and_is_free_afterwards(ledger_url: st
     for thread in threads:
         thread.join()
     assert (inside, errors) == (0, [])
-    with Ledger(ledger_url) as ledger, ingest_lock(ledger, "run", wait_seconds=0):
+    with Ledger(ledger_url) as ledger, labels_lock(ledger, "run", wait_seconds=0):
         pass
 
 
@@ -54,14 +50,16 @@ def test_a_lock_is_renewed_while_it_is_held(ledger_url: str) -> None:
     with (
         Ledger(ledger_url, lease_seconds=0.9) as ledger,
         Ledger(ledger_url) as other,
-        ingest_lock(ledger, "the-holder", wait_seconds=0),
+        labels_lock(ledger, "the-holder", wait_seconds=0),
     ):
         first = expiry(other)
         while expiry(other) == first:
             pass
         with (
-            pytest.raises(PartitionBusy, match=r"waited 0 s for another ingest or erasure: .*the-holder"),
-            ingest_lock(other, "run", wait_seconds=0),
+            pytest.raises(
+                PartitionBusy, match=r"waited 0 s for another reading of labels or erasure: .*the-holder"
+            ),
+            labels_lock(other, "run", wait_seconds=0),
         ):
             raise AssertionError("two have the lock")
 
@@ -70,26 +68,26 @@ def test_a_long_wait_for_the_lock_is_announced_once(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(locks, "_SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.0)
     with (
         Ledger(ledger_url) as ledger,
-        ingest_lock(ledger, "the-holder", wait_seconds=0),
+        labels_lock(ledger, "the-holder", wait_seconds=0),
         pytest.raises(PartitionBusy),
-        ingest_lock(ledger, "run", wait_seconds=0.2),
+        labels_lock(ledger, "run", wait_seconds=0.2),
     ):
         raise AssertionError("two have the lock")
     (record,) = caplog.records
     assert record.getMessage().startswith(
-        "waiting up to 0 s for another ingest or erasure: the lock `ingest`"
+        "waiting up to 0 s for another reading of labels or erasure: the lock `labels`"
     )
     assert "run the-holder" in record.getMessage()
 
 
 KILLED_HOLDER = """
 import os, signal, sys
-from kyc_pipeline.ingest.lock import ingest_lock
+from kyc_pipeline.ingest.lock import labels_lock
 from kyc_pipeline.ledger.database import Ledger
-with ingest_lock(Ledger(sys.argv[1]), "killed"):
+with labels_lock(Ledger(sys.argv[1]), "killed"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -99,7 +97,7 @@ def test_the_lock_of_a_dead_process_is_free_at_once(ledger_url: str) -> None:
     assert killed.returncode == -signal.SIGKILL
     with Ledger(ledger_url) as ledger:
         assert expiry(ledger) > 0
-        with ingest_lock(ledger, "run", wait_seconds=0) as check:
+        with labels_lock(ledger, "run", wait_seconds=0) as check:
             check()
 
 
@@ -109,17 +107,17 @@ def test_the_lock_of_a_dead_host_is_taken_after_its_lease(ledger_url: str) -> No
         acquire_lease(ledger, LOCK_KEY, "of-another-host")
         with ledger.write() as connection:
             connection.execute(sa.update(leases).values(machine="another", host="far"))
-        with pytest.raises(PartitionBusy, match="on far"), ingest_lock(ledger, "run", wait_seconds=0):
+        with pytest.raises(PartitionBusy, match="on far"), labels_lock(ledger, "run", wait_seconds=0):
             raise AssertionError("two have the lock")
         time += int(ledger.lease_seconds * 1_000_000)
-        with ingest_lock(ledger, "run", wait_seconds=0) as check:
+        with labels_lock(ledger, "run", wait_seconds=0) as check:
             check()
 
 
 @pytest.mark.parametrize("change", ["taken", "deleted"])
 def test_a_lock_that_was_lost_says_so_and_stays_with_its_new_holder(ledger_url: str, change: str) -> None:
     with Ledger(ledger_url) as ledger:
-        with ingest_lock(ledger, "run", wait_seconds=0) as check:
+        with labels_lock(ledger, "run", wait_seconds=0) as check:
             with ledger.write() as connection:
                 connection.execute(
                     sa.update(leases).values(token="other") if change == "taken" else sa.delete(leases)
@@ -129,36 +127,3 @@ def test_a_lock_that_was_lost_says_so_and_stays_with_its_new_holder(ledger_url: 
         with ledger.read() as connection:
             tokens = connection.execute(sa.select(leases.c.token)).scalars().all()
     assert tokens == (["other"] if change == "taken" else [])
-
-
-def test_a_lock_that_is_lost_before_publication_leaves_the_day_as_it_was(zone: Any) -> None:
-    zone.rows({})
-    zone.ingest()
-    before = zone.files()
-    zone.rows({"submission_id": "A2"})
-    with Ledger(zone.ledger_url) as ledger:
-
-        @contextlib.contextmanager
-        def lost() -> Iterator[Callable[[], None]]:
-            with ingest_lock(ledger, "run") as check:
-                with ledger.write() as connection:
-                    connection.execute(sa.update(leases).values(token="other"))
-                yield check
-
-        arguments = {"landing": zone.landing, "lake": zone.lake, "date": "2024-09-01"}
-        with pytest.raises(LeaseLost, match="run the partition again"):
-            ingest_partition(**arguments, lock=lost())
-        assert zone.files() == before
-
-
-def test_a_lock_that_is_lost_during_publication_fails_the_day(zone: Any) -> None:
-    zone.rows({})
-    with Ledger(zone.ledger_url) as ledger:
-
-        def lose_lock() -> None:
-            with ledger.write() as connection:
-                connection.execute(sa.update(leases).values(token="other"))
-
-        arguments = {"landing": zone.landing, "lake": zone.lake, "date": "2024-09-01"}
-        with pytest.raises(LeaseLost, match="run the partition again"):
-            ingest_partition(**arguments, lock=ingest_lock(ledger, "run"), confirm=lose_lock)
