@@ -136,9 +136,8 @@ def _erase_day(
         changed = _reject(lake, date, day)
         progress(f"{date} {SUBMISSIONS.name}")
         _drop_rows(lake, SUBMISSIONS, date, day, changed)
-    check_leases()
     progress(f"{date} {VERIFICATION_RESPONSES.name}")
-    _drop_rows(lake, VERIFICATION_RESPONSES, date, day)
+    _drop_rows(lake, VERIFICATION_RESPONSES, date, day, confirm=check_leases)
     curated = [table for table in CURATED_TABLES if lake.exists(table, date)]
     if not any(day.rows[table] for table in (*curated, SUBMISSIONS, VERIFICATION_RESPONSES)):
         return
@@ -192,14 +191,21 @@ def _reject(lake: Lake, date: str, day: Day) -> int:
     return changed
 
 
-def _drop_rows(lake: Lake, table: Table, date: str, day: Day, changed: int = 0) -> None:
+def _drop_rows(
+    lake: Lake,
+    table: Table,
+    date: str,
+    day: Day,
+    changed: int = 0,
+    confirm: Callable[[], None] = lambda: None,
+) -> None:
     """Removes the person's rows from a partition. Its footer stays, with `changed` fewer changed rows."""
     if not day.rows[table] or not lake.exists(table, date):
         return
     metadata = lake.metadata(table, date)
     if changed:
         metadata[CHANGED_KEY] = str(max(int(metadata.get(CHANGED_KEY, 0)) - changed, 0))
-    with lake.writer(table, date, metadata) as writer:
+    with lake.writer(table, date, metadata, confirm=confirm) as writer:
         for batch in lake.batches(table, date, batch_size=ROW_GROUP_ROWS):
             theirs = is_among(batch[ID_COLUMN[table]], day.ids)
             if table is CONTRACT_DRIFT:

@@ -13,7 +13,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Final, TypeAlias
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -30,26 +30,31 @@ def replacing(
     keep_existing: bool = False,
     keep_identical: bool = False,
     durable: bool = True,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Iterator[IO[bytes]]:
     """Yields a file that replaces `target` if the block succeeds, and is removed if it fails.
 
     A new file gets `mode` minus the umask. `keep_existing` keeps a target that another process created first;
     `keep_identical` keeps one with the same content, so that nothing seems to have changed.
-    `durable=False` skips the sync, so that a power cut may lose the file. Raises :class:`OSError`.
+    `durable=False` skips the sync, so that a power cut may lose the file. `confirm` is called when the new
+    file is complete, just before it replaces the target; if it raises, the target stays. Raises
+    :class:`OSError`.
     """
     with new_draft(target, mode) as draft:
         yield draft
         draft.flush()
         if keep_existing:
             os.fsync(draft.fileno())
+            confirm()
             with contextlib.suppress(FileExistsError):
                 os.link(draft.name, target)
             sync(os.path.dirname(target) or ".")
         elif keep_identical and _have_same_content(draft.name, target):
             return
         elif durable:
-            move_into_place(draft.name, target)
+            move_into_place(draft.name, target, confirm)
         else:
+            confirm()
             os.replace(draft.name, target)
 
 
@@ -76,9 +81,13 @@ def draft_folder(draft: str) -> str:
     return f"{draft}.d"
 
 
-def move_into_place(path: StrPath, target: StrPath) -> None:
-    """Renames a finished file over `target`; a power cut leaves the old file or the whole new one."""
+def move_into_place(path: StrPath, target: StrPath, confirm: Callable[[], None] = lambda: None) -> None:
+    """Renames a finished file over `target`; a power cut leaves the old file or the whole new one.
+
+    `confirm` is called just before.
+    """
     sync(path)
+    confirm()
     os.replace(path, target)
     sync(os.path.dirname(target) or ".")
 
@@ -124,6 +133,16 @@ def remove_drafts(pattern: str, *, older_than: float = math.inf) -> int:
                 _remove(path)
                 removed += 1
     return removed
+
+
+def revoke_drafts(target: StrPath) -> None:
+    """Removes all drafts of `target`: whoever writes one can no longer replace the file.
+
+    Call it only with the right to be the target's sole writer, such as the lease of its day.
+    """
+    for path in glob.iglob(drafts_of(target)):
+        with contextlib.suppress(FileNotFoundError):
+            _remove(path)
 
 
 def _create_locked(target: StrPath, mode: int) -> IO[bytes]:

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Final, TypeVar
 
@@ -33,7 +33,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from kyc_pipeline.days import is_day
 from kyc_pipeline.errors import KycError, UsageError, missing_extra
-from kyc_pipeline.lake.atomic import DRAFT_PREFIX, make_folder, remove_drafts, replacing
+from kyc_pipeline.lake.atomic import DRAFT_PREFIX, make_folder, remove_drafts, replacing, revoke_drafts
 from kyc_pipeline.lake.tables import Table, Zone
 
 PART_FILE: Final = "part-0.parquet"
@@ -150,15 +150,17 @@ class Lake:
         metadata: Mapping[str, str] | None = None,
         *,
         keep_identical: bool = False,
+        confirm: Callable[[], None] = lambda: None,
     ) -> Iterator[PartitionWriter]:
         """Replaces one partition if the block succeeds; if it fails, the old rows stay.
 
         `metadata` is stored in the file's footer. With `keep_identical`, a local file stays as it is if the
-        new one has the same content, so that the partition keeps its version.
+        new one has the same content, so that the partition keeps its version. `confirm` is called
+        when all rows are written, just before they replace the old ones: it raises if the caller may not.
         """
         schema = table.schema.with_metadata(dict(metadata or {}))
         with (
-            self._replacing(table, date, keep_identical) as sink,
+            self._replacing(table, date, keep_identical, confirm) as sink,
             pq.ParquetWriter(
                 sink, schema, compression="zstd", dictionary_pagesize_limit=DICTIONARY_BYTES
             ) as parquet,
@@ -166,17 +168,19 @@ class Lake:
             yield PartitionWriter(parquet, schema)
 
     @contextlib.contextmanager
-    def _replacing(self, table: Table, date: str, keep_identical: bool) -> Iterator[IO[bytes]]:
+    def _replacing(
+        self, table: Table, date: str, keep_identical: bool, confirm: Callable[[], None]
+    ) -> Iterator[IO[bytes]]:
         """Yields a sink whose content replaces the partition if the block succeeds."""
         target = self.path(table, date)
         if not self.is_local:
-            with _uploading(self.fs, target) as upload:
+            with _uploading(self.fs, target, confirm) as upload:
                 yield upload
             return
         make_folder(os.path.dirname(target))
         if table.zone is Zone.RESTRICTED:
             os.chmod(f"{self.root}/{table.zone}", 0o700)  # closed to other users of this machine
-        with replacing(target, keep_identical=keep_identical) as draft:
+        with replacing(target, keep_identical=keep_identical, confirm=confirm) as draft:
             yield draft
         with contextlib.suppress(OSError):  # the rows are published: a failed clean-up does not matter
             self.remove_drafts(table, date)
@@ -332,6 +336,14 @@ class Lake:
         pattern = f"{glob.escape(self.folder(table))}/{folder}{DRAFT_PREFIX}*"
         return remove_drafts(pattern, older_than=older_than)
 
+    def revoke_drafts(self, table: Table, date: str) -> None:
+        """Lets no other writer replace the partition with rows that it has begun to write.
+
+        Call it under the day's lease. An object store cannot do that: there, only `confirm` stops a writer.
+        """
+        if self.is_local:
+            revoke_drafts(self.path(table, date))
+
 
 def _with_new_columns(rows: _Rows, table: Table, columns: list[str] | None) -> _Rows:
     """The rows, with NULL in the columns that the table got after they were written."""
@@ -343,12 +355,13 @@ def _with_new_columns(rows: _Rows, table: Table, columns: list[str] | None) -> _
 
 
 @contextlib.contextmanager
-def _uploading(fs: Any, path: str) -> Iterator[IO[bytes]]:
+def _uploading(fs: Any, path: str, confirm: Callable[[], None]) -> Iterator[IO[bytes]]:
     """Yields an upload; the object becomes visible, complete, if the block succeeds."""
     sink = fs.open(path, "wb", autocommit=False)
     try:
         yield sink
         sink.close()
+        confirm()
         sink.commit()
     except BaseException:
         with contextlib.suppress(OSError):

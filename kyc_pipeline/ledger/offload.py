@@ -1,8 +1,9 @@
 """Moves the responses of finished days out of the ledger: the lake has them, too.
 
 A response's text leaves the ledger only after it was read from `verification_responses` and was the same;
-its SHA-256 stays. Both happen under the day's lease, without which nobody replaces that partition. So each
-text is in one of the stores at any moment, whatever is killed.
+its SHA-256 stays. Both happen under the day's lease, without which nobody replaces that partition: a run
+that was suspended and has lost its lease finds its draft gone. So each text is in one of the stores at any
+moment, whatever is killed.
 
 The partition is written from the ledger. So before it is replaced, `recall` brings the texts back.
 """
@@ -53,6 +54,8 @@ def offload(lake: Lake, ledger: Ledger, lease: Lease, trail: AuditTrail) -> Offl
     :class:`LeaseLost`.
     """
     date, moved = lease.partition_date, 0
+    with _under(ledger, lease):
+        lake.revoke_drafts(VERIFICATION_RESPONSES, date)
     for texts in _in_lake(lake, date):
         with _under(ledger, lease) as connection:
             query = select(_rows.submission_id, _rows.response).where(

@@ -153,13 +153,15 @@ def read_outcomes(
             yield [(submission_id, outcome_of(state, decision)) for submission_id, state, decision in batch]
 
 
-def read_spend(ledger: Ledger, partition_date: str) -> Spend:
-    """The partition's calls over all runs."""
+def read_spend(ledger: Ledger, partition_date: str, run_id: str | None = None) -> Spend:
+    """The partition's calls over all runs, or of one."""
     query = (
         select(call_count, _BILLABLE_CALLS, _RETRIES)
         .select_from(attempts.join(submissions))
         .where(submissions.c.partition_date == partition_date)
     )
+    if run_id is not None:
+        query = query.where(attempts.c.run_id == run_id)
     with ledger.read() as connection:
         return Spend(*connection.execute(query).one())
 

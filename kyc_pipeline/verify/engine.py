@@ -12,6 +12,7 @@ have been sent. At the end `state=complete` replaces it.
 
 import asyncio
 import contextlib
+import copy
 import logging
 import threading
 import time
@@ -38,6 +39,7 @@ from kyc_pipeline.ledger.identity import (
 )
 from kyc_pipeline.ledger.leases import HeldLease, hold, mark_open_claims_uncertain
 from kyc_pipeline.ledger.offload import recall
+from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.calling import calling
@@ -258,7 +260,7 @@ class _Run:
             return self.summary(before)
         with hold(self.ledger, self.date, self.run_id) as held:
             recall(self.lake, self.ledger, held.lease)
-            after = self.write_table(ResponsesState.COMPLETE)
+            after = self.write_table(ResponsesState.COMPLETE, held.confirm)
         self.raise_conflict(after)
         return self.summary(after, written=True)
 
@@ -305,7 +307,7 @@ class _Run:
         control = RunControl(self.stop)
         with control.watching():
             recall(self.lake, self.ledger, held.lease)
-            self.write_table(ResponsesState.DISPATCHING)
+            self.write_table(ResponsesState.DISPATCHING, held.confirm)
             async with calling(
                 held,
                 settings=self.settings,
@@ -342,11 +344,13 @@ class _Run:
             self.stopped = control.reason
             # All calls of this run have ended: a claim still open was abandoned.
             mark_open_claims_uncertain(self.ledger, held.lease)
-            return self.write_table(ResponsesState.COMPLETE), control.error
+            return self.write_table(ResponsesState.COMPLETE, held.confirm), control.error
 
     async def dispatch_shards(self, held: HeldLease, control: RunControl, is_trusted: bool) -> None:
         """Settles the work in a process per shard."""
         concurrency = self.settings.deepxl_max_concurrency
+        before = read_spend(self.ledger, self.date, self.run_id)
+        already = copy.copy(self.tally)
         with self.budget.lent() as budget:
             tasks = [
                 Task(
@@ -361,7 +365,12 @@ class _Run:
                 )
                 for shard in self.shards
             ]
-            generation = await settle_shards(tasks, control, self.stop, self.tally)
+            generation, is_told = await settle_shards(tasks, control, self.stop, self.tally)
+        if not is_told:  # the ledger knows what a lost process did, an open claim included
+            spent = read_spend(self.ledger, self.date, self.run_id)
+            self.tally.calls = already.calls + spent.calls - before.calls
+            self.tally.retries = already.retries + spent.retries - before.retries
+            self.tally.billable_calls = already.billable_calls + spent.billable_calls - before.billable_calls
         self.ledger.generation = max(self.ledger.generation, generation)
         self.day_budget.read(self.ledger)
 
@@ -380,9 +389,10 @@ class _Run:
                     self.write_table(ResponsesState.DISPATCHING)
             raise
 
-    def write_table(self, state: ResponsesState) -> Scan:
+    def write_table(self, state: ResponsesState, confirm: Callable[[], None] = lambda: None) -> Scan:
         """Replaces the lake's partition with the ledger's present state. `recall` comes before the first."""
-        return write_responses(self.lake, self.ledger, self.date, state, self.settings.deepxl_uncertain)
+        policy = self.settings.deepxl_uncertain
+        return write_responses(self.lake, self.ledger, self.date, state, policy, confirm)
 
     def raise_conflict(self, seen: Scan) -> None:
         lines = [*seen.conflicts, *map(_withdrawn_text, self.withdrawn_on_record)]

@@ -7,7 +7,7 @@ call, work, table after the last, reconciliation), together 3 % of its processor
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -321,14 +321,22 @@ def is_current(lake: Lake, date: str, now: Scan) -> bool:
     return (ids.digest(), outcomes) == (now.ids_digest, now.outcomes)
 
 
-def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState, policy: Policy) -> Scan:
+def write_responses(
+    lake: Lake,
+    ledger: Ledger,
+    date: str,
+    state: ResponsesState,
+    policy: Policy,
+    confirm: Callable[[], None] = lambda: None,
+) -> Scan:
     """Replaces the partition of `verification_responses`: one row per submission, in the same order.
 
-    Returns the scan of the ledger entries that it wrote; the footer has its digest.
+    `confirm` is called just before the replacement, and raises if another run has the lease by then. Returns
+    the scan of the ledger entries that it wrote; the footer has its digest.
     """
     result = Scan(date, policy)
     try:
-        with lake.writer(VERIFICATION_RESPONSES, date, {STATE_KEY: state}) as writer:
+        with lake.writer(VERIFICATION_RESPONSES, date, {STATE_KEY: state}, confirm=confirm) as writer:
             for ids, contents in _submissions(lake, date):
                 known = read_responses(ledger, ids)
                 entries = {submission_id: entry for submission_id, (entry, _) in known.items()}
@@ -341,6 +349,8 @@ def write_responses(lake: Lake, ledger: Ledger, date: str, state: ResponsesState
                 )
             writer.add_metadata({DIGEST_KEY: result.digest})
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            confirm()  # if the lease is lost, the next holder may have removed the draft
         raise KycError(
             f"cannot write {VERIFICATION_RESPONSES.name} of {date} ({error.strerror}): "
             "every response is in the ledger; run the partition again when there is room"

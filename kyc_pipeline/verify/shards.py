@@ -33,10 +33,13 @@ class ShardLost(KycError):
     """The process of a shard ended without a report, so a part of the day is left."""
 
 
-async def settle_shards(tasks: Sequence[Task], control: RunControl, stop: StopFlag, tally: Tally) -> int:
+async def settle_shards(
+    tasks: Sequence[Task], control: RunControl, stop: StopFlag, tally: Tally
+) -> tuple[int, bool]:
     """Settles each task in a process of its own; adds to `tally`, and ends `control` if a process ends early.
 
-    The processes go on if one of them is lost. Returns the ledger's newest generation.
+    The processes go on if one of them is lost. Returns the ledger's newest generation, and whether `tally`
+    has all that they did: a lost process takes what it did last with it.
     """
     run = _Shards(control, stop, tally, asyncio.get_running_loop())
     with stop.watched(run.tell_soon):
@@ -45,7 +48,7 @@ async def settle_shards(tasks: Sequence[Task], control: RunControl, stop: StopFl
                 run.start(task)
         finally:
             await run.ended(are_all=len(run.processes) == len(tasks))
-    return run.generation
+    return run.generation, not run.has_lost
 
 
 class _Shards:
@@ -79,6 +82,11 @@ class _Shards:
         await asyncio.gather(*(process.ended for process in self.processes))
         if self._lost is not None:
             self._control.end(Stopped.ERROR, self._lost)
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether a process ended without its last report."""
+        return self._lost is not None
 
     def _take(self, process: "_Process", message: Report | Note | ShardLost) -> None:
         if isinstance(message, Note):

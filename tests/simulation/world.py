@@ -146,17 +146,22 @@ class _Lake(Lake):
         metadata: Mapping[str, str] | None = None,
         *,
         keep_identical: bool = False,
+        confirm: Callable[[], None] = lambda: None,
     ) -> Iterator[Any]:
         """Replaces a partition if the block succeeds."""
         self._world.kernel.preempt()
         if self._is_on_disk(table):
-            with super().writer(table, date, metadata, keep_identical=keep_identical) as file:
+            with super().writer(
+                table, date, metadata, keep_identical=keep_identical, confirm=confirm
+            ) as file:
                 yield file
                 self._world.kernel.preempt()
             self._world.kernel.preempt()
             return
         draft = _Draft(table, dict(metadata or {}))
         yield draft
+        self._world.kernel.preempt()
+        confirm()
         self._partitions[table.name, date] = draft.table()
         self._world.kernel.preempt()
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.lake import atomic
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import offload as module
@@ -21,8 +23,10 @@ from kyc_pipeline.ledger.leases import LeaseLost, acquire_lease, hold, release_l
 from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.ledger.offload import Offloaded, check_offloaded, offload, offloaded_dates, recall
 from kyc_pipeline.ledger.schema import leases, submissions
+from kyc_pipeline.ledger.times import Clock, now, since_boot
 from kyc_pipeline.ledger.upkeep import vacuum
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from tests.unit.verify import children
 from tests.unit.verify.world import DATE, World
 
 IDS = [f"s-{number:02}" for number in range(12)]
@@ -231,3 +235,51 @@ def test_killed_in_any_commit(verified: World, processes: ForkServerContext) -> 
     assert len(seen) > 2  # it died half-way, too
     offload_day(world.lake, world.ledger)
     assert (in_ledger(world.ledger), offloaded_dates(world.ledger, only_finished=True)) == ({}, {DATE})
+
+
+@pytest.mark.parametrize("moment", ["first write", "last write", "rename"])
+def test_a_suspended_run_does_not_replace_what_only_the_lake_has(
+    verified: World, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """While it sleeps, just before a rename, another run takes its day over and the day is offloaded."""
+    world = verified
+    another = World(world.root, simulator.url, world.ledger_url)
+    sync, replace, writes, away = atomic.sync, os.replace, 0, 0
+    clock = Clock(lambda: now() + away, lambda: since_boot() + away)
+    world.ledger.close()
+    world.ledger = Ledger(world.settings.kyc_ledger_url, clock=clock)
+
+    def sleep() -> None:
+        nonlocal writes, away
+        writes += 1
+        if writes != (1 if moment == "first write" else 2):
+            return
+        monkeypatch.undo()
+        away = children.DAY
+        with another.ledger.write() as connection:
+            connection.execute(sa.delete(leases))
+        with another.ledger:
+            another.submit(*IDS, "late", "later")
+            assert another.verify(run_id="another").is_complete
+            assert offload_day(another.lake, another.ledger) == Offloaded(len(IDS) + 2, kept=0)
+
+    def slow_sync(path: atomic.StrPath) -> None:
+        sync(path)
+        if VERIFICATION_RESPONSES.name in str(path) and atomic.DRAFT_PREFIX in str(path):
+            sleep()
+
+    def slow_replace(source: str, target: str) -> None:
+        if VERIFICATION_RESPONSES.name in source and atomic.DRAFT_PREFIX in source:
+            sleep()
+        replace(source, target)
+
+    world.submit(*IDS, "late")
+    if moment == "rename":
+        monkeypatch.setattr(os, "replace", slow_replace)
+    else:
+        monkeypatch.setattr(atomic, "sync", slow_sync)
+    with pytest.raises(LeaseLost, match="was taken over by another run"):
+        world.verify(run_id="sleeper")
+    assert writes == (1 if moment == "first write" else 2)
+    assert check_offloaded(world.lake, world.ledger) == len(IDS) + 2
+    assert simulator.received == Counter([*IDS, "late", "later"])

@@ -23,6 +23,7 @@ from kyc_pipeline.deepxl.simulator.faults import Hangs, Responds
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease, release_lease, share
+from kyc_pipeline.ledger.queries import read_spend
 from kyc_pipeline.ledger.times import SYSTEM_CLOCK
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify import shard as sharding
@@ -206,6 +207,10 @@ def test_a_killed_process_leaves_its_part_and_the_next_run_does_it(sqlite_world:
         assert summary.stopped is Stopped.ERROR
         outcomes = Counter(world.outcomes().values())
         assert outcomes["not_attempted"] > 0
+        # Also what the lost one had not reported yet. A claim that it did not send counts, too.
+        spent = read_spend(world.ledger, DATE)
+        assert (summary.calls, summary.billable_calls) == (spent.calls, spent.billable_calls)
+        assert simulator.received.total() <= summary.calls <= simulator.received.total() + 2
         # The other one went on, and what the lost one had in flight is held until it is looked up.
         assert outcomes["completed"] > len(IDS) / 3
         assert outcomes["uncertain"] <= 2
