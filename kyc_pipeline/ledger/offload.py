@@ -139,7 +139,8 @@ def check_offloaded(lake: Lake, ledger: Ledger) -> int:
 def _lost(lake: Lake, date: str, count: int) -> str:
     return (
         f"{count} of the responses of {date} were moved to the lake, which no longer has them: restore "
-        f"{lake.path(VERIFICATION_RESPONSES, date)} from a backup"
+        f"{lake.path(VERIFICATION_RESPONSES, date)} from a backup; if the ledger is a backup from before an "
+        "erasure, repeat the erasure instead"
     )
 
 

@@ -25,6 +25,7 @@ from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import Stopped, Tally
 
 _MODULE: Final = "kyc_pipeline.verify.shard_process"
+_OBEY_SECONDS: Final = 10.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 """The run gets them too, or instead, and tells its processes what to do."""
 
@@ -130,8 +131,13 @@ class _Process:
         self._send(task)
 
     def tell(self, *, immediate: bool) -> None:
-        """Tells the process to start no new call or, if `immediate`, to abandon those in flight too."""
+        """Tells the process to start no new call or, if `immediate`, to abandon those in flight too.
+
+        One that does not obey in time, such as a stopped one, is killed: its calls become uncertain.
+        """
         self._send(immediate)
+        if immediate:
+            self._loop.call_later(_OBEY_SECONDS, self._process.kill)
 
     def _send(self, message: object) -> None:
         with contextlib.suppress(OSError):  # it has ended

@@ -318,6 +318,25 @@ def test_the_second_stage_abandons_the_calls_of_all_processes(sqlite_world: Worl
         assert Counter(world.outcomes().values()) == {"uncertain": 4, "not_attempted": len(IDS) - 4}
 
 
+def test_a_process_that_does_not_obey_the_second_stage_is_killed(
+    sqlite_world: World, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kyc_pipeline.verify.shards._OBEY_SECONDS", 0.2)
+    world, stop = sqlite_world, StopFlag()
+    world.submit(*IDS)
+    world.options = TWO | {"deepxl_timeout_seconds": 600}
+    with running_simulator(token=TOKEN, faults={key: [Hangs()] for key in IDS}) as simulator:
+        world.server = simulator.url
+        thread, ended = verify_in_thread(world, stop=stop)
+        until(lambda: simulator.received.total() == 4)
+        os.kill(shard_processes()[0], signal.SIGSTOP)
+        stop.escalate()
+        stop.escalate()
+        thread.join()
+        assert ended[0].stopped is Stopped.CANCELLED
+        assert Counter(world.outcomes().values()) == {"uncertain": 4, "not_attempted": len(IDS) - 4}
+
+
 def test_a_stop_before_the_processes_have_started(sqlite_world: World) -> None:
     world, stop = sqlite_world, StopFlag()
     world.submit(*IDS)
