@@ -3,7 +3,7 @@
 import click
 
 from kyc_pipeline.cli.dagster_commands import run_dagster
-from kyc_pipeline.orchestration.run_origin import LOCATION, MODULE
+from kyc_pipeline.orchestration.code_location import LOCATION, MODULE
 from kyc_pipeline.settings import load_settings
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from kyc_pipeline.orchestration.run_origin import LOCATION, MODULE
+from kyc_pipeline.orchestration.code_location import LOCATION, MODULE
 from kyc_pipeline.scratch import scratch_folder
 
 _OWN: Final = f"""load_from:

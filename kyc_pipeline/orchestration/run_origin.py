@@ -13,9 +13,8 @@ from typing import Any, Final
 
 import dagster as dg
 
-LOCATION: Final = "kyc_pipeline"
-"""The code location's name, also in `workspace.yaml` and `pyproject.toml`: they share schedules and runs."""
-MODULE: Final = "kyc_pipeline.definitions"
+from kyc_pipeline.orchestration.code_location import LOCATION, MODULE
+
 REPOSITORY: Final = "__repository__"
 """Dagster's name for definitions without a name."""
 

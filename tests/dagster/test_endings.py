@@ -26,10 +26,11 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.alerts.model import Kind, Message
 from kyc_pipeline.orchestration.alerts.sensor import deliver
 from kyc_pipeline.orchestration.checks import latest_materialization
+from kyc_pipeline.orchestration.code_location import LOCATION, MODULE
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.paid_calls import STOPPED, CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
-from kyc_pipeline.orchestration.run_origin import LOCATION, MODULE, REPOSITORY
+from kyc_pipeline.orchestration.run_origin import REPOSITORY
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify import shard
 from kyc_pipeline.verify.dispatcher import Timing

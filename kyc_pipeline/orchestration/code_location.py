@@ -1,0 +1,7 @@
+"""The code location's name and module. Imports no Dagster: JSON logs must be set up before it."""
+
+from typing import Final
+
+LOCATION: Final = "kyc_pipeline"
+"""The code location's name, also in `workspace.yaml` and `pyproject.toml`: they share schedules and runs."""
+MODULE: Final = "kyc_pipeline.definitions"
