@@ -15,3 +15,11 @@ def shard_processes(run: int | None = None) -> list[int]:
             if parent == (run or os.getpid()) and b"kyc_pipeline.verify.shard_process" in command:
                 found.append(int(folder.name))
     return sorted(found)
+
+
+def runs(pid: int) -> bool:
+    """Whether the process runs; False for one that has ended, though nobody has waited for it."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False

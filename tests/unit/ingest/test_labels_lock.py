@@ -122,7 +122,7 @@ def test_a_lock_that_was_lost_says_so_and_stays_with_its_new_holder(ledger_url: 
                 connection.execute(
                     sa.update(leases).values(token="other") if change == "taken" else sa.delete(leases)
                 )
-            with pytest.raises(LeaseLost, match="run the partition again"):
+            with pytest.raises(LeaseLost, match="start again"):
                 check()
         with ledger.read() as connection:
             tokens = connection.execute(sa.select(leases.c.token)).scalars().all()

@@ -305,7 +305,7 @@ def test_a_lease_that_is_lost_before_ids_are_reserved_leaves_the_day_as_it_was(z
     zone.rows({"submission_id": "A2"})
     with Ledger(zone.ledger_url) as ledger, hold(ledger, DAY, "run") as held:
         lose_lease(zone)
-        with pytest.raises(LeaseLost, match="run the partition again"):
+        with pytest.raises(LeaseLost, match="start again"):
             ingest_partition(
                 landing=zone.landing, lake=zone.lake, date=DAY, owners=Owners(zone.lake, ledger, held)
             )
@@ -314,7 +314,7 @@ def test_a_lease_that_is_lost_before_ids_are_reserved_leaves_the_day_as_it_was(z
 
 def test_a_lease_that_is_lost_during_publication_fails_the_day(zone: Any) -> None:
     zone.rows({})
-    with pytest.raises(LeaseLost, match="run the partition again"):
+    with pytest.raises(LeaseLost, match="start again"):
         ingest(zone, DAY, lambda: lose_lease(zone))
 
 

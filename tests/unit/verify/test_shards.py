@@ -36,7 +36,7 @@ from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import Progress, Stopped
 from kyc_pipeline.vocabulary import Outcome
 from tests.faults import WaitsForTest
-from tests.shard_processes import shard_processes
+from tests.shard_processes import runs, shard_processes
 from tests.unit.verify import children
 from tests.unit.verify.test_verify_crashes import assert_nothing_paid_twice_or_lost
 from tests.unit.verify.world import DATE, TOKEN, World
@@ -236,7 +236,7 @@ def test_the_processes_of_a_killed_run_end_with_it(
         assert len(mine) == 2
         run.kill()
         run.join()
-        until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in mine))
+        until(lambda: not any(map(runs, mine)))
         # Nobody waits for the lease: its holder is dead. What was in flight is looked up, nothing is sent.
         world.server, world.options = simulator.url, {"deepxl_max_calls_per_run": 0}
         summary = world.verify(run_id="run-2")
