@@ -94,7 +94,7 @@ def log_as_json() -> None:
     logging.captureWarnings(True)
     logging.setLoggerClass(_Logger)
     for name in _DAGSTER_LOGGERS:
-        logging.getLogger(name)
+        logging.getLogger(name).__class__ = _Logger  # Dagster may have made it already
     for logger in list(logging.root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger) and logger.propagate:
             for existing in filter(_is_console, list(logger.handlers)):

@@ -349,3 +349,11 @@ def source_of(lake: Lake, date: str) -> str:
     """SHA-256 (hex) of the partition's responses and submissions: the footers' `source`."""
     parts = (lake.sha256(table, date) for table in _INPUTS)
     return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def is_flattened(lake: Lake, date: str) -> bool:
+    """Whether the curated tables were made from the partition's present responses and submissions.
+
+    Raises :class:`KycError` if one of the partitions is missing or unreadable.
+    """
+    return lake.metadata(VERIFICATIONS, date).get("source") == source_of(lake, date)

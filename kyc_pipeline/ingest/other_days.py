@@ -18,7 +18,7 @@ from kyc_pipeline.ingest.owners import COLUMNS, DOCUMENTS, Owners
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionMissing, duckdb_path
 from kyc_pipeline.lake.tables import SUBMISSIONS
-from kyc_pipeline.ledger.owners import Owner
+from kyc_pipeline.ledger.owners import Owner, portions
 
 NOT_CONFIRMED: Final = ""
 """Stands for the digest of a day with rows that only the ledger knows."""
@@ -101,7 +101,7 @@ def _write_named(connection: duckdb.DuckDBPyConnection, date: str, owners: Owner
             rows = connection.sql(query, params={"date": date}).to_arrow_reader(ROW_GROUP_ROWS)
             wanted = (Owner(**row) for batch in rows for row in batch.to_pylist())
             found = owners.others(date, wanted, sent=query is _SENT)
-            while some := list(itertools.islice(found, ROW_GROUP_ROWS)):
+            for some in portions(found, ROW_GROUP_ROWS):
                 writer.write_table(pa.Table.from_pylist([row._asdict() for row in some], schema=_NAMED))
 
 

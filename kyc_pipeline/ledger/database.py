@@ -344,10 +344,15 @@ class Ledger:
         return engine
 
 
+def insert_into(connection: Connection, table: Table) -> Any:
+    """An INSERT that can have an ON CONFLICT clause, which each dialect has of its own."""
+    dialect: Any = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql
+    return dialect.insert(table)
+
+
 def insert_if_absent(connection: Connection, table: Table, **values: Any) -> bool:
     """Inserts a row; False if its key is taken. Only one of two concurrent inserts succeeds."""
-    dialect = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql
-    query = dialect.insert(table).values(**values).on_conflict_do_nothing()
+    query = insert_into(connection, table).values(**values).on_conflict_do_nothing()
     return connection.execute(query.returning(*table.primary_key)).first() is not None
 
 

@@ -306,6 +306,12 @@ def is_held(connection: Connection, lease: Lease) -> bool:
     return bool(row.scalar_one_or_none() == lease.token)
 
 
+def require_held(connection: Connection, lease: Lease) -> None:
+    """As :func:`is_held`. Raises :class:`LeaseLost` if another run has taken the lease."""
+    if not is_held(connection, lease):
+        raise lease_lost(lease)
+
+
 _HOLDER: Final = select(leases.c.token).where(leases.c.partition_date == bindparam("date")).with_for_update()
 
 

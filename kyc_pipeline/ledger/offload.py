@@ -20,7 +20,7 @@ from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadabl
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.audit import AuditAction, AuditTrail, Details
 from kyc_pipeline.ledger.database import Ledger, WrongLedger, insert_if_absent
-from kyc_pipeline.ledger.leases import LeaseLost, is_held
+from kyc_pipeline.ledger.leases import require_held
 from kyc_pipeline.ledger.models import Lease, State
 from kyc_pipeline.ledger.schema import offloaded_days, submissions
 
@@ -148,8 +148,7 @@ def _lost(lake: Lake, date: str, count: int) -> str:
 def _under(ledger: Ledger, lease: Lease) -> Iterator[Connection]:
     """A write transaction that the lease covers to its end."""
     with ledger.write() as connection:
-        if not is_held(connection, lease):
-            raise LeaseLost(f"partition {lease.partition_date} was taken over by another run: try again")
+        require_held(connection, lease)
         yield connection
 
 

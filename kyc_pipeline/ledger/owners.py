@@ -32,11 +32,9 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects import sqlite as sqlite_dialect
 
-from kyc_pipeline.ledger.database import Ledger, take_turns
-from kyc_pipeline.ledger.leases import is_held, lease_lost
+from kyc_pipeline.ledger.database import Ledger, insert_into, take_turns
+from kyc_pipeline.ledger.leases import require_held
 from kyc_pipeline.ledger.models import Lease
 from kyc_pipeline.ledger.schema import ingests, leases, owners
 
@@ -69,7 +67,7 @@ def reserve(ledger: Ledger, lease: Lease, rows: Iterable[Owner], *, sent: bool =
     Yields who else has one of the ids or pairs of documents, as :func:`find` does. Ids that were `sent`
     become the day's whoever owns them. Raises :class:`LeaseLost`.
     """
-    for some in _portions(rows, ROWS):
+    for some in portions(rows, ROWS):
         with _turn(ledger, lease) as connection:
             _add(connection, some, takes=sent)
             found = _others(connection, lease.partition_date, some)
@@ -78,7 +76,7 @@ def reserve(ledger: Ledger, lease: Lease, rows: Iterable[Owner], *, sent: bool =
 
 def add(ledger: Ledger, rows: Iterable[Owner | Known]) -> None:
     """Adds what the lake has, unless another day owns it. A :class:`Known` follows the rows of its day."""
-    for some in _portions(rows, ROWS):
+    for some in portions(rows, ROWS):
         with _turn(ledger) as connection:
             _add(connection, [row for row in some if isinstance(row, Owner)])
             for row in some:
@@ -88,7 +86,7 @@ def add(ledger: Ledger, rows: Iterable[Owner | Known]) -> None:
 
 def find(ledger: Ledger, date: str, rows: Iterable[Owner]) -> Iterator[Owner]:
     """The owners of these ids, and one day for each pair of documents, other than `date`."""
-    for some in _portions(rows, ROWS):
+    for some in portions(rows, ROWS):
         with ledger.read() as connection:
             found = _others(connection, date, some)
         yield from found
@@ -110,7 +108,7 @@ def read_ids(ledger: Ledger, date: str) -> Iterator[Sequence[str]]:
 
 def release(ledger: Ledger, lease: Lease, ids: Iterable[str]) -> None:
     """Frees ids that the lease's day owns. Raises :class:`LeaseLost`."""
-    for some in _portions(ids, _ROWS_OF_A_QUERY):
+    for some in portions(ids, _ROWS_OF_A_QUERY):
         with _turn(ledger, lease) as connection:
             theirs = owners.c.partition_date == lease.partition_date
             connection.execute(delete(owners).where(theirs, owners.c.submission_id.in_(some)))
@@ -156,7 +154,8 @@ def forget_versions(connection: Connection) -> None:
     connection.execute(update(ingests).values(version=None))
 
 
-def _portions(rows: Iterable[_T], size: int) -> Iterator[Sequence[_T]]:
+def portions(rows: Iterable[_T], size: int) -> Iterator[Sequence[_T]]:
+    """The rows in order, `size` at a time, and the rest."""
     remaining = iter(rows)
     while some := list(itertools.islice(remaining, size)):
         yield some
@@ -168,18 +167,13 @@ def _turn(ledger: Ledger, lease: Lease | None = None) -> Iterator[Connection]:
     with ledger.write() as connection:
         if ledger.file is None:
             take_turns(connection, _TURN)
-        if lease is not None and not is_held(connection, lease):
-            raise lease_lost(lease)
+        if lease is not None:
+            require_held(connection, lease)
         yield connection
 
 
-def _insert(connection: Connection, table: Any) -> Any:
-    dialect: Any = sqlite_dialect if connection.dialect.name == "sqlite" else postgresql
-    return dialect.insert(table)
-
-
 def _add(connection: Connection, rows: Sequence[Owner], *, takes: bool = False) -> None:
-    statement = _insert(connection, owners)
+    statement = insert_into(connection, owners)
     known, new = owners.c, statement.excluded
     is_same_day = known.partition_date == new.partition_date
     differs = or_(known.content_sha256 != new.content_sha256, known.documents_sha256 != new.documents_sha256)
@@ -229,5 +223,5 @@ def _table_of(connection: Connection, texts: Sequence[str | None]) -> Any:
 
 
 def _note(connection: Connection, date: str, **noted: str | None) -> None:
-    statement = _insert(connection, ingests).values(partition_date=date, **noted)
+    statement = insert_into(connection, ingests).values(partition_date=date, **noted)
     connection.execute(statement.on_conflict_do_update(index_elements=[ingests.c.partition_date], set_=noted))

@@ -23,7 +23,7 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.flatten.partition import source_of
+from kyc_pipeline.flatten.partition import is_flattened
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import (
     manifest_dates,
@@ -182,7 +182,7 @@ def _is_finished(lake: Lake, day: str, _versions: object) -> bool:
         lake.metadata(VERIFICATION_RESPONSES, day).get(STATE_KEY) == ResponsesState.COMPLETE
         and _LEFT.isdisjoint(pc.unique(responses["outcome"]).to_pylist())
         and responses["submission_id"].equals(lake.read(SUBMISSIONS, day, _ID)["submission_id"])
-        and lake.metadata(VERIFICATIONS, day).get("source") == source_of(lake, day)
+        and is_flattened(lake, day)
     )
 
 

@@ -1,4 +1,4 @@
-"""The code location's name and module. Imports no Dagster: JSON logs must be set up before it."""
+"""The code location's name and module. Imports no Dagster, so that a command's help needs none."""
 
 from typing import Final
 

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
-from kyc_pipeline.flatten.partition import source_of
+from kyc_pipeline.flatten.partition import is_flattened
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import STATE_KEY, VERIFICATION_RESPONSES, VERIFICATIONS, ResponsesState
 from kyc_pipeline.ledger.audit import AuditTrail, Author, operator
@@ -69,4 +69,4 @@ def _is_finished(lake: Lake, day: str) -> bool:
     outcomes = lake.read(VERIFICATION_RESPONSES, day, ["outcome"])["outcome"].unique().to_pylist()
     if not _UNDECIDED.isdisjoint(map(str, outcomes)) or not lake.exists(VERIFICATIONS, day):
         return False
-    return lake.metadata(VERIFICATIONS, day).get("source") == source_of(lake, day)
+    return is_flattened(lake, day)

@@ -71,6 +71,8 @@ def test_an_error_shows_no_data(error: Exception, line: str) -> None:
 
 SET_UP = """
 import logging.config, sys
+for name in sys.argv[1:]:
+    logging.getLogger(name)
 from kyc_pipeline.json_logs import log_as_json
 log_as_json()
 console = {"class": "logging.StreamHandler", "stream": sys.stdout}
@@ -84,8 +86,10 @@ for name in loggers:
 """
 
 
-def test_a_console_that_dagster_adds_later_is_not_used() -> None:
-    done = subprocess.run([sys.executable, "-c", SET_UP], check=True, capture_output=True, text=True)
+@pytest.mark.parametrize("made_before", [(), ("dagster", "dagster-webserver")])
+def test_a_console_that_dagster_adds_later_is_not_used(made_before: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", SET_UP, *made_before]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout == ""
     assert [json.loads(line)["logger"] for line in done.stderr.splitlines()] == [
         "dagster",

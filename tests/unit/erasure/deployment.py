@@ -1,12 +1,15 @@
 """A whole pipeline without Dagster, from which tests erase a person; and a search for remaining traces."""
 
 import contextlib
+import itertools
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +201,23 @@ def erase_and_die(root: str, server: str, name: str, value: str, step: int) -> N
     deployment = Deployment(Path(root), server)
     deployment.erase(name, value, progress=progress)
     deployment.ledger.close()
+
+
+def killed_erasures(
+    deployment: Deployment, processes: ForkServerContext, name: str, value: str
+) -> Iterator[Deployment]:
+    """Copies of the deployment, each with an erasure of the person that was killed at one step more."""
+    deployment.ledger.close()
+    for step in itertools.count(1):
+        root = deployment.root.with_name(f"{deployment.root.name}-killed-{step}")
+        killed = Deployment(root, deployment.server)
+        shutil.copytree(deployment.root, killed.root)
+        arguments = (str(killed.root), deployment.server, name, value, step)
+        child = processes.Process(target=erase_and_die, args=arguments)
+        child.start()
+        child.join()
+        if child.exitcode == 0:
+            return
+        assert child.exitcode == -signal.SIGKILL
+        yield killed
+        killed.ledger.close()

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kyc_pipeline.deepxl.call_errors import AccessDenied, ContractBroken
-from kyc_pipeline.deepxl.simulator import running_simulator
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Hangs, Responds
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
@@ -52,6 +52,16 @@ DIFFERS = {"requested_at", "responded_at", "latency_ms", "response"}
 def _small_days_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "SUBMISSIONS_WORTH_A_PROCESS", 1)
     monkeypatch.setattr(sharding, "CALLS_WORTH_A_PROCESS", 1)
+
+
+@contextlib.contextmanager
+def day_of(world: World, options: dict[str, Any], **simulation: Any) -> Iterator[Simulator]:
+    """Submits the day; runs the simulator that it is verified with."""
+    world.submit(*IDS)
+    world.options = options
+    with running_simulator(token=TOKEN, **simulation) as simulator:
+        world.server = simulator.url
+        yield simulator
 
 
 def verify_in_thread(world: World, **arguments: Any) -> tuple[threading.Thread, list[Any]]:
@@ -138,10 +148,7 @@ def test_a_day_in_two_processes_has_the_rows_and_figures_of_a_day_in_one(
 
 def test_the_budget_of_a_run_is_one_for_all_its_processes(sqlite_world: World) -> None:
     world, budget = sqlite_world, CallBudget(50)
-    world.submit(*IDS)
-    world.options = TWO
-    with running_simulator(token=TOKEN) as simulator:
-        world.server = simulator.url
+    with day_of(world, TWO) as simulator:
         summary = world.verify(budget=budget)
         assert summary.stopped is Stopped.BUDGET
         assert simulator.received.total() == summary.calls == 50
@@ -153,10 +160,7 @@ def test_the_budget_of_a_run_is_one_for_all_its_processes(sqlite_world: World) -
 
 
 def test_the_budget_of_a_day_is_one_for_all_its_processes(world: World) -> None:
-    world.submit(*IDS)
-    world.options = TWO | {"deepxl_max_calls_per_day": 50}
-    with running_simulator(token=TOKEN) as simulator:
-        world.server = simulator.url
+    with day_of(world, TWO | {"deepxl_max_calls_per_day": 50}) as simulator:
         summary = world.verify()
         assert simulator.received.total() == summary.calls == 50
     assert summary.stopped is Stopped.DAY_BUDGET
@@ -192,10 +196,7 @@ def test_a_lent_budget_is_never_exceeded_whoever_takes_from_it(processes: ForkSe
 
 def test_a_killed_process_leaves_its_part_and_the_next_run_does_it(sqlite_world: World, until: Until) -> None:
     world = sqlite_world
-    world.submit(*IDS)
-    world.options = TWO
-    with running_simulator(token=TOKEN, latency_ms=100) as simulator:
-        world.server = simulator.url
+    with day_of(world, TWO, latency_ms=100) as simulator:
         thread, ended = verify_in_thread(world)
         until(lambda: simulator.received.total() >= 20)
         os.kill(shard_processes()[1], signal.SIGKILL)
@@ -271,10 +272,7 @@ def test_kills_at_random_moments_and_another_number_of_processes_each_time(
 
 def test_a_second_run_is_refused_whatever_its_number_of_processes(sqlite_world: World, until: Until) -> None:
     world = sqlite_world
-    world.submit(*IDS)
-    world.options = TWO
-    with running_simulator(token=TOKEN, latency_ms=100) as simulator:
-        world.server = simulator.url
+    with day_of(world, TWO, latency_ms=100) as simulator:
         thread, ended = verify_in_thread(world)
         until(lambda: simulator.received.total() >= 2)
         another = World(world.root, simulator.url, world.ledger_url, TWO | {"kyc_shards": 3})
@@ -287,10 +285,7 @@ def test_a_second_run_is_refused_whatever_its_number_of_processes(sqlite_world: 
 
 def test_a_stop_reaches_all_processes(sqlite_world: World, until: Until) -> None:
     world, stop = sqlite_world, StopFlag()
-    world.submit(*IDS)
-    world.options = TWO
-    with running_simulator(token=TOKEN, latency_ms=50) as simulator:
-        world.server = simulator.url
+    with day_of(world, TWO, latency_ms=50) as simulator:
         thread, ended = verify_in_thread(world, stop=stop)
         until(lambda: simulator.received.total() >= 12)
         stop.drain()
@@ -303,33 +298,19 @@ def test_a_stop_reaches_all_processes(sqlite_world: World, until: Until) -> None
         assert Outcome.UNCERTAIN not in summary.outcomes
 
 
-def test_the_second_stage_abandons_the_calls_of_all_processes(sqlite_world: World, until: Until) -> None:
-    world, stop = sqlite_world, StopFlag()
-    world.submit(*IDS)
-    world.options = TWO | {"deepxl_timeout_seconds": 600}
-    with running_simulator(token=TOKEN, faults={key: [Hangs()] for key in IDS}) as simulator:
-        world.server = simulator.url
-        thread, ended = verify_in_thread(world, stop=stop)
-        until(lambda: simulator.received.total() == 4)
-        stop.escalate()
-        stop.escalate()
-        thread.join()
-        assert ended[0].stopped is Stopped.CANCELLED
-        assert Counter(world.outcomes().values()) == {"uncertain": 4, "not_attempted": len(IDS) - 4}
-
-
-def test_a_process_that_does_not_obey_the_second_stage_is_killed(
-    sqlite_world: World, until: Until, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("obeys", [True, False])
+def test_the_second_stage_ends_the_calls_of_all_processes(
+    sqlite_world: World, until: Until, monkeypatch: pytest.MonkeyPatch, obeys: bool
 ) -> None:
-    monkeypatch.setattr("kyc_pipeline.verify.shards._OBEY_SECONDS", 0.2)
+    """A process that does not obey, here a stopped one, is killed."""
+    monkeypatch.setattr("kyc_pipeline.verify.shards._OBEY_SECONDS", 600 if obeys else 0.2)
     world, stop = sqlite_world, StopFlag()
-    world.submit(*IDS)
-    world.options = TWO | {"deepxl_timeout_seconds": 600}
-    with running_simulator(token=TOKEN, faults={key: [Hangs()] for key in IDS}) as simulator:
-        world.server = simulator.url
+    faults = {key: [Hangs()] for key in IDS}
+    with day_of(world, TWO | {"deepxl_timeout_seconds": 600}, faults=faults) as simulator:
         thread, ended = verify_in_thread(world, stop=stop)
         until(lambda: simulator.received.total() == 4)
-        os.kill(shard_processes()[0], signal.SIGSTOP)
+        if not obeys:
+            os.kill(shard_processes()[0], signal.SIGSTOP)
         stop.escalate()
         stop.escalate()
         thread.join()
@@ -339,10 +320,7 @@ def test_a_process_that_does_not_obey_the_second_stage_is_killed(
 
 def test_a_stop_before_the_processes_have_started(sqlite_world: World) -> None:
     world, stop = sqlite_world, StopFlag()
-    world.submit(*IDS)
-    world.options = TWO
-    with running_simulator(token=TOKEN) as simulator:
-        world.server = simulator.url
+    with day_of(world, TWO) as simulator:
         stop.drain()
         assert world.verify(stop=stop).stopped is Stopped.CANCELLED
         assert not simulator.received
@@ -351,10 +329,7 @@ def test_a_stop_before_the_processes_have_started(sqlite_world: World) -> None:
 def test_signals_are_for_the_run_alone(sqlite_world: World, until: Until) -> None:
     """A terminal and systemd signal all processes at once; only the run decides what that means."""
     world = sqlite_world
-    world.submit(*IDS)
-    world.options = TWO
-    with running_simulator(token=TOKEN, latency_ms=30) as simulator:
-        world.server = simulator.url
+    with day_of(world, TWO, latency_ms=30) as simulator:
         thread, ended = verify_in_thread(world)
         until(lambda: len(shard_processes()) == 2)
         for pid in shard_processes():
@@ -389,10 +364,7 @@ def test_a_denial_in_one_process_ends_all(sqlite_world: World, until: Until) -> 
 
 def test_a_lost_lease_ends_all_processes(sqlite_world: World, until: Until) -> None:
     world = sqlite_world
-    world.submit(*IDS)
-    world.options = TWO
-    with running_simulator(token=TOKEN, latency_ms=30) as simulator:
-        world.server = simulator.url
+    with day_of(world, TWO, latency_ms=30) as simulator:
         thread, ended = verify_in_thread(world)
         until(lambda: simulator.received.total() >= 3)
         world_of_another = World(world.root, simulator.url, world.ledger_url)
