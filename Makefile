@@ -121,7 +121,7 @@ sbom: setup ## list the production packages and their licences in build/sbom.jso
 	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
 		--output-file build/sbom.json build/production/bin/python
 
-bench: setup ## benchmark against other libraries (40 minutes); writes bench/results.md and a README table
+bench: setup ## benchmark against other libraries (20 minutes); writes bench/results.md and a README table
 	$(BIN)/$(LOCKED) requirements/bench.txt
 	$(BIN)/python -m bench.run
 

@@ -34,20 +34,20 @@ SCALES: dict[str, dict[str, list[str]]] = {
         "alarms": ["--years", "10"],
         "scale": ["--quick"],
     },
-    "usual": {  # in about 40 minutes on two cores
+    "usual": {  # in about 20 minutes on two cores
         "verify": ["--rounds", "1", "--submissions", "20000"],
-        "flatten": ["--rows", "200000", "--days", "10", "--rounds", "2"],
+        "flatten": ["--rows", "100000", "--days", "10", "--rounds", "2"],
         "ingest": ["--rows", "500000", "--rounds", "2"],
-        "analyze": ["--millions", "1", "10"],
+        "analyze": ["--millions", "0.5", "5"],
         "backfill": ["--days", "20", "--sizes", "1", "10", "--submissions", "5"],
-        "alarms": [],
+        "alarms": ["--years", "100"],
         "scale": ["--only", "calls", "ledger", "ingest"],
     },
     "full": {
         "verify": [],
         "flatten": [],
         "ingest": [],
-        "analyze": [],
+        "analyze": ["--millions", "0.5", "5", "10"],
         "backfill": [],
         "alarms": [],
         "scale": ["--only", "calls", "ledger", "ingest"],
@@ -107,11 +107,11 @@ FIGURES = (
     ),
     Figure(
         "analyze",
-        "build a warehouse of 10 million verifications",
+        "build a warehouse of 5 million verifications",
         "s",
-        Cell("build s", ("10 M",)),
+        Cell("build s", ("5 M",)),
         "DuckDB alone, same queries",
-        Cell("DuckDB alone s", ("10 M",)),
+        Cell("DuckDB alone s", ("5 M",)),
     ),
 )
 

@@ -526,7 +526,7 @@ def main() -> None:
         if not options.shards:
             tricks(documents, options.rounds, 500 if options.quick else 2000)
         if not options.tricks:
-            in_shards(small_documents(Path(folder)), options.rounds, 20_000 if options.quick else 40_000)
+            in_shards(small_documents(Path(folder)), options.rounds, 20_000)
         if is_whole:
             memory(Path(folder), options.submissions)
 
