@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Final, TypeVar
@@ -53,6 +54,8 @@ SMALL: Final = 8 << 20
 _TAIL_BYTES: Final = 1 << 16
 """More than most footers have."""
 _COPY_BYTES: Final = 1 << 22
+_WRITER: Final = "writer"
+"""Metadata of an object: a value that its writer alone knows."""
 _Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 _IDENTITY: Final = ("size", "mtime", "ino", "LastModified", "created")
 """File metadata that changes when a file is replaced; each file system has some of these fields. In an object
@@ -339,7 +342,7 @@ class Lake:
     def revoke_drafts(self, table: Table, date: str) -> None:
         """Lets no other writer replace the partition with rows that it has begun to write.
 
-        Call it under the day's lease. An object store cannot do that: there, only `confirm` stops a writer.
+        Call it under the day's lease. In an object store, a writer replaces what it found, or nothing.
         """
         if self.is_local:
             revoke_drafts(self.path(table, date))
@@ -356,19 +359,51 @@ def _with_new_columns(rows: _Rows, table: Table, columns: list[str] | None) -> _
 
 @contextlib.contextmanager
 def _uploading(fs: Any, path: str, confirm: Callable[[], None]) -> Iterator[IO[bytes]]:
-    """Yields an upload; the object becomes visible, complete, if the block succeeds."""
-    sink = fs.open(path, "wb", autocommit=False)
+    """Yields an upload; the object becomes visible, complete, if the block succeeds.
+
+    It replaces only the version that was there at the start. So a writer that is suspended after `confirm`
+    replaces nothing that others have written since.
+    """
+    former = _headers(fs, path).get("ETag")
+    condition = {"IfMatch": former} if former else {"IfNoneMatch": "*"}
+    writer = {_WRITER: uuid.uuid4().hex}
+    sink = fs.open(path, "wb", autocommit=False, Metadata=writer, **condition)
     try:
         yield sink
         sink.close()
         confirm()
-        sink.commit()
+        _commit(sink, fs, path, former, writer)
     except BaseException:
         with contextlib.suppress(OSError):
             sink.close()
         with contextlib.suppress(OSError):
             sink.discard()
         raise
+
+
+def _commit(sink: Any, fs: Any, path: str, former: str | None, writer: Mapping[str, str]) -> None:
+    """Commits an upload whose metadata is `writer`. Raises :class:`KycError` if `former` is gone."""
+    try:
+        sink.commit()
+    except OSError as error:
+        now = _headers(fs, path)
+        if now.get("Metadata") == writer:
+            return  # the client repeated a request whose response was lost
+        if now.get("ETag") != former:
+            raise KycError(
+                f"{path} was replaced by another run, so the rows of this one are discarded: run it again"
+            ) from error
+        raise
+
+
+def _headers(fs: Any, path: str) -> Mapping[str, Any]:
+    """The headers of an object, in one request; empty if there is none."""
+    bucket, key = path.split("/", 1)
+    try:
+        headers: Mapping[str, Any] = fs.call_s3("head_object", Bucket=bucket, Key=key)
+    except FileNotFoundError:
+        return {}
+    return headers
 
 
 def _version(info: Mapping[str, Any]) -> tuple[str, ...]:

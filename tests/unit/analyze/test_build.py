@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import fsspec
 import pytest
 
 from kyc_pipeline.analyze import build as build_module
@@ -193,9 +192,8 @@ def test_new_days_during_the_build_do_not_disturb_it(lake: Lake, tmp_path: Path)
     assert summary.partitions == (DAY,)
 
 
-def test_an_object_store_is_read_through_its_file_system(tmp_path: Path) -> None:
-    fsspec.filesystem("memory").store.clear()
-    lake = Lake("memory://bucket/lake")
+def test_an_object_store_is_read_through_its_file_system(s3_root: str, tmp_path: Path) -> None:
+    lake = Lake(s3_root)
     write_day(lake, DAY, one_day())
     assert not lake.is_local
     summary = build(lake, tmp_path / "draft", run_id="run", max_fact_rows=0)

@@ -8,9 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import s3fs
+from s3fs.core import S3File
 
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import SMALL, Lake, PartitionMissing
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
+from tests.unit.conftest import new_bucket
 
 DAY, NEXT = "2024-09-01", "2024-09-02"
 
@@ -85,10 +88,50 @@ def test_a_failed_write_leaves_the_old_rows(s3_root: str) -> None:
     assert lake.fs.find(lake.root) == [lake.path(CONTRACT_DRIFT, DAY)]
 
 
+@pytest.mark.parametrize("before", [["old"], []], ids=["replaced", "new"])
+def test_a_suspended_writer_does_not_replace_what_others_wrote(
+    seaweed_endpoint: str, monkeypatch: pytest.MonkeyPatch, before: list[str]
+) -> None:
+    root = new_bucket(seaweed_endpoint, monkeypatch)
+    lake, other = Lake(root), another_instance(root)
+    for path in before:
+        lake.write(CONTRACT_DRIFT, DAY, [drift(path)])
+
+    def sleep() -> None:
+        """Between the confirmation and the commit, somebody else takes the day over."""
+        other.write(CONTRACT_DRIFT, DAY, [drift("theirs")])
+
+    def write() -> None:
+        with lake.writer(CONTRACT_DRIFT, DAY, confirm=sleep) as writer:
+            writer.write([drift("ours")])
+
+    with pytest.raises(KycError, match=r"date=2024-09-01/part-0.parquet was replaced by another run"):
+        write()
+    assert paths(other) == ["theirs"]
+
+
+def test_a_commit_whose_response_is_lost_counts(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client repeats the request, and the store then says that the version is another one."""
+    lake = Lake(s3_root)
+    commit = S3File.commit
+
+    def twice(file: S3File) -> None:
+        upload, parts = file.mpu, file.parts
+        commit(file)
+        file.mpu, file.parts = upload, parts
+        commit(file)
+
+    monkeypatch.setattr(S3File, "commit", twice)
+    lake.write(CONTRACT_DRIFT, DAY, [drift("a")])
+    assert paths(another_instance(s3_root)) == ["a"]
+
+
 READER = """
 import sys
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import SMALL, Lake
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
+from tests.unit.conftest import new_bucket
 lake = Lake(sys.argv[1])
 while True:
     rows = lake.read(CONTRACT_DRIFT, "2024-09-01").column("occurrences")

@@ -1,6 +1,7 @@
 """The fence: one question to the ledger for many uploads, and nobody passes on another's luck."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,23 @@ UPLOADS = 20
 
 
 class CountingLease(HeldLease):
-    """Counts the questions to the ledger."""
+    """Counts the questions to the ledger. The first of them is answered once all uploads wait."""
 
     questions = 0
+    all_wait = threading.Event()
 
     def confirm(self) -> None:
         CountingLease.questions += 1
+        self.all_wait.wait()
         super().confirm()
 
 
 async def results(held: HeldLease) -> list[BaseException | None]:
     fence = Fence(held)
-    return await asyncio.gather(*(fence.confirm() for _ in range(UPLOADS)), return_exceptions=True)
+    CountingLease.all_wait.clear()
+    uploads = [asyncio.ensure_future(fence.confirm()) for _ in range(UPLOADS)]
+    asyncio.get_running_loop().call_soon(CountingLease.all_wait.set)  # after the first step of each upload
+    return await asyncio.gather(*uploads, return_exceptions=True)
 
 
 def test_uploads_that_wait_share_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
