@@ -97,7 +97,7 @@ class PostgresServer:
     @contextmanager
     def standby(self) -> Iterator["PostgresServer"]:
         """A server that follows this one, by streaming replication, while the block runs."""
-        with _folder() as folder:
+        with new_folder() as folder:
             copy = PostgresServer(self._binaries, folder)
             source = ["-h", str(self._folder), "-U", "kyc"]
             self._run("pg_basebackup", *source, "-D", str(copy._data), "-R", "-c", "fast", "--no-sync")
@@ -116,7 +116,7 @@ class PostgresServer:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def new_folder() -> Iterator[Path]:
     """A folder for a server, removed at the end."""
     # A short path: a socket's name has at most some hundred characters.
     folder = Path(tempfile.mkdtemp(prefix="kyc-pg-"))
@@ -132,7 +132,7 @@ def _folder() -> Iterator[Path]:
 @contextmanager
 def running_postgres(options: str = "") -> Iterator[PostgresServer]:
     """A server that lives as long as the block, started with `options`."""
-    with _folder() as folder:
+    with new_folder() as folder:
         server = PostgresServer(find_binaries(folder), folder)
         server.create()
         server.start(options)

@@ -39,11 +39,13 @@ def records_by_submission(simulator: Simulator) -> dict[str, list[int]]:
     return found
 
 
-def assert_nothing_paid_twice_or_lost(world: World, simulator: Simulator, ids: list[str]) -> None:
+def assert_nothing_paid_twice_or_lost(
+    world: World, simulator: Simulator, ids: list[str], date: str = DATE
+) -> None:
     """Every submission has one row; each completed one is the server's only record of it."""
     records = records_by_submission(simulator)
     assert max(Counter({key: len(found) for key, found in records.items()}).values()) == 1
-    rows = world.responses()
+    rows = world.responses(date)
     assert sorted(rows) == sorted(ids)
     for submission_id, row in rows.items():
         if row["outcome"] == "completed":
