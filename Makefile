@@ -47,7 +47,7 @@ test: setup ## run all tests of one host; installs a browser if there is none
 	$(BIN)/python -m tests.e2e.browser
 	$(BIN)/python -m pytest -m "not scale" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-test-scale: setup ## run the tests of several hosts: Celery, Compose and Kubernetes, in containers of runc
+test-scale: setup ## run the tests of several hosts: Celery, Compose, Kubernetes and Patroni
 	$(BIN)/python -m pytest tests/e2e -m scale
 
 coverage: setup ## fail if the branch coverage of deepxl by its unit tests falls
