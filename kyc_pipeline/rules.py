@@ -6,7 +6,7 @@ SQL files refer to them as `{low_n}`, in queries and in headers; the loader fill
 from collections.abc import Iterable
 from typing import Final
 
-from kyc_pipeline.vocabulary import COMPANY_NAME_TAG, COMPANY_TAG, UNDECIDED, Anomaly, Outcome
+from kyc_pipeline.vocabulary import COMPANY_NAME_TAG, COMPANY_TAG, SUBJECT_TAGS, UNDECIDED, Anomaly, Outcome
 
 LOW_N: Final = 30
 """Sample size below which a rate is marked `low_n`."""
@@ -85,6 +85,7 @@ SQL_PARAMETERS: Final[dict[str, str]] = {
     "suppressed": SUPPRESSED,
     "company_tag": COMPANY_TAG,
     "company_name_tag": COMPANY_NAME_TAG,
+    "default_subject_tags": ",".join(SUBJECT_TAGS),
     "rejected_rows": str(REJECTED_ROWS),
     "rejected_share": str(REJECTED_SHARE),
     "rejected_percent": f"{REJECTED_SHARE:.0%}",

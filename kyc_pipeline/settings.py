@@ -27,6 +27,7 @@ from kyc_pipeline.vocabulary import (
     COMPANY_NAME_TAG,
     COMPANY_TAG,
     DOCUMENT_TYPES,
+    SUBJECT_TAGS,
     SUBMISSION_TAG,
     DocumentType,
 )
@@ -191,10 +192,7 @@ class Settings(BaseSettings):
     """The person who acts, for the audit trail; by default the login name."""
     kyc_dimensions: Annotated[tuple[str, ...], NoDecode] = ()
     """Tags that slice rates and outcomes (comma-separated). Analysts see their values."""
-    kyc_subject_tags: Annotated[tuple[str, ...], NoDecode, Field(min_length=1, max_length=3)] = (
-        COMPANY_TAG,
-        "customerId",
-    )
+    kyc_subject_tags: Annotated[tuple[str, ...], NoDecode, Field(min_length=1, max_length=3)] = SUBJECT_TAGS
     """Tags that identify a person (comma-separated): the last one, which is unique within the others."""
     kyc_min_cell: int = Field(default=5, ge=1)
     """Companies and values with fewer people on a day are hidden in what is published; 1 hides nothing."""

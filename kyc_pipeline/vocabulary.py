@@ -11,6 +11,8 @@ SUBMISSION_TAG: Final = "submissionId"
 COMPANY_TAG: Final = "companyId"
 COMPANY_NAME_TAG: Final = "companyName"
 """The tags with the id and the name of the company whose customer a person is."""
+SUBJECT_TAGS: Final = (COMPANY_TAG, "customerId")
+"""The tags that identify a person, unless `KYC_SUBJECT_TAGS` names others."""
 PARTITION_TAG: Final = "dagster/partition"
 RANGE_START_TAG: Final = "dagster/asset_partition_range_start"
 RANGE_END_TAG: Final = "dagster/asset_partition_range_end"

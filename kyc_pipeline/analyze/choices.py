@@ -7,7 +7,7 @@ from decimal import Decimal
 import duckdb
 
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.vocabulary import COMPANY_TAG
+from kyc_pipeline.vocabulary import COMPANY_TAG, SUBJECT_TAGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Choices:
     """Whether the values of the tag `companyId` are clear."""
     dimensions: tuple[str, ...] = ()
     """Tags by which tables are sliced."""
-    subject_tags: tuple[str, ...] = (COMPANY_TAG, "customerId")
+    subject_tags: tuple[str, ...] = SUBJECT_TAGS
     """Tags that identify a person: the last one, within the others."""
     min_cell: int = 1
     """Companies and values with fewer people on a day are hidden."""

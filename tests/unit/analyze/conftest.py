@@ -34,10 +34,16 @@ def built(lake: Lake, tmp_path: Path) -> Iterator[Build]:
     connections: list[duckdb.DuckDBPyConnection] = []
 
     def make(
-        price: Decimal | None = None, *, run_id: str = "run", previous: Path | None = None, **choices: Any
+        price: Decimal | None = None,
+        *,
+        run_id: str = "run",
+        previous: Path | None = None,
+        inputs: dict[str, str | None] | None = None,
+        **choices: Any,
     ) -> duckdb.DuckDBPyConnection:
         draft = tmp_path / f"draft-{len(connections)}.duckdb"
-        build(lake, draft, run_id=run_id, choices=Choices(price, **choices), previous=previous)
+        choice = Choices(price, **choices)
+        build(lake, draft, run_id=run_id, choices=choice, previous=previous, inputs=inputs)
         connections.append(duckdb.connect(draft, read_only=True))
         return connections[-1]
 

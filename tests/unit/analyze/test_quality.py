@@ -195,6 +195,38 @@ def test_many_rejections_are_at_least_five_rows_and_a_tenth(
     assert failed(built()) == ({"many_rejections"} if found else set())
 
 
+@pytest.mark.parametrize(
+    ("setting", "tags", "found"),
+    [
+        ("KYC_DIMENSIONS", "country", []),
+        ("KYC_DIMENSIONS", "", []),
+        ("KYC_DIMENSIONS", "country,contry", ["contry"]),
+        ("KYC_SUBJECT_TAGS", "companyId,customerId", []),  # the default: nobody has mistyped it
+        ("KYC_SUBJECT_TAGS", "companyId,personId", ["companyId"]),
+    ],
+)
+def test_a_setting_that_names_a_tag_of_no_submission_is_a_warning(
+    lake: Lake, built: Built, setting: str, tags: str, found: list[str]
+) -> None:
+    some = Submission(True, [Check()], tags={"country": ("DE", None), "personId": (None, "pseudonym")})
+    write_day(lake, DAY, [*sound(), some])
+    results = {result.name: result for result in check_build(built(inputs={setting: tags}))}
+    assert {name for name, each in results.items() if not each.passed} == (
+        {"configured_tags_occur"} if found else set()
+    )
+    assert results["configured_tags_occur"].severity is Severity.WARNING
+    assert [dict(row) for row in results["configured_tags_occur"].sample] == [
+        {"setting": setting, "tag": tag} for tag in found
+    ]
+
+
+def test_no_tag_is_missed_before_there_are_verifications(lake: Lake, built: Built) -> None:
+    inputs = {"KYC_DIMENSIONS": "country"}
+    assert failed(built(inputs=inputs)) == set()
+    write_day(lake, DAY, [Submission(outcome="failed")])
+    assert failed(built(inputs=inputs)) == set()
+
+
 def test_large_drift_is_a_warning(lake: Lake, built: Built) -> None:
     write_day(lake, DAY, [Submission(True, [Check(confidence=0.95)] * 200)])
     write_day(lake, NEXT, [Submission(True, [Check(confidence=0.05)] * 200)])

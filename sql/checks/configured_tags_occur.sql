@@ -1,0 +1,21 @@
+-- Every tag that `KYC_DIMENSIONS` names occurs in a verified submission; so does every tag that
+-- `KYC_SUBJECT_TAGS` names, if it was set.
+--
+-- severity: warning
+-- counts: tags
+-- todo: no submission has a tag of this name; correct it in KYC_DIMENSIONS or KYC_SUBJECT_TAGS
+WITH configured AS (
+    SELECT name AS setting, unnest(string_split(value, ',')) AS tag
+    FROM build_inputs
+    WHERE
+        (name = 'KYC_DIMENSIONS' AND value <> '')
+        OR (name = 'KYC_SUBJECT_TAGS' AND value <> '{default_subject_tags}')
+),
+found AS (
+    SELECT DISTINCT name AS tag
+    FROM verification_tags
+)
+SELECT setting, tag
+FROM configured
+ANTI JOIN found USING (tag)
+WHERE EXISTS (FROM found)
