@@ -1,5 +1,6 @@
 """`kyc-pipeline plan`: what a backfill would do and cost. Makes no call and changes nothing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -60,6 +61,8 @@ def plan(first: date, last: date) -> None:
     overall = total(plans, settings)
     headings = (*HEADINGS, f"estimated cost ({settings.deepxl_currency})")
     click.echo(format_table(headings, [*(rows[day] for day in sorted(rows)), _row(overall)]))
+    if overall.rejected:
+        click.echo(_rejected_line(overall.rejected))
     if overall.duplicate_documents:
         click.echo(duplicate_documents_line(overall.duplicate_documents))
     for warning in overall.warnings:
@@ -73,11 +76,16 @@ def plan(first: date, last: date) -> None:
         raise KycError(in_one_line(f"{day}: {error}" for day, error in unreadable.items()))
 
 
+def _rejected_line(rejected: Counter[str]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+    return f"rejected: {reasons}; after the backfill, `kyc-pipeline rejected` shows file and row"
+
+
 def _row(entry: PartitionPlan) -> list[object]:
     return [
         entry.date,
         entry.submissions,
-        entry.rejected,
+        entry.rejected.total(),
         entry.already_paid,
         entry.held,
         entry.calls_to_make,

@@ -1,5 +1,6 @@
 """What a run would do and cost. Makes no call and writes nothing, not even an empty ledger file."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ class PartitionPlan:
 
     date: str
     submissions: int
-    rejected: int
+    rejected: Counter[str]
+    """Rejected rows by reason."""
     already_paid: int
     """Settled submissions: completed, refused or quarantined."""
     calls_to_make: int
@@ -65,7 +67,7 @@ def total(plans: Sequence[PartitionPlan], settings: Settings) -> PartitionPlan:
     return PartitionPlan(
         date="total",
         submissions=sum(plan.submissions for plan in plans),
-        rejected=sum(plan.rejected for plan in plans),
+        rejected=sum((plan.rejected for plan in plans), Counter()),
         already_paid=sum(plan.already_paid for plan in plans),
         calls_to_make=calls,
         held=sum(plan.held for plan in plans),
@@ -77,7 +79,9 @@ def total(plans: Sequence[PartitionPlan], settings: Settings) -> PartitionPlan:
 
 
 def _plan(lake: Lake, ledger: Ledger | None, date: str, settings: Settings) -> PartitionPlan:
-    rejected = lake.row_count(REJECTED_SUBMISSIONS, date) if lake.exists(REJECTED_SUBMISSIONS, date) else 0
+    rejected = Counter[str]()
+    if lake.exists(REJECTED_SUBMISSIONS, date):
+        rejected.update(lake.read(REJECTED_SUBMISSIONS, date, ["reason"])["reason"].to_pylist())
     if not lake.exists(SUBMISSIONS, date):
         return PartitionPlan(date, 0, rejected, 0, 0, 0, 0, estimated_cost(settings, 0))
     seen = scan(lake, ledger, date, settings.deepxl_uncertain)

@@ -116,12 +116,16 @@ def test_plan_changes_nothing(landing: Landing, run: Run, tmp_path: Path) -> Non
     assert files(tmp_path) == before
 
 
-def test_plan_counts_rejected_rows_and_reads_a_changed_manifest(landing: Landing, run: Run) -> None:
+def test_plan_counts_rejected_rows_by_reason_and_reads_a_changed_manifest(
+    landing: Landing, run: Run
+) -> None:
     landing.day(DAY, 2)
     run("backfill", "--no-publish", *RANGE)
     landing.manifest(DAY, [landing.submission("new", 50), {"submission_id": "bad"}], name="more.jsonl")
-    _, out, _ = run("plan", *RANGE)
+    landing.manifest("2024-09-09", [{"submission_id": "worse"}, landing.submission("b 1", 60)])
+    _, out, _ = run("plan", "--from", DAY, "--to", "2024-09-09")
     assert out.splitlines()[1].split() == [DAY, "3", "1", "2", "0", "1", "–"]
+    assert "\nrejected: 2 missing_field, 1 invalid_submission_id; " in out
 
 
 def test_plan_matches_the_next_run(landing: Landing, run: Run, simulator: Simulator) -> None:
@@ -136,8 +140,9 @@ def test_plan_matches_the_next_run(landing: Landing, run: Run, simulator: Simula
     for day in ("2024-09-09", "2024-09-10"):
         landing.manifest(day, [twice])
     days = ("--from", DAY, "--to", "2024-09-10")
-    planned = run("plan", *days, DEEPXL_PRICE_PER_CALL="1")[1].splitlines()[-1].split()[:6]
-    assert planned == ["total", "2", "1", "0", "0", "2"]
+    *_, planned, rejected = run("plan", *days, DEEPXL_PRICE_PER_CALL="1")[1].splitlines()
+    assert rejected.startswith("rejected: 1 duplicate_submission_id; ")
+    assert planned.split()[:6] == ["total", "2", "1", "0", "0", "2"]
     assert run("backfill", "--no-publish", *days)[0] == 0
     assert set(simulator.received) == {"late-file", "twice"}
 

@@ -27,7 +27,7 @@ def test_a_code_page_and_heic(landing: Landing, settings: Settings, instance: dg
     pipeline = Pipeline(settings.model_copy(update=changes))
 
     plans, unreadable = plan_days(pipeline, [DAY])
-    assert (unreadable, plans[0].submissions, plans[0].rejected) == ({}, 2, 0)
+    assert (unreadable, plans[0].submissions, plans[0].rejected.total()) == ({}, 2, 0)
 
     job = build_defs(pipeline).resolve_job_def("verify_and_publish")
     tables = [dg.AssetKey(SUBMISSIONS.name), dg.AssetKey(REJECTED_SUBMISSIONS.name)]
