@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 
 from kyc_pipeline.cli.options import accountable, display_path, open_trail, person, reading_pseudonymizer
+from kyc_pipeline.cli.output import OUTPUT_FOLDER
 from kyc_pipeline.erasure.export import count
 from kyc_pipeline.erasure.export import export as collect
 from kyc_pipeline.erasure.find import find
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
-from kyc_pipeline.lake.atomic import make_folder, replacing
-from kyc_pipeline.ledger.audit import AuditAction
+from kyc_pipeline.lake.atomic import replacing
+from kyc_pipeline.ledger.audit import AuditAction, refuse_name
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.wording import plural
@@ -28,9 +29,9 @@ from kyc_pipeline.wording import plural
 @click.option("--with-responses", is_flag=True, help="As for `erase`.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     default=Path(),
-    help="Folder for the file; by default the working directory.",
+    help="Existing folder for the file; by default the working directory.",
 )
 @accountable
 @click.pass_context
@@ -47,6 +48,7 @@ def export(
     It reads the landing zone, the lake and the ledger. Only the owner of the file can read it.
     """
     name, value = person(tag)
+    refuse_name(value, reason, request)
     settings = load_settings()
     with open_ledger(settings) as ledger:
         stores = Stores.of(settings, ledger, reading_pseudonymizer(settings, ledger))
@@ -60,7 +62,7 @@ def export(
             unreadable = plural(len(found.unreadable), "unreadable manifest")
             click.echo(f"incomplete: {unreadable} not searched ({in_one_line(found.unreadable)})", err=True)
         if not any(counts.values()):
-            click.echo("nothing is stored about a person who has this tag with this value")
+            click.echo(f"nothing is stored: {found.why_unknown}")
             context.exit(UNFINISHED)
         # Named by the pseudonym, because more people see a file's name than its content.
         file = output / f"export-{stores.tombstone(name, value).pseudonym[:16]}.json"
@@ -73,7 +75,6 @@ def export(
 
 def _write(file: Path, text: str) -> None:
     try:
-        make_folder(file.parent)
         with replacing(file, mode=0o600) as target:
             # A lone surrogate becomes its JSON escape.
             target.write(text.encode("utf-8", "backslashreplace"))

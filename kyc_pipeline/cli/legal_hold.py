@@ -50,12 +50,10 @@ def add_command(tag: str, reason: str, request: str | None) -> None:
     with _opened(settings, reason, request) as (ledger, stores, trail):
         who = operator(settings.kyc_operator)
         add_hold(ledger, trail, subject, stores.held_as(*subject), reason, who)
-        is_known = find(stores, *subject).is_known
+        found = find(stores, *subject)
     click.echo("hold set")
-    if not is_known:
-        click.echo(
-            "nothing that is stored has this tag with this value: check it for a typing error", err=True
-        )
+    if not found.is_known:
+        click.echo(f"{found.why_unknown}: check it for a typing error", err=True)
 
 
 @legal_hold.command("remove")

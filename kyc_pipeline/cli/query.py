@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kyc_pipeline.analyze.publish import open_warehouse, seal
+from kyc_pipeline.cli.output import OUTPUT_FILE
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.settings import Settings, load_settings
@@ -62,8 +63,8 @@ Writer = Callable[[pa.RecordBatchReader, IO[bytes]], None]
 )
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write to this file instead of standard output.",
+    type=OUTPUT_FILE,
+    help="Write to this file, in an existing folder, instead of standard output.",
 )
 @click.option("--bom", is_flag=True, help="Begin csv with a byte order mark: Excel then reads it as UTF-8.")
 @click.option("--exact", is_flag=True, help="Also read the restricted file, whose tables hide nothing.")

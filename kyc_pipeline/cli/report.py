@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from kyc_pipeline.cli.options import IsoDate
+from kyc_pipeline.cli.output import OUTPUT_FOLDER
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.wording import plural
@@ -17,8 +18,8 @@ from kyc_pipeline.wording import plural
 @click.option("--to", "last", type=IsoDate(), help="Last day, included; by default the last one.")
 @click.option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the files; by default, evidence/ beside KYC_REPORT.",
+    type=OUTPUT_FOLDER,
+    help="Existing folder for the files; by default, evidence/ beside KYC_REPORT, which is made.",
 )
 def report(evidence: bool, first: date | None, last: date | None, output: Path | None) -> None:
     """Write the metrics that NIST SP 800-63-4 recommends, as far as the data have them, as HTML and CSV.

@@ -9,8 +9,9 @@ import click
 
 from kyc_pipeline.analyze.sample import By, draw
 from kyc_pipeline.cli.options import IsoDate, display_path
+from kyc_pipeline.cli.output import OUTPUT_FILE
 from kyc_pipeline.errors import KycError, UsageError
-from kyc_pipeline.lake.atomic import make_folder, replacing
+from kyc_pipeline.lake.atomic import replacing
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.vocabulary import LABEL_FIELDS
 from kyc_pipeline.wording import plural
@@ -32,8 +33,8 @@ SOURCE = "manual-review"
 @click.option("--to", "last", type=IsoDate(), help="Last day, included; by default the last one.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The file; by default sample-<seed>.csv in the working directory.",
+    type=OUTPUT_FILE,
+    help="The file, in an existing folder; by default sample-<seed>.csv in the working directory.",
 )
 def sample(
     n: int, seed: int, by: str | None, first: date | None, last: date | None, output: Path | None
@@ -54,7 +55,6 @@ def sample(
     for row in drawn.rows:
         rows.writerow([row.submission_id, "", SOURCE, "", "", repr(row.weight), row.stratum])
     try:
-        make_folder(file.absolute().parent)
         with replacing(file, mode=0o600) as target:
             target.write(text.getvalue().encode())
     except OSError as error:

@@ -39,6 +39,8 @@ _ALSO_READ: Final[Mapping[Table, tuple[str, ...]]] = {
     VERIFICATIONS: ("verification_id",),
 }
 
+_SHOWN_NAMES: Final = 20
+
 RowPlace = tuple[str, int]
 """A row's manifest and its row number there."""
 
@@ -76,6 +78,10 @@ class Findings:
     """The person's submissions, as far as the stores still tie them to the person."""
     echoed: frozenset[str] = field(default=frozenset(), repr=False)
     """Submissions that were sent without the tag, but whose response has it. Not erased unless asked for."""
+    tag_names: set[str] = field(default_factory=set)
+    """The names of the tags of all accepted submissions."""
+    is_name_known: bool = False
+    """Whether an accepted submission or a manifest has a tag of this name, in any spelling."""
     spellings: int = 0
     """In how many ways the value is written in the submissions that were sent."""
     days: dict[str, Day] = field(default_factory=dict)
@@ -127,6 +133,16 @@ class Findings:
             | {each for day in self.days.values() for each in day.ids}
         )
         return bool(self.was_erased or self.manifest_rows or self.echoed or self.ids & stored)
+
+    @property
+    def why_unknown(self) -> str:
+        """Why nobody may have been found. It shows names of tags, never a value."""
+        if self.is_name_known:
+            return "no submission and no manifest has this tag with this value"
+        names = sorted(filter(str.isprintable, self.tag_names))
+        known = f"; submissions have {', '.join(names[:_SHOWN_NAMES])}" if names else ""
+        more = ", …" if len(names) > _SHOWN_NAMES else ""
+        return f"no submission and no manifest has a tag of this name{known}{more}"
 
     @property
     def remembered(self) -> frozenset[Tombstone]:
@@ -203,6 +219,7 @@ def _identify_submissions(stores: Stores, ids: frozenset[str], value: str = "") 
         unfinished=any(not each.finished for each in known),
         with_responses=False,
         ids=ids,
+        is_name_known=True,
     )
 
 
@@ -213,7 +230,7 @@ def _identify(stores: Stores, name: str, value: str, *, with_responses: bool) ->
     before = ErasedSubjects(known, stores.pseudonymizer)
     tombstone = stores.tombstone(name, value)
     person = ErasedSubjects([tombstone], stores.pseudonymizer)
-    sent, values = _sent_with_tag(stores, name, value, person)
+    sent, values, names = _sent_with_tag(stores, name, person)
     responded = _responded_with_tag(stores, name, value, values | {value}, person) - sent
     # What was sent is known only from the accepted row. Without it, the response is all there is.
     echoed = {each for each in _accepted(stores, responded) if not before.has(SUBMISSION_TAG, each)}
@@ -232,6 +249,8 @@ def _identify(stores: Stores, name: str, value: str, *, with_responses: bool) ->
         with_responses=with_responses,
         ids=frozenset(ids),
         echoed=frozenset(echoed),
+        tag_names=names,
+        is_name_known=one_name(name) in map(one_name, names),
         spellings=len(values),
     )
 
@@ -247,21 +266,22 @@ def _settle_erased(stores: Stores, found: Findings) -> None:
     found.erased = ErasedSubjects([*found.erased.tombstones, *documents], stores.pseudonymizer)
 
 
-def _sent_with_tag(
-    stores: Stores, name: str, value: str, person: ErasedSubjects
-) -> tuple[set[str], set[str]]:
-    """Ids of submissions that were accepted with the person's tag, and the spellings of its value there."""
-    lake, found, spellings = stores.lake, set[str](), set[str]()
+def _sent_with_tag(stores: Stores, name: str, person: ErasedSubjects) -> tuple[set[str], set[str], set[str]]:
+    """Ids of submissions that were accepted with the person's tag, the spellings of its value there, and the
+    names of all tags.
+    """
+    lake, found, spellings, names = stores.lake, set[str](), set[str](), set[str]()
     for date in lake.dates(SUBMISSIONS):
         for batch in lake.batches(SUBMISSIONS, date, ["submission_id", "tags"], ROW_GROUP_ROWS):
             for each in texts(pc.unique(cast("Any", batch["tags"]).keys)):
+                names.add(each)
                 if one_name(each) != one_name(name):
                     continue
                 values = pc.map_lookup(batch["tags"], pa.scalar(each), "first")
                 same = {each for each in texts(pc.unique(values)) if person.has(name, each)}
                 spellings |= same
                 found |= _ids(batch, is_among(values, same))
-    return found, spellings
+    return found, spellings, names
 
 
 def _responded_with_tag(
@@ -301,7 +321,11 @@ def _search_landing(stores: Stores, found: Findings) -> None:
     def is_current(date: str) -> bool:
         return stores.landing.is_ingested(stores.lake, date)
 
+    name = one_name(found.name)
     for row in stores.landing.rows():
+        found.is_name_known = found.is_name_known or any(
+            one_name(each) == name for tags in row.readings for each in tags
+        )
         is_named = row.is_about(found.person)
         if is_named:
             found.files.update(row.files)

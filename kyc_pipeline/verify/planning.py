@@ -81,7 +81,7 @@ def total(plans: Sequence[PartitionPlan], settings: Settings) -> PartitionPlan:
 def _plan(lake: Lake, ledger: Ledger | None, date: str, settings: Settings) -> PartitionPlan:
     rejected = Counter[str]()
     if lake.exists(REJECTED_SUBMISSIONS, date):
-        rejected.update(lake.read(REJECTED_SUBMISSIONS, date, ["reason"])["reason"].to_pylist())
+        rejected.update(map(str, lake.read(REJECTED_SUBMISSIONS, date, ["reason"])["reason"].to_pylist()))
     if not lake.exists(SUBMISSIONS, date):
         return PartitionPlan(date, 0, rejected, 0, 0, 0, 0, estimated_cost(settings, 0))
     seen = scan(lake, ledger, date, settings.deepxl_uncertain)

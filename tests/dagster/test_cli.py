@@ -116,9 +116,7 @@ def test_plan_changes_nothing(landing: Landing, run: Run, tmp_path: Path) -> Non
     assert files(tmp_path) == before
 
 
-def test_plan_counts_rejected_rows_by_reason_and_reads_a_changed_manifest(
-    landing: Landing, run: Run
-) -> None:
+def test_plan_counts_rejected_rows_by_reason_and_reads_a_changed_manifest(landing: Landing, run: Run) -> None:
     landing.day(DAY, 2)
     run("backfill", "--no-publish", *RANGE)
     landing.manifest(DAY, [landing.submission("new", 50), {"submission_id": "bad"}], name="more.jsonl")

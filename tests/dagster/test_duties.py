@@ -89,6 +89,8 @@ def test_an_export_has_all_of_one_person_and_nothing_of_anybody_else(
     rejected = {"submission_id": f"{MARK}-1", "tags": {"customerId": CUSTOMER}}
     landing.manifest(DAY, [rejected, {"submission_id": "a-2", "id_file": "a-id.jpg"}], name="more.jsonl")
     assert run("backfill", "--from", DAY, "--to", DAY)[0] == 0
+    for folder in ("out", "again", "none"):
+        (tmp_path / folder).mkdir()
     code, out, err = run("export", "--tag", TAG, "--output", "out", "--request", "R-9")
     assert (code, err) == (0, "")
     assert MARK not in out
@@ -126,14 +128,22 @@ def test_an_export_has_all_of_one_person_and_nothing_of_anybody_else(
         CUSTOMER.encode(), CUSTOMER.upper().encode(), 1
     )
     code, out, _ = run("export", "--tag", "customerId=nobody", "--output", "none", "--request", "R-10")
-    assert (code, "nothing is stored about a person" in out) == (3, True)
-    assert not (tmp_path / "none").exists()
+    nothing = "nothing is stored: no submission and no manifest has this tag with this value\n"
+    assert (code, out) == (3, nothing)
+    assert not list((tmp_path / "none").iterdir())
+    code, _, err = run("export", "--tag", TAG, "--output", "out/person.json")
+    assert (code, "Directory 'out/person.json' does not exist" in err) == (2, True)
+    assert not (tmp_path / "out" / "person.json").exists()
+    code, out, _ = run("export", "--tag", f"custmerId={CUSTOMER}")
+    nothing = "nothing is stored: no submission and no manifest has a tag of this name; submissions have "
+    assert (code, out) == (3, f"{nothing}companyId, customerId\n")
     _, out, _ = run("audit", "list", "--json")
     entries = [json.loads(line) for line in out.splitlines()]
     assert [(entry["action"], entry["request"], entry["details"]["landing"]) for entry in entries] == [
         ("export", "R-9", 2),
         ("export", None, 2),
         ("export", "R-10", 0),
+        ("export", None, 0),
     ]
 
 

@@ -210,15 +210,20 @@ def test_an_unknown_person_is_no_failure_and_one_not_yet_ingested_is_rejected(
     deliver(landing)
     nobody = (3, "nobody found: no submission and no manifest has this tag with this value\n")
     assert run("erase", "--tag", "customerId=unknown")[:2] == nobody
+    no_tag = (3, "nobody found: no submission and no manifest has a tag of this name\n")
+    assert run("erase", "--tag", f"custmerId={CUSTOMER}")[:2] == no_tag
     assert not (tmp_path / "ledger.sqlite").exists()
     # The person is in the manifests but not yet ingested.
     assert run("erase", "--tag", TAG)[0] == 0
     _, out, _ = run("plan", *RANGE)
-    assert out.splitlines()[-2].split()[:3] == ["total", "8", "2"]
+    assert out.splitlines()[-3].split()[:3] == ["total", "8", "2"]
     code, out, _ = run("erase", "--tag", TAG)
     assert (code, "the person was erased before" in out, "erased:" in out) == (0, True, False)
     # The rows of a person who was erased are not those of a mistyped one.
     assert run("erase", "--tag", f"{TAG}0")[:2] == nobody
+    # A reason that may not be kept is refused before the search.
+    code, out, err = run("erase", "--tag", f"{TAG}0", "--reason", f"{CUSTOMER}0 asked for it")
+    assert (code, out, "must not name the person" in err) == (2, "", True)
 
 
 def test_a_leased_day_fails_with_the_name_of_the_holder(landing: Any, run: Run, tmp_path: Path) -> None:

@@ -368,8 +368,11 @@ def test_a_query_that_fails_leaves_the_file_as_it_was(warehouse: Path, tmp_path:
 
 
 def test_an_output_that_cannot_be_written_is_one_line(warehouse: Path, tmp_path: Path) -> None:
+    result = run("FROM pass_rates", "--output", str(tmp_path / "nowhere" / "out.csv"))
+    assert (result.exit_code, f"the folder {tmp_path}/nowhere does not exist" in result.stderr) == (2, True)
+    assert not (tmp_path / "nowhere").exists()
     with pytest.raises(KycError, match="cannot write"):
-        run("FROM pass_rates", "--output", str(tmp_path / "nowhere" / "out.csv"))
+        run("FROM pass_rates", "--output", "/proc/out.csv")
 
 
 def test_no_warehouse_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

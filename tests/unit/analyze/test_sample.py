@@ -107,6 +107,9 @@ def test_the_file_comes_back_as_labels(folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("KYC_WAREHOUSE", str(folder / "kyc.duckdb"))
     file = tmp_path / "landing" / "labels" / "sample.csv"
     arguments = ["--n", "60", "--seed", "7", "--by", "check", "--output", str(file)]
+    missing = CliRunner().invoke(command, arguments)
+    assert (missing.exit_code, f"the folder {file.parent} does not exist" in missing.output) == (2, True)
+    file.parent.mkdir(parents=True)
     done = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert done.output.startswith("60 of ")
     assert file.stat().st_mode & 0o777 == 0o600
