@@ -142,14 +142,24 @@ def run_backfill(
         click.echo(note)
     if failures:
         raise KycError(in_one_line(failures))  # each once: a day that was run again may fail again
+    if line := _why_it_stopped(pipeline, controls, results):
+        click.echo(line)
+    return UNFINISHED if left or controls.skipped else 0
+
+
+def _why_it_stopped(pipeline: Pipeline, controls: CallControls, results: "Results") -> str | None:
+    """Says what ended the calls early; None if nothing did that the runs have not told."""
     counts = f"{results.count(SETTLED)} settled, {results.count(LEFT_FOR_LATER)} left"
     if controls.stop.draining:
-        click.echo(f"stopped on request; {counts}: run the same days again")
-    elif left and controls.budget and controls.budget.is_used_up:
-        click.echo(f"stopped: the budget of calls is used up; {counts}: run the same days again")
-    elif left and (day_budget := read_day_budget(pipeline)).is_used_up:
-        click.echo(f"stopped: {day_budget}; {counts}: run the same days again after that")
-    return UNFINISHED if left or controls.stop.draining else 0
+        if not (results.left or controls.skipped):
+            return "the stop request came too late: everything was done already"
+        skipped = f", {plural(len(controls.skipped), 'day')} not run" if controls.skipped else ""
+        return f"stopped on request; {counts}{skipped}: run the same days again"
+    if results.left and controls.budget and controls.budget.is_used_up:
+        return f"stopped: the budget of calls is used up; {counts}: run the same days again"
+    if results.left and (day_budget := read_day_budget(pipeline)).is_used_up:
+        return f"stopped: {day_budget}; {counts}: run the same days again after that"
+    return None
 
 
 def output_paths(settings: Settings) -> str:

@@ -42,12 +42,17 @@ def list_command() -> None:
                     row.partition_date,
                     row.attempts,
                     f"{row.last_sent_at:%Y-%m-%d %H:%M:%S}" if row.last_sent_at else "–",
-                    row.error or "",
+                    _without_id(row.error or "", row.submission_id),
                 )
                 for row in rows
             ],
         )
     )
+
+
+def _without_id(text: str, submission_id: str) -> str:
+    """`text` without the submission's name, which has a column of its own."""
+    return text.replace(f" of submission {submission_id}:", ":").replace(f"submission {submission_id}: ", "")
 
 
 @held.command("resolve")

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from typing import Any, cast
 import dagster as dg
 
 import kyc_pipeline
+from kyc_pipeline.days import day_range
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, UsageError, in_one_line, missing_extra
 from kyc_pipeline.ingest.labels import are_ingested
@@ -174,10 +176,10 @@ class _Runs:
     def run_days(self, days: Sequence[str]) -> None:
         """Runs the daily assets of `days`, then runs again the days that another day has outdated."""
         for batch in batches(days):
-            if failed_run := self._run_range(batch[0], batch[-1]):
-                self._run_ranges(days_left_behind(self._pipeline, self._instance, failed_run))
             if self._controls.stop.draining:
-                return
+                self._controls.skipped.update(batch)
+            elif failed_run := self._run_range(batch[0], batch[-1]):
+                self._run_ranges(days_left_behind(self._pipeline, self._instance, failed_run))
         # A day of a later run may have given up an id that a day of an earlier run wants.
         records = Records(self._pipeline.lake)
         outdated = [day for day in sorted(self._ingested) if not records.holds(day)]
@@ -214,7 +216,9 @@ class _Runs:
 
     def _run_ranges(self, ranges: Iterable[tuple[str, str]]) -> None:
         for first, last in ranges:
-            if not self._controls.stop.draining:
+            if self._controls.stop.draining:
+                self._controls.skipped.update(day_range(date.fromisoformat(first), date.fromisoformat(last)))
+            else:
                 self._run_range(first, last)
 
     def _run_range(self, first: str, last: str) -> str | None:

@@ -29,15 +29,18 @@ def rekey(context: click.Context, dry_run: bool, reason: str | None, request: st
     """
     settings = load_settings()
     with open_ledger(settings) as ledger:
-        new = _new_key(settings, ledger)
+        former, new = _keys(settings, ledger)
         stores = Stores.of(settings, ledger, new)
         days = outdated_days(stores.lake, new.key_id)
+        done = f"ledger and lake have the key {new.key_id} already: nothing to replace there"
         if dry_run:
             old = [each for each in stores.ledger.tombstones() if each.key_id != new.key_id]
-            click.echo(
-                f"dry run: nothing changes. The new key is {new.key_id}; {plural(len(old), 'tombstone')} "
-                f"and {plural(len(days), 'day')} have another"
+            is_done = former == new.key_id and not (old or days)
+            to_do = (
+                f"The new key is {new.key_id}; {plural(len(old), 'tombstone')} and "
+                f"{plural(len(days), 'day')} have another"
             )
+            click.echo(f"dry run: nothing changes. {done if is_done else to_do}")
             return
         publish = publisher(
             settings,
@@ -47,37 +50,38 @@ def rekey(context: click.Context, dry_run: bool, reason: str | None, request: st
         )
         trail = open_trail(settings, ledger, reason=reason, request=request)
         with trail.noted():
-            stores.ledger.rekey(
+            rekeyed = stores.ledger.rekey(
                 new,
-                lambda connection, done: trail.append(
-                    connection, AuditAction.REKEY, [None], {**done._asdict(), "key": new.key_id}
+                lambda connection, counts: trail.append(
+                    connection, AuditAction.REKEY, [None], {**counts._asdict(), "key": new.key_id}
                 ),
             )
+        if not (rekeyed or days):
+            click.echo(done)
         failed = {day: problem for day, problem in rekey_lake(stores) if problem}
         publish()
         stores.ledger.purge()  # of the old pseudonyms
         trail.record(
             AuditAction.REKEYED, details={"key": new.key_id, "days": len(days), "failed": len(failed)}
         )
-        _report_needed_keys(stores.ledger, new)
+        _report_needed_keys(stores.ledger, new, has_old_keys=bool(settings.kyc_pseudonym_old_keys))
     for day, problem in failed.items():
         click.echo(f"{day} keeps pseudonyms of the old key: {problem}", err=True)
     context.exit(UNFINISHED if failed else 0)
 
 
-def _new_key(settings: Settings, ledger: Ledger) -> Pseudonymizer:
-    """The pseudonymizer with `KYC_PSEUDONYM_KEY`.
+def _keys(settings: Settings, ledger: Ledger) -> tuple[str, Pseudonymizer]:
+    """The id of the ledger's key, and the pseudonymizer with `KYC_PSEUDONYM_KEY`.
 
     Raises :class:`UsageError` if the settings lack the ledger's key.
     """
     if not ledger.exists():
         raise UsageError("there is no ledger yet, so there are no pseudonyms: set KYC_PSEUDONYM_KEY")
-    ledgers_pseudonymizer(settings, ledger)
-    return load_pseudonymizer(settings)
+    return ledgers_pseudonymizer(settings, ledger).key_id, load_pseudonymizer(settings)
 
 
-def _report_needed_keys(ledger: LedgerErasure, new: Pseudonymizer) -> None:
-    """Prints which earlier keys are still needed."""
+def _report_needed_keys(ledger: LedgerErasure, new: Pseudonymizer, *, has_old_keys: bool) -> None:
+    """Prints the new key, and which earlier keys are still needed."""
     click.echo(f"the key of the pseudonyms is {new.key_id}")
     subjects = [*ledger.tombstones(), *(hold.subject for hold in ledger.holds())]
     needed = {key for each in subjects for key in each.keys if new.of_key(key) is not new}
@@ -86,5 +90,5 @@ def _report_needed_keys(ledger: LedgerErasure, new: Pseudonymizer) -> None:
             f"leave in KYC_PSEUDONYM_OLD_KEYS: {', '.join(sorted(needed))}. Without them, erased people and "
             "legal holds are not recognised"
         )
-    else:
+    elif has_old_keys:
         click.echo("KYC_PSEUDONYM_OLD_KEYS is no longer needed")

@@ -49,6 +49,8 @@ class CallControls:
     """The engine's waiting times; tests shorten them."""
     run_ids: list[str] = field(default_factory=list)
     """The runs that the command line has started."""
+    skipped: set[str] = field(default_factory=set)
+    """Days that a stop request kept from being run, or from being run again."""
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -18,6 +19,7 @@ from kyc_pipeline.cli import local_run
 from kyc_pipeline.cli.backfill import run_interruptibly
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
 from kyc_pipeline.ledger.database import Ledger
@@ -372,10 +374,27 @@ def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
     monkeypatch.setattr(local_run, "build_defs", build_and_interrupt)
     code, out, _ = run("backfill", "--from", days[0], "--to", days[-1])
     assert code == 3
-    assert "stopped on request" in out
+    assert "stopped on request; 0 settled, 2 left, 1 day not run: run the same days again" in out
     assert not simulator.received
     assert Lake(str(tmp_path / "lake")).dates(SUBMISSIONS) == days[:-1]
     assert (tmp_path / "warehouse" / "kyc.duckdb").exists()
+
+
+def test_ctrl_c_after_the_last_call_leaves_nothing_to_run_again(
+    landing: Landing, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landing.day(DAY, 1)
+
+    def interrupt_and_flatten(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return flatten_partition(*arguments, **options)
+
+    monkeypatch.setattr("kyc_pipeline.orchestration.assets.flatten.flatten_partition", interrupt_and_flatten)
+    code, out, _ = run("backfill", "--no-publish", *RANGE)
+    assert (code, out.splitlines()[-1]) == (
+        0,
+        "the stop request came too late: everything was done already",
+    )
 
 
 @pytest.mark.parametrize(

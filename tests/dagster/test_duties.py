@@ -298,6 +298,10 @@ def test_a_new_key_reaches_the_warehouse_and_keeps_erased_people_out(landing: An
     assert [json.loads(line)["action"] for line in out.splitlines()] == ["erase", "erased"]
     code, out, _ = run("audit", "list", "--json", **keys)
     assert [json.loads(line)["action"] for line in out.splitlines()][2:] == ["rekey", "rekeyed"]
+    nothing = f"ledger and lake have the key {Pseudonymizer(new).key_id} already: nothing to replace there\n"
+    assert run("rekey", "--dry-run", **keys) == (0, f"dry run: nothing changes. {nothing}", "")
+    code, out, _ = run("rekey", **keys)
+    assert (code, out.startswith(nothing)) == (0, True), out
     code, _, err = run("plan", "--from", DAY, "--to", DAY, KYC_PSEUDONYM_KEY=new)
     assert (code, "add the old key to KYC_PSEUDONYM_OLD_KEYS" in err) == (2, True), err
 
