@@ -15,6 +15,7 @@ from kyc_pipeline.orchestration.jobs import (
     resolve_held_submission,
     verify_and_publish,
 )
+from kyc_pipeline.orchestration.killed_commands import killed_commands
 from kyc_pipeline.orchestration.maintenance import maintenance
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import daily_partitions
@@ -70,6 +71,7 @@ def build_defs(
         sensors=[
             *sensors,
             run_left_behind,
+            killed_commands,
             publish_when_new,
             alerts_sensor(configured=settings.sends_alerts),
         ],

@@ -20,7 +20,8 @@ from kyc_pipeline.ingest.labels import are_ingested
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
-from kyc_pipeline.orchestration.jobs import COMMAND_LINE, TRIGGER, VERIFY_AND_PUBLISH, range_tags
+from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
+from kyc_pipeline.orchestration.killed_commands import command_tags, end_killed_commands
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.partitions import FAILURES, batches
 from kyc_pipeline.orchestration.publication import REPORT, UP_TO_DATE, WAREHOUSE, Publication
@@ -137,6 +138,9 @@ def run_partitions(
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
     runs = _Runs(pipeline, instance, controls, force=force, verbose=verbose, announce=announce)
     try:
+        with usable_home():
+            for line in end_killed_commands(instance):
+                announce(line)
         runs.run_days(days)
         if publish and not runs.publish():
             announce(f"warehouse and report are {UP_TO_DATE}")
@@ -232,7 +236,7 @@ class _Runs:
             result = job.execute_in_process(
                 run_id=run_id,
                 instance=self._instance,
-                tags={**tags, TRIGGER: COMMAND_LINE},
+                tags={**tags, **command_tags(run_id)},
                 run_config={
                     "loggers": {"console": {"config": {"log_level": self._log_level}}},
                     "ops": {step: {"config": {"force": self._force}} for step in steps},

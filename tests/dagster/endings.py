@@ -84,7 +84,7 @@ class Interruption:
     """
 
     how: str
-    run: Literal["FAILURE", "CANCELED", "SUCCESS or CANCELED", "STARTED"]
+    run: Literal["FAILURE", "CANCELED", "SUCCESS or CANCELED"]
     alert: Kind | None
     log: str
     then: str
@@ -105,9 +105,9 @@ CANCELLED: Final = Interruption(
 )
 COMMAND_KILLED: Final = Interruption(
     "`kyc-pipeline backfill` is killed",
-    "STARTED",
-    None,
-    "",
-    "run the command again; terminate the old run in the UI, which shows it as started",
+    "FAILURE",
+    Kind.RUN_FAILED,
+    "the command of this run was killed",
+    "run the command again; it, or the sensor `killed_commands`, marks the old run as failed",
 )
 INTERRUPTIONS: Final = (KILLED, TERMINATED, CANCELLED, COMMAND_KILLED)
