@@ -96,7 +96,9 @@ class ObjectPlace:
         pointer = self.pointer()
         while True:
             if pointer is None:
-                raise KycError(f"there is no warehouse at {self.url}: run a partition, or set KYC_WAREHOUSE")
+                raise KycError(
+                    f"there is no warehouse at {self.url}: run `kyc-pipeline backfill`, or set KYC_WAREHOUSE"
+                )
             if exact and pointer.restricted is None:
                 raise KycError(f"{self.url} has no restricted file: with KYC_MIN_CELL=1, it is already exact")
             try:

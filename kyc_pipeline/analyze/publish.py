@@ -225,7 +225,7 @@ def open_warehouse(place: Place, *, exact: bool = False) -> Iterator[duckdb.Duck
 
 def _attach_file(connection: duckdb.DuckDBPyConnection, path: Path, *, exact: bool) -> None:
     if not path.is_file():
-        raise KycError(f"there is no warehouse at {path}: run a partition, or set KYC_WAREHOUSE")
+        raise KycError(f"there is no warehouse at {path}: run `kyc-pipeline backfill`, or set KYC_WAREHOUSE")
     _attach(connection, path, _CATALOG)
     if exact:
         restricted = restricted_path(path)

@@ -148,7 +148,7 @@ def run_backfill(
 
 
 def _why_it_stopped(pipeline: Pipeline, controls: CallControls, results: "Results") -> str | None:
-    """Says what ended the calls early; None if nothing did that the runs have not told."""
+    """The line for a backfill that a request or a budget stopped; None if neither did."""
     counts = f"{results.count(SETTLED)} settled, {results.count(LEFT_FOR_LATER)} left"
     if controls.stop.draining:
         if not (results.left or controls.skipped):

@@ -38,6 +38,7 @@ from kyc_pipeline.lake.tables import (
 )
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import DriftKind, Outcome
+from kyc_pipeline.wording import run_again
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -125,7 +126,10 @@ def flatten_partition(
         for writer in writers.values():
             writer.add_metadata({_SUMMARY_KEY: msgspec.json.encode(summary).decode()})
         if [lake.version(table, date) for table in _INPUTS] != versions:
-            raise KycError(f"the responses of {date} were replaced while they were read: materialize again")
+            raise KycError(
+                f"the responses of {date} were replaced while they were read: run the day again, with "
+                f"{run_again(date)}"
+            )
     # Otherwise the freed memory that Arrow keeps would grow with each day of a run.
     pa.default_memory_pool().release_unused()
     return summary
@@ -339,7 +343,8 @@ def _sorted_batches(
         ids = pa.concat_arrays([last, batch["submission_id"]])
         if not pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py():
             raise KycError(
-                f"{table.name} partition {date} is not sorted by submission_id: materialize it again"
+                f"{table.name} partition {date} is not sorted by submission_id: run the day again, with "
+                f"{run_again(date)}"
             )
         last = ids[-1:]
         yield batch

@@ -294,6 +294,5 @@ class Ownership:
                 yield batch.filter(pa.array(keep, pa.bool_()))
         except PartitionUnreadable as error:
             raise KycError(
-                f"{error}; its rows may have been sent, so the day is not ingested again: "
-                f"restore the file, or remove it to start from the manifests"
+                f"{error}; until then, the day is not ingested, because its rows may have been sent"
             ) from error

@@ -36,6 +36,7 @@ from kyc_pipeline.days import is_day
 from kyc_pipeline.errors import KycError, UsageError, missing_extra
 from kyc_pipeline.lake.atomic import DRAFT_PREFIX, make_folder, remove_drafts, replacing, revoke_drafts
 from kyc_pipeline.lake.tables import Table, Zone
+from kyc_pipeline.wording import run_again
 
 PART_FILE: Final = "part-0.parquet"
 WHOLE: Final = ""
@@ -412,7 +413,12 @@ def _version(info: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _missing(table: Table, date: str) -> PartitionMissing:
-    return PartitionMissing(f"{table.name} has no partition {date}".rstrip() + ": materialize it first")
+    return PartitionMissing(f"{table.name} has no partition {date}".rstrip() + f": {_made_by(date)}")
+
+
+def _made_by(date: str) -> str:
+    """What makes a partition."""
+    return "run `kyc-pipeline publish`" if date == WHOLE else f"run the day, with {run_again(date)}"
 
 
 @contextlib.contextmanager
@@ -422,5 +428,6 @@ def _translated_errors(table: Table, date: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise PartitionUnreadable(
-            f"{table.name} partition {date} cannot be read: materialize it again"
+            f"{table.name} partition {date} cannot be read: restore its file from a backup, or move it away "
+            f"and {_made_by(date)}"
         ) from error

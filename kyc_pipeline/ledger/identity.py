@@ -180,7 +180,7 @@ def advance(ledger: Ledger, connection: Connection) -> int:
     """
     generation = connection.execute(_ADVANCE).scalar_one_or_none()
     if generation is None:
-        raise WrongLedger(f"the ledger {ledger.name} was moved while a run used it: run the partition again")
+        raise WrongLedger(f"the ledger {ledger.name} was moved while a run used it: run the same days again")
     if generation <= ledger.generation:
         raise WrongLedger(_overtaken(ledger))
     return int(generation)

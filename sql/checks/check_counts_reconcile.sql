@@ -2,7 +2,7 @@
 --
 -- severity: error
 -- counts: rows
--- todo: launch flatten_and_publish for these days
+-- todo: launch flatten_and_publish for these days, or run `kyc-pipeline backfill --force`
 SELECT
     coalesce(v.date, c.date) AS date,
     coalesce(v.verification_id, c.verification_id) AS verification_id,

@@ -3,7 +3,7 @@
 --
 -- severity: error
 -- counts: rows
--- todo: launch flatten_and_publish for these days
+-- todo: launch flatten_and_publish for these days, or run `kyc-pipeline backfill --force`
 SELECT
     coalesce(s.date, v.date) AS date,
     coalesce(s.submission_id, v.submission_id) AS submission_id,

@@ -2,7 +2,7 @@
 --
 -- severity: error
 -- counts: days
--- todo: launch flatten_and_publish for these days
+-- todo: launch flatten_and_publish for these days, or run `kyc-pipeline backfill --force`
 SELECT date, count(*) AS tables, count(DISTINCT coalesce(source, '')) AS sources
 FROM build_partitions
 WHERE table_name IN ({curated_tables})

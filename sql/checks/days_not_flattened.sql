@@ -2,7 +2,7 @@
 --
 -- severity: warning
 -- counts: days
--- todo: launch flatten_and_publish for these days, which the figures lack
+-- todo: the figures lack these days; launch flatten_and_publish for them, or run `kyc-pipeline backfill`
 SELECT r.date, count(*) FILTER (WHERE s.outcome = 'completed') AS completed
 FROM build_partitions AS r
 ANTI JOIN build_partitions AS v ON v.date = r.date AND v.table_name = 'verifications'

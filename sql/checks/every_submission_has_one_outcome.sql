@@ -2,7 +2,8 @@
 --
 -- severity: error
 -- counts: submissions
--- todo: materialize verification_responses of these days; it repeats no paid call
+-- todo: materialize verification_responses of these days, or run `kyc-pipeline backfill`; it
+--   repeats no paid call
 SELECT date, submission_id, outcome
 FROM submissions
 WHERE

@@ -2,7 +2,7 @@
 --
 -- severity: error
 -- counts: days
--- todo: materialize the group analyze again; if it still fails, it is a bug
+-- todo: run `kyc-pipeline publish --force`, or materialize the group analyze; if it still fails, it is a bug
 SELECT date, received, rejected, accepted
 FROM submission_funnel
 WHERE

@@ -2,7 +2,7 @@
 --
 -- severity: error
 -- counts: days and check types
--- todo: materialize the group analyze again; if it still fails, it is a bug
+-- todo: run `kyc-pipeline publish --force`, or materialize the group analyze; if it still fails, it is a bug
 SELECT
     coalesce(h.date, s.date) AS date,
     coalesce(h.check_group, s.check_group) AS check_group,

@@ -21,7 +21,7 @@ from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.flatten.partition import flatten_partition
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
+from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICATION_RESPONSES, VERIFICATIONS
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.rate_limits import list_rate_limits, reset_rate_limits
 from kyc_pipeline.orchestration import partitions
@@ -30,6 +30,7 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify import rate_limit
 from kyc_pipeline.verify.signals import StopFlag
+from kyc_pipeline.wording import run_again
 from tests.conftest import Landing
 
 DAY = "2024-09-08"
@@ -336,6 +337,21 @@ def test_a_manifest_with_wrong_columns_fails_its_day_only(
         "completed",
         "2",
     ]
+
+
+def test_an_unreadable_partition_says_how_to_go_on(
+    landing: Landing, run: Run, simulator: Simulator, tmp_path: Path
+) -> None:
+    landing.day(DAY, 2)
+    assert run("backfill", "--no-publish", *RANGE)[0] == 0
+    partition = Path(Lake(str(tmp_path / "lake")).path(REJECTED_SUBMISSIONS, DAY))
+    partition.write_bytes(b"broken")
+    code, _, err = run("backfill", "--no-publish", *RANGE)
+    advice = f"restore its file from a backup, or move it away and run the day, with {run_again(DAY)}\n"
+    assert (code, one_line(err) + "\n" == err, err.endswith(advice)) == (1, True, True), err
+    partition.unlink()
+    assert run("backfill", "--no-publish", *RANGE)[0] == 0
+    assert simulator.received.total() == 2
 
 
 def test_a_signal_stops_the_work_and_keeps_its_result() -> None:

@@ -44,5 +44,5 @@ def _findings(reader: WarehouseReader) -> Rows:
         )
     except duckdb.CatalogException as error:
         raise KycError(
-            "the warehouse was built by an older version: materialize the group `analyze`"
+            "the warehouse was built by an older version: build it again with `kyc-pipeline publish`"
         ) from error

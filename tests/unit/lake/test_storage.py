@@ -222,7 +222,7 @@ def test_row_groups_have_statistics_so_that_readers_can_skip_them(lake: Lake) ->
 
 
 def test_a_missing_partition_says_what_to_do(lake: Lake) -> None:
-    with pytest.raises(PartitionMissing, match="submissions has no partition 2024-09-01: materialize"):
+    with pytest.raises(PartitionMissing, match="submissions has no partition 2024-09-01: run the day"):
         lake.read(SUBMISSIONS, DAY)
 
 

@@ -36,6 +36,7 @@ from kyc_pipeline.verify.engine import LedgerConflict
 from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.verify.reconcile import reconcile
 from kyc_pipeline.verify.summary import Progress, Stopped
+from kyc_pipeline.wording import run_again
 from tests.faults import NoResponseInTime
 from tests.unit.verify.world import DATE, JPEG, QUICK, TOKEN, World
 
@@ -826,7 +827,7 @@ def test_the_same_id_with_another_date_or_content_is_never_sent(world: World) ->
             world.verify()
         assert dict(simulator.received) == {"a": 1, "b": 1, "new": 1}
     assert world.outcomes("2024-09-02") == {"a": "not_attempted", "new": "completed"}
-    assert "materialize submissions" in world.responses("2024-09-02")["a"]["error"]
+    assert run_again("2024-09-02") in world.responses("2024-09-02")["a"]["error"]
     assert world.outcomes(DATE) == {"a": "not_attempted", "b": "not_attempted"}
 
 
