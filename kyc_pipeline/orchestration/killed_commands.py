@@ -48,7 +48,7 @@ def _is_killed(run: dg.DagsterRun) -> bool:
 
 
 @dg.sensor(
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Marks the runs of `kyc-pipeline` commands that were killed as failed.",
 )
