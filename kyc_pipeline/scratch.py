@@ -5,11 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from kyc_pipeline.errors import UsageError
+
 _PREFIX: Final = "kyc-scratch-"
 
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A new folder that only this user can open; the context manager removes it."""
+    """A new folder that only this user can open; the context manager removes it.
+
+    Raises :class:`UsageError` if DuckDB could not open a file there.
+    """
+    if "?" in (folder := tempfile.gettempdir()):
+        raise UsageError(f"TMPDIR: {folder} has a ? in its path, which DuckDB cannot open: choose another")
     return tempfile.TemporaryDirectory(prefix=_PREFIX)
 
 

@@ -14,6 +14,18 @@ DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 ROOT = "a[1]/b=2/date=2020-01-01/submission_id=x"
 
 
+def test_a_temporary_folder_that_duckdb_cannot_open_is_one_line(
+    landing: Landing, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landing.day(DAY, 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "what?"))
+    (tmp_path / "what?").mkdir()
+    for command, expected in (("plan", 2), ("backfill", 1)):
+        code, _, err = run(command, "--from", DAY, "--to", DAY)
+        line = f"TMPDIR: {tmp_path}/what? has a ? in its path, which DuckDB cannot open: choose another\n"
+        assert (code, err.endswith(line), err.count("\n")) == (expected, True, 1), err
+
+
 def test_a_backfill_and_an_erasure_below_an_odd_folder(
     landing: Landing, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
