@@ -269,7 +269,8 @@ def engine(url: str, documents: Path, calls: int, concurrency: int, shards: int 
                 summary = verify_partition(
                     settings=settings, lake=lake, ledger=ledger, date=DATE, run_id="bench", stop=StopFlag()
                 )
-        assert summary.is_complete
+        assert summary.error is None
+        assert summary.held == summary.left == 0
         assert summary.calls == calls
         return cost()
 
@@ -412,7 +413,8 @@ def peak_memory(url: str, root: Path, documents: Path, submissions: int, parent:
                 settings=settings, lake=lake, ledger=ledger, date=DATE, run_id=run_id, stop=StopFlag()
             )
             seconds.append(time.perf_counter() - started)
-            assert summary.is_complete
+            assert summary.error is None
+            assert summary.held == summary.left == 0
     parent.send((peak_bytes() / 2**20, *seconds))
 
 

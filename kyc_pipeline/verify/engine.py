@@ -95,7 +95,6 @@ def verify_partition(
     timing: Timing | None = None,
     planned: Scan | None = None,
     look_up_first: bool = False,
-    raises: bool = True,
 ) -> VerifySummary:
     """Verifies what is left of partition `date` and replaces its table `verification_responses`.
 
@@ -110,8 +109,8 @@ def verify_partition(
 
     Raises :class:`UsageError` if it needs a credential and has none, :class:`PartitionBusy`,
     :class:`LedgerConflict`, :class:`LedgerError` (:class:`WrongLedger` if this is not the lake's ledger),
-    :class:`PartitionMissing`, and the :class:`DeepXLError` that ended the run. Without `raises`, the summary
-    has that last error as its `error`, provided that the table could be written.
+    and :class:`PartitionMissing`. If a :class:`DeepXLError` ended the run, it is the summary's `error`, since
+    the table is written all the same.
     """
     run = _Run(
         settings=settings,
@@ -126,10 +125,7 @@ def verify_partition(
         look_up_first=look_up_first,
     )
     with stop.watched(lambda: run.stop.now() if stop.immediate else run.stop.drain()):
-        summary = run.in_thread(progress)
-    if summary.error is not None and raises:
-        raise summary.error
-    return summary
+        return run.in_thread(progress)
 
 
 @dataclass
@@ -262,7 +258,7 @@ class _Run:
             recall(self.lake, self.ledger, held.lease)
             after = self.write_table(ResponsesState.COMPLETE, held.confirm)
         self.raise_conflict(after)
-        return self.summary(after, written=True)
+        return self.summary(after)
 
     @property
     def documents(self) -> DocumentStore:
@@ -281,7 +277,7 @@ class _Run:
             self.ended_by(error)
         else:
             raise error
-        return self.summary(after, written=True)
+        return self.summary(after)
 
     def ended_by(self, error: DeepXLError | ShardLost) -> None:
         self.error = error
@@ -400,7 +396,7 @@ class _Run:
             more = seen.conflict_count + len(self.withdrawn_on_record) - 1
             raise LedgerConflict(lines[0] + (f" (and {more} more)" if more else ""))
 
-    def summary(self, seen: Scan, *, written: bool = False) -> VerifySummary:
+    def summary(self, seen: Scan) -> VerifySummary:
         tally = self.tally
         return VerifySummary(
             date=self.date,
@@ -413,9 +409,7 @@ class _Run:
             billable_calls=tally.billable_calls,
             estimated_cost=estimated_cost(self.settings, tally.billable_calls),
             held=seen.held,
-            held_ids=tuple(seen.held_ids),
             stopped=self.stopped,
             error=self.error,
             why=str(self.day_budget) if self.stopped is Stopped.DAY_BUDGET else "",
-            written=written,
         )

@@ -93,7 +93,6 @@ class Scan:
     actions: Counter[Action] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     held: int = 0
-    held_ids: list[str] = field(default_factory=list)
     open_claims: int = 0
     conflicts: list[str] = field(default_factory=list)
     _rows: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16), repr=False)
@@ -122,16 +121,13 @@ class Scan:
         return actions
 
     def _note(self, entry: Entry, what: Action) -> None:
-        """Records conflicts, open claims and held submissions."""
+        """Records a conflict, an open claim or a held submission."""
         if what is Action.CONFLICT:
             if len(self.conflicts) < _MAX_LISTED:
                 self.conflicts.append(conflict_text(entry, self.date))
             return
         self.open_claims += entry.state is State.CLAIMED
-        if entry.held:
-            self.held += 1
-            if len(self.held_ids) < _MAX_LISTED:
-                self.held_ids.append(entry.submission_id)
+        self.held += entry.held
 
     @property
     def digest(self) -> str:

@@ -113,15 +113,11 @@ class VerifySummary:
     estimated_cost: Money | None = None
     held: int = 0
     """Uncertain submissions that await a decision."""
-    held_ids: tuple[str, ...] = ()
-    """The first of the held submissions."""
     stopped: Stopped = Stopped.NONE
     error: KycError | None = None
     """The error that ended the run, if one did."""
     why: str = ""
     """More about `stopped`: what to do, and when a run can continue."""
-    written: bool = False
-    """Whether the run replaced the lake's partition; False if nothing had changed."""
 
     @property
     def submissions(self) -> int:
@@ -139,11 +135,6 @@ class VerifySummary:
         if self.error is not None:
             return str(self.error)
         return CIRCUIT_IS_OPEN if self.stopped is Stopped.CIRCUIT_OPEN else None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no submission is held, failed or not attempted."""
-        return self.held == 0 and self.left == 0
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name in Outcome if (count := self.outcomes.get(name)))

@@ -454,6 +454,8 @@ class World:
             stop=stop,
             progress=self._check_progress,
         )
+        if summary.error is not None:
+            raise summary.error
         run.summaries.append(summary)
         self.kernel.note(f"ends {day}: {summary}")
 

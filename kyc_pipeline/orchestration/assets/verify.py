@@ -181,7 +181,6 @@ def verify_assets(
                         look_up_first=config.look_up_first or run.look_up_first,
                         # The plan has just read the first day; the others may change before their turn.
                         planned=plans[0].scan if day == plans[0].date else None,
-                        raises=False,
                     )
                 if summary.fault is not None:
                     # Any further call would fail too: the other days record their outcomes without one.

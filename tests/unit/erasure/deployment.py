@@ -95,7 +95,7 @@ class Deployment:
         return ingest_labels(landing=self.settings.kyc_landing, lake=self.lake, erased=erased)
 
     def verify(self, date: str) -> VerifySummary:
-        return verify_partition(
+        summary = verify_partition(
             settings=self.settings,
             lake=self.lake,
             ledger=self.ledger,
@@ -104,6 +104,8 @@ class Deployment:
             stop=StopFlag(),
             timing=QUICK,
         )
+        assert summary.error is None
+        return summary
 
     def run(self, *dates: str) -> Counter[str]:
         """Ingests, verifies and flattens; returns the number of calls by day."""

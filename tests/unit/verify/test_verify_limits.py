@@ -20,7 +20,7 @@ from kyc_pipeline.verify import rate_limit
 from kyc_pipeline.verify.gate import AdaptiveConcurrency, CircuitBreaker, Gate, Health, NoLimit
 from kyc_pipeline.verify.rate_limit import SharedRateLimiter
 from tests.unit.verify import children
-from tests.unit.verify.world import DATE, TOKEN, World
+from tests.unit.verify.world import DATE, TOKEN, World, is_complete
 
 Until = Callable[[Callable[[], bool]], None]
 
@@ -250,7 +250,7 @@ def test_retry_after_slows_every_worker(sqlite_world: World, form: str) -> None:
     faults = {ids[0]: [Responds(429, {"Retry-After": value})]}
     with running_simulator(token=TOKEN, latency_ms=5, faults=faults) as simulator:
         world.server = simulator.url
-        assert world.verify().is_complete
+        assert is_complete(world.verify())
     with world.ledger.read() as connection:
         asked = connection.execute(
             sa.select(attempts.c.ended_at).where(attempts.c.http_status == 429)
@@ -365,5 +365,5 @@ def test_adaptive_concurrency_lets_a_throttling_server_finish(world: World) -> N
         world.server = simulator.url
         summary = world.verify(date=DATE)
         assert len(simulator.records) == 60
-    assert summary.is_complete
+    assert is_complete(summary)
     assert summary.retries == 20

@@ -29,6 +29,11 @@ def _settings(**values: Any) -> Settings:
     return Settings(_env_file=None, **values)
 
 
+def is_complete(summary: VerifySummary) -> bool:
+    """Whether no submission is held, failed or not attempted."""
+    return not (summary.held or summary.left)
+
+
 @dataclass
 class World:
     """Everything under `root`; `server` is the simulator's URL."""
@@ -92,7 +97,14 @@ class World:
         return {row["submission_id"]: row for row in self.lake.read(SUBMISSIONS, date).to_pylist()}
 
     def verify(self, date: str = DATE, run_id: str = "run-1", **arguments: Any) -> VerifySummary:
-        """Runs the engine over one partition."""
+        """Runs the engine over one partition. Raises the error that ended the run, if one did."""
+        summary = self.verify_anyway(date, run_id, **arguments)
+        if summary.error is not None:
+            raise summary.error
+        return summary
+
+    def verify_anyway(self, date: str = DATE, run_id: str = "run-1", **arguments: Any) -> VerifySummary:
+        """As :meth:`verify`, but returns the summary of a run that an error ended."""
         defaults: dict[str, Any] = {"stop": StopFlag(), "timing": QUICK}
         return verify_partition(
             settings=self.settings,
