@@ -50,7 +50,7 @@ SCALES: dict[str, dict[str, list[str]]] = {
         "analyze": ["--millions", "0.5", "5", "10"],
         "backfill": [],
         "alarms": [],
-        "scale": ["--only", "calls", "ledger", "ingest"],
+        "scale": ["--only", "calls", "ledger", "ingest", "day"],
     },
 }
 

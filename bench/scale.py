@@ -4,7 +4,8 @@
 
 - `calls`: each process verifies a day of its own, all share one ledger; the server has no latency.
 - `ledger`: each process commits groups of 64 claims and results; then the bytes of a verification.
-- `ingest`: each process ingests a day of its own; one day beside a growing history; a submission's documents.
+- `ingest`: each process ingests a day of its own; one day over a growing history; a submission's documents.
+- `day`: time and memory of what one process does of a day: ingest, plan, reconciliation, flatten, checks.
 - `build`: a warehouse over a growing history, in a folder and in S3 (SeaweedFS), with the requests.
 - `model`: the cores that 1, 10 and 100 million submissions a day keep busy.
 
@@ -25,36 +26,47 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from bench import analyze, verify  # noqa: E402
+from bench import analyze, flatten, verify  # noqa: E402
+from bench.peak_memory import peak_bytes  # noqa: E402
 from bench.verify import Cost  # noqa: E402
 from kyc_pipeline.analyze.build import build  # noqa: E402
 from kyc_pipeline.document_store import DocumentFolder  # noqa: E402
+from kyc_pipeline.flatten.partition import FlattenSummary, flatten_partition  # noqa: E402
 from kyc_pipeline.ingest.documents import Documents  # noqa: E402
 from kyc_pipeline.ingest.manifests import ingest_partition  # noqa: E402
 from kyc_pipeline.ingest.owners import Owners  # noqa: E402
 from kyc_pipeline.lake.storage import PART_FILE, Lake  # noqa: E402
-from kyc_pipeline.lake.tables import SUBMISSIONS, TABLES, VERIFICATION_RESPONSES  # noqa: E402
+from kyc_pipeline.lake.tables import (  # noqa: E402
+    SUBMISSIONS,
+    TABLES,
+    VERIFICATION_RESPONSES,
+    ResponsesState,
+)
 from kyc_pipeline.ledger.audit import AuditTrail, Author  # noqa: E402
 from kyc_pipeline.ledger.claims import commit  # noqa: E402
 from kyc_pipeline.ledger.database import Ledger  # noqa: E402
 from kyc_pipeline.ledger.leases import hold  # noqa: E402
-from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State  # noqa: E402
+from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, Lease, State  # noqa: E402
 from kyc_pipeline.ledger.offload import offload  # noqa: E402
 from kyc_pipeline.ledger.upkeep import vacuum  # noqa: E402
+from kyc_pipeline.orchestration.checks.flatten import check_partition  # noqa: E402
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer  # noqa: E402
 from kyc_pipeline.verify.engine import verify_partition  # noqa: E402
+from kyc_pipeline.verify.partition import scan, write_responses  # noqa: E402
+from kyc_pipeline.verify.reconcile import reconcile  # noqa: E402
 from kyc_pipeline.verify.signals import StopFlag  # noqa: E402
 from tests.unit.postgres import PostgresServer, running_postgres  # noqa: E402
 from tests.unit.seaweed import running_seaweed, seaweed_program  # noqa: E402
@@ -63,8 +75,6 @@ PROCESSES = (1, 2, 4)
 GROUP = 64
 """Claims and results of one commit: as many as the engine waits for."""
 FIRST = date(2024, 9, 1)
-FLATTEN_MS = 0.044
-"""CPU milliseconds of a response: `bench/flatten.py`."""
 MILLIONS = (1, 10, 100)
 HOURS = 6
 """The time in which a day should be done."""
@@ -90,9 +100,13 @@ def together(processes: int, work: Callable[..., None], *arguments: object) -> C
     `work` gets a function to call when it is ready; the time before that does not count.
     """
     context = multiprocessing.get_context("spawn")
-    barrier, used = context.Barrier(processes + 1), context.Array("d", processes)
+    barrier, used, peaks = (
+        context.Barrier(processes + 1),
+        context.Array("d", processes),
+        context.Array("q", processes),
+    )
     started = [
-        context.Process(target=_measured, args=(barrier, used, number, work, *arguments), daemon=True)
+        context.Process(target=_measured, args=(barrier, used, peaks, number, work, *arguments), daemon=True)
         for number in range(processes)
     ]
     for process in started:
@@ -102,11 +116,11 @@ def together(processes: int, work: Callable[..., None], *arguments: object) -> C
     for process in started:
         process.join()
     assert not any(process.exitcode for process in started)
-    return Cost(time.perf_counter() - begin, sum(used[:]))
+    return Cost(time.perf_counter() - begin, sum(used[:]), max(peaks[:]))
 
 
 def _measured(
-    barrier: Barrier, used: Any, number: int, work: Callable[..., None], *arguments: object
+    barrier: Barrier, used: Any, peaks: Any, number: int, work: Callable[..., None], *arguments: object
 ) -> None:
     """Runs in one of the processes."""
     begin = 0.0
@@ -118,6 +132,7 @@ def _measured(
 
     work(ready, number, *arguments)
     used[number] = time.process_time() - begin
+    peaks[number] = peak_bytes()
 
 
 @contextmanager
@@ -206,23 +221,28 @@ def fill_a_day(ready: Ready, number: int, ledger_url: str, count: int) -> None:
                 Claim(f"{day(number)}-{each:08}", hashlib.sha256(str(each).encode()).hexdigest())
                 for each in range(start, min(start + GROUP, count))
             ]
-            commit(ledger, held.lease, claims, [])
-            now = datetime.now(UTC)
-            results = [
-                ClaimResult(
-                    claim,
-                    State.COMPLETED,
-                    AttemptResult.RESPONDED,
-                    billable=True,
-                    http_status=200,
-                    requested_at=now,
-                    responded_at=now,
-                    latency_ms=312.123456,
-                    response=text_of(claim.submission_id),
-                )
-                for claim in claims
-            ]
-            commit(ledger, held.lease, [], results)
+            pay(ledger, held.lease, claims, [text_of(claim.submission_id) for claim in claims])
+
+
+def pay(ledger: Ledger, lease: Lease, claims: Sequence[Claim], responses: Sequence[str]) -> None:
+    """Commits the claims, then their responses."""
+    commit(ledger, lease, claims, [])
+    now = datetime.now(UTC)
+    results = [
+        ClaimResult(
+            claim,
+            State.COMPLETED,
+            AttemptResult.RESPONDED,
+            billable=True,
+            http_status=200,
+            requested_at=now,
+            responded_at=now,
+            latency_ms=312.123456,
+            response=text,
+        )
+        for claim, text in zip(claims, responses, strict=True)
+    ]
+    commit(ledger, lease, [], results)
 
 
 def measure_ledger(folder: Path, server: PostgresServer, count: int) -> None:
@@ -242,37 +262,46 @@ def measure_ledger(folder: Path, server: PostgresServer, count: int) -> None:
 def measure_bytes(folder: Path, server: PostgresServer, days: int, count: int) -> None:
     """Bytes of a verification in the ledger, with all responses, and with those of the last day only.
 
-    From the second day on, since PostgreSQL's files grow by a whole day before the first one leaves.
+    From the second day on, since PostgreSQL's files grow by a whole day before the first one leaves. Between
+    a day and its offload is a checkpoint, after which the first change of a page writes all of it to the log.
     """
-    rows = []
-    for is_offloaded in (False, True):
-        with ledger_urls(folder, server, f"bytes{int(is_offloaded)}") as urls:
-            for name, url in urls.items():
-                lake = Lake(str(folder / f"bytes-{name}-{is_offloaded}"))
-                with Ledger(url) as ledger:
-                    trail = AuditTrail(ledger, lake, Author("bench"), lambda: Pseudonymizer("k" * 32))
+    rows: list[list[str]] = []
+    with server.admin() as admin:
+        for is_offloaded, compression in ((False, "off"), (True, "off"), (True, "on")):
+            admin.execute(f"ALTER SYSTEM SET wal_compression = {compression}")
+            admin.execute("SELECT pg_reload_conf()")
+            with ledger_urls(folder, server, f"bytes{len(rows)}") as urls:
+                if compression == "on":
+                    del urls["SQLite"]
+                for name, url in urls.items():
+                    lake = Lake(str(folder / f"lake-{name}-{len(rows)}"))
                     sizes = []
-                    for number in range(days):
-                        fill_a_day(lambda: None, number, url, count)
-                        if is_offloaded:
-                            write_responses(lake, day(number), count)
-                            with hold(ledger, day(number), "bench") as held:
-                                assert offload(lake, ledger, held.lease, trail).moved == count
-                            vacuum(ledger)
-                        sizes.append(size_of(ledger))
-                (first, log), (last, log_at_end) = sizes[1], sizes[-1]
-                divisor = count * (days - 2)
-                wal = f"{(log_at_end - log) / divisor:,.0f}" if ledger.file is None else "–"
-                what = "only in the lake" if is_offloaded else "in the ledger"
-                rows.append([name, what, f"{(last - first) / divisor:,.0f}", wal])
-    table(
-        "Bytes of a verification, with a response of 1.3 KB",
-        ["ledger", "responses of finished days", "bytes", "bytes of PostgreSQL's log"],
-        sorted(rows, reverse=True),
-    )
+                    with Ledger(url) as ledger:
+                        for number in range(days):
+                            fill_a_day(lambda: None, number, url, count)
+                            admin.execute("CHECKPOINT")
+                            if is_offloaded:
+                                offload_day(lake, ledger, day(number), count)
+                            sizes.append(size_of(ledger))
+                    (first, log), (last, log_at_end) = sizes[1], sizes[-1]
+                    divisor = count * (days - 2)
+                    wal = f"{(log_at_end - log) / divisor:,.0f}" if ledger.file is None else "–"
+                    what = "only in the lake" if is_offloaded else "in the ledger"
+                    rows.append([name, what, compression, f"{(last - first) / divisor:,.0f}", wal])
+    columns = ["ledger", "responses of finished days", "wal_compression", "bytes"]
+    table("Bytes of a verification, with a response of 1.3 KB", [*columns, "bytes of PostgreSQL's log"], rows)
 
 
-def write_responses(lake: Lake, date: str, count: int) -> None:
+def offload_day(lake: Lake, ledger: Ledger, date: str, count: int) -> None:
+    """Moves the responses of a day of `count` verifications to the lake."""
+    make_responses(lake, date, count)
+    trail = AuditTrail(ledger, lake, Author("bench"), lambda: Pseudonymizer("k" * 32))
+    with hold(ledger, date, "bench") as held:
+        assert offload(lake, ledger, held.lease, trail).moved == count
+    vacuum(ledger)
+
+
+def make_responses(lake: Lake, date: str, count: int) -> None:
     """The day's partition of responses."""
     keys = [f"{date}-{each:08}" for each in range(count)]
     row = {"outcome": "completed", "attempts": 1, "billable_calls": 1, "content_sha256": "c"}
@@ -336,20 +365,24 @@ def measure_ingest(folder: Path, server: PostgresServer, rows: int, history: Seq
         costs.append(together(processes, ingest_a_day, str(landing), root, url))
     title = f"Ingest, {rows:,} rows for each process, which share ten documents"
     cpu = by_processes(title, "rows/s", rows, {"CSV": costs})
-    landing = folder / "landing-last"
-    make_day(landing, day(0), 1000)
-    found = []
-    for days in history:
-        lake = Lake(str(folder / f"history{days}"))
-        url = server.create_database(f"history{days}")
-        copy_history(Path(lake.root), url, days)
-        ingest_a_day(lambda: None, 0, str(landing), lake.root, url)  # the first one reads the history's ids
-        started = time.process_time()
-        ingest_a_day(lambda: None, 0, str(landing), lake.root, url)
-        found.append([days, f"{time.process_time() - started:.2f}"])
-    table("Ingest of a day of 1,000 rows beside a history", ["days of history", "CPU s"], found)
+    measure_history(folder, server, history)
     documents = measure_documents(folder / "documents", max(rows // 100, 20))
     return {"ingest, rows": cpu["CSV"], "ingest, documents": documents}
+
+
+def measure_history(folder: Path, server: PostgresServer, history: Sequence[int]) -> None:
+    """Ingest of a day over a history: the first one, which reads its ids, and the next one."""
+    landing = folder / "landing-last"
+    make_day(landing, day(0), 1000)
+    rows = []
+    for days in history:
+        lake, url = Lake(str(folder / f"history{days}")), server.create_database(f"history{days}")
+        make_history(lake, folder, days)
+        costs = [together(1, ingest_a_day, str(landing), lake.root, url) for _ in range(2)]
+        first, next_one = (f"{cost.cpu_seconds:.2f}" for cost in costs)
+        rows.append([days, next_one, first])
+    columns = ["days of history", "CPU s", "CPU s of the first ingest, which reads the history's ids"]
+    table("Ingest of a day of 1,000 rows over a history of 200 rows a day", columns, rows)
 
 
 def measure_documents(folder: Path, submissions: int) -> float:
@@ -373,18 +406,111 @@ def measure_documents(folder: Path, submissions: int) -> float:
     return cpu
 
 
-def copy_history(root: Path, ledger_url: str, days: int) -> None:
-    """Writes `days` days of accepted submissions, each of 1,000 rows."""
-    made = root.parent / "one-day"
-    if not made.exists():
-        small = root.parent / "landing-small"
-        make_day(small, day(-1), 1000)
-        ingest_a_day(lambda: None, -1, str(small), str(made), ledger_url)
-    source = Path(Lake(str(made)).path(SUBMISSIONS, day(-1)))
+def make_history(lake: Lake, folder: Path, days: int) -> None:
+    """Writes `days` days of 200 accepted submissions, each with an id and documents of its own."""
+    made, small = Lake(str(folder / "one-day")), folder / "landing-small"
+    if not made.exists(SUBMISSIONS, day(-1)):
+        make_day(small, day(-1), 200)
+        ingest_partition(landing=small, lake=made, date=day(-1))
+    rows, metadata = made.read(SUBMISSIONS, day(-1)), made.metadata(SUBMISSIONS, day(-1))
     for number in range(days):
-        target = Path(Lake(str(root)).path(SUBMISSIONS, day(-2 - number)))
-        target.parent.mkdir(parents=True)
-        shutil.copy(source, target)
+        date = day(-1 - number)
+        new = {"submission_id": [f"{date}-{row:08}" for row in range(rows.num_rows)]}
+        new["id_sha256"] = [hashlib.sha256(key.encode()).hexdigest() for key in new["submission_id"]]
+        for name, values in new.items():
+            rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values))
+        lake.write(SUBMISSIONS, date, rows, metadata)
+
+
+# --- day --------------------------------------------------------------------------------------------------
+
+
+def plan_day(lake: Lake, ledger: Ledger, date: str) -> None:
+    """Compares the submissions with the ledger."""
+    scan(lake, ledger, date, "hold")
+
+
+def write_day(lake: Lake, ledger: Ledger, date: str) -> None:
+    """Writes the table of responses from the ledger."""
+    write_responses(lake, ledger, date, ResponsesState.COMPLETE, "hold")
+
+
+def reconcile_day(lake: Lake, ledger: Ledger, date: str) -> None:
+    """Compares submissions, responses and ledger."""
+    assert not reconcile(lake, ledger, date).differences
+
+
+def flatten_day(lake: Lake, _: Ledger, date: str) -> None:
+    """Writes the five curated tables."""
+    flatten_partition(lake, date, flatten.PSEUDONYMS, flatten.CLEAR)
+
+
+def check_day(lake: Lake, _: Ledger, date: str) -> None:
+    """Checks the curated tables."""
+    check_partition(lake, date, FlattenSummary())
+
+
+STEPS: Mapping[str, Callable[[Lake, Ledger, str], None]] = {
+    "plan": plan_day,
+    "table of responses": write_day,
+    "reconciliation": reconcile_day,
+    "flatten": flatten_day,
+    "checks of the tables": check_day,
+}
+
+
+def do_step(ready: Ready, number: int, root: str, ledger_url: str, step: str) -> None:
+    """One step of a day."""
+    with Ledger(ledger_url) as ledger:
+        with ledger.read():
+            pass
+        ready()
+        STEPS[step](Lake(root), ledger, day(number))
+
+
+def pay_day(lake: Lake, ledger: Ledger, date: str) -> None:
+    """Brings the day's responses into the ledger, as its calls would."""
+    columns = ["submission_id", "content_sha256", "response"]
+    with hold(ledger, date, "bench") as held:
+        for batch in lake.batches(VERIFICATION_RESPONSES, date, columns, 1000):
+            keys, contents, texts = (list(map(str, batch[name].to_pylist())) for name in columns)
+            pay(ledger, held.lease, [*map(Claim, keys, contents)], texts)
+
+
+def measure_day(folder: Path, server: PostgresServer, sizes: Sequence[int]) -> Costs:
+    """What one process does for each submission of a day beside the calls, and the documents in ingest.
+
+    Responses with something to report take the exact path of flatten: one in a hundred, or all of them.
+    """
+    found: dict[str, list[Cost]] = {}
+    for size in sizes:
+        lake, odd = (Lake(str(folder / f"{name}{size}")) for name in ("lake", "odd"))
+        landing, url = folder / f"landing{size}", server.create_database(f"day{size}")
+        make_day(landing, day(0), size)
+        new = server.create_database(f"new{size}")
+        ingested = together(1, ingest_a_day, str(landing), str(folder / f"ingested{size}"), new)
+        found.setdefault("ingest, rows", []).append(ingested)
+        flatten.make_day(lake.root, 0, day(0), 0, size, 0.01)
+        flatten.make_day(odd.root, 0, day(0), 0, size, 1.0)
+        with Ledger(url) as ledger:
+            pay_day(lake, ledger, day(0))
+        for step in STEPS:
+            found.setdefault(step, []).append(together(1, do_step, lake.root, url, step))
+        found.setdefault("flatten, exact path", []).append(together(1, do_step, odd.root, url, "flatten"))
+    cpu = {name: costs[-1].cpu_seconds / sizes[-1] * 1000 for name, costs in found.items()}
+    rows = [
+        [
+            name,
+            f"{cpu[name]:.3f}",
+            f"{cpu[name] * 10e6 / 1000 / 60:,.0f}",
+            *(f"{cost.peak_bytes / 2**20:,.0f}" for cost in costs),
+        ]
+        for name, costs in found.items()
+    ]
+    columns = ["step", "CPU ms each", "minutes for 10 million", *(f"peak MB, {size:,}" for size in sizes)]
+    table("What one process does of a day", columns, rows)
+    del cpu["flatten, exact path"]  # of a bad day
+    return cpu
 
 
 # --- build ------------------------------------------------------------------------------------------------
@@ -458,7 +584,7 @@ def model(costs: Costs) -> None:
     """The cores that each part keeps busy, from the CPU time of one submission."""
     rows = [
         [name, f"{cpu:.3f}", *(f"{cpu / 1000 * n * 1e6 / HOURS / 3600:,.1f}" for n in MILLIONS)]
-        for name, cpu in (*costs.items(), ("flatten", FLATTEN_MS))
+        for name, cpu in costs.items()
     ]
     columns = ["part", "CPU ms each", *(f"{n} million a day" for n in MILLIONS)]
     table(f"The model: cores, if a day's work is to be done in {HOURS} hours", columns, rows)
@@ -466,7 +592,7 @@ def model(costs: Costs) -> None:
 
 def main() -> None:
     """Runs the parts."""
-    parts = ("calls", "ledger", "ingest", "build")
+    parts = ("calls", "ledger", "ingest", "day", "build")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small inputs: a smoke test")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART")
@@ -485,8 +611,11 @@ def main() -> None:
             measure_ledger(folder / "ledger", server, 1280 if is_quick else 6400)
         if "ingest" in options.only:
             (folder / "ingest").mkdir()
-            history = (1, 20) if is_quick else (1, 100)
+            history = (1, 20) if is_quick else (1, 100, 1000)
             costs |= measure_ingest(folder / "ingest", server, 2000 if is_quick else 20_000, history)
+        if "day" in options.only:
+            (folder / "day").mkdir()
+            costs |= measure_day(folder / "day", server, (1000, 2000) if is_quick else (20_000, 80_000))
         if "build" in options.only:
             (folder / "build").mkdir()
             days = (5, 20) if is_quick else (100, 400, 1095)

@@ -50,10 +50,11 @@ from kyc_pipeline.verify.signals import StopFlag
 
 
 class Cost(NamedTuple):
-    """Wall and CPU time of some calls."""
+    """Wall and CPU time of some calls, and the peak of memory where it was measured."""
 
     seconds: float
     cpu_seconds: float
+    peak_bytes: int = 0
 
 
 Way = Callable[[str, Path, int, int], Cost]

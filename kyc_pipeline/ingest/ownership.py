@@ -28,6 +28,8 @@ from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.vocabulary import SUBMISSION_TAG, Outcome
 
 SORTED_ROWS: Final = 200_000
+ROWS_AT_ONCE: Final = 20_000
+"""Earlier rows that are compared with what was sent at a time."""
 MAX_THREADS: Final = 2
 CANDIDATES_FILE: Final = "candidates.parquet"
 """Rows (`rows.CANDIDATES`) that pass every rule that needs no other row."""
@@ -285,13 +287,18 @@ class Ownership:
             if lake.metadata(VERIFICATION_RESPONSES, date).get(STATE_KEY) == ResponsesState.DISPATCHING:
                 yield from lake.batches(SUBMISSIONS, date)
                 return
-            sent: set[str | None] = set()
-            for batch in lake.batches(VERIFICATION_RESPONSES, date, ["submission_id", "outcome"]):
-                rows = batch.to_pylist()
-                sent.update(row["submission_id"] for row in rows if row["outcome"] not in _SURELY_NOT_SENT)
-            for batch in lake.batches(SUBMISSIONS, date):
-                keep = [key in sent for key in batch.column("submission_id").to_pylist()]
-                yield batch.filter(pa.array(keep, pa.bool_()))
+            self._connection.execute("CREATE TEMP TABLE was_sent (submission_id VARCHAR)")
+            for batch in lake.batches(
+                VERIFICATION_RESPONSES, date, ["submission_id", "outcome"], ROWS_AT_ONCE
+            ):
+                is_left = pc.is_in(batch["outcome"], value_set=pa.array(_SURELY_NOT_SENT))
+                self._connection.register("batch", batch.filter(pc.invert(is_left)))
+                self._connection.execute("INSERT INTO was_sent SELECT submission_id FROM batch")
+            for batch in lake.batches(SUBMISSIONS, date, batch_size=ROWS_AT_ONCE):
+                self._connection.register("batch", batch.select(["submission_id"]))
+                sent = self._connection.sql("FROM batch SEMI JOIN was_sent USING (submission_id)")
+                ids = sent.to_arrow_table()["submission_id"]
+                yield batch.filter(pc.is_in(batch["submission_id"], value_set=ids))
         except PartitionUnreadable as error:
             raise KycError(
                 f"{error}; until then, the day is not ingested, because its rows may have been sent"

@@ -124,29 +124,11 @@ def dates_turned_away(ledger: Ledger) -> list[str]:
         return sorted(connection.execute(query).scalars())
 
 
-class IdRange(NamedTuple):
-    """Submission ids from `since` to before `until`, in the order of their code points, as in the lake."""
-
-    since: str = ""
-    until: str | None = None
-
-
-ALL_IDS: Final = IdRange()
-
-
-def read_outcomes(
-    ledger: Ledger, partition_date: str, within: IdRange = ALL_IDS
-) -> Iterator[Sequence[tuple[str, Outcome]]]:
+def read_outcomes(ledger: Ledger, partition_date: str) -> Iterator[Sequence[tuple[str, Outcome]]]:
     """Yields batches of id and outcome of the partition's submissions, except erased ones."""
     query = select(submissions.c.submission_id, submissions.c.state, submissions.c.decision).where(
         submissions.c.partition_date == partition_date, submissions.c.content_sha256 != ERASED_CONTENT
     )
-    # SQLite compares code points; PostgreSQL does so only if asked to.
-    key = submissions.c.submission_id if ledger.file is not None else submissions.c.submission_id.collate("C")
-    if within.since:
-        query = query.where(key >= within.since)
-    if within.until is not None:
-        query = query.where(key < within.until)
     with ledger.read() as connection:
         rows = connection.execution_options(yield_per=_ROWS_PER_QUERY).execute(query)
         for batch in rows.partitions():

@@ -1,21 +1,26 @@
 """Reconciles a day: accepted submissions, written outcomes and the ledger, compared id by id.
 
 Reads each from its own store and takes nothing from the run that wrote them, so the comparison can fail. A
-large day is compared in ranges of ids, so that memory does not grow with the day.
+large day is compared in ranges of ids, so that memory does not grow with the day. Each store is read once: a
+ledger has no index by day and id, and an object store gives a reader the whole object.
 """
 
+import itertools
 from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake
-from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Table
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.queries import ALL_IDS, IdRange, read_outcomes
+from kyc_pipeline.ledger.queries import read_outcomes
+from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
 
 ROWS_AT_ONCE: Final = 500_000
@@ -23,6 +28,10 @@ ROWS_AT_ONCE: Final = 500_000
 _MAX_LISTED: Final = 5
 _KEY: Final = "submission_id"
 _NOT_PROCESSED: Final = tuple(outcome.value for outcome in LEFT_FOR_LATER)
+_ACCEPTED: Final = pa.schema([(_KEY, pa.string())])
+_WRITTEN: Final = pa.schema([(_KEY, pa.string()), ("outcome", pa.string())])
+_KNOWN: Final = pa.schema([(_KEY, pa.string()), ("known", pa.string())])
+_COMPRESSED: Final = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,40 +66,80 @@ def reconcile(lake: Lake, ledger: Ledger, date: str) -> Reconciliation:
     only if it was certainly not processed. A submission not in the ledger was not attempted.
     """
     latencies = array("d")
-    parts = [_reconcile(lake, ledger, date, within, latencies) for within in _ranges(lake, date)]
+    counts, found = (0, 0, 0), []
+    with scratch_folder() as folder:
+        bounds = _bounds(lake, date)
+        stores = (
+            _ranges(_accepted(lake, date), _ACCEPTED, bounds, Path(folder, "accepted")),
+            _ranges(_written(lake, date, latencies), _WRITTEN, bounds, Path(folder, "written")),
+            _ranges(_known(ledger, date), _KNOWN, bounds, Path(folder, "known")),
+        )
+        for accepted, written, known in zip(*stores, strict=True):
+            counts = counts[0] + accepted.num_rows, counts[1] + written.num_rows, counts[2] + known.num_rows
+            found += _differences(accepted, written, known)
     differences = [
-        _sum([each for part in parts for each in part.differences if each.what == what])
-        for what in dict.fromkeys(each.what for part in parts for each in part.differences)
+        _sum([each for each in found if each.what == what])
+        for what in dict.fromkeys(each.what for each in found)
     ]
-    return Reconciliation(
-        sum(part.submissions for part in parts),
-        sum(part.outcomes for part in parts),
-        sum(part.in_ledger for part in parts),
-        latencies,
-        tuple(differences),
-    )
+    return Reconciliation(*counts, latencies, tuple(differences))
 
 
-def _ranges(lake: Lake, date: str) -> Iterator[IdRange]:
-    """Ranges of ids that together have all ids, with about `ROWS_AT_ONCE` of the day's submissions each."""
-    since, count = "", 0
+def _accepted(lake: Lake, date: str) -> Iterator[pa.RecordBatch]:
+    for batch in lake.batches(SUBMISSIONS, date, _ACCEPTED.names, ROW_GROUP_ROWS):
+        yield pa.RecordBatch.from_arrays(batch.columns, schema=_ACCEPTED)
+
+
+def _written(lake: Lake, date: str, latencies: "array[float]") -> Iterator[pa.RecordBatch]:
+    """Adds to `latencies`."""
+    columns = [*_WRITTEN.names, "latency_ms"]
+    for batch in lake.batches(VERIFICATION_RESPONSES, date, columns, ROW_GROUP_ROWS):
+        latencies.frombytes(batch["latency_ms"].drop_null().to_numpy().tobytes())
+        yield pa.RecordBatch.from_arrays([batch[name] for name in _WRITTEN.names], schema=_WRITTEN)
+
+
+def _known(ledger: Ledger, date: str) -> Iterator[pa.RecordBatch]:
+    for rows in read_outcomes(ledger, date) if ledger.exists() else ():
+        yield pa.RecordBatch.from_arrays([*map(pa.array, zip(*rows, strict=True))], schema=_KNOWN)
+
+
+def _bounds(lake: Lake, date: str) -> list[str]:
+    """Ids between ranges that have about `ROWS_AT_ONCE` of the day's submissions each; usually none."""
+    found: list[str] = []
+    if lake.row_count(SUBMISSIONS, date) <= ROWS_AT_ONCE:
+        return found
+    count = 0
     for batch in lake.batches(SUBMISSIONS, date, [_KEY], min(ROW_GROUP_ROWS, ROWS_AT_ONCE)):
-        if count >= ROWS_AT_ONCE and (until := str(batch[_KEY][0])) > since:
-            yield IdRange(since, until)
-            since, count = until, 0
+        if count >= ROWS_AT_ONCE and (bound := str(batch[_KEY][0])) > max(found, default=""):
+            found.append(bound)
+            count = 0
         count += batch.num_rows
-    yield IdRange(since)
+    return found
 
 
-def _reconcile(
-    lake: Lake, ledger: Ledger, date: str, within: IdRange, latencies: "array[float]"
-) -> Reconciliation:
-    """The same for a range of ids; adds to `latencies`."""
-    accepted = _read(lake, SUBMISSIONS, date, [_KEY], within)
-    table = _read(lake, VERIFICATION_RESPONSES, date, [_KEY, "outcome", "latency_ms"], within)
-    latencies.extend(float(ms) for ms in table["latency_ms"].to_pylist() if ms is not None)
-    written = table.drop_columns("latency_ms")
-    known = _ledger_outcomes(ledger, date, within)
+def _ranges(
+    batches: Iterator[pa.RecordBatch], schema: pa.Schema, bounds: list[str], folder: Path
+) -> Iterator[pa.Table]:
+    """The rows of each range. With several, they wait in files of `folder`."""
+    if not bounds:
+        yield pa.Table.from_batches(batches, schema)
+        return
+    folder.mkdir()
+    key = pc.field(_KEY)
+    inner = ((key >= low) & (key < high) for low, high in itertools.pairwise(bounds))
+    conditions = [key < bounds[0], *inner, key >= bounds[-1]]
+    paths = [str(folder / f"{number}.arrow") for number in range(len(conditions))]
+    with ExitStack() as stack:
+        files = [stack.enter_context(pa.ipc.new_file(path, schema, options=_COMPRESSED)) for path in paths]
+        for batch in batches:
+            for file, condition in zip(files, conditions, strict=True):
+                file.write_batch(batch.filter(condition))
+    for path in paths:
+        with pa.OSFile(path, "rb") as source:
+            yield pa.ipc.open_file(source).read_all()
+
+
+def _differences(accepted: pa.Table, written: pa.Table, known: pa.Table) -> list[Difference]:
+    """What a range of ids shows."""
     both = written.join(known, _KEY, join_type="full outer")
     outcome, by_ledger = pc.field("outcome"), pc.field("known")
     rows_by_difference = {
@@ -106,30 +155,7 @@ def _reconcile(
             by_ledger.is_null() & ~outcome.isin([Outcome.NOT_ATTEMPTED.value])
         ),
     }
-    differences = [_difference(what, rows) for what, rows in rows_by_difference.items() if rows.num_rows]
-    return Reconciliation(accepted.num_rows, written.num_rows, known.num_rows, latencies, tuple(differences))
-
-
-def _read(lake: Lake, table: Table, date: str, columns: list[str], within: IdRange) -> pa.Table:
-    if within == ALL_IDS:
-        return lake.read(table, date, columns)
-    key = pc.field(_KEY)
-    condition = key >= within.since if within.until is None else (key >= within.since) & (key < within.until)
-    batches = lake.batches(table, date, columns, ROW_GROUP_ROWS)
-    schema = pa.schema([table.schema.field(name) for name in columns])
-    return pa.Table.from_batches([batch.filter(condition) for batch in batches], schema)
-
-
-def _ledger_outcomes(ledger: Ledger, date: str, within: IdRange) -> pa.Table:
-    schema = pa.schema([(_KEY, pa.string()), ("known", pa.string())])
-    parts = read_outcomes(ledger, date, within) if ledger.exists() else iter(())
-    return pa.Table.from_batches(
-        [
-            pa.RecordBatch.from_pydict({_KEY: list(ids), "known": list(outcomes)}, schema=schema)
-            for ids, outcomes in (zip(*rows, strict=True) for rows in parts)
-        ],
-        schema=schema,
-    )
+    return [_difference(what, rows) for what, rows in rows_by_difference.items() if rows.num_rows]
 
 
 def _sum(differences: list[Difference]) -> Difference:

@@ -195,6 +195,10 @@ class _Lake(Lake):
         """The partition's rows in batches."""
         yield from self.read(table, date, columns).to_batches(max_chunksize=batch_size)
 
+    def row_count(self, table: Table, date: str) -> int:
+        """How many rows the partition has."""
+        return self.read(table, date).num_rows
+
     def metadata(self, table: Table, date: str) -> dict[str, str]:
         """What the writer added."""
         if self._is_on_disk(table):

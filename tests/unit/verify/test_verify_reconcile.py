@@ -1,16 +1,22 @@
 """Reconciliation of a day: it finds outcomes that were removed, duplicated, invented or changed."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Responds
-from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
+from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES, Table
+from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.queries import read_outcomes
 from kyc_pipeline.verify import reconcile as reconciling
 from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.reconcile import ROWS_AT_ONCE, reconcile
+from kyc_pipeline.vocabulary import Outcome
 from tests.unit.verify.world import DATE, TOKEN, World
 
 Rows = list[dict[str, Any]]
@@ -51,6 +57,26 @@ def test_stores_that_agree(world: World) -> None:
     assert differences(world) == []
     verify(world, "a", "z")
     assert differences(world) == ["1 sent according to the ledger but without an outcome here (held)"]
+
+
+def test_each_store_is_read_once(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submissions twice if there are several ranges: their bounds come first."""
+    world, read = verified(sqlite_world), Counter[str]()
+    batches = Lake.batches
+
+    def counted_batches(lake: Lake, table: Table, *arguments: Any) -> Iterator[pa.RecordBatch]:
+        read[table.name] += 1
+        return batches(lake, table, *arguments)
+
+    def counted_outcomes(ledger: Ledger, date: str) -> Iterator[Sequence[tuple[str, Outcome]]]:
+        read["ledger"] += 1
+        return read_outcomes(ledger, date)
+
+    monkeypatch.setattr(Lake, "batches", counted_batches)
+    monkeypatch.setattr(reconciling, "read_outcomes", counted_outcomes)
+    assert differences(world) == []
+    of_submissions = 1 if len(IDS) <= reconciling.ROWS_AT_ONCE else 2
+    assert read == {SUBMISSIONS.name: of_submissions, VERIFICATION_RESPONSES.name: 1, "ledger": 1}
 
 
 def test_databases_that_sort_in_their_own_way(world: World) -> None:
