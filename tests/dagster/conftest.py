@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
@@ -51,6 +52,21 @@ def migrations_are_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engines_are_made_once() -> Iterator[None]:
+    """Dagster would make one for each event that it stores on disk, and compile the same SQL each time."""
+    known: dict[str, sqlalchemy.Engine] = {}
+
+    def engine(url: str, **options: Any) -> sqlalchemy.Engine:
+        if url not in known:
+            known[url] = sqlalchemy.create_engine(url, **options)
+        return known[url]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dagster._core.storage.event_log.sqlite.sqlite_event_log.create_engine", engine)
         yield
 
 
