@@ -11,7 +11,7 @@ import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from kyc_pipeline.cli import backfill, local_run, main, publish
+from kyc_pipeline.cli import backfill, dagster_home, main, publish
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import TABLES
@@ -146,6 +146,6 @@ def run_on_disk(
 @pytest.fixture
 def run(run_on_disk: Run, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command as `run_on_disk` does, but Dagster records in `instance`."""
-    for module in (backfill, publish, local_run):  # erase imports it when it publishes
+    for module in (backfill, publish, dagster_home):  # erase imports it when it publishes
         monkeypatch.setattr(module, "open_instance", lambda: instance)
     return run_on_disk

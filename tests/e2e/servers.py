@@ -198,13 +198,14 @@ class Webserver:
         self.wait(lambda: self.status(run_id) in FINISHED, f"the end of run {run_id}")
         return self.status(run_id)
 
-    def launch(self, job: str, day: str) -> str:
-        """Launches the job for one day, like the launchpad; returns the run's id."""
+    def launch(self, job: str, day: str, *assets: str) -> str:
+        """Launches the job, or only its `assets`, for one day, like the launchpad; returns the run's id."""
+        selected = {"assetSelection": [{"path": [asset]} for asset in assets]} if assets else {}
         response = self.ask(
             "mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) "
             "{ __typename ... on LaunchRunSuccess { run { runId } } } }",
             params={
-                "selector": {**CODE_LOCATION, "jobName": job},
+                "selector": {**CODE_LOCATION, "jobName": job, **selected},
                 "runConfigData": {},
                 "executionMetadata": {"tags": [{"key": "dagster/partition", "value": day}]},
             },

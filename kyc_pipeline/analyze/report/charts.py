@@ -3,8 +3,7 @@
 Every chart takes the width of its container. Colours are names of the page's palette; the page's script
 replaces them for light, dark and print. What a chart shows follows the parameter `shown`
 (:attr:`Period.shown`), which the page's period filter sets: rows over time have a `unit` and a `date` (epoch
-milliseconds), all others a `period`. Making a chart takes far longer than filling it with data, so the charts
-that a page has for each check are made once.
+milliseconds), all others a `period`. Most charts are made once, then filled with data, which is quick.
 """
 
 from collections.abc import Mapping, Sequence
@@ -287,6 +286,7 @@ _THRESHOLD: Final = alt.X(
 )
 
 
+@cache
 def threshold_rate() -> Spec:
     """Simulated pass rate over the threshold. The page's script fills the data sets.
 
@@ -323,6 +323,7 @@ def threshold_rate() -> Spec:
     return _filled(_spec(layers, 230), None, curve=[], chosen=[])
 
 
+@cache
 def threshold_flips() -> Spec:
     """Decisions that would change, over the threshold: `curve` and `chosen` with to_fail and to_pass."""
     kinds = {"to_fail": "passed, would fail", "to_pass": "failed, would pass"}
@@ -354,6 +355,11 @@ def threshold_flips() -> Spec:
 
 def funnel(rows: Sequence[Point], shown: Point) -> Spec:
     """Horizontal bars: rows of stage, rank, submissions, label and kind (`kept` or `lost`)."""
+    return _filled(_funnel(_height(rows, 34)), shown, rows=rows)
+
+
+@cache
+def _funnel(height: int) -> Spec:
     base = _of_period().encode(
         alt.Y(
             "stage:N",
@@ -377,7 +383,7 @@ def funnel(rows: Sequence[Point], shown: Point) -> Spec:
     labels = base.mark_text(align="left", dx=5, color=INK).encode(
         alt.X("submissions:Q", axis=axis), text="label:N"
     )
-    return _filled(_spec(alt.layer(space, bars, labels), _height(rows, 34)), shown, rows=rows)
+    return _spec(alt.layer(space, bars, labels), height)
 
 
 def _stacked(rows: Sequence[Point], shown: Point, y: str, kinds: Mapping[str, str], axis: alt.Axis) -> Spec:
@@ -423,6 +429,11 @@ def cost(rows: Sequence[Point], shown: Point) -> Spec:
 
 def companies(rows: Sequence[Point], shown: Point) -> Spec:
     """Dots with intervals: rows of company, rank, rate, low, high, n, `few` and `overall`."""
+    return _filled(_companies(_height(rows, 26)), shown, rows=rows)
+
+
+@cache
+def _companies(height: int) -> Spec:
     base = _of_period()
     y = alt.Y(
         "company:N",
@@ -450,11 +461,16 @@ def companies(rows: Sequence[Point], shown: Point) -> Spec:
     dots = base.mark_point(color=ACCENT, strokeWidth=1.6, opacity=1, size=60).encode(
         y, rate, fill=alt.condition("datum.few", alt.value(CARD), alt.value(ACCENT)), tooltip=tooltip
     )
-    return _filled(_spec(alt.layer(overall, bars, dots), _height(rows, 26)), shown, rows=rows)
+    return _spec(alt.layer(overall, bars, dots), height)
 
 
 def latency(rows: Sequence[Point], shown: Point) -> Spec:
     """Quantiles of the response time: rows of quantile and ms."""
+    return _filled(_latency(), shown, rows=rows)
+
+
+@cache
+def _latency() -> Spec:
     base = _over_time()
     colour = alt.Color(
         "quantile:N",
@@ -475,4 +491,4 @@ def latency(rows: Sequence[Point], shown: Point) -> Spec:
             tooltip=[_WHEN, "quantile:N", alt.Tooltip("ms:Q", format=",.0f")],
         )
     )
-    return _filled(_spec(alt.layer(line, dots), 200), shown, rows=rows)
+    return _spec(alt.layer(line, dots), 200)
