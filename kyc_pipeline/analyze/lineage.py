@@ -5,7 +5,7 @@ other models. The sources of `count(*)` are the columns that filter the rows (FI
 filter, the columns that group them. Columns used only in a join are left out.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -98,7 +98,7 @@ def is_response_field(path: str) -> bool:
     return path.partition(".")[0] not in _LAKE_TABLES
 
 
-def _model_sources(model: Model, schema: MappingSchema) -> dict[str, set[Source]]:
+def _model_sources(model: Model, schema: MappingSchema) -> dict[str, Set[Source]]:
     tree = parsed(model.sql).copy()
     for window in tree.find_all(exp.Window):
         window.set("partition_by", None)  # it only groups rows, as GROUP BY does
@@ -112,14 +112,18 @@ def _model_sources(model: Model, schema: MappingSchema) -> dict[str, set[Source]
     scope = build_scope(tree)
     if scope is None:
         raise KycError(f"{model.path}: not one SELECT")
-    return {name: set(_column_sources(scope, name)) for name, _ in model.columns}
+    return {name: _column_sources(scope, name) for name, _ in model.columns}
 
 
-def _column_sources(scope: Scope, name: str) -> Iterator[Source]:
-    """The sources of the column `name` of a query."""
+@lru_cache(maxsize=1024)
+def _column_sources(scope: Scope, name: str) -> Set[Source]:
+    """The sources of the column `name` of a query; cached, because several columns are made from one."""
     position = _query(scope).named_selects.index(name)
-    for select in _selects(scope):
-        yield from _expression_sources(select, _query(select).selects[position])
+    return {
+        source
+        for select in _selects(scope)
+        for source in _expression_sources(select, _query(select).selects[position])
+    }
 
 
 def _selects(scope: Scope) -> Iterator[Scope]:

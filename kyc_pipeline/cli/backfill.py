@@ -12,7 +12,8 @@ from typing import TypeVar
 import click
 
 from kyc_pipeline.analyze.publish import is_published
-from kyc_pipeline.cli.local_run import open_instance, run_partitions
+from kyc_pipeline.cli.dagster_home import open_instance
+from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.cli.options import (
     check_landing,
     date_range,

@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 from kyc_pipeline.cli.dagster_commands import run_dagster
-from kyc_pipeline.cli.options import workspace_option
-from kyc_pipeline.cli.workspace import workspace_file
+from kyc_pipeline.cli.workspace import workspace_file, workspace_option
 from kyc_pipeline.settings import load_settings
 
 
@@ -17,7 +16,7 @@ def daemon(workspace: Path | None) -> None:
 
     Run exactly one for all hosts. `kyc-pipeline ui` starts one, too, unless it has --no-daemon.
     """
-    from kyc_pipeline.cli.local_run import open_instance
+    from kyc_pipeline.cli.dagster_home import open_instance
 
     load_settings()
     open_instance().dispose()

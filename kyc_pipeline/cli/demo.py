@@ -20,8 +20,9 @@ import duckdb
 from kyc_pipeline.analyze.publish import is_published, open_warehouse
 from kyc_pipeline.analyze.sample import draw
 from kyc_pipeline.cli.backfill import output_paths, run_backfill
+from kyc_pipeline.cli.dagster_home import make_home, open_instance
 from kyc_pipeline.cli.free_port import require_free
-from kyc_pipeline.cli.local_run import make_home, open_instance, run_partitions
+from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.cli.options import display_path, format_table, is_verbose
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.demo.labels import write_labels

@@ -246,7 +246,8 @@ def publisher(
 
 def _prepared(settings: Settings, failure: str, *, verbose: bool) -> Callable[[], None]:
     # Imported here because Dagster takes a second and a dry run does not need it.
-    from kyc_pipeline.cli.local_run import open_instance, run_partitions
+    from kyc_pipeline.cli.dagster_home import open_instance
+    from kyc_pipeline.cli.local_run import run_partitions
     from kyc_pipeline.orchestration.resources import Pipeline
 
     instance = open_instance()

@@ -4,7 +4,7 @@ import signal
 
 import click
 
-from kyc_pipeline.cli.local_run import open_instance
+from kyc_pipeline.cli.dagster_home import open_instance
 from kyc_pipeline.errors import KycError, UsageError, missing_extra
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import load_settings

@@ -99,12 +99,6 @@ def reading_pseudonymizer(settings: Settings, ledger: Ledger) -> Pseudonymizer:
     return Pseudonymizer(secrets.token_hex(32))
 
 
-workspace_option = click.option(
-    "--workspace",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A workspace.yaml that names a code server elsewhere; by default, this process starts its own.",
-)
-
 force_option = click.option(
     "--force", is_flag=True, help="Build again what is up to date. Makes no additional call."
 )

@@ -3,7 +3,8 @@
 import click
 
 from kyc_pipeline.cli.backfill import output_paths
-from kyc_pipeline.cli.local_run import open_instance, run_partitions
+from kyc_pipeline.cli.dagster_home import open_instance
+from kyc_pipeline.cli.local_run import run_partitions
 from kyc_pipeline.cli.options import force_option, is_verbose
 from kyc_pipeline.errors import KycError, in_one_line
 from kyc_pipeline.orchestration.resources import Pipeline

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 import click
 import dagster as dg
 
+from kyc_pipeline.cli.dagster_home import open_instance
 from kyc_pipeline.cli.free_port import require_free
-from kyc_pipeline.cli.local_run import open_instance
-from kyc_pipeline.cli.options import workspace_option
-from kyc_pipeline.cli.workspace import workspace_file
+from kyc_pipeline.cli.workspace import workspace_file, workspace_option
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.settings import Settings, is_loopback, load_settings
 

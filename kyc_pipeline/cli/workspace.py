@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import click
+
 from kyc_pipeline.orchestration.code_location import LOCATION, MODULE
 from kyc_pipeline.scratch import scratch_folder
 
@@ -13,6 +15,12 @@ _OWN: Final = f"""load_from:
       module_name: {MODULE}
       location_name: {LOCATION}
 """
+
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A workspace.yaml that names a code server elsewhere; by default, this process starts its own.",
+)
 
 
 @contextlib.contextmanager

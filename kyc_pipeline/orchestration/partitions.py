@@ -16,7 +16,7 @@ from kyc_pipeline.errors import KycError, in_one_line
 from kyc_pipeline.ingest.state import ingest_order
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
-from kyc_pipeline.orchestration.checks import check_evaluation, check_events
+from kyc_pipeline.orchestration.checks import check_evaluation, check_events, latest_materialization
 from kyc_pipeline.orchestration.publication import UP_TO_DATE, up_to_date
 from kyc_pipeline.orchestration.safe_errors import safe_message
 
@@ -150,7 +150,8 @@ def _report(
                 context.log_event(dg.AssetMaterialization(asset_key=key, partition=day, metadata=metadata))
         for check in result.checks:
             if checks(dg.AssetCheckKey(dg.AssetKey(check.definition.asset), check.name)):
-                context.log_event(check_evaluation(context.instance, check, day))
+                made = latest_materialization(context.instance, check.definition.asset, day)
+                context.log_event(check_evaluation(check, day, made))
 
 
 def _step_results(context: dg.AssetExecutionContext, done: Mapping[str, DayResult]) -> Iterator[StepEvent]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from kyc_pipeline.cli import backfill, local_run, main, publish
+from kyc_pipeline.cli import backfill, dagster_home, main, publish
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import TABLES
@@ -51,6 +52,21 @@ def migrations_are_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engines_are_made_once() -> Iterator[None]:
+    """Dagster would make one for each event that it stores on disk, and compile the same SQL each time."""
+    known: dict[str, sqlalchemy.Engine] = {}
+
+    def engine(url: str, **options: Any) -> sqlalchemy.Engine:
+        if url not in known:
+            known[url] = sqlalchemy.create_engine(url, **options)
+        return known[url]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dagster._core.storage.event_log.sqlite.sqlite_event_log.create_engine", engine)
         yield
 
 
@@ -130,6 +146,6 @@ def run_on_disk(
 @pytest.fixture
 def run(run_on_disk: Run, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command as `run_on_disk` does, but Dagster records in `instance`."""
-    for module in (backfill, publish, local_run):  # erase imports it when it publishes
+    for module in (backfill, publish, dagster_home):  # erase imports it when it publishes
         monkeypatch.setattr(module, "open_instance", lambda: instance)
     return run_on_disk

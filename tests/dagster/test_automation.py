@@ -260,9 +260,10 @@ def test_a_decision_makes_its_day_due_whatever_its_age_and_without_its_manifests
         job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
 
         def run() -> None:
-            for day in (*days, NEXT_DAY):
+            for first, last in (("2024-09-01", "2024-09-01"), (DAY, NEXT_DAY)):
+                tags = range_tags(first, last)
                 job.execute_in_process(
-                    instance=instance, partition_key=day, asset_selection=DAILY, raise_on_error=False
+                    instance=instance, tags=tags, asset_selection=DAILY, raise_on_error=False
                 )
 
         run()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.cli.local_run import HomeUnusable, usable_home
+from kyc_pipeline.cli.dagster_home import HomeUnusable, usable_home
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.lake.storage import Lake

@@ -200,7 +200,7 @@ def test_a_rejected_credential_leaves_no_day_without_outcomes(
     pipeline = Pipeline(settings.model_copy(update={"deepxl_api_token": SecretStr("revoked")}))
     definitions = build_defs(pipeline)
     result = definitions.resolve_job_def("verify_and_publish").execute_in_process(
-        instance=instance, tags=range_tags(DAY, NEXT_DAY), raise_on_error=False
+        instance=instance, tags=range_tags(DAY, NEXT_DAY), asset_selection=DAILY, raise_on_error=False
     )
     (failure,) = result.filter_events(lambda event: event.is_step_failure)
     # The second day records its outcomes without a call.

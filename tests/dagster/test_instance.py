@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from kyc_pipeline.cli.local_run import make_home
+from kyc_pipeline.cli.dagster_home import make_home
 from kyc_pipeline.orchestration.jobs import CATCH_UP, NEW_DATA
 
 FILE = Path(__file__).parents[2] / "dagster_home" / "dagster.yaml"

@@ -15,6 +15,7 @@ import duckdb
 import pytest
 from aiohttp import web
 
+from kyc_pipeline.analyze.build import build
 from kyc_pipeline.deepxl.simulator import Simulator
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
@@ -292,13 +293,14 @@ def seed_url() -> Iterator[str]:
 
 
 def test_the_documented_example_passes_through_the_whole_pipeline(
-    landing: Landing, settings: Settings, instance: dg.DagsterInstance, seed_url: str
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance, seed_url: str, tmp_path: Path
 ) -> None:
     landing.day(DAY, 1)
     settings = settings.model_copy(update={"deepxl_base_url": seed_url})
     job = build_defs(Pipeline(settings)).resolve_job_def("verify_and_publish")
-    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
     lake = Lake(settings.kyc_lake)
+    build(lake, tmp_path / "kyc.duckdb", run_id="run")
     [verification] = lake.read(VERIFICATIONS, DAY).to_pylist()
     assert verification["verification_id"] == 457
     assert verification["verified"] is True
@@ -334,7 +336,7 @@ def test_the_documented_example_passes_through_the_whole_pipeline(
     assert received["tags"][:-1] == seed["tags"]
     unexpected = {row["kind"] for row in lake.read(CONTRACT_DRIFT, DAY).to_pylist()} - {"missing_field"}
     assert not unexpected
-    with duckdb.connect(str(settings.kyc_warehouse), read_only=True) as warehouse:
+    with duckdb.connect(tmp_path / "kyc.duckdb", read_only=True) as warehouse:
         rows = warehouse.sql(
             "SELECT check_type, passed, pass_rate_low FROM pass_rates ORDER BY check_type"
         ).fetchall()

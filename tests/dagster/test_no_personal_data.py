@@ -22,7 +22,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from kyc_pipeline.cli.local_run import make_home
+from kyc_pipeline.cli.dagster_home import make_home
 from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Responds
 from kyc_pipeline.definitions import build_defs

@@ -37,7 +37,7 @@ def inodes(folder: Path) -> list[int]:
 def test_the_command_line_builds_only_what_is_new(
     landing: Landing, run: Run, simulator: Simulator, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    landing.day(DAY, 3, lambda n: {"customerId": str(n)})
+    landing.day(DAY, 3)
     assert run("backfill", "--no-publish", *RANGE, "--max-calls", "2")[0] == 3
     code, out, _ = run("backfill", *RANGE)  # the third submission arrives late
     assert code == 0
@@ -57,10 +57,8 @@ def test_the_command_line_builds_only_what_is_new(
         assert built
         assert built.run_id == first
     assert run("publish")[1].splitlines()[0] == UP_TO_DATE
-    assert run("erase", "--tag", "customerId=1")[0] == 0
-    second = build_of(tmp_path)
     assert UP_TO_DATE not in run("backfill", *RANGE, "--force")[1]
-    assert len({first, second, build_of(tmp_path)}) == 3
+    assert build_of(tmp_path) != first
     assert simulator.received.total() == 3
 
 

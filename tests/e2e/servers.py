@@ -103,7 +103,8 @@ def running(
 ) -> Iterator[int]:
     """Runs `command` in a session of its own; yields the session's id.
 
-    At the end, sends `stop` (Ctrl-C by default) to the process group and waits until the session is empty.
+    At the end, sends `stop` and waits until the session is empty: Ctrl-C to the process group, as a terminal
+    does, any other signal to the process alone, as a service manager does.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -113,7 +114,7 @@ def running(
     try:
         yield session
         assert process.poll() is None, f"ended early:\n{log.read_text(errors='replace')[-4000:]}"
-        os.killpg(session, stop)
+        (os.killpg if stop is signal.SIGINT else os.kill)(session, stop)
         process.wait(STOP_SECONDS)
         poll(lambda: not processes_of(session), "the end of every process", seconds=STOP_SECONDS, log=log)
     finally:
@@ -198,13 +199,14 @@ class Webserver:
         self.wait(lambda: self.status(run_id) in FINISHED, f"the end of run {run_id}")
         return self.status(run_id)
 
-    def launch(self, job: str, day: str) -> str:
-        """Launches the job for one day, like the launchpad; returns the run's id."""
+    def launch(self, job: str, day: str, *assets: str) -> str:
+        """Launches the job, or only its `assets`, for one day, like the launchpad; returns the run's id."""
+        selected = {"assetSelection": [{"path": [asset]} for asset in assets]} if assets else {}
         response = self.ask(
             "mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) "
             "{ __typename ... on LaunchRunSuccess { run { runId } } } }",
             params={
-                "selector": {**CODE_LOCATION, "jobName": job},
+                "selector": {**CODE_LOCATION, "jobName": job, **selected},
                 "runConfigData": {},
                 "executionMetadata": {"tags": [{"key": "dagster/partition", "value": day}]},
             },

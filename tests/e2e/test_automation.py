@@ -22,6 +22,7 @@ from tests.conftest import Landing
 from tests.dagster import endings
 from tests.dagster.endings import Interruption
 from tests.e2e.servers import (
+    DAILY_ASSETS,
     REPOSITORY,
     Webserver,
     clean_environment,
@@ -174,7 +175,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
-    run = site.server.launch(JOB, TERMINATED)
+    run = site.server.launch(JOB, TERMINATED, *DAILY_ASSETS)
     poll(lambda: site.recorded(TERMINATED) == IN_FLIGHT, "calls in flight", log=site.server.log)
     site.server.terminate(run)
     assert site.server.status(run) in {"CANCELING", "CANCELED"}
@@ -183,7 +184,7 @@ def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
     sent, outcomes = set(site.received(TERMINATED)), site.outcomes(TERMINATED)
     assert {id_ for id_, outcome in outcomes.items() if outcome == "completed"} == sent
     assert {outcome for id_, outcome in outcomes.items() if id_ not in sent} <= {"not_attempted"}
-    assert site.server.finished(site.server.launch(JOB, TERMINATED)) == "SUCCESS"
+    assert site.server.finished(site.server.launch(JOB, TERMINATED, *DAILY_ASSETS)) == "SUCCESS"
     assert set(site.outcomes(TERMINATED).values()) == {"completed"}
     assert set(site.received(TERMINATED).values()) == {1}
     assert len(site.received(TERMINATED)) == 3 * IN_FLIGHT

@@ -51,7 +51,7 @@ def loop():
     try:
         read()
         ready.release()
-        while not stop.wait(0.5):  # leaves CPU time to the pipeline
+        while not stop.wait(1):  # leaves CPU time to the pipeline
             read()
         read()
     except Exception as error:  # the test reports it

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kyc_pipeline.cli.local_run import make_home
+from kyc_pipeline.cli.dagster_home import make_home
 from tests.conftest import Landing
 from tests.e2e.servers import clean_environment, poll, running, script
 

@@ -46,7 +46,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the installed wheel alone; its dependencies are those of this environment."""
     folder = tmp_path_factory.mktemp("installed")
-    pip("install", "--no-deps", "--no-index", "--target", folder, wheel)
+    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", folder, wheel)
     return folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.cli.local_run import EXTRAS
+from kyc_pipeline.cli.dagster_home import EXTRAS
 from tests.e2e.servers import clean_environment
 
 ROOT = Path(__file__).parents[2]

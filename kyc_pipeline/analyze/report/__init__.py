@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,6 +125,7 @@ def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
+@cache
 def template(name: str) -> jinja2.Template:
     """A template of the package, which escapes what it shows."""
     environment = jinja2.Environment(

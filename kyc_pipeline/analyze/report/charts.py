@@ -3,10 +3,11 @@
 Every chart takes the width of its container. Colours are names of the page's palette; the page's script
 replaces them for light, dark and print. What a chart shows follows the parameter `shown`
 (:attr:`Period.shown`), which the page's period filter sets: rows over time have a `unit` and a `date` (epoch
-milliseconds), all others a `period`.
+milliseconds), all others a `period`. Most charts are made once, then filled with data, which is quick.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import altair as alt
@@ -48,11 +49,16 @@ _TIME: Final = alt.X("date:T", scale=_SCALE_TIME, axis=_AXIS_TIME)
 _WHEN: Final = alt.Tooltip("when:N", title="day or week from")
 
 
-def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int, **rows: Sequence[Point]) -> Spec:
-    """The finished chart with its named data sets."""
+def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int) -> Spec:
+    """The finished chart, without data."""
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    spec = dict(chart.properties(width="container", height=height, autosize=fit).to_dict(validate=False))
-    return spec | {"datasets": {name: list(values) for name, values in rows.items()}}
+    return dict(chart.properties(width="container", height=height, autosize=fit).to_dict(validate=False))
+
+
+def _filled(spec: Spec, shown: Point | None, **rows: Sequence[Point]) -> Spec:
+    """The chart with what it shows at first, and its named data sets."""
+    first = {"params": [{"name": "shown", "value": dict(shown)}]} if shown else {}
+    return spec | first | {"datasets": {name: list(values) for name, values in rows.items()}}
 
 
 def _counts(title: str | None = None) -> alt.Axis:
@@ -60,13 +66,9 @@ def _counts(title: str | None = None) -> alt.Axis:
     return alt.Axis(title=title, tickMinStep=1, tickCount=4, labelExpr=_COUNT_LABEL)
 
 
-def _chart(shown: Point) -> alt.Chart:
-    return alt.Chart(alt.NamedData("rows")).add_params(alt.param(name="shown", value=dict(shown)))
-
-
-def _over_time(shown: Point) -> alt.Chart:
+def _over_time() -> alt.Chart:
     chart: alt.Chart = (
-        _chart(shown)
+        alt.Chart(alt.NamedData("rows"))
         .transform_filter("datum.unit === shown.unit && datum.date >= shown.since")
         .transform_calculate(when="utcFormat(datum.date, '%-d %b %Y')")
     )
@@ -78,8 +80,8 @@ def _height(rows: Sequence[Point], step: int) -> int:
     return step * (1 + max(int(row["rank"]) for row in rows))
 
 
-def _of_period(shown: Point) -> alt.Chart:
-    return _chart(shown).transform_filter("datum.period === shown.key")
+def _of_period() -> alt.Chart:
+    return alt.Chart(alt.NamedData("rows")).transform_filter("datum.period === shown.key")
 
 
 def _bars_apart(chart: alt.Chart) -> alt.Chart:
@@ -102,9 +104,14 @@ def rate_over_time(rows: Sequence[Point], shown: Point, n: str, lowest: float) -
 
     The axis begins at the tenth below `lowest`. Days without data have a NULL rate, which breaks the line.
     """
-    base = _over_time(shown)
+    return _filled(_rate_over_time(n, int(lowest * 10) / 10 if lowest < 1 else 0.9), shown, rows=rows)
+
+
+@cache
+def _rate_over_time(n: str, start: float) -> Spec:
+    base = _over_time()
     axis = alt.Axis(format=".0%", title=None, tickCount=5)
-    scale = alt.Scale(domain=[int(lowest * 10) / 10 if lowest < 1 else 0.9, 1], nice=False, zero=False)
+    scale = alt.Scale(domain=[start, 1], nice=False, zero=False)
     low, rate = alt.Y("low:Q", scale=scale, axis=axis), alt.Y("rate:Q", scale=scale, axis=axis)
     high = alt.Y2("high:Q")
     band = base.transform_filter("shown.dense").mark_area(color=ACCENT, opacity=0.2, clip=True)
@@ -125,13 +132,12 @@ def rate_over_time(rows: Sequence[Point], shown: Point, n: str, lowest: float) -
             _points(base.transform_filter("datum.rate !== null")).encode(_TIME, rate, tooltip=tooltip),
         ),
         200,
-        rows=rows,
     )
 
 
 def attribution(rows: Sequence[Point], shown: Point) -> Spec:
     """Stacked bars: rows of reason, rank, kind, position and verifications."""
-    base = _of_period(shown).encode(
+    base = _of_period().encode(
         alt.Y(
             "reason:N",
             sort=alt.EncodingSortField(field="rank", op="min"),
@@ -148,7 +154,7 @@ def attribution(rows: Sequence[Point], shown: Point) -> Spec:
         order=alt.Order("position:O"),
         tooltip=["reason:N", "kind:N", alt.Tooltip("verifications:Q", format=",")],
     )
-    return _spec(bars, _height(rows, 32), rows=rows)
+    return _filled(_spec(bars, _height(rows, 32)), shown, rows=rows)
 
 
 def histogram(rows: Sequence[Point], shown: Point) -> Spec:
@@ -156,8 +162,13 @@ def histogram(rows: Sequence[Point], shown: Point) -> Spec:
 
     Rows of side (PASS or FAIL), bin_low, bin_high, checks, share, and `signed`: the share, negative for FAIL.
     """
+    return _filled(_histogram(), shown, rows=rows, zero=[{}])
+
+
+@cache
+def _histogram() -> Spec:
     bars = (
-        _of_period(shown)
+        _of_period()
         .mark_bar(binSpacing=0.4)
         .encode(
             alt.X(
@@ -184,14 +195,19 @@ def histogram(rows: Sequence[Point], shown: Point) -> Spec:
         )
     )
     zero = alt.Chart(alt.NamedData("zero")).mark_rule(color=OTHER).encode(y=alt.datum(0))
-    return _spec(alt.layer(bars, zero), 190, rows=rows, zero=[{}])
+    return _spec(alt.layer(bars, zero), 190)
 
 
 def quantiles_over_time(rows: Sequence[Point], shown: Point, lowest: float) -> Spec:
     """Median, middle half and middle nine tenths: rows of p05, p25, p50, p75, p95, `few` and `alone`."""
-    base = _over_time(shown)
+    return _filled(_quantiles_over_time(min(int(lowest * 10) / 10, 0.9)), shown, rows=rows)
+
+
+@cache
+def _quantiles_over_time(start: float) -> Spec:
+    base = _over_time()
     axis = alt.Axis(format=".2~f", title=None, tickCount=5)
-    scale = alt.Scale(domain=[min(int(lowest * 10) / 10, 0.9), 1], nice=False, zero=False)
+    scale = alt.Scale(domain=[start, 1], nice=False, zero=False)
     layers: list[alt.Chart] = []
     for low, high, opacity, width in (("p05", "p95", 0.16, 2), ("p25", "p75", 0.34, 6)):
         ends = alt.Y(f"{low}:Q", scale=scale, axis=axis), alt.Y2(f"{high}:Q")
@@ -211,14 +227,20 @@ def quantiles_over_time(rows: Sequence[Point], shown: Point, lowest: float) -> S
             _TIME, median, tooltip=[*tooltip, alt.Tooltip("n:Q", title="checks", format=",")]
         ),
     ]
-    return _spec(alt.layer(*layers), 180, rows=rows)
+    return _spec(alt.layer(*layers), 180)
 
 
 def drift(rows: Sequence[Point], shown: Point) -> Spec:
     """PSI and its noise floor over time: rows of psi, floor, ks, level and `alone`."""
-    base = _over_time(shown)
     largest = max((row["psi"] for row in rows if row["psi"] is not None), default=0.0)
-    scale = alt.Scale(domain=[0, max(0.3, 1.05 * largest)], nice=False)
+    limits = [{"limit": name, "psi": psi} for name, psi in PSI_LIMITS]
+    return _filled(_drift(max(0.3, 1.05 * largest)), shown, rows=rows, limits=limits)
+
+
+@lru_cache(maxsize=16)
+def _drift(top: float) -> Spec:
+    base = _over_time()
+    scale = alt.Scale(domain=[0, top], nice=False)
     axis = alt.Axis(title=None, tickCount=4, format="~g")
     levels = alt.Chart(alt.NamedData("limits")).encode(alt.Y("psi:Q", scale=scale, axis=axis))
     limits = levels.mark_rule(color=FAIL, strokeDash=[4, 4], opacity=0.7)
@@ -254,8 +276,7 @@ def drift(rows: Sequence[Point], shown: Point) -> Spec:
             ],
         )
     )
-    limit_rows = [{"limit": name, "psi": psi} for name, psi in PSI_LIMITS]
-    return _spec(alt.layer(floor, line, limits, names, dots), 180, rows=rows, limits=limit_rows)
+    return _spec(alt.layer(floor, line, limits, names, dots), 180)
 
 
 _THRESHOLD: Final = alt.X(
@@ -265,6 +286,7 @@ _THRESHOLD: Final = alt.X(
 )
 
 
+@cache
 def threshold_rate() -> Spec:
     """Simulated pass rate over the threshold. The page's script fills the data sets.
 
@@ -291,20 +313,17 @@ def threshold_rate() -> Spec:
     recorded = chosen.mark_rule(color=OTHER, strokeDash=[5, 4], strokeWidth=1.5).encode(
         alt.Y("recorded:Q", scale=scale, axis=axis)
     )
-    return _spec(
-        alt.layer(
-            band,
-            line,
-            recorded,
-            chosen.mark_rule(color=FAIL, strokeWidth=2).encode(_THRESHOLD),
-            chosen.mark_point(color=FAIL, filled=True, size=80, opacity=1).encode(_THRESHOLD, rate),
-        ),
-        230,
-        curve=[],
-        chosen=[],
+    layers = alt.layer(
+        band,
+        line,
+        recorded,
+        chosen.mark_rule(color=FAIL, strokeWidth=2).encode(_THRESHOLD),
+        chosen.mark_point(color=FAIL, filled=True, size=80, opacity=1).encode(_THRESHOLD, rate),
     )
+    return _filled(_spec(layers, 230), None, curve=[], chosen=[])
 
 
+@cache
 def threshold_flips() -> Spec:
     """Decisions that would change, over the threshold: `curve` and `chosen` with to_fail and to_pass."""
     kinds = {"to_fail": "passed, would fail", "to_pass": "failed, would pass"}
@@ -331,12 +350,17 @@ def threshold_flips() -> Spec:
     )
     chosen = alt.Chart(alt.NamedData("chosen"))
     marker = chosen.mark_rule(color=ACCENT, strokeWidth=2).encode(_THRESHOLD)
-    return _spec(alt.layer(changes, marker), 230, curve=[], chosen=[])
+    return _filled(_spec(alt.layer(changes, marker), 230), None, curve=[], chosen=[])
 
 
 def funnel(rows: Sequence[Point], shown: Point) -> Spec:
     """Horizontal bars: rows of stage, rank, submissions, label and kind (`kept` or `lost`)."""
-    base = _of_period(shown).encode(
+    return _filled(_funnel(_height(rows, 34)), shown, rows=rows)
+
+
+@cache
+def _funnel(height: int) -> Spec:
+    base = _of_period().encode(
         alt.Y(
             "stage:N",
             sort=alt.EncodingSortField(field="rank", op="min"),
@@ -359,13 +383,13 @@ def funnel(rows: Sequence[Point], shown: Point) -> Spec:
     labels = base.mark_text(align="left", dx=5, color=INK).encode(
         alt.X("submissions:Q", axis=axis), text="label:N"
     )
-    return _spec(alt.layer(space, bars, labels), _height(rows, 34), rows=rows)
+    return _spec(alt.layer(space, bars, labels), height)
 
 
 def _stacked(rows: Sequence[Point], shown: Point, y: str, kinds: Mapping[str, str], axis: alt.Axis) -> Spec:
     """Stacked bars for each day or week: rows of `y` and kind."""
     bars = (
-        _over_time(shown)
+        _over_time()
         .mark_bar(width=alt.expr(f"max(1, {_BAR} * width / shown.points)"))
         .encode(
             _TIME,
@@ -381,7 +405,7 @@ def _stacked(rows: Sequence[Point], shown: Point, y: str, kinds: Mapping[str, st
             tooltip=[_WHEN, "kind:N", alt.Tooltip(f"{y}:Q", format=",~r")],
         )
     )
-    return _spec(bars, 200, rows=rows)
+    return _filled(_spec(bars, 200), shown, rows=rows)
 
 
 def volume(rows: Sequence[Point], shown: Point) -> Spec:
@@ -405,7 +429,12 @@ def cost(rows: Sequence[Point], shown: Point) -> Spec:
 
 def companies(rows: Sequence[Point], shown: Point) -> Spec:
     """Dots with intervals: rows of company, rank, rate, low, high, n, `few` and `overall`."""
-    base = _of_period(shown)
+    return _filled(_companies(_height(rows, 26)), shown, rows=rows)
+
+
+@cache
+def _companies(height: int) -> Spec:
+    base = _of_period()
     y = alt.Y(
         "company:N",
         sort=alt.EncodingSortField(field="rank", op="min"),
@@ -432,12 +461,17 @@ def companies(rows: Sequence[Point], shown: Point) -> Spec:
     dots = base.mark_point(color=ACCENT, strokeWidth=1.6, opacity=1, size=60).encode(
         y, rate, fill=alt.condition("datum.few", alt.value(CARD), alt.value(ACCENT)), tooltip=tooltip
     )
-    return _spec(alt.layer(overall, bars, dots), _height(rows, 26), rows=rows)
+    return _spec(alt.layer(overall, bars, dots), height)
 
 
 def latency(rows: Sequence[Point], shown: Point) -> Spec:
     """Quantiles of the response time: rows of quantile and ms."""
-    base = _over_time(shown)
+    return _filled(_latency(), shown, rows=rows)
+
+
+@cache
+def _latency() -> Spec:
+    base = _over_time()
     colour = alt.Color(
         "quantile:N",
         scale=alt.Scale(domain=list(QUANTILES), range=[ACCENT, SECOND, FAIL]),
@@ -457,4 +491,4 @@ def latency(rows: Sequence[Point], shown: Point) -> Spec:
             tooltip=[_WHEN, "quantile:N", alt.Tooltip("ms:Q", format=",.0f")],
         )
     )
-    return _spec(alt.layer(line, dots), 200, rows=rows)
+    return _spec(alt.layer(line, dots), 200)

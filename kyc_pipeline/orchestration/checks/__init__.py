@@ -9,6 +9,7 @@ The warehouse's checks are SQL: see `analyze.quality` and `sql/checks/`.
 import json
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cache, partial
 from typing import Any, Final
 
 import dagster as dg
@@ -50,8 +51,10 @@ def check_result(result: CheckResult) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(check_name=result.name, **_arguments(result))
 
 
-def check_evaluation(instance: dg.DagsterInstance, result: CheckResult, day: str) -> dg.AssetCheckEvaluation:
-    """The event of one day's check. Record it after the day's materialization, to which it refers.
+def check_evaluation(
+    result: CheckResult, day: str, materialization: dg.EventLogRecord | None
+) -> dg.AssetCheckEvaluation:
+    """The event of one day's check, which refers to the day's `materialization`.
 
     An `AssetCheckResult` refers to a materialization only in a run of one day.
     """
@@ -59,9 +62,7 @@ def check_evaluation(instance: dg.DagsterInstance, result: CheckResult, day: str
         check_name=result.name,
         partition=day,
         blocking=result.severity is Severity.ERROR,
-        target_materialization_data=_reference(
-            latest_materialization(instance, result.definition.asset, day)
-        ),
+        target_materialization_data=_reference(materialization),
         **_arguments(result),
     )
 
@@ -73,9 +74,10 @@ def check_events(
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     """What a step yields for the checks `specs`: an event per day, and the outputs that Dagster expects."""
     outputs = {(spec.asset_key.to_user_string(), spec.name): spec.get_python_identifier() for spec in specs}
+    latest = cache(partial(latest_materialization, instance))
     for day, result in results:
         if (result.definition.asset, result.name) in outputs:
-            yield check_evaluation(instance, result, day)
+            yield check_evaluation(result, day, latest(result.definition.asset, day))
     for name in outputs.values():
         yield dg.Output(None, output_name=name)
 
