@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.effort import tries
 from tests.fuzz.targets import TARGETS
 
 TRIES = {"manifests": 80, "labels": 80, "documents": 300, "responses": 250}
@@ -15,7 +16,7 @@ _COUNTS = re.compile(r": (\d+) inputs, (\d+) accepted, (\d+) MiB at most")
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_any_input_gives_one_clear_error_or_a_right_result(target: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--target", target, "--tries", str(TRIES[target])]
+    command = [sys.executable, "-m", "tests.fuzz", "--target", target, "--tries", str(tries(TRIES[target]))]
     ended = subprocess.run(
         command,
         cwd=Path(__file__).parents[2],
@@ -28,5 +29,5 @@ def test_any_input_gives_one_clear_error_or_a_right_result(target: str, tmp_path
     counts = _COUNTS.search(ended.stdout)
     assert counts is not None
     tried, accepted, _ = map(int, counts.groups())
-    assert tried > TRIES[target]
+    assert tried > tries(TRIES[target])
     assert 0 < accepted < tried
