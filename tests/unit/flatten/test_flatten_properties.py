@@ -228,7 +228,7 @@ def test_the_tables_agree_with_an_independent_reading(day: Day) -> None:
         [response_row(id_, text_of(result)) for id_, result in results.items()],
         [submission_row(id_) for id_ in results],
     )
-    assert day.flatten().exact < 5_001
+    assert day.flatten().exact <= len(results) / 2
 
     # Only flat fields: pandas is slow at copying nested values, and this test does not read them.
     scalars = [
