@@ -25,10 +25,12 @@ LONGEST = {
     "test_cli.py",
     "test_compose.py",
     "test_demo.py",
+    "test_erasure.py",
     "test_formats.py",
+    "test_fuzz.py",
     "test_kubernetes.py",
     "test_publication.py",
-    "test_simulation.py",
+    "test_shards.py",
     "test_up_to_date.py",
     "test_verify_faults.py",
 }
