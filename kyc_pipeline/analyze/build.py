@@ -218,7 +218,11 @@ def open_day(lake: Lake, date: str, queries: Iterable[str]) -> Iterator[duckdb.D
         for table in ALL_TABLES
         if table.name in sources
     }
-    with _local_copies(lake, files) as copies, duckdb.connect() as connection:
+    with (
+        _local_copies(lake, files) as copies,
+        scratch_folder() as spill,
+        duckdb.connect(config={"temp_directory": spill}) as connection,
+    ):
         _Build(connection, lake, files, Choices(), None, None, copies).attach()
         for model in models:
             connection.execute(f"CREATE VIEW {model.name} AS {model.sql}")

@@ -279,10 +279,12 @@ def _sparse_lines() -> bytes:
 def manifest_bombs() -> Iterator[Example]:
     """Small manifests that unpack to much more than the memory limit, or cost much per byte."""
     yield from _bombs(_HEADER)
+    yield Example("parquet", _long_dictionary())
+    yield Example("parquet", _long_text())
 
 
 def label_bombs() -> Iterator[Example]:
-    """The same with the columns of labels."""
+    """Those that are text, with the columns of labels."""
     yield from _bombs(_LABEL_HEADER)
 
 
@@ -293,8 +295,6 @@ def _bombs(header: bytes) -> Iterator[Example]:
     yield Example("jsonl", _sparse_lines())
     yield Example("jsonl", b"[" * 3_000_000)
     yield Example("csv", header[:-1] + b",tag.x" * 90_000 + b"\n" + b"," * 90_002)
-    yield Example("parquet", _long_dictionary())
-    yield Example("parquet", _long_text())
 
 
 # --- documents --------------------------------------------------------------------------------------------

@@ -146,8 +146,8 @@ MUTATIONS = {
     "a status is believed after the whole body": Mutation(
         frozenset({Fault.BUSY, Fault.BUSY_BUT_PROCESSED}), _status_is_believed, 3
     ),
-    "a surplus response is believed": Mutation(frozenset({Fault.SURPLUS}), _used_connection_is_trusted, 18),
-    "an early response is believed": Mutation(frozenset({Fault.EARLY}), _early_response_counts, 3),
+    "a surplus response is believed": Mutation(frozenset({Fault.SURPLUS}), _used_connection_is_trusted, 57),
+    "an early response is believed": Mutation(frozenset({Fault.EARLY}), _early_response_counts, 10),
     "another submission's response is believed": Mutation(
         frozenset({Fault.SWAPPED}), _anybodys_response_counts, 3
     ),
@@ -155,10 +155,10 @@ MUTATIONS = {
         frozenset({Fault.FOREIGN_RECORD, Fault.LOST}), _anybodys_record_counts, 4
     ),
     "a look-up that failed means that there is no record": Mutation(
-        frozenset({Fault.HISTORY_FAILS, Fault.LOST}), _failed_look_up_means_none, 28
+        frozenset({Fault.HISTORY_FAILS, Fault.LOST}), _failed_look_up_means_none, 42
     ),
     "a suspended run sends after a takeover": Mutation(
-        frozenset({Fault.FREEZE, Fault.SLEEP}), _lease_is_not_confirmed, 184
+        frozenset({Fault.FREEZE, Fault.SLEEP}), _lease_is_not_confirmed, 190
     ),
     "a shard sends though its run is dead": Mutation(frozenset({Fault.CRASH}), _orphans_send, 680),
     "a run ends before its shards": Mutation(frozenset({Fault.STOP}), _nobody_waits_for_shards, 3),

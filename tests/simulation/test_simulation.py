@@ -1,4 +1,4 @@
-"""Hundreds of simulated worlds hold; each fault that is put back is found; a seed replays."""
+"""Simulated worlds hold; each fault that is put back is found; a seed replays."""
 
 import os
 import subprocess
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.effort import tries
 from tests.simulation.many import simulate_all
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.world import Violation, simulate, simulation
 
 pytestmark = pytest.mark.no_cover
 SEEDS = 100
-"""About 30 s of CPU time."""
 MOST = 500
 """A fault must be found within so many seeds, from its own on."""
 
@@ -25,7 +25,7 @@ def no_cover_in_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_worlds_hold() -> None:
-    for _, text in simulate_all(range(SEEDS)):
+    for _, text in simulate_all(range(tries(SEEDS))):
         pytest.fail(text, pytrace=False)
 
 

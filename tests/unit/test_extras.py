@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.cli.dagster_home import EXTRAS
+from kyc_pipeline.cli.dagster_home import EXTRAS, open_instance
+from kyc_pipeline.errors import UsageError
 from tests.e2e.servers import clean_environment
 
 ROOT = Path(__file__).parents[2]
@@ -39,11 +40,7 @@ def packages(extra: str) -> str:
         ("psycopg", "postgres", "KYC_LEDGER_URL", "postgresql+psycopg://kyc@127.0.0.1/kyc", CHECK),
         ("mcp", "mcp", "mcp", "", ["mcp"]),
         ("prometheus_client", "metrics", "metrics", "", ["metrics", "--port", "0"]),
-        ("dagster_postgres", "postgres", "dagster.yaml", POSTGRES, ["daemon"]),
-        ("dagster_aws", "s3", "dagster.yaml", COMPUTE_LOGS, ["daemon"]),
-        ("dagster_k8s", "k8s", "dagster.yaml", KUBERNETES, ["daemon"]),
         ("dagster_celery", "celery", "dagster.yaml", CELERY, ["daemon"]),
-        ("dagster_celery", "celery", "dagster.yaml", OUR_CELERY, ["daemon"]),
     ],
 )
 def test_a_missing_extra_is_named(
@@ -69,6 +66,25 @@ def test_a_missing_extra_is_named(
     assert line.startswith("kyc-pipeline: ")
     assert line.endswith(f"needs the extra `{extra}`: pip install 'kyc-pipeline[{extra}]'")
     assert setting in line
+
+
+@pytest.mark.parametrize(
+    ("absent", "extra", "configuration"),
+    [
+        ("dagster_postgres", "postgres", POSTGRES),
+        ("dagster_aws", "s3", COMPUTE_LOGS),
+        ("dagster_k8s", "k8s", KUBERNETES),
+        ("dagster_celery", "celery", OUR_CELERY),
+    ],
+)
+def test_a_missing_package_that_dagster_yaml_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str, extra: str, configuration: str
+) -> None:
+    (tmp_path / "dagster.yaml").write_text(configuration)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(UsageError, match=rf"dagster\.yaml needs the extra `{extra}`: pip install "):
+        open_instance()
 
 
 def test_each_package_of_dagster_is_in_the_extra_that_the_error_names() -> None:

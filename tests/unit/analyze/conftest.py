@@ -8,8 +8,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from kyc_pipeline.analyze.build import build
+from kyc_pipeline.analyze.build import _Build, build, list_partitions
 from kyc_pipeline.analyze.choices import Choices
+from kyc_pipeline.analyze.sql_models import steps_for
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.analyze.nasty import Nasty
 
@@ -45,6 +46,23 @@ def built(lake: Lake, tmp_path: Path) -> Iterator[Build]:
         choice = Choices(price, **choices)
         build(lake, draft, run_id=run_id, choices=choice, previous=previous, inputs=inputs)
         connections.append(duckdb.connect(draft, read_only=True))
+        return connections[-1]
+
+    yield make
+    for connection in connections:
+        connection.close()
+
+
+@pytest.fixture
+def computed(lake: Lake) -> Iterator[Build]:
+    """Computes single tables of the warehouse, in a fifth of a build's time."""
+    connections: list[duckdb.DuckDBPyConnection] = []
+
+    def make(*tables: str, **choices: Any) -> duckdb.DuckDBPyConnection:
+        connections.append(duckdb.connect())
+        run = _Build(connections[-1], lake, list_partitions(lake), Choices(**choices), None, None)
+        run.attach()
+        run._run_each(steps_for(f"FROM {table}" for table in tables))
         return connections[-1]
 
     yield make

@@ -13,7 +13,7 @@ from kyc_pipeline.lake.storage import SMALL, WHOLE, Lake
 from kyc_pipeline.lake.tables import ALL_TABLES, LABELS, TABLES, VERIFICATIONS
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
 
-DAYS = ("2024-09-01", "2024-09-02", "2024-09-03")
+DAYS = ("2024-09-01", "2024-09-02")
 _REQUEST = re.compile(r'"(?:\x1b\[[0-9;]*m)*(?P<method>[A-Z]+) (?P<path>\S+) HTTP')
 
 

@@ -101,10 +101,10 @@ def weeks(lake: Lake, held: int) -> None:
 
 
 @pytest.mark.parametrize("held", [0, 40])
-def test_timeouts_of_bad_cases_are_no_significant_rise(lake: Lake, built: Any, held: int) -> None:
+def test_timeouts_of_bad_cases_are_no_significant_rise(lake: Lake, computed: Any, held: int) -> None:
     weeks(lake, held)
     [row] = (
-        built()
+        computed("pass_rate_changes")
         .execute(
             "SELECT change, change_low > 0, significant, undecided, is_complete FROM pass_rate_changes"
             " WHERE week = '2024-09-09' AND check_type = 'VERIFIED'"
@@ -114,13 +114,15 @@ def test_timeouts_of_bad_cases_are_no_significant_rise(lake: Lake, built: Any, h
     assert row == (pytest.approx(340 / (400 - held) - 0.85), held > 0, False, held, held == 0)
 
 
-def test_a_real_rise_stays_significant_beside_a_few_held(lake: Lake, built: Any) -> None:
+def test_a_real_rise_stays_significant_beside_a_few_held(lake: Lake, computed: Any) -> None:
     write_day(lake, "2024-09-02", [Submission(number >= 120) for number in range(400)])
     later = [
         Submission(number >= 20, outcome="uncertain" if number < 5 else "completed") for number in range(400)
     ]
     write_day(lake, "2024-09-09", later)
-    assert built().execute("SELECT significant FROM pass_rate_changes ORDER BY week").fetchall() == [
+    assert computed("pass_rate_changes").execute(
+        "SELECT significant FROM pass_rate_changes ORDER BY week"
+    ).fetchall() == [
         (False,),
         (True,),
     ]

@@ -80,10 +80,10 @@ def test_the_funnel_by_dimension_against_pandas(nasty: Nasty, dimension: str) ->
 
 
 def test_without_dimensions_and_with_one_model_version_the_slices_are_the_whole(
-    lake: Lake, built: Any
+    lake: Lake, computed: Any
 ) -> None:
     write_day(lake, "2024-09-02", [Submission(number > 2, [Check("T")]) for number in range(9)])
-    connection = built()
+    connection = computed("verified_rates_by_dimension", "pass_rates_by_dimension")
     assert connection.execute(
         "SELECT dimension, value, verifications, verified FROM verified_rates_by_dimension"
     ).fetchall() == [("model_version", "UNKNOWN", 9, 6)]
@@ -92,7 +92,7 @@ def test_without_dimensions_and_with_one_model_version_the_slices_are_the_whole(
     ).fetchall() == [("model_version", "UNKNOWN", "T", 9, 9)]
 
 
-def test_a_change_of_the_mix_is_no_change_at_an_equal_mix(lake: Lake, built: Any) -> None:
+def test_a_change_of_the_mix_is_no_change_at_an_equal_mix(lake: Lake, computed: Any) -> None:
     """Constant rates of 90% and 76%; the mix goes from 85/15 to 55/45."""
     for date, sizes in (("2024-09-02", (1700, 300)), ("2024-09-09", (1100, 900))):
         write_day(
@@ -107,7 +107,7 @@ def test_a_change_of_the_mix_is_no_change_at_an_equal_mix(lake: Lake, built: Any
             ],
         )
     found = (
-        built(dimensions=("country",))
+        computed("mix_adjusted_changes", dimensions=("country",))
         .execute(
             "SELECT dimension, change, adjusted_change, adjusted_low, adjusted_high, mix_effect,"
             " compared_share FROM mix_adjusted_changes WHERE series = 'verdict/VERIFIED' ORDER BY dimension"

@@ -53,7 +53,7 @@ def frame(connection: duckdb.DuckDBPyConnection, query: str) -> pd.DataFrame:
     ],
 )
 def test_the_latest_decision_counts(
-    lake: Lake, built: Build, rows: list[tuple[str, str, int, str | None]], expected: tuple[Any, ...]
+    lake: Lake, computed: Build, rows: list[tuple[str, str, int, str | None]], expected: tuple[Any, ...]
 ) -> None:
     submission = Submission()
     write_day(lake, DAY, [submission])
@@ -64,16 +64,24 @@ def test_the_latest_decision_counts(
             for what, source, hour, attack in rows
         ],
     )
-    found = built().execute("SELECT label, attack, sources_disagree FROM submission_labels").fetchall()
+    found = (
+        computed("submission_labels")
+        .execute("SELECT label, attack, sources_disagree FROM submission_labels")
+        .fetchall()
+    )
     assert found == [expected]
 
 
-def test_the_weight_of_a_drawn_submission_stays_with_it(lake: Lake, built: Build) -> None:
+def test_the_weight_of_a_drawn_submission_stays_with_it(lake: Lake, computed: Build) -> None:
     submission = Submission()
     write_day(lake, DAY, [submission])
     drawn = label(submission.submission_id, "genuine", weight=7.0, stratum="s1")
     write_labels(lake, [drawn, label(submission.submission_id, "fraud", source="b", decided_at=NOON + HOUR)])
-    found = built().execute("SELECT label, weight, stratum FROM submission_labels").fetchall()
+    found = (
+        computed("submission_labels")
+        .execute("SELECT label, weight, stratum FROM submission_labels")
+        .fetchall()
+    )
     assert found == [("fraud", 7.0, "s1")]
 
 
@@ -251,7 +259,7 @@ def test_label_quality(known: Any) -> None:
     assert row["days_to_label_p50"] in (28, 28.5, 29)
 
 
-def test_label_quality_of_sources_that_disagree(lake: Lake, built: Build) -> None:
+def test_label_quality_of_sources_that_disagree(lake: Lake, computed: Build) -> None:
     day = [Submission() for _ in range(4)]
     write_day(lake, DAY, day)
     one, two, three, _ = [submission.submission_id for submission in day]
@@ -266,7 +274,9 @@ def test_label_quality_of_sources_that_disagree(lake: Lake, built: Build) -> Non
         ],
     )
     columns = "labels, submissions, genuine, fraud, unsure, conflicts, disagreements, coverage"
-    assert built().execute(f"SELECT source, {columns} FROM label_quality ORDER BY source").fetchall() == [
+    assert computed("label_quality").execute(
+        f"SELECT source, {columns} FROM label_quality ORDER BY source"
+    ).fetchall() == [
         ("ALL", 5, 3, 0, 1, 1, 1, 1, 1 / 4),
         ("chargeback", 1, 1, 0, 1, 0, 0, 1, 1 / 4),
         ("review", 4, 3, 1, 0, 1, 1, 1, 1 / 4),
@@ -275,8 +285,9 @@ def test_label_quality_of_sources_that_disagree(lake: Lake, built: Build) -> Non
 
 def test_without_labels_there_are_no_error_rates(lake: Lake, built: Build) -> None:
     write_day(lake, DAY, [Submission()])
+    connection = built()
     for table in ("labels", "submission_labels", "labelled_results", "error_rates", "label_quality"):
-        assert built().execute(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]
+        assert connection.execute(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]
 
 
 # --- a population with known error rates ------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_10_companies_stand_out_by_benjamini_and_hochberg(nasty: Nasty) -> None:
 
 
 def test_10_of_many_equal_companies_none_stands_out_and_of_bad_ones_all(
-    lake: Lake, built: Callable[..., duckdb.DuckDBPyConnection]
+    lake: Lake, computed: Callable[..., duckdb.DuckDBPyConnection]
 ) -> None:
     generator = np.random.default_rng(3)
     sizes = {f"c{number:03}": generator.binomial(100, 0.8) for number in range(200)} | {
@@ -197,7 +197,10 @@ def test_10_of_many_equal_companies_none_stands_out_and_of_bad_ones_all(
         ],
     )
     [path] = [path for path in EXAMPLES if path.name.startswith("10_")]
-    found = [row[0] for row in built().execute(path.read_text(encoding="utf-8")).fetchall()]
+    found = [
+        row[0]
+        for row in computed("verified_rates_by_company").execute(path.read_text(encoding="utf-8")).fetchall()
+    ]
     assert found[:2] == ["worse", "bad"]
     assert len(found) <= 3  # at an error rate of 0.05 for each, seven would be there by chance
 
@@ -288,7 +291,7 @@ def test_17_the_change_at_an_equal_mix(nasty: Nasty) -> None:
 
 
 def test_18_error_rates_are_those_of_pandas(
-    lake: Lake, built: Callable[..., duckdb.DuckDBPyConnection]
+    lake: Lake, computed: Callable[..., duckdb.DuckDBPyConnection]
 ) -> None:
     generator = np.random.default_rng(4)
     rows = pd.DataFrame(
@@ -307,7 +310,7 @@ def test_18_error_rates_are_those_of_pandas(
         lake, [label(each.submission_id, what) for each, what in zip(submissions, rows.label, strict=True)]
     )
     [path] = [path for path in EXAMPLES if path.name.startswith("18_")]
-    found = built().execute(path.read_text(encoding="utf-8")).df()
+    found = computed("error_rates").execute(path.read_text(encoding="utf-8")).df()
     assert list(found.check_type) == ["VERIFIED", "FACE"]
     assert not found.weighted.any()
     for row, accepted in zip(found.itertuples(), (rows.verified, rows.passed), strict=True):

@@ -19,6 +19,7 @@ from kyc_pipeline.analyze.publish import open_warehouse, restricted_path
 from kyc_pipeline.analyze.report.evidence import read_evidence
 from kyc_pipeline.analyze.small_cells import publish_submissions
 from kyc_pipeline.lake.storage import Lake
+from tests.effort import tries
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
 from tests.unit.analyze.test_error_rates import label, write_labels
 
@@ -105,7 +106,7 @@ def people(rows: Sequence[Row], numbers: Sequence[int]) -> int:
     return len({(number if rows[number].person is None else -1, rows[number].person) for number in numbers})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=tries(25), deadline=None)
 @given(rows=ROWS)
 def test_no_published_cell_of_labelled_people_is_small_nor_can_be_computed(
     connection: duckdb.DuckDBPyConnection, rows: list[Row]
@@ -181,9 +182,14 @@ def is_sum(known: list[list[bool]], wanted: list[bool]) -> bool:
 LABELS = ("labels", "submission_labels", "labelled_results")
 
 
-@pytest.fixture
-def labelled(lake: Lake, tmp_path: Path) -> Path:
-    """A warehouse of 40 submissions from NL, 20 from DE and 12 from MT, where few frauds are known."""
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warehouse of 40 submissions from NL, 20 from DE and 12 from MT, where few frauds are known.
+
+    Its lake is beside it.
+    """
+    folder = tmp_path_factory.mktemp("labelled")
+    lake = Lake(str(folder / "lake"))
     day = [
         Submission(number % 4 > 0, [Check()], tags={"country": (country, None)})
         for country, n in {"NL": 40, "DE": 20, "MT": 12}.items()
@@ -193,7 +199,7 @@ def labelled(lake: Lake, tmp_path: Path) -> Path:
     truth = ["genuine"] * 30 + ["fraud"] * 8 + [""] * 2 + ["genuine"] * 12 + ["fraud"] * 6 + [""] * 2
     truth += ["fraud"] * 3 + ["genuine"] * 9
     write_labels(lake, [label(s.submission_id, what) for s, what in zip(day, truth, strict=True) if what])
-    path = tmp_path / "kyc.duckdb"
+    path = folder / "kyc.duckdb"
     build(lake, path, run_id="run", choices=Choices(dimensions=("country",), min_cell=MIN_CELL))
     return path
 
@@ -241,9 +247,9 @@ def test_the_evidence_counts_frauds_although_the_published_file_has_no_labels(la
     assert [(figure.n, figure.of) for figure in found] == [(17, 72)]
 
 
-def test_without_small_cells_nothing_is_restricted(lake: Lake, labelled: Path, tmp_path: Path) -> None:
+def test_without_small_cells_nothing_is_restricted(labelled: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.duckdb"
-    build(lake, plain, run_id="run", choices=Choices(dimensions=("country",)))
+    build(Lake(str(labelled.parent / "lake")), plain, run_id="run", choices=Choices(dimensions=("country",)))
     assert not restricted_path(plain).exists()
     assert by_country(plain, exact=False) == by_country(labelled, exact=True)
     with open_warehouse(plain) as connection, open_warehouse(labelled, exact=True) as hiding:

@@ -4,18 +4,18 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
-from mcp import ClientSession, StdioServerParameters
-from mcp.client.stdio import stdio_client
-from mcp.types import TextContent
 
 from kyc_pipeline.analyze.publish import open_warehouse
 from kyc_pipeline.cli import mcp
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.settings import Settings
+
+if TYPE_CHECKING:  # the import takes a second, in each process that collects tests
+    from mcp import ClientSession
 
 pytestmark = pytest.mark.anyio
 
@@ -38,8 +38,11 @@ def warehouse(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def assistant(folder: Path) -> AsyncIterator[ClientSession]:
+async def assistant(folder: Path) -> "AsyncIterator[ClientSession]":
     """A client of the command, which runs in `folder`."""
+    from mcp import ClientSession, StdioServerParameters
+    from mcp.client.stdio import stdio_client
+
     command = StdioServerParameters(
         command=sys.executable,
         args=["-m", "kyc_pipeline.cli", "mcp"],
@@ -58,13 +61,13 @@ def replace_build(warehouse: Path) -> None:
         connection.execute("CREATE TABLE newer AS SELECT 1 AS n")
 
 
-async def ask(session: ClientSession, tool: str, **arguments: Any) -> Any:
+async def ask(session: "ClientSession", tool: str, **arguments: Any) -> Any:
     """What the tool returns, or the text of its error."""
     result = await session.call_tool(tool, arguments)
     if not result.is_error:
         return result.structured_content
     [content] = result.content
-    assert isinstance(content, TextContent)
+    assert content.type == "text"
     return content.text
 
 

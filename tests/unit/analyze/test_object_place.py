@@ -28,7 +28,8 @@ from kyc_pipeline.analyze.publish import (
 )
 from kyc_pipeline.errors import KycError
 
-ROWS = 200_000
+ROWS = 130_000
+"""More than one row group has."""
 GUIDE = (Path(__file__).parents[3] / "docs" / "analysts.md").read_text(encoding="utf-8")
 
 

@@ -26,13 +26,17 @@ VALUES = (
 )
 
 
-@pytest.fixture
-def warehouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "kyc.duckdb"
+def make_warehouse(path: Path) -> None:
     with duckdb.connect(path) as connection:
         connection.execute(
             "CREATE TABLE pass_rates AS SELECT 'LIVENESS' AS check_type, 0.9::DOUBLE AS pass_rate"
         )
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "kyc.duckdb"
+    make_warehouse(path)
     monkeypatch.setenv("KYC_WAREHOUSE", str(path))
     monkeypatch.chdir(tmp_path)
     return path
@@ -248,6 +252,22 @@ def test_wrong_sql_is_one_line(warehouse: Path, sql: str, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["tables", "views"])
+def sealed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
+    """A folder with a warehouse, its lake and a file that no query may read; whether there are views."""
+    folder, has_views = tmp_path_factory.mktemp("sealed"), bool(request.param)
+    (folder / "secret.csv").write_text("a\n1\n")
+    (folder / ".tmp").mkdir()
+    facts = folder / "lake" / "curated" / "facts.parquet"
+    facts.parent.mkdir(parents=True)
+    make_warehouse(folder / "kyc.duckdb")
+    with duckdb.connect(folder / "kyc.duckdb") as connection:
+        connection.execute(f"COPY (SELECT 7 AS a) TO '{facts}'")
+        if has_views:
+            connection.execute(f"CREATE VIEW facts AS FROM read_parquet(['{facts}'])")
+    return folder, has_views
+
+
 FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/new.parquet"
 
 
@@ -301,24 +321,18 @@ FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/
         f"CALL enable_logging(storage = 'file', storage_config = {{{{'path': '{NEW}'}}}}); SELECT 1",
     ],
 )
-@pytest.mark.parametrize("has_views", [False, True])
 def test_sql_reads_the_warehouse_and_nothing_else(
-    warehouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str, has_views: bool
+    sealed: tuple[Path, bool], monkeypatch: pytest.MonkeyPatch, sql: str
 ) -> None:
-    (tmp_path / "secret.csv").write_text("a\n1\n")
-    curated = tmp_path / "lake" / "curated"
-    curated.mkdir(parents=True)
-    (tmp_path / ".tmp").mkdir()
-    monkeypatch.setenv("KYC_LAKE", str(tmp_path / "lake"))
-    with duckdb.connect(warehouse) as connection:
-        connection.execute(f"COPY (SELECT 7 AS a) TO '{curated}/facts.parquet'")
-        if has_views:
-            connection.execute(f"CREATE VIEW facts AS FROM read_parquet(['{curated}/facts.parquet'])")
-    before = sorted(tmp_path.rglob("*"))
+    folder, has_views = sealed
+    monkeypatch.setenv("KYC_WAREHOUSE", str(folder / "kyc.duckdb"))
+    monkeypatch.setenv("KYC_LAKE", str(folder / "lake"))
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
     with pytest.raises(UsageError) as raised:
-        run(sql.format(folder=tmp_path))
+        run(sql.format(folder=folder))
     assert "\n" not in str(raised.value)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(folder.rglob("*")) == before
     if has_views:
         assert run("FROM facts", "--format", "csv").stdout.splitlines() == ["a", "7"]
 

@@ -51,10 +51,10 @@ def test_the_review_queue_against_plain_python(nasty: Nasty) -> None:
     assert [r["priority"] for r in found] == sorted(r["priority"] for r in found)
 
 
-def test_a_verdict_despite_a_failed_check_is_in_the_queue(lake: Lake, built: Any) -> None:
+def test_a_verdict_despite_a_failed_check_is_in_the_queue(lake: Lake, computed: Any) -> None:
     fails = [Check("A", "FAIL"), Check("B", "REVIEW")]
     write_day(lake, "2024-09-02", [Submission(True, fails), Submission(False, fails[:1]), Submission()])
-    assert built().execute("SELECT reason, priority FROM review_queue").fetchall() == [
+    assert computed("review_queue").execute("SELECT reason, priority FROM review_queue").fetchall() == [
         ("verified_despite_failed_check", 2),
         ("check_in_review", 3),
     ]

@@ -18,6 +18,7 @@ from kyc_pipeline.cli.sample import sample as command
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ingest.labels import ingest_labels
 from kyc_pipeline.lake.storage import Lake
+from tests.effort import tries
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
 
 DAY, NEXT = "2024-09-02", "2024-09-03"
@@ -84,13 +85,14 @@ def test_the_days_can_be_limited(folder: Path) -> None:
 
 def test_every_submission_of_a_stratum_is_drawn_equally_often(folder: Path) -> None:
     counts: Counter[str] = Counter()
-    for seed in range(200):
+    samples = tries(200)
+    for seed in range(samples):
         counts.update(row.submission_id for row in draw(folder / "kyc.duckdb", 100, seed).rows)
     known = facts(folder)
     for kind in (True, False):
         own = [counts[each] for each, (verified, _) in known.items() if verified == kind]
         mean = sum(own) / len(own)
-        chi_squared = sum((count - mean) ** 2 for count in own) / (mean * (1 - mean / 200))
+        chi_squared = sum((count - mean) ** 2 for count in own) / (mean * (1 - mean / samples))
         assert abs(chi_squared - len(own)) < 4 * (2 * len(own)) ** 0.5
 
 

@@ -24,6 +24,7 @@ from kyc_pipeline.analyze.sql_models import sliced_models
 from kyc_pipeline.cli.query import query
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
+from tests.effort import tries
 from tests.unit.analyze.lake_maker import Check, Submission, Tags, rejected, write_day
 
 MIN_CELL = 5
@@ -74,7 +75,7 @@ def people(rows: Sequence[Row], numbers: Sequence[int]) -> int:
     return len({(number if rows[number][4] is None else -1, rows[number][4]) for number in decided})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=tries(25), deadline=None)
 @given(ROWS)
 def test_no_sum_or_difference_of_what_is_published_gives_a_small_cell(rows: list[Row]) -> None:
     shown = published(rows)

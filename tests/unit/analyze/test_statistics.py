@@ -12,6 +12,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from kyc_pipeline.analyze.sql_models import macros_sql
 from kyc_pipeline.rules import PSI_NOISE_FACTOR
+from tests.effort import tries
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_rates_without_trials_are_null(
 
 
 @given(n=st.integers(1, 10**9), share=st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 def test_wilson_contains_the_rate_and_stays_within_bounds(
     connection: duckdb.DuckDBPyConnection, n: int, share: float
 ) -> None:
@@ -159,7 +160,7 @@ def test_the_noise_floor_is_a_quantile() -> None:
 
 
 @given(x=st.floats(0, 1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(300), deadline=None)
 def test_hundredths_are_the_largest_edge_reached(connection: duckdb.DuckDBPyConnection, x: float) -> None:
     step = value(connection, "hundredths($1)", x)
     assert step is not None

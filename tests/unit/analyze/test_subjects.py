@@ -114,7 +114,7 @@ def test_failed_steps_against_plain_python(nasty: Nasty) -> None:
     assert sum(row["never_passed"] for row in found.values()) > 0
 
 
-def test_a_person_whom_no_response_names_has_no_row(lake: Lake, built: Any) -> None:
+def test_a_person_whom_no_response_names_has_no_row(lake: Lake, computed: Any) -> None:
     named: Tags = {"companyId": ("acme", "p-acme"), "customerId": (None, "p1")}
     one, two = ({"customerId": name} for name in ("1", "2"))
     write_day(lake, "2024-09-02", [Submission(False, tags=named, manifest_tags=one)])
@@ -124,19 +124,19 @@ def test_a_person_whom_no_response_names_has_no_row(lake: Lake, built: Any) -> N
         "2024-09-03",
         [Submission(tags=unnamed, manifest_tags=one), Submission(tags=unnamed, manifest_tags=two)],
     )
-    assert built().execute(
+    assert computed("subjects").execute(
         "SELECT attempts, final_outcome, verified, undecided FROM subjects"
     ).fetchall() == [(2, "not_attempted", False, 1)]
 
 
-def test_without_the_tag_there_are_no_people(lake: Lake, built: Any) -> None:
+def test_without_the_tag_there_are_no_people(lake: Lake, computed: Any) -> None:
     write_day(lake, "2024-09-02", [Submission()])
-    connection = built()
+    connection = computed("subjects", "verified_rates_by_subject")
     assert connection.execute("FROM subjects").fetchall() == []
     assert connection.execute("FROM verified_rates_by_subject").fetchall() == []
 
 
-def test_verdict_times_against_numpy(lake: Lake, built: Any) -> None:
+def test_verdict_times_against_numpy(lake: Lake, computed: Any) -> None:
     rnd = random.Random(5)
     days: dict[str, list[Submission]] = {}
     for number in range(3):
@@ -157,7 +157,9 @@ def test_verdict_times_against_numpy(lake: Lake, built: Any) -> None:
     write_submissions(lake, "2024-09-06", [Submission(submitted_at=NOON)])
     found = {
         str(row[0]): row[1:]
-        for row in built(verdict_target_seconds=600).execute("FROM verdict_times").fetchall()
+        for row in computed("verdict_times", verdict_target_seconds=600)
+        .execute("FROM verdict_times")
+        .fetchall()
     }
     assert set(found) == {*days, "2024-09-06"}  # on the 5th, no time is known
     assert found.pop("2024-09-06") == (0, None, None, None, 600, 0, None, None, None, True, 1, 0, 1, False)

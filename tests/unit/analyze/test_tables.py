@@ -238,11 +238,11 @@ def test_histogram_bins_agree_with_their_edges_and_add_up(world: World) -> None:
         assert sum(row["checks"] for row in rows) == len(values)
 
 
-def test_every_edge_falls_into_the_bin_that_it_opens(lake: Lake, built: Built) -> None:
+def test_every_edge_falls_into_the_bin_that_it_opens(lake: Lake, computed: Built) -> None:
     edges = [hundredth / 100 for hundredth in range(101)]
     below = [math.nextafter(edge, 0) for edge in edges[1:]]
     write_day(lake, day(0), [Submission(True, [Check("T", "PASS", value) for value in (*edges, *below)])])
-    connection = built()
+    connection = computed("confidence_histogram", "threshold_sensitivity")
     counts = connection.execute("SELECT checks FROM confidence_histogram ORDER BY bin").fetchall()
     assert counts == [(2,)] * 99 + [(3,)]
     at_or_above = connection.execute(
@@ -334,15 +334,15 @@ def lower_bound_of_auc(auc: float, n: int, m: int) -> float:
     ],
 )
 def test_orientation_at_the_edges(
-    lake: Lake, built: Built, checks: list[Check], auc: float | None, verified: bool
+    lake: Lake, computed: Built, checks: list[Check], auc: float | None, verified: bool
 ) -> None:
     write_day(lake, day(0), [Submission(True, checks)])
-    assert built().execute(
+    assert computed("threshold_sensitivity").execute(
         "SELECT DISTINCT auc, orientation_verified FROM threshold_sensitivity"
     ).fetchall() == [(auc, verified)]
 
 
-def test_drift_against_scipy(lake: Lake, built: Built) -> None:
+def test_drift_against_scipy(lake: Lake, computed: Built) -> None:
     generator = np.random.default_rng(7)
     values: dict[int, np.ndarray[Any, np.dtype[np.float64]]] = {}
     for number in [0, 1, 2, 3, 20, 28, 29, 40, 75]:  # windows with gaps, one that is empty
@@ -352,7 +352,7 @@ def test_drift_against_scipy(lake: Lake, built: Built) -> None:
             values[number] = np.round(values[number], 1)  # ties
         checks = [Check("T", "PASS", float(value)) for value in values[number]]
         write_day(lake, day(number), [Submission(True, [*checks, Check("T", "PASS", None)])])
-    found = {row["date"]: row for row in records(built(), "FROM confidence_drift")}
+    found = {row["date"]: row for row in records(computed("confidence_drift"), "FROM confidence_drift")}
     assert set(found) == {day(number) for number in values}
     levels = set()
     for number, current in values.items():
@@ -385,12 +385,12 @@ def test_drift_against_scipy(lake: Lake, built: Built) -> None:
     assert {"insufficient", "none", "large"} <= levels
 
 
-def test_drift_with_one_value_and_one_bin(lake: Lake, built: Built) -> None:
+def test_drift_with_one_value_and_one_bin(lake: Lake, computed: Built) -> None:
     same = [Submission(True, [Check("T", "PASS", 0.95)]) for _ in range(200)]
     write_day(lake, day(0), same)
     write_day(lake, day(1), [Submission(True, [Check("T", "PASS", 0.95)]) for _ in range(200)])
     write_day(lake, day(2), [Submission(True, [Check("T", "PASS", 0.05)]) for _ in range(200)])
-    _, equal, opposite = records(built(), "FROM confidence_drift ORDER BY date")
+    _, equal, opposite = records(computed("confidence_drift"), "FROM confidence_drift ORDER BY date")
     assert (equal["psi"], equal["ks"], equal["js_distance"], equal["ks_p_value"]) == (0, 0, 0, 1)
     assert equal["level"] == "none"
     assert (opposite["ks"], opposite["js_distance"]) == pytest.approx((1, 1))
@@ -468,16 +468,16 @@ def test_funnel_and_api_performance_against_pandas(world: World) -> None:
             )
 
 
-def test_without_a_price_there_is_no_cost(lake: Lake, built: Built) -> None:
+def test_without_a_price_there_is_no_cost(lake: Lake, computed: Built) -> None:
     write_day(lake, day(0), [Submission()])
-    assert built().execute(
+    assert computed("api_performance").execute(
         "SELECT DISTINCT estimated_cost, cost_per_verified FROM api_performance"
     ).fetchall() == [(None, None)]
 
 
-def test_nobody_verified_has_no_cost_for_each(lake: Lake, built: Built) -> None:
+def test_nobody_verified_has_no_cost_for_each(lake: Lake, computed: Built) -> None:
     write_day(lake, day(0), [Submission(False)])
-    assert built(Decimal("0.35")).execute(
+    assert computed("api_performance", price_per_call=Decimal("0.35")).execute(
         "SELECT estimated_cost, cost_per_verified FROM api_performance"
     ).fetchall() == [(Decimal("0.350000"), None)]
 
@@ -525,7 +525,7 @@ def test_repeat_subjects_against_plain_python(world: World) -> None:
         assert row["mature"] == (age.days >= 7)
 
 
-def test_submissions_of_one_day_are_ordered_by_their_time(lake: Lake, built: Built) -> None:
+def test_submissions_of_one_day_are_ordered_by_their_time(lake: Lake, computed: Built) -> None:
     noon = datetime.datetime(2024, 9, 2, 12, tzinfo=datetime.UTC)
     person: Tags = {"customerId": (None, "p")}
     write_day(
@@ -536,23 +536,23 @@ def test_submissions_of_one_day_are_ordered_by_their_time(lake: Lake, built: Bui
             Submission(True, tags=person, submitted_at=noon - datetime.timedelta(hours=1)),
         ],
     )
-    assert built().execute(
+    assert computed("repeat_subjects").execute(
         "SELECT subjects, repeat_subjects, first_attempt_passed FROM repeat_subjects"
     ).fetchall() == [(1, 1, 1)]
 
 
-def test_a_fourth_submission_is_outside_the_first_three(lake: Lake, built: Built) -> None:
+def test_a_fourth_submission_is_outside_the_first_three(lake: Lake, computed: Built) -> None:
     person: Tags = {"customerId": (None, "p")}
     for number in range(4):
         write_day(lake, day(number), [Submission(number == 3, tags=person)])
-    assert built().execute(
+    assert computed("repeat_subjects").execute(
         "SELECT subjects, repeat_subjects, passed_within_3 FROM repeat_subjects"
     ).fetchall() == [(1, 1, 0)]
 
 
-def test_days_without_responses_are_in_the_funnel_only(lake: Lake, built: Built) -> None:
+def test_days_without_responses_are_in_the_funnel_only(lake: Lake, computed: Built) -> None:
     write_submissions(lake, day(0), [Submission()])
-    connection = built()
+    connection = computed("submission_funnel", "verified_rates", "pass_rates")
     assert connection.execute("SELECT count(*) FROM submission_funnel").fetchall() == [(1,)]
     assert connection.execute("SELECT count(*) FROM verified_rates").fetchall() == [(0,)]
     assert connection.execute("SELECT count(*) FROM pass_rates").fetchall() == [(0,)]

@@ -132,31 +132,35 @@ def drop_the_inputs(path: Path) -> None:
         connection.execute("DROP TABLE build_inputs")
 
 
+@pytest.fixture
+def copy(published: Deployment, tmp_path: Path) -> Path:
+    """A copy of the warehouse, which is up to date."""
+    copy = Path(shutil.copy2(published.warehouse, tmp_path / "kyc.duckdb"))
+    copy.chmod(0o644)
+    shutil.copy2(restricted_path(published.warehouse), restricted_path(copy))
+    assert differences_of(copy, published) == []
+    return copy
+
+
+def differences_of(warehouse: Path, published: Deployment) -> list[str] | None:
+    found = read_published(warehouse)
+    return found.differences(published.lake, build_inputs(published.settings(), KEY_ID)) if found else None
+
+
 @pytest.mark.parametrize("damage", [rewrite, truncate, overwrite, add_a_table, drop_the_inputs, Path.unlink])
 def test_a_damaged_warehouse_is_a_reason(
-    published: Deployment, tmp_path: Path, damage: Callable[[Path], None]
+    published: Deployment, copy: Path, damage: Callable[[Path], None]
 ) -> None:
-    whole = published.warehouse
-    copy = Path(shutil.copy2(whole, tmp_path / "kyc.duckdb"))
-    copy.chmod(0o644)
-    shutil.copy2(restricted_path(whole), restricted_path(copy))
-    inputs = build_inputs(published.settings(), KEY_ID)
-    before = read_published(copy)
-    assert before
-    assert before.differences(published.lake, inputs) == []
     damage(copy)
-    after = read_published(copy)
-    assert after is None or after.differences(published.lake, inputs)
+    assert differences_of(copy, published) != []
 
 
 @pytest.mark.parametrize("damage", [rewrite, truncate, Path.unlink])
-def test_a_damaged_restricted_file_is_a_reason(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    deployment = Deployment(tmp_path)
-    write_day(deployment.lake, DAY, PEOPLE)
-    deployment.publish()
-    assert deployment.differences() == []
-    damage(restricted_path(deployment.warehouse))
-    assert deployment.differences() == ["its restricted file is missing or of another build"]
+def test_a_damaged_restricted_file_is_a_reason(
+    published: Deployment, copy: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(restricted_path(copy))
+    assert differences_of(copy, published) == ["its restricted file is missing or of another build"]
 
 
 def decide(lake: Lake) -> None:

@@ -37,6 +37,7 @@ from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.verify.summary import VerifySummary
+from tests.unit.verify.world import settings_of
 
 KEY = "k" * 32
 LEDGER_TABLES = ("owners", "submissions", "attempts", "decisions", "erasures", "leases")
@@ -63,7 +64,7 @@ class Deployment:
             "kyc_lake": self.lake_url or str(self.root / "lake"),
             "kyc_ledger_url": self.ledger_url or f"sqlite:///{self.root / 'ledger.sqlite'}",
         }
-        return Settings(_env_file=None, **values)
+        return settings_of(**values)
 
     @property
     def lake(self) -> Lake:

@@ -310,10 +310,10 @@ def test_a_row_that_was_changed_after_it_was_sent_still_counts_once(
 
 
 @pytest.mark.parametrize("left", ["kyc.duckdb", "kyc_restricted.duckdb"])
+@pytest.mark.usefixtures("filled")
 def test_whatever_was_published_is_rebuilt(
     landing: Any, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
-    fill(landing, deployment)
     deployment.ledger.close()
     (deployment.root / left).touch()
     for name, value in {
@@ -328,8 +328,8 @@ def test_whatever_was_published_is_rebuilt(
     assert "warehouse and report are rebuilt" in result.output
 
 
-def test_find_changes_nothing(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_find_changes_nothing(deployment: Deployment) -> None:
     files = {path: path.read_bytes() for path in deployment.root.rglob("*") if path.is_file()}
     assert deployment.find(*PERSON).is_stored
     ledger = {path for path in files if path.name.startswith("ledger.sqlite")}
@@ -522,8 +522,8 @@ def test_data_that_the_lake_lost_is_found_in_the_ledger(landing: Any, any_deploy
     assert len(deployment.ledger_rows()["submissions"]) == 2
 
 
-def test_curated_tables_without_their_responses_are_erased_too(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_curated_tables_without_their_responses_are_erased_too(deployment: Deployment) -> None:
     before = deployment.rows()
     for table in RESTRICTED:
         shutil.rmtree(deployment.lake.folder(table))
@@ -533,8 +533,8 @@ def test_curated_tables_without_their_responses_are_erased_too(landing: Any, dep
         assert deployment.rows()[table.name] == of_others(before)[table.name]
 
 
+@pytest.mark.usefixtures("filled")
 def test_one_submission_by_its_id(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
     found = deployment.erase("submissionId", f"{MARK}-1")
     assert found.rows[SUBMISSIONS] == 1
     ids = {row["submission_id"] for row in deployment.rows()["verifications"]}
@@ -574,16 +574,16 @@ def test_erasing_a_submission_spares_people_whose_tag_has_its_id(
 
 
 @pytest.mark.parametrize("value", ["unknown", CUSTOMER[:-1], f"{CUSTOMER}9", ""])
-def test_somebody_unknown_is_not_found(landing: Any, deployment: Deployment, value: str) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_somebody_unknown_is_not_found(deployment: Deployment, value: str) -> None:
     found = deployment.find("customerId", value)
     assert (found.is_stored, found.manifest_rows, found.documents) == (False, 0, {})
     assert not found.is_known
     assert deployment.erase("customerId", value).erased.tombstones == frozenset(), "it may be mistyped"
 
 
-def test_an_old_backup_of_the_lake_is_erased_again(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_an_old_backup_of_the_lake_is_erased_again(deployment: Deployment) -> None:
     backup = deployment.root / "backup"
     shutil.copytree(deployment.lake.root, backup)
     deployment.erase(*PERSON)
@@ -594,10 +594,8 @@ def test_an_old_backup_of_the_lake_is_erased_again(landing: Any, deployment: Dep
     assert deployment.places_with(MARK) == [], "any erasure erases everybody who was"
 
 
-def test_rows_that_a_run_writes_during_the_erasure_are_erased_too(
-    landing: Any, deployment: Deployment
-) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_rows_that_a_run_writes_during_the_erasure_are_erased_too(deployment: Deployment) -> None:
     old = deployment.lake.read(VERIFICATION_TAGS, DAY)
     wrote: list[str] = []
 
@@ -613,10 +611,8 @@ def test_rows_that_a_run_writes_during_the_erasure_are_erased_too(
     assert deployment.places_with(MARK) == []
 
 
-def test_the_state_changes_when_an_erasure_begins_sweeps_and_ends(
-    landing: Any, deployment: Deployment
-) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_the_state_changes_when_an_erasure_begins_sweeps_and_ends(deployment: Deployment) -> None:
     states = [deployment.stores.ledger.state()]
     deployment.erase(*PERSON, progress=lambda step: states.append(deployment.stores.ledger.state()))
     states.append(deployment.stores.ledger.state())
@@ -624,8 +620,8 @@ def test_the_state_changes_when_an_erasure_begins_sweeps_and_ends(
     assert len({states[0], begun, states[-2], states[-1]}) == 4
 
 
-def test_drafts_of_killed_writers_are_removed(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_drafts_of_killed_writers_are_removed(deployment: Deployment) -> None:
     folder = deployment.root / "lake" / "restricted" / "submissions" / f"date={LATER}"
     folder.mkdir()
     (folder / ".draft-999999999-abcdef").write_text(MARK)
@@ -689,8 +685,8 @@ def test_another_key_is_rejected_since_it_could_recognise_nobody() -> None:
         ErasedSubjects([tombstone], new)
 
 
-def test_progress_shows_no_values(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_progress_shows_no_values(deployment: Deployment) -> None:
     steps: list[str] = []
     deployment.erase(*PERSON, progress=steps.append)
     assert MARK not in " ".join(steps)

@@ -118,8 +118,8 @@ def test_postgresql_removes_the_old_pseudonyms_too(landing: Any, tmp_path: Path,
         deployment.ledger.close()
 
 
+@pytest.mark.usefixtures("filled")
 def test_erased_people_stay_barred_over_several_keys(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
     rekey(deployment, NEW, KEY)
     rekey(deployment, NEWER, NEW, KEY)
     again = ErasedSubjects(deployment.stores.ledger.tombstones(), keys(NEWER, KEY, NEW))
@@ -139,18 +139,16 @@ def test_erased_people_stay_barred_over_several_keys(landing: Any, deployment: D
 
 
 @pytest.mark.parametrize("names", [(NEWER,), (NEWER, NEW), (NEWER, KEY)])
-def test_without_an_old_key_nothing_is_ingested(
-    landing: Any, deployment: Deployment, names: tuple[str, ...]
-) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_without_an_old_key_nothing_is_ingested(deployment: Deployment, names: tuple[str, ...]) -> None:
     rekey(deployment, NEW, KEY)
     rekey(deployment, NEWER, NEW, KEY)
     with pytest.raises(UsageError, match="KYC_PSEUDONYM_OLD_KEYS"):
         ErasedSubjects(deployment.stores.ledger.tombstones(), keys(*names))
 
 
-def test_it_can_be_repeated(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_it_can_be_repeated(deployment: Deployment) -> None:
     rekey(deployment, NEW, KEY)
     before = (deployment.rows(), deployment.ledger_rows())
     assert rekey(deployment, NEW, KEY) == []
@@ -158,10 +156,8 @@ def test_it_can_be_repeated(landing: Any, deployment: Deployment) -> None:
     assert outdated_days(deployment.lake, keys(NEW).key_id) == []
 
 
-def test_people_are_erased_with_the_new_key_and_those_before_stay(
-    landing: Any, deployment: Deployment
-) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_people_are_erased_with_the_new_key_and_those_before_stay(deployment: Deployment) -> None:
     rekey(deployment, NEW, KEY)
     made = stores(deployment, NEW, KEY)
     assert find(made, *ANNA).was_erased
@@ -174,8 +170,8 @@ def test_people_are_erased_with_the_new_key_and_those_before_stay(
     assert erased({"customerId": "Bert-2"})
 
 
-def test_holds_hold(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_holds_hold(deployment: Deployment) -> None:
     trail = AuditTrail(deployment.ledger, deployment.lake, Author("Ann"), lambda: keys(KEY))
     add_hold(deployment.ledger, trail, BERT, deployment.stores.held_as(*BERT), "a lawsuit", "Ann")
     rekey(deployment, NEW, KEY)
@@ -188,8 +184,8 @@ def test_holds_hold(landing: Any, deployment: Deployment) -> None:
     require_no_hold(find(made, *BERT))
 
 
-def test_an_active_run_forbids_it(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_an_active_run_forbids_it(deployment: Deployment) -> None:
     before = deployment.ledger_rows()["erasures"]
     made = stores(deployment, NEW, KEY)
     with (
@@ -214,13 +210,6 @@ def rekey_and_die(root: str, server: str, step: int) -> None:
             die()
 
 
-@pytest.fixture
-def filled(landing: Any, deployment: Deployment) -> Deployment:
-    fill(landing, deployment)
-    deployment.ledger.close()
-    return deployment
-
-
 @pytest.mark.parametrize("step", [0, 1])
 def test_it_can_be_killed(filled: Deployment, processes: ForkServerContext, step: int) -> None:
     child = processes.Process(target=rekey_and_die, args=(str(filled.root), filled.server, step))
@@ -237,8 +226,8 @@ def test_it_can_be_killed(filled: Deployment, processes: ForkServerContext, step
     again.ledger.close()
 
 
-def test_the_old_key_stays_in_use_until_then(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_the_old_key_stays_in_use_until_then(deployment: Deployment) -> None:
 
     def in_use(key: str, *old: str) -> Pseudonymizer:
         with Ledger(deployment.settings.kyc_ledger_url) as ledger:
@@ -287,8 +276,8 @@ def test_a_ledger_restored_from_before_can_be_rekeyed_again(
     assert not any(keys(KEY).tag("submissionId", f"Anna-{day}") in str(rows) for day in DAYS)
 
 
-def test_a_day_without_responses_is_named(landing: Any, deployment: Deployment) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_a_day_without_responses_is_named(deployment: Deployment) -> None:
     Path(deployment.lake.path(VERIFICATION_RESPONSES, DAYS[0])).unlink()
     (day, problem), (other, none) = rekey(deployment, NEW, KEY)
     assert (day, other, none) == (*DAYS, None)

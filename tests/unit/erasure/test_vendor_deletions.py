@@ -116,10 +116,8 @@ def test_all_that_was_sent_stays_in_the_register_until_deepxl_deleted_it(
 
 
 @pytest.mark.parametrize("step", ["2024-09-08 submissions", "ledger", "purge"])
-def test_an_erasure_that_dies_forgets_nothing_that_was_sent(
-    landing: Any, deployment: Deployment, step: str
-) -> None:
-    fill(landing, deployment)
+@pytest.mark.usefixtures("filled")
+def test_an_erasure_that_dies_forgets_nothing_that_was_sent(deployment: Deployment, step: str) -> None:
 
     def die(now: str) -> None:
         if now == step:

@@ -17,6 +17,7 @@ from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.partition import as_sent
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, SentSubmission
 from kyc_pipeline.lake.tables import SUBMISSIONS
+from tests.effort import tries
 from tests.unit.flatten.support import (
     CLEAR,
     PSEUDONYMS,
@@ -130,7 +131,7 @@ def sent_rows(ids: list[str]) -> pa.Table:
     return as_sent(rows.select(SENT_COLUMNS), pa.nulls(len(ids), pa.string()))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=tries(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(responses(), min_size=1, max_size=4))
 def test_both_paths_give_the_same_rows(texts: list[str]) -> None:
     for text in texts:
@@ -268,7 +269,7 @@ def test_texts_that_are_json_only_together_are_not_taken() -> None:
     assert taken(['{"a": "}', '{"}', GOOD + GOOD]) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 @given(
     st.lists(st.sampled_from([GOOD, GOOD + "\n", "", "{", "}", "{}", "null", " ", "{\n}", None]), max_size=9)
 )

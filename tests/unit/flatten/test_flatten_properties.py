@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATION_FILES, VERIFICATION_TAGS, VERIFICATIONS
+from tests.effort import tries
 from tests.unit.flatten.support import CLEAR, PSEUDONYMS, Day, echo, response_row, submission_row, text_of
 
 TOP_KEYS = ["model", "modelVersion", "idFileType", "idFileName", "idName", "idFileSize", "idSize"]
@@ -124,7 +125,7 @@ def unaccounted(day: Day, response: Any) -> list[tuple[str, Any]]:
     return [leaf for leaf in leaves(response) if not is_accounted(*leaf)]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=tries(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RESULTS, st.dictionaries(st.sampled_from(["new", "error"]), SHAPES, max_size=2))
 def test_every_leaf_of_any_response_is_accounted_for(
     result: dict[str, Any], envelope: dict[str, Any]
@@ -222,12 +223,12 @@ def plain(values: Any) -> list[Any]:
 
 
 def test_the_tables_agree_with_an_independent_reading(day: Day) -> None:
-    results = generated_day(seed=4, count=10_000)
+    results = generated_day(seed=4, count=tries(10_000))
     day.write(
         [response_row(id_, text_of(result)) for id_, result in results.items()],
         [submission_row(id_) for id_ in results],
     )
-    assert day.flatten().exact < 5_001
+    assert day.flatten().exact <= len(results) / 2
 
     # Only flat fields: pandas is slow at copying nested values, and this test does not read them.
     scalars = [

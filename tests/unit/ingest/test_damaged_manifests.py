@@ -22,13 +22,14 @@ from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.columns import MALFORMED, ROW
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.ingest.landing_options import LandingOptions
+from tests.effort import tries
 
 NAMES = ("submission_id", "id_file", "selfie_file", "tag.k", "note")
 CELLS = [
     (f"id-{n}-{n * 7919 % 1000:03}", "id.jpg", "selfie.png", f"Ünal {n}, Co", f'5" {n}') for n in range(8)
 ]
 ANY_ROWS = settings(
-    max_examples=150,
+    max_examples=tries(150),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -182,14 +183,14 @@ def test_damage_anywhere_raises_no_error_but_ours(
 
 
 @pytest.mark.parametrize("name", WHOLE)
-@settings(ANY_ROWS, max_examples=50)
+@settings(ANY_ROWS, max_examples=tries(50))
 @given(content=st.one_of(st.binary(max_size=300), st.text(max_size=100).map(str.encode)))
 def test_any_bytes_raise_no_error_but_ours(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     read(tmp_path / name)
 
 
-@settings(ANY_ROWS, max_examples=12)
+@settings(ANY_ROWS, max_examples=tries(12))
 @given(name=st.sampled_from(sorted(WHOLE)), edits=ANYWHERE)
 def test_a_damaged_day_leaves_the_next_one_and_erasures_alone(
     make_zone: Callable[[], Any], name: str, edits: list[tuple[int, int, bytes]]

@@ -21,6 +21,7 @@ from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.landing_options import LandingOptions
+from tests.unit.ingest.conftest import Zone
 
 DAY = "2024-09-01"
 HEADER = "submission_id,id_file,selfie_file,tags\n"
@@ -822,22 +823,30 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Zone:
+    """A day that was ingested, and has another manifest since."""
+    zone = Zone(tmp_path_factory.mktemp("zone"))
+    zone.rows({"submission_id": "old"}, {"submission_id": "bad", "id_file": "lost.jpg"}, name="0.csv")
+    zone.ingest()
+    zone.rows({"submission_id": "new"}, name="1.csv")
+    return zone
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"), [u[1:] for u in UNREADABLE], ids=[u[0] for u in UNREADABLE]
 )
 def test_an_unreadable_manifest_fails_the_day_and_changes_nothing(
-    zone: Any, name: str, content: bytes, reason: str
+    ingested: Zone, name: str, content: bytes, reason: str
 ) -> None:
-    zone.rows({"submission_id": "old"}, {"submission_id": "bad", "id_file": "lost.jpg"}, name="0.csv")
-    zone.ingest()
-    before = zone.files()
-    zone.rows({"submission_id": "new"}, name="1.csv")
-    zone.manifest(name, content)
+    before = ingested.files()
+    unreadable = ingested.manifest(name, content)
     with pytest.raises(KycError, match=reason) as caught:
-        zone.ingest()
+        ingested.ingest()
     assert str(caught.value).startswith(f"manifests/2024-09-01/{name}: ")
     assert "\n" not in str(caught.value)
-    assert zone.files() == before
+    assert ingested.files() == before
+    unreadable.unlink()
 
 
 def test_damaged_pages_of_a_parquet_file(zone: Any) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
+from tests.effort import tries
 
 FIELDS = ("submission_id", "id_file", "selfie_file", "tags", "submitted_at")
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -55,7 +56,7 @@ def result(zone: Any) -> tuple[list[Any], list[Any]]:
     return accepted, [(row["submission_id"], row["reason"], row["manifest_row"]) for row in zone.rejected()]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(8), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, separator=st.sampled_from(",;\t"), end=st.sampled_from(["\n", "\r\n"]))
 def test_every_form_gives_the_same_rows_and_loses_none(
     make_zone: Callable[[], Any], rows: list[dict[str, str]], separator: str, end: str
@@ -76,7 +77,7 @@ def test_every_form_gives_the_same_rows_and_loses_none(
     assert results == [results[0]] * len(results)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(
         st.text(st.characters(codec="utf-8", exclude_characters='"\0\r\n'), max_size=30), max_size=15
@@ -92,7 +93,7 @@ def test_any_lines_below_a_header_are_accounted_for(make_zone: Callable[[], Any]
     assert zone.ids() == ["A1"]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=st.lists(
         st.recursive(
@@ -127,7 +128,7 @@ EDITS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, form=st.sampled_from(["csv", "csv.gz", "jsonl", "parquet", "tsv"]), edits=EDITS)
 def test_damaged_bytes_give_our_own_error_or_account_for_each_row(
     make_zone: Callable[[], Any], rows: list[dict[str, str]], form: str, edits: list[tuple[int, int, bytes]]

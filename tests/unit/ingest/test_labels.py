@@ -21,6 +21,7 @@ from kyc_pipeline.lake.tables import LABELS, REJECTED_LABELS
 from kyc_pipeline.privacy.erased import ErasedSubjects, Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import LabelReason
+from tests.effort import tries
 from tests.unit.ingest.conftest import csv_text
 
 HEADER = ["submission_id", "label", "source", "decided_at", "attack", "weight", "stratum"]
@@ -257,7 +258,7 @@ CELLS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(CELLS, max_size=8))
 def test_any_row_is_a_valid_label_or_is_rejected(
     make_labels: Callable[[], Labels], rows: list[dict[str, str]]

@@ -26,6 +26,7 @@ from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, hold
 from kyc_pipeline.ledger.owners import Owner, find, forget_versions, reserve
 from kyc_pipeline.ledger.schema import ingests, leases, owners
 from kyc_pipeline.vocabulary import Outcome, Reason
+from tests.effort import tries
 from tests.unit.ingest.killed_ingest import ingest_and_die
 
 DAY, NEXT, THIRD = "2024-09-01", "2024-09-02", "2024-09-03"
@@ -483,7 +484,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_id_has_one_day_whatever_happens(make_zone: Callable[[], Any], steps: list[Any]) -> None:
     zone = make_zone()
     sent: dict[str, str] = {}

@@ -38,6 +38,9 @@ def workbook(*rows: list[Any], edit: Callable[[Any], object] = lambda book: None
     return target.getvalue()
 
 
+PLAIN = workbook(HEADER, row("A1"), row("A2"), row("A3"))
+
+
 def repacked(content: bytes, parts: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     """The workbook with other or more parts."""
     target = io.BytesIO()
@@ -47,9 +50,8 @@ def repacked(content: bytes, parts: dict[str, bytes], compression: int = zipfile
     return target.getvalue()
 
 
-def with_part(pattern: str, replacement: str, content: bytes | None = None, part: str = SHEET) -> bytes:
+def with_part(pattern: str, replacement: str, content: bytes = PLAIN, part: str = SHEET) -> bytes:
     """The workbook with a change in the XML of a part."""
-    content = content or workbook(HEADER, row("A1"), row("A2"), row("A3"))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         text = archive.read(part).decode()
     changed = re.sub(pattern, replacement, text, count=1, flags=re.DOTALL)

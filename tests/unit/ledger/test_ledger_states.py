@@ -29,6 +29,7 @@ from kyc_pipeline.ledger.models import (
 )
 from kyc_pipeline.ledger.queries import read_entries, read_responses
 from kyc_pipeline.ledger.schema import attempts, calls_of_days
+from tests.effort import tries
 
 DATES = ("2024-09-01", "2024-09-02")
 IDS = ("a", "b", "c")
@@ -274,5 +275,5 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerStates = LedgerMachine.TestCase
 TestLedgerStates.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, derandomize=True, database=None
+    max_examples=tries(15), stateful_step_count=25, deadline=None, derandomize=True, database=None
 )

@@ -23,12 +23,13 @@ from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.ledger.schema import leases
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.summary import Stopped
+from tests.effort import tries
 from tests.unit.postgres import PostgresServer
 from tests.unit.verify import children
 from tests.unit.verify.world import DATE, QUICK, TOKEN, World, is_complete
 
 Until = Callable[[Callable[[], bool]], None]
-KILLS = 20
+KILLS = tries(20)
 
 
 def records_by_submission(simulator: Simulator) -> dict[str, list[int]]:

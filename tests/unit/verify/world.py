@@ -24,7 +24,7 @@ QUICK = Timing(
 
 
 @lru_cache(maxsize=8)
-def _settings(**values: Any) -> Settings:
+def settings_of(**values: Any) -> Settings:
     """A test reads them at every step, and pydantic takes longer for them than a small run of the engine."""
     return Settings(_env_file=None, **values)
 
@@ -59,7 +59,7 @@ class World:
             "kyc_lake": str(self.root / "lake"),
             "kyc_ledger_url": self.ledger_url or f"sqlite:///{self.root / 'ledger.sqlite'}",
         }
-        return _settings(**(values | self.options))
+        return settings_of(**(values | self.options))
 
     @property
     def lake(self) -> Lake:
