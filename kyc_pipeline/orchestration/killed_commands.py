@@ -12,6 +12,7 @@ import dagster as dg
 
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.orchestration.jobs import COMMAND_LINE, QUEUED, STARTED, TRIGGER, days_of
+from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.wording import run_again
 
 PROCESS = "kyc/process"
@@ -52,6 +53,7 @@ def _is_killed(run: dg.DagsterRun) -> bool:
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Marks the runs of `kyc-pipeline` commands that were killed as failed.",
 )
+@safe_errors
 def killed_commands(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Ends them also if nobody starts another command. It starts no run."""
     return dg.SkipReason("; ".join(end_killed_commands(context.instance)) or "none")
