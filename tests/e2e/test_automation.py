@@ -123,7 +123,9 @@ class Site:
 
     def warehouse_outcomes(self, day: str) -> list[tuple[str, int]]:
         """(outcome, submissions) of the day, from the published warehouse."""
-        with duckdb.connect(str(self.folder / "warehouse" / "kyc.duckdb"), read_only=True) as warehouse:
+        if not (file := self.folder / "warehouse" / "kyc.duckdb").exists():
+            return []
+        with duckdb.connect(str(file), read_only=True) as warehouse:
             return warehouse.execute(
                 "SELECT outcome, count(*) FROM submissions WHERE date = ?::DATE GROUP BY outcome", [day]
             ).fetchall()

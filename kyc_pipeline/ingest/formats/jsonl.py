@@ -58,9 +58,9 @@ def _lines(path: ManifestFile) -> Iterator[str]:
     rest = end = ""
     for block in text_blocks(path):
         text = rest + block
-        # The first line end is that of all lines. Strings may contain other line separators.
-        if not end and (found := _LINE_END.search(text)):
-            end = found[0][-1]
+        # All lines end alike: what is rarer is text. Strings may contain other line separators.
+        if not end and (found := Counter(each[-1] for each in _LINE_END.findall(text))):
+            end = max(found, key=found.__getitem__)
         *lines, rest = text.split(end or "\n")
         if len(rest) > MAX_ROW_BYTES:
             raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} characters")

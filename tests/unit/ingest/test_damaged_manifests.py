@@ -114,6 +114,7 @@ def read(path: Path, code_page: str | None = None) -> list[dict[str, Any]] | Non
 @example(edits=[(1, 20, 0, b',"'), (2, 20, 0, b'"')])
 @example(edits=[(0, 0, 0, b'"'), (0, 44, 2, b'"')])
 @example(edits=[(0, 0, 0, b"\xfe\xff")])
+@example(edits=[(0, 0, 0, b"\r")])
 @example(edits=[(0, 0, 0, b"\xff\xfe"), (0, 9, 0, b"\0\0\0\0"), (1, 9, 0, b"\0\0\0")])
 def test_damage_to_one_row_touches_no_other_or_refuses_the_file(
     tmp_path: Path, name: str, edits: list[tuple[int, int, int, bytes]]
