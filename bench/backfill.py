@@ -37,8 +37,8 @@ FIRST = date(2024, 9, 1)
 PATIENCE = 1800.0
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED"}
 IN_PROCESS = (
-    "import sys; from kyc_pipeline.cli import local_run, main; "
-    "local_run.BACKFILL_DAYS_PER_RUN = int(sys.argv.pop(1)); main()"
+    "import sys; from kyc_pipeline.cli import main; from kyc_pipeline.orchestration import partitions; "
+    "partitions.BACKFILL_DAYS_PER_RUN = int(sys.argv.pop(1)); main()"
 )
 RUNS = """query ($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results
   { status creationTime startTime endTime tags { key value } } } } }"""

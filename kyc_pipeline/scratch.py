@@ -16,7 +16,10 @@ def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
     Raises :class:`UsageError` if DuckDB could not open a file there.
     """
     if "?" in (folder := tempfile.gettempdir()):
-        raise UsageError(f"TMPDIR: {folder} has a ? in its path, which DuckDB cannot open: choose another")
+        raise UsageError(
+            f"the temporary folder {folder} has a ? in its path, which DuckDB cannot open: "
+            "set TMPDIR to another"
+        )
     return tempfile.TemporaryDirectory(prefix=_PREFIX)
 
 

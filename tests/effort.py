@@ -1,4 +1,4 @@
-"""How much tests try that could try any number: a part of it in everyday runs, all in CI."""
+"""How many examples, seeds and inputs tests try: all with `TEST_EFFORT=full`, as in CI, else a quarter."""
 
 import os
 

@@ -154,7 +154,7 @@ def _why_it_stopped(pipeline: Pipeline, controls: CallControls, results: "Result
     if controls.stop.draining:
         if not (results.left or controls.skipped):
             return "the stop request came too late: everything was done already"
-        skipped = f", {plural(len(controls.skipped), 'day')} not run" if controls.skipped else ""
+        skipped = f", {plural(len(controls.skipped), 'day')} left out" if controls.skipped else ""
         return f"stopped on request; {counts}{skipped}: run the same days again"
     if results.left and controls.budget and controls.budget.is_used_up:
         return f"stopped: the budget of calls is used up; {counts}: run the same days again"

@@ -1,6 +1,6 @@
 """Dagster's home, where it records runs: the folder, its `dagster.yaml`, and the instance in it.
 
-Apart from what runs days, so that a command that only shows or serves something loads no definitions.
+Kept apart from what runs days, so that a command that only shows or serves something loads no definitions.
 """
 
 import contextlib

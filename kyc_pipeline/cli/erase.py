@@ -25,7 +25,7 @@ from kyc_pipeline.erasure.remove import erase as erase_found
 from kyc_pipeline.erasure.remove import require_no_hold
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
-from kyc_pipeline.ledger.audit import AuditAction, refuse_name
+from kyc_pipeline.ledger.audit import AuditAction, require_anonymous
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.ledger.publications import Copy, copies_before_erasure, forget_place
@@ -67,7 +67,7 @@ def erase(
     code 3: nobody was found, or something is left, such as the warehouse of another host.
     """
     name, value = person(tag)
-    refuse_name(value, reason, request)
+    require_anonymous(value, reason, request)
     settings = load_settings()
     with open_ledger(settings) as ledger:
         pseudonymizer = reading_pseudonymizer if dry_run else ledgers_pseudonymizer

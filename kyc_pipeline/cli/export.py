@@ -13,7 +13,7 @@ from kyc_pipeline.erasure.find import find
 from kyc_pipeline.erasure.stores import Stores
 from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
 from kyc_pipeline.lake.atomic import replacing
-from kyc_pipeline.ledger.audit import AuditAction, refuse_name
+from kyc_pipeline.ledger.audit import AuditAction, require_anonymous
 from kyc_pipeline.ledger.identity import open_ledger
 from kyc_pipeline.settings import load_settings
 from kyc_pipeline.wording import plural
@@ -48,7 +48,7 @@ def export(
     It reads the landing zone, the lake and the ledger. Only the owner of the file can read it.
     """
     name, value = person(tag)
-    refuse_name(value, reason, request)
+    require_anonymous(value, reason, request)
     settings = load_settings()
     with open_ledger(settings) as ledger:
         stores = Stores.of(settings, ledger, reading_pseudonymizer(settings, ledger))

@@ -53,7 +53,10 @@ def add_command(tag: str, reason: str, request: str | None) -> None:
         found = find(stores, *subject)
     click.echo("hold set")
     if not found.is_known:
-        click.echo(f"{found.why_unknown}: check it for a typing error", err=True)
+        click.echo(
+            f"{found.why_unknown}. If --tag has a typing error, remove this hold and add another",
+            err=True,
+        )
 
 
 @legal_hold.command("remove")

@@ -1,6 +1,6 @@
-"""The types of the options `--output`. A module of its own, because `query` starts sooner without the others.
+"""The types of the options `--output`. In a module of its own, so that `query` does not load `options`.
 
-No option makes a folder: one that is missing is mistyped, or a file was given in place of a folder.
+None of them makes a folder: a missing one is probably mistyped, or was meant as a file.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ class _OutputFile(click.Path):
         """The path. Fails with a usage error if its folder does not exist."""
         path = cast("Path", super().convert(value, param, ctx))
         if not path.absolute().parent.is_dir():
-            self.fail(f"the folder {path.parent} does not exist", param, ctx)
+            self.fail(f"the folder {path.parent} does not exist: create it, or choose another", param, ctx)
         return path
 
 

@@ -78,7 +78,7 @@ def plan(first: date, last: date) -> None:
 
 def _rejected_line(rejected: Counter[str]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
-    return f"rejected: {reasons}; after the backfill, `kyc-pipeline rejected` shows file and row"
+    return f"rejected: {reasons}; `kyc-pipeline rejected` shows file and row of ingested days"
 
 
 def _row(entry: PartitionPlan) -> list[object]:

@@ -37,10 +37,10 @@ def rekey(context: click.Context, dry_run: bool, reason: str | None, request: st
             old = [each for each in stores.ledger.tombstones() if each.key_id != new.key_id]
             is_done = former == new.key_id and not (old or days)
             to_do = (
-                f"The new key is {new.key_id}; {plural(len(old), 'tombstone')} and "
+                f"the new key is {new.key_id}; {plural(len(old), 'tombstone')} and "
                 f"{plural(len(days), 'day')} have another"
             )
-            click.echo(f"dry run: nothing changes. {done if is_done else to_do}")
+            click.echo(f"dry run: nothing changes; {done if is_done else to_do}")
             return
         publish = publisher(
             settings,

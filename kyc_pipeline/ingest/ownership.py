@@ -29,7 +29,7 @@ from kyc_pipeline.vocabulary import SUBMISSION_TAG, Outcome
 
 SORTED_ROWS: Final = 200_000
 ROWS_AT_ONCE: Final = 20_000
-"""Earlier rows that are compared with what was sent at a time."""
+"""How many earlier rows to compare at a time with what was sent."""
 MAX_THREADS: Final = 2
 CANDIDATES_FILE: Final = "candidates.parquet"
 """Rows (`rows.CANDIDATES`) that pass every rule that needs no other row."""

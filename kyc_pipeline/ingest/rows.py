@@ -243,8 +243,11 @@ def _merge(text: str | None, cells: list[tuple[str, str]]) -> Tags:
         raise _TagError(Reason.INVALID_TAGS, "a tag has no name")
     if any("\0" in name or "\0" in value for name, value in tags.items()):
         raise _TagError(Reason.INVALID_TAGS, "a tag has a NUL character")
-    if any(value.startswith(_EXCEL_TEXT) for value in tags.values()):
-        raise _TagError(Reason.INVALID_TAGS, 'a tag has a formula, such as ="0012": deliver its text')
+    for name, value in tags.items():
+        if value.startswith(_EXCEL_TEXT):
+            raise _TagError(
+                Reason.INVALID_TAGS, f'the tag {name} has a formula, such as ="0012": deliver its text'
+            )
     if SUBMISSION_TAG in tags:
         raise _TagError(Reason.RESERVED_TAG, f"the tag {SUBMISSION_TAG} is the pipeline's own: leave it out")
     return dict(sorted(tags.items()))

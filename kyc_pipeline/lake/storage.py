@@ -178,7 +178,7 @@ class Lake:
         """Yields a sink whose content replaces the partition if the block succeeds."""
         target = self.path(table, date)
         if not self.is_local:
-            with _uploading(self.fs, target, confirm) as upload:
+            with _uploading(self.fs, target, confirm, _made_by(date)) as upload:
                 yield upload
             return
         make_folder(os.path.dirname(target))
@@ -343,7 +343,8 @@ class Lake:
     def revoke_drafts(self, table: Table, date: str) -> None:
         """Lets no other writer replace the partition with rows that it has begun to write.
 
-        Call it under the day's lease. In an object store, a writer replaces what it found, or nothing.
+        Call it under the day's lease. In an object store it does nothing: there, a writer replaces only the
+        version that it found at its start.
         """
         if self.is_local:
             revoke_drafts(self.path(table, date))
@@ -359,11 +360,12 @@ def _with_new_columns(rows: _Rows, table: Table, columns: list[str] | None) -> _
 
 
 @contextlib.contextmanager
-def _uploading(fs: Any, path: str, confirm: Callable[[], None]) -> Iterator[IO[bytes]]:
+def _uploading(fs: Any, path: str, confirm: Callable[[], None], again: str) -> Iterator[IO[bytes]]:
     """Yields an upload; the object becomes visible, complete, if the block succeeds.
 
     It replaces only the version that was there at the start. So a writer that is suspended after `confirm`
-    replaces nothing that others have written since.
+    replaces nothing that others have written since, but raises :class:`KycError`, in which `again` says what to
+    do.
     """
     former = _headers(fs, path).get("ETag")
     condition = {"IfMatch": former} if former else {"IfNoneMatch": "*"}
@@ -373,7 +375,7 @@ def _uploading(fs: Any, path: str, confirm: Callable[[], None]) -> Iterator[IO[b
         yield sink
         sink.close()
         confirm()
-        _commit(sink, fs, path, former, writer)
+        _commit(sink, fs, path, former, writer, again)
     except BaseException:
         with contextlib.suppress(OSError):
             sink.close()
@@ -382,7 +384,7 @@ def _uploading(fs: Any, path: str, confirm: Callable[[], None]) -> Iterator[IO[b
         raise
 
 
-def _commit(sink: Any, fs: Any, path: str, former: str | None, writer: Mapping[str, str]) -> None:
+def _commit(sink: Any, fs: Any, path: str, former: str | None, writer: Mapping[str, str], again: str) -> None:
     """Commits an upload whose metadata is `writer`. Raises :class:`KycError` if `former` is gone."""
     try:
         sink.commit()
@@ -392,7 +394,7 @@ def _commit(sink: Any, fs: Any, path: str, former: str | None, writer: Mapping[s
             return  # the client repeated a request whose response was lost
         if now.get("ETag") != former:
             raise KycError(
-                f"{path} was replaced by another run, so the rows of this one are discarded: run it again"
+                f"{path} was replaced by another run, so the rows of this one are discarded: {again}"
             ) from error
         raise
 

@@ -165,7 +165,7 @@ class AuditTrail:
         """The entry, in the order of the table's columns."""
         author = self._author
         if subject is not None:
-            refuse_name(subject[1], author.reason, author.request)
+            require_anonymous(subject[1], author.reason, author.request)
         who = Tombstone.of_tag(self._pseudonymizer(), *subject) if subject else None
         return {
             "number": number,
@@ -256,8 +256,8 @@ def _entries(first: int, last: int) -> str:
     return f"entry {first} is" if first == last else f"entries {first} to {last} are"
 
 
-def refuse_name(value: str, *texts: str | None) -> None:
-    """Raises :class:`UsageError` if a reason or a request has the subject's value in it."""
+def require_anonymous(value: str, *texts: str | None) -> None:
+    """Raises :class:`UsageError` if one of `texts`, a reason or a request, contains the subject's value."""
     named = re.compile(rf"(?<!\w){re.escape(fold(value))}(?!\w)")
     if any(text and named.search(fold(text)) for text in texts):
         raise UsageError(

@@ -32,7 +32,7 @@ def end_killed_commands(instance: dg.DagsterInstance) -> list[str]:
     filters = dg.RunsFilter(tags={TRIGGER: COMMAND_LINE}, statuses=[*QUEUED, *STARTED])
     lines = []
     for run in instance.get_runs(filters):
-        if not _is_killed(run):
+        if not _is_killed(instance, run):
             continue
         days = days_of(run.tags)
         again = f"the days again, with {run_again(*days)}" if days else "the command again"
@@ -43,17 +43,20 @@ def end_killed_commands(instance: dg.DagsterInstance) -> list[str]:
     return lines
 
 
-def _is_killed(run: dg.DagsterRun) -> bool:
+def _is_killed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     run_id, machine, pid, started = json.loads(run.tags.get(PROCESS, "[null, null, null, null]"))
-    return run_id == run.run_id and ProcessIdentity(machine, "", pid, started).is_surely_dead()
+    if run_id != run.run_id or not ProcessIdentity(machine, "", pid, started).is_surely_dead():
+        return False
+    now = instance.get_run_by_id(run.run_id)  # the process may have ended its run since it was listed
+    return now is not None and not now.is_finished
 
 
 @dg.sensor(
     minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Marks the runs of `kyc-pipeline` commands that were killed as failed.",
+    description="Marks as failed the runs of `kyc-pipeline` commands that were killed.",
 )
 @safe_errors
 def killed_commands(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Ends them also if nobody starts another command. It starts no run."""
+    """Ends them even if nobody starts another command. It starts no run."""
     return dg.SkipReason("; ".join(end_killed_commands(context.instance)) or "none")

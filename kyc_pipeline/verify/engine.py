@@ -109,8 +109,8 @@ def verify_partition(
 
     Raises :class:`UsageError` if it needs a credential and has none, :class:`PartitionBusy`,
     :class:`LedgerConflict`, :class:`LedgerError` (:class:`WrongLedger` if this is not the lake's ledger),
-    and :class:`PartitionMissing`. If a :class:`DeepXLError` ended the run, it is the summary's `error`, since
-    the table is written all the same.
+    and :class:`PartitionMissing`. The :class:`DeepXLError` or :class:`ShardLost` that ended the run is the
+    summary's `error`; the table is then written, too.
     """
     run = _Run(
         settings=settings,

@@ -1,8 +1,9 @@
 """Reconciles a day: accepted submissions, written outcomes and the ledger, compared id by id.
 
 Reads each from its own store and takes nothing from the run that wrote them, so the comparison can fail. A
-large day is compared in ranges of ids, so that memory does not grow with the day. Each store is read once: a
-ledger has no index by day and id, and an object store gives a reader the whole object.
+large day is compared in ranges of ids, so that memory does not grow with the day. Responses and ledger are
+read once, and submissions once more for the bounds of several ranges: a ledger has no index by day and id,
+and an object store gives a reader the whole object.
 """
 
 import itertools

@@ -1,9 +1,9 @@
 -- Every tag that `KYC_DIMENSIONS` names occurs in a verified submission; so does every tag that
--- `KYC_SUBJECT_TAGS` names, if it was set.
+-- `KYC_SUBJECT_TAGS` names, unless it has its default value.
 --
 -- severity: warning
 -- counts: tags
--- todo: no submission has a tag of this name; correct it in KYC_DIMENSIONS or KYC_SUBJECT_TAGS
+-- todo: no verified submission has a tag of this name; correct it in KYC_DIMENSIONS or KYC_SUBJECT_TAGS
 WITH configured AS (
     SELECT name AS setting, unnest(string_split(value, ',')) AS tag
     FROM build_inputs

@@ -2,7 +2,7 @@
 --
 -- severity: error
 -- counts: repeated ids
--- todo: materialize submissions of the later day, or run it with `kyc-pipeline backfill`
+-- todo: materialize submissions of the later day, or run that day with `kyc-pipeline backfill`
 SELECT submission_id, count(*) AS occurrences
 FROM submissions
 GROUP BY submission_id

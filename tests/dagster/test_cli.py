@@ -390,7 +390,7 @@ def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
     monkeypatch.setattr(local_run, "build_defs", build_and_interrupt)
     code, out, _ = run("backfill", "--from", days[0], "--to", days[-1])
     assert code == 3
-    assert "stopped on request; 0 settled, 2 left, 1 day not run: run the same days again" in out
+    assert "stopped on request; 0 settled, 2 left, 1 day left out: run the same days again" in out
     assert not simulator.received
     assert Lake(str(tmp_path / "lake")).dates(SUBMISSIONS) == days[:-1]
     assert (tmp_path / "warehouse" / "kyc.duckdb").exists()

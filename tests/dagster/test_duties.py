@@ -205,7 +205,7 @@ def test_an_erasure_respects_a_legal_hold_and_names_it(day: str, run: Run) -> No
 
 def test_a_hold_may_come_before_anything_is_delivered(run: Run, landing: Any) -> None:
     code, _, err = run("legal-hold", "add", "--tag", TAG, "--reason", "case 4/26")
-    assert (code, "check it for a typing error" in err) == (0, True)
+    assert (code, "If --tag has a typing error, remove this hold" in err) == (0, True)
     landing.manifest(DAY, [landing.submission(f"{MARK}-0", 11, {"customerId": CUSTOMER})])
     code, out, err = run("erase", "--tag", TAG)
     assert (code, "nothing was erased" in err, MARK in out + err) == (1, True, False)
@@ -299,7 +299,7 @@ def test_a_new_key_reaches_the_warehouse_and_keeps_erased_people_out(landing: An
     code, out, _ = run("audit", "list", "--json", **keys)
     assert [json.loads(line)["action"] for line in out.splitlines()][2:] == ["rekey", "rekeyed"]
     nothing = f"ledger and lake have the key {Pseudonymizer(new).key_id} already: nothing to replace there\n"
-    assert run("rekey", "--dry-run", **keys) == (0, f"dry run: nothing changes. {nothing}", "")
+    assert run("rekey", "--dry-run", **keys) == (0, f"dry run: nothing changes; {nothing}", "")
     code, out, _ = run("rekey", **keys)
     assert (code, out.startswith(nothing)) == (0, True), out
     code, _, err = run("plan", "--from", DAY, "--to", DAY, KYC_PSEUDONYM_KEY=new)

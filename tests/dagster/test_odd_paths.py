@@ -22,7 +22,10 @@ def test_a_temporary_folder_that_duckdb_cannot_open_is_one_line(
     (tmp_path / "what?").mkdir()
     for command, expected in (("plan", 2), ("backfill", 1)):
         code, _, err = run(command, "--from", DAY, "--to", DAY)
-        line = f"TMPDIR: {tmp_path}/what? has a ? in its path, which DuckDB cannot open: choose another\n"
+        line = (
+            f"the temporary folder {tmp_path}/what? has a ? in its path, which DuckDB cannot open: "
+            "set TMPDIR to another\n"
+        )
         assert (code, err.endswith(line), err.count("\n")) == (expected, True, 1), err
 
 

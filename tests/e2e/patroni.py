@@ -31,7 +31,7 @@ NAMESPACES = (
 )
 PASSWORD = "hidden-word"
 TTL_SECONDS = 20
-"""How long a dead leader keeps its lock: Patroni's least."""
+"""How long a dead leader keeps its lock; Patroni's minimum."""
 
 
 @dataclass

@@ -3,7 +3,8 @@
 Every chart takes the width of its container. Colours are names of the page's palette; the page's script
 replaces them for light, dark and print. What a chart shows follows the parameter `shown`
 (:attr:`Period.shown`), which the page's period filter sets: rows over time have a `unit` and a `date` (epoch
-milliseconds), all others a `period`. Most charts are made once, then filled with data, which is quick.
+milliseconds), all others a `period`. Most charts are made once and then filled with data, which is quick.
+Do not change a finished chart: it shares its parts with the cached one.
 """
 
 from collections.abc import Mapping, Sequence

@@ -58,7 +58,7 @@ def _lines(path: ManifestFile) -> Iterator[str]:
     rest = end = ""
     for block in text_blocks(path):
         text = rest + block
-        # All lines end alike: what is rarer is text. Strings may contain other line separators.
+        # The most frequent line end is that of the file; strings may contain other line separators.
         if not end and (found := Counter(each[-1] for each in _LINE_END.findall(text))):
             end = max(found, key=found.__getitem__)
         *lines, rest = text.split(end or "\n")

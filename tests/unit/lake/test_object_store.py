@@ -128,10 +128,8 @@ def test_a_commit_whose_response_is_lost_counts(s3_root: str, monkeypatch: pytes
 
 READER = """
 import sys
-from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import SMALL, Lake
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
-from tests.unit.conftest import new_bucket
 lake = Lake(sys.argv[1])
 while True:
     rows = lake.read(CONTRACT_DRIFT, "2024-09-01").column("occurrences")

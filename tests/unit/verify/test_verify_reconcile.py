@@ -59,7 +59,7 @@ def test_stores_that_agree(world: World) -> None:
     assert differences(world) == ["1 sent according to the ledger but without an outcome here (held)"]
 
 
-def test_each_store_is_read_once(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_store_is_read_again_for_each_range(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Submissions twice if there are several ranges: their bounds come first."""
     world, read = verified(sqlite_world), Counter[str]()
     batches = Lake.batches
