@@ -364,8 +364,7 @@ def _uploading(fs: Any, path: str, confirm: Callable[[], None], again: str) -> I
     """Yields an upload; the object becomes visible, complete, if the block succeeds.
 
     It replaces only the version that was there at the start. So a writer that is suspended after `confirm`
-    replaces nothing that others have written since, but raises :class:`KycError`, in which `again` says what to
-    do.
+    replaces nothing that others have written since, but raises :class:`KycError` with the advice `again`.
     """
     former = _headers(fs, path).get("ETag")
     condition = {"IfMatch": former} if former else {"IfNoneMatch": "*"}
