@@ -19,7 +19,9 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str | None)
 _NO_OBJECT: Final = "the line is not a valid JSON object"
 _DUPLICATE_KEY: Final = "the line has a duplicate key"
-_LINE_END: Final = re.compile(r"\r*\n|\r(?=[^\r\n])")
+_LINE_END: Final = re.compile(r"\n|\r(?=[^\r\n])")
+"""The last character of a line end. It has no repetition: a million CRs would take hours."""
+_BETWEEN_ROWS: Final = re.compile(r"\}([ \t\r\n]+)\{")
 
 
 def read_jsonl(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Iterator[pa.Table]:
@@ -58,15 +60,26 @@ def _lines(path: ManifestFile) -> Iterator[str]:
     rest = end = ""
     for block in text_blocks(path):
         text = rest + block
-        # The most frequent line end is that of the file; strings may contain other line separators.
-        if not end and (found := Counter(each[-1] for each in _LINE_END.findall(text))):
-            end = max(found, key=found.__getitem__)
+        if not end:
+            end = _line_end(text)
         *lines, rest = text.split(end or "\n")
         if len(rest) > MAX_ROW_BYTES:
             raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} characters")
         yield from (line for line in lines if line.strip())
     if rest.strip():
         yield rest
+
+
+def _line_end(text: str) -> str:
+    """What ends the lines of a text; empty if it has only one.
+
+    The most frequent line end is the file's; strings may contain other line separators. Ends between two
+    objects count if there are any, since one row may have more stray ends than the file has rows.
+    """
+    gaps = _BETWEEN_ROWS.findall(text)
+    ends = ["\n" if "\n" in gap else "\r" for gap in gaps if "\n" in gap or "\r" in gap]
+    found = Counter(ends or _LINE_END.findall(text))
+    return max(found, key=found.__getitem__, default="")
 
 
 def has_duplicate_key(text: str) -> bool:

@@ -266,6 +266,27 @@ def test_jsonl_line_ends(zone: Any, end: str, last: str) -> None:
     assert zone.ids() == ["A0", "A1", "A2"]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_jsonl_row_with_more_crs_than_the_file_has_rows_costs_no_other(
+    zone: Any, end: str, place: int
+) -> None:
+    rows = [ELEMENT.replace("A1", f"A{number}") for number in range(2)]
+    rows.insert(place, '{"submission_id":"A9","tag.address":"a\rb\rc\rd\re\rf"}')
+    zone.manifest("a.jsonl", end.join(rows))
+    zone.ingest()
+    assert zone.ids() == ["A0", "A1"]
+    assert [row["reason"] for row in zone.rejected()] == ["malformed_row"]
+
+
+def test_a_jsonl_row_of_a_million_crs_costs_no_other(zone: Any) -> None:
+    """Each of them may be a line end: to search the rest of them for the next LF would take hours."""
+    crs = "\r" * 900_000
+    zone.manifest("a.jsonl", "\n".join([ELEMENT, f"{crs}x", ELEMENT.replace("A1", "A2")]))
+    zone.ingest()
+    assert zone.ids() == ["A1", "A2"]
+
+
 def test_jsonl_values_that_json_does_not_have_matter_only_where_they_are_used(zone: Any) -> None:
     lines = [
         f'{{"submission_id":"A1",{GOOD},"score":NaN,"tags":{{"k":"ü","l":"w"}}}}',
