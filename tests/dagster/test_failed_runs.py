@@ -1,9 +1,14 @@
 """What the command line says after a run that went wrong."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from kyc_pipeline.cli.dagster_home import HomeUnusable, usable_home
@@ -13,6 +18,7 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.orchestration.assets import ingest as ingest_assets
 from kyc_pipeline.orchestration.checks.ingest import RECONCILES, check_partition
+from kyc_pipeline.orchestration.killed_commands import end_killed_commands
 from tests.conftest import Landing
 from tests.dagster.conftest import TOKEN, Run
 from tests.faults import Meanwhile
@@ -117,3 +123,38 @@ def test_a_failed_check_says_what_is_wrong(
     assert code == 1
     line = f"kyc-pipeline: check received_reconciles: {NEXT_DAY}: 3 rows are unaccounted for: ingest again"
     assert err.splitlines()[-1] == line
+
+
+TAGS_OF_A_COMMAND = """
+import json, sys
+from kyc_pipeline.orchestration.killed_commands import command_tags
+print(json.dumps(command_tags(sys.argv[1])))
+"""
+
+
+@dg.job
+def nothing() -> None:
+    """Has no steps."""
+
+
+def test_a_command_that_ends_while_somebody_looks_for_killed_ones_has_not_been_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_id = dg.DagsterRun(job_name="nothing").run_id
+    tags = subprocess.run(
+        [sys.executable, "-c", TAGS_OF_A_COMMAND, run_id], check=True, capture_output=True, text=True
+    ).stdout
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(
+            nothing, run_id=run_id, tags=json.loads(tags), status=dg.DagsterRunStatus.STARTED
+        )
+        get_runs = instance.get_runs
+
+        def and_then_it_ends(filters: dg.RunsFilter) -> Sequence[dg.DagsterRun]:
+            found = get_runs(filters)
+            instance.report_run_canceled(run)
+            return found
+
+        monkeypatch.setattr(instance, "get_runs", and_then_it_ends)
+        assert end_killed_commands(instance) == []
+        assert [each.status for each in get_runs()] == [dg.DagsterRunStatus.CANCELED]
