@@ -3,6 +3,7 @@
 None of them makes a folder: a missing one is probably mistyped, or was meant as a file.
 """
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ class _OutputFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path. Fails with a usage error if its folder does not exist."""
         path = cast("Path", super().convert(value, param, ctx))
-        if not path.absolute().parent.is_dir():
+        if not os.path.isdir(path.absolute().parent):  # `Path.is_dir` raises some errors
             self.fail(f"the folder {path.parent} does not exist: create it, or choose another", param, ctx)
         return path
 

@@ -385,6 +385,8 @@ def test_an_output_that_cannot_be_written_is_one_line(warehouse: Path, tmp_path:
     result = run("FROM pass_rates", "--output", str(tmp_path / "nowhere" / "out.csv"))
     assert (result.exit_code, f"the folder {tmp_path}/nowhere does not exist" in result.stderr) == (2, True)
     assert not (tmp_path / "nowhere").exists()
+    result = run("FROM pass_rates", "--output", str(tmp_path / ("n" * 300) / "out.csv"))
+    assert (result.exit_code, "does not exist" in result.stderr) == (2, True)
     with pytest.raises(KycError, match="cannot write"):
         run("FROM pass_rates", "--output", "/proc/out.csv")
 
