@@ -10,7 +10,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -27,7 +27,7 @@ from kyc_pipeline.flatten.blocks import WITHHELD, ArrowColumn, BlockFlattener, W
 from kyc_pipeline.flatten.drift import DriftCounter
 from kyc_pipeline.flatten.records import FACTS, RecordFlattener, Rows, SentSubmission
 from kyc_pipeline.lake.sent import read_sent
-from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionWriter
+from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, PartitionReplaced, PartitionWriter
 from kyc_pipeline.lake.tables import (
     CONTRACT_DRIFT,
     STRING_MAP,
@@ -47,6 +47,7 @@ BATCH_ROWS: Final = 4096
 """Maximum responses of a batch. Half as many take 50 MB less and a tenth more time."""
 BATCH_BYTES: Final = 1 << 24
 """Maximum bytes of a batch, reckoned with the day's average response: over twice what a batch usually has."""
+_ATTEMPTS: Final = 3
 _INPUTS: Final = (VERIFICATION_RESPONSES, SUBMISSIONS)
 _OUTPUTS: Final = (*FACTS, CONTRACT_DRIFT)
 KEY_ID: Final = "key_id"
@@ -91,10 +92,20 @@ def flatten_partition(
 ) -> FlattenSummary:
     """Writes the five tables of `date` from its responses and submissions.
 
-    Writes nothing if they are up to date and readable, unless `force` is set.
+    Writes nothing if they are up to date and readable, unless `force` is set. Without a lease, others may
+    flatten the day at the same time: whoever finds a table replaced begins again.
 
     Raises :class:`KycError` if either is missing, unreadable, not sorted by id, or replaced while being read.
     """
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(PartitionReplaced):
+            return _flatten(lake, date, pseudonymizer, clear_tags, force=force)
+    return _flatten(lake, date, pseudonymizer, clear_tags, force=force)
+
+
+def _flatten(
+    lake: Lake, date: str, pseudonymizer: Pseudonymizer, clear_tags: Collection[str], *, force: bool
+) -> FlattenSummary:
     versions = [lake.version(table, date) for table in _INPUTS]
     source = source_of(lake, date)
     metadata = {

@@ -86,6 +86,10 @@ class PartitionUnreadable(KycError):
     """The partition's file exists but cannot be read."""
 
 
+class PartitionReplaced(KycError):
+    """Another writer has replaced the partition since this one began: its rows are discarded."""
+
+
 class PartitionWriter:
     """Appends rows to one partition. :meth:`Lake.writer` yields it."""
 
@@ -384,7 +388,7 @@ def _uploading(fs: Any, path: str, confirm: Callable[[], None], again: str) -> I
 
 
 def _commit(sink: Any, fs: Any, path: str, former: str | None, writer: Mapping[str, str], again: str) -> None:
-    """Commits an upload whose metadata is `writer`. Raises :class:`KycError` if `former` is gone."""
+    """Commits an upload whose metadata is `writer`. Raises :class:`PartitionReplaced` if `former` is gone."""
     try:
         sink.commit()
     except OSError as error:
@@ -392,7 +396,7 @@ def _commit(sink: Any, fs: Any, path: str, former: str | None, writer: Mapping[s
         if now.get("Metadata") == writer:
             return  # the client repeated a request whose response was lost
         if now.get("ETag") != former:
-            raise KycError(
+            raise PartitionReplaced(
                 f"{path} was replaced by another run, so the rows of this one are discarded: {again}"
             ) from error
         raise
@@ -400,7 +404,7 @@ def _commit(sink: Any, fs: Any, path: str, former: str | None, writer: Mapping[s
 
 def _headers(fs: Any, path: str) -> Mapping[str, Any]:
     """The headers of an object, in one request; empty if there is none."""
-    bucket, key = path.split("/", 1)
+    bucket, key, _ = fs.split_path(path)  # not at the first slash: the ARN of an access point has one
     try:
         headers: Mapping[str, Any] = fs.call_s3("head_object", Bucket=bucket, Key=key)
     except FileNotFoundError:

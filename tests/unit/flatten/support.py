@@ -79,8 +79,8 @@ def text_of(result: Mapping[str, Any]) -> str:
 class Day:
     """A lake with one day of responses."""
 
-    def __init__(self, folder: Path) -> None:
-        self.lake = Lake(str(folder))
+    def __init__(self, root: Path | str) -> None:
+        self.lake = Lake(str(root))
 
     def write(self, responses: list[dict[str, Any]], submissions: list[dict[str, Any]] | None = None) -> None:
         if submissions is None:

@@ -34,6 +34,7 @@ from kyc_pipeline.lake.tables import (
     Table,
 )
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
+from tests.unit.conftest import new_bucket
 from tests.unit.flatten.support import (
     CLEAR,
     CURATED,
@@ -258,6 +259,28 @@ def test_an_input_that_is_replaced_while_it_is_read_fails_the_day(
     with pytest.raises(KycError, match=f"the responses of {DAY} were replaced while they were read"):
         day.flatten()
     assert [day.rows(curated) for curated in CURATED] == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_another_run_may_flatten_a_day_in_an_object_store_meanwhile(
+    seaweed_endpoint: str, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """It replaces what this one found. That is no fault of either: neither has a lease."""
+    day, write, others = Day(new_bucket(seaweed_endpoint, monkeypatch)), PartitionWriter.write, ["first"]
+    day.flatten(text_of(echo("s-0")))
+    day.write([response_row("s-1", text_of(echo("s-1")))])
+
+    def interrupted(writer: PartitionWriter, rows: Any) -> None:
+        if others:
+            others.clear()
+            day.flatten()
+        write(writer, rows)
+
+    monkeypatch.setattr(PartitionWriter, "write", interrupted)
+    summary = flatten_partition(day.lake, DAY, PSEUDONYMS, CLEAR, force=force)
+    assert summary.up_to_date is not force, "without `force`, the tables of the other run will do"
+    assert [row["submission_id"] for row in day.rows(VERIFICATIONS)] == ["s-1"]
+    assert {day.lake.metadata(table, DAY)["source"] for table in CURATED} == {summary.source}
 
 
 def test_both_inputs_are_hashed_once(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:

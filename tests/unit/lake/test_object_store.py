@@ -10,8 +10,7 @@ import pytest
 import s3fs
 from s3fs.core import S3File
 
-from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import SMALL, Lake, PartitionMissing
+from kyc_pipeline.lake.storage import SMALL, Lake, PartitionMissing, PartitionReplaced
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
 from tests.unit.conftest import new_bucket
 
@@ -105,9 +104,24 @@ def test_a_suspended_writer_does_not_replace_what_others_wrote(
         with lake.writer(CONTRACT_DRIFT, DAY, confirm=sleep) as writer:
             writer.write([drift("ours")])
 
-    with pytest.raises(KycError, match=r"date=2024-09-01/part-0.parquet was replaced by another run"):
+    with pytest.raises(PartitionReplaced, match=r"2024-09-01/part-0.parquet was replaced by another run"):
         write()
     assert paths(other) == ["theirs"]
+
+
+def test_the_bucket_may_be_an_access_point(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of the two servers has any, so this shows only which object a writer looks for."""
+    bucket, asked = "arn:aws:s3:us-east-1:123456789012:accesspoint/mine", []
+    lake = Lake(f"s3://{bucket}/prefix")
+
+    def call_s3(_method: str, **arguments: str) -> None:
+        asked.append((arguments["Bucket"], arguments["Key"]))
+        raise ConnectionError
+
+    monkeypatch.setattr(lake.fs, "call_s3", call_s3)
+    with pytest.raises(ConnectionError):
+        lake.write(CONTRACT_DRIFT, DAY, [])
+    assert asked == [(bucket, f"prefix/curated/contract_drift/date={DAY}/part-0.parquet")]
 
 
 def test_a_commit_whose_response_is_lost_counts(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
