@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from kyc_pipeline.image_metadata import CannotRemove, without_metadata
+from kyc_pipeline.ingest.images import image_problem
 
 SECRET = b"Erika Mustermann"
 TEXT = SECRET.decode()
@@ -137,6 +138,15 @@ def test_the_borders_of_chunks_make_no_difference(data: st.DataObject, name: str
 def test_single_bytes_give_the_same() -> None:
     for media_type, content in IMAGES.values():
         assert removed(content, media_type, 1) == removed(content, media_type)
+
+
+@pytest.mark.parametrize("then", [b"\0", b""], ids=["pixels", "fill bytes"])
+def test_a_long_run_of_ff_in_the_pixels_is_read_at_once(then: bytes) -> None:
+    """As of a damaged memory card. To look for the marker at the end of each rest would take hours."""
+    content = removed(jpeg(), "image/jpeg")
+    content = content[:-2] + b"\xff" * 1_000_000 + then + content[-2:]
+    assert image_problem(io.BytesIO(content), len(content), "image/jpeg") is None
+    assert removed(content, "image/jpeg") == content
 
 
 def test_it_reads_to_the_end_so_that_the_reader_can_compare_the_hash() -> None:
