@@ -190,7 +190,7 @@ def run_plain(root: Path, limits: Limits) -> dict[str, Any]:
                 f" SELECT *{columns} FROM read_parquet('{files}', hive_partitioning = true)"
             )
         connection.execute(
-            f"CREATE TABLE {LAKE}.partitions AS SELECT date, table_name, count(*) AS rows"
+            f"CREATE TABLE {LAKE}.partitions AS SELECT date, table_name, count(*) AS rows, 0 AS changed"
             f" FROM {LAKE}.verification_responses,"
             " (VALUES ('submissions'), ('verification_responses'), ('verifications')) AS t(table_name)"
             " GROUP BY ALL"
