@@ -47,6 +47,7 @@ from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.signals import StopFlag
+from tests.unit.verify.world import is_complete
 
 
 class Cost(NamedTuple):
@@ -271,7 +272,7 @@ def engine(url: str, documents: Path, calls: int, concurrency: int, shards: int 
                     settings=settings, lake=lake, ledger=ledger, date=DATE, run_id="bench", stop=StopFlag()
                 )
         assert summary.error is None
-        assert summary.held == summary.left == 0
+        assert is_complete(summary)
         assert summary.calls == calls
         return cost()
 
@@ -415,7 +416,7 @@ def peak_memory(url: str, root: Path, documents: Path, submissions: int, parent:
             )
             seconds.append(time.perf_counter() - started)
             assert summary.error is None
-            assert summary.held == summary.left == 0
+            assert is_complete(summary)
     parent.send((peak_bytes() / 2**20, *seconds))
 
 

@@ -31,6 +31,11 @@ def run_again(first: str, last: str | None = None) -> str:
     return f"`kyc-pipeline backfill --from {first} --to {last or first}`"
 
 
+def run_day_again(day: str) -> str:
+    """What to do with a day that must run again, as the end of a message."""
+    return f"run the day again, with {run_again(day)}"
+
+
 def counted(count: int, nouns: str) -> str:
     """`1 anomaly`, `2 anomalies`: :func:`plural` for nouns that are known in the plural."""
     singular = re.sub(r"s\b", "", re.sub(r"ies\b", "y", nouns))

@@ -7,7 +7,7 @@ filter, the columns that group them. Columns used only in a join are left out.
 
 from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final
 
 from sqlglot import exp
@@ -112,10 +112,12 @@ def _model_sources(model: Model, schema: MappingSchema) -> dict[str, Set[Source]
     scope = build_scope(tree)
     if scope is None:
         raise KycError(f"{model.path}: not one SELECT")
-    return {name: _column_sources(scope, name) for name, _ in model.columns}
+    sources = {name: _column_sources(scope, name) for name, _ in model.columns}
+    _column_sources.cache_clear()  # it would keep the trees of all models, 7 MB
+    return sources
 
 
-@lru_cache(maxsize=1024)
+@cache
 def _column_sources(scope: Scope, name: str) -> Set[Source]:
     """The sources of the column `name` of a query; cached, because several columns are made from one."""
     position = _query(scope).named_selects.index(name)

@@ -38,7 +38,7 @@ from kyc_pipeline.lake.tables import (
 )
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import DriftKind, Outcome
-from kyc_pipeline.wording import run_again
+from kyc_pipeline.wording import run_day_again
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -138,8 +138,7 @@ def _flatten(
             writer.add_metadata({_SUMMARY_KEY: msgspec.json.encode(summary).decode()})
         if [lake.version(table, date) for table in _INPUTS] != versions:
             raise KycError(
-                f"the responses of {date} were replaced while they were read: run the day again, with "
-                f"{run_again(date)}"
+                f"the responses of {date} were replaced while they were read: {run_day_again(date)}"
             )
     # Otherwise the freed memory that Arrow keeps would grow with each day of a run.
     pa.default_memory_pool().release_unused()
@@ -354,8 +353,7 @@ def _sorted_batches(
         ids = pa.concat_arrays([last, batch["submission_id"]])
         if not pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py():
             raise KycError(
-                f"{table.name} partition {date} is not sorted by submission_id: run the day again, with "
-                f"{run_again(date)}"
+                f"{table.name} partition {date} is not sorted by submission_id: {run_day_again(date)}"
             )
         last = ids[-1:]
         yield batch

@@ -43,7 +43,7 @@ from kyc_pipeline.landing.zone import LABELS_FOLDER, FolderEntry, Landing, Manif
 from kyc_pipeline.privacy.erased import ErasedSubjects
 from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.vocabulary import Reason
-from kyc_pipeline.wording import plural, run_again
+from kyc_pipeline.wording import plural, run_day_again
 
 HashFile: TypeAlias = Callable[[ManifestFile, Signature], str]
 """The SHA-256 (hex) of a file with this signature."""
@@ -475,9 +475,7 @@ def _stage_stable(
             if staged.received:  # afterwards, since the folder may have vanished meanwhile
                 landing.documents.require_mounted()
             return day, staged
-    raise KycError(
-        f"{changed}: is still being written: once it is complete, run the day again, with {run_again(date)}"
-    )
+    raise KycError(f"{changed}: is still being written: once it is complete, {run_day_again(date)}")
 
 
 def _stage(

@@ -3,8 +3,7 @@
 A response's text leaves the ledger only after it was read from `verification_responses` and was the same;
 its SHA-256 stays. Both happen under the day's lease, without which nobody replaces that partition: a run
 that was suspended and has lost its lease finds its draft gone, or in an object store another version than it
-may replace. So each text is in one of the stores at any
-moment, whatever is killed.
+may replace. So each text is in one of the stores at any moment, whatever is killed.
 
 The partition is written from the ledger. So before it is replaced, `recall` brings the texts back.
 """

@@ -20,7 +20,7 @@ from kyc_pipeline.orchestration.partitions import FAILURES, StepEvent, days_to_c
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.vocabulary import LEFT_FOR_LATER, SETTLED, Outcome
-from kyc_pipeline.wording import run_again
+from kyc_pipeline.wording import run_day_again
 
 NEEDS_NOBODY = CheckDefinition(
     VERIFICATION_RESPONSES.name,
@@ -98,7 +98,7 @@ def check_day(pipeline: Pipeline, ledger: Ledger, instance: dg.DagsterInstance, 
     fault = last.asset_materialization.metadata.get(FAULT) if last and last.asset_materialization else None
     todo = []
     if fault is not None:
-        todo.append(f"{fault.value}: once that is mended, run the day again, with {run_again(day)}")
+        todo.append(f"{fault.value}: once that is mended, {run_day_again(day)}")
     if counts["held"]:
         todo.append("decide about the held ones: `kyc-pipeline held list`")
     found = f"{day}: {in_words(counts)}"

@@ -25,7 +25,7 @@ from kyc_pipeline.ledger.queries import earlier_attempts, read_entries, read_res
 from kyc_pipeline.ledger.times import to_datetime
 from kyc_pipeline.verify.shard import WHOLE, Shard
 from kyc_pipeline.vocabulary import Outcome
-from kyc_pipeline.wording import run_again
+from kyc_pipeline.wording import run_day_again
 
 DIGEST_KEY: Final = "ledger_digest"
 """Footer key of the digest of the ledger's entries from which the table was written."""
@@ -80,7 +80,7 @@ def conflict_text(entry: Entry, date: str) -> str:
         known = f"is in the ledger under {entry.partition_date} and in submissions under {date}"
     else:
         known = f"was sent on {date} with other content than submissions has now"
-    return f"submission {entry.submission_id} {known}: not sent; run the day again, with {run_again(date)}"
+    return f"submission {entry.submission_id} {known}: not sent; {run_day_again(date)}"
 
 
 @dataclass(slots=True)
@@ -350,7 +350,7 @@ def write_responses(
             confirm()  # if the lease is lost, the next holder may have removed the draft
         raise KycError(
             f"cannot write {VERIFICATION_RESPONSES.name} of {date} ({error.strerror}): "
-            f"every response is in the ledger; when there is room, run the day again, with {run_again(date)}"
+            f"every response is in the ledger; when there is room, {run_day_again(date)}"
         ) from error
     return result
 

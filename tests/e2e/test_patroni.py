@@ -20,7 +20,8 @@ def test_runs_survive_every_failover_to_a_synchronous_standby(tmp_path: Path) ->
     with running_patroni() as cluster, running_simulator(token=TOKEN, latency_ms=300) as simulator:
         world = World(tmp_path, simulator.url, cluster.url, {"deepxl_max_concurrency": 4})
         for day in ("2024-09-01", "2024-09-02"):
-            poll(cluster.has_synchronous_standby, "a synchronous standby")
+            log = cluster.members[0].folder / "log"
+            poll(cluster.has_synchronous_standby, "a synchronous standby", log=log)
             verify_through_a_failover(world, cluster, simulator, day)
         assert set(simulator.received.values()) == {1}
         world.ledger.close()

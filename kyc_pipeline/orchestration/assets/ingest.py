@@ -27,7 +27,7 @@ from kyc_pipeline.orchestration.safe_errors import safe_errors
 from kyc_pipeline.orchestration.specs import INGEST, partition_metadata, table_spec
 from kyc_pipeline.orchestration.takeover import take_over
 from kyc_pipeline.verify.planning import duplicate_documents_line
-from kyc_pipeline.wording import run_again
+from kyc_pipeline.wording import run_day_again
 
 
 def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -60,8 +60,7 @@ def ingest_assets(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefiniti
                     held.check()
                     if pipeline.erased_subjects(held.ledger) != erased:
                         raise KycError(
-                            "somebody was erased while the manifests were read: run the day again, with "
-                            f"{run_again(day)}"
+                            f"somebody was erased while the manifests were read: {run_day_again(day)}"
                         )
 
                 summary = ingest_partition(

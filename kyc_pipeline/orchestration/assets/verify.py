@@ -45,7 +45,7 @@ from kyc_pipeline.verify.budget import CallBudget
 from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.verify.reconcile import reconcile
 from kyc_pipeline.verify.summary import VerifySummary
-from kyc_pipeline.wording import run_again
+from kyc_pipeline.wording import run_day_again
 
 POOL = "deepxl"
 """Limits concurrent runs with paid calls (see dagster.yaml). The rate limiter limits the calls."""
@@ -107,7 +107,7 @@ def logging_termination(
         # No other error may replace the interruption, or the run would continue with the next day.
         with contextlib.suppress(Exception):
             counts = in_words(day_counts(lake, ledger, day))
-            context.log.warning(f"{day}: terminated; {counts}: run the day again, with {run_again(day)}")
+            context.log.warning(f"{day}: terminated; {counts}: {run_day_again(day)}")
         raise
 
 

@@ -23,7 +23,7 @@ from kyc_pipeline.rules import (
     UNUSABLE_CONFIDENCES,
 )
 from kyc_pipeline.vocabulary import Anomaly
-from kyc_pipeline.wording import plural, run_again
+from kyc_pipeline.wording import plural, run_day_again
 
 
 def _warning(table: Table, name: str, description: str) -> CheckDefinition:
@@ -90,7 +90,7 @@ def check_partition(lake: Lake, day: str, summary: FlattenSummary) -> list[Check
             lost == 0 and summary.without_submission == 0,
             f"{day}: {plural(summary.completed, 'completed response')}, each with one verification",
             f"{day}: {plural(lost, 'completed response')} without a verification, "
-            f"{summary.without_submission} without a submission: run the day again, with {run_again(day)}",
+            f"{summary.without_submission} without a submission: {run_day_again(day)}",
             completed=summary.completed,
             verifications=summary.verifications,
             without_submission=summary.without_submission,

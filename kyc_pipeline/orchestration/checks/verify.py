@@ -5,7 +5,7 @@ from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.verify.reconcile import Reconciliation
 from kyc_pipeline.verify.summary import VerifySummary
 from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
-from kyc_pipeline.wording import plural, run_again
+from kyc_pipeline.wording import plural, run_day_again
 
 ACCOUNTED_FOR = CheckDefinition(
     VERIFICATION_RESPONSES.name,
@@ -40,7 +40,7 @@ def check_partition(reconciliation: Reconciliation, summary: VerifySummary) -> l
             f"{day}: {plural(reconciliation.submissions, 'submission')}, each with one outcome",
             f"{day}: {reconciliation.outcomes} outcomes, {reconciliation.submissions} submissions"
             + "".join(f"; {difference}" for difference in reconciliation.differences)
-            + f": run the day again, with {run_again(day)}",
+            + f": {run_day_again(day)}",
             submissions=reconciliation.submissions,
             outcomes=reconciliation.outcomes,
             in_ledger=reconciliation.in_ledger,
@@ -59,7 +59,7 @@ def check_partition(reconciliation: Reconciliation, summary: VerifySummary) -> l
             f"{day}: none {of_all} is left",
             f"{day}: {left} {of_all} left: "
             + (f"{summary.why}; " if summary.why else "")
-            + f"run the day again, with {run_again(day)}",
+            + f"{run_day_again(day)}",
             failed=count[Outcome.FAILED],
             not_attempted=count[Outcome.NOT_ATTEMPTED],
         ),

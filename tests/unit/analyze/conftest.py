@@ -30,9 +30,17 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nasty]:
 
 
 @pytest.fixture
-def built(lake: Lake, tmp_path: Path) -> Iterator[Build]:
-    """Builds `lake` and gives a connection to the result, closed at the end of the test."""
-    connections: list[duckdb.DuckDBPyConnection] = []
+def connections() -> Iterator[list[duckdb.DuckDBPyConnection]]:
+    """What a test opens, closed at its end."""
+    opened: list[duckdb.DuckDBPyConnection] = []
+    yield opened
+    for connection in opened:
+        connection.close()
+
+
+@pytest.fixture
+def built(lake: Lake, tmp_path: Path, connections: list[duckdb.DuckDBPyConnection]) -> Build:
+    """Builds `lake` and gives a connection to the result."""
 
     def make(
         price: Decimal | None = None,
@@ -48,15 +56,12 @@ def built(lake: Lake, tmp_path: Path) -> Iterator[Build]:
         connections.append(duckdb.connect(draft, read_only=True))
         return connections[-1]
 
-    yield make
-    for connection in connections:
-        connection.close()
+    return make
 
 
 @pytest.fixture
-def computed(lake: Lake) -> Iterator[Build]:
+def computed(lake: Lake, connections: list[duckdb.DuckDBPyConnection]) -> Build:
     """Computes single tables of the warehouse, in a fifth of a build's time."""
-    connections: list[duckdb.DuckDBPyConnection] = []
 
     def make(*tables: str, **choices: Any) -> duckdb.DuckDBPyConnection:
         connections.append(duckdb.connect())
@@ -65,6 +70,4 @@ def computed(lake: Lake) -> Iterator[Build]:
         run._run_each(steps_for(f"FROM {table}" for table in tables))
         return connections[-1]
 
-    yield make
-    for connection in connections:
-        connection.close()
+    return make
