@@ -21,6 +21,7 @@ LISTED: Final = 3
 """How many messages a line lists; further ones are only counted."""
 _DISK_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 _NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR})
+_STORE_PACKAGES: Final = frozenset({"aiobotocore", "aiohttp", "botocore"})
 
 
 class KycError(Exception):
@@ -64,6 +65,11 @@ def plain_line(error: BaseException) -> str:
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] == __package__:
             location = f" in {module}, line {line}"
+    if store_fault := _store_fault(error):
+        return (
+            f"the object store cannot be used ({store_fault}{location}): check AWS_ENDPOINT_URL, the "
+            "network, the credentials and the policy, then run again"
+        )
     if is_disk_fault(error):
         return f"a disk cannot be used ({error.strerror}{location}): free space or repair it, then run again"
     if isinstance(error, OSError) and error.errno in _NO_ACCESS:
@@ -72,3 +78,18 @@ def plain_line(error: BaseException) -> str:
             "KYC_HOME and the settings of paths"
         )
     return f"unexpected {type(error).__name__}{location}"
+
+
+def reason(error: OSError) -> str:
+    """What the system says, or the error's class: those of an object store may have no text."""
+    return error.strerror or type(error).__name__
+
+
+def _store_fault(error: BaseException) -> str | None:
+    """The code with which an object store refused, or the class of the error if it did not respond."""
+    for each in (error, error.__cause__):
+        if type(each).__module__.partition(".")[0] in _STORE_PACKAGES:
+            answer = getattr(each, "response", None)
+            code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+            return str(code or type(each).__name__)
+    return None

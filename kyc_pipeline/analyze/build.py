@@ -18,7 +18,7 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from kyc_pipeline import __version__
+from kyc_pipeline import __version__, quiet_duckdb
 from kyc_pipeline.analyze.changes import write_changes
 from kyc_pipeline.analyze.choices import Choices, literal
 from kyc_pipeline.analyze.label_cells import hide_label_cells
@@ -184,7 +184,9 @@ def build(
         try:
             with (
                 _local_copies(lake, files) as copies,
-                duckdb.connect(destination, config=_config(destination, memory_limit, threads)) as connection,
+                quiet_duckdb.connect(
+                    destination, config=_config(destination, memory_limit, threads)
+                ) as connection,
             ):
                 run = _Build(connection, lake, files, choices, max_fact_rows, progress, copies)
                 run.read(run_id, previous, restricted_path(destination))
@@ -205,7 +207,7 @@ def build(
 
 def open_draft(draft: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
     """Opens a finished build read-only, for its checks, with a build's memory limit."""
-    return duckdb.connect(str(draft), read_only=True, config=_config(draft, memory_limit, None))
+    return quiet_duckdb.connect(str(draft), read_only=True, config=_config(draft, memory_limit, None))
 
 
 @contextmanager
@@ -221,7 +223,7 @@ def open_day(lake: Lake, date: str, queries: Iterable[str]) -> Iterator[duckdb.D
     with (
         _local_copies(lake, files) as copies,
         scratch_folder() as spill,
-        duckdb.connect(config={"temp_directory": spill}) as connection,
+        quiet_duckdb.connect(config={"temp_directory": spill}) as connection,
     ):
         _Build(connection, lake, files, Choices(), None, None, copies).attach()
         for model in models:
@@ -231,7 +233,7 @@ def open_day(lake: Lake, date: str, queries: Iterable[str]) -> Iterator[duckdb.D
 
 def record_checks(draft: Path, results: Sequence[CheckResult]) -> None:
     """Writes the results of a build's checks into its table `build_checks`."""
-    with duckdb.connect(str(draft), config=_config(draft, None, None)) as connection:
+    with quiet_duckdb.connect(str(draft), config=_config(draft, None, None)) as connection:
         connection.execute(
             "CREATE TABLE build_checks (check_name VARCHAR, severity VARCHAR, passed BOOLEAN, count BIGINT,"
             " unit VARCHAR, description VARCHAR, sample VARCHAR)"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import duckdb
 
+from kyc_pipeline import quiet_duckdb
 from kyc_pipeline.analyze.choices import literal
 from kyc_pipeline.errors import KycError, missing_extra
 from kyc_pipeline.lake import atomic
@@ -212,7 +213,7 @@ def open_warehouse(place: Place, *, exact: bool = False) -> Iterator[duckdb.Duck
     process still has that open. Raises :class:`KycError` without a warehouse (or restricted file), or if
     somebody has it open for writing all the same.
     """
-    with duckdb.connect() as connection:
+    with quiet_duckdb.connect() as connection:
         if isinstance(place, str):
             objects_at(place).attach(connection, _CATALOG, EXACT if exact else None)
         else:

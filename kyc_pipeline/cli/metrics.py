@@ -5,7 +5,7 @@ import signal
 import click
 
 from kyc_pipeline.cli.dagster_home import open_instance
-from kyc_pipeline.errors import KycError, UsageError, missing_extra
+from kyc_pipeline.errors import KycError, UsageError, missing_extra, reason
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import load_settings
 
@@ -35,9 +35,7 @@ def metrics(port: int | None, host: str) -> None:
     try:
         server, thread = start_http_server(chosen, addr=host, registry=registry)
     except OSError as error:
-        raise KycError(
-            f"cannot listen on {host}:{chosen} ({error.strerror or type(error).__name__}): use another --port"
-        ) from None
+        raise KycError(f"cannot listen on {host}:{chosen} ({reason(error)}): use another --port") from None
     click.echo(f"metrics on http://{host}:{server.server_port}/metrics")
     try:
         thread.join()

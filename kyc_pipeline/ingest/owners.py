@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import duckdb
 import pyarrow as pa
 
+from kyc_pipeline import quiet_duckdb
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import ROW_GROUP_ROWS, Lake, Partition, PartitionMissing
 from kyc_pipeline.lake.tables import SUBMISSIONS
@@ -128,7 +128,7 @@ def _published(lake: Lake, ledger: Ledger, lease: Lease, rows: int) -> None:
 def _settle(lake: Lake, ledger: Ledger, lease: Lease) -> None:
     """Makes the ledger equal to the day's partition. Raises :class:`LeaseLost`."""
     day = lease.partition_date
-    with duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "threads": 1}) as connection:
+    with quiet_duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "threads": 1}) as connection:
         connection.execute("CREATE TEMP TABLE known (submission_id VARCHAR)")
         connection.execute("CREATE TEMP TABLE present (submission_id VARCHAR)")
         for ids in owners.read_ids(ledger, day):

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kyc_pipeline import quiet_duckdb
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.other_days import load_seen
 from kyc_pipeline.ingest.owners import DOCUMENTS, MEMORY_LIMIT, Owners
@@ -171,7 +171,7 @@ class Ownership:
         """`folder` has the day's rows in two files. For `planned` and `owners`, see :mod:`other_days`."""
         self._lake = lake
         self._date = date
-        self._connection = duckdb.connect(
+        self._connection = quiet_duckdb.connect(
             config={
                 "memory_limit": MEMORY_LIMIT,
                 # Each thread needs memory of its own.

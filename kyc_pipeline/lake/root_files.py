@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import msgspec
 
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, reason
 from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.lake.storage import Lake
 
@@ -37,4 +37,4 @@ def write_record(lake: Lake, name: str, record: object, problem: str) -> None:
         with replacing(path) as file:
             file.write(content)
     except OSError as error:
-        raise KycError(problem.format(path=path, reason=error.strerror)) from error
+        raise KycError(problem.format(path=path, reason=reason(error))) from error

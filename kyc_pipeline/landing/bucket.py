@@ -72,7 +72,11 @@ def store_errors() -> Iterator[None]:
             ) from None
         raise StoreError(error.errno or errno.EIO, f"the store failed ({code})") from None
     except Exception as error:  # of botocore and aiohttp: no connection, no credentials
-        raise StoreError(errno.EIO, f"the store cannot be used ({type(error).__name__})") from None
+        raise StoreError(
+            errno.EIO,
+            f"the store cannot be used ({type(error).__name__}): check AWS_ENDPOINT_URL, the network and the "
+            "credentials",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
-from kyc_pipeline.errors import KycError
+from kyc_pipeline.errors import KycError, reason
 from kyc_pipeline.lake.sent import UNCHANGED, SentContent, read_sent
 from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadable
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
@@ -349,7 +349,7 @@ def write_responses(
         if isinstance(error, FileNotFoundError):
             confirm()  # if the lease is lost, the next holder may have removed the draft
         raise KycError(
-            f"cannot write {VERIFICATION_RESPONSES.name} of {date} ({error.strerror}): "
+            f"cannot write {VERIFICATION_RESPONSES.name} of {date} ({reason(error)}): "
             f"every response is in the ledger; when there is room, {run_day_again(date)}"
         ) from error
     return result

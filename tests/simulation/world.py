@@ -37,9 +37,10 @@ import pyarrow as pa
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from kyc_pipeline import quiet_duckdb
 from kyc_pipeline.deepxl import tracing
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.ingest import manifests, owners, ownership, state
+from kyc_pipeline.ingest import manifests, state
 from kyc_pipeline.ingest.manifests import ingest_partition, is_ingested
 from kyc_pipeline.ingest.owners import Owners
 from kyc_pipeline.ingest.state import ingest_order
@@ -644,9 +645,7 @@ def simulation() -> Iterator[None]:
     replace(tempfile, "tempdir", str(_templates()[0]))
     replace(locks, "POLL_SECONDS", 5.0)  # who waits for a stopped process would ask thousands of times
     replace(locks, "_SILENT_SECONDS", math.inf)
-    database = simulated.Substitute(duckdb, connect=_database())
-    replace(ownership, "duckdb", database)
-    replace(owners, "duckdb", database)
+    replace(quiet_duckdb, "connect", _database())
     random_state, threshold = random.getstate(), gc.get_threshold()
     try:
         with warnings.catch_warnings():
@@ -662,7 +661,7 @@ def simulation() -> Iterator[None]:
 
 
 def _database() -> Callable[..., duckdb.DuckDBPyConnection]:
-    """Takes the place of `duckdb.connect`: a schema of one database, since to start one takes long."""
+    """Takes the place of `quiet_duckdb.connect`: a schema of one database, since to start one takes long."""
     database, numbers = duckdb.connect(), itertools.count()
 
     def connect(**_: Any) -> duckdb.DuckDBPyConnection:

@@ -1,6 +1,7 @@
 """The lake in an object store: the same promises as in a folder, over real HTTP."""
 
 import secrets
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import s3fs
 from s3fs.core import S3File
 
+from kyc_pipeline.errors import plain_line
 from kyc_pipeline.lake.storage import SMALL, Lake, PartitionMissing, PartitionReplaced
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
 from tests.unit.conftest import new_bucket
@@ -168,3 +170,29 @@ def test_a_reader_in_another_process_sees_whole_partitions_and_every_replacement
                 size, *versions = line.split()
                 assert (size, len(versions)) == ("90000", 1)
         reader.kill()
+
+
+def test_a_store_that_refuses_or_is_away_is_told_in_one_line(
+    s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = Lake("s3://no-such-bucket/lake")
+    with pytest.raises(OSError, match=r".") as refused:
+        lake.write(CONTRACT_DRIFT, DAY, [drift("a")])
+    assert plain_line(refused.value).startswith(
+        "the object store cannot be used (NoSuchBucket in kyc_pipeline."
+    )
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # it refuses connections, since nothing listens
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+        with pytest.raises(Exception, match="Could not connect") as away:
+            another_instance(s3_root).exists(CONTRACT_DRIFT, DAY)
+    line = plain_line(away.value)
+    assert line.startswith(
+        "the object store cannot be used (EndpointConnectionError in kyc_pipeline.lake.storage"
+    )
+    assert line.endswith(
+        "check AWS_ENDPOINT_URL, the network, the credentials and the policy, then run again"
+    )
+    s3fs.S3FileSystem.clear_instance_cache()
