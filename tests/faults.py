@@ -25,7 +25,7 @@ class Meanwhile:
 
 @dataclass(frozen=True)
 class WaitsForTest:
-    """The simulator processes the call, but waits for the test before it responds."""
+    """The simulator processes the call, but waits for the test (or its own end) before it responds."""
 
     go: threading.Event = field(default_factory=threading.Event)
     received: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -35,7 +35,8 @@ class WaitsForTest:
 
     async def play(self, request: web.Request, body: bytes, stopping: asyncio.Event) -> web.StreamResponse:
         self.received.release()
-        await asyncio.to_thread(self.go.wait)
+        while not (self.go.is_set() or stopping.is_set()):  # noqa: ASYNC110 (one is of another thread)
+            await asyncio.sleep(0.005)
         return web.Response(body=body, content_type="application/json")
 
 

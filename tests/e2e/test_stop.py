@@ -14,7 +14,6 @@ import pytest
 from pydantic import SecretStr
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Hangs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.landing.opening import open_landing
@@ -29,6 +28,7 @@ from kyc_pipeline.wording import run_again
 from tests.conftest import Landing
 from tests.dagster.endings import COMMAND_KILLED
 from tests.e2e.servers import clean_environment, poll, script
+from tests.faults import WaitsForTest
 
 pytestmark = pytest.mark.e2e
 
@@ -95,7 +95,6 @@ def settings_of(folder: Path, simulator: Simulator) -> Settings:
         deepxl_base_url=simulator.url,
         deepxl_api_token=SecretStr(TOKEN),
         deepxl_requests_per_second=0,
-        deepxl_timeout_seconds=1,
         kyc_landing=folder / "landing",
         kyc_lake=str(folder / "lake"),
         kyc_ledger_url=f"sqlite:///{folder / 'ledger.sqlite'}",
@@ -123,16 +122,17 @@ def test_a_killed_command_pays_nothing_twice_and_the_next_one_marks_its_run_as_f
     landing: Landing, tmp_path: Path
 ) -> None:
     ids = landing.day(DAY, 12)
-    faults = {id_: [Hangs(record=True)] for id_ in ids[: IN_FLIGHT + 1]}
-    with running_simulator(token=TOKEN, faults=faults) as simulator:
+    waits = WaitsForTest()
+    with running_simulator(token=TOKEN, faults={id_: [waits] for id_ in ids}) as simulator:
         with backfill(tmp_path, simulator) as process:
-            poll(lambda: len(simulator.records) == IN_FLIGHT, "hanging calls", log=tmp_path / "log")
+            poll(lambda: len(simulator.records) == IN_FLIGHT, "calls in flight", log=tmp_path / "log")
             # A stopped process may go on, so its run has not ended.
             process.send_signal(signal.SIGSTOP)
             with dagster_instance(tmp_path) as instance:
                 assert end_killed_commands(instance) == []
             process.kill()
             assert process.wait() == -signal.SIGKILL
+        waits.go.set()
         resume(tmp_path, simulator, ids)
         with backfill(tmp_path, simulator) as process:
             assert process.wait() == 0, (tmp_path / "log").read_text()
@@ -169,12 +169,11 @@ def test_a_killed_command_pays_nothing_twice_and_the_next_one_marks_its_run_as_f
 
 def test_two_signals_give_up_the_calls_in_flight(landing: Landing, tmp_path: Path) -> None:
     ids = landing.day(DAY, 12)
-    # One more than can be in flight, because the engine chooses which go first.
-    faults = {id_: [Hangs(record=True)] for id_ in ids[: IN_FLIGHT + 1]}
+    waits = WaitsForTest()
     log = tmp_path / "log"
-    with running_simulator(token=TOKEN, faults=faults) as simulator:
+    with running_simulator(token=TOKEN, faults={id_: [waits] for id_ in ids}) as simulator:
         with backfill(tmp_path, simulator) as process:
-            poll(lambda: len(simulator.records) == IN_FLIGHT, "hanging calls", log=log)
+            poll(lambda: len(simulator.records) == IN_FLIGHT, "calls in flight", log=log)
             process.send_signal(signal.SIGINT)
             poll(lambda: "a second signal abandons them" in log.read_text(), "the announcement", log=log)
             process.send_signal(signal.SIGINT)
@@ -182,5 +181,6 @@ def test_two_signals_give_up_the_calls_in_flight(landing: Landing, tmp_path: Pat
         assert "Traceback" not in log.read_text()
         assert simulator.received.total() == IN_FLIGHT
         assert outcomes(tmp_path) == Counter(uncertain=IN_FLIGHT, not_attempted=len(ids) - IN_FLIGHT)
+        waits.go.set()
         # The simulator had processed them: the next run finds them by look-up and pays only for the others.
         resume(tmp_path, simulator, ids)

@@ -126,7 +126,6 @@ class Network:
             _env_file=None,
             deepxl_base_url=self.url,
             deepxl_api_token=SecretStr(token),
-            deepxl_timeout_seconds=10,
             deepxl_proxy=SecretStr(f"http://kyc:pass%20word@{self.proxy}") if proxy else None,
             deepxl_ca_file=self.ca_file if ca else None,
         )

@@ -18,6 +18,7 @@ from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.database import WrongLedger
 from kyc_pipeline.ledger.identity import read_identity
 from kyc_pipeline.verify.dispatcher import Timing
+from tests.faults import WaitsForTest
 from tests.unit.postgres import PostgresServer, running_postgres
 from tests.unit.verify import children
 from tests.unit.verify.test_verify_crashes import assert_nothing_paid_twice_or_lost, records_by_submission
@@ -115,16 +116,18 @@ def test_an_asynchronous_standby_is_a_restored_ledger(
 def test_calls_that_the_standby_and_the_lake_lack_are_looked_up(
     world: World, cluster: Cluster, processes: ForkServerContext, until: Until
 ) -> None:
-    with running_simulator(token=TOKEN, latency_ms=20) as simulator:
+    waits = WaitsForTest()
+    with running_simulator(token=TOKEN, faults={key: [waits] for key in IDS[12:]}) as simulator:
         world.server = simulator.url
         world.options = {"deepxl_max_concurrency": 4}
         world.verify(NEXT_DATE)
         until(cluster.has_all)
         cluster.cut()
         child = run_in_child(world, processes, DATE)
-        until(lambda: simulator.received.total() >= 12)
+        until(lambda: len(simulator.records) >= 12)  # of both days
         child.kill()
         child.join()
+        waits.go.set()
         cluster.fail_over()
         transfer.complete_from_lake(world.lake, world.ledger)
         transfer.declare_restored(world.lake, world.ledger)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +16,8 @@ import sqlalchemy as sa
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.ledger import writer
+from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import Ledger, LedgerError
 from kyc_pipeline.ledger.decisions import list_held
 from kyc_pipeline.ledger.leases import LeaseLost, PartitionBusy, acquire_lease, release_lease
@@ -24,6 +27,7 @@ from kyc_pipeline.ledger.schema import leases
 from kyc_pipeline.verify.dispatcher import Timing
 from kyc_pipeline.verify.summary import Stopped
 from tests.effort import tries
+from tests.faults import WaitsForTest
 from tests.unit.postgres import PostgresServer
 from tests.unit.verify import children
 from tests.unit.verify.world import DATE, QUICK, TOKEN, World, is_complete
@@ -196,26 +200,36 @@ def test_a_ledger_that_stays_locked_ends_the_run_before_any_call(
     world.submit("a")
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
-        with Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient:
-            acquire_lease(impatient, "2000-01-01", "make the ledger")
-            world.ledger = impatient  # a cached property may be set
-            with another_process(world, processes) as lock:
-                lock()
-                with pytest.raises(LedgerError, match=r"(?i)lock"):
-                    world.verify()
-            assert not simulator.received
-            assert is_complete(world.verify())
+        acquire_lease(world.ledger, "2000-01-01", "make the ledger")
+        impatient = World(world.root, world.server, world.ledger_url)
+        impatient.ledger = Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2)
+        with another_process(world, processes) as lock, impatient.ledger:
+            lock()
+            with pytest.raises(LedgerError, match=r"(?i)lock"):
+                impatient.verify()
+        assert not simulator.received
+        assert is_complete(world.verify())
 
 
 def test_a_ledger_locked_in_mid_run_is_waited_for(
-    world: World, processes: ForkServerContext, until: Until
+    world: World, processes: ForkServerContext, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [f"s-{number}" for number in range(30)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 2}
-    patient = dataclasses.replace(QUICK, ledger_patience=30)
+    patient = dataclasses.replace(QUICK, ledger_patience=60)
+    waits, failed = WaitsForTest(), threading.Event()
+
+    def commit_or_note(*arguments: Any) -> frozenset[str]:
+        try:
+            return commit(*arguments)
+        except LedgerError:
+            failed.set()
+            raise
+
+    monkeypatch.setattr(writer, "commit", commit_or_note)
     with (
-        running_simulator(token=TOKEN, latency_ms=20) as simulator,
+        running_simulator(token=TOKEN, faults={key: [waits] for key in ids}) as simulator,
         Ledger(world.settings.kyc_ledger_url, busy_timeout=0.2) as impatient,
     ):
         world.server = simulator.url
@@ -225,9 +239,10 @@ def test_a_ledger_locked_in_mid_run_is_waited_for(
         def lock_for_a_while() -> None:
             with another_process(world, processes) as lock:
                 connected.set()
-                until(lambda: simulator.received.total() >= 3)
+                until(lambda: len(simulator.records) == 2)
                 lock()
-                threading.Event().wait(0.8)
+                waits.go.set()
+                until(failed.is_set)
 
         connected = threading.Event()
         locker = threading.Thread(target=lock_for_a_while)
@@ -247,7 +262,7 @@ def test_the_database_is_lost_in_mid_run(
     ids = [f"s-{number:02}" for number in range(60)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 4}
-    patient = Timing(look_ups=(0.0, 0.05), back_off=0.01, back_off_cap=0.05, ledger_patience=30)
+    patient = Timing(look_ups=(0.0, 0.05), back_off=0.01, back_off_cap=0.05, ledger_patience=60)
     with running_simulator(token=TOKEN, latency_ms=20) as simulator:
         world.server = simulator.url
 
@@ -270,13 +285,15 @@ def test_two_runs_of_one_partition_at_once(world: World, until: Until) -> None:
     ids = [f"s-{number}" for number in range(20)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 2}
-    with running_simulator(token=TOKEN, latency_ms=30) as simulator:
+    waits = WaitsForTest()
+    with running_simulator(token=TOKEN, faults={key: [waits] for key in ids}) as simulator:
         world.server = simulator.url
         first = threading.Thread(target=world.verify)
         first.start()
-        until(lambda: simulator.received.total() >= 2)
+        until(lambda: len(simulator.records) == 2)
         with pytest.raises(PartitionBusy, match=rf"partition {DATE} .* run run-1 \(process \d+ on "):
-            world.verify(run_id="run-2", timing=QUICK)
+            world.verify(run_id="run-2")
+        waits.go.set()
         first.join()
         assert dict(simulator.received) == dict.fromkeys(ids, 1)
         assert_nothing_paid_twice_or_lost(world, simulator, ids)
@@ -312,11 +329,15 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
     world: World, until: Until
 ) -> None:
     """Another host took over the partition while this one, with calls in flight, was suspended."""
-    ids = [f"s-{number:02}" for number in range(80)]
+    ids = [f"s-{number:02}" for number in range(20)]
     world.submit(*ids)
     world.options = {"deepxl_max_concurrency": 3}
     url, ended = world.settings.kyc_ledger_url, []
-    with running_simulator(token=TOKEN, latency_ms=100) as simulator, Ledger(url, lease_seconds=0.3) as short:
+    waits = WaitsForTest()
+    with (
+        running_simulator(token=TOKEN, faults={key: [waits] for key in ids}) as simulator,
+        Ledger(url, lease_seconds=0.3) as short,
+    ):
         world.server = simulator.url
         sleeper = World(world.root, simulator.url, world.ledger_url, world.options)
         sleeper.ledger = short  # a cached property may be set
@@ -329,7 +350,7 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
 
         sleeping = threading.Thread(target=run)
         sleeping.start()
-        until(lambda: simulator.received.total() >= 3)
+        until(lambda: len(simulator.records) == 3)
         first = expiry(world.ledger)
         until(lambda: expiry(world.ledger) > first)
 
@@ -344,16 +365,16 @@ def test_a_run_renews_its_lease_and_one_that_lost_it_makes_no_further_call(
 
         taker: list[Lease] = []
         until(taken_over)
+        waits.go.set()
         sleeping.join()
         (message,) = ended
         assert message.startswith(
             f"partition {DATE} was taken over by another run: nothing that was recorded is lost"
         )
-        sent = simulator.received.total()
-        assert sent < len(ids)
+        assert simulator.received.total() == 3
         # The responses of the calls in flight were recorded, though they came after the loss.
         states = Counter(entry.state for entry in read_entries(world.ledger, ids).values())
-        assert states.pop(State.COMPLETED) == sent
+        assert states.pop(State.COMPLETED) == 3
         assert states.keys() <= {State.FAILED}  # claimed, but not sent after the loss
         release_lease(world.ledger, taker[0])
         world.options = {"deepxl_max_concurrency": 16}

@@ -159,7 +159,7 @@ def test_a_pipe_does_not_keep_a_run_from_stopping(sqlite_world: World, documents
         run.start()
         until(lambda: simulator.received.total() >= 2)
         stop.drain()
-        run.join(20)
+        run.join(120)
         assert not run.is_alive()
         sent = simulator.received.total()
     assert result["summary"].stopped.value == "cancelled"

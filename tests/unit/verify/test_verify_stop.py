@@ -10,17 +10,23 @@ from multiprocessing.context import ForkServerContext
 import pytest
 
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.deepxl.simulator.faults import Hangs
+from kyc_pipeline.deepxl.simulator.faults import Fault, Hangs
 from kyc_pipeline.ledger.models import Claim
 from kyc_pipeline.ledger.writer import GroupWriter
 from kyc_pipeline.verify.signals import StopFlag, stop_on_signals
 from kyc_pipeline.verify.summary import Progress, Stopped
+from tests.faults import WaitsForTest
 from tests.unit.verify import children
 from tests.unit.verify.world import TOKEN, World, is_complete
 
 Until = Callable[[Callable[[], bool]], None]
 IDS = [f"s-{number:02}" for number in range(40)]
 FOUR = {"deepxl_max_concurrency": 4}
+
+
+def all_meet(fault: Fault) -> dict[str, list[Fault]]:
+    """Every submission meets it at its first call: the engine chooses which go first."""
+    return {key: [fault] for key in IDS}
 
 
 def sent_or_not(world: World) -> Counter[str]:
@@ -32,22 +38,21 @@ def sent_or_not(world: World) -> Counter[str]:
 def test_drain_finishes_what_is_in_flight(world: World, until: Until) -> None:
     world.submit(*IDS)
     world.options = FOUR
-    stop = StopFlag()
-    with running_simulator(token=TOKEN, latency_ms=50) as simulator:
+    stop, waits = StopFlag(), WaitsForTest()
+    with running_simulator(token=TOKEN, faults=all_meet(waits)) as simulator:
         world.server = simulator.url
 
         def cancel() -> None:
-            until(lambda: simulator.received.total() >= 6)
+            until(lambda: len(simulator.records) == 4)
             stop.drain()
+            waits.go.set()
 
         canceller = threading.Thread(target=cancel)
         canceller.start()
         summary = world.verify(stop=stop)
         canceller.join()
         assert summary.stopped is Stopped.CANCELLED
-        sent = simulator.received.total()
-        assert 6 <= sent < 40
-        assert sent_or_not(world) == {"completed": sent, "not sent": 40 - sent}
+        assert sent_or_not(world) == {"completed": 4, "not sent": 36}
         assert is_complete(world.verify(run_id="run-2"))
         assert dict(simulator.received) == dict.fromkeys(IDS, 1)
 
@@ -79,7 +84,7 @@ def test_now_gives_up_what_is_in_flight_as_uncertain(world: World, until: Until)
     world.submit(*IDS)
     world.options = FOUR
     stop = StopFlag()
-    with running_simulator(token=TOKEN, faults={key: [Hangs()] for key in IDS}) as simulator:
+    with running_simulator(token=TOKEN, faults=all_meet(Hangs())) as simulator:
         world.server = simulator.url
 
         def cancel() -> None:
@@ -108,16 +113,25 @@ def test_a_run_that_is_stopped_before_it_begins_makes_no_call(sqlite_world: Worl
     assert world.outcomes() == {"a": "not_attempted"}
 
 
-def test_ctrl_c_in_the_calling_thread_drains_and_is_raised_again(sqlite_world: World, until: Until) -> None:
+def test_ctrl_c_in_the_calling_thread_drains_and_is_raised_again(
+    sqlite_world: World, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = sqlite_world
     world.submit(*IDS)
     world.options = FOUR
-    stop = StopFlag()
-    with running_simulator(token=TOKEN, latency_ms=50) as simulator:
+    stop, waits = StopFlag(), WaitsForTest()
+    escalate = StopFlag.escalate
+
+    def escalate_then_respond(flag: StopFlag) -> None:
+        escalate(flag)
+        waits.go.set()
+
+    monkeypatch.setattr(StopFlag, "escalate", escalate_then_respond)
+    with running_simulator(token=TOKEN, faults=all_meet(waits)) as simulator:
         world.server = simulator.url
 
         def interrupt() -> None:
-            until(lambda: simulator.received.total() >= 6)
+            until(lambda: len(simulator.records) == 4)
             os.kill(os.getpid(), signal.SIGINT)
 
         interrupter = threading.Thread(target=interrupt)
@@ -125,9 +139,8 @@ def test_ctrl_c_in_the_calling_thread_drains_and_is_raised_again(sqlite_world: W
         with pytest.raises(KeyboardInterrupt):
             world.verify(stop=stop)
         interrupter.join()
-        sent = simulator.received.total()
-        assert sent < 40
-        assert sent_or_not(world) == {"completed": sent, "not sent": 40 - sent}
+        assert simulator.received.total() == 4
+        assert sent_or_not(world) == {"completed": 4, "not sent": 36}
         # The flag belongs to the caller, who may go on to another partition.
         assert not stop.draining
 
@@ -169,9 +182,8 @@ def test_a_process_that_is_signalled_with_calls_in_flight(
     world = sqlite_world
     world.submit(*IDS)
     world.options = FOUR | {"deepxl_timeout_seconds": 600}
-    first = IDS[:5] if times == 2 else []  # one more than are in flight
-    faults = {key: [Hangs(record=True)] for key in first}
-    with running_simulator(token=TOKEN, latency_ms=50, faults=faults) as simulator:
+    waits = WaitsForTest()
+    with running_simulator(token=TOKEN, faults=all_meet(waits)) as simulator:
         world.server = simulator.url
         receiver, sender = processes.Pipe(duplex=False)
         child = processes.Process(
@@ -179,19 +191,20 @@ def test_a_process_that_is_signalled_with_calls_in_flight(
             args=(str(world.root), simulator.url, world.options, sender),
         )
         child.start()
-        until(lambda: len(simulator.records) >= 4)
+        until(lambda: len(simulator.records) == 4)
         for stage in ["drain", "now"][:times]:
             os.kill(child.pid or 0, number)
             assert receiver.recv() == stage
+        if times == 1:
+            waits.go.set()
         assert receiver.recv() == "cancelled"
+        waits.go.set()
         child.join()
         assert child.exitcode == 0
-        sent = simulator.received.total()
         ended = "completed" if times == 1 else "uncertain"
-        assert sent_or_not(world) == {ended: sent, "not sent": 40 - sent}
-        assert len(simulator.records) == sent < 40
+        assert sent_or_not(world) == {ended: 4, "not sent": 36}
+        assert len(simulator.records) == simulator.received.total() == 4
         # The server has processed the abandoned calls: the next run finds them and sends nothing twice.
-        world.options = FOUR | {"deepxl_timeout_seconds": 1}
         assert is_complete(world.verify(run_id="run-2"))
         assert dict(simulator.received) == dict.fromkeys(IDS, 1)
         assert len(simulator.records) == 40
