@@ -29,6 +29,7 @@ from kyc_pipeline.ingest.rows import CANDIDATES, REJECTED, validate_rows
 from kyc_pipeline.ingest.state import (
     ACCEPTED_KEY,
     DECIDED_KEY,
+    LEFT_TO_OWNER,
     MANIFESTS_KEY,
     OWNERS_KEY,
     RECEIVED_KEY,
@@ -392,7 +393,8 @@ def ingest_partition(
             ) as ownership,
         ):
             rejected = {Reason(reason): count for reason, count in ownership.reasons()}
-            kept, changed = ownership.kept(), ownership.changed()
+            kept = ownership.kept()
+            changed = ownership.changed() if kept else 0
             decided = options.decide(
                 needs_encoding=staged.needs_encoding,
                 types=staged.types,
@@ -400,11 +402,12 @@ def ingest_partition(
                     ownership.duplicate_documents or rejected.get(Reason.DUPLICATE_DOCUMENTS)
                 ),
             )
+            may_have_owners = not rejected.keys().isdisjoint(LEFT_TO_OWNER)
             footer = {
                 MANIFESTS_KEY: day.identity,
                 DECIDED_KEY: str(decided),
                 RECEIVED_KEY: str(staged.received),
-                OWNERS_KEY: json.dumps(ownership.owners()),
+                OWNERS_KEY: json.dumps(ownership.owners() if may_have_owners else {}),
                 **({CHANGED_KEY: str(changed)} if changed else {}),
             }
             ids = Digest()

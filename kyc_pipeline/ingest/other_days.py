@@ -88,7 +88,8 @@ def load_seen(
         settled.update(left)
         if not [day for day in left if owners.settle(day)]:
             break
-    connection.execute(f"INSERT INTO seen {_UNCONFIRMED}")
+    if unconfirmed:
+        connection.execute(f"INSERT INTO seen {_UNCONFIRMED}")
     return digests | dict.fromkeys(unconfirmed, NOT_CONFIRMED)
 
 
