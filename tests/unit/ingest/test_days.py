@@ -20,8 +20,14 @@ from kyc_pipeline.ingest.manifests import (
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.vocabulary import Reason
+from tests.unit.ingest.conftest import ZoneWithLedger
 
 DAY = "2024-09-01"
+
+
+@pytest.fixture
+def zone(tmp_path: Path) -> ZoneWithLedger:
+    return ZoneWithLedger(tmp_path)
 
 
 def test_a_day_without_manifests_is_two_partitions_without_rows(zone: Any) -> None:

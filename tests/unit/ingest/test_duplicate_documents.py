@@ -1,13 +1,22 @@
 """Two documents under several submission ids: each would be paid for."""
 
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.vocabulary import Reason
+from tests.unit.ingest.conftest import ZoneWithLedger
 
 NEXT = "2024-09-02"
 REJECT = LandingOptions(reject_duplicate_documents=True)
+
+
+@pytest.fixture
+def zone(tmp_path: Path) -> ZoneWithLedger:
+    return ZoneWithLedger(tmp_path)
 
 
 def send(zone: Any, *ids: str, day: str = "2024-09-01") -> None:

@@ -21,53 +21,69 @@ from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.landing_options import LandingOptions
-from tests.unit.ingest.conftest import Zone
+from tests.unit.ingest.conftest import Zone, ZoneWithLedger
 
 DAY = "2024-09-01"
 HEADER = "submission_id,id_file,selfie_file,tags\n"
 ROWS = 'A1,id.jpg,selfie.png,"{""k"":""ü, \n;""}"\nA2,id.jpg,selfie.png,\n'
 CSV = HEADER + ROWS.replace(", \n;", ", ;")
-TABS = CSV.replace(",", "\t").replace("ü\t ;", "ü, ;").encode()
-EXPECTED = [("A1", [("k", "ü, ;")]), ("A2", [])]
+EXPECTED = [("1", [("k", "ü, ;")]), ("2", [])]
 
-VARIANTS: list[tuple[str, str, Callable[[], bytes]]] = [
-    ("plain", "a.csv", CSV.encode),
-    ("upper-case suffix", "A.CSV", CSV.encode),
-    ("byte order mark", "a.csv", lambda: CSV.encode("utf-8-sig")),
-    ("CRLF", "a.csv", lambda: CSV.replace("\n", "\r\n").encode()),
-    ("CR", "a.csv", lambda: CSV.replace("\n", "\r").encode()),
-    ("UTF-16 with mark", "a.csv", lambda: CSV.encode("utf-16")),
-    ("UTF-16 LE without mark", "a.csv", lambda: CSV.encode("utf-16-le")),
-    ("UTF-16 BE without mark", "a.csv", lambda: CSV.encode("utf-16-be")),
-    ("semicolons", "a.csv", lambda: CSV.replace(",", ";").replace("ü; ;", "ü, ;").encode()),
-    ("tabs", "a.csv", lambda: TABS),
-    ("tabs, by name", "a.tsv", lambda: TABS),
-    ("tabs, by name, zipped", "a.tsv.gz", lambda: gzip.compress(TABS)),
-    ("no last line end", "a.csv", lambda: CSV.rstrip("\n").encode()),
-    ("empty lines", "a.csv", lambda: ("\n\n" + CSV.replace("\nA", "\n\nA") + "\n\n").encode()),
-    ("spaces in the header", "a.csv", lambda: CSV.replace("id_file,", " id_file ,").encode()),
-    ("gzip", "a.csv.gz", lambda: gzip.compress(CSV.encode())),
-    (
-        "gzip in two members",
+VARIANTS: dict[str, tuple[str, Callable[[str], bytes]]] = {
+    "plain": ("a.csv", str.encode),
+    "upper-case suffix": ("A.CSV", str.encode),
+    "byte order mark": ("a.csv", lambda text: text.encode("utf-8-sig")),
+    "CRLF": ("a.csv", lambda text: text.replace("\n", "\r\n").encode()),
+    "CR": ("a.csv", lambda text: text.replace("\n", "\r").encode()),
+    "UTF-16 with mark": ("a.csv", lambda text: text.encode("utf-16")),
+    "UTF-16 LE without mark": ("a.csv", lambda text: text.encode("utf-16-le")),
+    "UTF-16 BE without mark": ("a.csv", lambda text: text.encode("utf-16-be")),
+    "semicolons": ("a.csv", lambda text: text.replace(",", ";").replace("ü; ;", "ü, ;").encode()),
+    "tabs": ("a.csv", lambda text: in_tabs(text)),
+    "tabs, by name": ("a.tsv", lambda text: in_tabs(text)),
+    "tabs, by name, zipped": ("a.tsv.gz", lambda text: gzip.compress(in_tabs(text))),
+    "no last line end": ("a.csv", lambda text: text.rstrip("\n").encode()),
+    "empty lines": ("a.csv", lambda text: ("\n\n" + text.replace("\nV", "\n\nV") + "\n\n").encode()),
+    "spaces in the header": ("a.csv", lambda text: text.replace("id_file,", " id_file ,").encode()),
+    "gzip": ("a.csv.gz", lambda text: gzip.compress(text.encode())),
+    "gzip in two members": (
         "a.csv.gz",
-        lambda: gzip.compress(CSV[:30].encode()) + gzip.compress(CSV[30:].encode()),
+        lambda text: gzip.compress(text[:30].encode()) + gzip.compress(text[30:].encode()),
     ),
-    ("gzip without the suffix", "a.csv", lambda: gzip.compress(CSV.encode())),
-    ("gzip of UTF-16", "a.csv.gz", lambda: gzip.compress(CSV.encode("utf-16"))),
-]
+    "gzip without the suffix": ("a.csv", lambda text: gzip.compress(text.encode())),
+    "gzip of UTF-16": ("a.csv.gz", lambda text: gzip.compress(text.encode("utf-16"))),
+}
+
+
+def in_tabs(text: str) -> bytes:
+    return text.replace(",", "\t").replace("ü\t ;", "ü, ;").encode()
 
 
 def seen(zone: Any) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(row["submission_id"], row["tags"]) for row in zone.accepted()]
 
 
-@pytest.mark.parametrize(("name", "content"), [v[1:] for v in VARIANTS], ids=[v[0] for v in VARIANTS])
-def test_csv_variants(zone: Any, name: str, content: Callable[[], bytes]) -> None:
-    zone.manifest(name, content())
+def of_manifest(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Those of one manifest, in its order."""
+    return sorted((row for row in rows if row["manifest"] == name), key=lambda row: row["manifest_row"])
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Zone:
+    """A day with all of them."""
+    zone = Zone(tmp_path_factory.mktemp("zone"))
+    for number, (variant, (name, encode)) in enumerate(VARIANTS.items()):
+        zone.manifest(f"{variant} {name}", encode(CSV.replace("\nA", f"\nV{number}-")))
     zone.ingest()
-    assert seen(zone) == EXPECTED
     assert zone.rejected() == []
-    assert [row["manifest_row"] for row in zone.accepted()] == [1, 2]
+    return zone
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_csv_variants(variants: Zone, variant: str) -> None:
+    rows = of_manifest(variants.accepted(), f"{variant} {VARIANTS[variant][0]}")
+    assert [(row["submission_id"].partition("-")[2], row["tags"]) for row in rows] == EXPECTED
+    assert [row["manifest_row"] for row in rows] == [1, 2]
 
 
 ANSI = HEADER + 'A1,id.jpg,selfie.png,"{""k"":""Müller – Łódź""}"\n'
@@ -158,7 +174,8 @@ def test_csv_rows_with_other_numbers_of_fields_are_malformed(zone: Any) -> None:
     assert zone.rejected()[0]["detail"] == "expected 4 fields, found 2"
 
 
-def test_csv_row_numbers_hold_over_many_blocks(zone: Any) -> None:
+def test_csv_row_numbers_hold_over_many_blocks(tmp_path: Path) -> None:
+    zone = ZoneWithLedger(tmp_path)
     padding = "x" * 200
     lines = [f"S{n:06},id.jpg,selfie.png,{padding}\n" for n in range(1, 40_001)]
     for n in range(0, 40_000, 97):
@@ -368,12 +385,13 @@ def test_a_json_object_over_several_lines_is_refused_as_a_whole(zone: Any) -> No
     assert (zone.ids(), zone.reasons()) == (["A1"], [(1, "malformed_row")])
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "A.NDJSON", "a.ndjson.gz", "a.json.gz"])
-def test_json_lines_by_any_name(zone: Any, name: str) -> None:
-    content = ELEMENT.encode()
-    zone.manifest(name, gzip.compress(content) if name.endswith(".gz") else content)
+def test_json_lines_by_any_name(zone: Any) -> None:
+    names = ["a.jsonl", "a.ndjson", "a.json", "B.NDJSON", "a.ndjson.gz", "a.json.gz"]
+    for number, name in enumerate(names):
+        content = ELEMENT.replace("A1", f"A{number}").encode()
+        zone.manifest(name, gzip.compress(content) if name.endswith(".gz") else content)
     zone.ingest()
-    assert zone.ids() == ["A1"]
+    assert [row["manifest"] for row in zone.accepted()] == names
 
 
 def test_a_comma_after_a_later_line_rejects_only_that_line(zone: Any) -> None:
@@ -564,34 +582,62 @@ TYPED: list[tuple[str, Any, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "text"), [t[1:] for t in TYPED], ids=[t[0] for t in TYPED])
-def test_parquet_values_have_the_same_text_in_every_place(zone: Any, values: Any, text: object) -> None:
-    """A value in a map, a struct and a column of its own; the second row has none."""
+def typed(values: Any, ids: str, number: int = 0) -> dict[str, pa.Table]:
+    """A value in a map, in a struct and in a column of its own, by the letter of the ids; row 2 has none."""
     both = pa.concat_arrays([values, pa.nulls(1, values.type)])
     maps = pa.MapArray.from_arrays(cast("Any", pa.array([0, 1, 1], pa.int32())), pa.array(["k"]), values)
-    names = {"id_file": ["id.jpg"] * 2, "selfie_file": ["selfie.png"] * 2}
-    table = pa.table({"submission_id": ["M1", "M2"], "tags": maps, **names})
-    pq.write_table(table, zone.manifest("map.parquet", b""))
     structs = pa.StructArray.from_arrays([both], ["k"])
-    table = pa.table({"submission_id": ["S1", "S2"], "tags": structs, **names})
-    pq.write_table(table, zone.manifest("struct.parquet", b""))
-    table = pa.table({"submission_id": ["C1", "C2"], "tag.k": both, **names})
-    column = zone.manifest("column.parquet", b"")
-    pq.write_table(table, column)
-    if text is REFUSED:
-        with pytest.raises(
-            KycError, match=r"column\.parquet: has the column tag\.… of type .*: it must be text"
-        ):
-            zone.ingest()
-        pq.write_table(table.slice(1), column)
+    columns = {"M": ("tags", maps), "S": ("tags", structs), "C": ("tag.k", both)}
+    return {
+        kind: pa.table(
+            {
+                "submission_id": [f"{kind}{number}-{row}" for row in (1, 2)],
+                "id_file": ["id.jpg"] * 2,
+                "selfie_file": ["selfie.png"] * 2,
+                columns[kind][0]: columns[kind][1],
+            }
+        )
+        for kind in ids
+    }
+
+
+@pytest.fixture(scope="module")
+def values_of_all_types(tmp_path_factory: pytest.TempPathFactory) -> Zone:
+    """A day with all of :data:`TYPED`, without the column of a type that is refused."""
+    zone = Zone(tmp_path_factory.mktemp("zone"))
+    for number, (_, values, text) in enumerate(TYPED):
+        for kind, table in typed(values, "MSC", number).items():
+            is_refused = text is REFUSED and kind == "C"
+            pq.write_table(table.slice(is_refused), zone.manifest(f"{kind}-{number}.parquet", b""))
     zone.ingest()
-    without: dict[str, Any] = {"C2": [], "M2": [], "S2": []}
+    return zone
+
+
+@pytest.mark.parametrize("number", range(len(TYPED)), ids=[t[0] for t in TYPED])
+def test_parquet_values_have_the_same_text_in_every_place(values_of_all_types: Zone, number: int) -> None:
+    _, _, text = TYPED[number]
+    accepted = {
+        row["submission_id"]: row["tags"]
+        for kind in "MSC"
+        for row in of_manifest(values_of_all_types.accepted(), f"{kind}-{number}.parquet")
+    }
+    without: dict[str, Any] = {f"{kind}{number}-2": [] for kind in "MSC"}
     if isinstance(text, str):
-        assert dict(seen(zone)) == without | {name: [("k", text)] for name in ("C1", "M1", "S1")}
+        assert accepted == without | {f"{kind}{number}-1": [("k", text)] for kind in "MSC"}
     else:
-        rejected = {"M1", "S1"} if text is REFUSED else {"C1", "M1", "S1"}
-        assert dict(seen(zone)) == without
-        assert {row["submission_id"] for row in zone.rejected()} == rejected
+        assert accepted == without
+        rejected = {row["submission_id"] for row in values_of_all_types.rejected()}
+        assert {f"{kind}{number}-1" for kind in ("MS" if text is REFUSED else "MSC")} <= rejected
+
+
+@pytest.mark.parametrize(
+    "values", [t[1] for t in TYPED if t[2] is REFUSED], ids=[t[0] for t in TYPED if t[2] is REFUSED]
+)
+def test_a_parquet_column_that_is_no_text_is_refused(zone: Any, values: Any) -> None:
+    pq.write_table(typed(values, "C")["C"], zone.manifest("column.parquet", b""))
+    told = r"column\.parquet: has the column tag\.… of type .*: it must be text"
+    with pytest.raises(KycError, match=told):
+        zone.ingest()
 
 
 def test_parquet_ids_and_names_of_tags_as_bytes_and_uuids(zone: Any) -> None:
@@ -615,37 +661,41 @@ def unchecked(*values: bytes | None) -> Any:
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}])
-@pytest.mark.parametrize("column", ["submission_id", "id_file", "tag.k", "tags", "submitted_at", "consent"])
-def test_a_parquet_text_that_is_not_utf8_rejects_its_row_only(
-    zone: Any, column: str, options: dict[str, Any]
-) -> None:
-    good = [{"submission_id": f"A{n}", "id_file": "id.jpg", "selfie_file": "selfie.png"} for n in (1, 2, 3)]
-    rows = pa.Table.from_pylist([{column: None} | row for row in good])
-    values = rows[column].cast(pa.binary()).to_pylist()
-    rows = rows.drop(column).append_column(column, unchecked(values[0], b"M\xfcller", values[2]))
-    target = io.BytesIO()
-    pq.write_table(rows, target, **options)
-    zone.manifest("a.parquet", target.getvalue())
+def test_a_parquet_text_that_is_not_utf8_rejects_its_row_only(zone: Any, options: dict[str, Any]) -> None:
+    columns = ["submission_id", "id_file", "tag.k", "tags", "submitted_at", "consent"]
+    for column in columns:
+        good = [
+            {"submission_id": f"{column}-{n}", "id_file": "id.jpg", "selfie_file": "selfie.png"}
+            for n in (1, 2, 3)
+        ]
+        rows = pa.Table.from_pylist([{column: None} | row for row in good])
+        values = rows[column].cast(pa.binary()).to_pylist()
+        rows = rows.drop(column).append_column(column, unchecked(values[0], b"M\xfcller", values[2]))
+        pq.write_table(rows, zone.manifest(f"{column}.parquet", b""), **options)
     zone.ingest()
-    assert [row["submission_id"] for row in zone.accepted()] == ["A1", "A3"]
-    named = "a tag" if column == "tag.k" else column
-    assert [(row["manifest_row"], row["reason"], row["detail"]) for row in zone.rejected()] == [
-        (2, "malformed_row", f"{named} must be text in UTF-8")
+    assert zone.ids() == sorted(f"{column}-{n}" for column in columns for n in (1, 3))
+    assert [
+        (row["manifest"], row["manifest_row"], row["reason"], row["detail"]) for row in zone.rejected()
+    ] == [
+        (
+            f"{column}.parquet",
+            2,
+            "malformed_row",
+            f"{'a tag' if column == 'tag.k' else column} must be text in UTF-8",
+        )
+        for column in sorted(columns)
     ]
 
 
-@pytest.mark.parametrize(
-    "word", ["NULL", "null", "NaN", "-nan", "None", "N/A", "#N/A", "NA", "undefined", "-"]
-)
-def test_an_id_that_stands_for_an_absent_value_is_rejected(zone: Any, word: str) -> None:
+def test_an_id_that_stands_for_an_absent_value_is_rejected(zone: Any) -> None:
+    words = ["NULL", "null", "NaN", "-nan", "None", "N/A", "#N/A", "NA", "undefined", "-"]
     good = ["null-1", "NaN.", "Nancy", "none2", "N-A", "-1"]
-    zone.manifest(
-        "a.csv", (HEADER + "".join(f"{each},id.jpg,selfie.png,\n" for each in [word, *good])).encode()
-    )
+    zone.manifest("a.csv", HEADER + "".join(f"{each},id.jpg,selfie.png,\n" for each in [*words, *good]))
     zone.ingest()
-    assert sorted(row["submission_id"] for row in zone.accepted()) == sorted(good)
-    (rejected,) = zone.rejected()
-    assert (rejected["submission_id"], rejected["reason"]) == (word, "invalid_submission_id")
+    assert zone.ids() == sorted(good)
+    assert [(row["submission_id"], row["reason"]) for row in zone.rejected()] == [
+        (word, "invalid_submission_id") for word in words
+    ]
 
 
 @pytest.mark.parametrize("kind", ["map", "struct"])
@@ -685,16 +735,18 @@ CR_IN = {  # in the second of three rows
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n"])
-@pytest.mark.parametrize("case", CR_IN)
-def test_a_stray_line_end_in_a_cell_rejects_its_row_only(zone: Any, case: str, end: str) -> None:
-    row, reason, detail = CR_IN[case]
-    rows = ["submission_id,id_file,selfie_file,tags,tag.k", "A1,id.jpg,selfie.png,,v", row]
-    zone.manifest("a.csv", "".join(f"{each}{end}" for each in [*rows, "A3,id.jpg,selfie.png,,v"]).encode())
+def test_a_stray_line_end_in_a_cell_rejects_its_row_only(zone: Any, end: str) -> None:
+    for case, (row, _, _) in CR_IN.items():
+        rows = ["A1,id.jpg,selfie.png,,v", row, "A3,id.jpg,selfie.png,,v"]
+        ids = f"{case.replace(' ', '-')}-"
+        lines = ["submission_id,id_file,selfie_file,tags,tag.k", *(each.replace("A", ids) for each in rows)]
+        zone.manifest(f"{case}.csv", "".join(f"{line}{end}" for line in lines))
     zone.ingest()
-    assert [row["submission_id"] for row in zone.accepted()] == ["A1", "A3"]
-    (rejected,) = zone.rejected()
-    assert (rejected["manifest_row"], rejected["reason"]) == (2, reason)
-    assert detail in (None, rejected["detail"])
+    for case, (_, reason, detail) in CR_IN.items():
+        assert [row["manifest_row"] for row in of_manifest(zone.accepted(), f"{case}.csv")] == [1, 3], case
+        (rejected,) = of_manifest(zone.rejected(), f"{case}.csv")
+        assert (rejected["manifest_row"], rejected["reason"]) == (2, reason), case
+        assert detail in (None, rejected["detail"]), case
 
 
 def test_a_line_feed_in_a_file_whose_lines_end_in_cr_rejects_its_row_only(zone: Any) -> None:

@@ -16,10 +16,16 @@ from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS, VERIFICA
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.leases import hold
 from kyc_pipeline.vocabulary import Outcome
+from tests.unit.ingest.conftest import ZoneWithLedger
 
 DAY, NEXT = "2024-09-01", "2024-09-02"
 TAGGED = {"tags": '{"k": "v"}'}
 OTHER = {"tags": '{"k": "other"}'}
+
+
+@pytest.fixture
+def zone(tmp_path: Path) -> ZoneWithLedger:
+    return ZoneWithLedger(tmp_path)
 
 
 def respond(zone: Any, outcomes: dict[str, Outcome], state: str = "complete", day: str = DAY) -> None:
