@@ -132,8 +132,10 @@ def test_a_day_in_two_processes_has_the_rows_and_figures_of_a_day_in_one(
                 tmp_path / str(len(rows)), simulator.url, url, {"deepxl_price_per_call": "0.5", **options}
             )
             world.submit(*IDS)
+            budget = CallBudget(150)  # more than are needed
             with world.ledger:
-                summary = world.verify(progress=seen.append)
+                summary = world.verify(progress=seen.append, budget=budget)
+            assert [budget.take() for _ in range(51)] == [True] * 50 + [False]
             figures.append((str(summary), summary.calls, summary.billable_calls, dict(summary.outcomes)))
             rows.append(
                 [{k: v for k, v in row.items() if k not in DIFFERS} for row in world.responses().values()]
@@ -147,26 +149,49 @@ def test_a_day_in_two_processes_has_the_rows_and_figures_of_a_day_in_one(
     assert not shard_processes()
 
 
-def test_the_budget_of_a_run_is_one_for_all_its_processes(sqlite_world: World) -> None:
-    world, budget = sqlite_world, CallBudget(50)
-    with day_of(world, TWO) as simulator:
-        summary = world.verify(budget=budget)
+def test_the_budget_of_a_run_is_one_for_all_its_processes_whatever_disturbs_them(
+    sqlite_world: World, until: Until
+) -> None:
+    """A terminal and systemd signal all processes at once; only the run decides what that means."""
+    world, waits, budget = sqlite_world, WaitsForTest(), CallBudget(50)
+    with day_of(world, TWO, faults={key: [waits] for key in IDS}) as simulator:
+        thread, ended = verify_in_thread(world, budget=budget)
+        until(lambda: len(shard_processes()) == 2)
+        for pid in shard_processes():
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+        until(lambda: len(simulator.records) == 4)
+        another = World(world.root, simulator.url, world.ledger_url, TWO | {"kyc_shards": 3})
+        with another.ledger, pytest.raises(PartitionBusy, match=rf"partition {DATE} .* run run-1 "):
+            another.verify(run_id="run-2")
+        waits.go.set()
+        thread.join()
+        (summary,) = ended
         assert summary.stopped is Stopped.BUDGET
         assert simulator.received.total() == summary.calls == 50
         assert budget.is_used_up
-        rest = CallBudget(100)  # more than are left
-        assert is_complete(world.verify(budget=rest))
-        assert [rest.take() for _ in range(51)] == [True] * 50 + [False]
+        world.options = {}
+        assert is_complete(world.verify(run_id="run-3"))
         assert dict(simulator.received) == dict.fromkeys(IDS, 1)
 
 
-def test_the_budget_of_a_day_is_one_for_all_its_processes(sqlite_world: World) -> None:
+def test_the_budget_of_a_day_is_one_for_all_its_processes_and_their_logs_are_the_runs(
+    sqlite_world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     world = sqlite_world
+    take = shards._Shards._take
+
+    def noisy(run: Any, process: Any, message: Any) -> None:
+        take(run, process, Note("kyc_pipeline.verify.rate_limit", logging.WARNING, "the next call waits"))
+        take(run, process, message)
+
+    monkeypatch.setattr(shards._Shards, "_take", noisy)
     with day_of(world, TWO | {"deepxl_max_calls_per_day": 50}) as simulator:
         summary = world.verify()
         assert simulator.received.total() == summary.calls == 50
     assert summary.stopped is Stopped.DAY_BUDGET
     assert "is used up; it begins again at" in summary.why
+    assert ("kyc_pipeline.verify.rate_limit", logging.WARNING, "the next call waits") in caplog.record_tuples
 
 
 def test_a_lent_budget_is_never_exceeded_whoever_takes_from_it(processes: ForkServerContext) -> None:
@@ -317,25 +342,6 @@ def test_a_stop_before_the_processes_have_started(sqlite_world: World) -> None:
         assert not simulator.received
 
 
-def test_neither_signals_nor_a_second_run_disturb_the_processes(sqlite_world: World, until: Until) -> None:
-    """A terminal and systemd signal all processes at once; only the run decides what that means."""
-    world, waits = sqlite_world, WaitsForTest()
-    with day_of(world, TWO, faults={key: [waits] for key in IDS}) as simulator:
-        thread, ended = verify_in_thread(world)
-        until(lambda: len(shard_processes()) == 2)
-        for pid in shard_processes():
-            os.kill(pid, signal.SIGINT)
-            os.kill(pid, signal.SIGTERM)
-        until(lambda: len(simulator.records) == 4)
-        another = World(world.root, simulator.url, world.ledger_url, TWO | {"kyc_shards": 3})
-        with another.ledger, pytest.raises(PartitionBusy, match=rf"partition {DATE} .* run run-1 "):
-            another.verify(run_id="run-2")
-        waits.go.set()
-        thread.join()
-        assert is_complete(ended[0])
-        assert dict(simulator.received) == dict.fromkeys(IDS, 1)
-
-
 def test_a_denial_in_one_process_ends_all(sqlite_world: World, until: Until) -> None:
     """The credential expires in the middle of the day."""
     world = sqlite_world
@@ -403,25 +409,6 @@ def test_a_process_gets_the_same_stores(world: World) -> None:
         assert copy.clock is SYSTEM_CLOCK  # on PostgreSQL, it is the server's
         assert copy.exists()
     assert task[1] == world.lake
-
-
-def test_what_a_process_logs_is_in_the_log_of_the_run(
-    sqlite_world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    world = sqlite_world
-    world.submit(*IDS[:6])
-    world.options = TWO
-    take = shards._Shards._take
-
-    def noisy(run: Any, process: Any, message: Any) -> None:
-        take(run, process, Note("kyc_pipeline.verify.rate_limit", logging.WARNING, "the next call waits"))
-        take(run, process, message)
-
-    monkeypatch.setattr(shards._Shards, "_take", noisy)
-    with running_simulator(token=TOKEN) as simulator:
-        world.server = simulator.url
-        world.verify()
-    assert ("kyc_pipeline.verify.rate_limit", logging.WARNING, "the next call waits") in caplog.record_tuples
 
 
 @pytest.mark.parametrize(
