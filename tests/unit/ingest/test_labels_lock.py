@@ -71,17 +71,17 @@ def test_a_long_wait_for_the_lock_is_announced_once(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(locks, "_SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(locks, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.1)
     with (
         Ledger(ledger_url) as ledger,
         labels_lock(ledger, "the-holder", wait_seconds=0),
         pytest.raises(PartitionBusy),
-        labels_lock(ledger, "run", wait_seconds=0.2),
+        labels_lock(ledger, "run", wait_seconds=1),
     ):
         raise AssertionError("two have the lock")
     (record,) = caplog.records
     assert record.getMessage().startswith(
-        "waiting up to 0 s for another reading of labels or erasure: the lock `labels`"
+        "waiting up to 1 s for another reading of labels or erasure: the lock `labels`"
     )
     assert "run the-holder" in record.getMessage()
 
