@@ -360,7 +360,7 @@ def test_a_signal_stops_the_work_and_keeps_its_result() -> None:
     def work() -> str:
         with stop.watched(asked.set):
             os.kill(os.getpid(), signal.SIGINT)
-            assert asked.wait(10)
+            assert asked.wait(60)
         return "recorded"
 
     assert run_interruptibly(stop, work) == "recorded"
@@ -383,7 +383,7 @@ def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
         if controls:
             os.kill(os.getpid(), signal.SIGINT)
             with controls.stop.watched(asked.set):
-                assert asked.wait(10)
+                assert asked.wait(60)
         return build(pipeline, controls, publication=publication)
 
     asked = threading.Event()
