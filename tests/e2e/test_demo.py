@@ -1,21 +1,25 @@
-"""The demo: a newcomer runs it, analysts read the warehouse while it is replaced, a browser opens the UI."""
+"""What a newcomer gets: the wheel, installed apart from the checkout, runs the demo; a browser opens its UI.
 
-import json
+So the wheel has every file that the commands need: SQL, templates, migrations, dagster.yaml, the plotting
+library, and the guides.
+"""
+
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pytest
 from playwright.sync_api import FloatRect, Page, expect
 
 from tests.e2e.browser import TIMEOUT_MS, running_browser
-from tests.e2e.servers import REPOSITORY, Webserver, clean_environment, free_port, script, webserver
+from tests.e2e.servers import REPOSITORY, Webserver, clean_environment, free_port, webserver
 
 pytestmark = pytest.mark.e2e
 
@@ -25,55 +29,44 @@ PICTURES = REPOSITORY / "docs" / "images"
 UPDATE_PICTURES = "KYC_UPDATE_PICTURES"
 """Variable: if it is set, the tests write the README's pictures too (`make pictures`)."""
 
-READER = '''
-"""Reads the warehouse until standard input ends; prints the builds that it saw."""
-import json, select, sys, threading
-import duckdb
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-RECONCILES = """
-SELECT (SELECT sum(checks) FROM pass_rates) = (SELECT count(*) FROM model_checks)
-   AND (SELECT bool_and(passed + failed + other = checks) FROM pass_rates)
-   AND (SELECT sum(accepted) FROM submission_funnel) = (SELECT count(*) FROM submissions)
-"""
-stop, ready, seen, wrong = threading.Event(), threading.Semaphore(0), [], []
 
-def read():
-    with duckdb.connect(sys.argv[1], read_only=True) as warehouse:
-        [(before,)] = warehouse.execute("SELECT run_id FROM build_info").fetchall()
-        rows = warehouse.execute("SELECT * FROM pass_rates").fetchall()
-        [(reconciles,)] = warehouse.execute(RECONCILES).fetchall()
-        [(after,)] = warehouse.execute("SELECT run_id FROM build_info").fetchall()
-    if not (rows and reconciles and before == after):
-        wrong.append([len(rows), reconciles, before, after])
-    seen.append(before)
+def pip(*arguments: str | Path, **environment: str) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    subprocess.run(command, check=True, env=os.environ | environment)
 
-def loop():
-    try:
-        read()
-        ready.release()
-        while not stop.wait(1):  # leaves CPU time to the pipeline
-            read()
-        read()
-    except Exception as error:  # the test reports it
-        wrong.append(repr(error))
-        ready.release()
 
-threads = [threading.Thread(target=loop) for _ in range(2)]
-for thread in threads: thread.start()
-for thread in threads: ready.acquire()
-print("ready", flush=True)
-sys.stdin.read()
-stop.set()
-for thread in threads: thread.join()
-print(json.dumps({"reads": len(seen), "builds": sorted(set(seen)), "wrong": wrong}))
-'''
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the checkout, without its environments and data."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    for name in listed.stdout.splitlines():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        if (REPOSITORY / name).exists():
+            shutil.copy(REPOSITORY / name, source / name)
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    pip("wheel", *options, "--wheel-dir", folder, source, KYC_BUILD_COMMIT=COMMIT)
+    [file] = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed wheel alone; its dependencies are those of this environment."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", folder, wheel)
+    return folder
 
 
 @dataclass(frozen=True)
 class Demo:
-    """A demo in a folder of its own, run from an empty working directory."""
+    """A demo in a folder of its own, run from an empty working directory by the installed wheel."""
 
     root: Path
+    installed: Path
 
     @property
     def folder(self) -> Path:
@@ -88,19 +81,21 @@ class Demo:
         return self.root / "cwd"
 
     def environment(self) -> dict[str, str]:
-        # A setting that the demo must ignore.
-        return clean_environment(self.root, KYC_LAKE=str(self.root / "real-lake"))
+        # KYC_LAKE is a setting that the demo must ignore.
+        return clean_environment(
+            self.root, PYTHONPATH=str(self.installed), KYC_LAKE=str(self.root / "real-lake")
+        )
 
-    def run(self) -> str:
-        """Runs the demo; returns its standard output."""
-        return self.command("demo", "--folder", str(self.folder))
+    @property
+    def program(self) -> str:
+        return str(self.installed / "bin" / "kyc-pipeline")
 
-    def command(self, *arguments: str, **settings: str) -> str:
+    def command(self, *arguments: str) -> str:
         """Runs the command; returns its standard output."""
         ended = subprocess.run(
-            [script("kyc-pipeline"), *arguments],
+            [self.program, *arguments],
             cwd=self.working,
-            env=self.environment() | settings,
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=600,
@@ -116,15 +111,34 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    demo = Demo(tmp_path_factory.mktemp("demo"))
+def demo(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Demo:
+    demo = Demo(tmp_path_factory.mktemp("demo"), installed)
     demo.working.mkdir()
     return demo
 
 
 @pytest.fixture(scope="module")
 def first_output(demo: Demo) -> str:
-    return demo.run()
+    return demo.command("demo", "--folder", str(demo.folder))
+
+
+def test_the_version_names_the_commit_of_the_build(demo: Demo) -> None:
+    version = demo.command("--version")
+    assert re.fullmatch(rf"kyc-pipeline [0-9.]+\+[0-9a-f]{{16}} \(commit {COMMIT}\)\n", version)
+
+
+def test_the_guides_are_in_the_wheel_and_their_links_lead_somewhere(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    [guides] = tmp_path.glob("*.data/data/share/doc/kyc-pipeline")
+    files = [guides / "README.md", guides / "CHANGELOG.md", *guides.glob("d*/**/*.md")]
+    assert len(files) > 15
+    for file in files:
+        links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8"))
+        assert [link for link in links if not (file.parent / link).exists()] == []
+    assert (guides / "deploy" / "chart" / "dagster.yaml").read_text() == (
+        guides / "deploy" / "dagster.yaml"
+    ).read_text()
 
 
 def test_the_demo_prints_pass_rates_and_pays_each_submission_once(demo: Demo, first_output: str) -> None:
@@ -137,6 +151,8 @@ def test_the_demo_prints_pass_rates_and_pays_each_submission_once(demo: Demo, fi
     assert "warehouse and report are up to date" in first_output
     assert first_output.count(f"warehouse  {demo.warehouse}") == 1
     assert len(demo.calls()) == DAYS * PER_DAY
+    assert "vegaEmbed" in (demo.folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert (demo.folder / "dagster_home" / "dagster.yaml").is_file()
 
 
 def test_the_demo_writes_nothing_outside_its_folder(demo: Demo, first_output: str) -> None:
@@ -146,48 +162,10 @@ def test_the_demo_writes_nothing_outside_its_folder(demo: Demo, first_output: st
         assert list((demo.root / name).rglob("*")) == []
 
 
-def test_analysts_read_a_complete_build_while_the_next_one_is_published(
-    demo: Demo, first_output: str
-) -> None:
-    before = demo.calls()
-    reader = subprocess.Popen(
-        [sys.executable, "-c", READER, str(demo.warehouse)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == "ready\n"
-        with duckdb.connect(str(demo.warehouse), read_only=True) as kept_open:
-            [(old,)] = kept_open.execute("SELECT run_id FROM build_info").fetchall()
-            demo.command(
-                "publish",
-                "--force",
-                DAGSTER_HOME=str(demo.folder / "dagster_home"),
-                KYC_HOME=str(demo.folder),
-                KYC_LAKE="lake",
-                KYC_LEDGER_URL="sqlite:///ledger.sqlite",
-                KYC_WAREHOUSE="warehouse/kyc.duckdb",
-                KYC_REPORT="report/index.html",
-            )
-            assert kept_open.execute("SELECT run_id FROM build_info").fetchall() == [(old,)]
-            assert kept_open.execute("SELECT count(*) FROM pass_rates").fetchall() != [(0,)]
-    finally:
-        report = json.loads(reader.communicate()[0] or "{}")
-    with duckdb.connect(str(demo.warehouse), read_only=True) as warehouse:
-        [(new,)] = warehouse.execute("SELECT run_id FROM build_info").fetchall()
-    assert new != old
-    assert report["wrong"] == []
-    assert report["builds"] == sorted([old, new])
-    assert report["reads"] >= 4
-    assert demo.calls() == before
-
-
 @pytest.fixture(scope="module")
 def ui(demo: Demo, first_output: str) -> Iterator[Webserver]:
     port = free_port()
-    command = [script("kyc-pipeline"), "demo", "--folder", str(demo.folder), "--ui", "--port", str(port)]
+    command = [demo.program, "demo", "--folder", str(demo.folder), "--ui", "--port", str(port)]
     log = demo.root / "ui.log"
     with webserver(command, cwd=demo.working, env=demo.environment(), log=log, port=port) as server:
         # Otherwise a sign-up dialog covers the page.
@@ -262,15 +240,6 @@ def viewport(page: Page, width: int, height: int) -> Iterator[None]:
         page.set_viewport_size(before)
 
 
-def test_browser_asset_graph(page: Page) -> None:
-    with viewport(page, 5000, 2400):
-        page.goto("/asset-groups")
-        shows(page, "ingest", "verify", "flatten", "analyze")
-        page.keyboard.press("Alt+e")  # expands every group
-        shows(page, "model_checks", "pass_rates", "verified_rates", "warehouse", "report")
-        shot(page, "asset-graph-all")
-
-
 def test_browser_asset_graph_of_the_daily_assets(page: Page) -> None:
     groups = ",".join(f"global@global:{group}" for group in ("flatten", "ingest", "verify"))
     with viewport(page, 2600, 1300):
@@ -293,17 +262,6 @@ def test_browser_partitions(page: Page) -> None:
     page.goto("/assets/verification_responses?view=partitions")
     shows(page, f"Materialized ({DAYS})", "Failed (0)")
     shot(page, "partitions")
-
-
-def test_browser_executing_the_checks_of_responses_makes_no_call(
-    demo: Demo, ui: Webserver, page: Page
-) -> None:
-    calls, runs = demo.calls(), len(ui.runs())
-    page.goto("/assets/verification_responses?view=checks")
-    page.get_by_role("button", name="Execute all").click()
-    ui.wait(lambda: len(ui.runs()) > runs, "the run of the checks")
-    ui.wait(lambda: ui.runs()[0]["status"] == "SUCCESS", "its end")
-    assert demo.calls() == calls
 
 
 def test_browser_resources(page: Page) -> None:
