@@ -26,14 +26,18 @@ def running_seaweed(program: str, folder: Path) -> Iterator[str]:
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
     s3 = ports["s3.port"]
     options = [f"-{name}={port}" for name, port in ports.items()]
-    command = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", *options]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=0", "-master.volumeSizeLimitMB=64"]
+    command = [program, f"-logdir={folder}", "server", f"-dir={folder}", "-s3", *options]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-volume.max=0", "-master.volumeSizeLimitMB=64"]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             _wait_for(s3, server)
             yield f"http://127.0.0.1:{s3}"
         finally:
             server.kill()
+            for port in ports.values():  # no option moves its sockets
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                    left.unlink()
 
 
 def _wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
