@@ -264,6 +264,17 @@ def test_browser_partitions(page: Page) -> None:
     shot(page, "partitions")
 
 
+def test_browser_executing_the_checks_of_responses_makes_no_call(
+    demo: Demo, ui: Webserver, page: Page
+) -> None:
+    calls, runs = demo.calls(), len(ui.runs())
+    page.goto("/assets/verification_responses?view=checks")
+    page.get_by_role("button", name="Execute all").click()
+    ui.wait(lambda: len(ui.runs()) > runs, "the run of the checks")
+    ui.wait(lambda: ui.runs()[0]["status"] == "SUCCESS", "its end")
+    assert demo.calls() == calls
+
+
 def test_browser_resources(page: Page) -> None:
     page.goto("/locations/__repository__@kyc_pipeline/resources/api")
     shows(page, "max_concurrency", "DEEPXL_API_TOKEN")
