@@ -399,6 +399,7 @@ class _Build:
     def finish(self, run_id: str, sequence: int | None, inputs: Mapping[str, str | None]) -> BuildSummary:
         """Writes the tables about the build, and all comments."""
         execute = self._connection.execute
+        execute("SET enable_optimizer = false")  # it would look at each of some 500 comments
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
         days = sorted({date for partitions in self._files.values() for date in partitions} - {WHOLE})
         execute(
@@ -519,7 +520,7 @@ class _Build:
         A column that older files lack is NULL there. Without files, the result has no rows. A table that is
         not daily has no `date`.
         """
-        paths = self._paths(self._files[table.name])
+        paths = _sql_paths(map(self._local, self._files[table.name].values()))
         columns = [column for column in table.columns if not column.personal]
         added = self._choices.submission_columns() if table is SUBMISSIONS else {}
         empty = self._connection.from_arrow(pa.schema([(c.name, c.type) for c in columns]).empty_table())
@@ -545,30 +546,39 @@ class _Build:
             f"CREATE TABLE {LAKE}.partitions"
             " (date DATE, table_name VARCHAR, rows BIGINT, source VARCHAR, changed BIGINT, version VARCHAR)"
         )
-        for name, partitions in self._files.items():
-            if not partitions or WHOLE in partitions:
-                continue
-            paths = self._paths(partitions)
-            self._connection.execute(
-                f"""
-                INSERT INTO {LAKE}.partitions
-                SELECT v.date, $1, f.num_rows, k.source, coalesce(k.changed, 0), v.version
-                FROM parquet_file_metadata([{paths}]) AS f
-                JOIN (
-                    SELECT unnest($2::DATE[]) AS date, unnest($3::VARCHAR[]) AS version
-                ) AS v ON v.date = {_day_of("f.file_name")}
-                LEFT JOIN (
-                    SELECT
-                        file_name,
-                        any_value(decode(value)) FILTER (WHERE key = 'source'::BLOB) AS source,
-                        any_value(decode(value)) FILTER (WHERE key = '{CHANGED_KEY}'::BLOB)::BIGINT AS changed
-                    FROM parquet_kv_metadata([{paths}])
-                    WHERE key IN ('source'::BLOB, '{CHANGED_KEY}'::BLOB)
-                    GROUP BY file_name
-                ) AS k ON k.file_name = f.file_name
-                """,
-                [name, [*partitions], [partition_version(file) for file in partitions.values()]],
-            )
+        listed = [
+            (self._local(partition), day, name, partition_version(partition))
+            for name, partitions in self._files.items()
+            for day, partition in partitions.items()
+            if day != WHOLE
+        ]
+        if not listed:
+            return
+        paths = _sql_paths(path for path, *_ in listed)
+        self._connection.execute(
+            f"""
+            INSERT INTO {LAKE}.partitions
+            SELECT v.date, v.table_name, f.num_rows, k.source, coalesce(k.changed, 0), v.version
+            FROM parquet_file_metadata([{paths}]) AS f
+            JOIN (
+                SELECT
+                    unnest($1::VARCHAR[]) AS file_name,
+                    unnest($2::DATE[]) AS date,
+                    unnest($3::VARCHAR[]) AS table_name,
+                    unnest($4::VARCHAR[]) AS version
+            ) AS v ON v.file_name = f.file_name
+            LEFT JOIN (
+                SELECT
+                    file_name,
+                    any_value(decode(value)) FILTER (WHERE key = 'source'::BLOB) AS source,
+                    any_value(decode(value)) FILTER (WHERE key = '{CHANGED_KEY}'::BLOB)::BIGINT AS changed
+                FROM parquet_kv_metadata([{paths}])
+                WHERE key IN ('source'::BLOB, '{CHANGED_KEY}'::BLOB)
+                GROUP BY file_name
+            ) AS k ON k.file_name = f.file_name
+            """,
+            [list(values) for values in zip(*listed, strict=True)],
+        )
 
     def _remember(self, previous: Place | None) -> None:
         """Creates the schema `previous`. Its tables stay empty without a readable published build."""
@@ -582,10 +592,9 @@ class _Build:
                 rows = published.sql(f"FROM {table}").to_arrow_table()
                 self._connection.from_arrow(rows).insert_into(f"{PREVIOUS}.main.{table}")
 
-    def _paths(self, partitions: Mapping[str, Partition]) -> str:
-        """The elements of a SQL list of the partitions' paths."""
-        paths = (self._copies.get(partition.path, partition.path) for partition in partitions.values())
-        return ", ".join(literal(duckdb_path(path)) for path in paths)
+    def _local(self, partition: Partition) -> str:
+        """The path to read the partition from: its copy's, if it has one."""
+        return self._copies.get(partition.path, partition.path)
 
     def _count(self, name: str) -> int:
         return int(self._connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0])
@@ -598,9 +607,14 @@ def _comment(
     description: str,
     columns: Sequence[tuple[str, str]],
 ) -> None:
-    connection.execute(f"COMMENT ON {kind} {name} IS {literal(description)}")
-    for column, meaning in columns:
-        connection.execute(f'COMMENT ON COLUMN {name}."{column}" IS {literal(meaning)}')
+    comments = [f"COMMENT ON {kind} {name} IS {literal(description)}"]
+    comments += [f'COMMENT ON COLUMN {name}."{column}" IS {literal(meaning)}' for column, meaning in columns]
+    connection.execute(";".join(comments))
+
+
+def _sql_paths(paths: Iterable[str]) -> str:
+    """The elements of a SQL list of `paths`, each of which matches one file."""
+    return ", ".join(literal(duckdb_path(path)) for path in paths)
 
 
 def _day_of(path: str) -> str:
