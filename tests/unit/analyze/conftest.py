@@ -29,6 +29,15 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nasty]:
         yield nasty
 
 
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The warehouse of an empty lake, with settings that name a tag."""
+    folder = tmp_path_factory.mktemp("empty")
+    inputs = {"KYC_DIMENSIONS": "country"}
+    build(Lake(str(folder / "lake")), folder / "kyc.duckdb", run_id="run", inputs=inputs)
+    return folder / "kyc.duckdb"
+
+
 @pytest.fixture
 def connections() -> Iterator[list[duckdb.DuckDBPyConnection]]:
     """What a test opens, closed at its end."""

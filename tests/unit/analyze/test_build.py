@@ -1,7 +1,8 @@
 """The build: facts, comments, incomplete lakes, and a lake that changes or is broken."""
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import duckdb
 import pytest
 
 from kyc_pipeline.analyze import build as build_module
-from kyc_pipeline.analyze.build import build, list_partitions, open_draft
+from kyc_pipeline.analyze.build import BuildSummary, build, list_partitions, open_draft
+from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.quality import check_build
 from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.checks import Severity
@@ -37,9 +39,31 @@ def one_day() -> list[Submission]:
     ]
 
 
-def test_every_table_column_and_macro_has_a_comment(lake: Lake, built: Built) -> None:
-    write_day(lake, DAY, one_day())
-    connection = built()
+PEOPLE = one_day()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A build of one day, which tests only read."""
+
+    lake: Lake
+    draft: Path
+    summary: BuildSummary
+    connection: duckdb.DuckDBPyConnection
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+    folder = tmp_path_factory.mktemp("whole")
+    lake, draft = Lake(str(folder / "lake")), folder / "draft"
+    write_day(lake, DAY, PEOPLE, [rejected()])
+    summary = build(lake, draft, run_id="run", choices=Choices(Decimal("0.35")))
+    with duckdb.connect(draft, read_only=True) as connection:
+        yield Whole(lake, draft, summary, connection)
+
+
+def test_every_table_column_and_macro_has_a_comment(whole: Whole) -> None:
+    connection = whole.connection
     tables = dict(connection.execute("SELECT table_name, comment FROM duckdb_tables()").fetchall())
     assert set(tables) == {model.name for model in load_models()} | {
         "build_info",
@@ -59,36 +83,26 @@ def test_every_table_column_and_macro_has_a_comment(lake: Lake, built: Built) ->
     assert not {name for name, _ in functions} & {"hundredths", "ks_p"}  # only models need these
 
 
-def test_columns_are_those_of_the_header_in_order(lake: Lake, built: Built) -> None:
-    connection = built()
+def test_columns_are_those_of_the_header_in_order(whole: Whole) -> None:
     for model in load_models():
-        columns = [row[0] for row in connection.execute(f"DESCRIBE {model.name}").fetchall()]
+        columns = [row[0] for row in whole.connection.execute(f"DESCRIBE {model.name}").fetchall()]
         assert columns == [name for name, _ in model.columns], model.name
 
 
-def test_an_empty_lake_gives_empty_tables(built: Built) -> None:
-    connection = built()
-    for model in load_models():
-        assert connection.execute(f"SELECT count(*) FROM {model.name}").fetchall() == [(0,)], model.name
-    assert all(result.passed for result in check_build(connection))
+def test_an_empty_lake_gives_empty_tables_with_the_same_types(empty: Path, whole: Whole) -> None:
+    with open_draft(empty) as connection:
+        for model in load_models():
+            assert connection.execute(f"SELECT count(*) FROM {model.name}").fetchall() == [(0,)], model.name
+            describe = f"SELECT column_name, column_type FROM (DESCRIBE {model.name})"
+            types = whole.connection.execute(describe).fetchall()
+            assert connection.execute(describe).fetchall() == types, model.name
+        assert all(result.passed for result in check_build(connection))
 
 
-def test_types_do_not_depend_on_the_rows(lake: Lake, built: Built) -> None:
-    empty = built()
-    write_day(lake, DAY, one_day(), [rejected()])
-    full = built(Decimal("0.35"))
-    for model in load_models():
-        describe = f"SELECT column_name, column_type FROM (DESCRIBE {model.name})"
-        assert empty.execute(describe).fetchall() == full.execute(describe).fetchall(), model.name
-
-
-def test_dates_are_dates_and_facts_carry_them(lake: Lake, built: Built) -> None:
-    write_day(lake, DAY, one_day())
-    connection = built()
+def test_dates_are_dates_and_facts_carry_them(whole: Whole) -> None:
     for table in ("submissions", "verifications", "model_checks", "verification_tags", "verification_files"):
-        assert connection.execute(f"SELECT DISTINCT date, typeof(date) FROM {table}").fetchall() == [
-            (datetime.date(2024, 9, 8), "DATE")
-        ]
+        dates = whole.connection.execute(f"SELECT DISTINCT date, typeof(date) FROM {table}").fetchall()
+        assert dates == [(datetime.date(2024, 9, 8), "DATE")]
 
 
 def test_a_day_that_has_only_submissions_counts_as_not_attempted(lake: Lake, built: Built) -> None:
@@ -105,9 +119,8 @@ def test_a_day_that_has_only_submissions_counts_as_not_attempted(lake: Lake, bui
     assert not results["days_not_verified"].passed
 
 
-def test_build_info_says_what_the_build_is_of(lake: Lake, built: Built) -> None:
-    write_day(lake, DAY, one_day())
-    connection = built(Decimal("0.35"))
+def test_build_info_says_what_the_build_is_of(whole: Whole) -> None:
+    connection = whole.connection
     ((run, days, rows, first, last, price),) = connection.execute(
         "SELECT run_id, partitions, rows, first_date, last_date, price_per_call FROM build_info"
     ).fetchall()
@@ -121,13 +134,18 @@ def test_build_info_says_what_the_build_is_of(lake: Lake, built: Built) -> None:
     )
 
 
-def test_two_builds_of_one_lake_are_equal(lake: Lake, built: Built) -> None:
-    write_day(lake, DAY, one_day())
-    write_day(lake, "2024-09-09", one_day())
-    first, second = built(), built()
-    for model in load_models():
-        everything = f"SELECT * FROM {model.name} ORDER BY ALL"
-        assert first.execute(everything).fetchall() == second.execute(everything).fetchall(), model.name
+def test_a_second_build_is_equal_and_a_small_memory_limit_is_enough(whole: Whole, tmp_path: Path) -> None:
+    choices = Choices(Decimal("0.35"))
+    summary = build(
+        whole.lake, tmp_path / "draft", run_id="run", choices=choices, memory_limit="100MB", threads=1
+    )
+    assert summary.rows == sum(summary.tables.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]
+    with duckdb.connect(tmp_path / "draft", read_only=True) as second:
+        for model in load_models():
+            everything = f"SELECT * FROM {model.name} ORDER BY ALL"
+            first = whole.connection.execute(everything).fetchall()
+            assert first == second.execute(everything).fetchall(), model.name
 
 
 def test_a_column_that_older_files_lack_is_null(lake: Lake, built: Built) -> None:
@@ -225,14 +243,13 @@ def test_a_lake_below_an_odd_folder_has_rows_under_its_own_days(
         assert connection.sql(sql).fetchall() == [(DAY, 2), ("2024-09-09", 2)]
 
 
-def test_facts_beyond_the_size_setting_are_views_over_the_lake(lake: Lake, tmp_path: Path) -> None:
-    write_day(lake, DAY, one_day())
-    build(lake, tmp_path / "tables", run_id="run")
-    summary = build(lake, tmp_path / "views", run_id="run", max_fact_rows=2)
-    with (
-        duckdb.connect(tmp_path / "tables", read_only=True) as tables,
-        duckdb.connect(tmp_path / "views", read_only=True) as views,
-    ):
+def test_facts_beyond_the_size_setting_are_views_over_the_lake(
+    lake: Lake, whole: Whole, tmp_path: Path
+) -> None:
+    write_day(lake, DAY, PEOPLE, [rejected()])
+    choices = Choices(Decimal("0.35"))
+    summary = build(lake, tmp_path / "views", run_id="run", choices=choices, max_fact_rows=2)
+    with duckdb.connect(tmp_path / "views", read_only=True) as views:
         kinds = dict(
             views.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall()
         )
@@ -240,19 +257,17 @@ def test_facts_beyond_the_size_setting_are_views_over_the_lake(lake: Lake, tmp_p
         assert all(kinds.values())
         for model in load_models():
             everything = f"SELECT * FROM {model.name} ORDER BY ALL"
-            assert tables.execute(everything).fetchall() == views.execute(everything).fetchall()
-            assert summary.tables[model.name] == len(views.execute(everything).fetchall())
-
-
-def test_views_stand_until_a_day_is_written_again(lake: Lake, tmp_path: Path) -> None:
-    write_day(lake, DAY, one_day())
-    tables = build(lake, tmp_path / "tables", run_id="run")
-    views = build(lake, tmp_path / "views", run_id="run", max_fact_rows=2)
-    assert tables.is_current(lake)
-    assert views.is_current(lake)
-    write_day(lake, DAY, one_day())
-    assert tables.is_current(lake)
-    assert not views.is_current(lake)
+            rows = views.execute(everything).fetchall()
+            assert whole.connection.execute(everything).fetchall() == rows
+            assert summary.tables[model.name] == len(rows)
+        # They show the days of their build only, and stand until one of these is written again.
+        write_day(lake, "2024-09-09", one_day())
+        assert views.execute("SELECT count(DISTINCT date) FROM model_checks").fetchall() == [(1,)]
+        assert [r.name for r in check_build(views) if r.severity == "error" and not r.passed] == []
+    assert summary.is_current(lake)
+    write_day(lake, DAY, PEOPLE, [rejected()])
+    assert not summary.is_current(lake)
+    assert whole.summary.is_current(lake), "tables need no lake"
 
 
 def test_nothing_intermediate_is_left_when_a_build_ends(
@@ -275,21 +290,10 @@ def test_nothing_intermediate_is_left_when_a_build_ends(
     assert left == []
 
 
-def test_no_personal_value_is_in_the_file(lake: Lake, tmp_path: Path) -> None:
-    write_day(lake, DAY, one_day(), [rejected()])
-    draft = tmp_path / "draft"
-    build(lake, draft, run_id="run")
-    assert b"marked" not in draft.read_bytes()
-    with duckdb.connect(draft, read_only=True) as connection:
-        for model in load_models():
-            assert "marked" not in str(connection.execute(f"SELECT * FROM {model.name}").fetchall())
-
-
-def test_a_small_memory_limit_is_enough(lake: Lake, tmp_path: Path) -> None:
-    write_day(lake, DAY, one_day())
-    summary = build(lake, tmp_path / "draft", run_id="run", memory_limit="100MB", threads=1)
-    assert summary.rows == sum(summary.tables.values())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "lake"]
+def test_no_personal_value_is_in_the_file(whole: Whole) -> None:
+    assert b"marked" not in whole.draft.read_bytes()
+    for model in load_models():
+        assert "marked" not in str(whole.connection.execute(f"SELECT * FROM {model.name}").fetchall())
 
 
 def test_too_little_memory_names_the_setting(lake: Lake, tmp_path: Path) -> None:
@@ -299,28 +303,18 @@ def test_too_little_memory_names_the_setting(lake: Lake, tmp_path: Path) -> None
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_draft_is_opened_for_reading_within_the_limit(lake: Lake, tmp_path: Path) -> None:
-    build(lake, tmp_path / "draft", run_id="run")
-    with open_draft(tmp_path / "draft", "100MB") as connection:
+def test_a_draft_is_opened_for_reading_within_the_limit(empty: Path) -> None:
+    with open_draft(empty, "100MB") as connection:
         assert connection.execute("SELECT current_setting('memory_limit')").fetchall() == [("95.3 MiB",)]
         with pytest.raises(duckdb.InvalidInputException, match="read-only"):
             connection.execute("CREATE TABLE mine AS SELECT 1")
 
 
-def test_duckdb_1_5_can_open_the_file(lake: Lake, built: Built) -> None:
-    tags = built().execute(
+def test_duckdb_1_5_can_open_the_file(whole: Whole) -> None:
+    tags = whole.connection.execute(
         "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
     )
     assert tags.fetchall() == [("v1.5.0+",)]
-
-
-def test_views_show_the_days_of_their_build_only(lake: Lake, tmp_path: Path) -> None:
-    write_day(lake, DAY, one_day())
-    build(lake, tmp_path / "views", run_id="run", max_fact_rows=0)
-    write_day(lake, "2024-09-09", one_day())
-    with duckdb.connect(tmp_path / "views", read_only=True) as connection:
-        assert connection.execute("SELECT count(DISTINCT date) FROM verifications").fetchall() == [(1,)]
-        assert [r.name for r in check_build(connection) if r.severity == "error" and not r.passed] == []
 
 
 def test_a_partition_replaced_while_views_are_read_is_read_again(lake: Lake, tmp_path: Path) -> None:

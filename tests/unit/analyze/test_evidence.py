@@ -131,11 +131,9 @@ def test_a_period_beside_the_data_is_refused(nasty: Nasty) -> None:
         read_evidence(nasty.path, datetime.date(2025, 1, 1), datetime.date(2025, 3, 31))
 
 
-def test_an_empty_warehouse_has_no_evidence(built: Any, tmp_path: Path) -> None:
-    built().close()
-    (warehouse,) = tmp_path.glob("**/*.duckdb")
+def test_an_empty_warehouse_has_no_evidence(empty: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no day yet"):
-        read_evidence(warehouse, None, None)
+        read_evidence(empty, None, None)
     with pytest.raises(KycError, match="no warehouse"):
         read_evidence(tmp_path / "none.duckdb", None, None)
 

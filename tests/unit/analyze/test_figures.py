@@ -4,10 +4,12 @@ import base64
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 
 import duckdb
 import pytest
 
+from kyc_pipeline.analyze.build import open_draft
 from kyc_pipeline.analyze.figures import (
     column_types,
     confidence_picture,
@@ -64,11 +66,11 @@ def test_figures_are_of_the_newest_day(lake: Lake, built: Built) -> None:
     assert {type(value) for values in figures.values() for value in values.values()} <= {int, float}
 
 
-def test_an_empty_warehouse_has_no_figures(built: Built) -> None:
-    connection = built()
-    figures = read_figures(connection)
-    assert newest_day(connection) is None
-    assert confidence_picture(connection) is None
+def test_an_empty_warehouse_has_no_figures(empty: Path) -> None:
+    with open_draft(empty) as connection:
+        figures = read_figures(connection)
+        assert newest_day(connection) is None
+        assert confidence_picture(connection) is None
     assert {value for values in figures.values() for value in values.values()} <= {0}
 
 
@@ -77,8 +79,9 @@ def test_without_a_price_no_cost_is_shown(lake: Lake, built: Built) -> None:
     assert "estimated_cost" not in read_figures(built())["api_performance"]
 
 
-def test_types_are_those_of_every_column(lake: Lake, built: Built) -> None:
-    types = column_types(built())
+def test_types_are_those_of_every_column(empty: Path) -> None:
+    with open_draft(empty) as connection:
+        types = column_types(connection)
     for model in load_models():
         assert list(types[model.name]) == [name for name, _ in model.columns]
     assert types["pass_rates"]["pass_rate"] == "DOUBLE"
