@@ -276,12 +276,28 @@ def test_days_that_have_submissions_only_make_a_page(lake: Lake, tmp_path: Path)
     assert tile(page, "all", "Verified") == "– nothing completed"
 
 
-def test_checks_without_decision_or_confidence_make_a_page(lake: Lake, tmp_path: Path) -> None:
-    write_day(lake, "2024-09-08", [Submission(False, [Check(None, "UNKNOWN", None)])])
+def test_checks_without_decision_or_confidence_make_a_page_which_has_what_failed_before_publication(
+    lake: Lake, tmp_path: Path
+) -> None:
+    day = [Submission(False, [Check(None, "UNKNOWN", None)]), Submission(outcome="uncertain")]
+    write_day(lake, "2024-09-08", day)
     text = text_of(report(lake, tmp_path))
     assert "declined, no check failed" in text
     assert "No check has passed or failed yet." in text
     assert "No check has a confidence yet." in text
+    assert "submissions uncertain (warning): 1 submission (2024-09-08): decide about them" in text
+    assert "submissions quarantined (" not in text
+    with duckdb.connect(tmp_path / "kyc.duckdb", read_only=True) as warehouse:
+        assert warehouse.execute(
+            "SELECT check_name, severity, count FROM build_checks WHERE NOT passed ORDER BY ALL"
+        ).fetchall() == [
+            ("submissions_uncertain", "warning", 1),
+            ("unknown_statuses", "warning", 1),
+            ("verdicts_agree_with_checks", "warning", 1),
+        ]
+        assert warehouse.execute(
+            "SELECT count(*), count(c.comment) FROM duckdb_columns() AS c WHERE table_name = 'build_checks'"
+        ).fetchall() == [(7, 7)]
 
 
 @pytest.fixture(scope="module")
@@ -316,25 +332,9 @@ def test_without_a_price_the_page_says_so(odd_page: str) -> None:
     assert "cost" not in data_of(odd_page)["specs"]
 
 
-def test_checks_that_failed_before_publication_are_on_the_page(lake: Lake, tmp_path: Path) -> None:
-    write_day(lake, "2024-09-08", [Submission(True, [Check()]), Submission(outcome="uncertain")])
-    text = text_of(report(lake, tmp_path))
-    assert "submissions uncertain (warning): 1 submission (2024-09-08): decide about them" in text
-    assert "submissions quarantined (" not in text
-    with duckdb.connect(tmp_path / "kyc.duckdb", read_only=True) as warehouse:
-        assert warehouse.execute(
-            "SELECT check_name, severity, count FROM build_checks WHERE NOT passed"
-        ).fetchall() == [("submissions_uncertain", "warning", 1)]
-        assert warehouse.execute(
-            "SELECT count(*), count(c.comment) FROM duckdb_columns() AS c WHERE table_name = 'build_checks'"
-        ).fetchall() == [(7, 7)]
-
-
-def test_a_warehouse_without_check_results_says_what_to_do(lake: Lake, tmp_path: Path) -> None:
-    build(lake, tmp_path / "draft", run_id="run")
-    publish(tmp_path / "draft", tmp_path / "kyc.duckdb")
+def test_a_warehouse_without_check_results_says_what_to_do(empty: Path, tmp_path: Path) -> None:
     with pytest.raises(KycError, match="older version"):
-        write_report(tmp_path / "kyc.duckdb", tmp_path / "index.html")
+        write_report(empty, tmp_path / "index.html")
 
 
 def test_without_a_warehouse_the_page_stays_as_it_was(tmp_path: Path) -> None:
@@ -345,14 +345,13 @@ def test_without_a_warehouse_the_page_stays_as_it_was(tmp_path: Path) -> None:
     assert page.read_text() == "old"
 
 
-def test_the_explorer_shows_error_rates_where_there_are_labels(lake: Lake, tmp_path: Path) -> None:
+def test_the_explorer_shows_error_rates_where_there_are_labels(lake: Lake, tmp_path: Path, page: str) -> None:
+    assert {choice["errors"] for choice in data_of(page)["explorer"]} == {None}
     day = [Submission(score >= 0.5, [Check("FACE", "PASS", score)]) for score in (0.2, 0.6, 0.9)]
     write_day(lake, "2024-09-02", day)
-    (plain,) = data_of(report(lake, tmp_path / "plain"))["explorer"]
-    assert plain["errors"] is None
     truth = ("fraud", "genuine", "genuine")
     write_labels(lake, [label(each.submission_id, what) for each, what in zip(day, truth, strict=True)])
-    (choice,) = data_of(report(lake, tmp_path / "labelled"))["explorer"]
+    (choice,) = data_of(report(lake, tmp_path))["explorer"]
     errors = choice["errors"]
     assert (errors["weighted"], errors["genuine"], errors["fraud"]) == (False, 2, 1)
     assert len(errors["rates"]) == 100

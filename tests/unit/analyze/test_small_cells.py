@@ -1,5 +1,6 @@
 """Small cells: what is hidden, and that nothing published gives it away."""
 
+import shutil
 import stat
 from collections import defaultdict
 from collections.abc import Sequence
@@ -176,8 +177,9 @@ def submission(company: str, country: str, verified: bool = True, number: int = 
     return Submission(verified, [Check("LIVENESS", "PASS" if verified else "FAIL")], tags=tags)
 
 
-@pytest.fixture
-def small(lake: Lake) -> Lake:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    lake = Lake(str(tmp_path_factory.mktemp("small") / "lake"))
     for date in ("2024-09-02", "2024-09-03", "2024-09-09"):
         day = [submission("acme", "NL", number % 5 > 0, number) for number in range(40)]
         day += [submission("bank", "DE", number % 3 > 0, number) for number in range(12)]
@@ -194,10 +196,25 @@ def tables(connection: duckdb.DuckDBPyConnection) -> dict[str, list[Any]]:
     }
 
 
-def test_the_restricted_file_has_what_the_published_one_hides(small: Lake, tmp_path: Path) -> None:
-    plain, hiding = tmp_path / "plain.duckdb", tmp_path / "hiding.duckdb"
+@pytest.fixture(scope="module")
+def deployed(small: Lake, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published warehouse that hides cells, with the results of its checks."""
+    warehouse = tmp_path_factory.mktemp("deployed") / "kyc.duckdb"
+    with new_draft(warehouse) as draft:
+        choices = Choices(dimensions=("country",), min_cell=MIN_CELL)
+        summary = build(small, draft, run_id="run", choices=choices)
+        with open_draft(draft) as connection:
+            results = check_build(connection)
+        record_checks(draft, results)
+        publish(draft, warehouse, summary.built_ns)
+    return warehouse
+
+
+def test_the_restricted_file_has_what_the_published_one_hides(
+    small: Lake, deployed: Path, tmp_path: Path
+) -> None:
+    plain, hiding = tmp_path / "plain.duckdb", deployed
     build(small, plain, run_id="run", choices=Choices(dimensions=("country",)))
-    build(small, hiding, run_id="run", choices=Choices(dimensions=("country",), min_cell=MIN_CELL))
     assert not restricted_path(plain).exists()
     with open_warehouse(plain) as connection:
         expected = tables(connection)
@@ -268,17 +285,6 @@ def test_a_view_over_the_lake_hides_them_too(small: Lake, tmp_path: Path) -> Non
         ).fetchall() == [("acme",), ("acme Ltd",), (None,)]
 
 
-@pytest.fixture
-def deployed(small: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A published warehouse that hides cells."""
-    warehouse = tmp_path / "warehouse" / "kyc.duckdb"
-    with new_draft(warehouse) as draft:
-        summary = build(small, draft, run_id="run", choices=Choices(min_cell=MIN_CELL))
-        publish(draft, warehouse, summary.built_ns)
-    monkeypatch.setenv("KYC_WAREHOUSE", str(warehouse))
-    return warehouse
-
-
 def test_only_its_owner_can_open_the_restricted_file(deployed: Path) -> None:
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in deployed.parent.iterdir()} == {
         "kyc.duckdb": 0o444,
@@ -286,7 +292,8 @@ def test_only_its_owner_can_open_the_restricted_file(deployed: Path) -> None:
     }
 
 
-def test_query_reads_it_only_with_exact(deployed: Path) -> None:
+def test_query_reads_it_only_with_exact(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KYC_WAREHOUSE", str(deployed))
     sql = "SELECT DISTINCT company_id FROM verified_rates_by_company ORDER BY ALL"
     runner = CliRunner()
     assert runner.invoke(query, [sql, "--format", "csv"]).stdout.split() == ["company_id", HIDDEN, "acme"]
@@ -296,19 +303,18 @@ def test_query_reads_it_only_with_exact(deployed: Path) -> None:
     assert runner.invoke(query, [joined, "--format", "csv", "--exact"]).stdout.split() == ["n", "162"]
 
 
-def test_a_build_that_hides_nothing_removes_the_restricted_file(small: Lake, deployed: Path) -> None:
-    with new_draft(deployed) as draft:
-        publish(draft, deployed, build(small, draft, run_id="run").built_ns)
-    assert [path.name for path in deployed.parent.iterdir()] == ["kyc.duckdb"]
-    with pytest.raises(KycError, match="KYC_MIN_CELL=1"), open_warehouse(deployed, exact=True):
+def test_a_build_that_hides_nothing_removes_the_restricted_file(
+    small: Lake, deployed: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(deployed.parent, tmp_path / "copy"), deployed.name)
+    with new_draft(copy) as draft:
+        publish(draft, copy, build(small, draft, run_id="run").built_ns)
+    assert [path.name for path in copy.parent.iterdir()] == ["kyc.duckdb"]
+    with pytest.raises(KycError, match="KYC_MIN_CELL=1"), open_warehouse(copy, exact=True):
         pass
 
 
-def test_the_report_names_no_small_company(small: Lake, deployed: Path, tmp_path: Path) -> None:
-    deployed.chmod(0o644)
-    with open_draft(deployed) as connection:
-        results = check_build(connection)
-    record_checks(deployed, results)
+def test_the_report_names_no_small_company(deployed: Path, tmp_path: Path) -> None:
     write_report(deployed, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "marked-tiny" not in page
