@@ -62,10 +62,18 @@ def publish(
     )
 
 
-def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
-    settings: Settings, instance: dg.DagsterInstance
+def with_key(settings: Settings, key: str, folder: Path) -> Settings:
+    """A deployment with a pseudonym key, and a ledger that knows it."""
+    ledger = SecretStr(f"sqlite:///{folder / f'{key[:4]}.sqlite'}")
+    return settings.model_copy(update={"kyc_pseudonym_key": SecretStr(key), "kyc_ledger_url": ledger})
+
+
+def test_a_build_is_published_with_its_figures_and_as_the_settings_and_the_key_say(
+    settings: Settings, instance: dg.DagsterInstance, computed: Any, tmp_path: Path
 ) -> None:
-    write_day(Lake(settings.kyc_lake), DAY, [Submission(True, [Check()]), Submission(outcome="uncertain")])
+    keyless, settings = settings, with_key(settings, "0123456789abcdef" * 2, tmp_path)
+    named = Submission(True, [Check()], tags={"customerId": (None, "p-1")})
+    write_day(Lake(settings.kyc_lake), DAY, [named, Submission(outcome="uncertain")])
     result = publish(settings, instance)
     assert result.success
     evaluations = {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
@@ -100,20 +108,13 @@ def test_a_build_is_published_with_its_figures_and_as_the_settings_say(
         assert connection.execute(
             "SELECT check_name FROM build_checks WHERE NOT passed ORDER BY check_name"
         ).fetchall() == [("submissions_uncertain",)]
-
-
-def test_the_key_makes_the_pseudonyms_of_people(
-    settings: Settings, instance: dg.DagsterInstance, tmp_path: Path
-) -> None:
-    write_day(Lake(settings.kyc_lake), DAY, [Submission(tags={"customerId": (None, "p-1")})])
-    subjects = []
-    for number, key in enumerate(("0123456789abcdef" * 2, "fedcba9876543210" * 2)):
-        ledger = SecretStr(f"sqlite:///{tmp_path / f'{number}.sqlite'}")
-        update = {"kyc_pseudonym_key": SecretStr(key), "kyc_ledger_url": ledger}
-        assert publish(settings.model_copy(update=update), instance).success
-        with duckdb.connect(settings.kyc_warehouse, read_only=True) as connection:
-            subjects += connection.execute("SELECT subject FROM subjects").fetchall()
-    assert len(set(subjects)) == 2
+        subjects = "SELECT subject FROM subjects"
+        published = connection.execute(subjects).fetchall()
+    # The key makes the pseudonyms of people.
+    assert len(published) == 1
+    for each in (settings, with_key(keyless, "fedcba9876543210" * 2, tmp_path)):
+        found = computed("subjects", subject_secret=Pipeline(each).subject_secret())
+        assert (found.execute(subjects).fetchall() == published) == (each is settings)
 
 
 def test_tables_without_yesterday_are_not_fresh_though_they_were_just_published(settings: Settings) -> None:
@@ -125,7 +126,7 @@ def test_tables_without_yesterday_are_not_fresh_though_they_were_just_published(
     assert "2024-09-09 is not included: run it" in result.description
 
 
-def test_a_day_that_is_written_again_while_a_build_is_checked_is_built_again(
+def test_a_day_that_changes_during_the_checks_is_built_again_and_an_error_of_a_check_publishes_nothing(
     settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, day = Lake(settings.kyc_lake), [Submission(True, [Check()]), Submission(True, [Check()])]
@@ -143,14 +144,6 @@ def test_a_day_that_is_written_again_while_a_build_is_checked_is_built_again(
     with duckdb.connect(settings.kyc_warehouse, read_only=True) as connection:
         assert connection.execute("SELECT sum(checks) FROM pass_rates").fetchall() == [(2,)]
     assert len(builds) == 2
-
-
-def test_an_error_of_a_check_leaves_what_was_published(
-    settings: Settings, instance: dg.DagsterInstance
-) -> None:
-    lake, day = Lake(settings.kyc_lake), [Submission(True, [Check()]), Submission(True, [Check()])]
-    write_day(lake, DAY, day)
-    assert publish(settings, instance).success
     before = Path(settings.kyc_warehouse).read_bytes()
     write_curated(lake, DAY, day[:1])
     result = publish(settings, instance)
@@ -180,10 +173,11 @@ def objects(place: Path | str) -> list[str]:
     return sorted(path.rpartition("/prefix/")[2] for path in fs.find(str(place).removeprefix("s3://")))
 
 
-def test_warehouse_and_report_are_published_to_an_object_store(
+def test_an_object_store_gets_warehouse_and_report_and_keeps_no_build_from_before_an_erasure(
     in_s3: Settings, instance: dg.DagsterInstance
 ) -> None:
-    write_day(Lake(in_s3.kyc_lake), DAY, [Submission(True, [Check()])])
+    lake = Lake(in_s3.kyc_lake)
+    write_day(lake, DAY, [Submission(True, [Check()])])
     result = publish(in_s3, instance, report)
     assert result.success
     assert objects(in_s3.kyc_warehouse) == [
@@ -200,23 +194,21 @@ def test_warehouse_and_report_are_published_to_an_object_store(
     assert again.success
     assert not again.get_asset_materialization_events()
     assert "kyc-2.duckdb" not in objects(in_s3.kyc_warehouse)
-
-
-def test_a_publication_after_an_erasure_leaves_no_older_build(
-    in_s3: Settings, instance: dg.DagsterInstance
-) -> None:
-    lake = Lake(in_s3.kyc_lake)
-    for number in (1, 2):
-        write_day(lake, DAY, [Submission(True, [Check()]) for _ in range(number)])
-        assert publish(in_s3, instance).success
-    assert len(objects(in_s3.kyc_warehouse)) == 5
+    write_day(lake, DAY, [Submission(True, [Check()]) for _ in range(2)])
+    assert publish(in_s3, instance).success
+    assert len(objects(in_s3.kyc_warehouse)) == 6
     tombstone = Tombstone.of_tag(Pseudonymizer("0123456789abcdef" * 2), "customerId", "3")
     with Ledger(in_s3.kyc_ledger_url) as ledger:
         LedgerErasure(ledger).remember([tombstone])
         write_day(lake, DAY, [Submission(True, [Check()])])
         assert publish(in_s3, instance).success
         assert [copy.place for copy in list_copies(ledger)] == [in_s3.kyc_warehouse]
-    assert objects(in_s3.kyc_warehouse) == ["current.json", "kyc-3.duckdb", "restricted/kyc-3.duckdb"]
+    assert objects(in_s3.kyc_warehouse) == [
+        "current.json",
+        "index.html",
+        "kyc-3.duckdb",
+        "restricted/kyc-3.duckdb",
+    ]
 
 
 @pytest.mark.parametrize("where", ["file", "s3_root"])

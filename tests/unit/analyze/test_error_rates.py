@@ -38,38 +38,37 @@ def frame(connection: duckdb.DuckDBPyConnection, query: str) -> pd.DataFrame:
 # --- what a label amounts to ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([("genuine", "a", 0, None)], ("genuine", None, False)),
-        ([("genuine", "a", 0, None), ("fraud", "b", 1, "document")], ("fraud", "document", True)),
-        ([("fraud", "b", 1, "other"), ("genuine", "a", 2, None)], ("genuine", None, True)),
-        ([("genuine", "a", 0, None), ("fraud", "a", 1, None)], ("fraud", None, False)),
-        ([("genuine", "a", 0, None), ("unsure", "b", 1, None)], ("genuine", None, False)),
-        ([("unsure", "a", 0, None), ("unsure", "b", 1, None)], ("unsure", None, False)),
-        ([("genuine", "a", 0, None), ("fraud", "b", 0, "other")], ("conflict", None, True)),
-        ([("genuine", "a", 0, None), ("fraud", "a", 0, "other")], ("conflict", None, False)),
-        ([("fraud", "a", 0, "presentation"), ("fraud", "b", 1, None)], ("fraud", "presentation", False)),
-    ],
-)
-def test_the_latest_decision_counts(
-    lake: Lake, computed: Build, rows: list[tuple[str, str, int, str | None]], expected: tuple[Any, ...]
-) -> None:
-    submission = Submission()
-    write_day(lake, DAY, [submission])
+DECISIONS: list[tuple[list[tuple[str, str, int, str | None]], tuple[Any, ...]]] = [
+    ([("genuine", "a", 0, None)], ("genuine", None, False)),
+    ([("genuine", "a", 0, None), ("fraud", "b", 1, "document")], ("fraud", "document", True)),
+    ([("fraud", "b", 1, "other"), ("genuine", "a", 2, None)], ("genuine", None, True)),
+    ([("genuine", "a", 0, None), ("fraud", "a", 1, None)], ("fraud", None, False)),
+    ([("genuine", "a", 0, None), ("unsure", "b", 1, None)], ("genuine", None, False)),
+    ([("unsure", "a", 0, None), ("unsure", "b", 1, None)], ("unsure", None, False)),
+    ([("genuine", "a", 0, None), ("fraud", "b", 0, "other")], ("conflict", None, True)),
+    ([("genuine", "a", 0, None), ("fraud", "a", 0, "other")], ("conflict", None, False)),
+    ([("fraud", "a", 0, "presentation"), ("fraud", "b", 1, None)], ("fraud", "presentation", False)),
+]
+"""(label, source, hour, attack) of each statement, and what they amount to."""
+
+
+def test_the_latest_decision_counts(lake: Lake, computed: Build) -> None:
+    day = [Submission() for _ in DECISIONS]
+    write_day(lake, DAY, day)
     write_labels(
         lake,
         [
             label(submission.submission_id, what, source=source, decided_at=NOON + hour * HOUR, attack=attack)
+            for submission, (rows, _) in zip(day, DECISIONS, strict=True)
             for what, source, hour, attack in rows
         ],
     )
     found = (
         computed("submission_labels")
-        .execute("SELECT label, attack, sources_disagree FROM submission_labels")
+        .execute("SELECT label, attack, sources_disagree FROM submission_labels ORDER BY submission_id")
         .fetchall()
     )
-    assert found == [expected]
+    assert found == [expected for _, expected in DECISIONS]
 
 
 def test_the_weight_of_a_drawn_submission_stays_with_it(lake: Lake, computed: Build) -> None:
@@ -210,16 +209,18 @@ def test_error_rates_as_decided_and_by_threshold(known: Any, check: str, weighte
     connection, rows = known
     found = frame(
         connection,
-        f"FROM error_rates WHERE check_type = '{check}' AND weighted = {weighted} ORDER BY threshold",
+        f"FROM error_rates WHERE check_type = '{check}' AND weighted = {weighted}"
+        " ORDER BY threshold NULLS FIRST",
     )
     of_check = rows[rows["check"] == check]
     whole = rows[~rows["id"].isin(of_check["id"])].assign(accepted=None, confidence=None)
     assert len(found) == (1 if check == "VERIFIED" else 102)
-    for row in found.to_dict("records"):
+    assert (found["low_n"] == (found[["genuine", "fraud"]].min(axis=1) < 30)).all()
+    some = found.iloc[[0, *range(1, len(found), 5)]]  # as decided, and every fifth threshold from 0 to 1
+    for row in some.to_dict("records"):
         threshold = None if pd.isna(row["threshold"]) else row["threshold"]
         for name, value in expected(pd.concat([of_check, whole]), threshold, weighted=weighted).items():
             assert row[name] == pytest.approx(value, abs=1e-7), (threshold, name)
-        assert row["low_n"] == (min(row["genuine"], row["fraud"]) < 30)
 
 
 def test_error_rates_by_dimension(known: Any) -> None:
@@ -283,10 +284,11 @@ def test_label_quality_of_sources_that_disagree(lake: Lake, computed: Build) -> 
     ]
 
 
-def test_without_labels_there_are_no_error_rates(lake: Lake, built: Build) -> None:
+def test_without_labels_there_are_no_error_rates(lake: Lake, computed: Build) -> None:
     write_day(lake, DAY, [Submission()])
-    connection = built()
-    for table in ("labels", "submission_labels", "labelled_results", "error_rates", "label_quality"):
+    tables = ("labels", "submission_labels", "labelled_results", "error_rates", "label_quality")
+    connection = computed(*tables)
+    for table in tables:
         assert connection.execute(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]
 
 
