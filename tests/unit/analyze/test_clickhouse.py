@@ -92,7 +92,6 @@ def test_a_lake_in_an_object_store(s3_root: str, tmp_path: Path) -> None:
     optional_module("chdb")
     lake = Lake(s3_root)
     write_lake(lake)
-    build(lake, tmp_path / "kyc.duckdb", run_id="run")
     place = s3_root.replace("s3:/", os.environ["AWS_ENDPOINT_URL"])
     found = in_clickhouse(place, tmp_path / "clickhouse")
     assert [row["verified"] for row in found["verified_rates"]] == [40, 40, 40]

@@ -28,26 +28,25 @@ from kyc_pipeline.analyze.publish import (
 )
 from kyc_pipeline.errors import KycError
 
-ROWS = 130_000
-"""More than one row group has."""
+FEW, ROWS = 1000, 130_000
+"""Rows of a file; `ROWS` is more than one row group has, so that a reader needs several requests."""
 GUIDE = (Path(__file__).parents[3] / "docs" / "analysts.md").read_text(encoding="utf-8")
 
 
-def write_version(draft: Path, version: int, *, exact: bool = False) -> None:
-    """Megabytes in several row groups, so that a reader needs several requests."""
+def write_version(draft: Path, version: int, *, exact: bool = False, rows: int = FEW) -> None:
     for path in (draft, *([restricted_path(draft)] if exact else [])):
         name = "submissions" if path == draft else "exact_submissions"
         with duckdb.connect(path, config={"storage_compatibility_version": "v1.5.0"}) as connection:
             connection.execute(
                 f"CREATE TABLE {name} AS SELECT $1::INTEGER AS version, uuid()::VARCHAR AS id"
-                f" FROM range({ROWS})",
+                f" FROM range({rows})",
                 [version],
             )
 
 
-def published(place: str, sequence: int, *, exact: bool = False) -> None:
+def published(place: str, sequence: int, *, exact: bool = False, rows: int = FEW) -> None:
     with new_draft(place) as draft:
-        write_version(draft, sequence, exact=exact)
+        write_version(draft, sequence, exact=exact, rows=rows)
         publish(draft, place, sequence * 1000, sequence)
 
 
@@ -65,10 +64,10 @@ def test_a_reader_keeps_its_build_and_a_new_one_gets_the_next(any_s3_root: str) 
     assert not is_published(any_s3_root)
     with pytest.raises(KycError, match=r"there is no warehouse at s3://"), open_warehouse(any_s3_root):
         pass
-    published(any_s3_root, 1, exact=True)
+    published(any_s3_root, 1, exact=True, rows=ROWS)
     with open_warehouse(any_s3_root) as old:
         assert old.execute("SELECT count(*) FROM submissions").fetchall() == [(ROWS,)]
-        published(any_s3_root, 2)
+        published(any_s3_root, 2, rows=ROWS)
         assert versions_of(old) == [(1, ROWS)]
         with open_warehouse(any_s3_root) as new:
             assert versions_of(new) == [(2, ROWS)]
@@ -117,7 +116,7 @@ def test_of_several_hosts_that_publish_at_once_the_newest_wins(any_s3_root: str)
     assert won[-1]
     assert published_sequence(any_s3_root) == 6
     with open_warehouse(any_s3_root) as connection:
-        assert versions_of(connection) == [(6, ROWS)]
+        assert versions_of(connection) == [(6, FEW)]
 
 
 def test_what_must_not_be_published_leaves_nothing(any_s3_root: str) -> None:
@@ -181,7 +180,7 @@ def test_sealed_sql_reads_the_published_build_and_nothing_else(any_s3_root: str)
     published(any_s3_root, 1, exact=True)
     with open_warehouse(any_s3_root) as connection:
         seal(connection, "s3://lake")
-        assert versions_of(connection) == [(1, ROWS)]
+        assert versions_of(connection) == [(1, FEW)]
         root = any_s3_root.removeprefix("s3://")
         for scheme in ("published", "s3"):
             for key in ("current.json", "restricted/kyc-1.duckdb"):
@@ -234,7 +233,7 @@ def test_duckdb_1_5_with_httpfs_reads_through_the_pointer_and_keeps_its_build(an
     python = os.environ.get("KYC_DUCKDB_1_5")
     if python is None:
         pytest.skip("KYC_DUCKDB_1_5: the path of a Python with duckdb 1.5 and duckdb-extension-httpfs")
-    published(any_s3_root, 1)
+    published(any_s3_root, 1, rows=ROWS)
     [code] = re.findall(r"^```python\n([^`]*current\.json.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
     code = code.replace("s3://bucket/published", any_s3_root)
     command = [python, "-c", DUCKDB_1_5, code]
@@ -242,7 +241,7 @@ def test_duckdb_1_5_with_httpfs_reads_through_the_pointer_and_keeps_its_build(an
         assert analyst.stdout is not None
         assert analyst.stdin is not None
         assert json.loads(analyst.stdout.readline()) == [[ROWS]]
-        published(any_s3_root, 2)
+        published(any_s3_root, 2, rows=ROWS)
         analyst.stdin.write("\n")
         analyst.stdin.flush()
         assert json.loads(analyst.stdout.readline()) == [[1, ROWS]]
