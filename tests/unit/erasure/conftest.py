@@ -57,6 +57,16 @@ def any_deployment(
     made.ledger.close()
 
 
+@pytest.fixture
+def any_filled(request: pytest.FixtureRequest, landing: Any, any_deployment: Deployment) -> Deployment:
+    """The deployment on each database as the module's function `fill` leaves it."""
+    if any_deployment.ledger_url:
+        request.module.fill(landing, any_deployment)
+    else:
+        shutil.copytree(request.getfixturevalue("template"), any_deployment.root, dirs_exist_ok=True)
+    return any_deployment
+
+
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
     """Starts processes quickly: they fork from a server that has imported everything already."""

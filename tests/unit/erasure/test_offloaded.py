@@ -27,15 +27,14 @@ from tests.unit.erasure.test_erasure import (
     NEXT_DAY,
     PERSON,
     THEIR_TAGS,
-    fill,
+    fill,  # noqa: F401 - of the fixture `any_filled`
     of_others,
     tags_of,
 )
 
 
-def test_nothing_is_left_and_nobody_else_is_touched(landing: Any, any_deployment: Deployment) -> None:
-    deployment = any_deployment
-    fill(landing, deployment)
+def test_nothing_is_left_and_nobody_else_is_touched(any_filled: Deployment) -> None:
+    deployment = any_filled
     before, spent = deployment.rows(), read_spend(deployment.ledger, DAY)
     assert deployment.offload(DAY, NEXT_DAY) == 8
     found = deployment.erase(*PERSON)
@@ -67,11 +66,8 @@ def put_their_tag_into(deployment: Deployment, submission_id: str, *, own: str) 
     lake.write(VERIFICATION_RESPONSES, DAY, changed, lake.metadata(VERIFICATION_RESPONSES, DAY))
 
 
-def test_a_tag_that_only_the_response_has_is_found_in_the_lake(
-    landing: Any, any_deployment: Deployment
-) -> None:
-    deployment = any_deployment
-    fill(landing, deployment)
+def test_a_tag_that_only_the_response_has_is_found_in_the_lake(any_filled: Deployment) -> None:
+    deployment = any_filled
     put_their_tag_into(deployment, "a-1", own="other-1")
     assert deployment.offload(DAY, NEXT_DAY) == 8
     found = deployment.find(*PERSON)
