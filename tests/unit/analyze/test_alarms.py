@@ -1,6 +1,7 @@
 """Alarms: statistics against scipy and statsmodels, false alarms and delays by simulation, and the table."""
 
 import datetime
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,18 @@ def database() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
+def row_of(series: str, date: datetime.date, k: int, n: int) -> tuple[str, tuple[Any, ...]]:
+    """The table that a day of the series is in, and its row."""
+    name, _, value = series.partition(":")
+    if name == "verdict":
+        return "verified_rates", (date, k, n)
+    if name == "company":
+        return "verified_rates_by_company", (date, value, k, n)
+    if value:
+        return "verified_rates_by_dimension", (date, name, value, k, n)
+    return "pass_rates", (date, "g", name, k, n - k)
+
+
 def alarms(
     connection: duckdb.DuckDBPyConnection,
     days: Days,
@@ -125,24 +138,20 @@ def alarms(
         "CREATE TABLE verified_rates_by_dimension (date DATE, dimension TEXT, value TEXT, verified INT,"
         " verifications INT)"
     )
+    rows: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     for number, date in enumerate(dates):
-        execute("INSERT INTO days VALUES ($1, 100, $2)", [date, number not in incomplete])
-        execute("INSERT INTO api_performance VALUES ($1, $2)", [date, timeouts.get(number, 0)])
+        rows["days"].append((date, 100, number not in incomplete))
+        rows["api_performance"].append((date, timeouts.get(number, 0)))
     for name, counts in days.items():
         for date, (k, n) in zip(dates[-len(counts) :], counts, strict=True):
-            if name == "verdict":
-                execute("INSERT INTO verified_rates VALUES ($1, $2, $3)", [date, k, n])
-            elif name.startswith("company:"):
-                values = [date, name.partition(":")[2], k, n]
-                execute("INSERT INTO verified_rates_by_company VALUES ($1, $2, $3, $4)", values)
-            elif name.startswith("companyId:"):
-                values = [date, *name.split(":"), k, n]
-                execute("INSERT INTO verified_rates_by_dimension VALUES ($1, $2, $3, $4, $5)", values)
-            else:
-                execute("INSERT INTO pass_rates VALUES ($1, 'g', $2, $3, $4)", [date, name, k, n - k])
+            table, row = row_of(name, date, k, n)
+            rows[table].append(row)
     for version, number in versions.items():
-        values = [dates[number], "model_version", version]
-        execute("INSERT INTO verified_rates_by_dimension VALUES ($1, $2, $3, 1, 1)", values)
+        rows["verified_rates_by_dimension"].append((dates[number], "model_version", version, 1, 1))
+    for table, own in rows.items():
+        marks = ", ".join("?" for _ in own[0])
+        values = [value for row in own for value in row]
+        execute(f"INSERT INTO {table} VALUES " + ", ".join(f"({marks})" for _ in own), values)
     models = {model.name: model.sql for model in load_steps()}
     for name in ("rate_weeks", "found_changes", "events", "alarms"):
         execute(f"CREATE TABLE {name} AS {models[name]}")

@@ -91,19 +91,17 @@ def test_times_and_few_people(lake: Lake, built: Any, tmp_path: Path) -> None:
     assert (time.value, time.of, time.low_n, time.low) == (pytest.approx(30), 3, True, None)
 
 
-def test_confirmed_fraud_is_what_the_labels_say(lake: Lake, built: Any, tmp_path: Path) -> None:
+def test_confirmed_fraud_is_what_the_labels_say(nasty: Nasty, lake: Lake, built: Any, tmp_path: Path) -> None:
     submissions = [Submission() for _ in range(10)]
     write_day(lake, "2024-09-02", submissions)
     title = "Confirmed fraud"
-    built().close()
-    (warehouse,) = tmp_path.glob("**/*.duckdb")
-    without = read_evidence(warehouse, None, None)
+    without = read_evidence(nasty.path, None, None)
     assert figures_of(without, title) == {}
     assert "no submission" in {metric.title: why for metric, why in without.missing}[title].lower()
     said = ["fraud", "fraud", "genuine", "unsure"]
     write_labels(lake, [label(s.submission_id, what) for s, what in zip(submissions, said, strict=False)])
     built().close()
-    (labelled,) = set(tmp_path.glob("**/*.duckdb")) - {warehouse}
+    (labelled,) = tmp_path.glob("**/*.duckdb")
     (figure,) = figures_of(read_evidence(labelled, None, None), title).values()
     assert (figure.n, figure.of, figure.value, figure.best) == (2, 10, 0.2, 0.2)
     assert figure.worst == pytest.approx(0.9)
