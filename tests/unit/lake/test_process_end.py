@@ -13,6 +13,7 @@ import pytest
 
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
+from tests.effort import tries
 
 DAY = "2024-09-01"
 EXIT_CODE = 3
@@ -64,7 +65,7 @@ def test_a_process_that_read_the_lake_ends_with_its_own_exit_code(root: str) -> 
     Lake(root).write(CONTRACT_DRIFT, DAY, rows)
     children = [
         subprocess.Popen([sys.executable, "-c", CHILD, root], stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
+        for _ in range(tries(8))
     ]
     ends = [(child.communicate()[1], child.returncode) for child in children]
     assert ends == [("", EXIT_CODE)] * len(children)
