@@ -399,7 +399,6 @@ class _Build:
     def finish(self, run_id: str, sequence: int | None, inputs: Mapping[str, str | None]) -> BuildSummary:
         """Writes the tables about the build, and all comments."""
         execute = self._connection.execute
-        execute("SET enable_optimizer = false")  # it would look at each of some 500 comments
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
         days = sorted({date for partitions in self._files.values() for date in partitions} - {WHOLE})
         execute(
@@ -431,6 +430,7 @@ class _Build:
             ],
         )
         built_ns = time_of_build(self._connection)
+        execute("SET enable_optimizer = false")  # it would look at each of some 500 comments
         for model in load_models():
             if model.name in self._restricted:
                 continue
