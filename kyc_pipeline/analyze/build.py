@@ -430,7 +430,6 @@ class _Build:
             ],
         )
         built_ns = time_of_build(self._connection)
-        execute("SET enable_optimizer = false")  # it would look at each of some 500 comments
         for model in load_models():
             if model.name in self._restricted:
                 continue
