@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from dagster._core.storage.event_log import InMemoryEventLogStorage
 
 from kyc_pipeline.cli import backfill, dagster_home, main, publish
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
@@ -67,6 +69,25 @@ def engines_are_made_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dagster._core.storage.event_log.sqlite.sqlite_event_log.create_engine", engine)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def events_in_memory_keep_their_connection() -> Iterator[None]:
+    """Dagster would connect again for each access, and read the columns of a table for each event."""
+
+    @contextmanager
+    def connect(storage: InMemoryEventLogStorage) -> Iterator[sqlalchemy.Connection]:
+        with storage._db_lock, storage._engine.begin() as connection:
+            yield connection
+
+    def engine(url: str, **_: Any) -> sqlalchemy.Engine:
+        return sqlalchemy.create_engine(url)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dagster._core.storage.event_log.in_memory.create_engine", engine)
+        patch.setattr(InMemoryEventLogStorage, "_connect", connect)
+        patch.setattr(InMemoryEventLogStorage, "_has_asset_key_col_on_connection", lambda *_: True)
         yield
 
 
