@@ -15,26 +15,61 @@ from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import HTML_502, Responds
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import UsageError
-from kyc_pipeline.lake.tables import TABLES, VERIFICATION_RESPONSES, ResponsesState
+from kyc_pipeline.flatten.partition import flatten_partition
+from kyc_pipeline.ingest.manifests import ingest_partition
+from kyc_pipeline.ingest.owners import Owners
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, due_days, ingested_by
 from kyc_pipeline.orchestration.jobs import range_tags
-from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.engine import verify_partition
 from kyc_pipeline.verify.partition import write_responses
+from kyc_pipeline.verify.signals import StopFlag
 from kyc_pipeline.vocabulary import RANGE_END_TAG, RANGE_START_TAG
 from tests.conftest import Landing
+from tests.dagster.conftest import DAILY
 
 DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
-DAILY = [dg.AssetKey(table.name) for table in TABLES]
-"""The lake's assets. These tests need no warehouse, which takes most of a run's time."""
 
 
 @pytest.fixture
 def definitions(pipeline: Pipeline) -> dg.Definitions:
     return build_defs(pipeline)
+
+
+# What is due depends on the stores only. The stages write them in a fraction of the time of a run of Dagster.
+
+
+def ingest(pipeline: Pipeline, day: str) -> None:
+    with pipeline.day_lease(day, "run") as held:
+        owners = Owners(pipeline.lake, held.ledger, held)
+        ingest_partition(landing=pipeline.settings.kyc_landing, lake=pipeline.lake, date=day, owners=owners)
+
+
+def verify(pipeline: Pipeline, day: str) -> None:
+    with pipeline.open_ledger() as ledger:
+        verify_partition(
+            settings=pipeline.settings,
+            lake=pipeline.lake,
+            ledger=ledger,
+            date=day,
+            run_id="run",
+            stop=StopFlag(),
+            timing=Timing(look_ups=(0.0,)),
+        )
+
+
+def flatten(pipeline: Pipeline, day: str) -> None:
+    flatten_partition(pipeline.lake, day, pipeline.pseudonymizer, pipeline.settings.kyc_clear_tags)
+
+
+def run_days(pipeline: Pipeline, *days: str) -> None:
+    for stage in (ingest, verify, flatten):
+        for day in days:
+            stage(pipeline, day)
 
 
 def tick(definitions: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
@@ -211,43 +246,22 @@ def test_missing_changed_and_incomplete_days_are_due(
     assert due() == ["2024-09-07", NEXT_DAY]
 
 
-def test_days_whose_files_were_missing_are_due(
-    landing: Landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
-) -> None:
+def test_days_whose_files_were_missing_are_due(landing: Landing, pipeline: Pipeline) -> None:
     row = landing.submission("late", 1)
     selfie = landing.root / "documents" / str(row["selfie_file"])
     content = selfie.read_bytes()
     selfie.unlink()
     landing.manifest(DAY, [row])
     until = date(2024, 9, 9)
-    job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
+    run_days(pipeline, DAY)
     assert due_days(pipeline, until=until).days == [DAY]
     selfie.write_bytes(content)
-    job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
+    run_days(pipeline, DAY)
     assert due_days(pipeline, until=until).days == []
 
 
-def test_days_that_an_operator_decided_to_retry_are_due(
-    landing: Landing, settings: Settings, instance: dg.DagsterInstance
-) -> None:
-    [lost] = landing.day(DAY, 1)
-    with running_simulator(token="test-token", faults={lost: [HTML_502]}) as simulator:
-        changed = settings.model_copy(update={"deepxl_base_url": simulator.url})
-        pipeline, controls = Pipeline(changed), CallControls(timing=Timing(look_ups=(0.0,)))
-        job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
-        job.execute_in_process(
-            instance=instance, partition_key=DAY, asset_selection=DAILY, raise_on_error=False
-        )
-        assert due_days(pipeline, until=date(2024, 9, 9)).days == []
-        with pipeline.open_ledger() as ledger:
-            resolve_held(ledger, lost, "retry", "an engineer")
-        assert due_days(pipeline, until=date(2024, 9, 9)).days == [DAY]
-        job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
-        assert due_days(pipeline, until=date(2024, 9, 9)).days == []
-
-
 def test_a_decision_makes_its_day_due_whatever_its_age_and_without_its_manifests(
-    landing: Landing, settings: Settings, instance: dg.DagsterInstance
+    landing: Landing, settings: Settings
 ) -> None:
     days = {"2024-09-01": "old", DAY: "archived"}
     for day, key in days.items():
@@ -256,17 +270,9 @@ def test_a_decision_makes_its_day_due_whatever_its_age_and_without_its_manifests
     faults = {key: [HTML_502] for key in days.values()}
     with running_simulator(token="test-token", faults=faults) as simulator:
         changed = settings.model_copy(update={"deepxl_base_url": simulator.url, "kyc_catch_up_days": 2})
-        pipeline, controls = Pipeline(changed), CallControls(timing=Timing(look_ups=(0.0,)))
-        job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
-
-        def run() -> None:
-            for first, last in (("2024-09-01", "2024-09-01"), (DAY, NEXT_DAY)):
-                tags = range_tags(first, last)
-                job.execute_in_process(
-                    instance=instance, tags=tags, asset_selection=DAILY, raise_on_error=False
-                )
-
-        run()
+        pipeline = Pipeline(changed)
+        run_days(pipeline, *days, NEXT_DAY)
+        assert due_days(pipeline, until=date(2024, 9, 9)).days == [], "somebody must decide first"
         shutil.rmtree(landing.root / "manifests" / DAY)
         with pipeline.open_ledger() as ledger:
             for key in days.values():
@@ -276,23 +282,20 @@ def test_a_decision_makes_its_day_due_whatever_its_age_and_without_its_manifests
             pipeline.settings = changed.model_copy(update={"deepxl_uncertain": policy})
             assert due_days(pipeline, until=date(2024, 9, 9)).days == list(days)
         assert due_days(pipeline, until=date(2024, 9, 7)).days == ["2024-09-01"]
-        run()
+        run_days(pipeline, *days, NEXT_DAY)
         assert simulator.received["archived"] == 2
         assert due_days(pipeline, until=date(2024, 9, 9)).days == []
 
 
-def test_a_day_with_a_withdrawn_submission_to_look_up_is_due(
-    landing: Landing, settings: Settings, instance: dg.DagsterInstance
-) -> None:
+def test_a_day_with_a_withdrawn_submission_to_look_up_is_due(landing: Landing, settings: Settings) -> None:
     [key] = landing.day(DAY, 1)
     landing.day(NEXT_DAY, 1)
     with running_simulator(token="test-token", faults={key: [Responds(503)]}) as simulator:
         changed = settings.model_copy(update={"deepxl_base_url": simulator.url, "deepxl_max_attempts": 1})
-        pipeline, controls = Pipeline(changed), CallControls(timing=Timing(look_ups=(0.0,)))
-        job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
+        pipeline = Pipeline(changed)
 
         def due_after_run() -> list[str]:
-            job.execute_in_process(instance=instance, tags=range_tags(DAY, NEXT_DAY), asset_selection=DAILY)
+            run_days(pipeline, DAY, NEXT_DAY)
             return due_days(pipeline, until=date(2024, 9, 9)).days
 
         assert due_after_run() == [DAY]
@@ -304,13 +307,32 @@ def test_a_day_with_a_withdrawn_submission_to_look_up_is_due(
         assert simulator.received[key] == 1
 
 
-def test_days_with_a_corrupt_table_are_due(
-    landing: Landing, job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance
-) -> None:
+def test_days_with_a_corrupt_table_are_due(landing: Landing, pipeline: Pipeline) -> None:
     landing.day(DAY, 1)
-    job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
+    run_days(pipeline, DAY)
+    assert due_days(pipeline, until=date(2024, 9, 9)).days == []
     Path(pipeline.lake.path(VERIFICATION_RESPONSES, DAY)).write_bytes(b"not parquet")
     assert due_days(pipeline, until=date(2024, 9, 9)).days == [DAY]
+
+
+def test_days_that_a_killed_run_left_between_two_stages_are_due(landing: Landing, pipeline: Pipeline) -> None:
+    landing.day(DAY, 2)
+
+    def due() -> list[str]:
+        return due_days(pipeline, until=date(2024, 9, 9)).days
+
+    run_days(pipeline, DAY)
+    assert due() == []
+    landing.manifest(DAY, [landing.submission("later", 50)], name="more.jsonl")
+    ingest(pipeline, DAY)
+    assert due() == [DAY]  # `later` was not sent
+    verify(pipeline, DAY)
+    assert due() == [DAY]  # its response is not flattened
+    flatten(pipeline, DAY)
+    assert due() == []
+    with pipeline.open_ledger() as ledger:  # the engine's state before the first call
+        write_responses(pipeline.lake, ledger, DAY, ResponsesState.DISPATCHING, "hold")
+    assert due() == [DAY]
 
 
 def catch_up_requests(
@@ -405,35 +427,6 @@ def test_a_day_with_a_bad_manifest_does_not_block_the_others_of_its_run(
         assert job.execute_in_process(instance=instance, tags=request.tags, asset_selection=DAILY).success
     assert simulator.received.total() == 3
     assert not requests(failed)
-
-
-def test_days_that_a_killed_run_left_between_two_stages_are_due(
-    landing: Landing, definitions: dg.Definitions, pipeline: Pipeline, instance: dg.DagsterInstance
-) -> None:
-    landing.day(DAY, 2)
-    job = definitions.resolve_job_def("verify_and_publish")
-
-    def run(*names: str) -> None:
-        keys = [dg.AssetKey(name) for name in names]
-        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=keys).success
-
-    def due() -> list[str]:
-        return due_days(pipeline, until=date(2024, 9, 9)).days
-
-    ingest = ("submissions", "rejected_submissions")
-    flatten = ("verifications", "model_checks", "verification_tags", "verification_files", "contract_drift")
-    run(*ingest, "verification_responses", *flatten)
-    assert due() == []
-    landing.manifest(DAY, [landing.submission("later", 50)], name="more.jsonl")
-    run(*ingest)
-    assert due() == [DAY]  # `later` was not sent
-    run("verification_responses")
-    assert due() == [DAY]  # its response is not flattened
-    run(*flatten)
-    assert due() == []
-    with pipeline.open_ledger() as ledger:  # the engine's state before the first call
-        write_responses(pipeline.lake, ledger, DAY, ResponsesState.DISPATCHING, "hold")
-    assert due() == [DAY]
 
 
 def test_a_run_that_ingested_nothing_leaves_no_days_behind(

@@ -1,7 +1,6 @@
 """Decisions about held submissions, on the command line and in the launchpad."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +51,30 @@ def run_until_held(job: dg.JobDefinition, instance: dg.DagsterInstance) -> None:
     assert DAY in instance.get_materialized_partitions(dg.AssetKey("verifications"))
 
 
-@pytest.mark.parametrize(
-    ("decision", "received", "after"),
-    [("retry", 2, Counter(completed=2)), ("abandon", 1, Counter(completed=1, abandoned=1))],
-)
-def test_a_decision_in_the_launchpad(
-    landing: Landing,
-    settings: Settings,
-    instance: dg.DagsterInstance,
-    decision: str,
-    received: int,
-    after: Counter[str],
+def test_decisions_in_the_launchpad(
+    landing: Landing, settings: Settings, instance: dg.DagsterInstance
 ) -> None:
-    first, lost = landing.day(DAY, 2)
-    with running_simulator(token=TOKEN, faults={lost: [HTML_502]}) as simulator:
+    first, again, never = landing.day(DAY, 3)
+    lost = {again: "retry", never: "abandon"}
+    with running_simulator(token=TOKEN, faults={key: [HTML_502] for key in lost}) as simulator:
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         definitions = build_defs(pipeline, CallControls(timing=Timing(look_ups=(0.0, 0.05))))
         job = definitions.resolve_job_def("verify_and_publish")
         run_until_held(job, instance)
-        assert outcomes(settings) == Counter(completed=1, uncertain=1)
+        assert outcomes(settings) == Counter(completed=1, uncertain=2)
         with Ledger(settings.kyc_ledger_url) as ledger:
-            assert [found.submission_id for found in list_held(ledger, None)] == [lost]
-        assert read_results(pipeline, [DAY]).left == [(DAY, lost, "uncertain")]
+            assert {found.submission_id for found in list_held(ledger, None)} == set(lost)
+        assert read_results(pipeline, [DAY]).left == [(DAY, key, "uncertain") for key in lost]
         with Ledger(settings.kyc_ledger_url) as ledger:
             forget_pseudonym_key(ledger)  # a ledger of an older version has none
         vars(pipeline).pop("pseudonymizer")  # another process
         resolve = definitions.resolve_job_def("resolve_held_submission")
-        assert resolve.execute_in_process(instance=instance, run_config=config(lost, decision)).success
+        for key, decision in lost.items():
+            assert resolve.execute_in_process(instance=instance, run_config=config(key, decision)).success
         assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
-        assert simulator.received == Counter({first: 1, lost: received})
+        assert simulator.received == Counter({first: 1, again: 2, never: 1})
         assert read_results(pipeline, [DAY]).left == []
-    assert outcomes(settings) == after
+    assert outcomes(settings) == Counter(completed=2, abandoned=1)
 
 
 def test_a_decision_about_a_submission_that_is_not_held_fails_with_one_line(
@@ -96,21 +88,19 @@ def test_a_decision_about_a_submission_that_is_not_held_fails_with_one_line(
     assert "unknown" in failure.user_failure_data.description
 
 
-@pytest.mark.parametrize("which", [lambda key: ["--submission", key], lambda _: ["--date", DAY]])
-def test_a_decision_on_the_command_line(
+def test_decisions_on_the_command_line(
     landing: Landing,
     settings: Settings,
     instance: dg.DagsterInstance,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    which: Callable[[str], list[str]],
 ) -> None:
     monkeypatch.setenv("KYC_LEDGER_URL", settings.kyc_ledger_url.get_secret_value())
     assert settings.kyc_pseudonym_key is not None
     monkeypatch.setenv("KYC_PSEUDONYM_KEY", settings.kyc_pseudonym_key.get_secret_value())
     monkeypatch.setenv("KYC_HOME", str(tmp_path))
-    kept, lost = landing.day(DAY, 2)
-    with running_simulator(token=TOKEN, faults={lost: [HTML_502]}) as simulator:
+    kept, lost, other = landing.day(DAY, 3)
+    with running_simulator(token=TOKEN, faults={key: [HTML_502] for key in (lost, other)}) as simulator:
         pipeline = Pipeline(settings.model_copy(update={"deepxl_base_url": simulator.url}))
         controls = CallControls(timing=Timing(look_ups=(0.0,)))
         job = build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
@@ -122,17 +112,18 @@ def test_a_decision_on_the_command_line(
         assert kept not in listed.output
         for wrong in ([], ["--all", "--date", DAY], ["--submission", lost, "--all"]):
             assert CliRunner().invoke(held, ["resolve", *wrong, "--as", "retry"]).exit_code == 2
-        other = CliRunner().invoke(held, ["resolve", "--date", "2024-09-09", "--as", "retry"])
-        assert (other.exit_code, other.output) == (0, "nothing is held\n")
-        resolved = CliRunner().invoke(held, ["resolve", *which(lost), "--as", "retry"])
-        assert (resolved.exit_code, resolved.output) == (
-            0,
-            f"{lost}: retry\nnow run {run_again(DAY)}: it applies the decision\n",
-        )
+        next_day = CliRunner().invoke(held, ["resolve", "--date", "2024-09-09", "--as", "retry"])
+        assert (next_day.exit_code, next_day.output) == (0, "nothing is held\n")
+        for which, key in ((["--submission", lost], lost), (["--date", DAY], other)):
+            resolved = CliRunner().invoke(held, ["resolve", *which, "--as", "retry"])
+            assert (resolved.exit_code, resolved.output) == (
+                0,
+                f"{key}: retry\nnow run {run_again(DAY)}: it applies the decision\n",
+            )
         assert "nothing is held" in CliRunner().invoke(held, ["list"]).output
         assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
-        assert simulator.received == Counter({kept: 1, lost: 2})
-    assert outcomes(settings) == Counter(completed=2)
+        assert simulator.received == Counter({kept: 1, lost: 2, other: 2})
+    assert outcomes(settings) == Counter(completed=3)
 
 
 def test_a_refusal_is_taken_back_on_the_command_line(

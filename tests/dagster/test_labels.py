@@ -40,7 +40,7 @@ def figures(warehouse: Path) -> list[Any]:
         ).fetchall()
 
 
-def test_labels_reach_the_warehouse_and_come_back_from_a_sample(
+def test_labels_reach_the_warehouse_come_back_from_a_sample_and_leave_with_their_person(
     landing: Landing, run: Run, tmp_path: Path
 ) -> None:
     ids = landing.day(DAY, 12, tags)
@@ -65,7 +65,17 @@ def test_labels_reach_the_warehouse_and_come_back_from_a_sample(
     assert "up to date" not in run("publish")[1], "new labels are a reason to publish"
     found = {weighted: genuine + fraud for genuine, fraud, weighted in figures(warehouse)}
     assert found[True] == 8
-    assert sum(found.values()) == len({*ids[:5], *(row["submission_id"] for row in rows)})
+    labelled = {*ids[:5], *(row["submission_id"] for row in rows)}
+    assert sum(found.values()) == len(labelled)
+
+    assert run("erase", "--tag", "customerId=1")[0] == 0
+    left = Lake(str(tmp_path / "lake")).read(LABELS, WHOLE)["submission_id"].to_pylist()
+    assert set(left) == {*labelled, "never-sent"} - {ids[1]}
+    assert sum(genuine + fraud for genuine, fraud, _ in figures(warehouse)) == len(labelled) - 1
+    assert ids[1].encode() not in warehouse.read_bytes()
+    code, out, _ = run("rejected")
+    assert code == 0
+    assert ["labels", "a.csv", "2", "erased_subject"] in [line.split() for line in out.splitlines()]
 
 
 def test_the_asset_reports_what_it_read(
@@ -140,20 +150,6 @@ def test_the_sensor_requests_a_run_once_the_files_are_complete(
     put(tmp_path, ["a-2"], name="b.csv")
     tick()
     assert tick() not in ([], first)
-
-
-def test_an_erased_person_has_no_labels(landing: Landing, run: Run, tmp_path: Path) -> None:
-    ids = landing.day(DAY, 3, tags)
-    put(tmp_path, ids)
-    assert run("backfill", "--from", DAY, "--to", DAY)[0] == 0
-    assert run("erase", "--tag", "customerId=1")[0] == 0
-    assert Lake(str(tmp_path / "lake")).read(LABELS, WHOLE)["submission_id"].to_pylist() == [ids[0], ids[2]]
-    warehouse = tmp_path / "warehouse" / "kyc.duckdb"
-    assert figures(warehouse) == [(2, 0, False)]
-    assert ids[1].encode() not in warehouse.read_bytes()
-    code, out, _ = run("rejected")
-    assert code == 0
-    assert out.splitlines()[-1].split() == ["labels", "a.csv", "2", "erased_subject"]
 
 
 @pytest.fixture(autouse=True)

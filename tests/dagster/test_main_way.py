@@ -80,21 +80,6 @@ def test_a_day_becomes_a_warehouse(
     assert instance.get_latest_materialization_event(dg.AssetKey("warehouse")) is not None
 
 
-def test_a_second_run_makes_no_call(
-    landing: Landing,
-    job: dg.JobDefinition,
-    instance: dg.DagsterInstance,
-    settings: Settings,
-    simulator: Simulator,
-) -> None:
-    landing.day(DAY, 5)
-    job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY)
-    before = Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)
-    assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
-    assert simulator.received.total() == 5
-    assert Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY).equals(before)
-
-
 def test_a_range_is_one_run_that_reports_every_day(
     landing: Landing, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator: Simulator
 ) -> None:
@@ -121,15 +106,21 @@ def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, Any
     return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
-def test_a_rerun_without_calls_keeps_the_days_figures(
-    landing: Landing, job: dg.JobDefinition, instance: dg.DagsterInstance
+def test_a_second_run_makes_no_call_and_keeps_the_days_figures(
+    landing: Landing,
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    simulator: Simulator,
 ) -> None:
     landing.day(DAY, 10)
     config = {"ops": {"verify": {"config": {"price_per_call": 0.25}}}}
+    responses = []
     for _ in range(2):
         assert job.execute_in_process(
             instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
         ).success
+        responses.append(Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY))
         figures = plotted(instance, "verification_responses", DAY)
         assert {name: figures[name] for name in ("completed", "held", "calls", "estimated_cost EUR")} == {
             "completed": 10,
@@ -138,6 +129,8 @@ def test_a_rerun_without_calls_keeps_the_days_figures(
             "estimated_cost EUR": 2.5,
         }
         assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"]
+    assert simulator.received.total() == 10
+    assert responses[0].equals(responses[1])
     assert plotted(instance, "submissions", DAY)["received"] == 10
     assert 0 <= plotted(instance, "verifications", DAY)["verified_rate %"] <= 100
     checks = plotted(instance, "model_checks", DAY)
@@ -186,27 +179,10 @@ def test_a_day_without_manifests_is_empty_and_green(
     settings: Settings,
     simulator: Simulator,
 ) -> None:
-    assert job.execute_in_process(instance=instance, partition_key=DAY).success
+    assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
     lake = Lake(settings.kyc_lake)
     assert lake.row_count(SUBMISSIONS, DAY) == lake.row_count(VERIFICATIONS, DAY) == 0
     assert not simulator.received
-
-
-def test_a_dry_run_makes_no_call_and_writes_nothing(
-    landing: Landing,
-    job: dg.JobDefinition,
-    instance: dg.DagsterInstance,
-    settings: Settings,
-    simulator: Simulator,
-) -> None:
-    landing.day(DAY, 3)
-    config = {"ops": {"verify": {"config": {"dry_run": True}}}}
-    assert job.execute_in_process(
-        instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
-    ).success
-    assert not simulator.received
-    assert not Lake(settings.kyc_lake).exists(VERIFICATION_RESPONSES, DAY)
-    assert materialized(instance, "verification_responses") == set()
 
 
 def test_the_launchpad_does_not_raise_the_budget_of_the_day(
@@ -231,7 +207,7 @@ def test_the_launchpad_does_not_raise_the_budget_of_the_day(
     assert "it begins again at" in str(left.description)
 
 
-def test_a_budget_stops_the_run_cleanly_and_the_next_run_continues(
+def test_a_dry_run_makes_no_call_and_a_budget_leaves_the_rest_to_the_next_run(
     landing: Landing,
     job: dg.JobDefinition,
     instance: dg.DagsterInstance,
@@ -239,13 +215,22 @@ def test_a_budget_stops_the_run_cleanly_and_the_next_run_continues(
     simulator: Simulator,
 ) -> None:
     ids = landing.day(DAY, 9)
-    config = {"ops": {"verify": {"config": {"max_calls": 4}}}}
-    assert job.execute_in_process(
-        instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
-    ).success
-    outcomes = Counter(Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist())
+    lake = Lake(settings.kyc_lake)
+
+    def run(**config: object) -> None:
+        verify = {"ops": {"verify": {"config": config}}}
+        assert job.execute_in_process(
+            instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=verify
+        ).success
+
+    run(dry_run=True)
+    assert not simulator.received
+    assert not lake.exists(VERIFICATION_RESPONSES, DAY)
+    assert materialized(instance, "verification_responses") == set()
+    run(max_calls=4)
+    outcomes = Counter(lake.read(VERIFICATION_RESPONSES, DAY)["outcome"].to_pylist())
     assert outcomes == {"completed": 4, "not_attempted": 5}
-    assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
+    run()
     assert simulator.received == Counter(ids)
 
 
