@@ -88,6 +88,10 @@ def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
     run = run_on_disk
     deliver(landing)
     assert run("backfill", *RANGE)[0] == 0
+    assert run("publications")[0] == 0
+    there = "other-host:/data/kyc.duckdb"
+    with Ledger("sqlite:///ledger.sqlite") as ledger:
+        record(ledger, reserve(ledger, there, "run"))
     pseudonym = Tombstone.of_tag(Pseudonymizer(KEY), "customerId", CUSTOMER).pseudonym
     before, published = warehouse_rows(tmp_path), (tmp_path / "warehouse" / "kyc.duckdb").read_bytes()
     stored = places_with(tmp_path, MARK)
@@ -98,6 +102,7 @@ def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
     assert (code, err) == (0, "")
     assert "lake: submissions" in out
     assert "2 rows in 2 manifests" in out
+    assert "warehouse and report are rebuilt" in out
     assert MARK not in out
     header, _, dry_run = out.partition("\n")
     assert header == "dry run: nothing changes. The erasure would do this:"
@@ -113,11 +118,20 @@ def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
     assert code == 1
     assert "erase again" in err
     assert MARK not in out + err
-    # Nothing is left to find, but the ledger remembers that the report is still to be rebuilt.
-    code, out, err = run("erase", "--tag", TAG)
-    assert (code, err) == (0, "")
-    assert "nothing of the person is left" in out
-    assert MARK not in out
+    # The person is in the manifests still, and stays out.
+    code, _, err = run("backfill", "--no-publish", *RANGE)
+    assert (code, err.count("nothing to send")) == (0, 2), err
+    assert simulator.received.total() == 10, "no second call"
+    rejected = Lake("lake").read(REJECTED_SUBMISSIONS, DAY).to_pylist()
+    assert [(row["submission_id"], row["reason"]) for row in rejected] == [(None, "erased_subject")]
+    # Nothing is left in the stores, but the ledger remembers that the report is still to be rebuilt.
+    code, out, err = run("erase", "--tag", TAG, "--landing")
+    assert (code, "nothing of the person is left" in out) == (3, True)
+    assert f"the warehouse at {there} is from before the last erasure: run `kyc-pipeline publish`" in err
+    assert "the person was erased before" in out
+    assert "4 documents: deleted" in out
+    assert not list((landing.root / "documents").glob(f"{MARK}*"))
+    assert MARK not in out + err
     assert places_with(tmp_path, MARK) == set()
     left = places_with(tmp_path, pseudonym)
     assert left
@@ -130,22 +144,21 @@ def test_a_person_is_erased_to_the_last_byte_and_stays_erased(
         assert after[table] == others
     funnel = [row[1:5] for row in after["submission_funnel"]]
     assert funnel == [(5, 1, 4, 4), (5, 1, 4, 4)]
-
-    code, _, err = run("backfill", "--no-publish", *RANGE)
-    assert (code, err.count("nothing to send")) == (0, 2), err
-    assert simulator.received.total() == 10, "no second call"
-    rejected = Lake("lake").read(REJECTED_SUBMISSIONS, DAY).to_pylist()
-    assert [(row["submission_id"], row["reason"]) for row in rejected] == [(None, "erased_subject")]
-
-    code, out, _ = run("erase", "--tag", TAG, "--landing")  # which publishes
-    assert code == 0
-    assert places_with(tmp_path, MARK) == set()
-    again = warehouse_rows(tmp_path)
-    assert all(again[name] == rows for name, rows in after.items() if not name.startswith("build_"))
-    assert "the person was erased before" in out
-    assert "4 documents: deleted" in out
-    assert not list((landing.root / "documents").glob(f"{MARK}*"))
     assert run("plan", *RANGE)[0] == 0
+
+    # The warehouse of another host is named until it is published again.
+    code, out, _ = run("publications")
+    assert code == 3
+    assert [line.split()[0] for line in out.splitlines() if "before the last erasure" in line] == [there]
+    assert run("erase", "--tag", TAG)[0] == 3, "it is said each time"
+    with Ledger("sqlite:///ledger.sqlite") as ledger:
+        sequence = reserve(ledger, there, "run")
+        record(ledger, sequence)
+        forget_replaced(ledger, sequence)
+    assert run("publications")[0] == 0
+    assert run("erase", "--tag", TAG)[0] == 0
+    assert run("publications", "--forget", there)[:2] == (0, f"forgotten: {there}\n")
+    assert run("publications", "--forget", there)[0] == 2
 
 
 def their_rows(root: Path) -> dict[str, int]:
@@ -168,7 +181,7 @@ def their_rows(root: Path) -> dict[str, int]:
 def test_the_dry_run_lists_exactly_what_the_erasure_does(landing: Any, run: Run, tmp_path: Path) -> None:
     deliver(landing)
     landing.manifest(NEXT_DAY, [{"submission_id": f"{MARK}-x", "tags": THEIR_TAGS}], name="more.jsonl")
-    assert run("backfill", *RANGE)[0] == 0
+    assert run("backfill", "--no-publish", *RANGE)[0] == 0
     before = their_rows(tmp_path)
     _, out, _ = run("erase", "--tag", TAG, "--landing", "--dry-run")
     listed = {
@@ -177,7 +190,6 @@ def test_the_dry_run_lists_exactly_what_the_erasure_does(landing: Any, run: Run,
     }
     assert "remembered as pseudonyms: the tag, 2 submissions, 4 documents" in out
     assert "4 documents: deleted" in out
-    assert "warehouse and report are rebuilt" in out
     assert before == listed | {"documents": 4}
     assert their_rows(tmp_path) == before
     assert run("erase", "--tag", TAG, "--landing")[0] == 0
@@ -243,29 +255,6 @@ def test_a_leased_day_fails_with_the_name_of_the_holder(landing: Any, run: Run, 
     assert run("erase", "--tag", TAG)[0] == 0
     assert lake.row_count(SUBMISSIONS, DAY) == lake.row_count(SUBMISSIONS, NEXT_DAY) == 4
     assert not (tmp_path / "warehouse").exists(), "what was never published is not published now"
-
-
-def test_the_warehouse_of_another_host_is_named_until_it_is_published_again(landing: Any, run: Run) -> None:
-    deliver(landing)
-    assert run("publish")[0] == 0
-    assert run("publications")[0] == 0
-    there = "other-host:/data/kyc.duckdb"
-    with Ledger("sqlite:///ledger.sqlite") as ledger:
-        record(ledger, reserve(ledger, there, "run"))
-        code, out, err = run("erase", "--tag", TAG)
-        assert (code, "nothing of the person is left" in out) == (3, True)
-        assert f"the warehouse at {there} is from before the last erasure: run `kyc-pipeline publish`" in err
-        code, out, _ = run("publications")
-        assert code == 3
-        assert [line.split()[0] for line in out.splitlines() if "before the last erasure" in line] == [there]
-        assert run("erase", "--tag", TAG)[0] == 3, "it is said each time"
-        sequence = reserve(ledger, there, "run")
-        record(ledger, sequence)
-        forget_replaced(ledger, sequence)
-    assert run("publications")[0] == 0
-    assert run("erase", "--tag", TAG)[0] == 0
-    assert run("publications", "--forget", there)[:2] == (0, f"forgotten: {there}\n")
-    assert run("publications", "--forget", there)[0] == 2
 
 
 def test_the_value_may_come_from_standard_input(

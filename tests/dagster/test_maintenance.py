@@ -19,6 +19,7 @@ from kyc_pipeline.lake.tables import CURATED_TABLES, SUBMISSIONS, TABLES
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease, renew_lease
 from kyc_pipeline.ledger.offload import offloaded_dates
 from kyc_pipeline.ledger.upkeep import vacuum
+from kyc_pipeline.orchestration.jobs import range_tags
 from kyc_pipeline.orchestration.maintenance import delete_runs, remove_stale
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
@@ -94,13 +95,13 @@ def test_the_responses_of_finished_days_leave_the_ledger(
         landing.day(day, 2)
     job = build_defs(pipeline).resolve_job_def("verify_and_publish")
 
-    def run(day: str, *assets: dg.AssetKey) -> None:
+    def run(day: str, *assets: dg.AssetKey, last: str | None = None) -> None:
         assert job.execute_in_process(
-            instance=instance, partition_key=day, asset_selection=[*assets] or DAILY
+            instance=instance, tags=range_tags(day, last or day), asset_selection=[*assets] or DAILY
         ).success
 
-    for day in (DAY, NEXT_DAY, recent):
-        run(day)
+    run(DAY, last=NEXT_DAY)
+    run(recent)
     run("2024-09-10", *(dg.AssetKey(name) for name in ("submissions", "verification_responses")))
     landing.day(NEXT_DAY, 3)  # a row that nobody has sent yet
     run(NEXT_DAY, dg.AssetKey("submissions"), dg.AssetKey("rejected_submissions"))
@@ -116,8 +117,7 @@ def test_the_responses_of_finished_days_leave_the_ledger(
     run(NEXT_DAY)
     assert offload(pipeline, instance) == {"days": 2, "responses": 5, "kept": 0}
     calls = simulator.received.total()
-    for day in (DAY, NEXT_DAY):
-        run(day)
+    run(DAY, last=NEXT_DAY)
     assert simulator.received.total() == calls
 
 

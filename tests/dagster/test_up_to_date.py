@@ -8,9 +8,11 @@ import duckdb
 import pytest
 
 from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration import publication
+from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from tests.conftest import Landing
 from tests.dagster.conftest import Run
@@ -18,6 +20,8 @@ from tests.dagster.conftest import Run
 DAY = "2024-09-08"
 RANGE = ("--from", DAY, "--to", DAY)
 UP_TO_DATE = "warehouse and report are up to date"
+MATERIALIZATION = dg.DagsterEventType.ASSET_MATERIALIZATION
+OBSERVATION = dg.DagsterEventType.ASSET_OBSERVATION
 FILES = ("warehouse/kyc.duckdb", "report/index.html")
 
 
@@ -34,8 +38,30 @@ def inodes(folder: Path) -> list[int]:
     return [Path(path).stat().st_ino for path in (*FILES, *(lake.path(table, DAY) for table in TABLES))]
 
 
-def test_the_command_line_builds_only_what_is_new(
-    landing: Landing, run: Run, simulator: Simulator, instance: dg.DagsterInstance, tmp_path: Path
+def events(
+    instance: dg.DagsterInstance, run_id: str, kind: dg.DagsterEventType = MATERIALIZATION
+) -> Counter[str]:
+    """The run's events of this kind, by asset."""
+    happened = [entry.dagster_event for entry in instance.all_logs(run_id, of_type=kind)]
+    return Counter(event.asset_key.to_user_string() for event in happened if event and event.asset_key)
+
+
+def checks(instance: dg.DagsterInstance, run_id: str) -> dict[tuple[str, str], tuple[bool, object]]:
+    """The results of the run's checks."""
+    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    results = [entry.dagster_event.asset_check_evaluation_data for entry in entries if entry.dagster_event]
+    return {
+        (each.asset_key.to_user_string(), each.check_name): (each.passed, each.metadata) for each in results
+    }
+
+
+def test_only_what_is_new_is_built(
+    landing: Landing,
+    run: Run,
+    simulator: Simulator,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     landing.day(DAY, 3)
     assert run("backfill", "--no-publish", *RANGE, "--max-calls", "2")[0] == 3
@@ -43,6 +69,7 @@ def test_the_command_line_builds_only_what_is_new(
     assert code == 0
     assert UP_TO_DATE not in out
     before, first = inodes(tmp_path), build_of(tmp_path)
+    assert {"warehouse", "report", "pass_rates"} <= events(instance, first).keys()
     code, out, _ = run("backfill", *RANGE)
     assert code == 0
     assert UP_TO_DATE in out
@@ -57,71 +84,53 @@ def test_the_command_line_builds_only_what_is_new(
         assert built
         assert built.run_id == first
     assert run("publish")[1].splitlines()[0] == UP_TO_DATE
-    assert UP_TO_DATE not in run("backfill", *RANGE, "--force")[1]
-    assert build_of(tmp_path) != first
-    assert simulator.received.total() == 3
 
+    # A run of the whole job observes what is up to date, and keeps the results of the checks.
+    job = build_defs(Pipeline(Settings(_env_file=None))).resolve_job_def("verify_and_publish")
 
-def events(result: dg.ExecuteInProcessResult, kind: dg.DagsterEventType) -> Counter[str]:
-    return Counter(
-        event.asset_key.to_user_string()
-        for event in result.all_events
-        if event.event_type is kind and event.asset_key
-    )
-
-
-def test_a_run_of_dagster_observes_what_is_up_to_date_and_keeps_the_results_of_the_checks(
-    landing: Landing,
-    job: dg.JobDefinition,
-    instance: dg.DagsterInstance,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    landing.day(DAY, 2)
-    materialization, observation = (
-        dg.DagsterEventType.ASSET_MATERIALIZATION,
-        dg.DagsterEventType.ASSET_OBSERVATION,
-    )
-
-    def run(**config: object) -> dg.ExecuteInProcessResult:
-        result = job.execute_in_process(instance=instance, partition_key=DAY, run_config={"ops": config})
+    def run_job() -> str:
+        result = job.execute_in_process(instance=instance, partition_key=DAY)
         assert result.success
-        return result
+        return result.run_id
 
-    def checks(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], tuple[bool, object]]:
-        return {
-            (each.asset_key.to_user_string(), each.check_name): (each.passed, each.metadata)
-            for each in result.get_asset_check_evaluations()
-        }
-
-    first, second = run(), run()
-    assert not events(first, observation)["warehouse"]
-    assert {"warehouse", "report", "pass_rates"} <= events(first, materialization).keys()
-    assert not {"warehouse", "report", "pass_rates"} & events(second, materialization).keys()
+    second = run_job()
+    assert not {"warehouse", "report", "pass_rates"} & events(instance, second).keys()
     for asset in ("warehouse", "report", "verifications", "contract_drift"):
-        assert events(second, observation)[asset] == 1, asset
-    assert checks(second) == checks(first)
+        assert events(instance, second, OBSERVATION)[asset] == 1, asset
+    of_warehouse = checks(instance, first)
+    assert of_warehouse
+    assert of_warehouse.items() <= checks(instance, second).items()
     # The freshness policy counts materializations only, so a day's first publication is one.
     with monkeypatch.context() as patch:
         patch.setattr(publication, "midnight", lambda: float("inf"))
-        recorded = run()
-    assert {"warehouse", "report", "pass_rates"} <= events(recorded, materialization).keys()
+        recorded = run_job()
+    assert {"warehouse", "report", "pass_rates"} <= events(instance, recorded).keys()
     last = instance.get_latest_materialization_event(dg.AssetKey("pass_rates"))
     assert last
     assert last.asset_materialization
     assert last.asset_materialization.metadata["dagster/row_count"].value
+    assert build_of(tmp_path) == first
     # A later step of the same run must not be skipped because an earlier one had nothing to do.
-    Path(settings.kyc_report).unlink()
-    third = run()
-    assert events(third, observation)["verifications"] == 1
-    assert {"warehouse", "report"} <= events(third, materialization).keys()
-    force = {"config": {"force": True}}
-    forced = run(flatten=force, build_warehouse=force, report=force)
-    assert not events(forced, observation)["verifications"]
-    assert {"warehouse", "report"} <= events(forced, materialization).keys()
+    (tmp_path / FILES[1]).unlink()
+    third = run_job()
+    assert events(instance, third, OBSERVATION)["verifications"] == 1
+    assert {"warehouse", "report"} <= events(instance, third).keys()
+    assert build_of(tmp_path) == third
+
+    # All is built again on request.
+    assert UP_TO_DATE not in run("backfill", *RANGE, "--force")[1]
+    forced = build_of(tmp_path)
+    assert forced != third
+    assert {"warehouse", "report"} <= events(instance, forced).keys()
+    flattened = instance.get_latest_materialization_event(dg.AssetKey("verifications"))
+    assert flattened
+    assert flattened.run_id != third
+    assert not events(instance, flattened.run_id, OBSERVATION)["verifications"]
+    assert simulator.received.total() == 3
     # The report alone is drawn only if it is not up to date.
-    for config, kind in (({}, observation), ({"ops": {"report": force}}, materialization)):
+    force = {"ops": {"report": {"config": {"force": True}}}}
+    for config, kind in (({}, OBSERVATION), (force, MATERIALIZATION)):
         alone = job.execute_in_process(
             instance=instance, asset_selection=[dg.AssetKey("report")], run_config=config
         )
-        assert events(alone, kind)["report"] == 1
+        assert events(instance, alone.run_id, kind)["report"] == 1
