@@ -51,15 +51,25 @@ def one_line(err: str) -> str:
     return lines[0]
 
 
-def test_backfill_then_plan_then_backfill_again_then_query(
+def test_backfill_then_plan_then_backfill_again_then_query_with_a_day_that_cannot_be_read(
     landing: Landing, run: Run, simulator: Simulator, tmp_path: Path
 ) -> None:
     ids = landing.day(DAY, 4)
-    code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
-    assert code == 0
-    assert out.splitlines()[-1].split() == ["total", "4", "0", "0", "0", "4", "2.00"]
-    code, out, _ = run("backfill", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
-    assert code == 0
+    bad = landing.root / "manifests" / "2024-09-09" / "bad.csv"
+    bad.parent.mkdir()
+    bad.write_text("name,photo\nx,y\n")
+    both = ("--from", DAY, "--to", "2024-09-09")
+    code, out, err = run("plan", *both, DEEPXL_PRICE_PER_CALL="0.50")
+    assert code == 1
+    day, unreadable, total = (line.split() for line in out.splitlines()[1:4])
+    assert (day[:2], unreadable[:2]) == ([DAY, "4"], ["2024-09-09", "unreadable"])
+    assert total == ["total", "4", "0", "0", "0", "4", "2.00"]
+    assert "bad.csv" in one_line(err)
+    code, out, err = run("backfill", *both, DEEPXL_PRICE_PER_CALL="0.50")
+    assert code == 1
+    assert "bad.csv" in err
+    assert "2024-09-09" in err
+    assert "Traceback" not in err
     assert simulator.received.total() == 4
     assert [line.split(maxsplit=1) for line in out.splitlines()] == [
         ["rows", "4 accepted, 0 rejected"],
@@ -69,8 +79,11 @@ def test_backfill_then_plan_then_backfill_again_then_query(
         ["report", "report/index.html"],
     ]
     code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
+    assert code == 0
     assert out.splitlines()[-1].split() == ["total", "4", "0", "4", "0", "0", "0.00"]
-    rows = Lake(str(tmp_path / "lake")).read(VERIFICATION_RESPONSES, DAY).to_pylist()
+    lake = Lake(str(tmp_path / "lake"))
+    assert lake.dates(SUBMISSIONS) == lake.dates(VERIFICATIONS) == [DAY]
+    rows = lake.read(VERIFICATION_RESPONSES, DAY).to_pylist()
     assert [row["submission_id"] for row in rows] == ids
     assert all(f'"{row["submission_id"]}"' in row["response"] for row in rows)
     # What is paid for needs no credential, and no API.
@@ -78,7 +91,7 @@ def test_backfill_then_plan_then_backfill_again_then_query(
     assert run("backfill", "--no-publish", *RANGE, **nowhere)[0] == 0
     assert simulator.received.total() == 4
     code, out, _ = run("query", "SELECT date, received, completed FROM submission_funnel", "--format", "csv")
-    assert (code, out.splitlines()[-1]) == (0, f"{DAY},4,4")
+    assert (code, out.splitlines()[1:]) == (0, [f"{DAY},4,4"])
 
 
 def test_plan_reports_days_without_manifests_and_stray_folders(landing: Landing, run: Run) -> None:
@@ -167,7 +180,7 @@ def test_a_budget_covers_all_runs_of_a_backfill(
     landing: Landing, run: Run, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "BACKFILL_DAYS_PER_RUN", 1)
-    days = [f"2024-09-{n:02d}" for n in range(1, 4)]
+    days = [f"2024-09-{n:02d}" for n in range(1, 3)]
     for day in days:
         landing.manifest(
             day, [landing.submission(f"{day}-{n}", 100 * int(day[-2:]) + 2 * n) for n in range(2)]
@@ -175,7 +188,7 @@ def test_a_budget_covers_all_runs_of_a_backfill(
     code, out, _ = run("backfill", "--no-publish", "--from", days[0], "--to", days[-1], "--max-calls", "3")
     assert code == 3
     assert simulator.received.total() == 3
-    assert "3 not_attempted" in out
+    assert "1 not_attempted" in out
 
 
 def test_a_plan_warns_of_ids_like_personal_data_and_asks_for_consent(landing: Landing, run: Run) -> None:
@@ -307,36 +320,6 @@ def test_an_empty_landing_zone_exits_with_2(landing: Landing, run: Run, tmp_path
     assert code == 2
     assert "KYC_LANDING" in one_line(err)
     assert files(tmp_path) == before
-
-
-def test_a_manifest_with_wrong_columns_fails_its_day_only(
-    landing: Landing, run: Run, simulator: Simulator, tmp_path: Path
-) -> None:
-    landing.day(DAY, 2)
-    bad = landing.root / "manifests" / "2024-09-09" / "bad.csv"
-    bad.parent.mkdir()
-    bad.write_text("name,photo\nx,y\n")
-    code, out, err = run("plan", "--from", DAY, "--to", "2024-09-09")
-    assert code == 1
-    assert [line.split()[:2] for line in out.splitlines()[1:4]] == [
-        [DAY, "2"],
-        ["2024-09-09", "unreadable"],
-        ["total", "2"],
-    ]
-    assert "bad.csv" in one_line(err)
-    code, _, err = run("backfill", "--from", DAY, "--to", "2024-09-09")
-    assert code == 1
-    assert "bad.csv" in err
-    assert "2024-09-09" in err
-    assert "Traceback" not in err
-    lake = Lake(str(tmp_path / "lake"))
-    assert lake.dates(SUBMISSIONS) == [DAY]
-    assert lake.dates(VERIFICATIONS) == [DAY]
-    assert simulator.received.total() == 2
-    assert run("query", "SELECT completed FROM submission_funnel", "--format", "csv")[1].split() == [
-        "completed",
-        "2",
-    ]
 
 
 def test_an_unreadable_partition_says_how_to_go_on(

@@ -44,7 +44,7 @@ def materialized(instance: dg.DagsterInstance, asset: str) -> set[str]:
     return instance.get_materialized_partitions(dg.AssetKey(asset))
 
 
-def test_a_day_becomes_a_warehouse(
+def test_a_day_becomes_a_warehouse_and_a_second_run_makes_no_call(
     landing: Landing,
     job: dg.JobDefinition,
     instance: dg.DagsterInstance,
@@ -52,11 +52,12 @@ def test_a_day_becomes_a_warehouse(
     simulator: Simulator,
 ) -> None:
     ids = landing.day(DAY, 12, lambda n: TAGS | {"customerId": str(n)})
-    result = job.execute_in_process(instance=instance, partition_key=DAY)
-    assert result.success
+    config = {"ops": {"verify": {"config": {"price_per_call": 0.25}}}}
+    assert job.execute_in_process(instance=instance, partition_key=DAY, run_config=config).success
     assert simulator.received == Counter(ids)
     lake = Lake(settings.kyc_lake)
-    responses = lake.read(VERIFICATION_RESPONSES, DAY).to_pylist()
+    table = lake.read(VERIFICATION_RESPONSES, DAY)
+    responses = table.to_pylist()
     assert [row["submission_id"] for row in responses] == ids
     assert {row["outcome"] for row in responses} == {"completed"}
     assert lake.row_count(VERIFICATIONS, DAY) == 12
@@ -69,15 +70,41 @@ def test_a_day_becomes_a_warehouse(
         assert rates
         assert all(checks == total for checks, total, _ in rates)
     assert Path(settings.kyc_report).read_text(encoding="utf-8").startswith("<!")
-    for asset in (
-        "submissions",
-        "rejected_submissions",
-        "verification_responses",
-        "verifications",
-        "contract_drift",
-    ):
-        assert materialized(instance, asset) == {DAY}
+    for asset in DAILY:
+        assert materialized(instance, asset.to_user_string()) == {DAY}
     assert instance.get_latest_materialization_event(dg.AssetKey("warehouse")) is not None
+
+    paid = day_of_calls(instance)
+    assert job.execute_in_process(
+        instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
+    ).success
+    assert simulator.received == Counter(ids)
+    assert lake.read(VERIFICATION_RESPONSES, DAY).equals(table)
+    assert day_of_calls(instance) == paid == (12, 0, 12, 3.0)
+    assert plotted(instance, "submissions", DAY)["received"] == 12
+    assert 0 <= plotted(instance, "verifications", DAY)["verified_rate %"] <= 100
+    checks = plotted(instance, "model_checks", DAY)
+    plotted_rates = [value for name, value in checks.items() if name.endswith("pass_rate %")]
+    assert {"pass_rate %", "LIVENESS pass_rate %", "FACE_MATCH pass_rate %"} <= set(checks)
+    assert all(1 < rate <= 100 for rate in plotted_rates)
+    assert min(plotted_rates) <= checks["pass_rate %"] <= max(plotted_rates)
+    for asset in DAILY:
+        assert Path(plotted(instance, asset.to_user_string(), DAY)["path"]).is_file()
+
+
+def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, Any]:
+    """The day's latest metadata, which Dagster plots."""
+    records = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[day])
+    [event] = instance.fetch_materializations(records, limit=1).records
+    assert event.asset_materialization
+    return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+
+def day_of_calls(instance: dg.DagsterInstance) -> tuple[Any, ...]:
+    """What is plotted of the day's calls: completed, held, calls, cost."""
+    figures = plotted(instance, "verification_responses", DAY)
+    assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"]
+    return tuple(figures[name] for name in ("completed", "held", "calls", "estimated_cost EUR"))
 
 
 def test_a_range_is_one_run_that_reports_every_day(
@@ -96,50 +123,6 @@ def test_a_range_is_one_run_that_reports_every_day(
         if event.asset_materialization
     }
     assert completed == {DAY: 3, NEXT_DAY: 2}
-
-
-def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, Any]:
-    """The day's latest metadata, which Dagster plots."""
-    records = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[day])
-    [event] = instance.fetch_materializations(records, limit=1).records
-    assert event.asset_materialization
-    return {name: value.value for name, value in event.asset_materialization.metadata.items()}
-
-
-def test_a_second_run_makes_no_call_and_keeps_the_days_figures(
-    landing: Landing,
-    job: dg.JobDefinition,
-    instance: dg.DagsterInstance,
-    settings: Settings,
-    simulator: Simulator,
-) -> None:
-    landing.day(DAY, 10)
-    config = {"ops": {"verify": {"config": {"price_per_call": 0.25}}}}
-    responses = []
-    for _ in range(2):
-        assert job.execute_in_process(
-            instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
-        ).success
-        responses.append(Lake(settings.kyc_lake).read(VERIFICATION_RESPONSES, DAY))
-        figures = plotted(instance, "verification_responses", DAY)
-        assert {name: figures[name] for name in ("completed", "held", "calls", "estimated_cost EUR")} == {
-            "completed": 10,
-            "held": 0,
-            "calls": 10,
-            "estimated_cost EUR": 2.5,
-        }
-        assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"]
-    assert simulator.received.total() == 10
-    assert responses[0].equals(responses[1])
-    assert plotted(instance, "submissions", DAY)["received"] == 10
-    assert 0 <= plotted(instance, "verifications", DAY)["verified_rate %"] <= 100
-    checks = plotted(instance, "model_checks", DAY)
-    rates = [value for name, value in checks.items() if name.endswith("pass_rate %")]
-    assert {"pass_rate %", "LIVENESS pass_rate %", "FACE_MATCH pass_rate %"} <= set(checks)
-    assert all(1 < rate <= 100 for rate in rates)
-    assert min(rates) <= checks["pass_rate %"] <= max(rates)
-    for asset in DAILY:
-        assert Path(plotted(instance, asset.to_user_string(), DAY)["path"]).is_file()
 
 
 def test_a_failed_day_leaves_the_good_one_green_and_gives_the_reason(

@@ -42,48 +42,34 @@ def of_partitions(instance: dg.DagsterInstance, check: str) -> dict[str, str]:
     return {one.partition_key: one.latest_execution_status.value for one in found if one.partition_key}
 
 
-@pytest.fixture
-def two_days(
+def test_executing_checks_of_responses_makes_no_call_and_reads_the_stores_as_they_are(
     landing: Landing, job: dg.JobDefinition, instance: dg.DagsterInstance, simulator: Simulator
-) -> Simulator:
-    """Two days, one with a submission left."""
+) -> None:
     for day in (DAY, NEXT_DAY):
         landing.day(day, 2)
     left = {"ops": {"verify": {"config": {"max_calls": 3}}}}
     job.execute_in_process(
         instance=instance, tags=range_tags(DAY, NEXT_DAY), asset_selection=DAILY, run_config=left
     )
-    assert len(simulator.received) == 3
-    return simulator
-
-
-def test_executing_checks_of_responses_makes_no_call(
-    two_days: Simulator, job: dg.JobDefinition, instance: dg.DagsterInstance, pipeline: Pipeline
-) -> None:
-    checks = job.get_subset(asset_selection=set(), asset_check_selection=ALL_CHECKS)
-    # Since the run, the day has settled, but nobody has checked it again.
-    job.execute_in_process(instance=instance, partition_key=NEXT_DAY, asset_selection=[*DAILY])
-    calls = len(two_days.received)
-    result = checks.execute_in_process(instance=instance)
-    assert len(two_days.received) == calls == 4
-    assert {event.check_name for event in result.get_asset_check_evaluations()} == {
-        key.name for key in ALL_CHECKS
-    }
-    for check in ALL_CHECKS:
-        assert of_partitions(instance, check.name) == {DAY: "SUCCEEDED", NEXT_DAY: "SUCCEEDED"}
-
-
-def test_executing_checks_reads_the_stores_as_they_are(
-    two_days: Simulator, job: dg.JobDefinition, instance: dg.DagsterInstance
-) -> None:
     checks = job.get_subset(asset_selection=set(), asset_check_selection=ALL_CHECKS)
     result = checks.execute_in_process(instance=instance, partition_key=NEXT_DAY)
-    assert len(two_days.received) == 3
+    assert len(simulator.received) == 3
     found = {event.check_name: event for event in result.get_asset_check_evaluations()}
     assert {event.partition for event in found.values()} == {NEXT_DAY}
     assert not found["all_attempted"].passed
     assert (found["all_attempted"].description or "").startswith(f"{NEXT_DAY}: 1 of 2 submissions left: run ")
     assert found["needs_nobody"].passed
+
+    # Since then, the day has settled, but nobody has checked all days again.
+    job.execute_in_process(instance=instance, partition_key=NEXT_DAY, asset_selection=DAILY)
+    calls = len(simulator.received)
+    result = checks.execute_in_process(instance=instance)
+    assert len(simulator.received) == calls == 4
+    assert {event.check_name for event in result.get_asset_check_evaluations()} == {
+        key.name for key in ALL_CHECKS
+    }
+    for check in ALL_CHECKS:
+        assert of_partitions(instance, check.name) == {DAY: "SUCCEEDED", NEXT_DAY: "SUCCEEDED"}
 
 
 @pytest.mark.parametrize(
