@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -300,7 +301,8 @@ def test_a_new_key_reaches_the_warehouse_and_keeps_erased_people_out(landing: An
     assert [json.loads(line)["action"] for line in out.splitlines()][2:] == ["rekey", "rekeyed"]
     nothing = f"ledger and lake have the key {Pseudonymizer(new).key_id} already: nothing to replace there\n"
     assert run("rekey", "--dry-run", **keys) == (0, f"dry run: nothing changes; {nothing}", "")
-    Path("warehouse/kyc.duckdb").unlink()  # which would be built again
+    for published in ("warehouse", "report"):
+        shutil.rmtree(published)  # or they would be built again
     code, out, _ = run("rekey", **keys)
     assert (code, out.startswith(nothing)) == (0, True), out
     code, _, err = run("plan", "--from", DAY, "--to", DAY, KYC_PSEUDONYM_KEY=new)

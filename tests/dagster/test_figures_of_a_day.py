@@ -43,7 +43,6 @@ def test_a_row_that_was_sent_and_then_changed_or_removed_is_counted_once(
     bad = {"submission_id": "bad"}
     landing.manifest(DAY, [*good, bad])
     assert run(*BACKFILL)[0] == 0
-    assert funnel(tmp_path / "lake", tmp_path) == (7, 1, 6)
 
     changed = landing.submission("s-5", 99, {"customerId": "9"})
     for new_rows, rows, rejected in (([changed], 7, 2), ([], 6, 1)):
