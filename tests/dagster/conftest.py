@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from dagster._core.storage.event_log import InMemoryEventLogStorage
+from dagster._core.storage.event_log import in_memory
+from dagster._core.storage.event_log.in_memory import InMemoryEventLogStorage
 
 from kyc_pipeline.cli import backfill, dagster_home, main, publish
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
@@ -73,19 +75,17 @@ def engines_are_made_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def events_in_memory_keep_their_connection() -> Iterator[None]:
-    """Dagster would connect again for each access, and read the columns of a table for each event."""
+def events_in_memory_have_one_connection() -> Iterator[None]:
+    """Dagster would connect again for each access to them, and read the columns of a table for each event."""
 
     @contextmanager
     def connect(storage: InMemoryEventLogStorage) -> Iterator[sqlalchemy.Connection]:
-        with storage._db_lock, storage._engine.begin() as connection:
-            yield connection
+        with storage._db_lock, storage._held_conn.begin():
+            yield storage._held_conn
 
-    def engine(url: str, **_: Any) -> sqlalchemy.Engine:
-        return sqlalchemy.create_engine(url)
-
+    for_any_thread = partial(sqlalchemy.create_engine, connect_args={"check_same_thread": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dagster._core.storage.event_log.in_memory.create_engine", engine)
+        patch.setattr(in_memory, "create_engine", for_any_thread)
         patch.setattr(InMemoryEventLogStorage, "_connect", connect)
         patch.setattr(InMemoryEventLogStorage, "_has_asset_key_col_on_connection", lambda *_: True)
         yield

@@ -80,7 +80,7 @@ def pipeline(settings: Settings) -> Pipeline:
 @pytest.fixture
 def job(pipeline: Pipeline) -> dg.JobDefinition:
     controls = CallControls(timing=Timing(look_ups=(0.0,), back_off=0.0, breaker_waits=(0.0,)))
-    return build_defs(pipeline, controls).resolve_job_def("verify_and_publish")
+    return build_defs(pipeline, controls, publication=False).resolve_job_def("verify_and_publish")
 
 
 @dataclass

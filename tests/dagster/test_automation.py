@@ -37,7 +37,7 @@ DAY, NEXT_DAY = "2024-09-08", "2024-09-09"
 
 @pytest.fixture
 def definitions(pipeline: Pipeline) -> dg.Definitions:
-    return build_defs(pipeline)
+    return build_defs(pipeline, publication=False)
 
 
 # What is due depends on the stores only. The stages write them in a fraction of the time of a run of Dagster.

@@ -25,7 +25,7 @@ class Deployment:
     def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
         self.pipeline = pipeline
         self.instance = instance
-        self.definitions = build_defs(pipeline)
+        self.definitions = build_defs(pipeline, publication=False)
         self.cursor: str | None = None
 
     def tick(self) -> list[dg.RunRequest]:
