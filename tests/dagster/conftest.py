@@ -2,18 +2,11 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import sqlalchemy
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from dagster._core.storage.event_log import in_memory
-from dagster._core.storage.event_log.in_memory import InMemoryEventLogStorage
 
 from kyc_pipeline.cli import backfill, dagster_home, main, publish
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
@@ -21,6 +14,7 @@ from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import TABLES
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
+from tests import quick_dagster
 
 TOKEN = "test-token"
 DAILY = [dg.AssetKey(table.name) for table in TABLES]
@@ -43,51 +37,8 @@ def make_settings(folder: Path, url: str, **changes: Any) -> Settings:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def migrations_are_read_once() -> Iterator[None]:
-    """Dagster would read its 89 migrations for both databases of each new instance."""
-    read = ScriptDirectory.from_config
-    known: dict[str | None, ScriptDirectory] = {}
-
-    def from_config(config: Config) -> ScriptDirectory:
-        folder = config.get_main_option("script_location")
-        if folder not in known:
-            known[folder] = read(config)
-        return known[folder]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScriptDirectory, "from_config", from_config)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def engines_are_made_once() -> Iterator[None]:
-    """Dagster would make one for each event that it stores on disk, and compile the same SQL each time."""
-    known: dict[str, sqlalchemy.Engine] = {}
-
-    def engine(url: str, **options: Any) -> sqlalchemy.Engine:
-        if url not in known:
-            known[url] = sqlalchemy.create_engine(url, **options)
-        return known[url]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dagster._core.storage.event_log.sqlite.sqlite_event_log.create_engine", engine)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def events_in_memory_have_one_connection() -> Iterator[None]:
-    """Dagster would connect again for each access to them, and read the columns of a table for each event."""
-
-    @contextmanager
-    def connect(storage: InMemoryEventLogStorage) -> Iterator[sqlalchemy.Connection]:
-        with storage._db_lock, storage._held_conn.begin():
-            yield storage._held_conn
-
-    for_any_thread = partial(sqlalchemy.create_engine, connect_args={"check_same_thread": False})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(in_memory, "create_engine", for_any_thread)
-        patch.setattr(InMemoryEventLogStorage, "_connect", connect)
-        patch.setattr(InMemoryEventLogStorage, "_has_asset_key_col_on_connection", lambda *_: True)
+def quick_storage() -> Iterator[None]:
+    with quick_dagster.storage():
         yield
 
 

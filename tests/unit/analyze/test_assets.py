@@ -28,9 +28,16 @@ from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.privacy.erased import Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.settings import Settings
+from tests import quick_dagster
 from tests.unit.analyze.lake_maker import Check, Submission, write_curated, write_day
 
 DAY = "2024-09-08"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_storage() -> Iterator[None]:
+    with quick_dagster.storage():
+        yield
 
 
 @pytest.fixture
