@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -75,8 +74,8 @@ def test_control_characters_do_not_reach_the_terminal(warehouse: Path) -> None:
 def test_nor_in_any_format(warehouse: Path) -> None:
     """The output of a real terminal; a pipe gets the bytes as they are."""
     sql = "SELECT chr(27) || '[31m' || chr(155) || '2J' || chr(8238) || 'Zoë' AS text"
-    each = f"[query([{sql!r}, '--format', form], standalone_mode=False) for form in ('table', 'csv', 'json')]"
-    command = [sys.executable, "-c", f"from kyc_pipeline.cli.query import query; {each}"]
+    run_all = f"[query([{sql!r}, '--format', f], standalone_mode=False) for f in ('table', 'csv', 'json')]"
+    command = [sys.executable, "-c", f"from kyc_pipeline.cli.query import query; {run_all}"]
     ours, terminals = os.openpty()
     subprocess.run(command, stdout=terminals, cwd=Path(__file__).parents[3], check=True)
     os.close(terminals)
@@ -255,9 +254,9 @@ def test_wrong_sql_is_one_line(warehouse: Path, sql: str, message: str) -> None:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["tables", "views"])
-def sealed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a warehouse, its lake and a file that no query may read."""
-    folder, has_views = tmp_path_factory.mktemp("sealed"), bool(request.param)
+def sealed_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It has a warehouse, its lake and a file that no query may read."""
+    folder = tmp_path_factory.mktemp("sealed")
     (folder / "secret.csv").write_text("a\n1\n")
     (folder / ".tmp").mkdir()
     facts = folder / "lake" / "curated" / "facts.parquet"
@@ -265,15 +264,22 @@ def sealed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     make_warehouse(folder / "kyc.duckdb")
     with duckdb.connect(folder / "kyc.duckdb") as connection:
         connection.execute(f"COPY (SELECT 7 AS a) TO '{facts}'")
-        if has_views:
-            connection.execute(f"CREATE VIEW facts AS FROM read_parquet(['{facts}'])")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("KYC_WAREHOUSE", str(folder / "kyc.duckdb"))
-        monkeypatch.setenv("KYC_LAKE", str(folder / "lake"))
-        monkeypatch.chdir(folder)
-        if has_views:
-            assert run("FROM facts", "--format", "csv").stdout.splitlines() == ["a", "7"]
-        yield folder
+        kind = "VIEW" if request.param else "TABLE"
+        connection.execute(f"CREATE {kind} facts AS FROM read_parquet(['{facts}'])")
+    return folder
+
+
+@pytest.fixture
+def sealed(sealed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KYC_WAREHOUSE", str(sealed_folder / "kyc.duckdb"))
+    monkeypatch.setenv("KYC_LAKE", str(sealed_folder / "lake"))
+    monkeypatch.chdir(sealed_folder)
+    return sealed_folder
+
+
+@pytest.mark.usefixtures("sealed")
+def test_facts_are_read_from_tables_and_from_views() -> None:
+    assert run("FROM facts", "--format", "csv").stdout.splitlines() == ["a", "7"]
 
 
 FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/new.parquet"
