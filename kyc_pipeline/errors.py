@@ -53,6 +53,12 @@ def is_disk_fault(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in _DISK_FAULTS
 
 
+def is_no_bug(error: BaseException) -> bool:
+    """Whether a disk, access rights or an object store are at fault: :func:`plain_line` says what to do."""
+    is_denied = isinstance(error, OSError) and error.errno in _NO_ACCESS
+    return is_disk_fault(error) or is_denied or _store_fault(error) is not None
+
+
 def plain_line(error: BaseException) -> str:
     """One line that is safe to log: a :class:`KycError`'s message, or the class and location of other errors.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import dagster as dg
 import pytest
 import sqlalchemy as sa
@@ -146,19 +147,44 @@ def test_a_bug_of_a_command_is_one_line(
     assert SECRET not in line
 
 
-def test_a_full_disk_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fill(**_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), SECRET)
+@pytest.mark.parametrize(
+    ("error", "told", "advice"),
+    [
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), SECRET),
+            "a disk cannot be used (No space left on device",
+            "free space or repair it, then run again",
+        ),
+        (
+            OSError(errno.EACCES, os.strerror(errno.EACCES), SECRET),
+            "a file or folder cannot be used (Permission denied",
+            "correct its access rights, or KYC_HOME and the settings of paths",
+        ),
+        (
+            aiohttp.ClientConnectionError(SECRET),
+            "the object store cannot be used (ClientConnectionError",
+            "check AWS_ENDPOINT_URL, the network, the credentials and the policy, then run again",
+        ),
+    ],
+)
+def test_what_is_no_bug_is_not_to_be_reported(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    told: str,
+    advice: str,
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(kyc_pipeline.cli.cli, "main", fill)
+    monkeypatch.setattr(kyc_pipeline.cli.cli, "main", fail)
     monkeypatch.setattr(sys, "argv", ["kyc-pipeline"])
     with pytest.raises(SystemExit, match="1"):
         kyc_pipeline.cli.main()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        "kyc-pipeline: a disk cannot be used (No space left on device in kyc_pipeline.cli, "
-    )
-    assert line.endswith(": free space or repair it, then run again")
+    assert line.startswith(f"kyc-pipeline: {told} in kyc_pipeline.cli, line ")
+    assert line.endswith(f"): {advice}")
+    assert SECRET not in line
 
 
 def test_a_plain_line_names_the_line_of_our_code() -> None:
