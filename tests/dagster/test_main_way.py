@@ -74,13 +74,13 @@ def test_a_day_becomes_a_warehouse_and_a_second_run_makes_no_call(
         assert materialized(instance, asset.to_user_string()) == {DAY}
     assert instance.get_latest_materialization_event(dg.AssetKey("warehouse")) is not None
 
-    paid = day_of_calls(instance)
+    paid = figures_of_calls(instance)
     assert job.execute_in_process(
         instance=instance, partition_key=DAY, asset_selection=DAILY, run_config=config
     ).success
     assert simulator.received == Counter(ids)
     assert lake.read(VERIFICATION_RESPONSES, DAY).equals(table)
-    assert day_of_calls(instance) == paid == (12, 0, 12, 3.0)
+    assert figures_of_calls(instance) == paid == (12, 0, 12, 3.0)
     assert plotted(instance, "submissions", DAY)["received"] == 12
     assert 0 <= plotted(instance, "verifications", DAY)["verified_rate %"] <= 100
     checks = plotted(instance, "model_checks", DAY)
@@ -100,7 +100,7 @@ def plotted(instance: dg.DagsterInstance, asset: str, day: str) -> dict[str, Any
     return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
-def day_of_calls(instance: dg.DagsterInstance) -> tuple[Any, ...]:
+def figures_of_calls(instance: dg.DagsterInstance) -> tuple[Any, ...]:
     """What is plotted of the day's calls: completed, held, calls, cost."""
     figures = plotted(instance, "verification_responses", DAY)
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"]

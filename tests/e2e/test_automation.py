@@ -186,6 +186,7 @@ def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
 @pytest.fixture(scope="module")
 def backfill(site: Site) -> str:
     """The backfill of `BACKFILLED`, from the end of the terminated run on."""
+    site.responses.go.set()  # for a test that runs without that of the terminated run
     site.server.start_sensor("publish_when_new")
     return site.server.start_backfill([*BACKFILLED])
 

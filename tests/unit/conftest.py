@@ -55,7 +55,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> type[PatienceOfTests]:
 
 @pytest.fixture(scope="session")
 def descriptions_of_s3() -> Iterator[None]:
-    """Are read once: botocore would do so for each of its sessions, in 0.3 s of processor time."""
+    """botocore reads them once, not for each of its sessions in 0.3 s of processor time."""
     loader = importlib.import_module("botocore.loaders").JSONFileLoader
     load = functools.cache(loader().load_file)
     with pytest.MonkeyPatch.context() as patch:

@@ -173,8 +173,9 @@ def test_a_reader_in_another_process_sees_whole_partitions_and_every_replacement
 
 
 def test_a_store_that_refuses_or_is_away_is_told_in_one_line(
-    s3_root: str, monkeypatch: pytest.MonkeyPatch
+    s3_root: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    request.addfinalizer(s3fs.S3FileSystem.clear_instance_cache)  # its client knows the wrong address
     lake = Lake("s3://no-such-bucket/lake")
     with pytest.raises(OSError, match=r".") as refused:
         lake.write(CONTRACT_DRIFT, DAY, [drift("a")])
@@ -195,4 +196,3 @@ def test_a_store_that_refuses_or_is_away_is_told_in_one_line(
     assert line.endswith(
         "check AWS_ENDPOINT_URL, the network, the credentials and the policy, then run again"
     )
-    s3fs.S3FileSystem.clear_instance_cache()

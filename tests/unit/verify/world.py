@@ -27,7 +27,7 @@ QUICK = Timing(
 
 @lru_cache(maxsize=8)
 def settings_of(**values: Any) -> Settings:
-    """Made as a plain model: a search for each field in the environment would take 3 ms."""
+    """A test reads them at every step. A plain model does not look up each field in the environment: 3 ms."""
     settings = Settings.__new__(Settings)
     BaseModel.__init__(settings, **values)
     return settings
