@@ -519,7 +519,8 @@ class _Build:
         A column that older files lack is NULL there. Without files, the result has no rows. A table that is
         not daily has no `date`.
         """
-        paths = _sql_paths(map(self._local, self._files[table.name].values()))
+        files = map(self._local, self._files[table.name].values())
+        paths = ", ".join(literal(duckdb_path(path)) for path in files)
         columns = [column for column in table.columns if not column.personal]
         added = self._choices.submission_columns() if table is SUBMISSIONS else {}
         empty = self._connection.from_arrow(pa.schema([(c.name, c.type) for c in columns]).empty_table())
@@ -553,12 +554,12 @@ class _Build:
         ]
         if not listed:
             return
-        paths = _sql_paths(path for path, *_ in listed)
+        paths = [duckdb_path(path) for path, *_ in listed]
         self._connection.execute(
             f"""
             INSERT INTO {LAKE}.partitions
             SELECT v.date, v.table_name, f.num_rows, k.source, coalesce(k.changed, 0), v.version
-            FROM parquet_file_metadata([{paths}]) AS f
+            FROM parquet_file_metadata($5) AS f
             JOIN (
                 SELECT
                     unnest($1::VARCHAR[]) AS file_name,
@@ -571,12 +572,12 @@ class _Build:
                     file_name,
                     any_value(decode(value)) FILTER (WHERE key = 'source'::BLOB) AS source,
                     any_value(decode(value)) FILTER (WHERE key = '{CHANGED_KEY}'::BLOB)::BIGINT AS changed
-                FROM parquet_kv_metadata([{paths}])
+                FROM parquet_kv_metadata($5)
                 WHERE key IN ('source'::BLOB, '{CHANGED_KEY}'::BLOB)
                 GROUP BY file_name
             ) AS k ON k.file_name = f.file_name
             """,
-            [list(values) for values in zip(*listed, strict=True)],
+            [*(list(values) for values in zip(*listed, strict=True)), paths],
         )
 
     def _remember(self, previous: Place | None) -> None:
@@ -609,11 +610,6 @@ def _comment(
     comments = [f"COMMENT ON {kind} {name} IS {literal(description)}"]
     comments += [f'COMMENT ON COLUMN {name}."{column}" IS {literal(meaning)}' for column, meaning in columns]
     connection.execute(";".join(comments))
-
-
-def _sql_paths(paths: Iterable[str]) -> str:
-    """The elements of a SQL list of `paths`, each of which matches one file."""
-    return ", ".join(literal(duckdb_path(path)) for path in paths)
 
 
 def _day_of(path: str) -> str:
