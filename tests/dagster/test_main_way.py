@@ -162,7 +162,7 @@ def test_a_day_without_manifests_is_empty_and_green(
     settings: Settings,
     simulator: Simulator,
 ) -> None:
-    assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=DAILY).success
+    assert job.execute_in_process(instance=instance, partition_key=DAY).success
     lake = Lake(settings.kyc_lake)
     assert lake.row_count(SUBMISSIONS, DAY) == lake.row_count(VERIFICATIONS, DAY) == 0
     assert not simulator.received
