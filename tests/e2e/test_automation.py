@@ -161,14 +161,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             KYC_REPORT=str(folder / "report" / "index.html"),
         )
         command += ["-h", "127.0.0.1", "-p", str(port)]
-        try:
-            with webserver(command, cwd=folder, env=env, log=folder / "dagster.log", port=port) as server:
-                # The daemon looks for backfills every 30 s: start this one before the first test.
-                cancelled_later = server.start_backfill(CANCELLED)
+        with webserver(command, cwd=folder, env=env, log=folder / "dagster.log", port=port) as server:
+            # The daemon looks for backfills every 30 s: start this one before the first test.
+            cancelled_later = server.start_backfill(CANCELLED)
+            try:
                 yield Site(folder, simulator, server, responses, hook.bodies, cancelled_later, later)
-        finally:
-            responses.go.set()
-            later.go.set()
+            finally:  # where a test failed, its calls would keep Dagster from ending
+                responses.go.set()
+                later.go.set()
 
 
 def test_a_terminated_run_records_the_calls_in_flight(site: Site) -> None:
