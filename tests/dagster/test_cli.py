@@ -51,7 +51,7 @@ def one_line(err: str) -> str:
     return lines[0]
 
 
-def test_backfill_then_plan_then_backfill_again_then_query_with_a_day_that_cannot_be_read(
+def test_a_day_is_planned_paid_queried_and_grows_beside_one_that_cannot_be_read(
     landing: Landing, run: Run, simulator: Simulator, tmp_path: Path
 ) -> None:
     ids = landing.day(DAY, 4)
@@ -92,6 +92,10 @@ def test_backfill_then_plan_then_backfill_again_then_query_with_a_day_that_canno
     assert simulator.received.total() == 4
     code, out, _ = run("query", "SELECT date, received, completed FROM submission_funnel", "--format", "csv")
     assert (code, out.splitlines()[1:]) == (0, [f"{DAY},4,4"])
+    grown = landing.day(DAY, 6)
+    assert run("backfill", "--no-publish", *RANGE)[0] == 0
+    assert simulator.received.total() == 6
+    assert lake.read(VERIFICATION_RESPONSES, DAY)["submission_id"].to_pylist() == grown
 
 
 def test_plan_reports_days_without_manifests_and_stray_folders(landing: Landing, run: Run) -> None:
