@@ -65,8 +65,8 @@ def test_the_ui_and_its_daemon(tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [script("kyc-pipeline"), "ui", "--port", str(free_port())]
     with running(command, cwd=tmp_path, env=environment, log=log, stop=signal.SIGTERM):
-        for text in ("SensorDaemon", "Dagster UI on"):
-            poll(lambda text=text: text in log.read_text(), text, log=log)
+        poll(lambda: "Dagster UI on" in log.read_text(), "the webserver", log=log)
+        poll(lambda: "SensorDaemon" in log.read_text(), "the daemon", log=log)
         written = (
             log.read_text()
         )  # before the end, when DuckDB may print about objects that Python did not free
