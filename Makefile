@@ -58,7 +58,7 @@ pictures: setup ## take the README's pictures from the UI and the report of a de
 	KYC_UPDATE_PICTURES=1 $(BIN)/python -m pytest tests/e2e/test_demo.py -k "report or daily_assets"
 
 test-unit: setup ## run the tests that need no servers and no browser
-	$(BIN)/python -m pytest tests/unit -m "not e2e" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/unit -m "not e2e" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-image: setup ## build the image with buildah, and run the tests of containers in it (requires root)
 	buildah build --isolation chroot $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \

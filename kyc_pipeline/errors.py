@@ -53,10 +53,9 @@ def is_disk_fault(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in _DISK_FAULTS
 
 
-def is_no_bug(error: BaseException) -> bool:
-    """Whether a disk, access rights or an object store are at fault: :func:`plain_line` says what to do."""
-    is_denied = isinstance(error, OSError) and error.errno in _NO_ACCESS
-    return is_disk_fault(error) or is_denied or _store_fault(error) is not None
+def is_outside_fault(error: BaseException) -> bool:
+    """Whether a disk, a file's access rights or an object store is at fault: `plain_line` says what to do."""
+    return is_disk_fault(error) or _is_without_access(error) or _store_fault(error) is not None
 
 
 def plain_line(error: BaseException) -> str:
@@ -78,7 +77,7 @@ def plain_line(error: BaseException) -> str:
         )
     if is_disk_fault(error):
         return f"a disk cannot be used ({error.strerror}{location}): free space or repair it, then run again"
-    if isinstance(error, OSError) and error.errno in _NO_ACCESS:
+    if _is_without_access(error):
         return (
             f"a file or folder cannot be used ({error.strerror}{location}): correct its access rights, or "
             "KYC_HOME and the settings of paths"
@@ -89,6 +88,10 @@ def plain_line(error: BaseException) -> str:
 def reason(error: OSError) -> str:
     """What the system says, or the error's class: those of an object store may have no text."""
     return error.strerror or type(error).__name__
+
+
+def _is_without_access(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in _NO_ACCESS
 
 
 def _store_fault(error: BaseException) -> str | None:

@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from kyc_pipeline.errors import FAILED, FULL_ERRORS, KycError, UsageError, is_no_bug, plain_line
+from kyc_pipeline.errors import FAILED, FULL_ERRORS, KycError, UsageError, is_outside_fault, plain_line
 
 COMMANDS = {
     "audit": "Show and verify the audit trail.",
@@ -141,11 +141,11 @@ def main() -> None:
             traceback.print_exc()
         _report(str(error))
         code = error.exit_code
-    # A full disk, a store that is away, or a bug. Its message may quote the data that caused it.
+    # A fault outside, such as a full disk, or a bug. Its message may quote the data that caused it.
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        advice = "" if is_no_bug(error) else ": please report it (--verbose shows more)"
+        advice = "" if is_outside_fault(error) else ": please report it (--verbose shows more)"
         _report(f"{plain_line(error)}{advice}")
         code = FAILED
     sys.exit(code or 0)

@@ -23,6 +23,7 @@ from kyc_pipeline.settings import load_settings
 from kyc_pipeline.verify.planning import (
     PartitionPlan,
     duplicate_documents_line,
+    open_calls_line,
     plan_partitions,
     total,
 )
@@ -61,6 +62,8 @@ def plan(first: date, last: date) -> None:
     overall = total(plans, settings)
     headings = (*HEADINGS, f"estimated cost ({settings.deepxl_currency})")
     click.echo(format_table(headings, [*(rows[day] for day in sorted(rows)), _row(overall)]))
+    if overall.open_calls:
+        click.echo(open_calls_line(overall.open_calls))
     if overall.rejected:
         click.echo(_rejected_line(overall.rejected))
     if overall.duplicate_documents:

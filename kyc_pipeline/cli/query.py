@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
@@ -91,12 +92,7 @@ def query(
             raise UsageError("--bom is for csv: add --format csv")
         write = _write_csv_with_bom
     with sealed_warehouse(load_settings(), exact=exact) as connection:
-        reader = run_query(connection, text)
-        if output is None:
-            write(reader, cast("IO[bytes]", _Terminal()) if sys.stdout.isatty() else sys.stdout.buffer)
-            sys.stdout.flush()
-        else:
-            _write_file(reader, write, output)
+        interruptibly(connection, lambda: _show(run_query(connection, text), write, output))
 
 
 @contextlib.contextmanager
@@ -125,6 +121,29 @@ def run_query(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatc
         raise UsageError("no rows to show: end with a query, such as SELECT, FROM or DESCRIBE")
     reader: pa.RecordBatchReader = relation.to_arrow_reader(_BATCH_ROWS)
     return reader
+
+
+def interruptibly(connection: duckdb.DuckDBPyConnection, work: Callable[[], None]) -> None:
+    """Runs `work`, which queries `connection`, so that Ctrl-C ends it. Main thread only.
+
+    DuckDB heeds no signal before it has rows, so `work` runs in another thread.
+    """
+    with ThreadPoolExecutor(max_workers=1) as runner:
+        future = runner.submit(work)
+        try:
+            future.result()
+        except KeyboardInterrupt:
+            while wait([future], timeout=0.1).not_done:  # it ends only a query that has begun
+                connection.interrupt()
+            raise
+
+
+def _show(reader: pa.RecordBatchReader, write: Writer, output: Path | None) -> None:
+    if output is None:
+        write(reader, cast("IO[bytes]", _Terminal()) if sys.stdout.isatty() else sys.stdout.buffer)
+        sys.stdout.flush()
+    else:
+        _write_file(reader, write, output)
 
 
 class _Terminal(io.RawIOBase):

@@ -98,7 +98,14 @@ def _webserver(instance: dg.DagsterInstance, workspace: Path, *, read_only: bool
     from dagster_webserver.app import create_app_from_workspace_process_context
 
     target = WorkspaceFileTarget(paths=[str(workspace)])
-    with WorkspaceProcessContext(instance, target, version=dg.__version__, read_only=read_only) as context:
+    with WorkspaceProcessContext(
+        instance,
+        target,
+        version=dg.__version__,
+        read_only=read_only,
+        # As the daemon's: until it has loaded the definitions, a code server logs text on standard output.
+        code_server_log_level="WARNING",
+    ) as context:
         yield create_app_from_workspace_process_context(context)
 
 

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import msgspec
 
-from kyc_pipeline.errors import KycError, reason
+from kyc_pipeline.errors import KycError, is_outside_fault, plain_line, reason
 from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.lake.storage import Lake
 
@@ -12,7 +12,7 @@ Record = TypeVar("Record")
 
 
 def read_record(lake: Lake, name: str, record_type: type[Record], advice: str) -> Record | None:
-    """The record; None without the file. Raises :class:`KycError` with `advice` if it cannot be read."""
+    """The record; None without the file. Raises :class:`KycError` with `advice` if it is unreadable."""
     path = f"{lake.root}/{name}"
     try:
         with lake.fs.open(path, "rb") as file:
@@ -20,6 +20,8 @@ def read_record(lake: Lake, name: str, record_type: type[Record], advice: str) -
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
+        if is_outside_fault(error):
+            raise KycError(f"{path}: {plain_line(error)}") from None
         raise KycError(f"{path} cannot be read ({type(error).__name__}): {advice}") from None
 
 

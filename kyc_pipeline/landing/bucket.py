@@ -53,6 +53,8 @@ def store_errors() -> Iterator[None]:
     """Turns every error of the store into a :class:`StoreError`."""
     try:
         yield
+    except StoreError:  # of a block within this one
+        raise
     except FileExpired:
         raise StoreError(errno.ESTALE, "the file was replaced while it was read") from None
     except OSError as error:

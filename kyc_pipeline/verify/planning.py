@@ -32,6 +32,8 @@ class PartitionPlan:
     """Of `calls_to_make`; None without a price."""
     duplicate_documents: int = 0
     """Calls to make for two documents that another submission has too. Ingest counts them."""
+    open_calls: int = 0
+    """Begun by a run that still works or was killed: neither paid nor held yet."""
     warnings: tuple[str, ...] = ()
     """What ingest warns of, one line each."""
     scan: Scan | None = None
@@ -51,6 +53,11 @@ def duplicate_documents_line(count: int) -> str:
         f"{plural(count, 'call')} would pay for two documents that another submission has too: set "
         "KYC_DUPLICATE_DOCUMENTS=reject to reject these rows"
     )
+
+
+def open_calls_line(count: int) -> str:
+    """Says what becomes of calls that have no outcome yet."""
+    return f"{plural(count, 'call')} begun, but not recorded: by a run at work, or the next run looks them up"
 
 
 def plan_partitions(
@@ -73,6 +80,7 @@ def total(plans: Sequence[PartitionPlan], settings: Settings) -> PartitionPlan:
         held=sum(plan.held for plan in plans),
         conflicts=sum(plan.conflicts for plan in plans),
         duplicate_documents=sum(plan.duplicate_documents for plan in plans),
+        open_calls=sum(plan.open_calls for plan in plans),
         warnings=tuple(f"{plan.date}: {warning}" for plan in plans for warning in plan.warnings),
         estimated_cost=estimated_cost(settings, calls),
     )
@@ -94,5 +102,6 @@ def _plan(lake: Lake, ledger: Ledger | None, date: str, settings: Settings) -> P
         held=seen.held,
         conflicts=seen.conflict_count,
         estimated_cost=estimated_cost(settings, seen.to_send),
+        open_calls=seen.open_claims,
         scan=seen,
     )

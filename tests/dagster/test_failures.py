@@ -167,7 +167,7 @@ def test_a_bug_of_a_command_is_one_line(
         ),
     ],
 )
-def test_what_is_no_bug_is_not_to_be_reported(
+def test_a_fault_outside_is_not_to_be_reported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: Exception,

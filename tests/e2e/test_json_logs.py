@@ -1,4 +1,4 @@
-"""`KYC_LOG_FORMAT=json` in real processes: Dagster's daemon with its code server, and a run."""
+"""`KYC_LOG_FORMAT=json` in real processes: webserver, daemon and their code servers, and a run."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from kyc_pipeline.cli.dagster_home import make_home
 from tests.conftest import Landing
-from tests.e2e.servers import clean_environment, poll, running, script
+from tests.e2e.servers import clean_environment, free_port, poll, running, script
 
 pytestmark = pytest.mark.e2e
 
@@ -58,14 +58,19 @@ def test_a_run_of_dagsters_own_command(landing: Landing, tmp_path: Path) -> None
     assert len({line["run_id"] for line in steps}) == 1
 
 
-def test_the_daemon(tmp_path: Path) -> None:
+def test_the_ui_and_its_daemon(tmp_path: Path) -> None:
     environment = clean_environment(
         tmp_path, KYC_HOME=str(tmp_path), KYC_LOG_FORMAT="json", PYTHONWARNINGS="ignore"
     )
     log = tmp_path / "log"
-    command = [script("kyc-pipeline"), "daemon"]
+    command = [script("kyc-pipeline"), "ui", "--port", str(free_port())]
     with running(command, cwd=tmp_path, env=environment, log=log, stop=signal.SIGTERM):
+        poll(lambda: "Dagster UI on" in log.read_text(), "the webserver", log=log)
         poll(lambda: "SensorDaemon" in log.read_text(), "the daemon", log=log)
-        text = log.read_text()  # before the end, when DuckDB may print about objects that Python did not free
-    lines = objects(text[: text.rindex("\n")])
-    assert any(line["logger"].startswith("dagster.daemon") for line in lines)
+        written = (
+            log.read_text()
+        )  # before the end, when DuckDB may print about objects that Python did not free
+    lines = written[: written.rindex("\n")].splitlines(keepends=True)
+    [for_people] = [line for line in lines if line.startswith("Dagster UI on")]
+    lines.remove(for_people)
+    assert any(line["logger"].startswith("dagster.daemon") for line in objects("".join(lines)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kyc_pipeline.errors import UsageError, plain_line
+from kyc_pipeline.errors import UsageError, is_outside_fault, plain_line
 from kyc_pipeline.ledger.identity import open_ledger, read_identity
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.privacy.pseudonyms import load_pseudonymizer
@@ -158,7 +158,9 @@ def test_a_question_mark_in_the_warehouses_path_is_refused(
 
 
 def test_a_folder_without_access_is_told_in_one_line() -> None:
-    line = plain_line(PermissionError(errno.EACCES, "Permission denied", "/a/person.jpg"))
+    error = PermissionError(errno.EACCES, "Permission denied", "/a/person.jpg")
+    line = plain_line(error)
+    assert is_outside_fault(error)  # so that nobody is asked to report it
     assert line.startswith("a file or folder cannot be used (Permission denied): correct its access rights")
     assert "person" not in line
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from kyc_pipeline.cli.query import TABLE_ROWS, query
+from kyc_pipeline.cli.query import TABLE_ROWS, interruptibly, query
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.storage import duckdb_path
 
@@ -417,3 +418,18 @@ def test_a_reader_that_stops_reading_ends_the_command(warehouse: Path) -> None:
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
     assert process.returncode == 1
+
+
+def test_ctrl_c_ends_a_query_that_has_no_rows_yet() -> None:
+    """Without the interruption it takes days, and the test times out."""
+    with duckdb.connect() as connection:
+
+        def work() -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            connection.sql(
+                "SELECT count(*) FROM range(10_000_000) a, range(10_000_000) b WHERE a <> b"
+            ).fetchall()
+
+        with pytest.raises(KeyboardInterrupt):
+            interruptibly(connection, work)
+        assert connection.sql("SELECT 1").fetchall() == [(1,)]

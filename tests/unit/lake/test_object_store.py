@@ -11,7 +11,7 @@ import pytest
 import s3fs
 from s3fs.core import S3File
 
-from kyc_pipeline.errors import plain_line
+from kyc_pipeline.errors import is_outside_fault, plain_line
 from kyc_pipeline.lake.storage import SMALL, Lake, PartitionMissing, PartitionReplaced
 from kyc_pipeline.lake.tables import CONTRACT_DRIFT
 from tests.unit.conftest import new_bucket
@@ -189,6 +189,8 @@ def test_a_store_that_refuses_or_is_away_is_told_in_one_line(
         monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
         with pytest.raises(Exception, match="Could not connect") as away:
             another_instance(s3_root).exists(CONTRACT_DRIFT, DAY)
+    assert is_outside_fault(refused.value)
+    assert is_outside_fault(away.value)
     line = plain_line(away.value)
     assert line.startswith(
         "the object store cannot be used (EndpointConnectionError in kyc_pipeline.lake.storage"

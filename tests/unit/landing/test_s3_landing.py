@@ -20,7 +20,7 @@ import pytest
 import s3fs
 
 from kyc_pipeline.deepxl.simulator import running_simulator
-from kyc_pipeline.document_store import AcceptedDocument, DocumentProblem
+from kyc_pipeline.document_store import AcceptedDocument, DocumentProblem, StoreError
 from kyc_pipeline.erasure.find import find
 from kyc_pipeline.erasure.remove import erase
 from kyc_pipeline.erasure.stores import Stores
@@ -45,6 +45,7 @@ from kyc_pipeline.lake.tables import (
     VERIFICATION_RESPONSES,
     VERIFICATIONS,
 )
+from kyc_pipeline.landing.bucket import store_errors
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.orchestration.catch_up import due_days
@@ -380,6 +381,11 @@ def test_a_store_that_asks_to_slow_down_is_asked_again(
     with refusing(s3_endpoint, refuse, monkeypatch):
         assert zone.ingest().accepted == 1
     assert any(asked.count(path) > 1 for path in asked if "documents" in path)
+
+
+def test_what_a_store_said_stays_said() -> None:
+    with pytest.raises(StoreError, match="the store refuses access"), store_errors(), store_errors():
+        raise PermissionError
 
 
 def test_a_store_that_keeps_failing_stops_the_day_with_one_line(

@@ -25,6 +25,7 @@ from kyc_pipeline.ledger.models import Lease, State
 from kyc_pipeline.ledger.queries import read_entries
 from kyc_pipeline.ledger.schema import leases
 from kyc_pipeline.verify.dispatcher import Timing
+from kyc_pipeline.verify.planning import plan_partitions
 from kyc_pipeline.verify.summary import Stopped
 from tests.effort import tries
 from tests.faults import WaitsForTest
@@ -104,6 +105,8 @@ def test_a_partition_says_that_calls_may_be_under_way(
         child.join()
     assert world.lake.metadata(VERIFICATION_RESPONSES, DATE)["state"] == "dispatching"
     assert set(world.outcomes().values()) == {"not_attempted"}
+    (plan,) = plan_partitions(world.lake, world.ledger, [DATE], world.settings)
+    assert (plan.already_paid, plan.held, plan.calls_to_make, plan.open_calls) == (0, 0, 0, 2)
     # These two may have been sent, so the next run makes no call for them.
     with running_simulator(token=TOKEN) as simulator:
         world.server = simulator.url
