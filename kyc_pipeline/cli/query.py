@@ -10,8 +10,9 @@ import json
 import math
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
@@ -128,14 +129,25 @@ def interruptibly(connection: duckdb.DuckDBPyConnection, work: Callable[[], None
 
     DuckDB heeds no signal before it has rows, so `work` runs in another thread.
     """
-    with ThreadPoolExecutor(max_workers=1) as runner:
-        future = runner.submit(work)
+    ended: Future[None] = Future()
+
+    def run() -> None:
         try:
-            future.result()
-        except KeyboardInterrupt:
-            while wait([future], timeout=0.1).not_done:  # it ends only a query that has begun
-                connection.interrupt()
-            raise
+            work()
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    worker = threading.Thread(target=run, daemon=True)
+    try:
+        worker.start()
+        ended.result()
+    except KeyboardInterrupt:
+        while worker.is_alive():
+            connection.interrupt()  # it ends only a query that has begun
+            worker.join(0.1)
+        raise
 
 
 def _show(reader: pa.RecordBatchReader, write: Writer, output: Path | None) -> None:

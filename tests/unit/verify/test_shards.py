@@ -353,7 +353,8 @@ def test_a_denial_in_one_process_ends_all(sqlite_world: World, until: Until) -> 
     with running_simulator(token=TOKEN, faults=faults) as simulator:
         world.server = simulator.url
         thread, ended = verify_in_thread(world)
-        until(lambda: sum(simulator.received[key] for key in denied) == 1 and len(shard_processes()) == 1)
+        # The other process waits for its response, or has ended before its first call.
+        until(lambda: sum(simulator.received[key] for key in denied) == 1 and len(shard_processes()) <= 1)
         waits.go.set()
         thread.join()
         (summary,) = ended
