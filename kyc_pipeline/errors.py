@@ -90,6 +90,13 @@ def reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
+def store_code(error: BaseException | None) -> str | None:
+    """The code with which an object store refused, such as `AccessDenied`; None if it did not respond."""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return None if code is None else str(code)
+
+
 def _is_without_access(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in _NO_ACCESS
 
@@ -98,7 +105,5 @@ def _store_fault(error: BaseException) -> str | None:
     """The code with which an object store refused, or the class of the error if it did not respond."""
     for each in (error, error.__cause__):
         if type(each).__module__.partition(".")[0] in _STORE_PACKAGES:
-            answer = getattr(each, "response", None)
-            code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
-            return str(code or type(each).__name__)
+            return store_code(each) or type(each).__name__
     return None

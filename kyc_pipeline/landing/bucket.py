@@ -17,6 +17,7 @@ import s3fs
 from s3fs.utils import FileExpired
 
 from kyc_pipeline.document_store import StoreError
+from kyc_pipeline.errors import store_code
 
 BLOCK_BYTES: Final = 1 << 22
 """Bytes per request of a large object."""
@@ -58,8 +59,7 @@ def store_errors() -> Iterator[None]:
     except FileExpired:
         raise StoreError(errno.ESTALE, "the file was replaced while it was read") from None
     except OSError as error:
-        response = getattr(error.__cause__, "response", {})
-        code = str(response.get("Error", {}).get("Code", type(error).__name__))
+        code = store_code(error.__cause__) or type(error).__name__
         if isinstance(error, FileNotFoundError) or code in _NOT_THERE:
             raise StoreError(errno.ENOENT, _NOT_THERE.get(code, _NO_OBJECT)) from None
         if code in _OTHER_VERSION:
