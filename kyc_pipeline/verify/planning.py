@@ -57,7 +57,7 @@ def duplicate_documents_line(count: int) -> str:
 
 def open_calls_line(count: int) -> str:
     """Says what becomes of calls that have no outcome yet."""
-    return f"{plural(count, 'call')} begun, but not recorded: by a run at work, or the next run looks them up"
+    return f"{plural(count, 'call')} begun, not recorded yet: a run is at work, or the next one looks them up"
 
 
 def plan_partitions(
