@@ -9,8 +9,10 @@ import pytest
 import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from dagster._core.storage.event_log import in_memory
-from dagster._core.storage.event_log.in_memory import InMemoryEventLogStorage
+
+# Named, not imported: `monkeypatch` fails if a version of Dagster has other names.
+_EVENT_LOG = "dagster._core.storage.event_log"
+_STORAGE = f"{_EVENT_LOG}.in_memory.InMemoryEventLogStorage"
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def _engines_are_made_once() -> Iterator[None]:
         return known[url]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dagster._core.storage.event_log.sqlite.sqlite_event_log.create_engine", engine)
+        patch.setattr(f"{_EVENT_LOG}.sqlite.sqlite_event_log.create_engine", engine)
         yield
 
 
@@ -57,13 +59,13 @@ def _events_in_memory_have_one_connection() -> Iterator[None]:
     """Dagster would connect again for each access to them, and read the columns of a table for each event."""
 
     @contextmanager
-    def connect(storage: InMemoryEventLogStorage) -> Iterator[sqlalchemy.Connection]:
+    def connect(storage: Any) -> Iterator[sqlalchemy.Connection]:
         with storage._db_lock, storage._held_conn.begin():
             yield storage._held_conn
 
     for_any_thread = partial(sqlalchemy.create_engine, connect_args={"check_same_thread": False})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(in_memory, "create_engine", for_any_thread)
-        patch.setattr(InMemoryEventLogStorage, "_connect", connect)
-        patch.setattr(InMemoryEventLogStorage, "_has_asset_key_col_on_connection", lambda *_: True)
+        patch.setattr(f"{_EVENT_LOG}.in_memory.create_engine", for_any_thread)
+        patch.setattr(f"{_STORAGE}._connect", connect)
+        patch.setattr(f"{_STORAGE}._has_asset_key_col_on_connection", lambda *_: True)
         yield

@@ -146,14 +146,20 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 @pytest.fixture
-def zone(tmp_path: Path) -> Zone:
-    return Zone(tmp_path)
+def kind_of_zone() -> type[Zone]:
+    """A module about the ledger overrides it."""
+    return Zone
 
 
 @pytest.fixture
-def make_zone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Zone]:
+def zone(kind_of_zone: type[Zone], tmp_path: Path) -> Zone:
+    return kind_of_zone(tmp_path)
+
+
+@pytest.fixture
+def make_zone(kind_of_zone: type[Zone], tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Zone]:
     """For property tests: a new landing zone for each example."""
-    return lambda: Zone(tmp_path_factory.mktemp("zone"))
+    return lambda: kind_of_zone(tmp_path_factory.mktemp("zone"))
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ DAY = "2024-09-01"
 
 
 @pytest.fixture
-def zone(tmp_path: Path) -> ZoneWithLedger:
-    return ZoneWithLedger(tmp_path)
+def kind_of_zone() -> type[ZoneWithLedger]:
+    return ZoneWithLedger
 
 
 def test_a_day_without_manifests_is_two_partitions_without_rows(zone: Any) -> None:

@@ -27,7 +27,7 @@ from kyc_pipeline.ledger.owners import Owner, find, forget_versions, reserve
 from kyc_pipeline.ledger.schema import ingests, leases, owners
 from kyc_pipeline.vocabulary import Outcome, Reason
 from tests.effort import tries
-from tests.unit.ingest.conftest import Zone, ZoneWithLedger
+from tests.unit.ingest.conftest import ZoneWithLedger
 from tests.unit.ingest.killed_ingest import ingest_and_die
 
 DAY, NEXT, THIRD = "2024-09-01", "2024-09-02", "2024-09-03"
@@ -36,13 +36,8 @@ TAGGED, OTHER = {"tags": '{"k": "v"}'}, {"tags": '{"k": "other"}'}
 
 
 @pytest.fixture
-def zone(tmp_path: Path) -> ZoneWithLedger:
-    return ZoneWithLedger(tmp_path)
-
-
-@pytest.fixture
-def make_zone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Zone]:
-    return lambda: ZoneWithLedger(tmp_path_factory.mktemp("zone"))
+def kind_of_zone() -> type[ZoneWithLedger]:
+    return ZoneWithLedger
 
 
 class Killed(BaseException):

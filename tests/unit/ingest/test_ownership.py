@@ -24,8 +24,8 @@ OTHER = {"tags": '{"k": "other"}'}
 
 
 @pytest.fixture
-def zone(tmp_path: Path) -> ZoneWithLedger:
-    return ZoneWithLedger(tmp_path)
+def kind_of_zone() -> type[ZoneWithLedger]:
+    return ZoneWithLedger
 
 
 def respond(zone: Any, outcomes: dict[str, Outcome], state: str = "complete", day: str = DAY) -> None:
