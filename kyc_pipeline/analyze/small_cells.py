@@ -137,7 +137,7 @@ _MEMBERS: Final = f"""
     SELECT
         s.date AS part,
         s.vector,
-        hash(coalesce(p.person::VARCHAR, s.submission_id)) AS person,
+        if(p.person IS NULL, hash(s.submission_id), hash(p.person)) AS person,
         s.verified IS NOT NULL AS is_first,
         TRUE AS is_second,
         0 AS others

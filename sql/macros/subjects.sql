@@ -1,12 +1,15 @@
 -- noqa: disable=capitalisation.types, layout.indent
 -- Macros that only the models need, for persons.
 
+-- The decimal digits of a 128-bit number; none for NULL. DuckDB writes a UHUGEINT in 24 microseconds, and a
+-- BIGNUM in 0.1.
+CREATE TEMP MACRO digits_of(number) AS
+    coalesce(number::BIGNUM::VARCHAR, '');
+
 -- The number of the person with this key within a scope, such as a company; NULL without a key. A missing
 -- part of the scope counts as a value of its own.
 CREATE TEMP MACRO subject_of(key, outer_scope, inner_scope) AS
     CASE
         WHEN key IS NULL OR (outer_scope IS NULL AND inner_scope IS NULL) THEN key
-        ELSE md5_number(
-            concat_ws(':', key, coalesce(outer_scope::VARCHAR, ''), coalesce(inner_scope::VARCHAR, ''))
-        )
+        ELSE md5_number(concat_ws(':', digits_of(key), digits_of(outer_scope), digits_of(inner_scope)))
     END;

@@ -29,7 +29,9 @@ WITH numbered AS (
     JOIN submission_subjects AS p ON p.date = s.date AND p.submission_id = s.submission_id
 )
 SELECT
-    lpad(lower(hex(md5_number(concat(person, ':', getvariable('subject_secret'))))), 32, '0') AS subject,
+    lpad(
+        lower(hex(md5_number(concat(digits_of(person), ':', getvariable('subject_secret'))))), 32, '0'
+    ) AS subject,
     min(date) AS first_date,
     max(date) AS last_date,
     count(*) AS attempts,
