@@ -19,7 +19,10 @@ def code_server(host: str, port: int, image: str | None) -> None:
     It has no authentication, and whoever can connect can run code: let only webserver and daemon reach its
     port. Run exactly one.
     """
+    from kyc_pipeline.cli.dagster_home import open_instance
+
     load_settings()
+    open_instance().dispose()
     # Not `dagster code-server start`, which adds a process only to load changed code: here, a restart does.
     arguments = ["api", "grpc", "-m", MODULE, "--location-name", LOCATION, "-h", host, "-p", str(port)]
     if image:

@@ -6,6 +6,7 @@ Kept apart from what runs days, so that a command that only shows or serves some
 import contextlib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,10 @@ EXTRAS = {
 """The extra with each of Dagster's packages that `dagster.yaml` may name."""
 CELERY_LAUNCHER = "kyc_pipeline.orchestration.celery_launcher"
 """The project's own class that `dagster.yaml` may name."""
+_EXISTS = {"23505", "42P07", "42710"}
+"""PostgreSQL's codes for a row, a table or a type that exists."""
+_DATABASES = {"sqlalchemy", "dagster_postgres"}
+"""The packages whose errors say that a database cannot be used."""
 
 
 def make_home(folder: Path) -> None:
@@ -52,16 +57,45 @@ def open_instance() -> dg.DagsterInstance:
     if "?" in folder:  # which begins the options in Dagster's database URLs
         raise UsageError(f"DAGSTER_HOME: {folder} has a ? in its path: choose another folder")
     try:
-        with usable_home():
-            instance = dg.DagsterInstance.get()
+        instance = _open()
+    except KycError:
+        raise
     except Exception as error:
         # Dagster's class for it is private; its message names the module.
         _require_extra(str(error).partition("import module ")[2].partition(" ")[0])
-        raise
+        raise UsageError(
+            f"DAGSTER_HOME: {folder}/{INSTANCE} is not valid ({_fault(error)}): correct it; "
+            "`dagster instance info` shows more"
+        ) from error
     reference = instance.get_ref()
     for data in (reference.compute_logs_data, reference.run_launcher_data):
         _require_extra(data.module_name if data else "")
     return instance
+
+
+def _open(attempts: int = 9) -> dg.DagsterInstance:
+    """Opens it again if another process has just created the same tables in PostgreSQL.
+
+    Services start together, and Dagster itself tries again after some of these errors only.
+    """
+    try:
+        with usable_home():
+            return dg.DagsterInstance.get()
+    except HomeUnusable as error:
+        code = getattr(getattr(error.__cause__, "orig", None), "pgcode", None)
+        if attempts == 1 or code not in _EXISTS:
+            raise
+    return _open(attempts - 1)
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with `dagster.yaml`, without its values, which may be secret."""
+    if not isinstance(error, dg.DagsterInvalidConfigError):
+        return type(error).__name__
+    first, *_ = error.errors
+    if name := re.search(r'environment variable "(\w+)" which is not set', first.message):
+        return f"{name[1]} is not set"
+    return f"at {': '.join(first.stack.levels)}"
 
 
 def _require_extra(module: str) -> None:
@@ -72,7 +106,7 @@ def _require_extra(module: str) -> None:
 
 
 class HomeUnusable(KycError):
-    """Dagster cannot read or write its home, perhaps because the disk is full."""
+    """Dagster cannot read or write its home or its database, perhaps because the disk is full."""
 
 
 @contextlib.contextmanager
@@ -85,12 +119,13 @@ def usable_home() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # By name, since only the ledger may import SQLAlchemy, whose errors Dagster does not wrap.
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("sqlalchemy."):
+        # By name: only the ledger may import SQLAlchemy, and Dagster's package for PostgreSQL is optional.
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DATABASES:
             raise
         raise HomeUnusable(
             f"DAGSTER_HOME: {os.environ.get('DAGSTER_HOME')} cannot be used ({type(error).__name__}): "
-            "free disk space there and run the same days again; every paid call is in the ledger"
+            f"free disk space there, check the database that its {INSTANCE} may name, and run the same days "
+            "again; every paid call is in the ledger"
         ) from error
     finally:
         for number, copy in saved:

@@ -1,0 +1,69 @@
+"""`dagster.yaml` and the database that it names, when they are not as they should be."""
+
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from kyc_pipeline.cli.dagster_home import HomeUnusable, open_instance
+from kyc_pipeline.errors import UsageError
+
+IN_POSTGRES = "storage: {postgres: {postgres_url: {env: DAGSTER_POSTGRES_URL}}}"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is Dagster's home."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.delenv("DAGSTER_POSTGRES_URL", raising=False)
+    return tmp_path
+
+
+def test_tables_that_another_process_creates_at_the_same_moment(
+    home: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres_url.replace("+psycopg", "")
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
+    (home / "dagster.yaml").write_text(IN_POSTGRES)
+    open_instance().dispose()
+    opened = threading.Thread(target=lambda: open_instance().dispose())
+    failures: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: failures.append(str(args.exc_value)))
+    with psycopg.connect(url) as other, psycopg.connect(url, autocommit=True) as watch:
+        watch.execute("DROP TABLE instance_info")
+        other.execute("CREATE TABLE instance_info (run_storage_id TEXT PRIMARY KEY)")
+        opened.start()
+        while watch.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (1,):
+            assert opened.is_alive()
+        other.commit()
+    opened.join()
+    assert failures == []
+
+
+def test_a_database_that_is_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "dagster.yaml").write_text(IN_POSTGRES)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://kyc:hidden-word@/kyc?host=/nowhere")
+    with pytest.raises(HomeUnusable, match=r"check the database that its dagster\.yaml may name") as caught:
+        open_instance()
+    assert "hidden-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (IN_POSTGRES, "DAGSTER_POSTGRES_URL is not set"),
+        ("storage: {postgres: {postgres_uri: hidden-word}}", "at storage: postgres"),
+        ("storage: {sqlite: {base_dir: [hidden-word]}}", "at storage: sqlite: base_dir"),
+        ("storage: [", "ParserError"),
+        ("hidden-word", "CheckError"),
+    ],
+)
+def test_a_dagster_yaml_that_is_not_valid(home: Path, text: str, fault: str) -> None:
+    (home / "dagster.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        open_instance()
+    assert str(caught.value) == (
+        f"DAGSTER_HOME: {home}/dagster.yaml is not valid ({fault}): correct it; "
+        "`dagster instance info` shows more"
+    )
