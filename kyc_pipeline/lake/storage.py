@@ -25,6 +25,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 import fsspec
@@ -127,6 +128,9 @@ class Lake:
             self.fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
             if "\\" in path:  # DuckDB reads it as a separator, and it cannot be escaped
                 raise UsageError(f"KYC_LAKE: {path} has a backslash in its path: choose another folder")
+            nearest = next(each for each in (Path(path), *Path(path).parents) if os.path.lexists(each))
+            if not os.path.isdir(nearest):
+                raise UsageError(f"KYC_LAKE: {nearest} is not a folder: choose another one")
         self.root = str(path).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
 

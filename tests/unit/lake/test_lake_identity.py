@@ -42,7 +42,8 @@ def test_a_damaged_file_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_out_of_reach_is_not_called_damaged(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    lake = Lake(str(tmp_path / "lake"))
+    (tmp_path / "lake").touch()
     with pytest.raises(KycError, match=r"identity\.json: a file or folder cannot be used") as refused:
-        read_lake_identity(Lake(str(tmp_path / "file")))
+        read_lake_identity(lake)
     assert "remove" not in str(refused.value)

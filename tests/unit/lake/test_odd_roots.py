@@ -63,3 +63,11 @@ def test_an_object_store_may_have_any_prefix(s3_root: str, name: str) -> None:
 def test_a_backslash_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"KYC_LAKE: .* has a backslash"):
         Lake(str(tmp_path / "a\\b"))
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lake"
+    file.touch()
+    for root in (file, file / "below"):
+        with pytest.raises(UsageError, match=f"KYC_LAKE: {file} is not a folder: choose another one"):
+            Lake(str(root))
