@@ -9,7 +9,9 @@ import itertools
 import json
 import math
 import re
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -288,7 +290,11 @@ def _write_xlsx(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
             sheet.append(cells)
     finally:
         sheet.close()
-    book.save(sink)
+    # Not to the sink: if that is a pipe that ends early, the ZIP archive complains when it is deleted.
+    with tempfile.TemporaryFile() as file:
+        book.save(file)
+        file.seek(0)
+        shutil.copyfileobj(file, sink)
 
 
 def _write_json(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:

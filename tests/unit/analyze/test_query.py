@@ -404,19 +404,30 @@ def test_no_warehouse_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         run("SELECT 1")
 
 
-def test_a_reader_that_stops_reading_ends_the_command(warehouse: Path) -> None:
+@pytest.mark.parametrize(
+    ("sql", "form", "start"),
+    [
+        ("FROM range(10_000_000)", "csv", b"range\r\n"),
+        ("SELECT md5(range::VARCHAR) FROM range(10_000)", "xlsx", b"PK"),
+    ],
+)
+def test_a_reader_that_stops_reading_ends_the_command(
+    warehouse: Path, sql: str, form: str, start: bytes
+) -> None:
     command = [sys.executable, "-c", "from kyc_pipeline.cli import main; main()"]
     with subprocess.Popen(
-        [*command, "query", "FROM range(10_000_000)", "--format", "csv"],
+        [*command, "query", sql, "--format", form],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[3],
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"range\r\n"
+        assert process.stdout.read(len(start)) == start
         process.stdout.close()
         assert process.stderr is not None
-        assert b"Traceback" not in process.stderr.read()
+        printed = process.stderr.read()
+        assert b"Traceback" not in printed
+        assert b"Exception ignored" not in printed
     assert process.returncode == 1
 
 
