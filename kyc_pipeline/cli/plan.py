@@ -81,7 +81,10 @@ def plan(first: date, last: date) -> None:
 
 def _rejected_line(rejected: Counter[str]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
-    return f"rejected: {reasons}; `kyc-pipeline rejected` shows file and row of ingested days"
+    return (
+        f"rejected: {reasons}; `kyc-pipeline rejected` shows file and row of ingested days; "
+        "`backfill --max-calls 0` ingests without a call"
+    )
 
 
 def _row(entry: PartitionPlan) -> list[object]:

@@ -183,6 +183,7 @@ def test_an_erasure_respects_a_legal_hold_and_names_it(day: str, run: Run) -> No
     assert "case 4/26" in out
     code, out, _ = run("erase", "--tag", TAG, "--dry-run")
     assert (code, "refused: legal hold on a companyid since 20" in out) == (3, True)
+    assert out.startswith("dry run: nothing changes. The erasure would be refused:\n")
     for tag in (TAG, f"submissionId={MARK}-0"):
         code, _, err = run("erase", "--tag", tag)
         assert code == 1
