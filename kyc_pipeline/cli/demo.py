@@ -139,7 +139,7 @@ def _deliver_labels(settings: Settings, landing: DemoLanding) -> None:
         seed=SEED,
     )
     click.echo(f"labels     of {plural(len(drawn), 'submission')}, a random sample that reviewers looked at")
-    failures = run_partitions(Pipeline(settings), [], open_instance(), announce=click.echo)
+    failures = run_partitions(Pipeline(settings), [], open_instance())
     if failures:
         raise KycError(in_one_line(failures))
 

@@ -16,6 +16,7 @@ from kyc_pipeline.ingest.labels import are_ingested
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
+from kyc_pipeline.orchestration.checks.analyze import YESTERDAY
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.killed_commands import command_tags, end_killed_commands
 from kyc_pipeline.orchestration.paid_calls import CallControls
@@ -112,7 +113,9 @@ class _Runs:
             or self._has_new_labels()
             or not publication.was_recorded_today()
         ):
-            self._run(publication_job(self._pipeline), {}, "build_warehouse", "report")
+            self._run(
+                publication_job(self._pipeline), {}, "build_warehouse", "report", announce_warnings=True
+            )
             return True
         # Without a run: planning and recording one would take longer than this comparison.
         with usable_home():
@@ -141,8 +144,13 @@ class _Runs:
     def _run_range(self, first: str, last: str) -> str | None:
         return self._run(self._daily, range_tags(first, last), "flatten")
 
-    def _run(self, job: dg.JobDefinition, tags: dict[str, str], *steps: str) -> str | None:
-        """Runs `job`; `force` applies to `steps`. Returns the run's id if ingest failed."""
+    def _run(
+        self, job: dg.JobDefinition, tags: dict[str, str], *steps: str, announce_warnings: bool = False
+    ) -> str | None:
+        """Runs `job`; `force` applies to `steps`. Returns the run's id if ingest failed.
+
+        The warnings of daily checks are not announced: those of the warehouse summarize them.
+        """
         run_id = str(uuid.uuid4())
         self._controls.run_ids.append(run_id)
         with usable_home(), belonging_to(self._instance, VERIFY_AND_PUBLISH):
@@ -157,6 +165,9 @@ class _Runs:
                 raise_on_error=False,
             )
             self._ingested.update(ingested_by(self._instance, run_id))
+        if announce_warnings:
+            for line in warnings_of(result):
+                self._announce(line)
         failed = result.filter_events(lambda event: event.is_step_failure)
         for event in failed:
             lines = failed_checks(result, event) or failure_lines(event)
@@ -186,6 +197,20 @@ def failed_checks(result: dg.ExecuteInProcessResult, failure: dg.DagsterEvent) -
         f"check {check.check_name}: {check.description}"
         for check in result.get_asset_check_evaluations()
         if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR
+    ]
+
+
+def warnings_of(result: dg.ExecuteInProcessResult) -> list[str]:
+    """The checks of severity WARN that failed, one line each.
+
+    Without the one for yesterday: somebody who publishes old days by hand knows that yesterday is missing.
+    """
+    return [
+        f"warning: {check.check_name}: {check.description}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed
+        and check.severity is dg.AssetCheckSeverity.WARN
+        and check.check_name != YESTERDAY.name
     ]
 
 

@@ -77,6 +77,7 @@ def test_a_day_is_planned_paid_queried_and_grows_beside_one_that_cannot_be_read(
         ["this", "run   4 calls, 0 retries, estimated cost 2.00 EUR"],
         ["warehouse", "warehouse/kyc.duckdb"],
         ["report", "report/index.html"],
+        ["warning:", "answers_echo_what_was_sent: 1 anomaly: read verifications.anomalies, and ask DeepXL"],
     ]
     code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
     assert code == 0
