@@ -85,7 +85,7 @@ check: setup ## check style, types, imports, dependencies, SQL, data dictionary,
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry kyc_pipeline
-	$(BIN)/python -m kyc_pipeline.analyze.dictionary --check docs/data-dictionary.md
+	$(BIN)/python -m kyc_pipeline.analyze.dictionary --check
 	$(BIN)/dg check defs
 	@$(MAKE) --no-print-directory coverage
 
@@ -94,8 +94,8 @@ format: setup ## format Python and SQL
 	$(BIN)/ruff format .
 	$(BIN)/sqlfluff fix sql
 
-dictionary: setup ## generate docs/data-dictionary.md from lake/tables.py and sql/
-	$(BIN)/python -m kyc_pipeline.analyze.dictionary docs/data-dictionary.md
+dictionary: setup ## generate docs/data-dictionary.md and sql/lineage.json from lake/tables.py and sql/
+	$(BIN)/python -m kyc_pipeline.analyze.dictionary
 
 install: ## install what production needs, without development tools, into .venv
 	$(PYTHON) -m venv $(VENV)

@@ -1,14 +1,14 @@
-"""Generates `docs/data-dictionary.md` from `lake/tables.py` and the warehouse's models.
+"""Generates `docs/data-dictionary.md` and `sql/lineage.json` from `lake/tables.py` and the models.
 
-`python -m kyc_pipeline.analyze.dictionary FILE` writes the page; `--check FILE` fails if it is out of date.
+`python -m kyc_pipeline.analyze.dictionary` writes both; with `--check`, it fails if one is out of date.
 """
 
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from kyc_pipeline.analyze.build import BUILD_TABLES
-from kyc_pipeline.analyze.lineage import response_fields
+from kyc_pipeline.analyze.derived_lineage import lineage_json
+from kyc_pipeline.analyze.lineage import lineage_file, response_fields
 from kyc_pipeline.analyze.quality import load_checks
 from kyc_pipeline.analyze.sql_models import load_macros, load_models
 from kyc_pipeline.lake.tables import ALL_TABLES
@@ -104,15 +104,16 @@ def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterat
 
 
 def main(arguments: list[str]) -> int:
-    """Writes or checks the page; returns the exit code."""
-    check = "--check" in arguments
-    path = Path(next(argument for argument in arguments if argument != "--check"))
-    current = dictionary()
-    if not check:
-        path.write_text(current, encoding="utf-8")
-    elif not path.exists() or path.read_text(encoding="utf-8") != current:
-        print(f"{path} is out of date: run `make dictionary`", file=sys.stderr)
-        return 1
+    """Writes or checks the files; returns the exit code."""
+    page = lineage_file().parent.parent / "docs" / "data-dictionary.md"
+    # In this order: the page's lineage is read from the file.
+    for path, content in ((lineage_file(), lineage_json), (page, dictionary)):
+        current = content()
+        if arguments != ["--check"]:
+            path.write_text(current, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != current:
+            print(f"{path} is out of date: run `make dictionary`", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -1,29 +1,19 @@
-"""Column lineage: derives the sources of each column of the warehouse from the models' SQL.
+"""Column lineage: the sources of each column of the warehouse, up to DeepXL's response.
 
-The sources of a column are the columns in its expression, traced through every CTE to tables of the lake and
-other models. The sources of `count(*)` are the columns that filter the rows (FILTER and WHERE) or, without a
-filter, the columns that group them. Columns used only in a join are left out.
+`sql/lineage.json` has the direct sources, derived from the models' SQL by `derived_lineage.py`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Set
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Final
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Self
 
-from sqlglot import exp
-from sqlglot.optimizer.qualify import qualify
-from sqlglot.optimizer.scope import Scope, build_scope
-from sqlglot.schema import MappingSchema
+from kyc_pipeline.analyze.sql_models import LAKE, load_models, sql_folder
+from kyc_pipeline.lake.tables import ALL_TABLES
 
-from kyc_pipeline.analyze.choices import Choices
-from kyc_pipeline.analyze.sql_models import LAKE, Model, load_models, load_steps, parsed
-from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.tables import ALL_TABLES, SUBMISSIONS
-
-_WAREHOUSE: Final = "warehouse"
-_FROM_TAGS: Final = tuple(Choices().submission_columns())
-"""Columns that a build adds to `lake.submissions`, made from its `tags`."""
-_LAKE_TABLES: Final = {table.name: table for table in ALL_TABLES}
+LAKE_TABLES: Final = {table.name: table for table in ALL_TABLES}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -34,37 +24,28 @@ class Source:
     table: str
     column: str
 
+    def __str__(self) -> str:
+        return f"{LAKE}.{self.table}.{self.column}" if self.in_lake else f"{self.table}.{self.column}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The source that :meth:`__str__` wrote."""
+        *schema, table, column = text.split(".")
+        return cls(bool(schema), table, column)
+
+
+def lineage_file() -> Path:
+    """The file of the direct sources."""
+    return sql_folder() / "lineage.json"
+
 
 @lru_cache(maxsize=1)
 def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
     """Model → column → its direct sources; a constant, such as a bin's edge, has none."""
-    lake = {
-        table.name: [*(["date"] if table.is_daily else []), *(column.name for column in table.columns)]
-        for table in ALL_TABLES
+    return {
+        model: {column: tuple(map(Source.parse, sources)) for column, sources in columns.items()}
+        for model, columns in json.loads(lineage_file().read_text(encoding="utf-8")).items()
     }
-    lake[SUBMISSIONS.name] += _FROM_TAGS
-    warehouse = {model.name: [name for name, _ in model.columns] for model in load_steps()}
-    schema = MappingSchema(
-        {
-            name: {table: dict.fromkeys(columns, "text") for table, columns in tables.items()}
-            for name, tables in ((LAKE, lake), (_WAREHOUSE, warehouse))
-        },
-        dialect="duckdb",
-    )
-    intermediate: dict[Source, tuple[Source, ...]] = {}
-    found: dict[str, dict[str, tuple[Source, ...]]] = {}
-    for model in load_steps():
-        columns = {
-            column: tuple(
-                sorted({origin for source in sources for origin in intermediate.get(source, (source,))})
-            )
-            for column, sources in _model_sources(model, schema).items()
-        }
-        if model.published:
-            found[model.name] = columns
-        else:
-            intermediate |= {Source(False, model.name, column): columns[column] for column in columns}
-    return found
 
 
 @lru_cache(maxsize=1)
@@ -90,93 +71,9 @@ def lake_response_fields(table: str, column: str) -> tuple[str, ...]:
     """The fields of DeepXL's response from which a column of the lake is derived; `date` has none."""
     if column == "date":
         return ()
-    return tuple(path for path in _LAKE_TABLES[table].column(column).made_from if is_response_field(path))
+    return tuple(path for path in LAKE_TABLES[table].column(column).made_from if is_response_field(path))
 
 
 def is_response_field(path: str) -> bool:
     """Whether `path` is a field of the response, not a column of the lake."""
-    return path.partition(".")[0] not in _LAKE_TABLES
-
-
-def _model_sources(model: Model, schema: MappingSchema) -> dict[str, Set[Source]]:
-    tree = parsed(model.sql).copy()
-    for window in tree.find_all(exp.Window):
-        window.set("partition_by", None)  # it only groups rows, as GROUP BY does
-    tree = qualify(
-        tree,
-        dialect="duckdb",
-        schema=schema,
-        db=_WAREHOUSE,
-        validate_qualify_columns=False,  # DuckDB validates them in a build
-    )
-    scope = build_scope(tree)
-    if scope is None:
-        raise KycError(f"{model.path}: not one SELECT")
-    sources = {name: _column_sources(scope, name) for name, _ in model.columns}
-    _column_sources.cache_clear()  # it would keep the trees of all models, 7 MB
-    return sources
-
-
-@cache
-def _column_sources(scope: Scope, name: str) -> Set[Source]:
-    """The sources of the column `name` of a query; cached, because several columns are made from one."""
-    position = _query(scope).named_selects.index(name)
-    return {
-        source
-        for select in _selects(scope)
-        for source in _expression_sources(select, _query(select).selects[position])
-    }
-
-
-def _selects(scope: Scope) -> Iterator[Scope]:
-    """The SELECTs of a UNION, or `scope` itself."""
-    if not scope.set_operation_scopes:
-        yield scope
-    for part in scope.set_operation_scopes:
-        yield from _selects(part)
-
-
-def _query(scope: Scope) -> exp.Query:
-    assert isinstance(scope.expression, exp.Query)
-    return scope.expression
-
-
-def _expression_sources(scope: Scope, expression: exp.Expr) -> Iterator[Source]:
-    for count in expression.find_all(exp.Count):
-        if isinstance(count.this, exp.Star):
-            yield from _count_sources(scope, has_filter=isinstance(count.parent, exp.Filter))
-    for column in expression.find_all(exp.Column):
-        source = scope.sources.get(column.table)
-        if isinstance(source, Scope):
-            yield from _column_sources(source, column.name)
-        elif isinstance(source, exp.Table) and source.name in _tables_of(source.db):
-            name = "tags" if source.db == LAKE and column.name in _FROM_TAGS else column.name
-            yield Source(source.db == LAKE, source.name, name)
-
-
-def _tables_of(schema: str) -> Collection[str]:
-    """The tables with lineage: not functions such as `range`, `lake.partitions` or the previous build."""
-    if schema == LAKE:
-        return _LAKE_TABLES
-    return {model.name for model in load_steps()} if schema == _WAREHOUSE else ()
-
-
-def _count_sources(scope: Scope, *, has_filter: bool) -> Iterator[Source]:
-    """The sources of `count(*)`: the columns in WHERE or, if nothing filters the rows, those in GROUP BY."""
-    filters = list(_where_sources(scope))
-    group = scope.expression.args.get("group")
-    if filters or has_filter or not group:
-        yield from filters
-        return
-    for key in group.expressions or [s for s in _query(scope).selects if not s.find(exp.AggFunc)]:
-        yield from _expression_sources(scope, key)
-
-
-def _where_sources(scope: Scope) -> Iterator[Source]:
-    if where := scope.expression.args.get("where"):
-        yield from _expression_sources(scope, where)
-    # An outer join filters no rows.
-    outer = {join.alias_or_name for join in scope.expression.args.get("joins") or () if join.side}
-    for name, (_, source) in scope.selected_sources.items():
-        if isinstance(source, Scope) and name not in outer:
-            yield from _where_sources(source)
+    return path.partition(".")[0] not in LAKE_TABLES

@@ -8,21 +8,21 @@ the data dictionary come from it. Dependencies come from the SQL: `lake.<table>`
 stands for a value of :mod:`kyc_pipeline.rules`, or for the curated tables.
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
+
+import duckdb
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import CURATED_TABLES
 from kyc_pipeline.rules import SQL_PARAMETERS
-
-if TYPE_CHECKING:  # sqlglot takes a third of a second to import, and an up-to-date publication parses nothing
-    from sqlglot import exp
 
 LAKE: Final = "lake"
 """The schema under which models read the lake."""
@@ -110,36 +110,49 @@ def _fill_in(name: str, text: str) -> str:
     return _PARAMETER.sub(lambda match: _PARAMETERS[match[1]], text)
 
 
-@lru_cache(maxsize=64)
-def parsed(sql: str) -> "exp.Expr":
-    """The syntax tree of a model's SQL, cached because parsing is slow. Copy it before you change it."""
-    import sqlglot
-
-    return sqlglot.parse_one(sql, read="duckdb")
+def _parser() -> duckdb.DuckDBPyConnection:
+    """A database in memory, which parses SQL."""
+    return duckdb.connect(config={"threads": 1})
 
 
-def reads(sql: str) -> tuple[set[str], set[str]]:
-    """The models and the tables of the lake that a query reads."""
-    from sqlglot import exp
+def _reads(parser: duckdb.DuckDBPyConnection, sql: str) -> tuple[set[str], set[str]]:
+    """The models and the tables of the lake that a query reads, from DuckDB's syntax tree.
 
-    tree = parsed(sql)
-    ctes = {cte.alias for cte in tree.find_all(exp.CTE)}
+    Raises :class:`KycError` if it is not valid SQL.
+    """
+    [(text,)] = parser.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
+    tree = json.loads(text)
+    if tree["error"]:
+        raise KycError(f"not one SELECT: {tree['error_message']}")
     models: set[str] = set()
     sources: set[str] = set()
-    for table in tree.find_all(exp.Table):
-        if table.db == LAKE:
-            sources.add(table.name)
-        elif table.db != PREVIOUS and isinstance(table.this, exp.Identifier) and table.name not in ctes:
-            models.add(table.name)
-    return models, sources
+    ctes: set[str] = set()
+    for node in _nodes(tree):
+        if "cte_map" in node:
+            ctes.update(entry["key"] for entry in node["cte_map"]["map"])
+        elif node.get("type") == "BASE_TABLE" and node["schema_name"] != PREVIOUS:
+            (sources if node["schema_name"] == LAKE else models).add(node["table_name"])
+    return models - ctes, sources
 
 
-def _read_model(kind: ModelKind, path: Path) -> Model:
+def _nodes(tree: object) -> Iterator[dict[str, Any]]:
+    """The objects in a JSON document."""
+    if isinstance(tree, dict):
+        yield tree
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    for child in children:
+        yield from _nodes(child)
+
+
+def _read_model(parser: duckdb.DuckDBPyConnection, kind: ModelKind, path: Path) -> Model:
     name = f"{kind}/{path.stem}"
     description, columns, sql = parse_header(name, path.read_text(encoding="utf-8"))
     if not description or not columns:
         raise KycError(f"sql/{name}.sql: the header must describe the table and each column")
-    models, sources = reads(sql)
+    try:
+        models, sources = _reads(parser, sql)
+    except KycError as error:
+        raise KycError(f"sql/{name}.sql: {error}") from None
     return Model(
         name=path.stem,
         kind=kind,
@@ -156,13 +169,14 @@ def _read_model(kind: ModelKind, path: Path) -> Model:
 def load_steps() -> tuple[Model, ...]:
     """Every model, intermediate ones included, in topological order, then by name.
 
-    Raises :class:`KycError` for a malformed header, an unknown table or a cycle.
+    Raises :class:`KycError` for a malformed header, invalid SQL, an unknown table or a cycle.
     """
-    models = {
-        path.stem: _read_model(kind, path)
-        for kind in ModelKind
-        for path in (sql_folder() / kind).glob("*.sql")
-    }
+    with _parser() as connection:
+        models = {
+            path.stem: _read_model(connection, kind, path)
+            for kind in ModelKind
+            for path in (sql_folder() / kind).glob("*.sql")
+        }
     for model in models.values():
         if unknown := set(model.depends_on) - models.keys():
             raise KycError(f"{model.path} reads {', '.join(sorted(unknown))}, which is not a model")
@@ -187,7 +201,8 @@ def load_steps() -> tuple[Model, ...]:
 
 def steps_for(queries: Iterable[str]) -> list[Model]:
     """The models that `queries` read, directly or not, in the order of :func:`load_steps`."""
-    needed = {name for query in queries for name in reads(query)[0]}
+    with _parser() as connection:
+        needed = {name for query in queries for name in _reads(connection, query)[0]}
     found: list[Model] = []
     for model in reversed(load_steps()):
         if model.name in needed:

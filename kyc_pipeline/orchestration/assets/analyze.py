@@ -81,7 +81,7 @@ def _lineage(model: Model) -> dict[str, Any]:
                 )
                 for source in sources
             ]
-            for column, sources in column_sources()[model.name].items()
+            for column, sources in column_sources().get(model.name, {}).items()
         }
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from kyc_pipeline.analyze.derived_lineage import derived_sources
 from kyc_pipeline.analyze.lineage import Source, column_sources, is_response_field, response_fields
 from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.deepxl.contract import FIELDS
@@ -38,6 +39,10 @@ def test_a_column_of_lake_and_warehouse_has_one_description() -> None:
     both = lake.keys() & warehouse.keys()
     assert both
     assert {key: warehouse[key] for key in both} == {key: lake[key] for key in both}
+
+
+def test_the_file_is_what_the_sql_says() -> None:
+    assert derived_sources() == column_sources(), "run `make dictionary`"
 
 
 def test_only_constants_are_made_from_nothing() -> None:

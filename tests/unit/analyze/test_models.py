@@ -1,6 +1,7 @@
 """The SQL files: headers, dependencies, and that the header's columns are the query's."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +114,14 @@ def test_parameters_are_filled_in_and_an_unknown_one_names_its_file() -> None:
     assert (description, sql) == ("Below 30.", "SELECT n < 30 AS a")
     with pytest.raises(KycError, match=r"sql/t\.sql: unknown parameter high_n"):
         parse_header("t", "-- One.\n--\n-- a: A.\nSELECT {high_n} AS a")
+
+
+def test_invalid_sql_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "marts").mkdir()
+    (tmp_path / "marts" / "t.sql").write_text("-- One.\n--\n-- a: A.\nSELECT a FROM")
+    monkeypatch.setattr("kyc_pipeline.analyze.sql_models.sql_folder", lambda: tmp_path)
+    with pytest.raises(KycError, match=r"sql/marts/t\.sql: not one SELECT: .*syntax error"):
+        load_steps.__wrapped__()
 
 
 def test_a_malformed_header_names_its_file() -> None:
