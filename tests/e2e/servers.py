@@ -130,6 +130,8 @@ class Webserver:
     url: str
     log: Path
     password: str = ""
+    session: int | None = None
+    """The session of its process, where that is not in a container."""
 
     def ask(self, query: str, **variables: Any) -> Any:
         """The response's `data`. AssertionError if GraphQL reports errors."""
@@ -157,6 +159,8 @@ class Webserver:
                     "{ name loadStatus locationOrLoadError { __typename } } } } }"
                 )
             except OSError:
+                ended = self.session is not None and not processes_of(self.session)
+                assert not ended, f"the webserver ended:\n{self.log.read_text(errors='replace')[-4000:]}"
                 return False
             entries = data["workspaceOrError"].get("locationEntries", [])
             return [
@@ -266,7 +270,7 @@ def webserver(
     stop: signal.Signals = signal.SIGINT,
 ) -> Iterator[Webserver]:
     """Runs `command`, which serves Dagster on `port`, until the block ends."""
-    with running(command, cwd=cwd, env=env, log=log, stop=stop):
-        server = Webserver(f"http://127.0.0.1:{port}", log)
+    with running(command, cwd=cwd, env=env, log=log, stop=stop) as session:
+        server = Webserver(f"http://127.0.0.1:{port}", log, session=session)
         server.wait_until_loaded()
         yield server
