@@ -110,7 +110,7 @@ FIGURES = (
         "build a warehouse of 5 million verifications",
         "s",
         Cell("build s", ("5 M",)),
-        "DuckDB alone, same queries",
+        "the same queries in DuckDB over views, without tables of facts",
         Cell("DuckDB alone s", ("5 M",)),
     ),
 )

@@ -10,9 +10,9 @@ import sqlalchemy
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-# Named, not imported: `monkeypatch` fails if a version of Dagster has other names.
+# Private names of Dagster, which nothing here imports: `monkeypatch` fails if a version renames them.
 _EVENT_LOG = "dagster._core.storage.event_log"
-_STORAGE = f"{_EVENT_LOG}.in_memory.InMemoryEventLogStorage"
+_IN_MEMORY_STORAGE = f"{_EVENT_LOG}.in_memory.InMemoryEventLogStorage"
 
 
 @contextmanager
@@ -66,6 +66,6 @@ def _events_in_memory_have_one_connection() -> Iterator[None]:
     for_any_thread = partial(sqlalchemy.create_engine, connect_args={"check_same_thread": False})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{_EVENT_LOG}.in_memory.create_engine", for_any_thread)
-        patch.setattr(f"{_STORAGE}._connect", connect)
-        patch.setattr(f"{_STORAGE}._has_asset_key_col_on_connection", lambda *_: True)
+        patch.setattr(f"{_IN_MEMORY_STORAGE}._connect", connect)
+        patch.setattr(f"{_IN_MEMORY_STORAGE}._has_asset_key_col_on_connection", lambda *_: True)
         yield

@@ -4,19 +4,23 @@
 the lake in an object store, such as `https://bucket.s3.eu-west-1.amazonaws.com/prefix`. The views read the
 Parquet files themselves: nothing is loaded, and a day is there as soon as it is flattened.
 
-sqlglot translates the files of `sql/`, so each model is still written once; a test compares the figures with
-DuckDB's. Models with functions that only DuckDB has need a translation by hand.
+sqlglot (the extra `clickhouse`) translates the files of `sql/`, so each model is still written once; a test
+compares the figures with DuckDB's. Models with functions that only DuckDB has need a translation by hand.
 """
 
 import sys
 from collections.abc import Iterator
 
-import sqlglot
-from sqlglot import exp
-
 from kyc_pipeline.analyze.sql_models import LAKE, Model, load_steps, macros_sql
+from kyc_pipeline.errors import missing_extra
 from kyc_pipeline.lake.storage import PART_FILE
 from kyc_pipeline.lake.tables import TABLES
+
+try:
+    import sqlglot
+    from sqlglot import exp
+except ModuleNotFoundError:
+    sys.exit(str(missing_extra(__file__, "clickhouse")))
 
 _DAY = "toDate(extract(CAST(_path AS String), 'date=([0-9-]+)/'))"
 _FUNCTIONS: dict[type[exp.Expr], str] = {

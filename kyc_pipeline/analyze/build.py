@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,8 +211,8 @@ def open_draft(draft: Path, memory_limit: str | None = None) -> duckdb.DuckDBPyC
 
 
 @contextmanager
-def open_day(lake: Lake, date: str, queries: Iterable[str]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection for `queries` over `date` alone: the models that they read are views."""
+def open_day(lake: Lake, date: str, queries: Mapping[str, str]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection for `queries` (name → SQL) over `date` alone: the models that they read are views."""
     models = steps_for(queries)
     sources = {source for model in models for source in model.sources}
     files = {

@@ -4,8 +4,8 @@ The sources of a column are the columns in its expression, traced through every 
 other models. The sources of `count(*)` are the columns that filter the rows (FILTER and WHERE) or, without a
 filter, the columns that group them. Columns used only in a join are left out.
 
-Kept apart from `lineage.py` because sqlglot, which only this module needs, is a tool of development: it takes
-more than half a second for all models.
+Kept apart from `lineage.py`, so that a process that loads the definitions needs no sqlglot, which takes more
+than half a second for all models.
 """
 
 import json
@@ -20,7 +20,7 @@ from sqlglot.optimizer.scope import Scope, build_scope
 from sqlglot.schema import MappingSchema
 
 from kyc_pipeline.analyze.choices import Choices
-from kyc_pipeline.analyze.lineage import LAKE_TABLES, Source
+from kyc_pipeline.analyze.lineage import TABLES_BY_NAME, Source
 from kyc_pipeline.analyze.sql_models import LAKE, Model, load_steps
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import ALL_TABLES, SUBMISSIONS
@@ -84,9 +84,7 @@ def _model_sources(model: Model, schema: MappingSchema) -> dict[str, Set[Source]
     scope = build_scope(tree)
     if scope is None:
         raise KycError(f"{model.path}: not one SELECT")
-    sources = {name: _column_sources(scope, name) for name, _ in model.columns}
-    _column_sources.cache_clear()  # it would keep the trees of all models, 7 MB
-    return sources
+    return {name: _column_sources(scope, name) for name, _ in model.columns}
 
 
 @cache
@@ -129,7 +127,7 @@ def _expression_sources(scope: Scope, expression: exp.Expr) -> Iterator[Source]:
 def _tables_of(schema: str) -> Collection[str]:
     """The tables with lineage: not functions such as `range`, `lake.partitions` or the previous build."""
     if schema == LAKE:
-        return LAKE_TABLES
+        return TABLES_BY_NAME
     return {model.name for model in load_steps()} if schema == _WAREHOUSE else ()
 
 

@@ -3,6 +3,7 @@
 `python -m kyc_pipeline.analyze.dictionary` writes both; with `--check`, it fails if one is out of date.
 """
 
+import argparse
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -103,13 +104,16 @@ def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterat
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """Writes or checks the files; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
     page = lineage_file().parent.parent / "docs" / "data-dictionary.md"
     # In this order: the page's lineage is read from the file.
     for path, content in ((lineage_file(), lineage_json), (page, dictionary)):
         current = content()
-        if arguments != ["--check"]:
+        if not check:
             path.write_text(current, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != current:
             print(f"{path} is out of date: run `make dictionary`", file=sys.stderr)
@@ -118,4 +122,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

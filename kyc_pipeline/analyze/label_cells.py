@@ -36,6 +36,7 @@ _ROWS: Final = """
         rowid AS place,
         {check_group: check_group, check_type: check_type} AS part,
         list_position($1, {kind: kind, weighted: weighted}) AS kind,
+        -- Not of text: a cast of a UHUGEINT to text is slow.
         if(person IS NULL, hash(submission_id), hash(person)) AS person,
         map_values(dimensions) AS vector
     FROM labelled_slices

@@ -13,7 +13,7 @@ from typing import Final, Self
 from kyc_pipeline.analyze.sql_models import LAKE, load_models, sql_folder
 from kyc_pipeline.lake.tables import ALL_TABLES
 
-LAKE_TABLES: Final = {table.name: table for table in ALL_TABLES}
+TABLES_BY_NAME: Final = {table.name: table for table in ALL_TABLES}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,9 +71,9 @@ def lake_response_fields(table: str, column: str) -> tuple[str, ...]:
     """The fields of DeepXL's response from which a column of the lake is derived; `date` has none."""
     if column == "date":
         return ()
-    return tuple(path for path in LAKE_TABLES[table].column(column).made_from if is_response_field(path))
+    return tuple(path for path in TABLES_BY_NAME[table].column(column).made_from if is_response_field(path))
 
 
 def is_response_field(path: str) -> bool:
     """Whether `path` is a field of the response, not a column of the lake."""
-    return path.partition(".")[0] not in LAKE_TABLES
+    return path.partition(".")[0] not in TABLES_BY_NAME

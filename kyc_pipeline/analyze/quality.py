@@ -58,7 +58,7 @@ def check_build(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
 def violations_of_day(lake: Lake, date: str, names: Collection[str]) -> dict[str, int]:
     """The number of violations of the checks called `names`, in the curated tables of `date` alone."""
     checks = [check for check in load_checks() if check.definition.name in names]
-    with open_day(lake, date, (check.sql for check in checks)) as connection:
+    with open_day(lake, date, {f"checks/{each.definition.name}": each.sql for each in checks}) as connection:
         return {check.definition.name: _run(connection, check).metadata["count"] for check in checks}
 
 

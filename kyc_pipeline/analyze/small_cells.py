@@ -137,6 +137,7 @@ _MEMBERS: Final = f"""
     SELECT
         s.date AS part,
         s.vector,
+        -- Not of text: a cast of a UHUGEINT to text is slow.
         if(p.person IS NULL, hash(s.submission_id), hash(p.person)) AS person,
         s.verified IS NOT NULL AS is_first,
         TRUE AS is_second,

@@ -10,7 +10,7 @@ stands for a value of :mod:`kyc_pipeline.rules`, or for the curated tables.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import duckdb
 
+from kyc_pipeline import quiet_duckdb
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import CURATED_TABLES
 from kyc_pipeline.rules import SQL_PARAMETERS
@@ -110,20 +111,22 @@ def _fill_in(name: str, text: str) -> str:
     return _PARAMETER.sub(lambda match: _PARAMETERS[match[1]], text)
 
 
-def _parser() -> duckdb.DuckDBPyConnection:
-    """A database in memory, which parses SQL."""
-    return duckdb.connect(config={"threads": 1})
+def _connect() -> duckdb.DuckDBPyConnection:
+    """A connection that only parses SQL, so it needs no second thread."""
+    return quiet_duckdb.connect(config={"threads": 1})
 
 
-def _reads(parser: duckdb.DuckDBPyConnection, sql: str) -> tuple[set[str], set[str]]:
-    """The models and the tables of the lake that a query reads, from DuckDB's syntax tree.
+def _reads(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> tuple[set[str], set[str]]:
+    """The models and the tables of the lake that the query of `sql/<name>.sql` reads: DuckDB's syntax tree.
 
-    Raises :class:`KycError` if it is not valid SQL.
+    Raises :class:`KycError` if it is not one SELECT.
     """
-    [(text,)] = parser.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
+    [(text,)] = connection.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
     tree = json.loads(text)
     if tree["error"]:
-        raise KycError(f"not one SELECT: {tree['error_message']}")
+        raise KycError(f"sql/{name}.sql is not valid: {tree['error_message']}")
+    if len(tree["statements"]) != 1:
+        raise KycError(f"sql/{name}.sql must be one SELECT")
     models: set[str] = set()
     sources: set[str] = set()
     ctes: set[str] = set()
@@ -139,20 +142,18 @@ def _nodes(tree: object) -> Iterator[dict[str, Any]]:
     """The objects in a JSON document."""
     if isinstance(tree, dict):
         yield tree
-    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    for child in children:
-        yield from _nodes(child)
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for child in tree:
+            yield from _nodes(child)
 
 
-def _read_model(parser: duckdb.DuckDBPyConnection, kind: ModelKind, path: Path) -> Model:
+def _read_model(connection: duckdb.DuckDBPyConnection, kind: ModelKind, path: Path) -> Model:
     name = f"{kind}/{path.stem}"
     description, columns, sql = parse_header(name, path.read_text(encoding="utf-8"))
     if not description or not columns:
         raise KycError(f"sql/{name}.sql: the header must describe the table and each column")
-    try:
-        models, sources = _reads(parser, sql)
-    except KycError as error:
-        raise KycError(f"sql/{name}.sql: {error}") from None
+    models, sources = _reads(connection, name, sql)
     return Model(
         name=path.stem,
         kind=kind,
@@ -171,7 +172,7 @@ def load_steps() -> tuple[Model, ...]:
 
     Raises :class:`KycError` for a malformed header, invalid SQL, an unknown table or a cycle.
     """
-    with _parser() as connection:
+    with _connect() as connection:
         models = {
             path.stem: _read_model(connection, kind, path)
             for kind in ModelKind
@@ -199,10 +200,13 @@ def load_steps() -> tuple[Model, ...]:
     return tuple(sorted(ordered, key=lambda model: not model.reads_lake))
 
 
-def steps_for(queries: Iterable[str]) -> list[Model]:
-    """The models that `queries` read, directly or not, in the order of :func:`load_steps`."""
-    with _parser() as connection:
-        needed = {name for query in queries for name in _reads(connection, query)[0]}
+def steps_for(queries: Mapping[str, str]) -> list[Model]:
+    """The models that `queries` (name → SQL) read, directly or not, in the order of :func:`load_steps`.
+
+    Raises :class:`KycError` for one that is not one SELECT.
+    """
+    with _connect() as connection:
+        needed = {model for query in queries.items() for model in _reads(connection, *query)[0]}
     found: list[Model] = []
     for model in reversed(load_steps()):
         if model.name in needed:

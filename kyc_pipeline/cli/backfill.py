@@ -107,6 +107,7 @@ def run_backfill(
     instance = open_instance()
     controls = CallControls(look_up_first=look_up_first)
     notes = [] if publish else [NOT_PUBLISHED]
+    warnings: list[str] = []
     with progress_bar(len(days)) as controls.progress:
         failures = run_interruptibly(
             controls.stop,
@@ -119,8 +120,11 @@ def run_backfill(
                 force=force,
                 verbose=verbose,
                 announce=notes.append,
+                warn=warnings.append,
             ),
         )
+    for warning in warnings:  # not before the progress bar has ended
+        click.echo(warning, err=True)
     results = read_results(pipeline, days)
     left = results.left
     for day, submission_id, outcome in left[:SHOWN_SUBMISSIONS]:

@@ -22,7 +22,7 @@ def code_server(host: str, port: int, image: str | None) -> None:
     from kyc_pipeline.cli.dagster_home import open_instance
 
     load_settings()
-    open_instance().dispose()
+    open_instance().dispose()  # so that what is wrong with it is one line
     # Not `dagster code-server start`, which adds a process only to load changed code: here, a restart does.
     arguments = ["api", "grpc", "-m", MODULE, "--location-name", LOCATION, "-h", host, "-p", str(port)]
     if image:

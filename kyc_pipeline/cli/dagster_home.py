@@ -26,9 +26,11 @@ EXTRAS = {
 """The extra with each of Dagster's packages that `dagster.yaml` may name."""
 CELERY_LAUNCHER = "kyc_pipeline.orchestration.celery_launcher"
 """The project's own class that `dagster.yaml` may name."""
-_EXISTS = {"23505", "42P07", "42710"}
-"""PostgreSQL's codes for a row, a table or a type that exists."""
-_DATABASES = {"sqlalchemy", "dagster_postgres"}
+_ALREADY_EXISTS = {"23505", "42P07", "42710"}
+"""PostgreSQL's SQLSTATEs unique_violation, duplicate_table and duplicate_object."""
+_RETRIES = 9
+"""Each follows something that another process created. Dagster creates its database in far fewer parts."""
+_DATABASE_PACKAGES = {"sqlalchemy", "dagster_postgres"}
 """The packages whose errors say that a database cannot be used."""
 
 
@@ -73,29 +75,36 @@ def open_instance() -> dg.DagsterInstance:
     return instance
 
 
-def _open(attempts: int = 9) -> dg.DagsterInstance:
-    """Opens it again if another process has just created the same tables in PostgreSQL.
+def _open() -> dg.DagsterInstance:
+    """The instance. Tries again if another process has just created the same tables in PostgreSQL.
 
-    Services start together, and Dagster itself tries again after some of these errors only.
+    Services start together, and Dagster itself tries again after some of these errors only. Raises
+    :class:`HomeUnusable`.
     """
-    try:
-        with usable_home():
-            return dg.DagsterInstance.get()
-    except HomeUnusable as error:
-        code = getattr(getattr(error.__cause__, "orig", None), "pgcode", None)
-        if attempts == 1 or code not in _EXISTS:
-            raise
-    return _open(attempts - 1)
+    for _ in range(_RETRIES):
+        try:
+            return _opened()
+        except HomeUnusable as error:
+            code = getattr(getattr(error.__cause__, "orig", None), "pgcode", None)
+            if code not in _ALREADY_EXISTS:
+                raise
+    return _opened()
+
+
+def _opened() -> dg.DagsterInstance:
+    with usable_home():
+        return dg.DagsterInstance.get()
 
 
 def _fault(error: Exception) -> str:
     """What is wrong with `dagster.yaml`, without its values, which may be secret."""
-    if not isinstance(error, dg.DagsterInvalidConfigError):
+    if not isinstance(error, dg.DagsterInvalidConfigError) or not error.errors:
         return type(error).__name__
-    first, *_ = error.errors
+    first = error.errors[0]
     if name := re.search(r'environment variable "(\w+)" which is not set', first.message):
         return f"{name[1]} is not set"
-    return f"at {': '.join(first.stack.levels)}"
+    levels = first.stack.levels
+    return f"at {': '.join(levels)}" if levels else "at the top level"
 
 
 def _require_extra(module: str) -> None:
@@ -111,7 +120,8 @@ class HomeUnusable(KycError):
 
 @contextlib.contextmanager
 def usable_home() -> Iterator[None]:
-    """Turns Dagster's errors about its files into one line, and restores standard output and error.
+    """Turns Dagster's errors about its files and its database into one line, and restores standard output
+    and error.
 
     While a step runs, Dagster redirects both to files in its home; on a full disk it leaves them there.
     """
@@ -120,11 +130,14 @@ def usable_home() -> Iterator[None]:
         yield
     except Exception as error:
         # By name: only the ledger may import SQLAlchemy, and Dagster's package for PostgreSQL is optional.
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DATABASES:
+        if (
+            not isinstance(error, OSError)
+            and type(error).__module__.partition(".")[0] not in _DATABASE_PACKAGES
+        ):
             raise
         raise HomeUnusable(
             f"DAGSTER_HOME: {os.environ.get('DAGSTER_HOME')} cannot be used ({type(error).__name__}): "
-            f"free disk space there, check the database that its {INSTANCE} may name, and run the same days "
+            f"free disk space there, check the database if its {INSTANCE} names one, and run the command "
             "again; every paid call is in the ledger"
         ) from error
     finally:

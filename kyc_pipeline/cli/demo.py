@@ -139,6 +139,7 @@ def _deliver_labels(settings: Settings, landing: DemoLanding) -> None:
         seed=SEED,
     )
     click.echo(f"labels     of {plural(len(drawn), 'submission')}, a random sample that reviewers looked at")
+    # Silent: the first publication has printed its warnings.
     failures = run_partitions(Pipeline(settings), [], open_instance())
     if failures:
         raise KycError(in_one_line(failures))

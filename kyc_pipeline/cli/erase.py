@@ -76,8 +76,8 @@ def erase(
         documents = landing and found.deletable_documents
         is_to_do = bool(found.is_stored or found.unfinished or documents or found.remembered)
         if dry_run:
-            fate = "be refused" if found.holds else "do this"
-            click.echo(f"dry run: nothing changes. The erasure would {fate}:")
+            verdict = "be refused" if found.holds else "do this"
+            click.echo(f"dry run: nothing changes. The erasure would {verdict}:")
         click.echo(_describe(found, delete_documents=landing))
         if is_to_do and not found.holds and _is_published(settings):
             click.echo("warehouse and report are rebuilt")

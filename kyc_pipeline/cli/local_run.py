@@ -39,18 +39,20 @@ def run_partitions(
     force: bool = False,
     verbose: bool = False,
     announce: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
-    Returns one line per failed step; `announce` gets what somebody must decide about. A failed day does not
-    stop the others. After a fault that would fail every call, and when the budget is used up, the remaining
-    days record their outcomes without a call. A stop request skips the remaining runs. At the end the
-    warehouse is published from the lake, unless `publish` is false, Dagster can no longer record its runs, or
-    the warehouse is up to date (then `announce` gets a line). `force` flattens and publishes in any case.
+    Returns one line per failed step; `announce` gets what somebody must decide about, `warn` the warnings of
+    the publication's checks. A failed day does not stop the others. After a fault that would fail every call,
+    and when the budget is used up, the remaining days record their outcomes without a call. A stop request
+    skips the remaining runs. At the end the warehouse is published from the lake, unless `publish` is false,
+    Dagster can no longer record its runs, or the warehouse is up to date (then `announce` gets a line).
+    `force` flattens and publishes in any case.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
-    runs = _Runs(pipeline, instance, controls, force=force, verbose=verbose, announce=announce)
+    runs = _Runs(pipeline, instance, controls, force=force, verbose=verbose, announce=announce, warn=warn)
     try:
         with usable_home():
             for line in end_killed_commands(instance):
@@ -75,8 +77,10 @@ class _Runs:
         force: bool,
         verbose: bool,
         announce: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._announce = announce
+        self._warn = warn
         self._pipeline = pipeline
         self._instance = instance
         self._controls = controls
@@ -113,9 +117,9 @@ class _Runs:
             or self._has_new_labels()
             or not publication.was_recorded_today()
         ):
-            self._run(
-                publication_job(self._pipeline), {}, "build_warehouse", "report", announce_warnings=True
-            )
+            result = self._run(publication_job(self._pipeline), {}, "build_warehouse", "report")
+            for line in warnings_of(result):
+                self._warn(line)
             return True
         # Without a run: planning and recording one would take longer than this comparison.
         with usable_home():
@@ -142,15 +146,13 @@ class _Runs:
                 self._run_range(first, last)
 
     def _run_range(self, first: str, last: str) -> str | None:
-        return self._run(self._daily, range_tags(first, last), "flatten")
+        """Runs the days. Returns the run's id if ingest failed."""
+        result = self._run(self._daily, range_tags(first, last), "flatten")
+        failed = result.filter_events(lambda event: event.is_step_failure)
+        return result.run_id if INGEST_STEP in {event.step_key for event in failed} else None
 
-    def _run(
-        self, job: dg.JobDefinition, tags: dict[str, str], *steps: str, announce_warnings: bool = False
-    ) -> str | None:
-        """Runs `job`; `force` applies to `steps`. Returns the run's id if ingest failed.
-
-        The warnings of daily checks are not announced: those of the warehouse summarize them.
-        """
+    def _run(self, job: dg.JobDefinition, tags: dict[str, str], *steps: str) -> dg.ExecuteInProcessResult:
+        """Runs `job`; `force` applies to `steps`."""
         run_id = str(uuid.uuid4())
         self._controls.run_ids.append(run_id)
         with usable_home(), belonging_to(self._instance, VERIFY_AND_PUBLISH):
@@ -165,17 +167,13 @@ class _Runs:
                 raise_on_error=False,
             )
             self._ingested.update(ingested_by(self._instance, run_id))
-        if announce_warnings:
-            for line in warnings_of(result):
-                self._announce(line)
-        failed = result.filter_events(lambda event: event.is_step_failure)
-        for event in failed:
+        for event in result.filter_events(lambda event: event.is_step_failure):
             lines = failed_checks(result, event) or failure_lines(event)
             if exit_code_of(event) == UNFINISHED:
                 self._announce(in_one_line(lines))
             else:
                 self.failures.extend(lines)
-        return run_id if INGEST_STEP in {event.step_key for event in failed} else None
+        return result
 
 
 def exit_code_of(failure: dg.DagsterEvent) -> int:
@@ -204,6 +202,7 @@ def warnings_of(result: dg.ExecuteInProcessResult) -> list[str]:
     """The checks of severity WARN that failed, one line each.
 
     Without the one for yesterday: somebody who publishes old days by hand knows that yesterday is missing.
+    The warnings of daily checks are not among them, since those of the warehouse summarize them.
     """
     return [
         f"warning: {check.check_name}: {check.description}"

@@ -82,8 +82,8 @@ def plan(first: date, last: date) -> None:
 def _rejected_line(rejected: Counter[str]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
     return (
-        f"rejected: {reasons}; `kyc-pipeline rejected` shows file and row of ingested days; "
-        "`backfill --max-calls 0` ingests without a call"
+        f"rejected: {reasons}; `kyc-pipeline backfill --max-calls 0` ingests without a call, then "
+        "`kyc-pipeline rejected` shows file and row"
     )
 
 

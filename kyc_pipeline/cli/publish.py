@@ -1,5 +1,7 @@
 """`kyc-pipeline publish`: builds and publishes warehouse and report from the lake, through Dagster."""
 
+from functools import partial
+
 import click
 
 from kyc_pipeline.cli.backfill import output_paths
@@ -22,7 +24,13 @@ def publish(context: click.Context, force: bool) -> None:
     settings = load_settings()
     pipeline = Pipeline(settings)
     failures = run_partitions(
-        pipeline, [], open_instance(), force=force, verbose=is_verbose(context), announce=click.echo
+        pipeline,
+        [],
+        open_instance(),
+        force=force,
+        verbose=is_verbose(context),
+        announce=click.echo,
+        warn=partial(click.echo, err=True),
     )
     if failures:
         raise KycError(in_one_line(failures))

@@ -290,7 +290,7 @@ def _write_xlsx(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
             sheet.append(cells)
     finally:
         sheet.close()
-    # Not to the sink: if that is a pipe that ends early, the ZIP archive complains when it is deleted.
+    # Not to the sink: if that is a pipe whose reader has gone, zipfile prints an error when it is collected.
     with tempfile.TemporaryFile() as file:
         book.save(file)
         file.seek(0)

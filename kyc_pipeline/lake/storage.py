@@ -115,7 +115,10 @@ class PartitionWriter:
 
 
 class Lake:
-    """The tables under one root: a folder or `s3://bucket/prefix`."""
+    """The tables under one root: a folder or `s3://bucket/prefix`.
+
+    Raises :class:`UsageError` if the root cannot be one.
+    """
 
     def __init__(self, root: str) -> None:
         if "://" in root:
@@ -128,6 +131,7 @@ class Lake:
             self.fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
             if "\\" in path:  # DuckDB reads it as a separator, and it cannot be escaped
                 raise UsageError(f"KYC_LAKE: {path} has a backslash in its path: choose another folder")
+            # The root may not exist yet; then what exists above it counts.
             nearest = next(each for each in (Path(path), *Path(path).parents) if os.path.lexists(each))
             if not os.path.isdir(nearest):
                 raise UsageError(f"KYC_LAKE: {nearest} is not a folder: choose another one")

@@ -57,7 +57,8 @@ def duplicate_documents_line(count: int) -> str:
 
 def open_calls_line(count: int) -> str:
     """Says what becomes of calls that have no outcome yet."""
-    return f"{plural(count, 'call')} begun, not recorded yet: a run is at work, or the next one looks them up"
+    calls = f"{plural(count, 'call')} begun without a recorded outcome"
+    return f"{calls}: a run is at work, or the next run looks up what is open"
 
 
 def plan_partitions(

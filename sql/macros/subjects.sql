@@ -1,8 +1,8 @@
 -- noqa: disable=capitalisation.types, layout.indent
 -- Macros that only the models need, for persons.
 
--- The decimal digits of a 128-bit number; none for NULL. DuckDB writes a UHUGEINT in 24 microseconds, and a
--- BIGNUM in 0.1.
+-- The decimal digits of a 128-bit number; an empty text for NULL. Through BIGNUM because DuckDB 2.0 takes
+-- 24 microseconds to cast a UHUGEINT to text, and 0.1 this way.
 CREATE TEMP MACRO digits_of(number) AS
     coalesce(number::BIGNUM::VARCHAR, '');
 

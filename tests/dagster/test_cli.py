@@ -65,11 +65,14 @@ def test_a_day_is_planned_paid_queried_and_grows_beside_one_that_cannot_be_read(
     assert (day[:2], unreadable[:2]) == ([DAY, "4"], ["2024-09-09", "unreadable"])
     assert total == ["total", "4", "0", "0", "0", "4", "2.00"]
     assert "bad.csv" in one_line(err)
-    code, out, err = run("backfill", *both, DEEPXL_PRICE_PER_CALL="0.50")
+    code, out, err = run("backfill", *both, DEEPXL_PRICE_PER_CALL="0.50", KYC_DIMENSIONS="cuntry")
     assert code == 1
     assert "bad.csv" in err
     assert "2024-09-09" in err
     assert "Traceback" not in err
+    warnings = [line.split(": ")[1:3] for line in err.splitlines() if line.startswith("warning: ")]
+    expected = [["answers_echo_what_was_sent", "1 anomaly"], ["configured_tags_occur", "1 tag"]]
+    assert warnings == expected, "and none for yesterday"
     assert simulator.received.total() == 4
     assert [line.split(maxsplit=1) for line in out.splitlines()] == [
         ["rows", "4 accepted, 0 rejected"],
@@ -77,7 +80,6 @@ def test_a_day_is_planned_paid_queried_and_grows_beside_one_that_cannot_be_read(
         ["this", "run   4 calls, 0 retries, estimated cost 2.00 EUR"],
         ["warehouse", "warehouse/kyc.duckdb"],
         ["report", "report/index.html"],
-        ["warning:", "answers_echo_what_was_sent: 1 anomaly: read verifications.anomalies, and ask DeepXL"],
     ]
     code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
     assert code == 0

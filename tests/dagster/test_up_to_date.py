@@ -137,5 +137,3 @@ def test_only_what_is_new_is_built(
             instance=instance, asset_selection=[dg.AssetKey("report")], run_config=config
         )
         assert events(instance, alone.run_id, kind)["report"] == 1
-    # The warnings of a publication are printed.
-    assert "warning: configured_tags_occur: 1 tag" in run("publish", KYC_DIMENSIONS="cuntry")[1]

@@ -1,6 +1,6 @@
 """`dagster.yaml` and the database that it names, when they are not as they should be."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -9,6 +9,7 @@ import pytest
 from kyc_pipeline.cli.dagster_home import HomeUnusable, open_instance
 from kyc_pipeline.errors import UsageError
 
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
 IN_POSTGRES = "storage: {postgres: {postgres_url: {env: DAGSTER_POSTGRES_URL}}}"
 
 
@@ -27,24 +28,24 @@ def test_tables_that_another_process_creates_at_the_same_moment(
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
     (home / "dagster.yaml").write_text(IN_POSTGRES)
     open_instance().dispose()
-    opened = threading.Thread(target=lambda: open_instance().dispose())
-    failures: list[str] = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: failures.append(str(args.exc_value)))
-    with psycopg.connect(url) as other, psycopg.connect(url, autocommit=True) as watch:
+    with (
+        psycopg.connect(url) as other,
+        psycopg.connect(url, autocommit=True) as watch,
+        ThreadPoolExecutor(max_workers=1) as pool,
+    ):
         watch.execute("DROP TABLE instance_info")
         other.execute("CREATE TABLE instance_info (run_storage_id TEXT PRIMARY KEY)")
-        opened.start()
-        while watch.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (1,):
-            assert opened.is_alive()
+        opened = pool.submit(lambda: open_instance().dispose())
+        while watch.execute(WAITING, [other.info.backend_pid]).fetchone() != (1,):
+            assert not opened.done()
         other.commit()
-    opened.join()
-    assert failures == []
+        opened.result()
 
 
 def test_a_database_that_is_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "dagster.yaml").write_text(IN_POSTGRES)
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://kyc:hidden-word@/kyc?host=/nowhere")
-    with pytest.raises(HomeUnusable, match=r"check the database that its dagster\.yaml may name") as caught:
+    with pytest.raises(HomeUnusable, match=r"check the database if its dagster\.yaml names one") as caught:
         open_instance()
     assert "hidden-word" not in str(caught.value)
 
@@ -55,6 +56,8 @@ def test_a_database_that_is_away(home: Path, monkeypatch: pytest.MonkeyPatch) ->
         (IN_POSTGRES, "DAGSTER_POSTGRES_URL is not set"),
         ("storage: {postgres: {postgres_uri: hidden-word}}", "at storage: postgres"),
         ("storage: {sqlite: {base_dir: [hidden-word]}}", "at storage: sqlite: base_dir"),
+        ("strage: {}", "at the top level"),
+        ("storage: {sqlite: {base_dir: a}, postgres: {postgres_url: a}}", "DagsterInvalidConfigError"),
         ("storage: [", "ParserError"),
         ("hidden-word", "CheckError"),
     ],

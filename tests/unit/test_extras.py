@@ -57,6 +57,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
         ("mcp", "mcp", {}, ["mcp"]),
         ("metrics", "metrics", {}, ["metrics", "--port", "0"]),
         ("celery", "dagster.yaml", {"DAGSTER_HOME": str(tmp_path)}, ["daemon"]),
+        ("celery", "dagster.yaml", {"DAGSTER_HOME": str(tmp_path)}, ["code-server"]),
     ]
     done = subprocess.run(
         [sys.executable, "-c", MAIN, json.dumps([case[2:] for case in cases])],

@@ -72,7 +72,7 @@ def _schema(model: Model, types: Mapping[str, str]) -> dg.TableSchema:
 
 
 def _lineage(model: Model) -> dict[str, Any]:
-    """The direct sources of each column."""
+    """The direct sources of each column; none for a new model until `make dictionary` writes them."""
     return lineage(
         {
             column: [

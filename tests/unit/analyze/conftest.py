@@ -76,7 +76,7 @@ def computed(lake: Lake, connections: list[duckdb.DuckDBPyConnection]) -> Build:
         connections.append(duckdb.connect())
         run = _Build(connections[-1], lake, list_partitions(lake), Choices(**choices), None, None)
         run.attach()
-        run._run_each(steps_for(f"FROM {table}" for table in tables))
+        run._run_each(steps_for({table: f"FROM {table}" for table in tables}))
         return connections[-1]
 
     return make

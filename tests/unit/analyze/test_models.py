@@ -116,11 +116,22 @@ def test_parameters_are_filled_in_and_an_unknown_one_names_its_file() -> None:
         parse_header("t", "-- One.\n--\n-- a: A.\nSELECT {high_n} AS a")
 
 
-def test_invalid_sql_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("SELECT a FROM", "is not valid: syntax error"),
+        ("DROP TABLE a", "is not valid: Only SELECT"),
+        ("SELECT 1; SELECT 2", "must be one SELECT"),
+        ("", "must be one SELECT"),
+    ],
+)
+def test_sql_that_is_not_one_select_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str, problem: str
+) -> None:
     (tmp_path / "marts").mkdir()
-    (tmp_path / "marts" / "t.sql").write_text("-- One.\n--\n-- a: A.\nSELECT a FROM")
+    (tmp_path / "marts" / "t.sql").write_text(f"-- One.\n--\n-- a: A.\n{sql}")
     monkeypatch.setattr("kyc_pipeline.analyze.sql_models.sql_folder", lambda: tmp_path)
-    with pytest.raises(KycError, match=r"sql/marts/t\.sql: not one SELECT: .*syntax error"):
+    with pytest.raises(KycError, match=rf"sql/marts/t\.sql {problem}"):
         load_steps.__wrapped__()
 
 

@@ -6,10 +6,12 @@ from collections import defaultdict
 from decimal import Decimal
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
+from kyc_pipeline.analyze.sql_models import macros_sql
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.analyze.lake_maker import Submission, Tags, write_day, write_submissions
 from tests.unit.analyze.nasty import Nasty
@@ -23,6 +25,17 @@ def is_verified(row: Any) -> bool:
 
 def days_between(first: Any, last: Any) -> int:
     return (datetime.date.fromisoformat(last.date) - datetime.date.fromisoformat(first.date)).days
+
+
+def test_the_digits_of_a_number_are_those_that_duckdb_writes() -> None:
+    """Published pseudonyms are made from them."""
+    numbers = [0, 9, 10, 2**64, 2**127, 2**128 - 1, *(1 << bit for bit in range(1, 128, 7))]
+    with duckdb.connect() as connection:
+        connection.execute(macros_sql())
+        rows = connection.execute(
+            "SELECT digits_of(n::UHUGEINT) FROM unnest($1::VARCHAR[]) AS t(n)", [[*map(str, numbers), None]]
+        ).fetchall()
+    assert [digits for (digits,) in rows] == [*map(str, numbers), ""]
 
 
 def test_subjects_against_plain_python(nasty: Nasty) -> None:
