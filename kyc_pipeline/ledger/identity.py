@@ -111,6 +111,26 @@ def check_bond(lake: Lake, ledger: Ledger) -> None:
         )
 
 
+def check_lake(lake: Lake, ledger: Ledger) -> None:
+    """Raises :class:`WrongLedger` if the ledger belongs to a lake, and this is not it. Creates nothing.
+
+    Unlike :func:`check_bond`, it does not mind an old ledger or none: who only reads the lake does not need
+    it. But a lake without an identity is refused, since it may be a volume that is not mounted.
+    """
+    if not ledger.exists():
+        return
+    known, mine = read_lake_identity(lake), read_identity(ledger)
+    if mine.lake_id is not None and (known is None or known.lake_id != mine.lake_id):
+        raise _another_lake(lake, ledger)
+
+
+def _another_lake(lake: Lake, ledger: Ledger) -> WrongLedger:
+    return WrongLedger(
+        f"the ledger {ledger.name} belongs to another lake than {lake.root}: mount the lake, or correct "
+        "KYC_LAKE or KYC_LEDGER_URL; if this lake was rebuilt, run `kyc-pipeline ledger check --bind`"
+    )
+
+
 def check_outcomes(lake: Lake, ledger: Ledger, dates: Iterable[str]) -> None:
     """Raises :class:`WrongLedger` if the lake shows outcomes that the ledger does not know."""
     for date in dates:
@@ -160,10 +180,7 @@ def bind(lake: Lake, ledger: Ledger) -> Identity:
         known = read_lake_identity(lake)
         if known is None:
             if mine.lake_id is not None:
-                raise WrongLedger(
-                    f"the ledger {ledger.name} belongs to another lake than {lake.root}: correct KYC_LAKE "
-                    "or KYC_LEDGER_URL; if this lake was rebuilt, run `kyc-pipeline ledger check --bind`"
-                )
+                raise _another_lake(lake, ledger)
             known = LakeIdentity(secrets.token_hex(16), mine.ledger_id)
             write_lake_identity(lake, known)
         connection.execute(update(identity).values(lake_id=known.lake_id))

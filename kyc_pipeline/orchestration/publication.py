@@ -12,6 +12,8 @@ from kyc_pipeline.analyze.build import labels_version
 from kyc_pipeline.analyze.report import has_report
 from kyc_pipeline.analyze.up_to_date import Inputs, Published, build_inputs, read_published
 from kyc_pipeline.days import start_of_day
+from kyc_pipeline.errors import UsageError
+from kyc_pipeline.lake.tables import SUBMISSIONS
 from kyc_pipeline.orchestration.resources import Pipeline
 
 UP_TO_DATE: Final = "up to date"
@@ -72,6 +74,15 @@ class Publication:
         if not all(self._recorded.values()):
             reasons.append("this Dagster instance has no record of a publication")
         return reasons
+
+    def check_lake(self) -> None:
+        """Raises :class:`UsageError` if the published warehouse has days, but the lake has none."""
+        days = {day for _, day in self._published.partitions} if self._published else set()
+        if days and not self._pipeline.lake.dates(SUBMISSIONS):
+            raise UsageError(
+                f"KYC_LAKE: {self._pipeline.lake.root} has no day, but the published warehouse has "
+                f"{len(days)}: mount the lake, or correct KYC_LAKE; `force` publishes it without them"
+            )
 
     def is_report_current(self) -> bool:
         """Whether the report was drawn from the published warehouse by the present code and settings."""

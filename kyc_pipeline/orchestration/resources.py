@@ -13,7 +13,7 @@ from kyc_pipeline.analyze.turn import Turn, publication_turn
 from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.identity import open_ledger
+from kyc_pipeline.ledger.identity import check_lake, open_ledger
 from kyc_pipeline.ledger.leases import HeldLease, hold
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.privacy.erased import ErasedSubjects
@@ -56,13 +56,15 @@ class Pipeline:
 
     @contextlib.contextmanager
     def publication_turn(self, run_id: str) -> Iterator[Turn]:
-        """Waits until no other run publishes, on any host; see :mod:`kyc_pipeline.analyze.turn`."""
+        """Waits until no other run publishes, on any host; see :mod:`kyc_pipeline.analyze.turn`.
+
+        Raises :class:`~kyc_pipeline.ledger.database.WrongLedger` if the ledger belongs to another lake.
+        """
         # Without the check of `open_ledger`, as in `erasure_state`.
-        with (
-            Ledger(self.settings.kyc_ledger_url) as ledger,
-            publication_turn(ledger, self.settings.kyc_warehouse, run_id) as turn,
-        ):
-            yield turn
+        with Ledger(self.settings.kyc_ledger_url) as ledger:
+            check_lake(self.lake, ledger)
+            with publication_turn(ledger, self.settings.kyc_warehouse, run_id) as turn:
+                yield turn
 
     def is_erasing(self) -> bool:
         """Whether an erasure waits for the next publication."""

@@ -158,3 +158,20 @@ def test_a_command_that_ends_while_somebody_looks_for_killed_ones_has_not_been_k
         monkeypatch.setattr(instance, "get_runs", and_then_it_ends)
         assert end_killed_commands(instance) == []
         assert [each.status for each in get_runs()] == [dg.DagsterRunStatus.CANCELED]
+
+
+def test_another_lake_does_not_replace_the_warehouse(landing: Landing, run: Run, tmp_path: Path) -> None:
+    landing.day(DAY, 2)
+    assert run("backfill", *RANGE)[0] == 0
+    warehouse = tmp_path / "warehouse" / "kyc.duckdb"
+    published = warehouse.read_bytes()
+    for command in (["publish"], ["publish", "--force"], ["backfill", *RANGE]):
+        code, _, err = run(*command, KYC_LAKE="lak")
+        assert (code, "belongs to another lake than" in err) == (1, True), (command, err)
+    # A host without the ledger knows only what it has published.
+    elsewhere = {"KYC_LAKE": "empty", "KYC_LEDGER_URL": "sqlite:///none.sqlite"}
+    code, _, err = run("publish", **elsewhere)
+    assert (code, "has no day, but the published warehouse has 2: mount the lake" in err) == (1, True), err
+    assert warehouse.read_bytes() == published
+    assert run("publish", "--force", **elsewhere)[0] == 0
+    assert warehouse.read_bytes() != published

@@ -73,6 +73,8 @@ def _schema(model: Model, types: Mapping[str, str]) -> dg.TableSchema:
 
 def _lineage(model: Model) -> dict[str, Any]:
     """The direct sources of each column; none for a new model until `make dictionary` writes them."""
+    if model.name not in column_sources():
+        return {}
     return lineage(
         {
             column: [
@@ -81,7 +83,7 @@ def _lineage(model: Model) -> dict[str, Any]:
                 )
                 for source in sources
             ]
-            for column, sources in column_sources().get(model.name, {}).items()
+            for column, sources in column_sources()[model.name].items()
         }
     )
 
@@ -117,6 +119,8 @@ def build_warehouse(
         reasons = ["config: force"] if config.force else publication.reasons()
         if reasons:
             context.log.info(f"building: {'; '.join(reasons)}")
+            if not config.force:
+                publication.check_lake()
             yield from _build_and_publish(context, pipeline, publication, turn)
         else:
             yield from _nothing_new(context, pipeline, publication)

@@ -11,6 +11,7 @@ from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.deepxl.contract import FIELDS
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.lake.tables import TABLES, Zone
+from kyc_pipeline.orchestration.assets.analyze import _model_spec
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.orchestration.specs import RESPONSE
 from kyc_pipeline.settings import Settings
@@ -157,6 +158,13 @@ def test_dagsters_lineage_leads_to_the_response(
     assert (dg.AssetKey("model_checks" if asset != "repeat_subjects" else "verification_tags")) in {
         key for key, _ in seen
     }
+
+
+def test_a_model_that_is_not_in_the_file_yet_has_no_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kyc_pipeline.orchestration.assets.analyze.column_sources", dict)
+    [spec, *_] = map(_model_spec, load_models())
+    assert "dagster/column_schema" in spec.metadata
+    assert "dagster/column_lineage" not in spec.metadata
 
 
 def test_a_field_of_the_response_is_distinguished_from_a_column() -> None:
