@@ -24,6 +24,7 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dag
 
 def test_dagster_applies_the_settings(instance: dg.DagsterInstance) -> None:
     assert not instance.telemetry_enabled
+    assert not instance.nux_enabled
     assert instance.run_monitoring_enabled
     assert instance.run_monitoring_max_runtime_seconds > 0
     assert instance.run_retries_enabled

@@ -168,8 +168,6 @@ def ui(demo: Demo, first_output: str) -> Iterator[Webserver]:
     command = [demo.program, "demo", "--folder", str(demo.folder), "--ui", "--port", str(port)]
     log = demo.root / "ui.log"
     with webserver(command, cwd=demo.working, env=demo.environment(), log=log, port=port) as server:
-        # Otherwise a sign-up dialog covers the page.
-        server.ask("mutation { setNuxSeen }")
         yield server
 
 

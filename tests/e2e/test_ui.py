@@ -298,7 +298,6 @@ def test_a_page_in_the_same_browser_cannot_use_it_and_the_ui_can(server: Webserv
     pages = {
         "/": EVIL.format(url=server.url, link=quote(START), body=json.dumps(BODY), query=json.dumps(START))
     }
-    server.ask("mutation { setNuxSeen }")
     executable = browser.find()
     if executable is None:
         pytest.skip(browser.NO_BROWSER)
