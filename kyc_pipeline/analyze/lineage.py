@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from kyc_pipeline.analyze.sql_models import LAKE, load_models, sql_folder
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import ALL_TABLES
 
 TABLES_BY_NAME: Final = {table.name: table for table in ALL_TABLES}
@@ -41,11 +42,20 @@ def lineage_file() -> Path:
 
 @lru_cache(maxsize=1)
 def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
-    """Model → column → its direct sources; a constant, such as a bin's edge, has none."""
-    return {
-        model: {column: tuple(map(Source.parse, sources)) for column, sources in columns.items()}
-        for model, columns in json.loads(lineage_file().read_text(encoding="utf-8")).items()
-    }
+    """Model → column → its direct sources; a constant, such as a bin's edge, has none.
+
+    Raises :class:`KycError` if the file is missing or damaged.
+    """
+    try:
+        return {
+            model: {column: tuple(map(Source.parse, sources)) for column, sources in columns.items()}
+            for model, columns in json.loads(lineage_file().read_text(encoding="utf-8")).items()
+        }
+    except (OSError, ValueError, AttributeError) as error:
+        raise KycError(
+            f"{lineage_file()} is missing or damaged: install the package again; in a checkout, run "
+            "`make dictionary`"
+        ) from error
 
 
 @lru_cache(maxsize=1)

@@ -121,7 +121,10 @@ def _reads(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> tuple[
 
     Raises :class:`KycError` if it is not one SELECT.
     """
-    [(text,)] = connection.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
+    try:
+        [(text,)] = connection.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
+    except RuntimeError as error:
+        raise KeyboardInterrupt from error  # which DuckDB has taken
     tree = json.loads(text)
     if tree["error"]:
         raise KycError(f"sql/{name}.sql is not valid: {tree['error_message']}")

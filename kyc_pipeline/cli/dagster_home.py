@@ -5,6 +5,7 @@ Kept apart from what runs days, so that a command that only shows or serves some
 
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ CELERY_LAUNCHER = "kyc_pipeline.orchestration.celery_launcher"
 """The project's own class that `dagster.yaml` may name."""
 _ALREADY_EXISTS = {"23505", "42P07", "42710"}
 """PostgreSQL's SQLSTATEs unique_violation, duplicate_table and duplicate_object."""
+_POSTGRES = "postgresql://"
 _RETRIES = 9
 """Each follows something that another process created. Dagster creates its database in far fewer parts."""
 _DATABASE_PACKAGES = {"sqlalchemy", "dagster_postgres"}
@@ -58,6 +60,12 @@ def open_instance() -> dg.DagsterInstance:
     folder = os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
     if "?" in folder:  # which begins the options in Dagster's database URLs
         raise UsageError(f"DAGSTER_HOME: {folder} has a ? in its path: choose another folder")
+    url = os.environ.get("DAGSTER_POSTGRES_URL", _POSTGRES)
+    if not url.startswith(_POSTGRES):
+        raise UsageError(
+            f"DAGSTER_POSTGRES_URL must begin with {_POSTGRES}: Dagster has another driver than the ledger"
+        )
+    logging.getLogger().addFilter(_without_details)
     try:
         instance = _open()
     except KycError:
@@ -96,10 +104,18 @@ def _opened() -> dg.DagsterInstance:
         return dg.DagsterInstance.get()
 
 
+def _without_details(record: logging.LogRecord) -> bool:
+    """Shortens what Dagster logs when its database is away: the driver quotes parts of the URL."""
+    if isinstance(record.msg, str) and record.msg.startswith("Retrying failed database connection"):
+        record.msg, record.args = "Dagster's database cannot be reached: trying again", ()
+    return True
+
+
 def _fault(error: Exception) -> str:
     """What is wrong with `dagster.yaml`, without its values, which may be secret."""
     if not isinstance(error, dg.DagsterInvalidConfigError) or not error.errors:
-        return type(error).__name__
+        mark = getattr(error, "problem_mark", None)  # of YAML
+        return type(error).__name__ + ("" if mark is None else f" in line {mark.line + 1}")
     first = error.errors[0]
     if name := re.search(r'environment variable "(\w+)" which is not set', first.message):
         return f"{name[1]} is not set"

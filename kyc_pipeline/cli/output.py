@@ -14,10 +14,12 @@ class _OutputFile(click.Path):
     """A file, which need not exist, in a folder that does."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path. Fails with a usage error if its folder does not exist."""
+        """The path. Fails with a usage error if its folder does not exist, or something else has its name."""
         path = cast("Path", super().convert(value, param, ctx))
         if not os.path.isdir(path.absolute().parent):  # `Path.is_dir` raises some errors
             self.fail(f"the folder {path.parent} does not exist: create it, or choose another", param, ctx)
+        if os.path.lexists(path) and not os.path.isfile(path):  # it would be replaced: a device too
+            self.fail(f"{path} is not a regular file: choose another, or redirect the output", param, ctx)
         return path
 
 

@@ -134,7 +134,11 @@ class Lake:
             # The root may not exist yet; then what exists above it counts.
             nearest = next(each for each in (Path(path), *Path(path).parents) if os.path.lexists(each))
             if not os.path.isdir(nearest):
-                raise UsageError(f"KYC_LAKE: {nearest} is not a folder: choose another one")
+                raise UsageError(
+                    f"KYC_LAKE: {nearest} is not a folder: mount its volume, or choose another one"
+                )
+            if not os.access(nearest, os.X_OK if nearest != Path(path) else os.R_OK | os.X_OK):
+                raise UsageError(f"KYC_LAKE: {nearest} may not be read: correct its access rights")
         self.root = str(path).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
 

@@ -42,10 +42,20 @@ def test_tables_that_another_process_creates_at_the_same_moment(
         opened.result()
 
 
-def test_a_database_that_is_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_away(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (home / "dagster.yaml").write_text(IN_POSTGRES)
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://kyc:hidden-word@/kyc?host=/nowhere")
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://kyc:any@hidden-word/kyc?host=/hidden-word")
     with pytest.raises(HomeUnusable, match=r"check the database if its dagster\.yaml names one") as caught:
+        open_instance()
+    assert "hidden-word" not in str(caught.value) + caplog.text
+    assert "Dagster's database cannot be reached: trying again" in caplog.text
+
+
+def test_the_ledgers_driver_is_not_dagsters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg://kyc:hidden-word@host/kyc")
+    with pytest.raises(UsageError, match="DAGSTER_POSTGRES_URL must begin with postgresql://: ") as caught:
         open_instance()
     assert "hidden-word" not in str(caught.value)
 
@@ -58,7 +68,7 @@ def test_a_database_that_is_away(home: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("storage: {sqlite: {base_dir: [hidden-word]}}", "at storage: sqlite: base_dir"),
         ("strage: {}", "at the top level"),
         ("storage: {sqlite: {base_dir: a}, postgres: {postgres_url: a}}", "DagsterInvalidConfigError"),
-        ("storage: [", "ParserError"),
+        ("storage: [", "ParserError in line 1"),
         ("hidden-word", "CheckError"),
     ],
 )

@@ -10,6 +10,7 @@ from kyc_pipeline.analyze.lineage import Source, column_sources, is_response_fie
 from kyc_pipeline.analyze.sql_models import load_models
 from kyc_pipeline.deepxl.contract import FIELDS
 from kyc_pipeline.definitions import build_defs
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import TABLES, Zone
 from kyc_pipeline.orchestration.assets.analyze import _model_spec
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -158,6 +159,14 @@ def test_dagsters_lineage_leads_to_the_response(
     assert (dg.AssetKey("model_checks" if asset != "repeat_subjects" else "verification_tags")) in {
         key for key, _ in seen
     }
+
+
+@pytest.mark.parametrize("content", ["", "[", "[]", '{"days": {"date": ["date"]}}'])
+def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    (tmp_path / "lineage.json").write_text(content)
+    monkeypatch.setattr("kyc_pipeline.analyze.lineage.sql_folder", lambda: tmp_path)
+    with pytest.raises(KycError, match=r"lineage\.json is missing or damaged: install the package again"):
+        column_sources.__wrapped__()
 
 
 def test_a_model_that_is_not_in_the_file_yet_has_no_lineage(monkeypatch: pytest.MonkeyPatch) -> None:

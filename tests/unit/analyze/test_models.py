@@ -1,11 +1,15 @@
 """The SQL files: headers, dependencies, and that the header's columns are the query's."""
 
+import os
 import re
+import signal
 from pathlib import Path
+from typing import cast
 
+import duckdb
 import pytest
 
-from kyc_pipeline.analyze.sql_models import load_models, load_steps, parse_header
+from kyc_pipeline.analyze.sql_models import _reads, load_models, load_steps, parse_header
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import ALL_TABLES
 
@@ -133,6 +137,23 @@ def test_sql_that_is_not_one_select_names_its_file(
     monkeypatch.setattr("kyc_pipeline.analyze.sql_models.sql_folder", lambda: tmp_path)
     with pytest.raises(KycError, match=rf"sql/marts/t\.sql {problem}"):
         load_steps.__wrapped__()
+
+
+def test_ctrl_c_while_sql_is_parsed_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        """DuckDB's connection, with the signal at the worst moment."""
+
+        def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+            self._connection = connection
+
+        def execute(self, *_: object) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            self._connection.execute(
+                "SELECT count(*) FROM range(10_000_000) a, range(10_000_000) b WHERE a <> b"
+            )
+
+    with duckdb.connect() as connection, pytest.raises(KeyboardInterrupt):
+        _reads(cast("duckdb.DuckDBPyConnection", Interrupted(connection)), "marts/t", "SELECT 1")
 
 
 def test_a_malformed_header_names_its_file() -> None:

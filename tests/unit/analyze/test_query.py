@@ -398,6 +398,15 @@ def test_an_output_that_cannot_be_written_is_one_line(warehouse: Path, tmp_path:
         run("FROM pass_rates", "--output", "/proc/out.csv")
 
 
+def test_an_output_that_is_no_regular_file_is_refused(warehouse: Path, tmp_path: Path) -> None:
+    """A device would be replaced, too."""
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    result = run("FROM pass_rates", "--output", str(pipe))
+    assert (result.exit_code, "is not a regular file" in result.stderr) == (2, True)
+    assert pipe.is_fifo()
+
+
 def test_no_warehouse_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KYC_WAREHOUSE", str(tmp_path / "kyc.duckdb"))
     with pytest.raises(KycError, match="there is no warehouse"):

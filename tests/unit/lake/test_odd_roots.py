@@ -69,5 +69,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "lake"
     file.touch()
     for root in (file, file / "below"):
-        with pytest.raises(UsageError, match=f"KYC_LAKE: {file} is not a folder: choose another one"):
+        with pytest.raises(
+            UsageError, match=f"KYC_LAKE: {file} is not a folder: mount its volume, or choose another one"
+        ):
             Lake(str(root))
