@@ -10,11 +10,12 @@ than half a second for all models.
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Set
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.errors import SqlglotError
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import Scope, build_scope
 from sqlglot.schema import MappingSchema
@@ -30,8 +31,12 @@ _FROM_TAGS: Final = tuple(Choices().submission_columns())
 """Columns that a build adds to `lake.submissions`, made from its `tags`."""
 
 
+@lru_cache(maxsize=1)
 def derived_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
-    """Model → column → its direct sources; a constant, such as a bin's edge, has none."""
+    """Model → column → its direct sources; a constant, such as a bin's edge, has none.
+
+    Raises :class:`KycError` for a model whose header does not describe the columns of its query.
+    """
     lake = {
         table.name: [*(["date"] if table.is_daily else []), *(column.name for column in table.columns)]
         for table in ALL_TABLES
@@ -71,20 +76,36 @@ def lineage_json() -> str:
 
 
 def _model_sources(model: Model, schema: MappingSchema) -> dict[str, Set[Source]]:
-    tree = sqlglot.parse_one(model.sql, read="duckdb")
-    for window in tree.find_all(exp.Window):
-        window.set("partition_by", None)  # it only groups rows, as GROUP BY does
-    tree = qualify(
-        tree,
-        dialect="duckdb",
-        schema=schema,
-        db=_WAREHOUSE,
-        validate_qualify_columns=False,  # DuckDB validates them in a build
-    )
+    try:
+        tree = sqlglot.parse_one(model.sql, read="duckdb")
+        for window in tree.find_all(exp.Window):
+            window.set("partition_by", None)  # it only groups rows, as GROUP BY does
+        tree = qualify(
+            tree,
+            dialect="duckdb",
+            schema=schema,
+            db=_WAREHOUSE,
+            validate_qualify_columns=False,  # DuckDB validates them in a build
+        )
+    except SqlglotError as error:
+        raise KycError(f"{model.path}: {str(error).splitlines()[0]}") from error
     scope = build_scope(tree)
     if scope is None:
         raise KycError(f"{model.path}: not one SELECT")
+    _check_header(model, _query(scope).named_selects)
     return {name: _column_sources(scope, name) for name, _ in model.columns}
+
+
+def _check_header(model: Model, selected: list[str]) -> None:
+    described = [name for name, _ in model.columns]
+    for name in selected:
+        if name not in described:
+            raise KycError(f"{model.path}: the header does not describe the column {name}")
+    for name in described:
+        if name not in selected:
+            raise KycError(f"{model.path}: the header describes the column {name}, which the query lacks")
+    if described != selected:
+        raise KycError(f"{model.path}: the header must describe the columns in the order of the query")
 
 
 @cache

@@ -1,17 +1,19 @@
 """Generates `docs/data-dictionary.md` and `sql/lineage.json` from `lake/tables.py` and the models.
 
-`python -m kyc_pipeline.analyze.dictionary` writes both; with `--check`, it fails if one is out of date.
+`python -m kyc_pipeline.analyze.dictionary` writes both, or neither after a fault. With `--check`, it
+fails if one is out of date.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from kyc_pipeline.analyze.build import BUILD_TABLES
-from kyc_pipeline.analyze.derived_lineage import lineage_json
+from kyc_pipeline.analyze.derived_lineage import derived_sources, lineage_json
 from kyc_pipeline.analyze.lineage import lineage_file, response_fields
 from kyc_pipeline.analyze.quality import load_checks
 from kyc_pipeline.analyze.sql_models import load_macros, load_models
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import ALL_TABLES
 from kyc_pipeline.vocabulary import Anomaly, CheckStatus, DriftKind, LabelReason, Outcome, Reason
 
@@ -63,9 +65,10 @@ def _lines() -> Iterator[str]:
     yield "\nCodes of `verifications.anomalies`:\n"
     yield from _table(("anomaly", "meaning"), ((f"`{code}`", code.description) for code in Anomaly))
     yield "\n## Warehouse"
+    response = response_fields(derived_sources())
     for model in load_models():
         yield f"\n### `{model.name}`\n\n{model.description}\n"
-        fields = response_fields()[model.name]
+        fields = response[model.name]
         yield from _table(
             ("column", "meaning", "made from"),
             ((f"`{name}`", meaning, _code(fields[name])) for name, meaning in model.columns),
@@ -104,15 +107,18 @@ def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterat
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes or checks the files; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     page = lineage_file().parent.parent / "docs" / "data-dictionary.md"
-    # In this order: the page's lineage is read from the file.
-    for path, content in ((lineage_file(), lineage_json), (page, dictionary)):
-        current = content()
+    try:
+        contents = {lineage_file(): lineage_json(), page: dictionary()}
+    except KycError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for path, current in contents.items():
         if not check:
             path.write_text(current, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != current:

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,13 +58,17 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
         ) from error
 
 
-@lru_cache(maxsize=1)
-def response_fields() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-    """Model → column → the fields of DeepXL's response from which it is derived, through all models."""
+def response_fields(
+    direct: Mapping[str, Mapping[str, Iterable[Source]]],
+) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """Model → column → the fields of DeepXL's response from which it is derived, through all models.
+
+    `direct` are the columns' direct sources.
+    """
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for model in load_models():
         columns: dict[str, tuple[str, ...]] = {}
-        for column, sources in column_sources()[model.name].items():
+        for column, sources in direct[model.name].items():
             fields: set[str] = set()
             for source in sources:
                 fields.update(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 import duckdb
@@ -15,11 +16,13 @@ import duckdb
 from kyc_pipeline.analyze.build import open_day
 from kyc_pipeline.analyze.sql_models import parse_header, sql_folder
 from kyc_pipeline.checks import CheckDefinition, CheckResult, Severity
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.wording import counted
 
 ASSET: Final = "warehouse"
 SAMPLE_ROWS: Final = 5
+_FIELDS: Final = ("severity", "counts", "todo")
 _SUM: Final = "sum of "
 
 
@@ -36,15 +39,22 @@ class SqlCheck:
 
 @lru_cache(maxsize=1)
 def load_checks() -> tuple[SqlCheck, ...]:
-    """Every check, by name."""
-    checks: list[SqlCheck] = []
-    for path in sorted((sql_folder() / "checks").glob("*.sql")):
-        description, fields, sql = parse_header(f"checks/{path.stem}", path.read_text(encoding="utf-8"))
-        header = dict(fields)
-        unit = header["counts"].removeprefix(_SUM)
-        definition = CheckDefinition(ASSET, path.stem, Severity(header["severity"]), description)
-        checks.append(SqlCheck(definition, unit, unit != header["counts"], header["todo"], sql))
-    return tuple(checks)
+    """Every check, by name. Raises :class:`KycError` for a malformed header."""
+    return tuple(_read_check(path) for path in sorted((sql_folder() / "checks").glob("*.sql")))
+
+
+def _read_check(path: Path) -> SqlCheck:
+    name = f"checks/{path.stem}"
+    description, fields, sql = parse_header(name, path.read_text(encoding="utf-8"))
+    header = dict(fields)
+    if missing := [f"{field}:" for field in _FIELDS if field not in header]:
+        raise KycError(f"sql/{name}.sql: the header has no {', '.join(missing)}")
+    severity, counts, todo = (header[field] for field in _FIELDS)
+    if severity not in set(Severity):
+        raise KycError(f"sql/{name}.sql: severity must be {' or '.join(Severity)}, not {severity!r}")
+    unit = counts.removeprefix(_SUM)
+    definition = CheckDefinition(ASSET, path.stem, Severity(severity), description)
+    return SqlCheck(definition, unit, unit != counts, todo, sql)
 
 
 def check_build(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from kyc_pipeline.analyze import derived_lineage
 from kyc_pipeline.analyze.derived_lineage import derived_sources
 from kyc_pipeline.analyze.lineage import Source, column_sources, is_response_field, response_fields
-from kyc_pipeline.analyze.sql_models import load_models
+from kyc_pipeline.analyze.sql_models import load_models, load_steps
 from kyc_pipeline.deepxl.contract import FIELDS
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import KycError
@@ -43,8 +44,25 @@ def test_a_column_of_lake_and_warehouse_has_one_description() -> None:
     assert {key: warehouse[key] for key in both} == {key: lake[key] for key in both}
 
 
-def test_the_file_is_what_the_sql_says() -> None:
-    assert derived_sources() == column_sources(), "run `make dictionary`"
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("SELECT 1 AS a, 2 AS b, 3 AS c", "the header does not describe the column c"),
+        ("SELECT 1 AS a", "the header describes the column b, which the query lacks"),
+        ("SELECT 1 AS b, 2 AS a", "the header must describe the columns in the order of the query"),
+        ("WITH t AS (SELECT 1 AS a) SELECT a, t.b FROM t", "Unknown column: b"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_query_names_file_and_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str, problem: str
+) -> None:
+    (tmp_path / "marts").mkdir()
+    (tmp_path / "marts" / "m.sql").write_text(f"-- One.\n--\n-- a: A.\n-- b: B.\n{sql}")
+    monkeypatch.setattr("kyc_pipeline.analyze.sql_models.sql_folder", lambda: tmp_path)
+    monkeypatch.setattr(derived_lineage, "load_steps", load_steps.__wrapped__)
+    with pytest.raises(KycError) as raised:
+        derived_sources.__wrapped__()
+    assert str(raised.value) == f"sql/marts/m.sql: {problem}"
 
 
 def test_only_constants_are_made_from_nothing() -> None:
@@ -126,7 +144,7 @@ def test_sources_are_one_step_back(model: str, column: str, sources: set[Source]
     ],
 )
 def test_fields_are_all_the_way_back(model: str, column: str, fields: tuple[str, ...]) -> None:
-    assert response_fields()[model][column] == fields
+    assert response_fields(column_sources())[model][column] == fields
 
 
 @pytest.mark.parametrize(

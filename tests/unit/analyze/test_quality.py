@@ -3,12 +3,15 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pytest
 
 from kyc_pipeline.analyze.quality import check_build, load_checks
 from kyc_pipeline.checks import CheckResult, Severity
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import MODEL_CHECKS, VERIFICATIONS
 from kyc_pipeline.orchestration.checks import check_specs
@@ -53,6 +56,26 @@ def test_checks_of_the_warehouse_do_not_block_in_dagster_since_the_step_itself_f
     specs = check_specs(check.definition for check in load_checks())
     assert not [spec.name for spec in specs if spec.blocking]
     assert {spec.asset_key.to_user_string() for spec in specs} == {"warehouse"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        (["severity: error", "counts: days"], "the header has no todo:"),
+        (["todo: mend it"], "the header has no severity:, counts:"),
+        (["severity: bad", "counts: days", "todo: -"], "severity must be error or warning, not 'bad'"),
+    ],
+)
+def test_a_malformed_header_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: list[str], problem: str
+) -> None:
+    (tmp_path / "checks").mkdir()
+    header = "".join(f"-- {line}\n" for line in ("All is well.", "", *fields))
+    (tmp_path / "checks" / "c.sql").write_text(f"{header}SELECT 1")
+    monkeypatch.setattr("kyc_pipeline.analyze.quality.sql_folder", lambda: tmp_path)
+    with pytest.raises(KycError) as raised:
+        load_checks.__wrapped__()
+    assert str(raised.value) == f"sql/checks/c.sql: {problem}"
 
 
 def unaccounted(lake: Lake, date: str) -> None:
