@@ -8,6 +8,9 @@ from typing import Any, cast
 
 import dagster as dg
 
+from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.quality import recorded_checks
+from kyc_pipeline.checks import Severity
 from kyc_pipeline.cli.dagster_home import HomeUnusable, usable_home
 from kyc_pipeline.days import day_range
 from kyc_pipeline.definitions import build_defs
@@ -125,6 +128,10 @@ class _Runs:
         with usable_home():
             for observation in publication.observations(WAREHOUSE, REPORT):
                 self._instance.report_runless_asset_event(observation)
+        with open_warehouse(self._pipeline.settings.kyc_warehouse) as connection:
+            for check in recorded_checks(connection):
+                if not check.passed and check.severity is Severity.WARNING:
+                    self._warn(warning(check.name, check.description))
         return False
 
     def _has_new_labels(self) -> bool:
@@ -205,12 +212,17 @@ def warnings_of(result: dg.ExecuteInProcessResult) -> list[str]:
     The warnings of daily checks are not among them, since those of the warehouse summarize them.
     """
     return [
-        f"warning: {check.check_name}: {check.description}"
+        warning(check.check_name, check.description)
         for check in result.get_asset_check_evaluations()
         if not check.passed
         and check.severity is dg.AssetCheckSeverity.WARN
         and check.check_name != YESTERDAY.name
     ]
+
+
+def warning(check: str, description: str | None) -> str:
+    """The line for a check of severity WARN that failed."""
+    return f"warning: {check}: {description}"
 
 
 def publication_job(pipeline: Pipeline) -> dg.JobDefinition:
