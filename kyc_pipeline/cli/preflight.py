@@ -15,10 +15,11 @@ def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
     """Raises, before anything changes, if the days need calls but the API is unusable.
 
     Raises :class:`~kyc_pipeline.errors.UsageError` if there is no credential, and the client's errors if the
-    credential is rejected or no DeepXL API responds. Days that are paid for need neither.
+    credential is rejected or no DeepXL API responds. Days that are paid for need neither, nor does a budget
+    of no calls.
     """
     pipeline.open_ledger().close()  # raises for a wrong KYC_LEDGER_URL
-    if not _calls_expected(pipeline, days):
+    if pipeline.settings.deepxl_max_calls_per_run == 0 or not _calls_expected(pipeline, days):
         return
     pipeline.settings.require_token()
     asyncio.run(_check_access(pipeline.settings))

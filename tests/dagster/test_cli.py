@@ -178,6 +178,9 @@ def test_a_budget_exits_with_3_and_lists_what_is_left_and_nothing_is_published_o
     landing: Landing, run: Run, simulator: Simulator, tmp_path: Path
 ) -> None:
     ids = landing.day(DAY, 5)
+    nowhere = {"DEEPXL_API_TOKEN": "", "DEEPXL_BASE_URL": "http://127.0.0.1:9"}
+    code, out, _ = run("backfill", "--no-publish", *RANGE, "--max-calls", "0", **nowhere)
+    assert (code, "not_attempted" in out) == (3, True), "no calls need no credential"
     code, out, _ = run("backfill", "--no-publish", *RANGE, "--max-calls", "2")
     assert code == 3
     assert simulator.received.total() == 2
