@@ -98,6 +98,8 @@ def test_an_export_has_all_of_one_person_and_nothing_of_anybody_else(
     [file] = (tmp_path / "out").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert MARK not in file.name
+    ignored = (Path(__file__).parents[2] / ".gitignore").read_text().split()
+    assert any(file.match(pattern.lstrip("/")) for pattern in ignored)
     exported = json.loads(file.read_bytes())
     assert [(row["manifest"], row["row"]) for row in exported["landing"]] == [
         ("m.jsonl", 1),
