@@ -1,7 +1,8 @@
 """The warehouse's checks: each file in `sql/checks/` is a query that returns the violations.
 
 The header has the severity, what to do about a violation (`todo`), and what the check counts: the rows of the
-query (`counts: days`) or, if the query groups, the sum of a column (`counts: sum of verifications`).
+query (`counts: days`) or, if the query groups, the sum of a column (`counts: sum of verifications`). It may
+name columns whose values the message shows (`shows: setting, tag`): nothing that may be personal.
 """
 
 import json
@@ -35,6 +36,8 @@ class SqlCheck:
     is_summed: bool
     todo: str
     sql: str
+    shows: tuple[str, ...]
+    """Columns whose values, of the first rows, are in the message."""
 
 
 @lru_cache(maxsize=1)
@@ -54,7 +57,8 @@ def _read_check(path: Path) -> SqlCheck:
         raise KycError(f"sql/{name}.sql: severity must be {' or '.join(Severity)}, not {severity!r}")
     unit = counts.removeprefix(_SUM)
     definition = CheckDefinition(ASSET, path.stem, Severity(severity), description)
-    return SqlCheck(definition, unit, unit != counts, todo, sql)
+    shows = tuple(header["shows"].split(", ")) if "shows" in header else ()
+    return SqlCheck(definition, unit, unit != counts, todo, sql, shows)
 
 
 def check_build(connection: duckdb.DuckDBPyConnection) -> list[CheckResult]:
@@ -83,7 +87,12 @@ def _run(connection: duckdb.DuckDBPyConnection, check: SqlCheck) -> CheckResult:
     )
     metadata = {"count": int(count), "unit": check.unit}
     definition = check.definition
-    at = f" ({' to '.join(dict.fromkeys(range_))})" if all(range_) else ""
+    if check.shows:
+        shown = [": ".join(row[column] for column in check.shows) for row in sample]
+        which = ", ".join([*shown, "…"] if count > len(shown) else shown)
+    else:
+        which = " to ".join(dict.fromkeys(filter(None, range_)))
+    at = f" ({which})" if which else ""
     text = f"{counted(count, check.unit)}{at}: {check.todo}" if count else definition.description
     return CheckResult(definition, count == 0, text, metadata, sample)
 

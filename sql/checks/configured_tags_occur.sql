@@ -3,7 +3,8 @@
 --
 -- severity: warning
 -- counts: tags
--- todo: no verified submission has a tag of this name; correct it in KYC_DIMENSIONS or KYC_SUBJECT_TAGS
+-- shows: setting, tag
+-- todo: no verified submission has a tag of this name; correct it in the setting
 WITH configured AS (
     SELECT name AS setting, unnest(string_split(value, ',')) AS tag
     FROM build_inputs

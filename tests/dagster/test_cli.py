@@ -51,9 +51,9 @@ def one_line(err: str) -> str:
     return lines[0]
 
 
-def warnings(err: str) -> list[list[str]]:
+def warnings(err: str) -> list[tuple[str, str]]:
     """The checks that warn, each with the beginning of its text."""
-    return [line.split(": ")[1:3] for line in err.splitlines() if line.startswith("warning: ")]
+    return re.findall(r"^warning: (\w+): (\d+ \w+(?: \(.*?\))?): ", err, re.MULTILINE)
 
 
 def test_a_day_is_planned_paid_queried_and_grows_beside_one_that_cannot_be_read(
@@ -75,7 +75,10 @@ def test_a_day_is_planned_paid_queried_and_grows_beside_one_that_cannot_be_read(
     assert "bad.csv" in err
     assert "2024-09-09" in err
     assert "Traceback" not in err
-    expected = [["answers_echo_what_was_sent", "1 anomaly"], ["configured_tags_occur", "1 tag"]]
+    expected = [
+        ("answers_echo_what_was_sent", "1 anomaly"),
+        ("configured_tags_occur", "1 tag (KYC_DIMENSIONS: cuntry)"),
+    ]
     assert warnings(err) == expected, "and none for yesterday"
     assert simulator.received.total() == 4
     assert [line.split(maxsplit=1) for line in out.splitlines()] == [

@@ -227,6 +227,8 @@ def test_a_setting_that_names_a_tag_of_no_submission_is_a_warning(lake: Lake, bu
         {"setting": "KYC_DIMENSIONS", "tag": "contry"},
         {"setting": "KYC_SUBJECT_TAGS", "tag": "companyId"},
     )
+    shown = "2 tags (KYC_DIMENSIONS: contry, KYC_SUBJECT_TAGS: companyId): no verified submission has"
+    assert found["configured_tags_occur"].description.startswith(shown)
 
 
 def test_no_tag_is_missed_before_there_are_verifications(lake: Lake, built: Built) -> None:
