@@ -28,6 +28,7 @@ from kyc_pipeline.verify.planning import (
     total,
 )
 from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.wording import plural
 
 MAY_NO_LONGER_APPLY = (
     Reason.FILE_NOT_FOUND,
@@ -70,6 +71,9 @@ def plan(first: date, last: date) -> None:
         click.echo(duplicate_documents_line(overall.duplicate_documents))
     for warning in overall.warnings:
         click.echo(f"warning: {warning}", err=True)
+    max_calls = settings.deepxl_max_calls_per_run
+    if max_calls is not None and max_calls < overall.calls_to_make:
+        click.echo(f"a run stops after {plural(max_calls, 'call')} (DEEPXL_MAX_CALLS_PER_RUN)")
     day_budget = read_day_budget(pipeline)
     if day_budget.left is not None:
         click.echo(str(day_budget))

@@ -64,8 +64,10 @@ def test_a_day_is_planned_paid_queried_and_grows_beside_one_that_cannot_be_read(
     bad.parent.mkdir()
     bad.write_text("name,photo\nx,y\n")
     both = ("--from", DAY, "--to", "2024-09-09")
-    code, out, err = run("plan", *both, DEEPXL_PRICE_PER_CALL="0.50")
+    limited = {"DEEPXL_PRICE_PER_CALL": "0.50", "DEEPXL_MAX_CALLS_PER_RUN": "3"}
+    code, out, err = run("plan", *both, **limited)
     assert code == 1
+    assert out.splitlines()[-1] == "a run stops after 3 calls (DEEPXL_MAX_CALLS_PER_RUN)"
     day, unreadable, total = (line.split() for line in out.splitlines()[1:4])
     assert (day[:2], unreadable[:2]) == ([DAY, "4"], ["2024-09-09", "unreadable"])
     assert total == ["total", "4", "0", "0", "0", "4", "2.00"]
@@ -90,7 +92,7 @@ def test_a_day_is_planned_paid_queried_and_grows_beside_one_that_cannot_be_read(
     ]
     code, out, err = run("publish", DEEPXL_PRICE_PER_CALL="0.50", KYC_DIMENSIONS="cuntry")
     assert (code, "up to date" in out, warnings(err)) == (0, True, expected)
-    code, out, _ = run("plan", *RANGE, DEEPXL_PRICE_PER_CALL="0.50")
+    code, out, _ = run("plan", *RANGE, **limited)
     assert code == 0
     assert out.splitlines()[-1].split() == ["total", "4", "0", "4", "0", "0", "0.00"]
     lake = Lake(str(tmp_path / "lake"))
