@@ -127,17 +127,19 @@ def run_backfill(
         click.echo(warning, err=True)
     results = read_results(pipeline, days)
     left = results.left
+    published = publish and show_paths and is_published(settings.kyc_warehouse)
     for day, submission_id, outcome in left[:SHOWN_SUBMISSIONS]:
         click.echo(f"{day}  {submission_id}  {outcome}")
     if len(left) > SHOWN_SUBMISSIONS:
-        click.echo(f"… and {len(left) - SHOWN_SUBMISSIONS} more, in verification_responses")
+        lists_all = f": {_list_left(days)} lists all" if published else ""
+        click.echo(f"… and {len(left) - SHOWN_SUBMISSIONS} more{lists_all}")
     rejected = rejected_rows(pipeline.lake, days)
     kept = sum(kept_rows(pipeline.lake, day) for day in days if pipeline.lake.exists(SUBMISSIONS, day))
     accepted = results.outcomes.total() - kept
     click.echo(f"rows       {accepted} accepted, {rejected} rejected{kept_line(kept)}")
     click.echo(f"outcomes   {results}")
     click.echo(spending(pipeline, controls.run_ids))
-    if publish and show_paths and is_published(settings.kyc_warehouse):
+    if published:
         click.echo(output_paths(settings))
     if rejected and show_paths:
         notes.append(
@@ -150,6 +152,13 @@ def run_backfill(
     if line := _why_it_stopped(pipeline, controls, results):
         click.echo(line)
     return UNFINISHED if left or controls.skipped else 0
+
+
+def _list_left(days: Sequence[str]) -> str:
+    """The command that lists the submissions of `days` that are left, as part of a message."""
+    outcomes = ", ".join(f"'{outcome}'" for outcome in UNDECIDED)
+    where = f"outcome IN ({outcomes}) AND date BETWEEN '{days[0]}' AND '{days[-1]}'"
+    return f'`kyc-pipeline query "SELECT date, submission_id, outcome FROM submissions WHERE {where}"`'  # noqa: S608 - shown, not run
 
 
 def _why_it_stopped(pipeline: Pipeline, controls: CallControls, results: "Results") -> str | None:

@@ -2,7 +2,7 @@
 --
 -- severity: warning
 -- counts: submissions
--- todo: read their responses in verification_responses, and ask DeepXL
+-- todo: read their responses in the lake, in restricted/verification_responses, and ask DeepXL
 SELECT date, submission_id
 FROM submissions
 WHERE outcome = 'quarantined'

@@ -4,6 +4,7 @@ import asyncio
 import http.server
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -392,12 +393,15 @@ def test_ctrl_c_skips_the_remaining_runs_of_a_backfill_and_publishes(
 
     asked = threading.Event()
     monkeypatch.setattr(local_run, "build_defs", build_and_interrupt)
+    monkeypatch.setattr("kyc_pipeline.cli.backfill.SHOWN_SUBMISSIONS", 1)
     code, out, _ = run("backfill", "--from", days[0], "--to", days[-1])
     assert code == 3
     assert "stopped on request; 0 settled, 2 left, 1 day left out: run the same days again" in out
     assert not simulator.received
     assert Lake(str(tmp_path / "lake")).dates(SUBMISSIONS) == days[:-1]
-    assert (tmp_path / "warehouse" / "kyc.duckdb").exists()
+    (command,) = re.findall("^… and 1 more: `kyc-pipeline (.+)` lists all$", out, re.MULTILINE)
+    code, out, _ = run(*shlex.split(command), "--format", "csv")
+    assert (code, [line.split(",")[0] for line in out.splitlines()]) == (0, ["date", *days[:-1]])
 
 
 def test_ctrl_c_after_the_last_call_leaves_nothing_to_run_again(
