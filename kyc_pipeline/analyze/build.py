@@ -24,6 +24,7 @@ from kyc_pipeline.analyze.choices import Choices, literal
 from kyc_pipeline.analyze.label_cells import hide_label_cells
 from kyc_pipeline.analyze.publish import (
     EXACT,
+    ONLY_EXACT,
     Place,
     open_warehouse,
     remove_draft,
@@ -60,8 +61,6 @@ _HIDDEN_IN: Final = "submissions"
 """The model whose rows hide small cells; all tables by company or dimension are counted from it."""
 _LABELS_HIDDEN_IN: Final = "labelled_slices"
 """The model whose rows hide small cells of labelled people."""
-_LABELS: Final = ("labels", "submission_labels", "labelled_results")
-"""Models with the truth about single submissions: they would give away what the counts by dimension hide."""
 _CHANGES: Final = "found_changes"
 """The model that SQL leaves unfinished: :func:`write_changes` completes its rows."""
 
@@ -385,7 +384,7 @@ class _Build:
     @property
     def _restricted(self) -> Collection[str]:
         """The models that only the restricted file has."""
-        return _LABELS if self._hides_cells else ()
+        return ONLY_EXACT if self._hides_cells else ()
 
     def _derive_exact(self) -> None:
         """Runs the models that count by company or dimension again, on the exact submissions."""

@@ -38,6 +38,11 @@ _RESTRICTED_MODE: Final = 0o600
 _CATALOG: Final = "kyc"
 EXACT: Final = "exact"
 """The name under which the restricted file is attached."""
+ONLY_EXACT: Final = ("labels", "submission_labels", "labelled_results")
+"""Tables that only the restricted file has, if there is one: the truth about single submissions.
+
+They would give away what the counts by dimension hide.
+"""
 _HOLDER: Final = re.compile(r"lock is held in (?P<program>.+?) \(PID (?P<pid>[0-9]+)\)")
 
 

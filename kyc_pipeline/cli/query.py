@@ -24,7 +24,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kyc_pipeline.analyze.publish import open_warehouse, seal
+from kyc_pipeline.analyze.publish import ONLY_EXACT, open_warehouse, seal
 from kyc_pipeline.cli.output import OUTPUT_FILE
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import replacing
@@ -44,6 +44,7 @@ _SHEET_INTEGERS = 10**15
 """Spreadsheets round integers from here on."""
 _NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _WRITES_FILES = re.compile(r"\b(COPY|EXPORT|ATTACH)\b", re.IGNORECASE)
+_MISSING_TABLE = re.compile(r"Table with name (\w+) does not exist")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 # A spreadsheet that separates by semicolon or tab starts a cell there, even inside quotes.
 _FORMULA_INSIDE = re.compile(r"([;\t|\r\n][\s\"]*)(?=[=+\-@＝＋－＠])")
@@ -197,7 +198,10 @@ def _check(connection: duckdb.DuckDBPyConnection, text: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """DuckDB's message with its hint and line number, in one line."""
+    """DuckDB's message with its hint and line number, in one line; or where the missing table is."""
+    missing = _MISSING_TABLE.search(str(error))
+    if missing and (table := missing[1].lower()) in ONLY_EXACT:
+        return f"only the restricted file has the table {table}: `kyc-pipeline query --exact` reads it"
     message, _, position = str(error).partition("\n\nLINE ")
     line = f" (line {position.partition(':')[0]})" if position else ""
     return " ".join(message.split("\n")) + line

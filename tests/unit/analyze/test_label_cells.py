@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from kyc_pipeline.analyze.label_cells import hide_label_cells
 from kyc_pipeline.analyze.publish import open_warehouse, restricted_path
 from kyc_pipeline.analyze.report.evidence import read_evidence
 from kyc_pipeline.analyze.small_cells import publish_submissions
+from kyc_pipeline.cli.query import query
+from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.storage import Lake
 from tests.effort import tries
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
@@ -226,11 +229,18 @@ def test_few_frauds_hide_their_far_and_what_would_give_them_away(labelled: Path)
     }
 
 
-def test_only_the_restricted_file_has_labels_of_single_submissions(labelled: Path) -> None:
+def test_only_the_restricted_file_has_labels_of_single_submissions(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KYC_WAREHOUSE", str(labelled))
+    for table in LABELS:
+        hint = f"^only the restricted file has the table {table}: `kyc-pipeline query --exact` reads it$"
+        with pytest.raises(UsageError, match=hint):
+            CliRunner().invoke(query, [f"FROM {table.upper()}"], catch_exceptions=False)
+        assert CliRunner().invoke(query, [f"FROM {table}", "--exact"]).exit_code == 0
+    with pytest.raises(UsageError, match=r"does not exist(?!.*restricted)"):
+        CliRunner().invoke(query, ["FROM no_such_table"], catch_exceptions=False)
     with open_warehouse(labelled) as connection:
-        for table in LABELS:
-            with pytest.raises(duckdb.CatalogException):
-                connection.execute(f"FROM {table}")
         assert connection.execute("SELECT labels FROM label_quality WHERE source = 'ALL'").fetchall() == [
             (68,)
         ]
@@ -254,5 +264,5 @@ def test_without_small_cells_nothing_is_restricted(labelled: Path, tmp_path: Pat
     assert by_country(plain, exact=False) == by_country(labelled, exact=True)
     with open_warehouse(plain) as connection, open_warehouse(labelled, exact=True) as hiding:
         for table in (*LABELS, "error_rates", "error_rates_by_dimension", "label_quality"):
-            query = f"FROM {table} ORDER BY ALL"
-            assert connection.execute(query).fetchall() == hiding.execute(query).fetchall(), table
+            rows = f"FROM {table} ORDER BY ALL"
+            assert connection.execute(rows).fetchall() == hiding.execute(rows).fetchall(), table
