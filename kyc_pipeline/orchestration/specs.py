@@ -26,7 +26,7 @@ def table_spec(
     """The spec of one lake table, with its description, columns and zone."""
     return dg.AssetSpec(
         table.name,
-        description=f"{table.description}\n\nZone `{table.zone}`; columns in `docs/data-dictionary.md`.",
+        description=f"{table.description}\n\nZone `{table.zone}`.",
         group_name=group,
         deps=list(deps),
         kinds={"parquet"},

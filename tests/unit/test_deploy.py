@@ -193,7 +193,8 @@ def test_the_examples_have_what_deploy_needs() -> None:
 
 def commands() -> list[str]:
     """The lines after a prompt in the guides."""
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("deploy/README.md", "docs/scale-out.md")]
+    guides = ("README.md", "deploy/README.md", "docs/scale-out.md")
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in guides]
     lines = re.sub(r" \\\n\s*", " ", "\n".join(texts)).splitlines()
     return [line.strip()[2:].partition("  #")[0] for line in lines if line.lstrip().startswith("$ ")]
 
