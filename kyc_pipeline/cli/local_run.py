@@ -15,7 +15,7 @@ from kyc_pipeline.cli.dagster_home import HomeUnusable, usable_home
 from kyc_pipeline.days import day_range
 from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, in_one_line
-from kyc_pipeline.ingest.labels import are_ingested
+from kyc_pipeline.ingest.labels import are_ingested, stored_summary
 from kyc_pipeline.ingest.state import Records
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
@@ -114,15 +114,13 @@ class _Runs:
         """Runs the assets that are not partitioned; returns False if they are up to date instead."""
         with usable_home():
             publication = Publication(self._pipeline, self._instance)
-        if (
-            self._force
-            or publication.reasons()
-            or self._has_new_labels()
-            or not publication.was_recorded_today()
-        ):
+        new_labels = self._has_new_labels()
+        if self._force or publication.reasons() or new_labels or not publication.was_recorded_today():
             result = self._run(publication_job(self._pipeline), {}, "build_warehouse", "report")
             for line in warnings_of(result):
                 self._warn(line)
+            if new_labels and self._has_new_labels() is False:
+                self._announce_rejected_labels()
             return True
         # Without a run: planning and recording one would take longer than this comparison.
         with usable_home():
@@ -134,16 +132,21 @@ class _Runs:
                     self._warn(warning(check.name, check.description))
         return False
 
-    def _has_new_labels(self) -> bool:
-        """Whether there are labels to read. The run says why they cannot be."""
+    def _has_new_labels(self) -> bool | None:
+        """Whether there are labels to read. None if they cannot be: the run says why."""
         settings = self._pipeline.settings
         try:
-            is_there = open_landing(settings.kyc_landing).problem() is None
-            return is_there and not are_ingested(
-                settings.kyc_landing, self._pipeline.lake, settings.kyc_csv_encoding
-            )
+            if open_landing(settings.kyc_landing).problem() is not None:
+                return None
+            return not are_ingested(settings.kyc_landing, self._pipeline.lake, settings.kyc_csv_encoding)
         except KycError:
-            return False
+            return None
+
+    def _announce_rejected_labels(self) -> None:
+        labels = stored_summary(self._pipeline.lake)
+        if labels.rejected_rows:
+            counts = f"{labels.accepted} accepted, {labels.rejected_rows} rejected"
+            self._announce(f"labels     {counts}: `kyc-pipeline rejected` shows them")
 
     def _run_ranges(self, ranges: Iterable[tuple[str, str]]) -> None:
         for first, last in ranges:

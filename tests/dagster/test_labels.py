@@ -44,12 +44,14 @@ def test_labels_reach_the_warehouse_come_back_from_a_sample_and_leave_with_their
     landing: Landing, run: Run, tmp_path: Path
 ) -> None:
     ids = landing.day(DAY, 12, tags)
-    put(tmp_path, [*ids[:3], "never-sent"])
+    put(tmp_path, [*ids[:3], "never-sent", "not an id"])
     put(tmp_path, ids[3:5], "fraud", "b.csv")
-    assert run("backfill", "--from", DAY, "--to", DAY)[0] == 0
+    code, out, _ = run("backfill", "--from", DAY, "--to", DAY)
+    assert code == 0
+    assert "labels     6 accepted, 1 rejected: `kyc-pipeline rejected` shows them" in out.splitlines()
     warehouse = tmp_path / "warehouse" / "kyc.duckdb"
     assert figures(warehouse) == [(3, 2, False)]
-    assert "up to date" in run("publish")[1]
+    assert run("publish")[1].startswith("warehouse and report are up to date\n"), "and nothing about labels"
 
     code, out, _ = run("sample", "--n", "8", "--seed", "1")
     assert code == 0
