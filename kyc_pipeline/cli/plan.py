@@ -1,7 +1,7 @@
 """`kyc-pipeline plan`: what a backfill would do and cost. Makes no call and changes nothing."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 
@@ -9,6 +9,7 @@ import click
 
 from kyc_pipeline.cli.options import check_landing, date_range, format_table, partitions_between
 from kyc_pipeline.errors import KycError, in_one_line
+from kyc_pipeline.ingest.formats.columns import TAG_PREFIX
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import IngestSummary, awaits_files, ingest_partition, is_ingested
 from kyc_pipeline.ingest.owners import Owners
@@ -27,7 +28,7 @@ from kyc_pipeline.verify.planning import (
     plan_partitions,
     total,
 )
-from kyc_pipeline.vocabulary import Reason
+from kyc_pipeline.vocabulary import MANIFEST_FIELDS, Reason
 from kyc_pipeline.wording import plural
 
 MAY_NO_LONGER_APPLY = (
@@ -63,17 +64,10 @@ def plan(first: date, last: date) -> None:
     overall = total(plans, settings)
     headings = (*HEADINGS, f"estimated cost ({settings.deepxl_currency})")
     click.echo(format_table(headings, [*(rows[day] for day in sorted(rows)), _row(overall)]))
-    if overall.open_calls:
-        click.echo(open_calls_line(overall.open_calls))
-    if overall.rejected:
-        click.echo(_rejected_line(overall.rejected))
-    if overall.duplicate_documents:
-        click.echo(duplicate_documents_line(overall.duplicate_documents))
+    for line in _notes(overall, settings.deepxl_max_calls_per_run):
+        click.echo(line)
     for warning in overall.warnings:
         click.echo(f"warning: {warning}", err=True)
-    max_calls = settings.deepxl_max_calls_per_run
-    if max_calls is not None and max_calls < overall.calls_to_make:
-        click.echo(f"a run stops after {plural(max_calls, 'call')} (DEEPXL_MAX_CALLS_PER_RUN)")
     day_budget = read_day_budget(pipeline)
     if day_budget.left is not None:
         click.echo(str(day_budget))
@@ -83,12 +77,31 @@ def plan(first: date, last: date) -> None:
         raise KycError(in_one_line(f"{day}: {error}" for day, error in unreadable.items()))
 
 
+def _notes(overall: PartitionPlan, max_calls: int | None) -> Iterator[str]:
+    """What the table does not show; `max_calls` is the budget of a run."""
+    if overall.open_calls:
+        yield open_calls_line(overall.open_calls)
+    if overall.rejected:
+        yield _rejected_line(overall.rejected)
+    if overall.ignored_columns:
+        yield _ignored_line(len(overall.ignored_columns))
+    if overall.duplicate_documents:
+        yield duplicate_documents_line(overall.duplicate_documents)
+    if max_calls is not None and max_calls < overall.calls_to_make:
+        yield f"a run stops after {plural(max_calls, 'call')} (DEEPXL_MAX_CALLS_PER_RUN)"
+
+
 def _rejected_line(rejected: Counter[str]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
     return (
         f"rejected: {reasons}; `kyc-pipeline backfill --max-calls 0` ingests without a call, then "
         "`kyc-pipeline rejected` shows file and row"
     )
+
+
+def _ignored_line(columns: int) -> str:
+    known = f"{', '.join(MANIFEST_FIELDS)} and {TAG_PREFIX}<name>"
+    return f"ignored: {plural(columns, 'column')} of the manifests; those that are read are {known}"
 
 
 def _row(entry: PartitionPlan) -> list[object]:
@@ -129,7 +142,12 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
             if (summary := found.get(day)) is None:
                 return plan
             warnings = (str(summary.personal_ids),) if summary.personal_ids else ()
-            return replace(plan, duplicate_documents=summary.duplicate_documents, warnings=warnings)
+            return replace(
+                plan,
+                duplicate_documents=summary.duplicate_documents,
+                ignored_columns=frozenset(summary.ignored_columns),
+                warnings=warnings,
+            )
 
         def is_outdated(day: str) -> bool:
             return day not in unreadable and not is_ingested(landing, lake, day, scratch, options)

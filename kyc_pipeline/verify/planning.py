@@ -34,6 +34,8 @@ class PartitionPlan:
     """Calls to make for two documents that another submission has too. Ingest counts them."""
     open_calls: int = 0
     """Begun by a run that still works or was killed: neither paid nor held yet."""
+    ignored_columns: frozenset[str] = frozenset()
+    """Names of columns that ingest does not use. They may be personal."""
     warnings: tuple[str, ...] = ()
     """What ingest warns of, one line each."""
     scan: Scan | None = None
@@ -82,6 +84,7 @@ def total(plans: Sequence[PartitionPlan], settings: Settings) -> PartitionPlan:
         conflicts=sum(plan.conflicts for plan in plans),
         duplicate_documents=sum(plan.duplicate_documents for plan in plans),
         open_calls=sum(plan.open_calls for plan in plans),
+        ignored_columns=frozenset[str]().union(*(plan.ignored_columns for plan in plans)),
         warnings=tuple(f"{plan.date}: {warning}" for plan in plans for warning in plan.warnings),
         estimated_cost=estimated_cost(settings, calls),
     )

@@ -155,8 +155,11 @@ def test_plan_counts_rejected_rows_by_reason_and_reads_a_changed_manifest(landin
     landing.day(DAY, 2)
     run("backfill", "--no-publish", *RANGE)
     landing.manifest(DAY, [landing.submission("new", 50), {"submission_id": "bad"}], name="more.jsonl")
-    landing.manifest("2024-09-09", [{"submission_id": "worse"}, landing.submission("b 1", 60)])
+    unused = {"submitted": "2024-09-09T10:00:00Z", "Jane Doe": "1985-03-12"}
+    landing.manifest("2024-09-09", [{"submission_id": "worse"}, landing.submission("b 1", 60) | unused])
     _, out, _ = run("plan", "--from", DAY, "--to", "2024-09-09")
+    assert "\nignored: 2 columns of the manifests; those that are read are submission_id, " in out
+    assert "Jane" not in out
     assert out.splitlines()[1].split() == [DAY, "3", "1", "2", "0", "1", "–"]
     assert "\nrejected: 2 missing_field, 1 invalid_submission_id; " in out
 
