@@ -51,7 +51,7 @@ def column_sources() -> Mapping[str, Mapping[str, tuple[Source, ...]]]:
             model: {column: tuple(map(Source.parse, sources)) for column, sources in columns.items()}
             for model, columns in json.loads(lineage_file().read_text(encoding="utf-8")).items()
         }
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise KycError(
             f"{lineage_file()} is missing or damaged: install the package again; in a checkout, run "
             "`make dictionary`"

@@ -1,8 +1,9 @@
 """The warehouse's checks: each file in `sql/checks/` is a query that returns the violations.
 
-The header has the severity, what to do about a violation (`todo`), and what the check counts: the rows of the
-query (`counts: days`) or, if the query groups, the sum of a column (`counts: sum of verifications`). It may
-name columns whose values the message shows (`shows: setting, tag`): nothing that may be personal.
+The header has the severity (`severity: error` or `warning`), what to do about a violation (`todo`), and what
+the check counts: the rows of the query (`counts: days`) or, if the query groups, the sum of a column
+(`counts: sum of verifications`). It may name columns whose values the message shows (`shows: setting, tag`):
+nothing that may be personal.
 """
 
 import json

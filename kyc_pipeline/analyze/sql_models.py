@@ -119,12 +119,12 @@ def _connect() -> duckdb.DuckDBPyConnection:
 def _reads(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> tuple[set[str], set[str]]:
     """The models and the tables of the lake that the query of `sql/<name>.sql` reads: DuckDB's syntax tree.
 
-    Raises :class:`KycError` if it is not one SELECT.
+    Raises :class:`KycError` if it is not one SELECT, and KeyboardInterrupt on Ctrl-C.
     """
     try:
         [(text,)] = connection.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
-    except RuntimeError as error:
-        raise KeyboardInterrupt from error  # which DuckDB has taken
+    except RuntimeError as error:  # DuckDB's for Ctrl-C
+        raise KeyboardInterrupt from error
     tree = json.loads(text)
     if tree["error"]:
         raise KycError(f"sql/{name}.sql is not valid: {tree['error_message']}")

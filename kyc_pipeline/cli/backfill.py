@@ -23,7 +23,7 @@ from kyc_pipeline.cli.options import (
     partitions_between,
 )
 from kyc_pipeline.cli.plan import read_day_budget
-from kyc_pipeline.cli.preflight import check_api_when_needed
+from kyc_pipeline.cli.preflight import check_stores_and_api
 from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
 from kyc_pipeline.ingest.manifests import kept_line
@@ -103,7 +103,7 @@ def run_backfill(
     """Runs `days`, prints the results and what is left, and returns the exit code."""
     check_landing(settings, days)
     pipeline = Pipeline(settings)
-    check_api_when_needed(pipeline, days)
+    check_stores_and_api(pipeline, days, look_up_first=look_up_first)
     instance = open_instance()
     controls = CallControls(look_up_first=look_up_first)
     notes = [] if publish else [NOT_PUBLISHED]

@@ -29,7 +29,6 @@ CELERY_LAUNCHER = "kyc_pipeline.orchestration.celery_launcher"
 """The project's own class that `dagster.yaml` may name."""
 _ALREADY_EXISTS = {"23505", "42P07", "42710"}
 """PostgreSQL's SQLSTATEs unique_violation, duplicate_table and duplicate_object."""
-_POSTGRES = "postgresql://"
 _RETRIES = 9
 """Each follows something that another process created. Dagster creates its database in far fewer parts."""
 _DATABASE_PACKAGES = {"sqlalchemy", "dagster_postgres"}
@@ -60,12 +59,9 @@ def open_instance() -> dg.DagsterInstance:
     folder = os.environ["DAGSTER_HOME"] = str(Path(home or DEFAULT_HOME).resolve())
     if "?" in folder:  # which begins the options in Dagster's database URLs
         raise UsageError(f"DAGSTER_HOME: {folder} has a ? in its path: choose another folder")
-    url = os.environ.get("DAGSTER_POSTGRES_URL", _POSTGRES)
-    if not url.startswith(_POSTGRES):
-        raise UsageError(
-            f"DAGSTER_POSTGRES_URL must begin with {_POSTGRES}: Dagster has another driver than the ledger"
-        )
-    logging.getLogger().addFilter(_without_details)
+    if os.environ.get("DAGSTER_POSTGRES_URL", "").startswith("postgresql+psycopg:"):
+        raise UsageError("DAGSTER_POSTGRES_URL: write postgresql:// (postgresql+psycopg:// is the ledger's)")
+    logging.getLogger().addFilter(_without_url)
     try:
         instance = _open()
     except KycError:
@@ -104,8 +100,8 @@ def _opened() -> dg.DagsterInstance:
         return dg.DagsterInstance.get()
 
 
-def _without_details(record: logging.LogRecord) -> bool:
-    """Shortens what Dagster logs when its database is away: the driver quotes parts of the URL."""
+def _without_url(record: logging.LogRecord) -> bool:
+    """Shortens what Dagster logs when its database is away: in it, the driver quotes parts of the URL."""
     if isinstance(record.msg, str) and record.msg.startswith("Retrying failed database connection"):
         record.msg, record.args = "Dagster's database cannot be reached: trying again", ()
     return True

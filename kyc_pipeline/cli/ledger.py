@@ -11,7 +11,7 @@ from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.database import Ledger
-from kyc_pipeline.ledger.identity import check_bond, check_outcomes, read_identity
+from kyc_pipeline.ledger.identity import check_bond, check_lake, check_outcomes, read_identity
 from kyc_pipeline.ledger.offload import check_offloaded
 from kyc_pipeline.ledger.pseudonym_key import forget_pseudonym_key
 from kyc_pipeline.ledger.times import to_datetime
@@ -46,6 +46,7 @@ def check_command(bind: bool, forget_key: bool) -> None:
             return
         if bind:
             transfer.bind_again(lake, mine)
+        check_lake(lake, mine)
         if forget_key:
             forget_pseudonym_key(mine)
         transfer.check_file(mine)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import dagster as dg
 
-from kyc_pipeline.analyze.publish import open_warehouse
+from kyc_pipeline.analyze.publish import Place, open_warehouse
 from kyc_pipeline.analyze.quality import recorded_checks
 from kyc_pipeline.checks import Severity
 from kyc_pipeline.cli.dagster_home import HomeUnusable, usable_home
@@ -47,11 +47,11 @@ def run_partitions(
     """Ingests, verifies and flattens `days` in runs of a few days each, then publishes once.
 
     Returns one line per failed step; `announce` gets what somebody must decide about, `warn` the warnings of
-    the publication's checks. A failed day does not stop the others. After a fault that would fail every call,
-    and when the budget is used up, the remaining days record their outcomes without a call. A stop request
-    skips the remaining runs. At the end the warehouse is published from the lake, unless `publish` is false,
-    Dagster can no longer record its runs, or the warehouse is up to date (then `announce` gets a line).
-    `force` flattens and publishes in any case.
+    the warehouse's checks, also if it is up to date. A failed day does not stop the others. After a fault
+    that would fail every call, and when the budget is used up, the remaining days record their outcomes
+    without a call. A stop request skips the remaining runs. At the end the warehouse is published from the
+    lake, unless `publish` is false, Dagster can no longer record its runs, or the warehouse is up to date
+    (then `announce` gets a line). `force` flattens and publishes in any case.
     """
     controls = controls or CallControls()
     controls.budget = CallBudget(pipeline.settings.deepxl_max_calls_per_run)
@@ -126,10 +126,8 @@ class _Runs:
         with usable_home():
             for observation in publication.observations(WAREHOUSE, REPORT):
                 self._instance.report_runless_asset_event(observation)
-        with open_warehouse(self._pipeline.settings.kyc_warehouse) as connection:
-            for check in recorded_checks(connection):
-                if not check.passed and check.severity is Severity.WARNING:
-                    self._warn(warning(check.name, check.description))
+        for line in standing_warnings(self._pipeline.settings.kyc_warehouse):
+            self._warn(line)
         return False
 
     def _has_new_labels(self) -> bool | None:
@@ -215,7 +213,7 @@ def warnings_of(result: dg.ExecuteInProcessResult) -> list[str]:
     The warnings of daily checks are not among them, since those of the warehouse summarize them.
     """
     return [
-        warning(check.check_name, check.description)
+        _warning(check.check_name, check.description)
         for check in result.get_asset_check_evaluations()
         if not check.passed
         and check.severity is dg.AssetCheckSeverity.WARN
@@ -223,8 +221,20 @@ def warnings_of(result: dg.ExecuteInProcessResult) -> list[str]:
     ]
 
 
-def warning(check: str, description: str | None) -> str:
-    """The line for a check of severity WARN that failed."""
+def standing_warnings(warehouse: Place) -> list[str]:
+    """Those of the published warehouse, which has no result for yesterday. None if it cannot be opened."""
+    try:
+        with open_warehouse(warehouse) as connection:
+            return [
+                _warning(check.name, check.description)
+                for check in recorded_checks(connection)
+                if not check.passed and check.severity is Severity.WARNING
+            ]
+    except KycError:
+        return []
+
+
+def _warning(check: str, description: str | None) -> str:
     return f"warning: {check}: {description}"
 
 

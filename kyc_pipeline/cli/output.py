@@ -18,7 +18,8 @@ class _OutputFile(click.Path):
         path = cast("Path", super().convert(value, param, ctx))
         if not os.path.isdir(path.absolute().parent):  # `Path.is_dir` raises some errors
             self.fail(f"the folder {path.parent} does not exist: create it, or choose another", param, ctx)
-        if os.path.lexists(path) and not os.path.isfile(path):  # it would be replaced: a device too
+        # What has this name is replaced, a device too.
+        if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
             self.fail(f"{path} is not a regular file: choose another, or redirect the output", param, ctx)
         return path
 

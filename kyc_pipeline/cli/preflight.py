@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from kyc_pipeline.cli.plan import plan_days
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
+from kyc_pipeline.ledger.identity import check_lake
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.planning import plan_partitions
 
 
-def check_api_when_needed(pipeline: Pipeline, days: Sequence[str]) -> None:
-    """Raises, before anything changes, if the days need calls but the API is unusable.
+def check_stores_and_api(pipeline: Pipeline, days: Sequence[str], *, look_up_first: bool = False) -> None:
+    """Raises, before anything changes, if lake and ledger do not belong together, or the API is unusable.
 
     Raises :class:`~kyc_pipeline.errors.UsageError` if there is no credential, and the client's errors if the
     credential is rejected or no DeepXL API responds. Days that are paid for need neither, nor does a budget
-    of no calls.
+    of no calls, unless everything is looked up first.
     """
-    pipeline.open_ledger().close()  # raises for a wrong KYC_LEDGER_URL
-    if pipeline.settings.deepxl_max_calls_per_run == 0 or not _calls_expected(pipeline, days):
+    with pipeline.open_ledger() as ledger:  # raises for a wrong KYC_LEDGER_URL
+        check_lake(pipeline.lake, ledger)
+    if pipeline.settings.deepxl_max_calls_per_run == 0 and not look_up_first:
+        return
+    if not _calls_expected(pipeline, days):
         return
     pipeline.settings.require_token()
     asyncio.run(_check_access(pipeline.settings))

@@ -23,6 +23,7 @@ def publish(context: click.Context, force: bool) -> None:
     """
     settings = load_settings()
     pipeline = Pipeline(settings)
+    pipeline.check_lake()
     failures = run_partitions(
         pipeline,
         [],

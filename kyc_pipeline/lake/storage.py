@@ -74,6 +74,11 @@ class Partition:
     """Bytes of the file."""
 
 
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 def duckdb_path(path: str | os.PathLike[str]) -> str:
     """`path`, escaped for a table function of DuckDB, so that it matches this file only."""
     return glob.escape(os.fspath(path))
@@ -137,10 +142,10 @@ class Lake:
                 raise UsageError(
                     f"KYC_LAKE: {nearest} is not a folder: mount its volume, or choose another one"
                 )
-            if not os.access(nearest, os.X_OK if nearest != Path(path) else os.R_OK | os.X_OK):
-                raise UsageError(f"KYC_LAKE: {nearest} may not be read: correct its access rights")
         self.root = str(path).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        # An object store raises by itself.
+        self._raising: dict[str, Any] = {"on_error": _raise_unless_missing} if self.is_local else {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Lake) and (self.fs, self.root) == (other.fs, other.root)
@@ -230,7 +235,10 @@ class Lake:
         return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
     def partitions(self, table: Table, date: str | None = None) -> dict[str, Partition]:
-        """The partitions that have been written (of `date` alone, if given), by day in order: one listing."""
+        """The partitions that have been written (of `date` alone, if given), by day in order: one listing.
+
+        Raises OSError if a folder cannot be read.
+        """
         place = self.folder(table) if date is None else os.path.dirname(self.path(table, date))
         file = DAY_OF_PATH if table.is_daily else f"(){re.escape(PART_FILE)}$"
         folder = re.compile(re.escape(f"{self.folder(table)}/") + file)
@@ -240,7 +248,7 @@ class Lake:
                 _version(info),
                 int(info["size"]),
             )
-            for path, info in sorted(self.fs.find(place, detail=True).items())
+            for path, info in sorted(self.fs.find(place, detail=True, **self._raising).items())
             if (found := folder.fullmatch(path))
         }
 

@@ -112,10 +112,10 @@ def check_bond(lake: Lake, ledger: Ledger) -> None:
 
 
 def check_lake(lake: Lake, ledger: Ledger) -> None:
-    """Raises :class:`WrongLedger` if the ledger belongs to a lake, and this is not it. Creates nothing.
+    """Raises :class:`WrongLedger` if the ledger belongs to another lake, or this one has lost its identity.
 
-    Unlike :func:`check_bond`, it does not mind an old ledger or none: who only reads the lake does not need
-    it. But a lake without an identity is refused, since it may be a volume that is not mounted.
+    Its volume may not be mounted. A missing or an older ledger is accepted, because a publication needs none.
+    Creates nothing.
     """
     if not ledger.exists():
         return

@@ -8,12 +8,11 @@ from typing import Any, Final
 import dagster as dg
 from pydantic import Field
 
-from kyc_pipeline.analyze.build import labels_version
+from kyc_pipeline.analyze.build import labels_version, list_partitions
 from kyc_pipeline.analyze.report import has_report
 from kyc_pipeline.analyze.up_to_date import Inputs, Published, build_inputs, read_published
 from kyc_pipeline.days import start_of_day
-from kyc_pipeline.errors import UsageError
-from kyc_pipeline.lake.tables import SUBMISSIONS
+from kyc_pipeline.errors import KycError
 from kyc_pipeline.orchestration.resources import Pipeline
 
 UP_TO_DATE: Final = "up to date"
@@ -75,13 +74,18 @@ class Publication:
             reasons.append("this Dagster instance has no record of a publication")
         return reasons
 
-    def check_lake(self) -> None:
-        """Raises :class:`UsageError` if the published warehouse has days, but the lake has none."""
-        days = {day for _, day in self._published.partitions} if self._published else set()
-        if days and not self._pipeline.lake.dates(SUBMISSIONS):
-            raise UsageError(
-                f"KYC_LAKE: {self._pipeline.lake.root} has no day, but the published warehouse has "
-                f"{len(days)}: mount the lake, or correct KYC_LAKE; `force` publishes it without them"
+    def check_partitions(self) -> None:
+        """Raises :class:`KycError` if a table of the lake has no partition, but the last build read some."""
+        if self._published is None:
+            return
+        lake = self._pipeline.lake
+        now = list_partitions(lake)
+        gone = sorted({table for table, day in self._published.partitions if day} - {*filter(now.get, now)})
+        if gone:
+            raise KycError(
+                f"the lake {lake.root} has no partition of {', '.join(gone)}, but the published warehouse "
+                "was made from some: mount the lake, or correct KYC_LAKE; `kyc-pipeline publish --force` "
+                "publishes without them"
             )
 
     def is_report_current(self) -> bool:

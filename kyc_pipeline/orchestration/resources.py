@@ -56,15 +56,18 @@ class Pipeline:
 
     @contextlib.contextmanager
     def publication_turn(self, run_id: str) -> Iterator[Turn]:
-        """Waits until no other run publishes, on any host; see :mod:`kyc_pipeline.analyze.turn`.
+        """Waits until no other run publishes, on any host; see :mod:`kyc_pipeline.analyze.turn`."""
+        # Not `open_ledger`, as in `erasure_state`.
+        with (
+            Ledger(self.settings.kyc_ledger_url) as ledger,
+            publication_turn(ledger, self.settings.kyc_warehouse, run_id) as turn,
+        ):
+            yield turn
 
-        Raises :class:`~kyc_pipeline.ledger.database.WrongLedger` if the ledger belongs to another lake.
-        """
-        # Without the check of `open_ledger`, as in `erasure_state`.
+    def check_lake(self) -> None:
+        """Raises :class:`~kyc_pipeline.ledger.database.WrongLedger` if the ledger belongs to another lake."""
         with Ledger(self.settings.kyc_ledger_url) as ledger:
             check_lake(self.lake, ledger)
-            with publication_turn(ledger, self.settings.kyc_warehouse, run_id) as turn:
-                yield turn
 
     def is_erasing(self) -> bool:
         """Whether an erasure waits for the next publication."""
@@ -94,6 +97,6 @@ class Pipeline:
 
     def erasure_state(self) -> frozenset[tuple[object, ...]]:
         """A value that changes with every erasure. What was read before may contain the erased person."""
-        # Without the check of `open_ledger`: publishing neither needs nor creates a ledger.
+        # Not `open_ledger`: publishing neither needs nor creates a ledger.
         with Ledger(self.settings.kyc_ledger_url) as ledger:
             return LedgerErasure(ledger).state()

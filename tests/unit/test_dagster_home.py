@@ -55,7 +55,7 @@ def test_a_database_that_is_away(
 
 def test_the_ledgers_driver_is_not_dagsters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg://kyc:hidden-word@host/kyc")
-    with pytest.raises(UsageError, match="DAGSTER_POSTGRES_URL must begin with postgresql://: ") as caught:
+    with pytest.raises(UsageError, match="DAGSTER_POSTGRES_URL: write postgresql:// ") as caught:
         open_instance()
     assert "hidden-word" not in str(caught.value)
 

@@ -119,8 +119,9 @@ def build_warehouse(
         reasons = ["config: force"] if config.force else publication.reasons()
         if reasons:
             context.log.info(f"building: {'; '.join(reasons)}")
-            if not config.force:
-                publication.check_lake()
+            pipeline.check_lake()
+            if not config.force:  # else somebody says that the lake is right
+                publication.check_partitions()
             yield from _build_and_publish(context, pipeline, publication, turn)
         else:
             yield from _nothing_new(context, pipeline, publication)
@@ -241,7 +242,7 @@ def _metadata(
             **shown(figures.get(model.name, {}), currency),
             "newest_day": newest or "none",
             # Without the table of sources, which would push the figures off the page.
-            "dagster/column_lineage": _lineage(model)["dagster/column_lineage"],
+            **{name: value for name, value in _lineage(model).items() if name == "dagster/column_lineage"},
         }
         for model in load_models()
     }

@@ -179,9 +179,14 @@ def test_dagsters_lineage_leads_to_the_response(
     }
 
 
-@pytest.mark.parametrize("content", ["", "[", "[]", '{"days": {"date": ["date"]}}'])
-def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    (tmp_path / "lineage.json").write_text(content)
+@pytest.mark.parametrize(
+    "content", [None, "", "[", "[]", '{"days": {"date": 5}}', '{"days": {"date": ["date"]}}']
+)
+def test_a_missing_or_damaged_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "lineage.json").write_text(content)
     monkeypatch.setattr("kyc_pipeline.analyze.lineage.sql_folder", lambda: tmp_path)
     with pytest.raises(KycError, match=r"lineage\.json is missing or damaged: install the package again"):
         column_sources.__wrapped__()

@@ -400,11 +400,13 @@ def test_an_output_that_cannot_be_written_is_one_line(warehouse: Path, tmp_path:
 
 def test_an_output_that_is_no_regular_file_is_refused(warehouse: Path, tmp_path: Path) -> None:
     """A device would be replaced, too."""
-    pipe = tmp_path / "pipe.csv"
+    pipe, link = tmp_path / "pipe.csv", tmp_path / "link.csv"
     os.mkfifo(pipe)
-    result = run("FROM pass_rates", "--output", str(pipe))
-    assert (result.exit_code, "is not a regular file" in result.stderr) == (2, True)
-    assert pipe.is_fifo()
+    link.symlink_to("/proc/self/fd/1")
+    for output in (pipe, link):
+        result = run("FROM pass_rates", "--output", str(output))
+        assert (result.exit_code, "is not a regular file" in result.stderr) == (2, True)
+    assert (pipe.is_fifo(), link.is_symlink()) == (True, True)
 
 
 def test_no_warehouse_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

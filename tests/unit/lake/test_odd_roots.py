@@ -1,5 +1,9 @@
-"""Roots whose names mean something to glob, fsspec or DuckDB."""
+"""Roots whose names mean something to glob, fsspec or DuckDB, and roots that are none."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -7,7 +11,8 @@ import pytest
 
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.lake.storage import DAY_OF_PATH, Lake, duckdb_path
-from kyc_pipeline.lake.tables import CONTRACT_DRIFT
+from kyc_pipeline.lake.tables import CONTRACT_DRIFT, SUBMISSIONS
+from tests.optional import absent
 
 DAYS = ["2024-09-01", "2024-09-02"]
 ODD = [
@@ -73,3 +78,22 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
             UsageError, match=f"KYC_LAKE: {file} is not a folder: mount its volume, or choose another one"
         ):
             Lake(str(root))
+
+
+def test_a_folder_that_may_not_be_read_is_not_an_empty_table(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.write(SUBMISSIONS, DAYS[0], [])
+    locked = tmp_path / "restricted"
+    locked.chmod(0)
+    program = "import sys; from kyc_pipeline.lake import storage, tables; print(storage.Lake(sys.argv[1])"
+    command = [sys.executable, "-c", f"{program}.dates(tables.SUBMISSIONS))", str(tmp_path)]
+    if os.geteuid() == 0:  # root without its right to open everything
+        if shutil.which("setpriv") is None:
+            absent("setpriv")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        locked.chmod(0o700)
+    assert (done.stdout, "PermissionError" in done.stderr) == ("", True)
+    assert lake.dates(SUBMISSIONS) == [DAYS[0]]
