@@ -101,7 +101,7 @@ def _opened() -> dg.DagsterInstance:
 
 
 def _without_url(record: logging.LogRecord) -> bool:
-    """Shortens what Dagster logs when its database is away: in it, the driver quotes parts of the URL."""
+    """Replaces what Dagster logs when its database is away: the driver quotes parts of the URL."""
     if isinstance(record.msg, str) and record.msg.startswith("Retrying failed database connection"):
         record.msg, record.args = "Dagster's database cannot be reached: trying again", ()
     return True

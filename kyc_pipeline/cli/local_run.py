@@ -222,7 +222,7 @@ def warnings_of(result: dg.ExecuteInProcessResult) -> list[str]:
 
 
 def standing_warnings(warehouse: Place) -> list[str]:
-    """Those of the published warehouse, which has no result for yesterday. None if it cannot be opened."""
+    """The warnings that the published warehouse records, which are none for yesterday; [] without one."""
     try:
         with open_warehouse(warehouse) as connection:
             return [
