@@ -5,6 +5,7 @@ Each input is written to a file before it is tried, so that one that ends the pr
 
 import argparse
 import contextlib
+import ctypes
 import faulthandler
 import resource
 import sys
@@ -42,7 +43,9 @@ class Limits:
     def around(self, example: Example) -> Iterator[None]:
         """Asserts that the block stays within the limits."""
         (self._folder / f"last.{example.kind}").write_bytes(example.content)
+        # What it took to make the input is not what it costs.
         pa.default_memory_pool().release_unused()
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
         faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
         started = time.process_time()
