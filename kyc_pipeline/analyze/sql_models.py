@@ -208,14 +208,19 @@ def steps_for(queries: Mapping[str, str]) -> list[Model]:
 
     Raises :class:`KycError` for one that is not one SELECT.
     """
-    with _connect() as connection:
-        needed = {model for query in queries.items() for model in _reads(connection, *query)[0]}
+    needed = set(_models_read(tuple(queries.items())))
     found: list[Model] = []
     for model in reversed(load_steps()):
         if model.name in needed:
             found.insert(0, model)
             needed.update(model.depends_on)
     return found
+
+
+@lru_cache(maxsize=8)  # for each day, flatten asks for those of the same checks
+def _models_read(queries: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    with _connect() as connection:
+        return frozenset(model for query in queries for model in _reads(connection, *query)[0])
 
 
 @lru_cache(maxsize=1)
