@@ -117,6 +117,7 @@ class _Runs:
         new_labels = self._has_new_labels()
         if self._force or publication.reasons() or new_labels or not publication.was_recorded_today():
             result = self._run(publication_job(self._pipeline), {}, "build_warehouse", "report")
+            # The runs of days print none: the warehouse's checks summarize theirs.
             for line in warnings_of(result):
                 self._warn(line)
             if new_labels and self._has_new_labels() is False:
@@ -207,10 +208,9 @@ def failed_checks(result: dg.ExecuteInProcessResult, failure: dg.DagsterEvent) -
 
 
 def warnings_of(result: dg.ExecuteInProcessResult) -> list[str]:
-    """The checks of severity WARN that failed, one line each.
+    """The checks of severity WARN that failed in a publication, one line each.
 
     Without the one for yesterday: somebody who publishes old days by hand knows that yesterday is missing.
-    The warnings of daily checks are not among them, since those of the warehouse summarize them.
     """
     return [
         _warning(check.check_name, check.description)
@@ -222,7 +222,7 @@ def warnings_of(result: dg.ExecuteInProcessResult) -> list[str]:
 
 
 def standing_warnings(warehouse: Place) -> list[str]:
-    """The warnings that the published warehouse records, which are none for yesterday; [] without one."""
+    """The warnings that the published warehouse has recorded, one line each; none if it cannot be opened."""
     try:
         with open_warehouse(warehouse) as connection:
             return [

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from kyc_pipeline.cli.plan import plan_days
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
-from kyc_pipeline.ledger.identity import check_lake
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.planning import plan_partitions
@@ -19,8 +18,8 @@ def check_stores_and_api(pipeline: Pipeline, days: Sequence[str], *, look_up_fir
     credential is rejected or no DeepXL API responds. Days that are paid for need neither, nor does a budget
     of no calls, unless everything is looked up first.
     """
-    with pipeline.open_ledger() as ledger:  # raises for a wrong KYC_LEDGER_URL
-        check_lake(pipeline.lake, ledger)
+    pipeline.open_ledger().close()  # raises for a wrong KYC_LEDGER_URL
+    pipeline.check_lake()
     if pipeline.settings.deepxl_max_calls_per_run == 0 and not look_up_first:
         return
     if not _calls_expected(pipeline, days):

@@ -144,8 +144,6 @@ class Lake:
                 )
         self.root = str(path).rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
-        # An object store raises by itself.
-        self._raising: dict[str, Any] = {"on_error": _raise_unless_missing} if self.is_local else {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Lake) and (self.fs, self.root) == (other.fs, other.root)
@@ -242,13 +240,14 @@ class Lake:
         place = self.folder(table) if date is None else os.path.dirname(self.path(table, date))
         file = DAY_OF_PATH if table.is_daily else f"(){re.escape(PART_FILE)}$"
         folder = re.compile(re.escape(f"{self.folder(table)}/") + file)
+        options = {"on_error": _raise_unless_missing} if self.is_local else {}  # object stores raise anyway
         return {
             found[1]: Partition(
                 self.full_path(path),
                 _version(info),
                 int(info["size"]),
             )
-            for path, info in sorted(self.fs.find(place, detail=True, **self._raising).items())
+            for path, info in sorted(self.fs.find(place, detail=True, **options).items())
             if (found := folder.fullmatch(path))
         }
 

@@ -139,7 +139,7 @@ def test_sql_that_is_not_one_select_names_its_file(
         load_steps.__wrapped__()
 
 
-def test_ctrl_c_while_sql_is_parsed_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_sql_is_parsed_is_an_interruption() -> None:
     class Interrupted:
         """DuckDB's connection, with the signal at the worst moment."""
 
