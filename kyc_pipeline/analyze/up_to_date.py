@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import duckdb
 
-from kyc_pipeline.analyze.build import list_partitions, partition_version
+from kyc_pipeline.analyze.build import Partitions, partition_version
 from kyc_pipeline.analyze.publish import Place, open_warehouse, problems, time_of_build
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.code_identity import code_identity
 from kyc_pipeline.errors import KycError
-from kyc_pipeline.lake.storage import WHOLE, Lake
+from kyc_pipeline.lake.storage import WHOLE
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.wording import plural
 
@@ -57,11 +57,11 @@ class Published:
     partitions: Mapping[tuple[str, str], str]
     """(table, day) → version."""
 
-    def differences(self, lake: Lake, inputs: Inputs) -> list[str]:
-        """Why a new build would differ, one line for each reason; empty if the build is up to date."""
+    def differences(self, partitions: Partitions, inputs: Inputs) -> list[str]:
+        """Why a new build of these partitions would differ, one line for each reason; empty if up to date."""
         now = {
             (table, day): partition_version(file)
-            for table, days in list_partitions(lake).items()
+            for table, days in partitions.items()
             for day, file in days.items()
             if day != WHOLE
         }

@@ -8,7 +8,7 @@ from typing import Any, Final
 import dagster as dg
 from pydantic import Field
 
-from kyc_pipeline.analyze.build import labels_version, list_partitions
+from kyc_pipeline.analyze.build import Partitions, labels_version, list_partitions
 from kyc_pipeline.analyze.report import has_report
 from kyc_pipeline.analyze.up_to_date import Inputs, Published, build_inputs, read_published
 from kyc_pipeline.days import start_of_day
@@ -57,6 +57,10 @@ class Publication:
         return build_inputs(self._pipeline.settings, self._pipeline.pseudonym_key_id(), labels)
 
     @cached_property
+    def _partitions(self) -> Partitions:
+        return list_partitions(self._pipeline.lake)
+
+    @cached_property
     def _published(self) -> Published | None:
         return read_published(self._pipeline.settings.kyc_warehouse)
 
@@ -67,7 +71,7 @@ class Publication:
         """
         if not self._published:
             return ["there is no readable warehouse"]
-        reasons = self._published.differences(self._pipeline.lake, self.inputs)
+        reasons = self._published.differences(self._partitions, self.inputs)
         if not self._has_report(self._published):
             reasons.append("the report is missing, was changed or belongs to another warehouse")
         if not all(self._recorded.values()):
@@ -78,14 +82,12 @@ class Publication:
         """Raises :class:`KycError` if a table of the lake has no partition, but the last build read some."""
         if self._published is None:
             return
-        lake = self._pipeline.lake
-        now = list_partitions(lake)
-        gone = sorted({table for table, day in self._published.partitions if day} - {*filter(now.get, now)})
-        if gone:
+        now = {table for table, days in self._partitions.items() if days}
+        if gone := sorted({table for table, day in self._published.partitions if day} - now):
             raise KycError(
-                f"the lake {lake.root} has no partition of {', '.join(gone)}, but the published warehouse "
-                "was made from some: mount the lake, or correct KYC_LAKE; `kyc-pipeline publish --force` "
-                "publishes without them"
+                f"the lake {self._pipeline.lake.root} has no partition of {', '.join(gone)}, but the "
+                "published warehouse was made from some: mount the lake, or correct KYC_LAKE; "
+                "`kyc-pipeline publish --force` publishes without them"
             )
 
     def is_report_current(self) -> bool:

@@ -252,5 +252,4 @@ def test_of_two_publications_at_once_the_second_has_nothing_to_build(
 def _reasons_without_dagster(publication: Publication) -> list[str]:
     """Two hosts share Dagster's storage, which two instances in memory do not."""
     published = publication._published
-    pipeline = publication._pipeline
-    return published.differences(pipeline.lake, publication.inputs) if published else ["none"]
+    return published.differences(publication._partitions, publication.inputs) if published else ["none"]

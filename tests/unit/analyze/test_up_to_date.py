@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from kyc_pipeline.analyze import up_to_date
-from kyc_pipeline.analyze.build import build, open_draft, record_checks
+from kyc_pipeline.analyze.build import build, list_partitions, open_draft, record_checks
 from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.publish import new_draft, open_warehouse, publish, restricted_path
 from kyc_pipeline.analyze.quality import check_build, recorded_checks
@@ -65,7 +65,9 @@ class Deployment:
         published = read_published(self.warehouse)
         if not published:
             return None
-        return published.differences(self.lake, build_inputs(self.settings(**changes), key_id))
+        return published.differences(
+            list_partitions(self.lake), build_inputs(self.settings(**changes), key_id)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,8 @@ def copy(published: Deployment, tmp_path: Path) -> Path:
 
 def differences_of(warehouse: Path, published: Deployment) -> list[str] | None:
     found = read_published(warehouse)
-    return found.differences(published.lake, build_inputs(published.settings(), KEY_ID)) if found else None
+    now = list_partitions(published.lake)
+    return found.differences(now, build_inputs(published.settings(), KEY_ID)) if found else None
 
 
 @pytest.mark.parametrize("damage", [rewrite, truncate, overwrite, add_a_table, drop_the_inputs, Path.unlink])
