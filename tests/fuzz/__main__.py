@@ -7,8 +7,8 @@ import argparse
 import contextlib
 import ctypes
 import faulthandler
-import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -131,6 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    # Not through Python's end, where a thread of Arrow that still holds a CSV's bytes can abort the process.
-    os._exit(code)
+    sys.exit(main())

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import Layout
-from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, ROW_TOO_LONG, CsvRows, TextStream
-from kyc_pipeline.ingest.formats.size_limits import BLOCK_BYTES, CHUNK_ROWS
+from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, CsvRows, RowBlocks
+from kyc_pipeline.ingest.formats.size_limits import CHUNK_ROWS
 from kyc_pipeline.ingest.formats.text import line_ends, text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
@@ -39,54 +39,56 @@ def read_csv(
     header = [layout.column_of(name) for name in names]
     layout.check_header(header, path)
     first_line = 1 + line_ends(whole.removesuffix(start))
-    stream = TextStream(start, blocks, separator, path, first_line)
-    rows = CsvRows(path, stream, separator, names, header, width, layout)
+    row_blocks = RowBlocks(start, blocks, separator, path, first_line)
+    rows = CsvRows(path, row_blocks, separator, names, header, width, layout)
     total = 0
     try:
-        for chunk in _merged(_csv_chunks(stream, rows, separator)):
+        for chunk in _merged(_csv_chunks(row_blocks, rows, separator)):
             total += chunk.num_rows
             yield chunk
     except pa.ArrowInvalid as error:
         rows.require_few_malformed()
-        if "straddling" in str(error):
-            raise ManifestUnreadable(path, ROW_TOO_LONG) from error
         raise ManifestUnreadable(path, "is not a valid CSV file") from error
-    _reconcile(stream, rows, path)
+    _reconcile(row_blocks, rows, path)
     layout.count_unused(ignored, header, total, rows.unnamed_cells)
 
 
-def _reconcile(stream: TextStream, rows: CsvRows, path: ManifestFile) -> None:
+def _reconcile(blocks: RowBlocks, rows: CsvRows, path: ManifestFile) -> None:
     # An open quote swallows every row up to the next quote, so some rows were misread.
-    if stream.quotes % 2:
+    if blocks.quotes % 2:
         raise ManifestUnreadable(path, 'has an odd number of quotes ("): close or double the stray one')
-    if rows.lines != stream.lines:
+    if rows.lines != blocks.lines:
         raise ManifestUnreadable(
-            path, f"has {stream.lines} lines, but its rows have {rows.lines}: is a quote missing or stray?"
+            path, f"has {blocks.lines} lines, but its rows have {rows.lines}: is a quote missing or stray?"
         )
 
 
-def _csv_chunks(stream: TextStream, rows: CsvRows, separator: str) -> Iterator[pa.Table]:
+def _csv_chunks(blocks: RowBlocks, rows: CsvRows, separator: str) -> Iterator[pa.Table]:
     keys = [str(index) for index in range(rows.width)]
-    reader = pacsv.open_csv(
-        cast("IO[bytes]", stream),
-        # Only the serial reader knows row numbers.
-        read_options=pacsv.ReadOptions(
-            use_threads=False, block_size=BLOCK_BYTES, column_names=keys, skip_rows_after_names=1
-        ),
-        parse_options=pacsv.ParseOptions(
-            delimiter=separator, newlines_in_values=True, invalid_row_handler=rows
-        ),
-        convert_options=pacsv.ConvertOptions(
-            column_types=dict.fromkeys(keys, pa.string()),
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-            null_values=[""],
-        ),
+    parse_options = pacsv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=rows)
+    convert_options = pacsv.ConvertOptions(
+        column_types=dict.fromkeys(keys, pa.string()),
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        null_values=[""],
     )
-    for batch in reader:
-        yield from rows.good(batch.columns)
-        yield from rows.others()
-    yield from rows.others()
+    # Not `open_csv`: its thread may still hold Python's memory when Python ends, which aborts the process.
+    for index, block in enumerate(blocks):
+        memory = pa.BufferOutputStream()
+        memory.write(block)
+        table = pacsv.read_csv(
+            cast("IO[bytes]", pa.BufferReader(memory.getvalue())),
+            # Only the serial reader knows row numbers.
+            read_options=pacsv.ReadOptions(
+                use_threads=False,
+                block_size=len(block),
+                column_names=keys,
+                skip_rows_after_names=0 if index else 1,
+            ),
+            parse_options=parse_options,
+            convert_options=convert_options,
+        )
+        yield from rows.chunks([column.combine_chunks() for column in table.columns])
 
 
 def _merged(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:

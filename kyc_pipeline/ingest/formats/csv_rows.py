@@ -4,7 +4,6 @@ import csv
 import io
 import itertools
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, NamedTuple, cast
 
@@ -30,59 +29,71 @@ _OTHER_ENDS: Final = {  # between two characters of text, so not part of \r\r\n 
     "\r": re.compile(rb"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])"),
     "\n": re.compile(rb"\n(?<=[^\r\n]\n)\n*(?=[^\r\n])"),
 }
-_IN_LINE: Final = re.compile(r"[^\r\n](?=[^\r\n])")
-_TAIL: Final = 4096
 _MARK: Final = "\ufdd0"
 """Stands for a line end that pyarrow must take as text. Unicode keeps it for such uses: no text has it."""
+_MARK_UTF8: Final = _MARK.encode()
 
 
-class TextStream(io.RawIOBase):
-    """Text blocks as a stream of UTF-8 bytes, for pyarrow. Counts quotes and non-empty lines.
+class RowBlocks:
+    """Text as blocks of whole rows in UTF-8, for pyarrow. Counts quotes and non-empty lines.
 
-    A strict reader reads along: pyarrow takes text after a closing quote as part of the cell, and so can take
-    two rows for one. `line` is the number of the first line.
+    A strict reader reads along and tells where rows end. It also refuses text after a closing quote, which
+    pyarrow takes as part of the cell: it would read two rows as one. `line` is the number of the first line.
 
-    The header's line end (LF, with or without CR, or CR alone) is that of all rows. Another one outside
-    quotes is text of a cell, or it would tear its row into two; pyarrow gets a mark in its place.
+    The header's line end (LF, with or without CR, or CR alone) is that of all rows. Another one is text of a
+    cell, or it would tear its row into two; pyarrow gets a mark in its place.
     Raises :class:`ManifestUnreadable`.
     """
 
     def __init__(
         self, start: str, blocks: Iterator[str], separator: str, path: ManifestFile, line: int
     ) -> None:
-        super().__init__()
         self._path = path
         self._line = line
         first_end = _LINE_END.search(start)
-        self._other_end = "\n" if first_end and first_end[0] == "\r" else "\r"
+        is_cr = first_end is not None and first_end[0] == "\r"
+        self._row_end, self._other_end = ("\r", "\n") if is_cr else ("\n", "\r")
         self._has_marks = False
-        self._blocks: deque[bytes] = deque()
-        self._rest = memoryview(b"")
-        lines = self._lines(_uncut(itertools.chain([start], blocks)))
+        self._whole: list[str] = []
+        self._lines_of_rows = 0
+        self._last_line = ""
+        lines = self._lines(itertools.chain([start], blocks))
         self._records = csv.reader(lines, delimiter=separator, strict=True)
-        self._at_line_start = True
         self.quotes = 0
         self.lines = 0
 
-    def readable(self) -> bool:
-        return True
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for _ in self._records:
+                if self._row_end in self._last_line[-2:]:  # else the record may be part of a row
+                    self._lines_of_rows = self._records.line_num
+                if self._whole:
+                    yield self._utf8(self._whole.pop())
+        except csv.Error as error:
+            raise ManifestUnreadable(self._path, self._explained(str(error))) from error
+        yield from map(self._utf8, self._whole)
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed has no narrower type
-        # Filled to the end: pyarrow refuses a row that is in more than two of the blocks that it gets.
-        filled = 0
-        while filled < len(buffer) and (self._rest or self._read_block()):
-            size = min(len(buffer) - filled, len(self._rest))
-            buffer[filled : filled + size] = self._rest[:size]
-            self._rest = self._rest[size:]
-            filled += size
-        return filled
-
-    def _read_block(self) -> bool:
-        self._read_ahead()
-        data = self._blocks.popleft() if self._blocks else b""
-        self._rest = memoryview(self._marked(data))
-        self._count(data)
-        return bool(data)
+    def _lines(self, blocks: Iterator[str]) -> Iterator[str]:
+        """Yields line by line. When the reader is at the end of a block, `_whole` is the rows in it."""
+        unread, count = "", 0
+        row: list[str] = []
+        for block in blocks:
+            lines = list(io.StringIO(unread + block, newline=""))
+            # A line end may be cut between CR and LF.
+            unread = lines.pop() if lines[-1][-1] != "\n" else ""
+            for self._last_line in lines:
+                yield self._last_line
+            count += len(lines)
+            row += lines
+            if whole := len(row) - (count - self._lines_of_rows):
+                self._whole.append("".join(row[:whole]))
+                del row[:whole]
+            if sum(map(len, row)) + len(unread) > MAX_ROW_BYTES:
+                raise ManifestUnreadable(self._path, ROW_TOO_LONG)
+        if unread:
+            yield unread
+        if row or unread:
+            self._whole.append("".join([*row, unread]))
 
     def unmarked(self, text: str) -> str:
         """`text` of pyarrow, with the line ends that were marked."""
@@ -94,39 +105,16 @@ class TextStream(io.RawIOBase):
             return column
         return pc.replace_substring(cast("pa.StringArray", column), _MARK, self._other_end)
 
-    def _marked(self, data: bytes) -> bytes:
-        """`data` with a mark for each line end that is text. `quotes` counts those before it."""
-        parts, last, is_quoted = [], 0, self.quotes % 2 == 1
-        for match in _OTHER_ENDS[self._other_end].finditer(data):
-            is_quoted ^= data.count(b'"', last, match.start()) % 2 == 1
-            marks = match[0] if is_quoted else _MARK.encode() * len(match[0])
-            parts += [data[last : match.start()], marks]
-            self._has_marks |= not is_quoted
-            last = match.end()
-        return b"".join([*parts, data[last:]]) if parts else data
-
-    def _lines(self, blocks: Iterator[str]) -> Iterator[str]:
-        rest = ""
-        for block in blocks:
-            self._blocks.append(block.encode())
-            for line in io.StringIO(rest + block, newline=""):
-                if line[-1] in "\r\n":
-                    yield line
-                else:
-                    rest = line
-                    break
-            else:
-                rest = ""
-            if len(rest) > MAX_ROW_BYTES:  # before it is copied again and again
-                raise ManifestUnreadable(self._path, self._explained(""))
-
-    def _read_ahead(self) -> None:
-        """Reads whole rows until there is a block for pyarrow."""
-        try:
-            while not self._blocks and next(self._records, None) is not None:
-                pass
-        except csv.Error as error:
-            raise ManifestUnreadable(self._path, self._explained(str(error))) from error
+    def _utf8(self, rows: str) -> bytes:
+        """`rows` with a mark for each line end that is text; counts quotes and lines."""
+        data = rows.encode()
+        self.quotes += data.count(b'"')
+        codes = np.frombuffer(data, np.uint8)
+        ends = (codes == ord("\n")) | (codes == ord("\r"))
+        self.lines += int(np.count_nonzero(~ends & np.concatenate(([True], ends[:-1]))))
+        marked, marks = _OTHER_ENDS[self._other_end].subn(lambda ends: _MARK_UTF8 * len(ends[0]), data)
+        self._has_marks |= marks > 0
+        return marked
 
     def _explained(self, error: str) -> str:
         if "expected after" in error:
@@ -138,32 +126,6 @@ class TextStream(io.RawIOBase):
         if "unexpected end" in error:
             return "has a quoted cell without an end: close or double the stray quotes"
         return ROW_TOO_LONG
-
-    def _count(self, data: bytes) -> None:
-        if data:
-            self.quotes += data.count(b'"')
-            codes = np.frombuffer(data, np.uint8)
-            ends = (codes == ord("\n")) | (codes == ord("\r"))
-            starts = ~ends & np.concatenate(([self._at_line_start], ends[:-1]))
-            self.lines += int(np.count_nonzero(starts))
-            self._at_line_start = bool(ends[-1])
-
-
-def _uncut(blocks: Iterable[str]) -> Iterator[str]:
-    """The same text in blocks that are cut between two characters of one line.
-
-    Where the last lines of a block have not even two characters, it may be cut at a line end.
-    """
-    rest = ""
-    for block in blocks:
-        text = rest + block
-        tail = text[-_TAIL:]
-        cuts = [match.end() for match in _IN_LINE.finditer(tail)] or [len(tail)]
-        cut = len(text) - len(tail) + cuts[-1]
-        rest = text[cut:]
-        yield text[:cut]
-    if rest:
-        yield rest
 
 
 class _OddRow(NamedTuple):
@@ -183,15 +145,12 @@ class CsvRows:
     It is pyarrow's `invalid_row_handler` too: a row with more or fewer fields than the header is malformed,
     unless only empty cells without a name make the difference, as Excel leaves them.
     A row of nothing but separators, quotes and blanks is skipped like an empty line.
-
-    pyarrow reads ahead in a thread of its own and calls the handler there, while the caller turns the block
-    before it into chunks. The handler therefore only counts and writes to a queue.
     """
 
     def __init__(
         self,
         path: ManifestFile,
-        stream: TextStream,
+        blocks: RowBlocks,
         separator: str,
         names: list[str],
         header: list[str],
@@ -199,7 +158,7 @@ class CsvRows:
         layout: Layout = SUBMISSION_ROWS,
     ) -> None:
         self._path = path
-        self._stream = stream
+        self._blocks = blocks
         self._layout = layout
         self._separator = separator
         self._named = len(header)
@@ -207,19 +166,17 @@ class CsvRows:
         self._header = [*header, *[""] * width][:width]
         self.width = width
         self._id = header.index("submission_id")
-        self._queue: deque[_OddRow] = deque()
-        self._odd_numbers: list[int] = []
         self._odd_rows: list[_OddRow] = []
-        self._next_number = 1
+        self._last_number = -1  # the first block begins with the header
         self._malformed = 0
         self.unnamed_cells = 0
         self.lines = 1 + sum(len(LINE_ENDS.findall(name)) for name in names)
         """How many lines of the file the header and the rows so far account for."""
 
     def __call__(self, row: pacsv.InvalidRow) -> Literal["skip", "error"]:
-        # The serial reader always knows the row number; the header is row 1.
-        number = (row.number or 0) - 1
-        text = self._stream.unmarked(row.text)
+        # Without threads, pyarrow always knows the number of a row in its block.
+        number = self._last_number + (row.number or 0)
+        text = self._blocks.unmarked(row.text)
         try:
             values = next(csv.reader(io.StringIO(text, newline=""), delimiter=self._separator), [])
         except csv.Error:
@@ -236,62 +193,46 @@ class CsvRows:
         # pyarrow does not pass on what its handler raises.
         swallows = sum(self._looks_like_columns(line, 0, width) for line in lines) > 1
         self._malformed += cells is None
-        self._queue.append(_OddRow(number, len(lines), cells, shown, detail, swallows))
+        self._odd_rows.append(_OddRow(number, len(lines), cells, shown, detail, swallows))
         return "skip" if self._malformed <= MAX_MALFORMED_ROWS else "error"
 
     def require_few_malformed(self) -> None:
-        """Raises :class:`ManifestUnreadable` if the handler stopped reading after too many malformed rows.
-
-        It counts them itself, because pyarrow returns nothing before it has a good row.
-        """
+        """Raises :class:`ManifestUnreadable` if the handler stopped reading after too many malformed rows."""
         require_few_malformed(self._path, self._malformed, MAX_MALFORMED_ROWS)
 
-    def _take_odd_rows(self) -> None:
-        while self._queue:
-            row = self._queue.popleft()
-            self._odd_numbers.append(row.number)
-            self._odd_rows.append(row)
+    def chunks(self, columns: Sequence[ArrowColumn]) -> Iterator[pa.Table]:
+        """Yields the rows of a block: those with as many fields as the header, and then the others.
 
-    def good(self, columns: Sequence[ArrowColumn]) -> Iterator[pa.Table]:
-        """Yields the chunk of rows that have as many fields as the header.
-
-        Their numbers are those between the numbers of the others.
+        `columns` has the former; the handler got the latter, with their numbers.
         """
-        self._take_odd_rows()
-        count = len(columns[0])
-        odd = np.array(self._odd_numbers, dtype=np.int64)
-        numbers = np.arange(self._next_number, self._next_number + count + len(odd), dtype=np.int64)
-        numbers = numbers[~np.isin(numbers, odd)][:count]
-        if count:
-            self._next_number = int(numbers[-1]) + 1
-            self._odd_numbers = [number for number in self._odd_numbers if number >= self._next_number]
+        odd_rows, self._odd_rows = self._odd_rows, []
+        first = self._last_number + 1 or 1
+        numbers = np.arange(first, first + len(columns[0]) + len(odd_rows), dtype=np.int64)
+        self._last_number = first + len(numbers) - 1
+        numbers = numbers[~np.isin(numbers, [row.number for row in odd_rows])]
+        if len(numbers):
             yield self._rows(columns, pa.array(numbers))
-
-    def others(self) -> Iterator[pa.Table]:
-        """Yields the rows since the last call that have more or fewer fields than the header."""
-        self._take_odd_rows()
-        rows, self._odd_rows = self._odd_rows, []
-        for row in rows:
+        for row in odd_rows:
             if row.swallows:
                 raise self._swallows_rows(row.number)
-        repaired = [(row.number, row.cells) for row in rows if row.cells is not None]
+        repaired = [(row.number, row.cells) for row in odd_rows if row.cells is not None]
         if repaired:
-            numbers, cells = zip(*repaired, strict=True)
+            odd_numbers, cells = zip(*repaired, strict=True)
             columns = [pa.array(column, pa.string()) for column in zip(*cells, strict=True)]
-            yield self._rows(columns, pa.array(numbers, pa.int64()))
-        malformed = [(row.number, row.submission_id, row.detail) for row in rows if row.cells is None]
+            yield self._rows(columns, pa.array(odd_numbers, pa.int64()))
+        malformed = [(row.number, row.submission_id, row.detail) for row in odd_rows if row.cells is None]
         if malformed:
-            self.lines += sum(row.lines for row in rows if row.cells is None)
-            numbers, ids, details = zip(*malformed, strict=True)
+            self.lines += sum(row.lines for row in odd_rows if row.cells is None)
+            odd_numbers, ids, details = zip(*malformed, strict=True)
             yield self._layout.chunk_of(
                 {"submission_id": pa.array(ids, pa.string())},
-                pa.array(numbers, pa.int64()),
+                pa.array(odd_numbers, pa.int64()),
                 pa.array(details, pa.string()),
             )
 
     def _rows(self, columns: Sequence[ArrowColumn], numbers: ArrowColumn) -> pa.Table:
         self.lines += len(numbers)
-        columns = list(map(self._stream.unmarked_column, columns))
+        columns = list(map(self._blocks.unmarked_column, columns))
         problems: dict[int, str] = {}
         for index, (name, column) in enumerate(zip(self._header, columns, strict=True)):
             if index >= self._named and column.null_count < len(column):

@@ -749,6 +749,15 @@ def test_a_stray_line_end_in_a_cell_rejects_its_row_only(zone: Any, end: str) ->
         assert detail in (None, rejected["detail"]), case
 
 
+def test_stray_quotes_before_a_line_end_in_a_cell_reject_no_other_row(zone: Any) -> None:
+    header = "submission_id,id_file,selfie_file,tag.size"
+    rows = ['A1,id.jpg,selfie.png,5" x', "A2,id\r.jpg,selfie.png,v", 'A3,id.jpg,selfie.png,6" y']
+    zone.manifest("a.csv", "\n".join([header, *rows, ""]).encode())
+    zone.ingest()
+    assert [row["submission_id"] for row in zone.accepted()] == ["A1", "A3"]
+    assert [(row["manifest_row"], row["reason"]) for row in zone.rejected()] == [(2, "file_not_found")]
+
+
 def test_a_line_feed_in_a_file_whose_lines_end_in_cr_rejects_its_row_only(zone: Any) -> None:
     zone.manifest(
         "a.csv", (CSV.replace("\n", "\r") + "A3,id\n.jpg,selfie.png,\rA4,id.jpg,selfie.png,\r").encode()
