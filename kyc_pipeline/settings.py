@@ -38,6 +38,8 @@ MIN_KEY_VARIETY: Final = 10
 _OTHERS: Final = stat.S_IRWXO
 _NAME: Final = re.compile(r"^[^#=\n]+(?==)", re.MULTILINE)
 _OURS: Final = re.compile("DEEPXL_|KYC_", re.IGNORECASE)
+_TYPING_ERROR: Final = 0.9
+"""How similar a name is to a setting's if a letter is wrong, missing or too much."""
 _CODE_PAGE: Final = re.compile("windows-125[0-8]")
 _ADDRESS: Final = r"^[^@\s,;<>]+@[^@\s,;<>]+$"
 _S3_URL: Final = re.compile(r"s3://[^/]+(/[^/]+)*/?")
@@ -456,6 +458,10 @@ def load_settings(env_file: str | None = ".env") -> Settings:
     """
     if twice := _twice(os.environ):
         raise UsageError(f"the environment has {' and '.join(twice)}, which are one setting: keep one")
+    for name in filter(_is_unknown, os.environ):
+        # Not all: Kubernetes sets variables such as KYC_PIPELINE_PORT for a service.
+        if meant := _meant(name, _TYPING_ERROR):
+            raise UsageError(f"the environment has {name}, which is no setting{meant}: correct or remove it")
     if env_file is not None:
         _check_file(Path(env_file))
     try:
@@ -504,14 +510,21 @@ def _names(text: str, file: Path) -> Iterator[str]:
         name, line = binding.key or "", binding.original.line
         if binding.error:
             raise UsageError(f"{file}: line {line} is not NAME=value, or its quote has no end: correct it")
-        if _OURS.match(name) and name.lower() not in Settings.model_fields:
+        if _is_unknown(name):
             raise UsageError(f"{file}: there is no setting {name}{_meant(name)}: correct or remove it")
         yield name
 
 
-def _meant(name: str) -> str:
-    """The setting whose name is nearest to a wrong one, as part of a message; empty if none is near."""
-    near = difflib.get_close_matches(name.lower(), Settings.model_fields, n=1)
+def _is_unknown(name: str) -> bool:
+    return bool(_OURS.match(name)) and name.lower() not in Settings.model_fields
+
+
+def _meant(name: str, similarity: float = 0.6) -> str:
+    """The setting whose name is nearest to a wrong one, as part of a message; empty if none is near.
+
+    `similarity` is the ratio of :class:`difflib.SequenceMatcher`, from 0 to 1.
+    """
+    near = difflib.get_close_matches(name.lower(), Settings.model_fields, n=1, cutoff=similarity)
     return f" (is it {near[0].upper()}?)" if near else ""
 
 

@@ -79,6 +79,10 @@ def violations_of_day(lake: Lake, date: str, names: Collection[str]) -> dict[str
 
 def _run(connection: duckdb.DuckDBPyConnection, check: SqlCheck) -> CheckResult:
     violations = connection.sql(check.sql)
+    for column in (*check.shows, *([check.unit] if check.is_summed else [])):
+        if column not in violations.columns:
+            file = f"sql/checks/{check.definition.name}.sql"
+            raise KycError(f"{file}: the query returns no column {column!r}, which the header names")
     amount = f"sum({check.unit})::BIGINT" if check.is_summed else "count(*)"
     days = "min(date)::VARCHAR, max(date)::VARCHAR" if "date" in violations.columns else "NULL, NULL"
     count, *range_ = violations.aggregate(f"coalesce({amount}, 0), {days}").fetchall()[0]

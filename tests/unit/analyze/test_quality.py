@@ -78,6 +78,21 @@ def test_a_malformed_header_names_its_file(
     assert str(raised.value) == f"sql/checks/c.sql: {problem}"
 
 
+@pytest.mark.parametrize("fields", [["counts: tags", "shows: b, c"], ["counts: sum of c"]])
+def test_a_header_that_names_a_column_that_is_not_returned_names_its_file_before_any_violation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: list[str]
+) -> None:
+    (tmp_path / "checks").mkdir()
+    header = "".join(f"-- {line}\n" for line in ("All is well.", "", "severity: error", "todo: -", *fields))
+    (tmp_path / "checks" / "c.sql").write_text(f"{header}SELECT 1 AS b WHERE false")
+    monkeypatch.setattr("kyc_pipeline.analyze.quality.sql_folder", lambda: tmp_path)
+    monkeypatch.setattr("kyc_pipeline.analyze.quality.load_checks", load_checks.__wrapped__)
+    with duckdb.connect() as connection, pytest.raises(KycError) as raised:
+        check_build(connection)
+    told = "sql/checks/c.sql: the query returns no column 'c', which the header names"
+    assert str(raised.value) == told
+
+
 def unaccounted(lake: Lake, date: str) -> None:
     day = sound()
     write_day(lake, date, day)
