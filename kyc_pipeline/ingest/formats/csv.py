@@ -28,8 +28,8 @@ def read_csv(
     path: ManifestFile, ignored: Counter[str], layout: Layout, code_page: str | None = None
 ) -> Iterator[pa.Table]:
     """Yields the chunks of a CSV. `code_page` is its encoding if it is neither UTF-8 nor UTF-16."""
-    blocks = text_blocks(path, code_page, _SAVE_AS_UTF8)
-    whole = next(blocks, "")
+    texts = text_blocks(path, code_page, _SAVE_AS_UTF8)
+    whole = next(texts, "")
     start = whole.lstrip("\r\n")
     if separator_line := _SEPARATOR_LINE.match(start):
         start = start[separator_line.end() :]
@@ -39,17 +39,13 @@ def read_csv(
     header = [layout.column_of(name) for name in names]
     layout.check_header(header, path)
     first_line = 1 + line_ends(whole.removesuffix(start))
-    row_blocks = RowBlocks(start, blocks, separator, path, first_line)
-    rows = CsvRows(path, row_blocks, separator, names, header, width, layout)
+    blocks = RowBlocks(start, texts, separator, path, first_line)
+    rows = CsvRows(path, blocks, separator, names, header, width, layout)
     total = 0
-    try:
-        for chunk in _merged(_csv_chunks(row_blocks, rows, separator)):
-            total += chunk.num_rows
-            yield chunk
-    except pa.ArrowInvalid as error:
-        rows.require_few_malformed()
-        raise ManifestUnreadable(path, "is not a valid CSV file") from error
-    _reconcile(row_blocks, rows, path)
+    for chunk in _merged(_csv_chunks(blocks, rows, separator, path)):
+        total += chunk.num_rows
+        yield chunk
+    _reconcile(blocks, rows, path)
     layout.count_unused(ignored, header, total, rows.unnamed_cells)
 
 
@@ -63,7 +59,7 @@ def _reconcile(blocks: RowBlocks, rows: CsvRows, path: ManifestFile) -> None:
         )
 
 
-def _csv_chunks(blocks: RowBlocks, rows: CsvRows, separator: str) -> Iterator[pa.Table]:
+def _csv_chunks(blocks: RowBlocks, rows: CsvRows, separator: str, path: ManifestFile) -> Iterator[pa.Table]:
     keys = [str(index) for index in range(rows.width)]
     parse_options = pacsv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=rows)
     convert_options = pacsv.ConvertOptions(
@@ -72,22 +68,27 @@ def _csv_chunks(blocks: RowBlocks, rows: CsvRows, separator: str) -> Iterator[pa
         quoted_strings_can_be_null=False,
         null_values=[""],
     )
-    # Not `open_csv`: its thread may still hold Python's memory when Python ends, which aborts the process.
     for index, block in enumerate(blocks):
+        # A thread of Arrow's may hold the input, and with `open_csv` the handler, while Python ends. If that
+        # is Python's memory, the process aborts.
         memory = pa.BufferOutputStream()
         memory.write(block)
-        table = pacsv.read_csv(
-            cast("IO[bytes]", pa.BufferReader(memory.getvalue())),
-            # Only the serial reader knows row numbers.
-            read_options=pacsv.ReadOptions(
-                use_threads=False,
-                block_size=len(block),
-                column_names=keys,
-                skip_rows_after_names=0 if index else 1,
-            ),
-            parse_options=parse_options,
-            convert_options=convert_options,
+        read_options = pacsv.ReadOptions(
+            use_threads=False,  # only the serial reader knows row numbers
+            block_size=len(block),
+            column_names=keys,
+            skip_rows_after_names=0 if index else 1,
         )
+        try:
+            table = pacsv.read_csv(
+                cast("IO[bytes]", pa.BufferReader(memory.getvalue())),
+                read_options,
+                parse_options,
+                convert_options,
+            )
+        except pa.ArrowInvalid as error:
+            rows.require_few_malformed()
+            raise ManifestUnreadable(path, "is not a valid CSV file") from error
         yield from rows.chunks([column.combine_chunks() for column in table.columns])
 
 

@@ -18,46 +18,50 @@ from kyc_pipeline.ingest.formats.typed_values import ArrowColumn
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, require_few_malformed
 from kyc_pipeline.landing.zone import ManifestFile
 
-ROW_TOO_LONG: Final = f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
+_ROW_TOO_LONG: Final = f"has a row of more than {MAX_ROW_BYTES} bytes: is a quote or a line end missing?"
+_END_ALIKE: Final = "end all rows alike (CR, LF or CRLF)"
 LINE_ENDS: Final = re.compile(r"[\r\n]+")
 csv.field_size_limit(MAX_ROW_BYTES)
 _NULL_OF_A_DUMP: Final = "\\N"
 """MySQL, Hive and PostgreSQL write it in text dumps, where a backslash also escapes other characters."""
 _TORN_TAG: Final = 'a tag has a line end: is a quote (") missing or stray?'
 _LINE_END: Final = re.compile(r"\r*\n|\r")
-_OTHER_ENDS: Final = {  # between two characters of text, so not part of \r\r\n or of an empty line
-    "\r": re.compile(rb"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])"),
-    "\n": re.compile(rb"\n(?<=[^\r\n]\n)\n*(?=[^\r\n])"),
+_STRAY_ENDS: Final = {  # between two characters of text, so not part of \r\r\n or of an empty line
+    "\r": re.compile(r"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])"),
+    "\n": re.compile(r"\n(?<=[^\r\n]\n)\n*(?=[^\r\n])"),
 }
 _MARK: Final = "\ufdd0"
-"""Stands for a line end that pyarrow must take as text. Unicode keeps it for such uses: no text has it."""
-_MARK_UTF8: Final = _MARK.encode()
+"""Stands for a line end that pyarrow must take as text. Unicode keeps it for such uses."""
+_ESCAPES: Final = (("\ufdd1", "\ufdd1b"), (_MARK, "\ufdd1a"))
+"""For the mark in a text."""
 
 
 class RowBlocks:
     """Text as blocks of whole rows in UTF-8, for pyarrow. Counts quotes and non-empty lines.
 
-    A strict reader reads along and tells where rows end. It also refuses text after a closing quote, which
-    pyarrow takes as part of the cell: it would read two rows as one. `line` is the number of the first line.
+    Python's strict reader reads along and tells where rows end. It refuses text after a closing quote:
+    pyarrow would take that as part of the cell, and could take two rows for one. `line` is the first line's
+    number.
 
-    The header's line end (LF, with or without CR, or CR alone) is that of all rows. Another one is text of a
-    cell, or it would tear its row into two; pyarrow gets a mark in its place.
+    The header's line end (LF, with or without CR, or CR alone) is that of all rows. Another line end is text
+    of a cell, in quotes or not. A reader would end the row there, so it gets a mark in its place.
     Raises :class:`ManifestUnreadable`.
     """
 
     def __init__(
-        self, start: str, blocks: Iterator[str], separator: str, path: ManifestFile, line: int
+        self, start: str, texts: Iterator[str], separator: str, path: ManifestFile, line: int
     ) -> None:
         self._path = path
         self._line = line
         first_end = _LINE_END.search(start)
         is_cr = first_end is not None and first_end[0] == "\r"
-        self._row_end, self._other_end = ("\r", "\n") if is_cr else ("\n", "\r")
+        self._row_end, self._stray_end = ("\r", "\n") if is_cr else ("\n", "\r")
         self._has_marks = False
-        self._whole: list[str] = []
-        self._lines_of_rows = 0
-        self._last_line = ""
-        lines = self._lines(itertools.chain([start], blocks))
+        self._read: list[str] = []
+        self._row_start = 0
+        """In `_read`, of the row that is not whole yet."""
+        self._is_text_read = False
+        lines = self._lines(itertools.chain([start], texts))
         self._records = csv.reader(lines, delimiter=separator, strict=True)
         self.quotes = 0
         self.lines = 0
@@ -65,67 +69,89 @@ class RowBlocks:
     def __iter__(self) -> Iterator[bytes]:
         try:
             for _ in self._records:
-                if self._row_end in self._last_line[-2:]:  # else the record may be part of a row
-                    self._lines_of_rows = self._records.line_num
-                if self._whole:
-                    yield self._utf8(self._whole.pop())
+                if self._is_text_read:
+                    yield self._utf8()
+                self._row_start = len(self._read)
         except csv.Error as error:
             raise ManifestUnreadable(self._path, self._explained(str(error))) from error
-        yield from map(self._utf8, self._whole)
+        if self._read:
+            yield self._utf8()
 
-    def _lines(self, blocks: Iterator[str]) -> Iterator[str]:
-        """Yields line by line. When the reader is at the end of a block, `_whole` is the rows in it."""
-        unread, count = "", 0
-        row: list[str] = []
-        for block in blocks:
-            lines = list(io.StringIO(unread + block, newline=""))
-            # A line end may be cut between CR and LF.
-            unread = lines.pop() if lines[-1][-1] != "\n" else ""
-            for self._last_line in lines:
-                yield self._last_line
-            count += len(lines)
-            row += lines
-            if whole := len(row) - (count - self._lines_of_rows):
-                self._whole.append("".join(row[:whole]))
-                del row[:whole]
-            if sum(map(len, row)) + len(unread) > MAX_ROW_BYTES:
-                raise ManifestUnreadable(self._path, ROW_TOO_LONG)
-        if unread:
-            yield unread
-        if row or unread:
-            self._whole.append("".join([*row, unread]))
+    def _lines(self, texts: Iterator[str]) -> Iterator[str]:
+        """Yields line by line, and keeps the lines for the next block."""
+        unread = ""
+        for text in texts:
+            marked = self._marked(unread, text)
+            end = self._end_of_lines(marked)
+            unread = marked[end:]
+            for line in io.StringIO(marked[:end], newline=""):
+                self._read.append(line)
+                yield line
+            self._is_text_read = True
+            row = "".join([*self._read[self._row_start :], unread])
+            if len(self.unmarked(row).encode()) > MAX_ROW_BYTES:
+                raise ManifestUnreadable(self._path, _ROW_TOO_LONG)
+        for line in io.StringIO(unread, newline=""):
+            self._read.append(line)
+            yield line
+
+    def _marked(self, unread: str, text: str) -> str:
+        """`text` after `unread`, which is marked already."""
+        marked = text
+        for character, escape in _ESCAPES:
+            marked = marked.replace(character, escape)
+        marked = _STRAY_ENDS[self._stray_end].sub(lambda found: _MARK * len(found[0]), unread + marked)
+        self._has_marks |= marked != unread + text
+        return marked
+
+    def _end_of_lines(self, text: str) -> int:
+        """Where the lines end that the next text cannot change."""
+        end = len(text.rstrip("\r\n"))
+        if not end or self._row_end in text[end:].removesuffix("\r"):
+            return len(text.removesuffix("\r"))  # a LF may follow
+        return 1 + max(text.rfind("\n", 0, end), text.rfind("\r", 0, end))
 
     def unmarked(self, text: str) -> str:
-        """`text` of pyarrow, with the line ends that were marked."""
-        return text.replace(_MARK, self._other_end) if self._has_marks else text
+        """`text` with the line ends that were marked."""
+        for mark, original in self._marks():
+            text = text.replace(mark, original)
+        return text
 
     def unmarked_column(self, column: ArrowColumn) -> ArrowColumn:
-        """A column of pyarrow's, with the line ends that were marked."""
-        if not self._has_marks:
-            return column
-        return pc.replace_substring(cast("pa.StringArray", column), _MARK, self._other_end)
+        """A column of pyarrow's with the line ends that were marked."""
+        for mark, original in self._marks():
+            column = pc.replace_substring(cast("pa.StringArray", column), mark, original)
+        return column
 
-    def _utf8(self, rows: str) -> bytes:
-        """`rows` with a mark for each line end that is text; counts quotes and lines."""
-        data = rows.encode()
-        self.quotes += data.count(b'"')
-        codes = np.frombuffer(data, np.uint8)
+    def _marks(self) -> list[tuple[str, str]]:
+        if not self._has_marks:
+            return []
+        return [(_MARK, self._stray_end), *((escape, character) for character, escape in reversed(_ESCAPES))]
+
+    def _utf8(self) -> bytes:
+        """The rows that were read. Counts quotes and lines."""
+        rows = "".join(self._read)
+        self._read.clear()
+        self._is_text_read = False
+        self.quotes += rows.count('"')
+        codes = np.frombuffer(self.unmarked(rows).encode(), np.uint8)
         ends = (codes == ord("\n")) | (codes == ord("\r"))
-        self.lines += int(np.count_nonzero(~ends & np.concatenate(([True], ends[:-1]))))
-        marked, marks = _OTHER_ENDS[self._other_end].subn(lambda ends: _MARK_UTF8 * len(ends[0]), data)
-        self._has_marks |= marks > 0
-        return marked
+        starts = ~ends & np.concatenate(([True], ends[:-1]))  # a block begins with a line
+        self.lines += int(np.count_nonzero(starts))
+        return rows.encode()
 
     def _explained(self, error: str) -> str:
         if "expected after" in error:
             number = self._line + self._records.line_num - 1
+            if f'"{_MARK}' in self._read[-1]:
+                return f"has a stray line end after a closing quote (line {number}): {_END_ALIKE}"
             return (
                 f"has text after a closing quote (line {number}): double each quote in a cell; "
                 "a backslash does not escape it"
             )
         if "unexpected end" in error:
             return "has a quoted cell without an end: close or double the stray quotes"
-        return ROW_TOO_LONG
+        return _ROW_TOO_LONG
 
 
 class _OddRow(NamedTuple):
@@ -167,15 +193,14 @@ class CsvRows:
         self.width = width
         self._id = header.index("submission_id")
         self._odd_rows: list[_OddRow] = []
-        self._last_number = -1  # the first block begins with the header
+        self._next_number = 0  # the header's
         self._malformed = 0
         self.unnamed_cells = 0
         self.lines = 1 + sum(len(LINE_ENDS.findall(name)) for name in names)
         """How many lines of the file the header and the rows so far account for."""
 
     def __call__(self, row: pacsv.InvalidRow) -> Literal["skip", "error"]:
-        # Without threads, pyarrow always knows the number of a row in its block.
-        number = self._last_number + (row.number or 0)
+        number = self._next_number + (row.number or 1) - 1  # pyarrow counts from 1 in each block
         text = self._blocks.unmarked(row.text)
         try:
             values = next(csv.reader(io.StringIO(text, newline=""), delimiter=self._separator), [])
@@ -201,14 +226,11 @@ class CsvRows:
         require_few_malformed(self._path, self._malformed, MAX_MALFORMED_ROWS)
 
     def chunks(self, columns: Sequence[ArrowColumn]) -> Iterator[pa.Table]:
-        """Yields the rows of a block: those with as many fields as the header, and then the others.
-
-        `columns` has the former; the handler got the latter, with their numbers.
-        """
+        """Yields the chunks of the next block: `columns`, then the rows that the handler got meanwhile."""
         odd_rows, self._odd_rows = self._odd_rows, []
-        first = self._last_number + 1 or 1
-        numbers = np.arange(first, first + len(columns[0]) + len(odd_rows), dtype=np.int64)
-        self._last_number = first + len(numbers) - 1
+        first = max(self._next_number, 1)
+        self._next_number = first + len(columns[0]) + len(odd_rows)
+        numbers = np.arange(first, self._next_number, dtype=np.int64)
         numbers = numbers[~np.isin(numbers, [row.number for row in odd_rows])]
         if len(numbers):
             yield self._rows(columns, pa.array(numbers))
@@ -306,8 +328,7 @@ class CsvRows:
     def _swallows_rows(self, number: int) -> ManifestUnreadable:
         return ManifestUnreadable(
             self._path,
-            f"has a cell with whole rows in it (row {number}): close or double its quotes, and end all rows "
-            "alike (CR, LF or CRLF)",
+            f"has a cell with whole rows in it (row {number}): close or double its quotes, and {_END_ALIKE}",
         )
 
 

@@ -7,9 +7,9 @@ CHUNK_BYTES: Final = 1 << 22
 NESTED_ROWS: Final = 64
 """Rows of a Parquet file with maps or structs that are unpacked at once."""
 BLOCK_BYTES: Final = 1 << 20
-"""Bytes per read. Arrow reads up to 32 blocks ahead of the rows that it returns."""
+"""Bytes per read."""
 MAX_ROW_BYTES: Final = BLOCK_BYTES
-"""Longest row; a longer one suggests that a quote or a line end is missing."""
+"""A longer row suggests that a quote or a line end is missing. In a CSV, one up to twice as long may pass."""
 MAX_COLUMNS: Final = 500
 MAX_CHUNK_CELLS: Final = 1 << 20
 """Rows times distinct keys of a chunk of JSON Lines, since each line may have different keys."""

@@ -160,6 +160,21 @@ def test_a_csv_that_is_one_long_line_is_not_read_to_its_end(tmp_path: Path) -> N
     assert peak < 40 * MAX_ROW_BYTES
 
 
+def test_a_csv_row_of_many_cells_is_refused_if_it_is_too_long(tmp_path: Path) -> None:
+    cells = ",".join(["a" * (MAX_ROW_BYTES // 2)] * 6)
+    path = csv(tmp_path, "A1,b,c\n" + cells + "\n")
+    with pytest.raises(ManifestUnreadable, match="has a row of more than"):
+        list(read_manifest(path, Counter()))
+
+
+@pytest.mark.parametrize("before", [0, 90_000, 120_000])
+@pytest.mark.parametrize("text", ["a\r", "é"])
+def test_a_csv_row_below_the_limit_is_read_wherever_it_is(tmp_path: Path, before: int, text: str) -> None:
+    cell = text * (MAX_ROW_BYTES // 5 * 4 // len(text.encode()))
+    path = csv(tmp_path, "A1,b,c\n" * before + f'A2,b,"{cell}"\n')
+    assert sum(chunk.num_rows for chunk in read_manifest(path, Counter())) == before + 1
+
+
 def test_a_large_column_of_a_row_group_and_a_long_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -758,6 +758,26 @@ def test_stray_quotes_before_a_line_end_in_a_cell_reject_no_other_row(zone: Any)
     assert [(row["manifest_row"], row["reason"]) for row in zone.rejected()] == [(2, "file_not_found")]
 
 
+@pytest.mark.parametrize("character", ["\ufdd0", "\ufdd1", "\ufdd1a", "\ufdd0\ufdd1b"])
+def test_the_characters_that_stand_for_line_ends_are_text_themselves(zone: Any, character: str) -> None:
+    header = "submission_id,id_file,selfie_file,tag.k,note"
+    rows = [f'A1,id.jpg,selfie.png,{character},"a\nb\rc"', f"A2,id\r.jpg,selfie.png,{character},"]
+    zone.manifest("a.csv", "\n".join([header, *rows, f"A3,id.jpg,selfie.png,{character},", ""]).encode())
+    zone.ingest()
+    assert seen(zone) == [("A1", [("k", character)]), ("A3", [("k", character)])]
+    assert [(row["manifest_row"], row["reason"]) for row in zone.rejected()] == [(2, "file_not_found")]
+
+
+@pytest.mark.parametrize(("end", "stray"), [("\n", "\r"), ("\r", "\n")])
+def test_many_stray_line_ends_between_rows_are_empty_lines(zone: Any, end: str, stray: str) -> None:
+    empty = stray * (3 << 20)
+    zone.manifest("a.csv", (f"{HEADER}A1,id.jpg,selfie.png,{{}}\n".replace("\n", end) + empty).encode())
+    zone.manifest("b.csv", f"{HEADER}{empty}A2,id.jpg,selfie.png,{{}}\n".replace("\n", end).encode())
+    zone.ingest()
+    assert [row["submission_id"] for row in zone.accepted()] == ["A1", "A2"]
+    assert zone.rejected() == []
+
+
 def test_a_line_feed_in_a_file_whose_lines_end_in_cr_rejects_its_row_only(zone: Any) -> None:
     zone.manifest(
         "a.csv", (CSV.replace("\n", "\r") + "A3,id\n.jpg,selfie.png,\rA4,id.jpg,selfie.png,\r").encode()
@@ -792,6 +812,18 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
         "a.csv",
         (HEADER + "A1,i,s,\nA2,i,s,\rA3,i,s,\n").encode(),
         r"has a cell with whole rows in it \(row 2\): .* end all rows alike \(CR, LF or CRLF\)$",
+    ),
+    (
+        "a stray line end after a closing quote",
+        "a.csv",
+        (HEADER + 'A1,i,s,"x"\rA2,i,s,"y"\n').encode(),
+        r"has a stray line end after a closing quote \(line 2\): end all rows alike \(CR, LF or CRLF\)$",
+    ),
+    (
+        "a stray line end before a stray quote",
+        "a.csv",
+        (HEADER + 'A1,i,s,\r"\nA2,i,s,\n"\nA3,i,s,n\n"A4","i","s","n"\nA5,i,s,n\n').encode(),
+        r"has text after a closing quote \(line 6\)",
     ),
     ("no header", "a.csv", b"", "is empty"),
     (

@@ -95,7 +95,7 @@ def test_no_kind_of_element_takes_more_memory_than_is_estimated(
             tracemalloc.stop()
 
     measured(1)  # imports
-    # What else the process does meanwhile only adds.
+    # Other work of the process can only add to a measurement.
     few, many = (min(measured(count) for _ in range(3)) for count in (500, 2_000))
     assert many[0] - few[0] < many[1] - few[1]
 
