@@ -154,9 +154,12 @@ class DocumentFolder:
         raise DocumentProblem("the path is not a file", Reason.FILE_NOT_FOUND)
 
     def identity(self, path: str) -> FileIdentity | None:
-        """What identifies a file under all its names (links, spellings); None if there is no such file."""
+        """What identifies a file under all its names (links, spellings); None if there is no such file.
+
+        It takes a path as `resolve` does: `x/../a.jpg` is `a.jpg`, even without a folder `x`.
+        """
         try:
-            status = os.stat(os.path.join(self._root, path))
+            status = os.stat(os.path.realpath(os.path.join(self._root, path)))
         except (OSError, ValueError):  # ValueError: NUL in the name
             return None
         return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -38,8 +38,8 @@ MIN_KEY_VARIETY: Final = 10
 _OTHERS: Final = stat.S_IRWXO
 _NAME: Final = re.compile(r"^[^#=\n]+(?==)", re.MULTILINE)
 _OURS: Final = re.compile("DEEPXL_|KYC_", re.IGNORECASE)
-_TYPING_ERROR: Final = 0.9
-"""How similar a name is to a setting's if a letter is wrong, missing or too much."""
+_TYPING_ERROR: Final = 0.87
+"""How similar a name is to a setting's if one letter is wrong, missing or too much, even in `KYC_LAKE`."""
 _CODE_PAGE: Final = re.compile("windows-125[0-8]")
 _ADDRESS: Final = r"^[^@\s,;<>]+@[^@\s,;<>]+$"
 _S3_URL: Final = re.compile(r"s3://[^/]+(/[^/]+)*/?")
@@ -459,9 +459,10 @@ def load_settings(env_file: str | None = ".env") -> Settings:
     if twice := _twice(os.environ):
         raise UsageError(f"the environment has {' and '.join(twice)}, which are one setting: keep one")
     for name in filter(_is_unknown, os.environ):
-        # Not all: Kubernetes sets variables such as KYC_PIPELINE_PORT for a service.
-        if meant := _meant(name, _TYPING_ERROR):
-            raise UsageError(f"the environment has {name}, which is no setting{meant}: correct or remove it")
+        meant = _meant(name, _TYPING_ERROR)
+        if meant and not _is_of_another_program(name):
+            shown = ascii(name)[1:-1]
+            raise UsageError(f"the environment has {shown}, which is no setting{meant}: correct or remove it")
     if env_file is not None:
         _check_file(Path(env_file))
     try:
@@ -517,6 +518,12 @@ def _names(text: str, file: Path) -> Iterator[str]:
 
 def _is_unknown(name: str) -> bool:
     return bool(_OURS.match(name)) and name.lower() not in Settings.model_fields
+
+
+def _is_of_another_program(name: str) -> bool:
+    """Whether a name in the environment is a setting's with more at its end, or Kubernetes' for a service."""
+    goes_on = name.lower().startswith(tuple(f"{field}_" for field in Settings.model_fields))
+    return goes_on or os.environ[name].startswith("tcp://")
 
 
 def _meant(name: str, similarity: float = 0.6) -> str:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # imported where it is used: importing it takes a quarter of 
 Tags = dict[str, str]
 _ROLES: Final = {"id_file": Role.ID, "selfie_file": Role.SELFIE}
 _MAX_SHOWN_ID: Final = 200
-_ISO_8601: Final = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?([Zz]|[+-]\d{2}(:?\d{2})?)"
+_ISO_8601: Final = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)"
 
 
 CANDIDATES: Final = pa.schema(

@@ -125,7 +125,7 @@ def test_a_line_that_would_be_ignored_is_refused(tmp_path: Path, line: str, told
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["KYC_DIMENSION", "kyc_lak", "DEEPXL_MAX_CALL_PER_RUN"])
+@pytest.mark.parametrize("name", ["KYC_DIMENSION", "kyc_lak", "KYC_LAQE", "DEEPXL_MAX_CALL_PER_RUN"])
 def test_a_mistyped_variable_of_the_environment_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_mistyped_variable_of_the_environment_is_refused(
 
 def test_a_variable_of_another_program_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubernetes sets such variables for each service."""
-    for name in ("KYC_PIPELINE_PORT", "KYC_WAREHOUSE_PORT", "KYC_PIPELINE_SERVICE_HOST", "KYC_HOST"):
+    for name in ("KYC_PIPELINE_PORT", "KYC_METRICS_UI_PORT", "KYC_ALERT_WEBHOOK_PORT", "KYC_LEDGER_URL_OLD"):
         monkeypatch.setenv(name, "tcp://10.0.0.1:80")
     load_settings(None)
 

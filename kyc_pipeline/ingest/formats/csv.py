@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import Layout
+from kyc_pipeline.ingest.formats.csv_line_ends import LineEnds
 from kyc_pipeline.ingest.formats.csv_rows import LINE_ENDS, CsvRows, RowBlocks
 from kyc_pipeline.ingest.formats.size_limits import CHUNK_ROWS
-from kyc_pipeline.ingest.formats.text import line_ends, text_blocks
+from kyc_pipeline.ingest.formats.text import count_line_ends, text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
 
@@ -35,12 +36,13 @@ def read_csv(
         start = start[separator_line.end() :]
     if not start.strip():
         raise ManifestUnreadable(path, "is empty: its first row must name the columns")
-    separator, names, width = _header(start, path, layout)
+    line_ends = LineEnds(start)
+    separator, names, width = _header(start, line_ends, path, layout)
     header = [layout.column_of(name) for name in names]
     layout.check_header(header, path)
-    first_line = 1 + line_ends(whole.removesuffix(start))
-    blocks = RowBlocks(start, texts, separator, path, first_line)
-    rows = CsvRows(path, blocks, separator, names, header, width, layout)
+    first_line = 1 + count_line_ends(whole.removesuffix(start))
+    blocks = RowBlocks(start, texts, separator, line_ends, path, first_line)
+    rows = CsvRows(path, line_ends, separator, names, header, width, layout)
     total = 0
     for chunk in _merged(_csv_chunks(blocks, rows, separator, path)):
         total += chunk.num_rows
@@ -108,17 +110,20 @@ def _merged(chunks: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(pending, promote_options="default").combine_chunks()
 
 
-def _header(start: str, path: ManifestFile, layout: Layout) -> tuple[str, list[str], int]:
+def _header(
+    start: str, line_ends: LineEnds, path: ManifestFile, layout: Layout
+) -> tuple[str, list[str], int]:
     """The separator, the column names, and how many fields a row has.
 
     The separator is the one that gives the most known names. Often every row has more cells than the header,
     all empty, or lacks cells under its last names, which are empty: the first row of data decides.
     """
     readings = []
+    marked = line_ends.marked(start)
     for separator in _SEPARATORS:
-        rows = filter(None, csv.reader(io.StringIO(start, newline=""), delimiter=separator))
+        rows = filter(None, csv.reader(io.StringIO(marked, newline=""), delimiter=separator))
         try:
-            readings.append((separator, next(rows, []), rows))
+            readings.append((separator, list(map(line_ends.unmarked, next(rows, []))), rows))
         except csv.Error as error:
             raise ManifestUnreadable(path, "has no readable header row") from error
     separator, names, rows = max(

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from kyc_pipeline.ingest.formats.columns import SUBMISSION_ID, SUBMISSION_ROWS, TAG_PREFIX, Layout
+from kyc_pipeline.ingest.formats.csv_line_ends import LineEnds
 from kyc_pipeline.ingest.formats.size_limits import MAX_MALFORMED_ROWS, MAX_ROW_BYTES
 from kyc_pipeline.ingest.formats.typed_values import ArrowColumn
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, require_few_malformed
@@ -25,38 +26,28 @@ csv.field_size_limit(MAX_ROW_BYTES)
 _NULL_OF_A_DUMP: Final = "\\N"
 """MySQL, Hive and PostgreSQL write it in text dumps, where a backslash also escapes other characters."""
 _TORN_TAG: Final = 'a tag has a line end: is a quote (") missing or stray?'
-_LINE_END: Final = re.compile(r"\r*\n|\r")
-_STRAY_ENDS: Final = {  # between two characters of text, so not part of \r\r\n or of an empty line
-    "\r": re.compile(r"\r(?<=[^\r\n]\r)\r*(?=[^\r\n])"),
-    "\n": re.compile(r"\n(?<=[^\r\n]\n)\n*(?=[^\r\n])"),
-}
-_MARK: Final = "\ufdd0"
-"""Stands for a line end that pyarrow must take as text. Unicode keeps it for such uses."""
-_ESCAPES: Final = (("\ufdd1", "\ufdd1b"), (_MARK, "\ufdd1a"))
-"""For the mark in a text."""
 
 
 class RowBlocks:
-    """Text as blocks of whole rows in UTF-8, for pyarrow. Counts quotes and non-empty lines.
+    """Marked text as blocks of whole rows in UTF-8, for pyarrow. Counts quotes and non-empty lines.
 
     Python's strict reader reads along and tells where rows end. It refuses text after a closing quote:
     pyarrow would take that as part of the cell, and could take two rows for one. `line` is the first line's
-    number.
-
-    The header's line end (LF, with or without CR, or CR alone) is that of all rows. Another line end is text
-    of a cell, in quotes or not. A reader would end the row there, so it gets a mark in its place.
-    Raises :class:`ManifestUnreadable`.
+    number. Raises :class:`ManifestUnreadable`.
     """
 
     def __init__(
-        self, start: str, texts: Iterator[str], separator: str, path: ManifestFile, line: int
+        self,
+        start: str,
+        texts: Iterator[str],
+        separator: str,
+        line_ends: LineEnds,
+        path: ManifestFile,
+        line: int,
     ) -> None:
         self._path = path
         self._line = line
-        first_end = _LINE_END.search(start)
-        is_cr = first_end is not None and first_end[0] == "\r"
-        self._row_end, self._stray_end = ("\r", "\n") if is_cr else ("\n", "\r")
-        self._has_marks = False
+        self._line_ends = line_ends
         self._read: list[str] = []
         self._row_start = 0
         """In `_read`, of the row that is not whole yet."""
@@ -81,60 +72,28 @@ class RowBlocks:
         """Yields line by line, and keeps the lines for the next block."""
         unread = ""
         for text in texts:
-            marked = self._marked(unread, text)
-            end = self._end_of_lines(marked)
+            marked = self._line_ends.marked(text, unread)
+            end = self._line_ends.decided(marked)
             unread = marked[end:]
             for line in io.StringIO(marked[:end], newline=""):
                 self._read.append(line)
                 yield line
             self._is_text_read = True
             row = "".join([*self._read[self._row_start :], unread])
-            if len(self.unmarked(row).encode()) > MAX_ROW_BYTES:
+            if len(self._line_ends.unmarked(row).encode()) > MAX_ROW_BYTES:
                 raise ManifestUnreadable(self._path, _ROW_TOO_LONG)
         for line in io.StringIO(unread, newline=""):
             self._read.append(line)
             yield line
-
-    def _marked(self, unread: str, text: str) -> str:
-        """`text` after `unread`, which is marked already."""
-        marked = text
-        for character, escape in _ESCAPES:
-            marked = marked.replace(character, escape)
-        marked = _STRAY_ENDS[self._stray_end].sub(lambda found: _MARK * len(found[0]), unread + marked)
-        self._has_marks |= marked != unread + text
-        return marked
-
-    def _end_of_lines(self, text: str) -> int:
-        """Where the lines end that the next text cannot change."""
-        end = len(text.rstrip("\r\n"))
-        if not end or self._row_end in text[end:].removesuffix("\r"):
-            return len(text.removesuffix("\r"))  # a LF may follow
-        return 1 + max(text.rfind("\n", 0, end), text.rfind("\r", 0, end))
-
-    def unmarked(self, text: str) -> str:
-        """`text` with the line ends that were marked."""
-        for mark, original in self._marks():
-            text = text.replace(mark, original)
-        return text
-
-    def unmarked_column(self, column: ArrowColumn) -> ArrowColumn:
-        """A column of pyarrow's with the line ends that were marked."""
-        for mark, original in self._marks():
-            column = pc.replace_substring(cast("pa.StringArray", column), mark, original)
-        return column
-
-    def _marks(self) -> list[tuple[str, str]]:
-        if not self._has_marks:
-            return []
-        return [(_MARK, self._stray_end), *((escape, character) for character, escape in reversed(_ESCAPES))]
 
     def _utf8(self) -> bytes:
         """The rows that were read. Counts quotes and lines."""
         rows = "".join(self._read)
         self._read.clear()
         self._is_text_read = False
+        self._line += rows.count(self._line_ends.of_rows)
         self.quotes += rows.count('"')
-        codes = np.frombuffer(self.unmarked(rows).encode(), np.uint8)
+        codes = np.frombuffer(self._line_ends.unmarked(rows).encode(), np.uint8)
         ends = (codes == ord("\n")) | (codes == ord("\r"))
         starts = ~ends & np.concatenate(([True], ends[:-1]))  # a block begins with a line
         self.lines += int(np.count_nonzero(starts))
@@ -142,12 +101,10 @@ class RowBlocks:
 
     def _explained(self, error: str) -> str:
         if "expected after" in error:
-            number = self._line + self._records.line_num - 1
-            if f'"{_MARK}' in self._read[-1]:
-                return f"has a stray line end after a closing quote (line {number}): {_END_ALIKE}"
+            number = self._line + "".join(self._read).count(self._line_ends.of_rows) - 1
             return (
-                f"has text after a closing quote (line {number}): double each quote in a cell; "
-                "a backslash does not escape it"
+                f"has text after a closing quote (line {number}): double each quote in a cell, since a "
+                f"backslash does not escape it, and {_END_ALIKE}"
             )
         if "unexpected end" in error:
             return "has a quoted cell without an end: close or double the stray quotes"
@@ -176,7 +133,7 @@ class CsvRows:
     def __init__(
         self,
         path: ManifestFile,
-        blocks: RowBlocks,
+        line_ends: LineEnds,
         separator: str,
         names: list[str],
         header: list[str],
@@ -184,7 +141,7 @@ class CsvRows:
         layout: Layout = SUBMISSION_ROWS,
     ) -> None:
         self._path = path
-        self._blocks = blocks
+        self._line_ends = line_ends
         self._layout = layout
         self._separator = separator
         self._named = len(header)
@@ -201,18 +158,18 @@ class CsvRows:
 
     def __call__(self, row: pacsv.InvalidRow) -> Literal["skip", "error"]:
         number = self._next_number + (row.number or 1) - 1  # pyarrow counts from 1 in each block
-        text = self._blocks.unmarked(row.text)
+        unmarked = self._line_ends.unmarked
         try:
-            values = next(csv.reader(io.StringIO(text, newline=""), delimiter=self._separator), [])
+            values = next(csv.reader(io.StringIO(row.text, newline=""), delimiter=self._separator), [])
         except csv.Error:
             values = []
         width = self.width
-        lines = LINE_ENDS.split(text.strip("\r\n"))
+        lines = LINE_ENDS.split(unmarked(row.text).strip("\r\n"))
         cells: list[str | None] | None = None
         is_one_line = len(lines) == 1 and bool(values)
         if is_one_line and not any([*self._header[len(values) :], *map(str.strip, values[width:])]):
             cells = [value or None for value in values[:width] + [""] * (width - len(values))]
-        found = values[self._id] if self._id < len(values) else ""
+        found = unmarked(values[self._id]) if self._id < len(values) else ""
         shown = found if SUBMISSION_ID.fullmatch(found) else None
         detail = f"expected {self._named} fields, found {row.actual_columns}"
         # pyarrow does not pass on what its handler raises.
@@ -254,7 +211,7 @@ class CsvRows:
 
     def _rows(self, columns: Sequence[ArrowColumn], numbers: ArrowColumn) -> pa.Table:
         self.lines += len(numbers)
-        columns = list(map(self._blocks.unmarked_column, columns))
+        columns = list(map(self._line_ends.unmarked_column, columns))
         problems: dict[int, str] = {}
         for index, (name, column) in enumerate(zip(self._header, columns, strict=True)):
             if index >= self._named and column.null_count < len(column):

@@ -10,7 +10,13 @@ import msgspec
 import pyarrow as pa
 
 from kyc_pipeline.ingest.formats.columns import MALFORMED, Layout, count_ignored
-from kyc_pipeline.ingest.formats.size_limits import CHUNK_BYTES, CHUNK_ROWS, MAX_CHUNK_CELLS, MAX_ROW_BYTES
+from kyc_pipeline.ingest.formats.size_limits import (
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    MAX_CHUNK_CELLS,
+    MAX_COLUMNS,
+    MAX_ROW_BYTES,
+)
 from kyc_pipeline.ingest.formats.text import text_blocks
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.landing.zone import ManifestFile
@@ -21,6 +27,7 @@ _NO_OBJECT: Final = "the line is not a valid JSON object"
 _DUPLICATE_KEY: Final = "the line has a duplicate key"
 _LINE_END: Final = re.compile(r"\n|\r(?=[^\r\n])")
 """The last character of a line end. It has no repetition: a million CRs would take hours."""
+_LINE_ENDS: Final = re.compile(r"[\r\n]+")
 _BETWEEN_ROWS: Final = re.compile(r"\}([ \t\r\n]+)\{")
 
 
@@ -41,7 +48,7 @@ def read_jsonl(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Ite
                 path,
                 f"is a JSON array (line {number}): write one object per line, without brackets and commas",
             )
-        first = first or line.strip()
+        first = first or line
         records.append(record)
         numbers.append(number)
         names.update(record)
@@ -65,9 +72,24 @@ def _lines(path: ManifestFile) -> Iterator[str]:
         *lines, rest = text.split(end or "\n")
         if len(rest) > MAX_ROW_BYTES:
             raise ManifestUnreadable(path, f"has a line of more than {MAX_ROW_BYTES} characters")
-        yield from (line for line in lines if line.strip())
-    if rest.strip():
-        yield rest
+        for line in lines:
+            yield from _rows(line.strip())
+    yield from _rows(rest.strip())
+
+
+def _rows(line: str) -> list[str]:
+    """The rows in a line: several if line ends of another kind separate objects in it, as in joined files."""
+    parts = [part for each in _LINE_ENDS.split(line) if (part := each.strip())]
+    if len(parts) > 1 and not _is_object(line) and any(map(_is_object, parts)):
+        return parts
+    return [line] if line else []
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text, parse_int=str), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _line_end(text: str) -> str:
@@ -93,13 +115,13 @@ def has_duplicate_key(text: str) -> bool:
 
 def _record(line: str, ignored: Counter[str], layout: Layout) -> dict[str, str | None]:
     try:
-        values = _values(line.strip(), layout)
-        # The size of the compact JSON: if the line is just as long, it has no duplicate key.
-        compact = 1 + sum(len(name.encode()) + len(value) + 4 for name, value in values.items())
-        if compact != len(line.strip().encode()) and has_duplicate_key(line):
-            return {MALFORMED: _DUPLICATE_KEY}
+        values = _values(line, layout)
+    except _DuplicateKey:
+        return {MALFORMED: _DUPLICATE_KEY}
     except (ValueError, RecursionError):
         return {MALFORMED: _NO_OBJECT}
+    if len(values) > MAX_COLUMNS:
+        return {MALFORMED: f"the line has {len(values)} members, more than {MAX_COLUMNS}"}
     record: dict[str, str | None] = {}
     for key, value in values.items():
         name = layout.column_of(key)
@@ -118,23 +140,34 @@ def _record(line: str, ignored: Counter[str], layout: Layout) -> dict[str, str |
     return record
 
 
+class _DuplicateKey(Exception):
+    """A JSON object has a key twice."""
+
+
 class _Pairs(list[tuple[str, object]]):
     """The members of a JSON object."""
 
 
 def _values(line: str, layout: Layout) -> Mapping[str, bytes]:
-    """The JSON text of each value of an object. Raises ValueError or RecursionError.
+    """The JSON text of each value of an object. Raises `_DuplicateKey`, ValueError or RecursionError.
 
     Other tools write NaN and lone surrogates, which are not valid JSON. Each value that is used is
     checked on its own, so that these do no harm in a column that is not.
     """
     try:
-        return {name: bytes(value) for name, value in _OBJECT.decode(line).items()}
+        values = {name: bytes(value) for name, value in _OBJECT.decode(line).items()}
     except msgspec.DecodeError:
         pairs = json.loads(line, object_pairs_hook=_Pairs)
         if not isinstance(pairs, _Pairs):
             raise
+        if len(dict(pairs)) < len(pairs):
+            raise _DuplicateKey from None
         return {_encodable(name, layout): _json_text(value).encode() for name, value in pairs}
+    # The size of the compact JSON: if the line is just as long, it has no duplicate key.
+    compact = 1 + sum(len(name.encode()) + len(value) + 4 for name, value in values.items())
+    if compact != len(line.encode()) and has_duplicate_key(line):
+        raise _DuplicateKey
+    return values
 
 
 def _encodable(name: str, layout: Layout) -> str:
@@ -151,11 +184,10 @@ def _json_text(value: object) -> str:
 
 def _is_part_of_an_array(line: str, layout: Layout) -> bool:
     """Whether a line that is no object is the start or an element of an array of objects."""
-    text = line.strip()
-    if text.endswith(("[", "[{")) or (text.startswith("[") and text[1:].lstrip().startswith("{")):
+    if line.endswith(("[", "[{")) or (line.startswith("[") and line[1:].lstrip().startswith("{")):
         return True
-    element = text.removesuffix(",")
-    return element != text and _record(element, Counter(), layout).get(MALFORMED) != _NO_OBJECT
+    element = line.removesuffix(",")
+    return element != line and _record(element, Counter(), layout).get(MALFORMED) != _NO_OBJECT
 
 
 def _records_chunk(records: list[dict[str, str | None]], numbers: list[int], layout: Layout) -> pa.Table:

@@ -66,7 +66,7 @@ def text_blocks(
             if size > MAX_TEXT_BYTES:
                 raise ManifestUnreadable(path, f"has more than {MAX_TEXT_BYTES} bytes of text: split it")
             text = _decoded(decoder, block, lines, path, code_page if encoding == code_page else None, advice)
-            lines += line_ends(text)
+            lines += count_line_ends(text)
             if "\ufeff" in text:
                 # Files that were joined have a byte order mark at the start of each.
                 text = _LATER_MARK.sub("", text.lstrip("\ufeff") if is_line_start else text)
@@ -93,13 +93,13 @@ def _decoded(
         text = decoder.decode(block)
     except UnicodeDecodeError as error:
         before = error.object[: error.start].decode(error.encoding, "replace")
-        line = lines + line_ends(before) + 1
+        line = lines + count_line_ends(before) + 1
         name = error.encoding
         if code_page:
             name, advice = code_page, _CORRECT_SETTING  # Python calls every code page "charmap"
         raise ManifestUnreadable(path, f"is not {name} text (line {line}): {advice}") from error
     if "\0" in text:
-        line = lines + line_ends(text[: text.index("\0")]) + 1
+        line = lines + count_line_ends(text[: text.index("\0")]) + 1
         raise ManifestUnreadable(path, f"is not text: line {line} has a NUL character")
     return text
 
@@ -143,7 +143,7 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def line_ends(text: str) -> int:
+def count_line_ends(text: str) -> int:
     """How many lines end in `text`, whose line ends are all of one kind."""
     return text.count("\n") or text.count("\r")
 

@@ -20,6 +20,7 @@ import pytest
 from kyc_pipeline.erasure.landing_zone import LandingZone
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
+from kyc_pipeline.ingest.formats.size_limits import MAX_COLUMNS
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from tests.unit.ingest.conftest import Zone, ZoneWithLedger
 
@@ -294,6 +295,44 @@ def test_a_jsonl_row_with_more_crs_than_the_file_has_rows_costs_no_other(
     zone.ingest()
     assert zone.ids() == ["A0", "A1"]
     assert [row["reason"] for row in zone.rejected()] == ["malformed_row"]
+
+
+@pytest.mark.parametrize("text", ["{0}\r{1}\r{2}\n{3}\n", "{0}\n{1}\r{2}\r \r{3}\r", "{0}\n{1}\n{2}\r{3}\n"])
+def test_jsonl_files_with_different_line_ends_may_be_joined(zone: Any, text: str) -> None:
+    rows = [ELEMENT.replace("A1", f"A{number}") for number in range(4)]
+    zone.manifest("a.jsonl", text.format(*rows))
+    zone.ingest()
+    assert [(row["manifest_row"], row["submission_id"]) for row in zone.accepted()] == [
+        (number + 1, f"A{number}") for number in range(4)
+    ]
+    assert zone.rejected() == []
+
+
+def test_a_jsonl_line_that_is_no_object_costs_no_other_that_is_joined_to_it(zone: Any) -> None:
+    rows = [ELEMENT.replace("A1", f"A{number}") for number in range(4)]
+    zone.manifest("a.jsonl", f"{rows[0]}\n{rows[1]}\n{{no\r{rows[2]}\r\r\r{rows[3]}\n")
+    zone.ingest()
+    assert zone.ids() == ["A0", "A1", "A2", "A3"]
+    assert zone.reasons() == [(3, "malformed_row")]
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_a_jsonl_row_with_a_duplicate_key_and_a_value_that_is_no_json_is_malformed(
+    zone: Any, length: int
+) -> None:
+    other = f'"note":NaN,"x":"{"é" * length}"'
+    zone.manifest("a.jsonl", f'{{"submission_id":"A0","submission_id":"A1",{GOOD},{other}}}\n')
+    zone.ingest()
+    assert zone.reasons() == [(1, "malformed_row")]
+
+
+def test_a_jsonl_row_with_too_many_members_is_malformed(zone: Any) -> None:
+    members = ",".join(f'"tag.k{number}":"v"' for number in range(MAX_COLUMNS))
+    zone.manifest("a.jsonl", f'{ELEMENT}\n{{"submission_id":"A2",{GOOD},{members}}}\n')
+    zone.ingest()
+    assert zone.ids() == ["A1"]
+    (rejected,) = zone.rejected()
+    assert rejected["detail"] == f"the line has {MAX_COLUMNS + 3} members, more than {MAX_COLUMNS}"
 
 
 def test_a_jsonl_row_of_a_million_crs_costs_no_other(zone: Any) -> None:
@@ -760,12 +799,33 @@ def test_stray_quotes_before_a_line_end_in_a_cell_reject_no_other_row(zone: Any)
 
 @pytest.mark.parametrize("character", ["\ufdd0", "\ufdd1", "\ufdd1a", "\ufdd0\ufdd1b"])
 def test_the_characters_that_stand_for_line_ends_are_text_themselves(zone: Any, character: str) -> None:
-    header = "submission_id,id_file,selfie_file,tag.k,note"
     rows = [f'A1,id.jpg,selfie.png,{character},"a\nb\rc"', f"A2,id\r.jpg,selfie.png,{character},"]
-    zone.manifest("a.csv", "\n".join([header, *rows, f"A3,id.jpg,selfie.png,{character},", ""]).encode())
+    rows += [f"A3,id.jpg,selfie.png,{character},,", f"A4,id.jpg,selfie.png,{character},x"]  # a cell too much
+    zone.manifest("a.csv", "\n".join(["submission_id,id_file,selfie_file,tag.k,note", *rows, ""]).encode())
     zone.ingest()
-    assert seen(zone) == [("A1", [("k", character)]), ("A3", [("k", character)])]
+    assert seen(zone) == [(key, [("k", character)]) for key in ("A1", "A3", "A4")]
     assert [(row["manifest_row"], row["reason"]) for row in zone.rejected()] == [(2, "file_not_found")]
+
+
+@pytest.mark.parametrize("row", ["A2\rB,id.jpg,selfie.png,{},x", '"A2\rB",id.jpg,selfie.png,{},x'])
+def test_a_malformed_row_shows_no_part_of_an_id(zone: Any, row: str) -> None:
+    zone.manifest("a.csv", f"{HEADER}A1,id.jpg,selfie.png,\n{row}\n".encode())
+    zone.ingest()
+    (rejected,) = zone.rejected()
+    assert (rejected["reason"], rejected["submission_id"]) == ("malformed_row", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "submission_id,id_file,selfie_file,note,,\nA1,id.jpg,selfie.png,n\rx,,\nA2,id.jpg,selfie.png,n,,\n",
+        'submission_id,id_file,selfie_file,"no\rte"\nA1,id.jpg,selfie.png,n\nA2,id.jpg,selfie.png,n\n',
+    ],
+)
+def test_a_stray_line_end_in_the_header_or_the_first_row_is_text(zone: Any, text: str) -> None:
+    zone.manifest("a.csv", text.encode())
+    zone.ingest()
+    assert zone.ids() == ["A1", "A2"]
 
 
 @pytest.mark.parametrize(("end", "stray"), [("\n", "\r"), ("\r", "\n")])
@@ -816,8 +876,8 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
     (
         "a stray line end after a closing quote",
         "a.csv",
-        (HEADER + 'A1,i,s,"x"\rA2,i,s,"y"\n').encode(),
-        r"has a stray line end after a closing quote \(line 2\): end all rows alike \(CR, LF or CRLF\)$",
+        (HEADER + 'A0,i,s,"a\rb"\nA1,i,s,"x"\rA2,i,s,"y"\n').encode(),
+        r"has text after a closing quote \(line 3\): double .*, and end all rows alike \(CR, LF or CRLF\)$",
     ),
     (
         "a stray line end before a stray quote",
@@ -897,7 +957,7 @@ UNREADABLE: list[tuple[str, str, bytes, str]] = [
         "quotes escaped with a backslash",
         "a.csv",
         ("sep=,\n" + HEADER + 'A1,id.jpg,selfie.png,\nA2,id.jpg,selfie.png,"{\\"k\\":\\"v\\"}"\n').encode(),
-        r"text after a closing quote \(line 4\): double each quote in a cell; a backslash does not",
+        r"text after a closing quote \(line 4\): double each quote in a cell, since a backslash does not",
     ),
     (
         "text after a quoted cell, after many lines",
