@@ -60,7 +60,9 @@ class Board:
     def weeks(self, years: int, weeks: int, fall: float = 0.0, over: int = 1) -> Weeks:
         """`years` boards; from week `FALL_AT` on, the first series falls by `fall` within `over` weeks."""
         random = np.random.default_rng([SEED, self.series, self.volume, round(self.deviation * 1e4)])
-        rates = np.broadcast_to(RATES[: self.series, None, None], (years, self.series, weeks, 7)).copy()
+        rates = np.broadcast_to(
+            np.resize(RATES, self.series)[:, None, None], (years, self.series, weeks, 7)
+        ).copy()
         fallen = np.clip((np.arange(weeks) - FALL_AT + 1) / over, 0, 1)
         rates[:, 0] -= fall * fallen[:, None]
         rates = np.clip(rates + random.normal(0, self.deviation, rates.shape), 0, 1)

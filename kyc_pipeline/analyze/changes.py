@@ -249,7 +249,7 @@ def _benjamini_hochberg(p: Array, rate: float) -> Flags:
     tests = (flat < 1).sum(-1, keepdims=True)
     ordered = np.sort(flat, axis=-1)
     ranks = np.arange(1, flat.shape[-1] + 1)
-    passes = ordered <= rate * ranks / np.maximum(tests, 1)
+    passes = (ordered <= rate * ranks / np.maximum(tests, 1)) & (ordered < 1)
     cut = np.where(passes, ordered, -1.0).max(-1, keepdims=True)
     return np.asarray((flat <= cut).reshape(p.shape))
 

@@ -3,11 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Final
 
 import duckdb
 
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.vocabulary import COMPANY_TAG, SUBJECT_TAGS
+
+_BLANKS: Final = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
+    "\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+"""What Python's `strip` removes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Choices:
         entries = ", ".join(
             f"{literal(name)}: coalesce({_value_of(name)}, 'UNKNOWN')" for name in self.dimensions
         )
-        parts = ", ".join(f"coalesce(nfc_normalize({_value_of(name)}), '')" for name in self.subject_tags)
+        parts = ", ".join(f"coalesce({_value_of(name)}, '')" for name in self.subject_tags)
         number = f"md5_number(to_json([{parts}])::VARCHAR)"
         person = f"CASE WHEN {_value_of(self.subject_tags[-1])} IS NOT NULL THEN {number} END"
         return {
@@ -72,7 +79,8 @@ class Choices:
 
 
 def _value_of(tag: str) -> str:
-    return f"nullif(trim(tags[{literal(tag)}]), '')"
+    # As `pseudonyms` reads a value; SQL's `trim` would leave other blanks than spaces.
+    return f"nullif(trim(nfc_normalize(tags[{literal(tag)}]), '{_BLANKS}'), '')"
 
 
 def literal(text: str) -> str:

@@ -80,7 +80,7 @@ _ROOT: Final = _places()
 def survey(response: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:
     """Every difference between `response` and the contract, as (path, kind), with repetitions.
 
-    `personal`: lower-case words that no path may show, such as the values of the tags sent.
+    `personal`: the `letters` of words that no path may show, such as those of the tags sent.
     """
     todo: list[tuple[Json, str, int, _Place | None]] = [(response, "", 0, _ROOT)]
     while todo:
@@ -125,7 +125,12 @@ def _members_to_examine(value: Object, place: _Place | None) -> list[tuple[str, 
 
 def shown_key(key: str, personal: Container[str] = ()) -> str:
     """`key` as a path shows it: an identifier without long numbers; else `?`."""
-    return key if _FIELD_NAME.fullmatch(key) and key.lower() not in personal else "?"
+    return key if _FIELD_NAME.fullmatch(key) and letters(key) not in personal else "?"
+
+
+def letters(word: str) -> str:
+    """The letters and digits of a word in lower case, to compare it with others however they are written."""
+    return "".join(filter(str.isalnum, word.lower()))
 
 
 def _join(path: str, name: str) -> str:

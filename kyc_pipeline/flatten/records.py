@@ -13,7 +13,7 @@ import pyarrow as pa
 from kyc_pipeline.deepxl.contract import Received, integer, normalize_status
 from kyc_pipeline.deepxl.echo import Echo, echo_mismatches
 from kyc_pipeline.deepxl.jsontext import Json, Object, write_json
-from kyc_pipeline.flatten.drift import DriftCounter, survey
+from kyc_pipeline.flatten.drift import DriftCounter, letters, survey
 from kyc_pipeline.flatten.values import (
     MICROSECONDS,
     OTHER,
@@ -219,9 +219,10 @@ class RecordFlattener:
 
     def _survey(self, response: Json, submission_id: str, sent: SentSubmission | None) -> Iterator[Anomaly]:
         personal = {
-            value.lower()
+            letters(word)
             for name, value in (sent.tags | sent.withheld_tags if sent else {}).items()
             if name not in self._clear_tags
+            for word in (value, *value.split())
         }
         for path, kind in survey(response, personal):
             self._drift.add(path, kind, submission_id)

@@ -1,6 +1,6 @@
 -- Fact: one row per tag of a response, and per tag of its submission that was not sent; only tags that
 -- analysts may see have a value. Where `submissions` hides a company or the value of a dimension, its tags
--- have neither value nor pseudonym.
+-- have no row: with one, they would stand out from hidden submissions without the tag.
 --
 -- date: Day of the manifest, the daily partition.
 -- verification_id: DeepXL's verification id.
@@ -30,15 +30,15 @@ SELECT
     verification_tags.verification_id,
     verification_tags.submission_id,
     verification_tags.name,
-    CASE WHEN h.name IS NULL THEN verification_tags.value END AS value,
-    CASE WHEN h.name IS NULL THEN verification_tags.pseudonym END AS pseudonym,
+    verification_tags.value,
+    verification_tags.pseudonym,
     verification_tags.date IN (
         SELECT date
         FROM days
         WHERE is_complete
     ) AS is_complete
 FROM lake.verification_tags
-LEFT JOIN hidden AS h
+ANTI JOIN hidden AS h
     ON
         h.date = verification_tags.date
         AND h.submission_id = verification_tags.submission_id

@@ -17,16 +17,20 @@
 --   or on an incomplete day, which has calls without a verdict yet. Aggregate complete days only.
 -- timeouts: Uncertain and abandoned submissions: sent, but without a sound response; latencies exclude them.
 -- is_complete: Whether no submission of the day is undecided; see days.
-WITH calls AS (
+WITH responses AS (
+    SELECT *, outcome IN ('uncertain', 'abandoned') AS is_timeout
+    FROM lake.verification_responses
+),
+calls AS (
     SELECT
         date,
         sum(attempts)::BIGINT AS calls,
         sum(greatest(attempts - 1, 0))::BIGINT AS retries,
-        quantile_cont(latency_ms, [0.5, 0.9, 0.95, 0.99]) AS quantiles,
-        max(latency_ms) AS max_ms,
+        quantile_cont(latency_ms, [0.5, 0.9, 0.95, 0.99]) FILTER (WHERE NOT is_timeout) AS quantiles,
+        max(latency_ms) FILTER (WHERE NOT is_timeout) AS max_ms,
         sum(billable_calls)::BIGINT AS billable_calls,
-        count(*) FILTER (WHERE outcome IN ('uncertain', 'abandoned')) AS timeouts
-    FROM lake.verification_responses
+        count(*) FILTER (WHERE is_timeout) AS timeouts
+    FROM responses
     GROUP BY date
 ),
 decided AS (

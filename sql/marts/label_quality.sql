@@ -10,7 +10,7 @@
 -- unsure: Those about which nothing was decided.
 -- conflicts: Those whose latest decisions have the same time but differ; no rate counts them.
 -- unsure_share: unsure / submissions.
--- disagreements: Those about which another source decided otherwise.
+-- disagreements: Those about which another source decided otherwise; for ALL, those whose sources disagree.
 -- coverage: Submissions with a verdict that are labelled genuine or fraud / all submissions with a verdict.
 -- drawn: Labelled submissions of a drawn sample, with a weight.
 -- first_decided_at: Time of the oldest label that counts (UTC).
@@ -31,7 +31,8 @@ known AS (
         l.weight,
         t.submission_id IS NOT NULL AS is_known,
         t.verified IS NOT NULL AS has_verdict,
-        coalesce(t.sources_disagree, FALSE) AND l.label IN ('genuine', 'fraud') AS disagrees,
+        coalesce(t.sources_disagree, FALSE) AND (l.source = 'ALL' OR l.label IN ('genuine', 'fraud'))
+            AS disagrees,
         date_diff('day', t.date, l.decided_at::DATE) AS days
     FROM label_decisions AS l
     LEFT JOIN submission_labels AS t ON t.submission_id = l.submission_id

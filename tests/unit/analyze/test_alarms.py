@@ -71,7 +71,16 @@ def test_benjamini_hochberg_is_that_of_statsmodels(seed: int) -> None:
         assert found[board].ravel().tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("board", [Board(4, 300, 0.0), Board(11, 60, 0.007), Board(11, 3000, 0.007)])
+def test_what_is_not_tested_is_not_significant_however_much_of_it_there_is() -> None:
+    p = np.ones((1, 60, 4))
+    assert not _benjamini_hochberg(p, 0.01).any()
+    p[0, :2, 0] = 0.001, 0.5
+    assert np.argwhere(_benjamini_hochberg(p, 0.01)).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "board", [Board(4, 300, 0.0), Board(11, 60, 0.007), Board(11, 3000, 0.007), Board(60, 10, 0.0)]
+)
 def test_a_quiet_board_has_at_most_one_false_alarm_a_year(board: Board) -> None:
     years = 30
     found = find_changes(board.weeks(years, HISTORY + YEAR))

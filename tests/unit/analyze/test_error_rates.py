@@ -263,7 +263,7 @@ def test_label_quality(known: Any) -> None:
 def test_label_quality_of_sources_that_disagree(lake: Lake, computed: Build) -> None:
     day = [Submission() for _ in range(4)]
     write_day(lake, DAY, day)
-    one, two, three, _ = [submission.submission_id for submission in day]
+    one, two, three, four = [submission.submission_id for submission in day]
     write_labels(
         lake,
         [
@@ -272,15 +272,17 @@ def test_label_quality_of_sources_that_disagree(lake: Lake, computed: Build) -> 
             label(two, "genuine"),
             label(two, "fraud"),
             label(three, "unsure"),
+            label(four, "genuine"),
+            label(four, "fraud", source="chargeback"),
         ],
     )
     columns = "labels, submissions, genuine, fraud, unsure, conflicts, disagreements, coverage"
     assert computed("label_quality").execute(
         f"SELECT source, {columns} FROM label_quality ORDER BY source"
     ).fetchall() == [
-        ("ALL", 5, 3, 0, 1, 1, 1, 1, 1 / 4),
-        ("chargeback", 1, 1, 0, 1, 0, 0, 1, 1 / 4),
-        ("review", 4, 3, 1, 0, 1, 1, 1, 1 / 4),
+        ("ALL", 7, 4, 0, 1, 1, 2, 2, 1 / 4),
+        ("chargeback", 2, 2, 0, 2, 0, 0, 2, 2 / 4),
+        ("review", 5, 4, 2, 0, 1, 1, 2, 2 / 4),
     ]
 
 

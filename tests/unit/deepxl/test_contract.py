@@ -110,11 +110,22 @@ GEOMETRY = '[{"landmarks": [[1, 2]], "boundingBox": {"x": 0.5}}, {"age": 7}]'
          '{"details": "landmarks: 5, \\"boundingBox\\": 7"}'),
         ('{"a": 1, "idFaces": [{"x": 0.1', '{"a": 1, "[geometry removed: rest of an unreadable body]'),
         ("{'landmarks': [0.1]}", "{'[geometry removed: rest of an unreadable body]"),
+        ('{"land__marks-": [1, 2]}', '{"land__marks-": "[geometry removed: 2]"}'),
+        ('{"-m_a-rks": 1, "i-d_faces": [1]}', '{"-m_a-rks": 1, "i-d_faces": "[geometry removed: 1]"}'),
+        ('{"a": 1, "\\u006Candm\\u0041rks": [[1, 2',
+         '{"a": 1, "[geometry removed: rest of an unreadable body]'),
+        ('{"a": 1, "id\\u005F-faces": [[1, 2', '{"a": 1, "[geometry removed: rest of an unreadable body]'),
     ],
 )  # fmt: skip
 def test_geometry_is_cut_and_leaves_a_marker(body: str, stored: str) -> None:
     assert redact(body.encode()) == stored
     assert redact(stored.encode()) == stored
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_geometry_in_utf16_that_ends_within_a_character_is_cut(encoding: str) -> None:
+    stored = redact('{"a": 1, "landmarks": [[12345, 2]'.encode(encoding) + b"1")
+    assert "12345" not in stored.replace("\\u0000", "")
 
 
 def test_removed_geometry_is_counted_from_its_marker() -> None:

@@ -331,6 +331,12 @@ def test_no_personal_value_is_in_the_curated_tables(day: Day) -> None:
         assert secret not in everything
 
 
+@pytest.mark.parametrize("key", ["Acme", "acme_corp", "AcmeCorp", "Corp"])
+def test_no_path_shows_a_word_of_a_tag(day: Day, key: str) -> None:
+    day.flatten(text_of(echo("s-0", unknown={key: 1})))
+    assert key not in json.dumps([day.rows(table) for table in CURATED], default=str)
+
+
 def test_the_schema_of_what_is_written_is_the_dictionary(day: Day) -> None:
     day.flatten(SEED_TEXT)
     for table in CURATED:
