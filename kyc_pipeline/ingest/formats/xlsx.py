@@ -21,9 +21,13 @@ from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable
 from kyc_pipeline.ingest.formats.xlsx_parts import check_parts
 from kyc_pipeline.landing.zone import ManifestFile
 
-# openpyxl does not undo Excel's escapes of control characters, and text may only look like one: such a cell
-# has no text.
-_ESCAPED_CONTROL: Final = re.compile(r"_x00[01][0-9A-Fa-f]_")
+# Excel writes a control character as `_x000D_`, and the first `_` of text that looks like that as `_x005F_`.
+# Other tools do not escape: whether they mean a control character is open, and such a cell has no text.
+_ESCAPED_UNDERSCORE: Final = "_x005F_"
+_ESCAPED_CONTROL: Final = re.compile(r"(?<!_x005F)_x00[01][0-9A-Fa-f]_")
+_FIRST_DAY: Final = date(1900, 1, 1)
+_AMBIGUOUS_DAY: Final = date(1900, 2, 28)
+"""Excel has a 29 February 1900, which openpyxl takes for this day."""
 
 Cells = Sequence[Any]
 """A row of openpyxl's cells."""
@@ -61,13 +65,21 @@ def _refused_if_unreadable(path: ManifestFile) -> Iterator[None]:
             ) from error
 
 
-def _rows(workbook: Any) -> Iterator[tuple[int, Cells]]:
+def _rows(workbook: Any, path: ManifestFile) -> Iterator[tuple[int, Cells]]:
     """The number and the cells of each row with a value. There is one sheet with values."""
     for sheet in workbook.worksheets:
         sheet.reset_dimensions()  # which some tools write wrongly
-        for number, cells in enumerate(sheet.iter_rows(), 1):
-            if any(map(_is_visible, cells)):
-                yield number, cells
+        number = 0
+        try:
+            for number, cells in enumerate(sheet.iter_rows(), 1):
+                if any(map(_is_visible, cells)):
+                    yield number, cells
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ManifestUnreadable(
+                path,
+                f"has a cell in row {number + 1} or below that cannot be read ({type(error).__name__}): "
+                "enter its value again in Excel",
+            ) from error
 
 
 def _is_visible(cell: Any) -> bool:
@@ -122,15 +134,15 @@ class _Rows:
 
 
 def _chunks(path: ManifestFile, ignored: Counter[str], layout: Layout) -> Iterator[pa.Table]:
-    import openpyxl  # here, since it takes a tenth of a second and few days have a workbook
+    # Here, since openpyxl takes a tenth of a second and few days have a workbook.
+    from kyc_pipeline.ingest.formats.xlsx_workbook import open_workbook
 
     with path.open("rb") as file:
         sheets = check_parts(file, path)
-        loaded = openpyxl.load_workbook(file, read_only=True, keep_links=False)
-        with contextlib.closing(loaded) as workbook:
+        with contextlib.closing(open_workbook(file)) as workbook:
             if len(workbook.worksheets) > sheets:
                 raise ManifestUnreadable(path, "names a sheet twice: save it in Excel")
-            yield from _chunks_of(_rows(workbook), path, ignored, layout)
+            yield from _chunks_of(_rows(workbook, path), path, ignored, layout)
 
 
 def _chunks_of(
@@ -139,7 +151,7 @@ def _chunks_of(
     first, header = next(rows, (0, ()))
     if any(cell.data_type == "f" for cell in header):
         raise ManifestUnreadable(path, "names a column by a formula: paste its value")
-    names = [layout.column_of(str(cell.value)) if _is_filled(cell) else "" for cell in header]
+    names = [layout.column_of(_unescaped(str(cell.value))) if _is_filled(cell) else "" for cell in header]
     while names and not names[-1]:
         names.pop()
     layout.check_header(names, path)
@@ -164,12 +176,22 @@ def _text(cell: Any, name: str, layout: Layout) -> str | None:
     if isinstance(value, date):  # or a datetime
         if name == layout.time:
             return value.isoformat()
-        is_date = not isinstance(value, datetime) or value.time() == time()
-        return value.isoformat()[:10] if name.startswith(TAG_PREFIX) and is_date else None
+        is_tag = name.startswith(TAG_PREFIX)
+        return value.isoformat()[:10] if is_tag and _is_day(value, cell.parent.parent.epoch) else None
     if name == layout.number and isinstance(value, int | float) and cell.data_type == "n":
         return repr(value)
     is_text = isinstance(value, str) and cell.data_type not in ("e", "f")
-    return value if is_text and not _ESCAPED_CONTROL.search(value) else None
+    return _unescaped(value) if is_text and not _ESCAPED_CONTROL.search(value) else None
+
+
+def _unescaped(text: str) -> str:
+    return text.replace(_ESCAPED_UNDERSCORE, "_")
+
+
+def _is_day(value: date, epoch: datetime) -> bool:
+    """Whether a date, or a datetime, is a whole day of Excel's calendar, which begins at `epoch` or later."""
+    day, moment = (value.date(), value.time()) if isinstance(value, datetime) else (value, time())
+    return moment == time() and day >= max(epoch.date(), _FIRST_DAY) and day != _AMBIGUOUS_DAY
 
 
 def _without_text(cell: Any, name: str, layout: Layout) -> str:

@@ -1,8 +1,9 @@
 """Looks at the parts of an Excel workbook, in bounded memory, before a library unpacks them.
 
-openpyxl believes what a sheet says of its own size, and passes over rows that are out of order. It reads rows
-and shared strings one by one, but keeps the strings, the attributes of the rows, and an object for every
-other element. What it will keep is estimated, and refused above :data:`MAX_WORKBOOK_MEMORY`.
+openpyxl believes what a sheet says of its own size, and passes over rows that are out of order and values
+where it does not look. It reads rows and shared strings one by one, but keeps the strings, the attributes of
+the rows, and an object for every other element. What it will keep is estimated, and refused above
+:data:`MAX_WORKBOOK_MEMORY`.
 """
 
 import functools
@@ -26,6 +27,24 @@ _MAIN: Final = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _STRICT: Final = "http://purl.oclc.org/ooxml/"
 _UNITS: Final = {f"{_MAIN} worksheet": f"{_MAIN} row", f"{_MAIN} sst": f"{_MAIN} si"}
 """By the root of a part: the elements that openpyxl reads one by one."""
+_ROWS: Final = f"{_MAIN} sheetData"
+_STRING: Final = frozenset({"t", "r", "rPh", "phoneticPr"})
+_INLINE: Final = "c inlineStr"
+_CHILDREN: Final = {
+    "row": {"c", "extLst"},
+    "c": {"f", "v", "extLst"},
+    _INLINE: {"f", "v", "is", "extLst"},
+    "is": _STRING,
+    "si": _STRING,
+    "r": {"rPr", "t"},
+    "rPh": {"t"},
+}
+"""By element: those that openpyxl reads in it, or may pass over. An extension is the last."""
+_REPEATED: Final = frozenset({"c", "r", "rPh"})
+"""Of all others, openpyxl reads only one."""
+_OPAQUE: Final = frozenset({"extLst", "rPr"})
+"""Elements that may contain anything: no value is in them."""
+_WITH_TEXT: Final = _OPAQUE | {"f", "v", "t"}
 _READ_WHOLE: Final = re.compile(r"\[Content_Types\]\.xml|docProps/.*|xl/(workbook|styles)\.xml|.*\.rels")
 """Parts that openpyxl reads at once, whatever their root; so is the main part, which the first one names."""
 _ENTRY: Final = b"PK\1\2"
@@ -130,8 +149,9 @@ class _Outline:
         self._memory = memory
         self._units = {} if is_whole else _UNITS
         self._unit: str | None = None
-        self._depth = 0
-        """Of the current element in its row or string; 0 outside of these."""
+        self._open: list[tuple[str, set[str]]] = []
+        """The elements from the row or string to the current one: what each is, and its children so far."""
+        self._is_among_rows = False
         self._elements = 0
         """In this row or string."""
         self._piece_at = 0
@@ -149,12 +169,14 @@ class _Outline:
     def read(self, source: IO[bytes]) -> None:
         """Reads an XML part.
 
-        Raises :class:`ManifestUnreadable` if it has merged cells, rows or cells that are not in order, or too
-        much of anything.
+        Raises :class:`ManifestUnreadable` if it has merged cells, rows or cells that are not in order, values
+        where openpyxl does not look for them, or too much of anything.
         """
         self._parser = parser = expat.ParserCreate(namespace_separator=" ")
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._characters
+        parser.buffer_text = True
         parser.StartDoctypeDeclHandler = self._refuse_doctype
         size = 0
         while block := source.read(BLOCK_BYTES):
@@ -174,31 +196,50 @@ class _Outline:
                 )
             self._root = tag
             self._unit = self._units.get(tag)
-        elif self._depth:
-            self._depth += 1
-            self._start_in_unit(name, attributes)
+        elif self._open:
+            self._start_in_unit(tag, name, attributes)
         else:
             self._piece_at = self._parser.CurrentByteIndex
             if tag == self._unit:
-                self._depth, self._elements = 1, 0
+                self._open, self._elements = [(name, set())], 0
                 self._start_unit(name, attributes)
+            elif self._is_among_rows:
+                raise self._misplaced()
             elif name == "mergeCell":
                 raise ManifestUnreadable(self._path, "has merged cells: unmerge them and fill each cell")
             elif name == "Relationship" and "chartsheet" in attributes.get("Type", ""):
                 raise ManifestUnreadable(self._path, "has a chart sheet: delete it")
             else:
                 self._memory.keep(_OBJECT_BYTES)
+                self._is_among_rows = self.is_sheet and tag == _ROWS
                 if name == "Override" and attributes.get("ContentType", "").endswith("main+xml"):
                     self.main_parts.add(attributes.get("PartName", "").removeprefix("/"))
 
     def _end(self, _: str) -> None:
-        if self._depth:
-            self._depth -= 1
-            if not self._depth:
+        if self._open:
+            self._open.pop()
+            if not self._open:
                 end = self._parser.CurrentByteIndex
                 if not self.is_sheet:
                     self._memory.keep(_STRING_BYTES + _CHARACTER_BYTES * (end - self._piece_at))
                 self._piece_at = end
+        else:
+            self._is_among_rows = False
+
+    def _characters(self, text: str) -> None:
+        is_read = self._open[-1][0] in _WITH_TEXT if self._open else not self._is_among_rows
+        if not is_read and not text.isspace():
+            raise self._misplaced()
+
+    def _misplaced(self) -> ManifestUnreadable:
+        place = (
+            f"{'in' if self._open else 'after'} row {self._row}" if self.is_sheet else "in a shared string"
+        )
+        return ManifestUnreadable(
+            self._path,
+            f"has an element or a value {place} where Excel does not write it: "
+            "check it in Excel, and save it there",
+        )
 
     def _start_unit(self, name: str, attributes: dict[str, str]) -> None:
         if name == "row":
@@ -206,16 +247,30 @@ class _Outline:
             is_kept = attributes.keys() - {"r", "spans"}
             self._memory.keep(_ROW_BYTES + _ATTRIBUTE_BYTES * (len(attributes) + 1 if is_kept else 0))
 
-    def _start_in_unit(self, name: str, attributes: dict[str, str]) -> None:
+    def _start_in_unit(self, tag: str, name: str, attributes: dict[str, str]) -> None:
         self._elements += 1
         if self._elements > _MAX_ELEMENTS:
             raise ManifestUnreadable(
                 self._path, f"has a row or a string of more than {_MAX_ELEMENTS} elements"
             )
+        parent, seen = self._open[-1]
+        if parent in _OPAQUE:
+            self._open.append((parent, seen))
+            return
+        is_surplus = "extLst" in seen or (name in seen and name not in _REPEATED)
+        if tag != f"{_MAIN} {name}" or name not in _CHILDREN.get(parent, ()) or is_surplus:
+            raise self._misplaced()
+        seen.add(name)
+        kind = name
         if name == "c":
             self._move_to_cell(attributes.get("r"))
-        elif name in ("v", "is", "f") and self.is_sheet:
+            if attributes.get("t") == "inlineStr":
+                kind = _INLINE
+        elif name in ("v", "is", "f"):
             self.has_values = True
+            if parent == _INLINE and name == "v":
+                kind = "v without text"
+        self._open.append((kind, set()))
 
     def _move_to_row(self, row: int) -> None:
         if row <= self._row:

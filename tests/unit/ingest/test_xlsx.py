@@ -11,6 +11,7 @@ from typing import Any
 
 import openpyxl
 import pytest
+from openpyxl.utils.datetime import CALENDAR_MAC_1904
 
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
@@ -62,6 +63,18 @@ def with_part(pattern: str, replacement: str, content: bytes = PLAIN, part: str 
 def strings(items: str) -> bytes:
     """The part of shared strings."""
     return f'<sst xmlns="{MAIN}">{items}</sst>'.encode()
+
+
+STRINGS_TYPE = (
+    '<Override PartName="/xl/sharedStrings.xml" '
+    'ContentType="application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"/>'
+)
+
+
+def with_strings(items: str, content: bytes = PLAIN) -> bytes:
+    """The workbook with these shared strings only."""
+    listed = with_part("</Types>", f"{STRINGS_TYPE}</Types>", content, "[Content_Types].xml")
+    return repacked(listed, {"xl/sharedStrings.xml": strings(items)})
 
 
 CELLS: list[tuple[str, dict[str, Any], str | None]] = [
@@ -233,8 +246,18 @@ REFUSED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("cut XML", with_part("</sheetData>.*", ""), r"is not a readable \.xlsx file \(ParseError\)"),
     (
         "text that is not there",
-        with_part('<c r="A2" t="inlineStr">.*?</c>|<c r="A2" [^>]*><v>[0-9]+', '<c r="A2" t="s"><v>999'),
-        "is not a readable",
+        with_part('<c r="A2".*?</c>', '<c r="A2" t="s"><v>999</v></c>'),
+        r"has a cell in row 2 or below that cannot be read \(IndexError\): enter its value again in Excel",
+    ),
+    (
+        "a truth value in words",
+        with_part('<c r="B3".*?</c>', '<c r="B3" t="b"><v>true</v></c>'),
+        r"has a cell in row 3 or below that cannot be read \(ValueError\)",
+    ),
+    (
+        "no number",
+        with_part('<c r="B4".*?</c>', '<c r="B4"><v>NaN</v></c>'),
+        r"has a cell in row 4 or below that cannot be read \(ValueError\)",
     ),
     (
         "entities",
@@ -269,6 +292,112 @@ def test_a_workbook_that_could_be_misread_is_refused(
     with pytest.raises(KycError, match=rf"^manifests/2024-09-01/a\.xlsx: .*{reason}") as caught:
         list(read_manifest(path, Counter()))
     assert str(caught.value).isprintable()
+
+
+MISPLACED = {
+    "a row of values beside the type": '<row><c t="inlineStr"><v>B</v></c></row>',
+    "a value beside the type": "<row><c><is><t>B</t></is></c></row>",
+    "a row in parts": "<row><q:g><c><v>1</v></c></q:g></row>",
+    "a foreign cell": "<row><q:c/></row>",
+    "a foreign row": "<q:row><c><v>1</v></c></q:row>",
+    "a choice of rows": "<q:AlternateContent><row><c><v>1</v></c></row></q:AlternateContent>",
+    "two values": '<row><c t="str"><v>A</v><v>B</v></c></row>',
+    "two texts": '<row><c t="inlineStr"><is><t>A</t><t>B</t></is></c></row>',
+    "an element in a value": '<row><c t="str"><v>A<q:x/>B</v></c></row>',
+    "a text without a cell": "<row>B</row>",
+    "a text without a row": "B",
+    "a cell after the extensions": "<row><extLst/><c><v>1</v></c></row>",
+}
+
+
+@pytest.mark.parametrize("rows", MISPLACED.values(), ids=MISPLACED)
+def test_a_value_where_openpyxl_does_not_look_refuses_the_file(zone: Any, rows: str) -> None:
+    foreign = with_part("<worksheet ", '<worksheet xmlns:q="urn:q" ')
+    path = zone.manifest("a.xlsx", with_part("</sheetData>", f"{rows}</sheetData>", foreign))
+    with pytest.raises(
+        KycError, match=r"has an element or a value (in row 5|after row 4) where Excel does not"
+    ):
+        list(read_manifest(path, Counter()))
+
+
+def test_a_shared_string_with_two_texts_refuses_the_file(zone: Any) -> None:
+    path = zone.manifest("a.xlsx", with_strings("<si><t>a</t><t>b</t></si>"))
+    with pytest.raises(KycError, match="has an element or a value in a shared string where Excel does not"):
+        list(read_manifest(path, Counter()))
+
+
+def test_what_excel_may_write_beside_values_does_no_harm(zone: Any) -> None:
+    rows = """
+        <row r="5" spans="1:5" ht="12.5">
+          <c r="A5" t="s"><v>0</v></c> <c r="B5" t="str"><v>id.jpg</v></c>
+          <c r="C5" t="inlineStr"><is><r><rPr><b/><sz val="9"/></rPr><t>selfie</t></r><r><t>.png</t></r>
+            <rPh sb="0" eb="1"><t>phonetic</t></rPh><phoneticPr fontId="1"/></is></c>
+          <c r="D5" s="0"/> <c r="E5" t="inlineStr"><v></v></c> <c r="F5"><v/></c>
+          <c r="G5" t="e"><f ca="1">NA()</f><v>#N/A</v><extLst><ext uri="x"><c><v>1</v></c></ext></extLst></c>
+          <extLst><ext uri="x"><v>1</v></ext></extLst>
+        </row></sheetData>
+        <conditionalFormatting sqref="A1"><cfRule type="expression" priority="1">
+          <formula>A1</formula></cfRule></conditionalFormatting>
+        <mc:AlternateContent xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006">
+          <mc:Choice Requires="x14"><row xmlns="urn:drawing">1</row></mc:Choice></mc:AlternateContent>
+        <extLst><ext uri="x"><row xmlns="urn:x"><v>1</v></row></ext></extLst>"""
+    rich = """<si><r><t>A</t></r><r><rPr><b/></rPr><t>4</t></r>
+        <rPh sb="0" eb="1"><t>x</t></rPh><phoneticPr fontId="1"/></si>"""
+    zone.manifest("a.xlsx", with_strings(rich, with_part("</sheetData>", rows)))
+    zone.ingest()
+    assert (zone.ids(), zone.rejected()) == (["A1", "A2", "A3", "A4"], [])
+
+
+@pytest.mark.parametrize(
+    ("stored", "text"),
+    [
+        ("x005F_7", "x005F_7"),
+        ("idx005F_1", "idx005F_1"),
+        ("scan_x1080_2", "scan_x1080_2"),
+        ("scan_x005F_x1080_2", "scan_x1080_2"),
+        ("a_x005F_x000D_b", "a_x000D_b"),
+        ("_x005F_x005F_7", "_x005F_7"),
+        ("a_x000D_b", None),
+    ],
+)
+def test_escapes_of_excel_are_undone_alike_in_shared_and_inline_strings(
+    zone: Any, stored: str, text: str | None
+) -> None:
+    cells = ('t="s"><v>0</v>', f't="inlineStr"><is><t>{stored}</t></is>', f't="str"><v>{stored}</v>')
+    content = workbook(HEADER, *(row(f"A{number}", tag_k="v") for number in range(3)))
+    for number, cell in enumerate(cells, 2):
+        content = with_part(f'(<c r="E{number}").*?</c>', rf"\1 {cell}</c>", content)
+    zone.manifest("a.xlsx", with_strings(f"<si><t>{stored}</t></si>", content))
+    zone.ingest()
+    assert [dict(row["tags"]).get("k") for row in zone.accepted()] == ([] if text is None else [text] * 3)
+
+
+@pytest.mark.parametrize(
+    ("serial", "starts_in_1904", "day"),
+    [
+        ("1", False, "1900-01-01"),
+        ("58", False, "1900-02-27"),
+        ("60", False, None),
+        ("61", False, "1900-03-01"),
+        ("-5", False, None),
+        ("1", True, "1904-01-02"),
+        ("-1", True, None),
+    ],
+)
+def test_only_days_of_excels_calendar_are_dates(
+    zone: Any, serial: str, starts_in_1904: bool, day: str | None
+) -> None:
+    """Excel has a 29 February 1900, with the number 60."""
+
+    def edit(book: Any) -> None:
+        if starts_in_1904:
+            book.epoch = CALENDAR_MAC_1904
+
+    content = workbook(HEADER, row(tag_k=dt.date(2000, 1, 1)), edit=edit)
+    zone.manifest("a.xlsx", with_part('(<c r="E2"[^>]*><v>)[^<]*', rf"\g<1>{serial}", content))
+    zone.ingest()
+    assert [row["tags"] for row in zone.accepted()] == ([] if day is None else [[("k", day)]])
+    assert [row["detail"] for row in zone.rejected()] == (["a tag must be text"] if day is None else [])
 
 
 def test_a_date_in_iso_8601_is_a_date(zone: Any) -> None:
