@@ -156,10 +156,15 @@ class _Tag(msgspec.Struct):
 class _Tagged(msgspec.Struct):
     tags: list[_Tag] = []
 
-    def belongs_to(self, submission_id: str) -> bool | None:
-        """Whether the record has the submission's tag; None if it has no such tag, or several."""
-        owners = {tag.value for tag in self.tags if tag.name == SUBMISSION_TAG}
-        return owners == {submission_id} if len(owners) == 1 else None
+
+def _belongs_to(submission_id: str, record: msgspec.Raw) -> bool | None:
+    """Whether a record has the submission's tag; None if it has no such tag, several, or odd ones."""
+    try:
+        tags = msgspec.json.decode(record, type=_Tagged).tags
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None  # it may be another submission's, which must not hide ours
+    owners = {tag.value for tag in tags if tag.name == SUBMISSION_TAG}
+    return owners == {submission_id} if len(owners) == 1 else None
 
 
 class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
@@ -293,10 +298,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
                 status = response.status_code
                 try:
                     page = _page(body)
-                    ours = [
-                        msgspec.json.decode(record, type=_Tagged).belongs_to(submission_id)
-                        for record in page.data
-                    ]
+                    ours = [_belongs_to(submission_id, record) for record in page.data]
                     found += [
                         await call.parse(status, b'{"result":' + bytes(record) + b"}")
                         for record, is_ours in zip(page.data, ours, strict=True)

@@ -318,6 +318,16 @@ async def test_find_reads_every_page(connect: Connect) -> None:
     assert [sent.query["offset"] for sent, _ in seen] == ["0", "100", "200"]
 
 
+@pytest.mark.parametrize("odd", [None, {"submissionId": "o"}, [{"name": "x", "value": None}], "x", [1]])
+@pytest.mark.parametrize("place", [0, 1])
+async def test_odd_tags_of_another_record_do_not_hide_ours(odd: Any, place: int, connect: Connect) -> None:
+    records = [record(1, tagged("s-1"))]
+    records.insert(place, record(2, odd))
+    async with serving(history(records)) as (url, _), connect(url) as client:
+        (found,) = await client.find("s-1")
+    assert found.verification_id == 1
+
+
 @pytest.mark.parametrize(
     ("records", "total"),
     [
