@@ -1,11 +1,13 @@
 """Reads the manifests of labels into `labels` and `rejected_labels`.
 
 Labels come for submissions of any day, in any file, so all files are read whenever one has changed. A file
-that cannot be read keeps the labels that it had, and is reported: one damaged file must neither change the
-figures of the others nor stop a publication.
+that cannot be read is reported, and counts as it was when it was last read: one damaged file must neither
+change the figures of the others nor stop a publication. So of equal labels in several files, the lake also
+keeps the places of those that do not count: such a row comes back when the one before it is gone.
 """
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,7 +32,7 @@ from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alo
 from kyc_pipeline.ingest.manifests import READ_ATTEMPTS, DayFolder, Manifest, list_labels
 from kyc_pipeline.ingest.rows import Rejections, read_times
 from kyc_pipeline.lake.storage import WHOLE, Lake
-from kyc_pipeline.lake.tables import LABELS, REJECTED_LABELS, Table
+from kyc_pipeline.lake.tables import LABELS, REJECTED_LABELS
 from kyc_pipeline.landing.opening import Root, open_landing
 from kyc_pipeline.landing.zone import LABELS_FOLDER, Landing
 from kyc_pipeline.privacy.erased import DETAIL as ERASED_DETAIL
@@ -42,7 +44,7 @@ if TYPE_CHECKING:  # imported where it is used: importing it takes a quarter of 
     import pandas as pd
 
 _IDENTITY_KEY: Final = "manifests"
-"""Footer key of `labels`: the identity of the manifests, and the encoding of those that needed one."""
+"""Footer key of both tables: the identity of the manifests, and the encoding of those that needed one."""
 _SUMMARY_KEY: Final = "summary"
 """Footer key of `labels`: the :class:`LabelsSummary`."""
 _SOURCE: Final = r"[a-z0-9][a-z0-9._-]{0,31}"
@@ -57,14 +59,18 @@ _ORDER: Final[list[tuple[str, Literal["ascending", "descending"]]]] = [
     ("decided_at", "ascending"),
     *_BY_PLACE,
 ]
+_PLACE: Final = ["manifest", "manifest_row"]
+_FIRST: Final = ["first_manifest", "first_row"]
+"""The place of the label that a row repeats."""
 _NO_LOCK: Final = contextlib.nullcontext(lambda: None)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelsSummary:
-    """The counts of a reading. Each row is in `accepted` or in `rejected`.
+    """The counts of a reading. Each row that was read is in `accepted` or in `rejected`.
 
-    `rejected` also counts unreadable files. Of those, `kept` rows stay as they were before.
+    `rejected` also counts unreadable files. Their rows of before are in neither: `kept` of them are in
+    `labels`, and their repeats of other labels in `rejected_labels`.
     """
 
     manifests: int
@@ -128,7 +134,7 @@ def ingest_labels(
         raise KycError(f"KYC_LANDING: {landing} {problem}")
     for _ in range(READ_ATTEMPTS):
         folder = list_labels(zone)
-        read = _Reading(lake, folder)
+        read = _Reading(lake)
         for manifest in folder.manifests:
             read.add(manifest, csv_encoding, erased)
         changed = [m.name for m in folder.manifests if not _is_unchanged(m, zone)]
@@ -137,30 +143,30 @@ def ingest_labels(
     else:
         raise KycError(f"{LABELS_FOLDER}/{changed[0]}: is still being written: try again once it is complete")
     labels, rejected = read.result()
+    is_kept, was_rejected = read.are_kept(labels), read.are_kept(rejected)
     if not folder.manifests and lake.exists(LABELS, WHOLE) and lake.row_count(LABELS, WHOLE):
         raise KycError(
             f"{LABELS_FOLDER}/ has no manifests, but the lake has labels: mount its volume, or put one file "
             "with only the names of the columns there if all were removed"
         )
-    reasons = Counter(rejected["reason"].to_pylist())
+    reasons = Counter(rejected.filter(pc.invert(was_rejected))["reason"].to_pylist())
+    kept = int(pc.sum(is_kept).as_py() or 0)
     summary = LabelsSummary(
         manifests=len(folder.manifests),
         received=read.received,
-        accepted=labels.num_rows - read.kept,
-        kept=read.kept,
+        accepted=labels.num_rows - kept,
+        kept=kept,
         rejected={LabelReason(str(reason)): count for reason, count in sorted(reasons.items())},
         ignored_files=len(folder.ignored),
     )
-    metadata = {
-        _IDENTITY_KEY: _identity(folder, csv_encoding),
-        _SUMMARY_KEY: msgspec.json.encode(summary).decode(),
-    }
+    identity = {_IDENTITY_KEY: _identity(folder, csv_encoding)}
+    metadata = identity | {_SUMMARY_KEY: msgspec.json.encode(summary).decode()}
     with lock as check_lock:
         confirm()
         # The inner table is published first. The footer of the outer one says what both were made from.
         with (
             lake.writer(LABELS, WHOLE, metadata, keep_identical=True) as accepted_rows,
-            lake.writer(REJECTED_LABELS, WHOLE, keep_identical=True) as rejected_rows,
+            lake.writer(REJECTED_LABELS, WHOLE, identity, keep_identical=True) as rejected_rows,
         ):
             accepted_rows.write(labels)
             rejected_rows.write(rejected)
@@ -187,15 +193,15 @@ def _is_unchanged(manifest: Manifest, landing: Landing) -> bool:
 class _Reading:
     """The rows of the manifests so far."""
 
-    def __init__(self, lake: Lake, folder: DayFolder) -> None:
+    def __init__(self, lake: Lake) -> None:
         self._lake = lake
         self._labels: list[pa.Table] = []
         self._rejected: list[pa.Table] = []
+        self._unreadable: list[str] = []
         self.received = 0
-        self.kept = 0
 
     def add(self, manifest: Manifest, csv_encoding: str | None, erased: ErasedSubjects | None) -> None:
-        """Adds the rows of a manifest, or what the lake has of it if it cannot be read."""
+        """Adds the rows of a manifest, or the valid ones that it had before if it cannot be read."""
         labels, rejected, received = [], [], 0
         try:
             for chunk in read_manifest(manifest.path, Counter(), csv_encoding, LABEL_ROWS):
@@ -212,34 +218,54 @@ class _Reading:
                 "manifest": manifest.name,
                 "manifest_row": 0,
             }
-            before = self._before(LABELS, manifest)
-            self.kept += before.num_rows
-            labels, received = [before], 0
+            labels = [self._before.filter(pc.equal(self._before["manifest"], pa.scalar(manifest.name)))]
+            received = 0
             rejected = [pa.Table.from_pylist([row], REJECTED_LABELS.schema)]
+            self._unreadable.append(manifest.name)
         self._labels += labels
         self._rejected += rejected
         self.received += received
 
-    def _before(self, table: Table, manifest: Manifest) -> pa.Table:
-        """The rows that the lake has of a manifest."""
-        if not self._lake.exists(table, WHOLE):
-            return table.schema.empty_table()
-        rows = self._lake.read(table, WHOLE)
-        return rows.filter(pc.equal(rows["manifest"], pa.scalar(manifest.name))).cast(table.schema)
+    @functools.cached_property
+    def _before(self) -> pa.Table:
+        """The valid rows of the reading before, repeats included: rows of `labels`."""
+        if not self._lake.exists(LABELS, WHOLE):
+            return LABELS.schema.empty_table()
+        labels = self._lake.read(LABELS, WHOLE).select(LABELS.schema.names).cast(LABELS.schema)
+        # A crash may have left the tables of two readings: then a place in one means nothing in the other.
+        if not self._lake.exists(REJECTED_LABELS, WHOLE) or (
+            self._lake.metadata(REJECTED_LABELS, WHOLE).get(_IDENTITY_KEY)
+            != self._lake.metadata(LABELS, WHOLE).get(_IDENTITY_KEY)
+        ):
+            return labels
+        places = self._lake.read(REJECTED_LABELS, WHOLE, [*_PLACE, *_FIRST])
+        repeats = places.join(labels, _FIRST, _PLACE, "inner").select(LABELS.schema.names)
+        return pa.concat_tables([labels, repeats.cast(LABELS.schema)])
+
+    def are_kept(self, rows: pa.Table) -> Any:
+        """A Boolean array: which rows were not read, but are those of an unreadable file before."""
+        theirs = pc.is_in(rows["manifest"], pa.array(self._unreadable, pa.string()))
+        return pc.and_(theirs, pc.greater(rows["manifest_row"], pa.scalar(0)))
 
     def result(self) -> tuple[pa.Table, pa.Table]:
         """Accepted and rejected rows, in order. The first of equal labels counts; the others are rejected."""
         labels = pa.concat_tables([LABELS.schema.empty_table(), *self._labels]).sort_by(_ORDER)
         rejected = pa.concat_tables([REJECTED_LABELS.schema.empty_table(), *self._rejected])
         if labels.num_rows:
-            repeats = pa.array(labels.select(list(LABEL_FIELDS)).to_pandas().duplicated().to_numpy())
-            theirs = labels.filter(repeats)
-            labels = labels.filter(pc.invert(repeats))
-            rejected = pa.concat_tables([rejected, _rejected_as(theirs, LabelReason.DUPLICATE_LABEL)])
+            fields, numbers = list(LABEL_FIELDS), range(labels.num_rows)
+            frame = labels.select(fields).to_pandas().assign(number=numbers)
+            firsts = frame.groupby(fields, dropna=False, sort=False)["number"].transform("min")
+            first = pa.array(firsts.to_numpy())
+            is_repeat = pc.not_equal(first, pa.array(numbers))
+            repeated = labels.select(_PLACE).take(first.filter(is_repeat)).rename_columns(_FIRST)
+            repeats = _rejected_as(labels.filter(is_repeat), LabelReason.DUPLICATE_LABEL, repeated)
+            labels = labels.filter(pc.invert(is_repeat))
+            rejected = pa.concat_tables([rejected, repeats])
         return labels, rejected.sort_by(_BY_PLACE)
 
 
-def _rejected_as(rows: pa.Table, reason: LabelReason) -> pa.Table:
+def _rejected_as(rows: pa.Table, reason: LabelReason, repeated: pa.Table | None = None) -> pa.Table:
+    """Rows of `rejected_labels`. `repeated` has the places of the labels that they repeat."""
     details = {
         LabelReason.DUPLICATE_LABEL: "the same label was delivered before",
         LabelReason.ERASED_SUBJECT: ERASED_DETAIL,
@@ -249,6 +275,7 @@ def _rejected_as(rows: pa.Table, reason: LabelReason) -> pa.Table:
         "detail": [details[reason]] * rows.num_rows,
         "manifest": rows["manifest"],
         "manifest_row": rows["manifest_row"],
+        **{name: repeated[name] if repeated else [None] * rows.num_rows for name in _FIRST},
     }
     return pa.table(columns, schema=REJECTED_LABELS.schema)
 
@@ -264,10 +291,14 @@ def reject_labels(lake: Lake, erased: Callable[[str], bool]) -> None:
     exists = lake.exists(REJECTED_LABELS, WHOLE)
     before = lake.read(REJECTED_LABELS, WHOLE) if exists else REJECTED_LABELS.schema.empty_table()
     rejected = pa.concat_tables(
-        [before.cast(REJECTED_LABELS.schema), _rejected_as(labels.filter(theirs), LabelReason.ERASED_SUBJECT)]
+        [
+            before.select(REJECTED_LABELS.schema.names).cast(REJECTED_LABELS.schema),
+            _rejected_as(labels.filter(theirs), LabelReason.ERASED_SUBJECT),
+        ]
     )
     # Rejected rows first: a crash in between leaves a row in both tables, never in none.
-    lake.write(REJECTED_LABELS, WHOLE, rejected.sort_by(_BY_PLACE))
+    metadata = lake.metadata(REJECTED_LABELS, WHOLE) if exists else {}
+    lake.write(REJECTED_LABELS, WHOLE, rejected.sort_by(_BY_PLACE), metadata)
     lake.write(LABELS, WHOLE, labels.filter(pc.invert(theirs)), lake.metadata(LABELS, WHOLE))
 
 
@@ -349,6 +380,7 @@ def validate_labels(
         "detail": [rejections.details[index] for index in failed],
         "manifest": [manifest] * len(failed),
         "manifest_row": [int(row) for row in frame[ROW].iloc[failed]],
+        **{name: [None] * len(failed) for name in _FIRST},
     }
     return (
         pa.table({name: accepted[name] for name in LABELS.schema.names}, schema=LABELS.schema),

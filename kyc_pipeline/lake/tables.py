@@ -462,6 +462,8 @@ REJECTED_LABELS = Table(
         Column("detail", STRING, "What is wrong and how to fix it."),
         Column("manifest", STRING, "File name of the manifest."),
         Column("manifest_row", INT64, "Row number in the manifest; 0 if the file cannot be read."),
+        _optional("first_manifest", STRING, "Of a duplicate label: the manifest with the label that counts."),
+        _optional("first_row", INT64, "Of a duplicate label: that label's row number."),
     ),
     is_daily=False,
 )

@@ -43,6 +43,14 @@ class Labels:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
+    def ids_in(self, name: str, ids: str) -> None:
+        """Writes a manifest with one label for each letter."""
+        self.csv(*([letter, *GOOD[1:]] for letter in ids), name=name)
+
+    @property
+    def places(self) -> list[tuple[str, str, int]]:
+        return [(row["submission_id"], row["manifest"], row["manifest_row"]) for row in self.accepted]
+
     def csv(self, *rows: Sequence[str], name: str = "a.csv") -> Path:
         return self.put(name, csv_text(HEADER, rows))
 
@@ -51,7 +59,10 @@ class Labels:
         # In every test: no row is ever lost.
         assert summary.received == summary.accepted + summary.rejected_rows
         assert len(self.accepted) == summary.accepted + summary.kept
-        assert len(self.rejected) == sum(summary.rejected.values())
+        unreadable = {row["manifest"] for row in self.rejected if row["manifest_row"] == 0}
+        of_before = [row for row in self.rejected if row["manifest"] in unreadable and row["manifest_row"]]
+        assert len(self.rejected) - len(of_before) == sum(summary.rejected.values())
+        assert {row["reason"] for row in of_before} <= {"duplicate_label"}
         return summary
 
     @property
@@ -197,6 +208,63 @@ def test_a_file_that_cannot_be_read_keeps_its_labels_and_stops_no_other(labels: 
     (row,) = labels.rejected
     assert (row["reason"], row["manifest"], row["manifest_row"]) == ("unreadable_file", "b.csv", 0)
     assert row["detail"].startswith("labels/b.csv: has no column submission_id")
+
+
+def test_a_label_stays_if_an_unreadable_file_had_it_too(labels: Labels) -> None:
+    """Although the row of that file was rejected, since an earlier one had it."""
+    labels.ids_in("a.csv", "AB")
+    labels.ids_in("b.csv", "BC")
+    labels.read()
+    (row,) = labels.rejected
+    assert (row["first_manifest"], row["first_row"]) == ("a.csv", 2)
+    labels.put("b.csv", b"\0")
+    for _ in range(2):  # also if only the reading before the last one could read it
+        summary = labels.read()
+        assert (summary.received, summary.accepted, summary.kept) == (2, 2, 1)
+        assert labels.places == [("A", "a.csv", 1), ("B", "a.csv", 2), ("C", "b.csv", 2)]
+        assert labels.reasons == [(0, "unreadable_file"), (1, "duplicate_label")]
+    (labels.landing / "labels" / "a.csv").unlink()
+    for _ in range(2):
+        summary = labels.read()
+        assert (summary.received, summary.accepted, summary.kept) == (0, 0, 2)
+        assert labels.places == [("B", "b.csv", 1), ("C", "b.csv", 2)], "A was in the other file only"
+    (labels.landing / "labels" / "b.csv").unlink()
+    labels.ids_in("c.csv", "D")
+    labels.read()
+    assert labels.ids == ["D"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "c.csv"])
+def test_an_unreadable_file_changes_nothing_of_the_others(labels: Labels, name: str) -> None:
+    """Of equal labels the first counts, as if the file could be read; what is counted is what was read."""
+    labels.ids_in("b.csv", "BC")
+    labels.read()
+    labels.ids_in(name, "AC")
+    labels.read()
+    figures = labels.places, [row for row in labels.rejected if row["reason"] == "duplicate_label"]
+    labels.put("b.csv", b"\0")
+    summary = labels.read()
+    assert (labels.places, [row for row in labels.rejected if row["manifest_row"]]) == figures
+    accepted = 2 if name == "a.csv" else 1
+    assert (summary.received, summary.accepted, summary.rejected_rows) == (2, accepted, 2 - accepted)
+    labels.ids_in(name, "A")
+    assert labels.read().kept == 2
+    assert labels.ids == ["A", "B", "C"]
+
+
+def test_a_repeat_is_not_looked_up_in_the_labels_of_another_reading(labels: Labels) -> None:
+    """A crash between the two tables leaves them so: then a place is that of another label."""
+    labels.ids_in("a.csv", "AB")
+    labels.ids_in("b.csv", "BC")
+    labels.read()
+    before = labels.lake.read(LABELS, WHOLE), labels.lake.metadata(LABELS, WHOLE)
+    labels.ids_in("a.csv", "XAB")
+    labels.read()
+    labels.lake.write(LABELS, WHOLE, *before)
+    labels.put("b.csv", b"\0")
+    labels.ids_in("a.csv", "X")
+    labels.read()
+    assert labels.places == [("C", "b.csv", 2), ("X", "a.csv", 1)]
 
 
 def test_labels_are_read_again_only_if_a_file_changed(labels: Labels) -> None:
