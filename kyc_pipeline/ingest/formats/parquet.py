@@ -1,8 +1,8 @@
 """Reads Parquet: typed columns, whose values become text by the rule of `typed_values.py`.
 
 A few kilobytes can hold gigabytes of text, since each distinct value is stored once. So texts are read as
-dictionaries, and unpacked in chunks of a few megabytes. Arrow cannot do that inside maps and structs, or with
-delta encodings: a file with these is read a few rows at a time.
+dictionaries, and unpacked in chunks of a few megabytes. Arrow cannot do that with all types, inside maps and
+structs, or with delta encodings: a file with these is read a few rows at a time.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from kyc_pipeline.ingest.formats.size_limits import (
     CHUNK_ROWS,
     MAX_COLUMN_BYTES,
     MAX_ROW_BYTES,
+    MIN_NESTED_ROWS,
     NESTED_ROWS,
 )
 from kyc_pipeline.ingest.formats.typed_values import (
@@ -38,6 +39,8 @@ from kyc_pipeline.landing.zone import ManifestFile
 
 _TEXTS: Final = ("STRING", "JSON", "ENUM", "NONE")
 """Logical types of byte arrays that may be read as dictionaries."""
+_SMALL_VALUE: Final = 64
+"""Bytes of a value of fixed length, such as a UUID or a decimal, of which many may be in memory."""
 _SPARK: Final = b"org.apache.spark.version"
 
 
@@ -61,8 +64,7 @@ def read_parquet(path: ManifestFile, ignored: Counter[str], layout: Layout) -> I
             used = {name: column for name, column in names.items() if layout.is_used(column)}
             in_utc = _int96_columns_of_spark(file, layout)
             total = 0
-            batches = file.iter_batches(NESTED_ROWS if is_dense else CHUNK_ROWS, columns=list(used))
-            for batch in _of_chunk_size(batches, path):
+            for batch in _of_chunk_size(_batches(file, list(used), is_dense), path):
                 rows = pa.array(np.arange(total + 1, total + 1 + batch.num_rows, dtype=np.int64))
                 total += batch.num_rows
                 columns = {column: batch.column(name) for name, column in used.items()}
@@ -80,7 +82,7 @@ def read_parquet(path: ManifestFile, ignored: Counter[str], layout: Layout) -> I
 
 
 def _check_columns(file: pq.ParquetFile, path: ManifestFile, layout: Layout) -> tuple[list[str], bool]:
-    """The used columns to read as dictionaries, and whether a used column is nested or delta-encoded.
+    """The used columns to read as dictionaries, and whether a used column can be long in many rows anyway.
 
     Raises :class:`ManifestUnreadable` if a column is huge.
     """
@@ -90,19 +92,63 @@ def _check_columns(file: pq.ParquetFile, path: ManifestFile, layout: Layout) -> 
         names = (column.path.partition(".")[0], column.path)
         if not any(layout.is_used(layout.column_of(name)) for name in names):
             continue
+        if (column.length or 0) > MAX_ROW_BYTES:
+            raise _too_long(path)  # Arrow makes room for such a value even where it is absent
         for group in range(metadata.num_row_groups):
             if metadata.row_group(group).column(index).total_uncompressed_size > MAX_COLUMN_BYTES:
                 raise ManifestUnreadable(
                     path,
                     f"has more than {MAX_COLUMN_BYTES} bytes of a column in a row group: write smaller ones",
                 )
-        if column.path not in file.schema_arrow.names:
+        kind = file.schema_arrow.field(column.path).type if column.path in file.schema_arrow.names else None
+        is_text = column.physical_type == "BYTE_ARRAY" and column.logical_type.type in _TEXTS
+        if kind is None:
             is_dense = True
-        elif column.physical_type == "BYTE_ARRAY" and column.logical_type.type in _TEXTS:
+        elif is_text and not isinstance(kind, pa.BaseExtensionType):
             dictionaries.append(column.path)
             # Arrow reads no dictionary from it, and its texts may share most of their bytes.
             is_dense = is_dense or _is_delta_encoded(metadata, index)
+        else:
+            is_dense = is_dense or not _is_compact(kind)
     return [] if is_dense else dictionaries, is_dense
+
+
+def _is_compact(kind: pa.DataType) -> bool:
+    """Whether many rows of a column take little memory, whatever its values are."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _is_compact(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_null(kind):
+        return True
+    return _has_width(kind) and kind.bit_width <= 8 * _SMALL_VALUE
+
+
+def _has_width(kind: pa.DataType) -> bool:
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_primitive, pa.types.is_decimal, pa.types.is_fixed_size_binary)
+    )
+
+
+def _batches(file: pq.ParquetFile, names: list[str], is_dense: bool) -> Iterator[pa.RecordBatch]:
+    """The rows as Arrow reads them."""
+    if not is_dense:
+        yield from file.iter_batches(CHUNK_ROWS, columns=names)
+        return
+    for group in range(file.metadata.num_row_groups):
+        # Arrow reads no batch from two groups if a category is in a map or struct: each has its dictionary.
+        yield from file.iter_batches(_dense_rows(file, group, names), row_groups=[group], columns=names)
+
+
+def _dense_rows(file: pq.ParquetFile, group: int, names: list[str]) -> int:
+    """How many rows to unpack at once, if each value of a column may be as long as the column in the file."""
+    metadata = file.metadata.row_group(group)
+    columns = (metadata.column(index) for index in range(metadata.num_columns))
+    longest = sum(
+        column.total_uncompressed_size * max(1, column.num_values // max(1, metadata.num_rows))
+        for column in columns
+        if column.path_in_schema in names or column.path_in_schema.partition(".")[0] in names
+    )
+    return min(NESTED_ROWS, max(MIN_NESTED_ROWS, MAX_COLUMN_BYTES // max(1, longest)))
 
 
 def _is_delta_encoded(metadata: Any, index: int) -> bool:
@@ -129,34 +175,46 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batch
 
 
+def _too_long(path: ManifestFile) -> ManifestUnreadable:
+    return ManifestUnreadable(path, f"has a row of more than {MAX_ROW_BYTES} bytes")
+
+
 def _parts(batch: pa.RecordBatch, path: ManifestFile) -> Iterator[tuple[pa.RecordBatch, int]]:
     """The rows of a batch in parts of about `CHUNK_BYTES`, with their bytes."""
-    sizes = sum((_text_bytes(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64))
+    sizes = sum((_bytes(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64))
     if sizes.size and sizes.max() > MAX_ROW_BYTES:
-        raise ManifestUnreadable(path, f"has a row of more than {MAX_ROW_BYTES} bytes")
+        raise _too_long(path)
     bounds = np.flatnonzero(np.diff(np.cumsum(sizes) // CHUNK_BYTES)) + 1
     for start, stop in itertools.pairwise([0, *bounds.tolist(), batch.num_rows]):
         yield batch.slice(start, stop - start), int(sizes[start:stop].sum())
 
 
-def _text_bytes(array: Any) -> Any:
-    """The bytes of text in each row (a NumPy array of int64); 0 for types without a length."""
+def _bytes(array: Any) -> Any:
+    """The bytes of each row (a NumPy array of int64)."""
     kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _bytes(array.storage)
     if pa.types.is_dictionary(kind):
-        lengths = _text_bytes(array.dictionary)
+        lengths = _bytes(array.dictionary)
         indices = array.indices
         found = lengths[indices.fill_null(0).to_numpy(zero_copy_only=False)] if len(lengths) else 0
         return np.where(indices.is_valid().to_numpy(zero_copy_only=False), found, 0)
     if pa.types.is_map(kind):
-        sums = np.concatenate(([0], np.cumsum(_text_bytes(array.keys) + _text_bytes(array.items))))
+        sums = np.concatenate(([0], np.cumsum(_bytes(array.keys) + _bytes(array.items))))
         return np.diff(sums[array.offsets.to_numpy(zero_copy_only=False)])
     if pa.types.is_struct(kind):
-        return sum((_text_bytes(column) for column in array.flatten()), np.zeros(len(array), np.int64))
-    if isinstance(kind, pa.BaseExtensionType):
-        return _text_bytes(array.storage)
-    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
-        return pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.zeros(len(array), np.int64)
+        return sum((_bytes(column) for column in array.flatten()), np.zeros(len(array), np.int64))
+    if pa.types.is_nested(kind):  # lists
+        sums = np.concatenate(([0], np.cumsum(_bytes(array.flatten()))))
+        counts = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+        return np.diff(sums[np.concatenate(([0], np.cumsum(counts)))])
+    if pa.types.is_null(kind):
+        return np.zeros(len(array), np.int64)
+    if _has_width(kind):
+        return np.full(len(array), -(-kind.bit_width // 8), np.int64)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        array = array.cast(pa.large_binary())
+    return pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _int96_columns_of_spark(file: pq.ParquetFile, layout: Layout) -> set[str]:

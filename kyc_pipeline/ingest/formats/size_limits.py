@@ -5,7 +5,8 @@ from typing import Final
 CHUNK_ROWS: Final = 16_384
 CHUNK_BYTES: Final = 1 << 22
 NESTED_ROWS: Final = 64
-"""Rows of a Parquet file with maps or structs that are unpacked at once."""
+"""Rows of a Parquet file with maps or structs that are unpacked at once; fewer if its columns are large."""
+MIN_NESTED_ROWS: Final = 4
 BLOCK_BYTES: Final = 1 << 20
 """Bytes per read."""
 MAX_ROW_BYTES: Final = BLOCK_BYTES

@@ -50,6 +50,11 @@ def maps() -> Any:
         ("submission_id", lambda: repeated(LONG).dictionary_decode(), LONG),
         ("tag.customerId", lambda: repeated(LONG), LONG),
         ("tags", lambda: repeated(json.dumps({"k": LONG})), json.dumps({"k": LONG})),
+        (
+            "tags",
+            lambda: pa.array([json.dumps({"k": LONG})] * ROWS, pa.json_()),
+            json.dumps({"k": LONG}),
+        ),
         ("tags", maps, json.dumps({"k": LONG})),
         (
             "tags",
@@ -57,7 +62,7 @@ def maps() -> Any:
             json.dumps({"k": LONG}),
         ),
     ],
-    ids=["id", "bytes", "plain", "tag", "JSON", "map", "struct"],
+    ids=["id", "bytes", "plain", "tag", "JSON", "type JSON", "map", "struct"],
 )
 def test_a_dictionary_is_not_unpacked_at_once(tmp_path: Path, name: str, column: Any, expected: str) -> None:
     columns = {"submission_id": ["a"] * ROWS, "id_file": ["b"] * ROWS, "selfie_file": ["c"] * ROWS}
@@ -76,6 +81,111 @@ def test_a_dictionary_is_not_unpacked_at_once(tmp_path: Path, name: str, column:
         )
         rows += chunk.num_rows
     assert rows == ROWS
+
+
+def nested(kind: pa.DataType, rows: int = ROWS) -> tuple[Any, Any]:
+    """A struct, and a map, with the same long value in each row."""
+    value: Any = LONG if "str" in str(kind) else LONG.encode()
+    values = pa.array([value] * rows, kind)
+    keys: Any = pa.array(["k"] * rows)
+    offsets: Any = pa.array(range(rows + 1), pa.int32())
+    return pa.StructArray.from_arrays([values], ["k"]), pa.MapArray.from_arrays(offsets, keys, values)
+
+
+def of_rows(rows: int, **columns: Any) -> pa.Table:
+    ids = [f"A{row}" for row in range(rows)]
+    return pa.table({"submission_id": ids, "id_file": ["b"] * rows, "selfie_file": ["c"] * rows, **columns})
+
+
+VARIABLE = [
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.binary(),
+    pa.large_binary(),
+    pa.binary_view(),
+    pa.binary(len(LONG)),
+]
+
+
+@pytest.mark.parametrize("kind", VARIABLE, ids=[str(kind).partition("[")[0] for kind in VARIABLE])
+def test_every_type_of_long_values_is_unpacked_a_few_rows_at_a_time(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    path = tmp_path / "m.parquet"
+    is_text = not pa.types.is_fixed_size_binary(kind)
+    for tags in nested(kind, 50):  # Arrow cannot write more views at once
+        table = of_rows(50, tags=tags)
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for _ in range(ROWS // 50):
+                writer.write_table(table)
+        assert path.stat().st_size < 1_000_000
+        before, rows = pa.total_allocated_bytes(), 0
+        for chunk in read_manifest(path, Counter()):
+            assert pa.total_allocated_bytes() - before < 40_000_000, f"all rows are {ROWS * len(LONG)} bytes"
+            assert json.loads(chunk["tags"][0].as_py())["k"] == (LONG if is_text else None)
+            rows += chunk.num_rows
+        assert rows == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "message"),
+    [
+        ("tags", lambda: pa.array([[LONG]] * ROWS), "type list"),
+        ("tag.k", lambda: pa.array([[LONG]] * ROWS, pa.large_list(pa.string_view())), "type large_list"),
+        ("tag.k", lambda: nested(pa.large_string())[0], "type struct"),
+        ("tag.k", lambda: pa.array([LONG.encode()] * ROWS, pa.binary(len(LONG))), "type fixed_size_binary"),
+    ],
+    ids=["list", "views in a list", "struct", "fixed size"],
+)
+def test_what_is_refused_is_not_unpacked_before(tmp_path: Path, name: str, column: Any, message: str) -> None:
+    values = column()
+    path = tmp_path / "m.parquet"
+    pq.write_table(of_rows(len(values), **{name: values}), path)
+    del values
+    pool = pa.default_memory_pool()
+    pa.set_memory_pool(fresh := pa.system_memory_pool())
+    try:
+        before = fresh.max_memory() or 0
+        with pytest.raises(ManifestUnreadable, match=message):
+            list(read_manifest(path, Counter()))
+        peak = (fresh.max_memory() or 0) - before
+    finally:
+        pa.set_memory_pool(pool)
+    assert peak < 60_000_000
+
+
+def test_huge_values_are_unpacked_one_by_few(tmp_path: Path) -> None:
+    """A value may be as long as its column in the file, and each row may have it."""
+    values = pa.array(["x" * 30_000_000] * 20, pa.string())
+    path = tmp_path / "m.parquet"
+    pq.write_table(of_rows(20, tags=pa.StructArray.from_arrays([values], ["k"])), path)
+    del values
+    batches = parquet_format._batches(pq.ParquetFile(path), ["tags"], is_dense=True)
+    assert next(batches).num_rows <= 8
+
+
+@pytest.mark.parametrize("kind", VARIABLE[:6], ids=map(str, VARIABLE[:6]))
+@pytest.mark.parametrize("place", ["struct", "map"])
+def test_a_long_row_is_refused_in_every_type(tmp_path: Path, kind: pa.DataType, place: str) -> None:
+    long = "x" * (MAX_ROW_BYTES + 1)
+    values = pa.array([long if "str" in str(kind) else long.encode()], kind)
+    offsets: Any = pa.array([0, 1], pa.int32())
+    tags: Any = pa.StructArray.from_arrays([values], ["k"])
+    if place == "map":
+        keys: Any = pa.array(["k"])
+        tags = pa.MapArray.from_arrays(offsets, keys, values)
+    path = tmp_path / "m.parquet"
+    pq.write_table(of_rows(1, tags=tags), path)
+    with pytest.raises(ManifestUnreadable, match="has a row of more than"):
+        list(read_manifest(path, Counter()))
+
+
+def test_bytes_of_a_huge_fixed_number_are_refused_even_if_they_are_absent(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    pq.write_table(of_rows(1, **{"tag.k": pa.nulls(1, pa.binary(MAX_ROW_BYTES + 1))}), path)
+    with pytest.raises(ManifestUnreadable, match="has a row of more than"):
+        list(read_manifest(path, Counter()))
 
 
 def test_lines_with_ever_other_keys_make_small_chunks(tmp_path: Path) -> None:
