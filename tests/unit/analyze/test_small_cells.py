@@ -292,6 +292,17 @@ def test_no_row_of_a_tag_tells_hidden_companies_from_submissions_without_one(
         ).fetchall() == [("country", 6), ("customerId", 6)]
 
 
+def test_a_tag_whose_values_are_all_hidden_is_not_reported_as_mistyped(lake: Lake, tmp_path: Path) -> None:
+    write_day(lake, "2024-09-02", [submission("tiny", "LI", number=number) for number in range(2)])
+    path = tmp_path / "kyc.duckdb"
+    settings = {"KYC_DIMENSIONS": "country", "KYC_SUBJECT_TAGS": "companyId,customerId"}
+    build(
+        lake, path, run_id="run", choices=Choices(dimensions=("country",), min_cell=MIN_CELL), inputs=settings
+    )
+    with open_draft(path) as connection:
+        assert {result.name for result in check_build(connection) if not result.passed} == set()
+
+
 BLANKS = [chr(code) for code in range(0x110000) if chr(code).isspace()]
 
 
