@@ -183,7 +183,8 @@ class DocumentFolder:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if (status.st_dev, status.st_ino) == identity:
                 os.unlink(name, dir_fd=folder)
-        if os.path.islink(link := os.path.join(self._root, path)) and not os.path.exists(link):
+        link = os.path.normpath(os.path.join(self._root, path))
+        if os.path.islink(link) and not os.path.exists(link) and self.resolve(path) == resolved:
             os.unlink(link)
 
     def _descriptor(self, resolved: str) -> int:

@@ -38,8 +38,6 @@ MIN_KEY_VARIETY: Final = 10
 _OTHERS: Final = stat.S_IRWXO
 _NAME: Final = re.compile(r"^[^#=\n]+(?==)", re.MULTILINE)
 _OURS: Final = re.compile("DEEPXL_|KYC_", re.IGNORECASE)
-_TYPING_ERROR: Final = 0.87
-"""How similar a name is to a setting's if one letter is wrong, missing or too much, even in `KYC_LAKE`."""
 _CODE_PAGE: Final = re.compile("windows-125[0-8]")
 _ADDRESS: Final = r"^[^@\s,;<>]+@[^@\s,;<>]+$"
 _S3_URL: Final = re.compile(r"s3://[^/]+(/[^/]+)*/?")
@@ -459,9 +457,8 @@ def load_settings(env_file: str | None = ".env") -> Settings:
     if twice := _twice(os.environ):
         raise UsageError(f"the environment has {' and '.join(twice)}, which are one setting: keep one")
     for name in filter(_is_unknown, os.environ):
-        meant = _meant(name, _TYPING_ERROR)
-        if meant and not _is_of_another_program(name):
-            shown = ascii(name)[1:-1]
+        if _is_mistyped(name) and not _is_of_another_program(name):
+            shown, meant = ascii(name)[1:-1], _meant(name)
             raise UsageError(f"the environment has {shown}, which is no setting{meant}: correct or remove it")
     if env_file is not None:
         _check_file(Path(env_file))
@@ -521,17 +518,22 @@ def _is_unknown(name: str) -> bool:
 
 
 def _is_of_another_program(name: str) -> bool:
-    """Whether a name in the environment is a setting's with more at its end, or Kubernetes' for a service."""
+    """Whether a name is a setting's with `_` and more after it, or that of a Kubernetes service's address."""
     goes_on = name.lower().startswith(tuple(f"{field}_" for field in Settings.model_fields))
     return goes_on or os.environ[name].startswith("tcp://")
 
 
-def _meant(name: str, similarity: float = 0.6) -> str:
-    """The setting whose name is nearest to a wrong one, as part of a message; empty if none is near.
+def _is_mistyped(name: str) -> bool:
+    """Whether one letter makes a name differ from a setting's."""
+    return any(
+        difflib.SequenceMatcher(None, name.lower(), field).ratio() > 1 - 1.01 / len(field)
+        for field in Settings.model_fields
+    )
 
-    `similarity` is the ratio of :class:`difflib.SequenceMatcher`, from 0 to 1.
-    """
-    near = difflib.get_close_matches(name.lower(), Settings.model_fields, n=1, cutoff=similarity)
+
+def _meant(name: str) -> str:
+    """The setting whose name is nearest to a wrong one, as part of a message; empty if none is near."""
+    near = difflib.get_close_matches(name.lower(), Settings.model_fields, n=1)
     return f" (is it {near[0].upper()}?)" if near else ""
 
 

@@ -317,7 +317,7 @@ class DeepXLClient(AbstractAsyncContextManager["DeepXLClient"]):
             if not found and not is_proof:
                 raise LookupFailed(
                     f"{subject}: the history's response is partial, in several pages or from a cache, or has "
-                    "records without exactly one submissionId"
+                    "records whose tags do not have exactly one submissionId"
                 )
         return found
 

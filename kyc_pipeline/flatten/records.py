@@ -4,6 +4,7 @@ It reads JSON exactly (number literals, repeated keys, any depth) and defines th
 fast path (`blocks.py`) must give the same rows for the responses that it takes.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -138,6 +139,7 @@ class _Members:
 
 
 _Read: TypeAlias = Callable[..., str | int | None]
+_WORD: Final = re.compile(r"[^\W_]{3,}")
 _READERS: Final[dict[pa.DataType, _Read]] = {
     STRING: _Members.code,
     INT64: _Members.integer,
@@ -222,7 +224,7 @@ class RecordFlattener:
             letters(word)
             for name, value in (sent.tags | sent.withheld_tags if sent else {}).items()
             if name not in self._clear_tags
-            for word in (value, *value.split())
+            for word in (value, *_WORD.findall(value))
         }
         for path, kind in survey(response, personal):
             self._drift.add(path, kind, submission_id)

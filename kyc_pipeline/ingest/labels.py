@@ -69,8 +69,8 @@ _NO_LOCK: Final = contextlib.nullcontext(lambda: None)
 class LabelsSummary:
     """The counts of a reading. Each row that was read is in `accepted` or in `rejected`.
 
-    `rejected` also counts unreadable files. Their rows of before are in neither: `kept` of them are in
-    `labels`, and their repeats of other labels in `rejected_labels`.
+    `rejected` also counts unreadable files. The rows that these had before are in neither count: `kept` of
+    them are in `labels`; those that repeat another label are in `rejected_labels`.
     """
 
     manifests: int
@@ -275,7 +275,7 @@ def _rejected_as(rows: pa.Table, reason: LabelReason, repeated: pa.Table | None 
         "detail": [details[reason]] * rows.num_rows,
         "manifest": rows["manifest"],
         "manifest_row": rows["manifest_row"],
-        **{name: repeated[name] if repeated else [None] * rows.num_rows for name in _FIRST},
+        **{name: [None] * rows.num_rows if repeated is None else repeated[name] for name in _FIRST},
     }
     return pa.table(columns, schema=REJECTED_LABELS.schema)
 

@@ -32,6 +32,7 @@ _NOT_PROCESSED: Final = tuple(outcome.value for outcome in LEFT_FOR_LATER)
 _ACCEPTED: Final = pa.schema([(_KEY, pa.string())])
 _WRITTEN: Final = pa.schema([(_KEY, pa.string()), ("outcome", pa.string())])
 _KNOWN: Final = pa.schema([(_KEY, pa.string()), ("known", pa.string())])
+_TIMEOUTS: Final = [Outcome.UNCERTAIN.value, Outcome.ABANDONED.value]
 _COMPRESSED: Final = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -56,7 +57,7 @@ class Reconciliation:
     outcomes: int
     in_ledger: int
     latencies: "array[float]"
-    """`latency_ms` of the written rows: saves the day's figures a second reading of the table."""
+    """`latency_ms` of the rows with a sound response: saves the day's figures a second reading."""
     differences: tuple[Difference, ...]
 
 
@@ -94,7 +95,9 @@ def _written(lake: Lake, date: str, latencies: "array[float]") -> Iterator[pa.Re
     """Adds to `latencies`."""
     columns = [*_WRITTEN.names, "latency_ms"]
     for batch in lake.batches(VERIFICATION_RESPONSES, date, columns, ROW_GROUP_ROWS):
-        latencies.frombytes(batch["latency_ms"].drop_null().to_numpy().tobytes())
+        is_timeout = pc.is_in(batch["outcome"], pa.array(_TIMEOUTS))
+        of_responses = batch.filter(pc.invert(is_timeout))["latency_ms"].drop_null()
+        latencies.frombytes(of_responses.to_numpy().tobytes())
         yield pa.RecordBatch.from_arrays([batch[name] for name in _WRITTEN.names], schema=_WRITTEN)
 
 

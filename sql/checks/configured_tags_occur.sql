@@ -11,24 +11,8 @@ WITH configured AS (
     WHERE
         (name = 'KYC_DIMENSIONS' AND value <> '')
         OR (name = 'KYC_SUBJECT_TAGS' AND value <> '{default_subject_tags}')
-),
--- A tag whose values are all hidden has no row.
-found AS (
-    SELECT name AS tag
-    FROM verification_tags
-    UNION
-    SELECT tag
-    FROM (
-        SELECT unnest(map_keys(dimensions)) AS tag, unnest(map_values(dimensions)) AS value
-        FROM submissions
-    ) AS slices
-    WHERE value = '{suppressed}'
-    UNION
-    SELECT unnest(['{company_tag}', '{company_name_tag}'])
-    FROM submissions
-    WHERE company_id = '{suppressed}'
 )
 SELECT setting, tag
 FROM configured
-ANTI JOIN found USING (tag)
-WHERE EXISTS (FROM verification_tags)
+ANTI JOIN tag_names ON name = tag
+WHERE EXISTS (FROM tag_names)

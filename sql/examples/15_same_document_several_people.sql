@@ -1,15 +1,16 @@
 -- ID documents that several people presented: a person is a customer of a company, because companies may
 -- number their customers alike. Pseudonyms stand for the people: only the source system knows who they are.
--- Where a small company is hidden (its tag has no pseudonym), customers with one number count as one person.
+-- Where a small company is hidden, customers with one number count as one person.
 WITH people AS (
     SELECT
         date,
-        verification_id,
-        min(pseudonym) FILTER (WHERE name = 'companyId') AS company,
-        min(pseudonym) FILTER (WHERE name = 'customerId') AS customer,
-        bool_or(name = 'companyId' AND pseudonym IS NULL) AS is_hidden
-    FROM verification_tags
-    GROUP BY date, verification_id
+        t.verification_id,
+        min(t.pseudonym) FILTER (WHERE t.name = 'companyId') AS company,
+        min(t.pseudonym) FILTER (WHERE t.name = 'customerId') AS customer,
+        coalesce(any_value(s.company_id) = 'SUPPRESSED', FALSE) AS is_hidden
+    FROM verification_tags AS t
+    JOIN submissions AS s USING (date, submission_id)
+    GROUP BY date, t.verification_id
     HAVING customer IS NOT NULL
 )
 SELECT

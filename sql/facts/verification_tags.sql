@@ -1,6 +1,6 @@
 -- Fact: one row per tag of a response, and per tag of its submission that was not sent; only tags that
 -- analysts may see have a value. Where `submissions` hides a company or the value of a dimension, its tags
--- have no row: with one, they would stand out from hidden submissions without the tag.
+-- have no row. A row would tell these submissions from hidden ones that never had the tag.
 --
 -- date: Day of the manifest, the daily partition.
 -- verification_id: DeepXL's verification id.

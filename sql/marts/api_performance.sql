@@ -1,6 +1,7 @@
 -- Calls to DeepXL by day: number, latency and estimated cost. Latencies are those of each submission's last
--- call with a response. All costs use the price at the time of the build (`build_info.price_per_call`). In
--- a build without `DEEPXL_PRICE_PER_CALL` they are NULL for all days, past days included.
+-- call with a sound response. All costs use the price at the time of the build
+-- (`build_info.price_per_call`). In a build without `DEEPXL_PRICE_PER_CALL` they are NULL for all days, past
+-- days included.
 --
 -- date: Day of the manifest, the daily partition.
 -- calls: Requests of which at least a byte may have left.

@@ -137,8 +137,10 @@ def test_a_mistyped_variable_of_the_environment_is_refused(
 
 def test_a_variable_of_another_program_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubernetes sets such variables for each service."""
-    for name in ("KYC_PIPELINE_PORT", "KYC_METRICS_UI_PORT", "KYC_ALERT_WEBHOOK_PORT", "KYC_LEDGER_URL_OLD"):
+    for name in ("KYC_PIPELINE_PORT", "KYC_METRICS_UI_PORT", "KYC_REPORTS"):
         monkeypatch.setenv(name, "tcp://10.0.0.1:80")
+    for name in ("KYC_PORT", "KYC_HOST", "KYC_ALERT_WEBHOOK_PORT", "KYC_LEDGER_URL_2"):
+        monkeypatch.setenv(name, "8080")
     load_settings(None)
 
 

@@ -275,7 +275,8 @@ def api(reader: WarehouseReader) -> Section:
             unnest(['p50', 'p95', 'p99']) AS quantile,
             unnest(quantile_cont(latency_ms, [0.5, 0.95, 0.99])) AS ms, max(latency_ms) AS slowest
         FROM submissions JOIN report_units USING (date)
-        WHERE latency_ms IS NOT NULL GROUP BY unit, start ORDER BY unit, start, quantile
+        WHERE latency_ms IS NOT NULL AND outcome NOT IN ('uncertain', 'abandoned')
+        GROUP BY unit, start ORDER BY unit, start, quantile
         """
     )
     figures = [_latency_figure(reader, times)] if times else []
@@ -288,8 +289,8 @@ def api(reader: WarehouseReader) -> Section:
     return Section(
         "api",
         "API performance and cost",
-        "Response times are those of each submission's last call that got a response. Cost is an estimate:"
-        " calls that were or may have been billed, times DEEPXL_PRICE_PER_CALL."
+        "Response times are those of each submission's last call that got a sound response. Cost is an"
+        " estimate: calls that were or may have been billed, times DEEPXL_PRICE_PER_CALL."
         + ("" if priced or not called else " That setting has no value, so no cost is shown."),
         "No call was made yet.",
         figures,

@@ -21,7 +21,7 @@ _STRAY_ENDS: Final = {  # not part of \r\r\n or of an empty line
 _MARK: Final = "\ufdd0"
 """Unicode keeps it for such uses."""
 _ESCAPES: Final = (("\ufdd1", "\ufdd1b"), (_MARK, "\ufdd1a"))
-"""For the mark in a text."""
+"""A text may contain the mark itself: what stands for it, and for the first character of an escape."""
 
 
 class LineEnds:

@@ -19,10 +19,10 @@ from kyc_pipeline.ingest.formats.columns import TAG_PREFIX, Layout, count_ignore
 from kyc_pipeline.ingest.formats.size_limits import (
     CHUNK_BYTES,
     CHUNK_ROWS,
+    DENSE_ROWS,
     MAX_COLUMN_BYTES,
     MAX_ROW_BYTES,
-    MIN_NESTED_ROWS,
-    NESTED_ROWS,
+    MIN_DENSE_ROWS,
 )
 from kyc_pipeline.ingest.formats.typed_values import (
     ArrowColumn,
@@ -49,6 +49,8 @@ def read_parquet(path: ManifestFile, ignored: Counter[str], layout: Layout) -> I
     try:
         # INT96 has no years after 2262 in nanoseconds.
         with path.open("rb") as source, pq.ParquetFile(source, pre_buffer=False) as file:
+            names = {name: layout.column_of(name) for name in file.schema_arrow.names}
+            layout.check_header([names[name] for name in file.schema_arrow.names], path)
             texts_of, is_dense = _check_columns(file, path, layout)
         with (
             path.open("rb") as source,
@@ -59,8 +61,6 @@ def read_parquet(path: ManifestFile, ignored: Counter[str], layout: Layout) -> I
                 pre_buffer=False,  # it would keep all row groups, and read ahead in other threads
             ) as file,
         ):
-            names = {name: layout.column_of(name) for name in file.schema_arrow.names}
-            layout.check_header([names[name] for name in file.schema_arrow.names], path)
             used = {name: column for name, column in names.items() if layout.is_used(column)}
             in_utc = _int96_columns_of_spark(file, layout)
             total = 0
@@ -82,9 +82,10 @@ def read_parquet(path: ManifestFile, ignored: Counter[str], layout: Layout) -> I
 
 
 def _check_columns(file: pq.ParquetFile, path: ManifestFile, layout: Layout) -> tuple[list[str], bool]:
-    """The used columns to read as dictionaries, and whether a used column can be long in many rows anyway.
+    """The used columns to read as dictionaries, and whether to read a few rows at a time.
 
-    Raises :class:`ManifestUnreadable` if a column is huge.
+    The latter if another used column may hold long values in many rows. Raises :class:`ManifestUnreadable` if
+    a column or a value is huge.
     """
     metadata, dictionaries, is_dense = file.metadata, [], False
     for index in range(len(file.schema)):
@@ -140,15 +141,18 @@ def _batches(file: pq.ParquetFile, names: list[str], is_dense: bool) -> Iterator
 
 
 def _dense_rows(file: pq.ParquetFile, group: int, names: list[str]) -> int:
-    """How many rows to unpack at once, if each value of a column may be as long as the column in the file."""
+    """How many rows to unpack at once.
+
+    Each value may be as long as its column in the file; all rows are assumed to have equally many values.
+    """
     metadata = file.metadata.row_group(group)
     columns = (metadata.column(index) for index in range(metadata.num_columns))
     longest = sum(
         column.total_uncompressed_size * max(1, column.num_values // max(1, metadata.num_rows))
         for column in columns
-        if column.path_in_schema in names or column.path_in_schema.partition(".")[0] in names
+        if any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in names)
     )
-    return min(NESTED_ROWS, max(MIN_NESTED_ROWS, MAX_COLUMN_BYTES // max(1, longest)))
+    return min(DENSE_ROWS, max(MIN_DENSE_ROWS, MAX_COLUMN_BYTES // max(1, longest)))
 
 
 def _is_delta_encoded(metadata: Any, index: int) -> bool:

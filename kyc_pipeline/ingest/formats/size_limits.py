@@ -4,9 +4,10 @@ from typing import Final
 
 CHUNK_ROWS: Final = 16_384
 CHUNK_BYTES: Final = 1 << 22
-NESTED_ROWS: Final = 64
-"""Rows of a Parquet file with maps or structs that are unpacked at once; fewer if its columns are large."""
-MIN_NESTED_ROWS: Final = 4
+DENSE_ROWS: Final = 64
+"""Rows of a Parquet file without dictionaries that are unpacked at once; fewer if its columns are large."""
+MIN_DENSE_ROWS: Final = 4
+"""Fewer would take too long; one row may be as long as its columns in the row group."""
 BLOCK_BYTES: Final = 1 << 20
 """Bytes per read."""
 MAX_ROW_BYTES: Final = BLOCK_BYTES

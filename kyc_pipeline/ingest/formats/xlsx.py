@@ -24,7 +24,7 @@ from kyc_pipeline.landing.zone import ManifestFile
 # Excel writes a control character as `_x000D_`, and the first `_` of text that looks like that as `_x005F_`.
 # Other tools do not escape: whether they mean a control character is open, and such a cell has no text.
 _ESCAPED_UNDERSCORE: Final = "_x005F_"
-_ESCAPED_CONTROL: Final = re.compile(r"(?<!_x005F)_x00[01][0-9A-Fa-f]_")
+_ESCAPES: Final = re.compile(r"_x(005F|00[01][0-9A-Fa-f])_")
 _FIRST_DAY: Final = date(1900, 1, 1)
 _AMBIGUOUS_DAY: Final = date(1900, 2, 28)
 """Excel has a 29 February 1900, which openpyxl takes for this day."""
@@ -181,7 +181,8 @@ def _text(cell: Any, name: str, layout: Layout) -> str | None:
     if name == layout.number and isinstance(value, int | float) and cell.data_type == "n":
         return repr(value)
     is_text = isinstance(value, str) and cell.data_type not in ("e", "f")
-    return _unescaped(value) if is_text and not _ESCAPED_CONTROL.search(value) else None
+    has_control = is_text and any(escape != "005F" for escape in _ESCAPES.findall(value))
+    return _unescaped(value) if is_text and not has_control else None
 
 
 def _unescaped(text: str) -> str:

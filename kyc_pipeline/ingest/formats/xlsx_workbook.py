@@ -3,14 +3,14 @@
 openpyxl removes each `x005F_` from them, also where it is no part of an escape.
 """
 
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from openpyxl.cell.text import Text
 from openpyxl.reader.excel import ExcelReader
 from openpyxl.xml.constants import SHARED_STRINGS, SHEET_MAIN_NS
 from openpyxl.xml.functions import iterparse
 
-_STRING = f"{{{SHEET_MAIN_NS}}}si"
+_STRING: Final = f"{{{SHEET_MAIN_NS}}}si"
 
 
 def open_workbook(file: IO[bytes]) -> Any:

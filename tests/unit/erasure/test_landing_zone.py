@@ -29,6 +29,17 @@ def test_documents_are_looked_up_side_by_side(tmp_path: Path, monkeypatch: pytes
     assert found["a"] != found["b"]
 
 
+@pytest.mark.parametrize("path", ["link", "x/../link", "./link"])
+def test_a_link_goes_with_its_document(tmp_path: Path, path: str) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "a").write_bytes(b"a")
+    (documents / "link").symlink_to("a")
+    folder = DocumentFolder(documents)
+    folder.delete(path, folder.existing(path))
+    assert list(documents.iterdir()) == []
+
+
 @pytest.mark.parametrize("spelling", ["a", "a/", "./a", "x/../a", "b/../a", "link/../a", "../documents/a"])
 def test_a_document_that_can_be_sent_is_found_under_the_same_name(tmp_path: Path, spelling: str) -> None:
     """Else erasure would keep it, or delete one that somebody else uses."""

@@ -331,7 +331,7 @@ def test_no_personal_value_is_in_the_curated_tables(day: Day) -> None:
         assert secret not in everything
 
 
-@pytest.mark.parametrize("key", ["Acme", "acme_corp", "AcmeCorp", "Corp"])
+@pytest.mark.parametrize("key", ["Acme", "acme_corp", "AcmeCorp", "Corp", "corp"])
 def test_no_path_shows_a_word_of_a_tag(day: Day, key: str) -> None:
     day.flatten(text_of(echo("s-0", unknown={key: 1})))
     assert key not in json.dumps([day.rows(table) for table in CURATED], default=str)

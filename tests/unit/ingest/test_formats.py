@@ -760,6 +760,17 @@ def test_an_id_that_stands_for_an_absent_value_is_rejected(zone: Any) -> None:
     ]
 
 
+def test_a_parquet_column_that_is_there_twice_refuses_the_file(zone: Any) -> None:
+    table = pa.table(
+        [["A1"], ["A2"], ["id.jpg"], ["selfie.png"]], ["submission_id"] * 2 + ["id_file", "selfie_file"]
+    )
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    zone.manifest("a.parquet", content.getvalue())
+    with pytest.raises(KycError, match="has the column submission_id twice"):
+        zone.ingest()
+
+
 @pytest.mark.parametrize("kind", ["map", "struct"])
 def test_a_parquet_tag_that_is_not_utf8_rejects_its_row_only(zone: Any, kind: str) -> None:
     values = unchecked(b"v", b"M\xfcller", b"w")
