@@ -761,9 +761,8 @@ def test_an_id_that_stands_for_an_absent_value_is_rejected(zone: Any) -> None:
 
 
 def test_a_parquet_column_that_is_there_twice_refuses_the_file(zone: Any) -> None:
-    table = pa.table(
-        [["A1"], ["A2"], ["id.jpg"], ["selfie.png"]], ["submission_id"] * 2 + ["id_file", "selfie_file"]
-    )
+    columns = [pa.array([text]) for text in ("A1", "A2", "id.jpg", "selfie.png")]
+    table = pa.Table.from_arrays(columns, ["submission_id", "submission_id", "id_file", "selfie_file"])
     content = io.BytesIO()
     pq.write_table(table, content)
     zone.manifest("a.parquet", content.getvalue())
