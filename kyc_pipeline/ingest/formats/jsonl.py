@@ -80,14 +80,11 @@ def _lines(path: ManifestFile) -> Iterator[str]:
 
 def _rows(line: str) -> list[str]:
     """The rows in a line: several if line ends of another kind separate objects in it, as in joined files."""
-    parts = [part for each in _LINE_ENDS.split(line) if (part := each.strip())]
-    objects = (part for part in parts if part[0] == "{" and part[-1] == "}")
-    if (
-        len(parts) > 1
-        and not _is_object(line)
-        and any(map(_is_object, itertools.islice(objects, MAX_COLUMNS)))
-    ):
-        return parts
+    if "\n" in line or "\r" in line:  # a regular expression takes as long as the row itself
+        parts = [part for each in _LINE_ENDS.split(line) if (part := each.strip())]
+        objects = (part for part in parts if part[0] == "{" and part[-1] == "}")
+        if not _is_object(line) and any(map(_is_object, itertools.islice(objects, MAX_COLUMNS))):
+            return parts
     return [line] if line else []
 
 
