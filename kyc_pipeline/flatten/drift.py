@@ -77,10 +77,11 @@ _KINDS: Final[dict[JsonType, Callable[[Json], bool]]] = {
 _ROOT: Final = _places()
 
 
-def survey(response: Json, personal: Container[str] = ()) -> Iterator[tuple[str, DriftKind]]:
+def survey(response: Json, personal: Callable[[], Container[str]]) -> Iterator[tuple[str, DriftKind]]:
     """Every difference between `response` and the contract, as (path, kind), with repetitions.
 
-    `personal`: the `letters` of words that no path may show, such as those of the tags sent.
+    `personal` returns the `letters` of words that no path may show, such as those of the tags sent. It is
+    called for each unknown key.
     """
     todo: list[tuple[Json, str, int, _Place | None]] = [(response, "", 0, _ROOT)]
     while todo:
@@ -97,7 +98,7 @@ def survey(response: Json, personal: Container[str] = ()) -> Iterator[tuple[str,
         if isinstance(value, Object):
             yield from ((_join(path, name), DriftKind.MISSING_FIELD) for name in _missing(value, place))
             for key, member, known, repeated in _members_to_examine(value, place):
-                name = key if place is not None and key in place.members else shown_key(key, personal)
+                name = key if place is not None and key in place.members else shown_key(key, personal())
                 below = _join(path, name) if depth < MAX_PATH_DEPTH else path
                 kind = _geometry(key, member) or (DriftKind.DUPLICATE_FIELD if repeated else None)
                 if kind is not None:
@@ -123,7 +124,7 @@ def _members_to_examine(value: Object, place: _Place | None) -> list[tuple[str, 
     return found
 
 
-def shown_key(key: str, personal: Container[str] = ()) -> str:
+def shown_key(key: str, personal: Container[str]) -> str:
     """`key` as a path shows it: an identifier without long numbers; else `?`."""
     return key if _FIELD_NAME.fullmatch(key) and letters(key) not in personal else "?"
 

@@ -4,6 +4,7 @@ It reads JSON exactly (number literals, repeated keys, any depth) and defines th
 fast path (`blocks.py`) must give the same rows for the responses that it takes.
 """
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -220,12 +221,15 @@ class RecordFlattener:
         )
 
     def _survey(self, response: Json, submission_id: str, sent: SentSubmission | None) -> Iterator[Anomaly]:
-        personal = {
-            letters(word)
-            for name, value in (sent.tags | sent.withheld_tags if sent else {}).items()
-            if name not in self._clear_tags
-            for word in (value, *_WORD.findall(value))
-        }
+        @functools.cache  # few responses have an unknown key
+        def personal() -> frozenset[str]:
+            return frozenset(
+                letters(word)
+                for name, value in (sent.tags | sent.withheld_tags if sent else {}).items()
+                if name not in self._clear_tags
+                for word in (value, *_WORD.findall(value))
+            )
+
         for path, kind in survey(response, personal):
             self._drift.add(path, kind, submission_id)
             yield Anomaly[kind.name]
