@@ -524,9 +524,9 @@ def _is_of_another_program(name: str) -> bool:
 
 
 def _is_mistyped(name: str) -> bool:
-    """Whether one letter makes a name differ from a setting's."""
+    """Whether a name differs from a setting's by one letter that is wrong, missing or too much."""
     return any(
-        difflib.SequenceMatcher(None, name.lower(), field).ratio() > 1 - 1.01 / len(field)
+        difflib.SequenceMatcher(None, name.lower(), field).ratio() >= (len(field) - 1) / len(field)
         for field in Settings.model_fields
     )
 

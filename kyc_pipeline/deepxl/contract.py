@@ -335,13 +335,18 @@ def redact(body: bytes) -> str:
 
 
 def _may_name_geometry(text: str) -> bool:
-    plain = text.lower().replace("_", "").replace("-", "")
+    plain = _plain(text)
     return any(key in plain for key in GEOMETRY)
 
 
 def is_geometry(key: str) -> bool:
     """Whether `key` holds biometric geometry."""
-    return key.lower().replace("_", "").replace("-", "") in GEOMETRY
+    return _plain(key) in GEOMETRY
+
+
+def _plain(text: str) -> str:
+    """`text` in the spelling of `GEOMETRY`."""
+    return text.lower().replace("_", "").replace("-", "")
 
 
 def removed_geometry(value: object) -> int | None:
