@@ -6,7 +6,15 @@ SQL files refer to them as `{low_n}`, in queries and in headers; the loader fill
 from collections.abc import Iterable
 from typing import Final
 
-from kyc_pipeline.vocabulary import COMPANY_NAME_TAG, COMPANY_TAG, SUBJECT_TAGS, UNDECIDED, Anomaly, Outcome
+from kyc_pipeline.vocabulary import (
+    COMPANY_NAME_TAG,
+    COMPANY_TAG,
+    SUBJECT_TAGS,
+    UNDECIDED,
+    WITHOUT_RESPONSE,
+    Anomaly,
+    Outcome,
+)
 
 LOW_N: Final = 30
 """Sample size below which a rate is marked `low_n`."""
@@ -92,6 +100,7 @@ SQL_PARAMETERS: Final[dict[str, str]] = {
     "iso_offset_seconds": str(ISO_OFFSET_SECONDS),
     "outcomes": _literals(Outcome),
     "undecided_outcomes": _literals(UNDECIDED),
+    "outcomes_without_response": _literals(WITHOUT_RESPONSE),
     "unexpected_kinds": _literals((*UNEXPECTED_FIELDS, *UNEXPECTED_TYPES)),
     "anomalies_with_a_check": _literals(
         (*UNEXPECTED_FIELDS, *UNEXPECTED_TYPES, *UNUSABLE_CONFIDENCES, *UNKNOWN_STATUSES)

@@ -125,6 +125,8 @@ SETTLED: Final = (Outcome.COMPLETED, Outcome.REFUSED, Outcome.QUARANTINED)
 """Outcomes of submissions that were paid for, or refused, and that no later run sends."""
 LEFT_FOR_LATER: Final = (Outcome.FAILED, Outcome.NOT_ATTEMPTED)
 """Outcomes of submissions that a later run sends."""
+WITHOUT_RESPONSE: Final = (Outcome.UNCERTAIN, Outcome.ABANDONED)
+"""Outcomes of submissions that were sent, but without a sound response."""
 UNDECIDED: Final = (Outcome.UNCERTAIN, *LEFT_FOR_LATER)
 """Outcomes of submissions whose verdict may still come without an operator's reopening."""
 

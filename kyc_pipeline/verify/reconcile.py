@@ -22,7 +22,7 @@ from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.queries import read_outcomes
 from kyc_pipeline.scratch import scratch_folder
-from kyc_pipeline.vocabulary import LEFT_FOR_LATER, Outcome
+from kyc_pipeline.vocabulary import LEFT_FOR_LATER, WITHOUT_RESPONSE, Outcome
 
 ROWS_AT_ONCE: Final = 500_000
 """Submissions of a range; comparing them takes about 400 bytes each."""
@@ -32,7 +32,7 @@ _NOT_PROCESSED: Final = tuple(outcome.value for outcome in LEFT_FOR_LATER)
 _ACCEPTED: Final = pa.schema([(_KEY, pa.string())])
 _WRITTEN: Final = pa.schema([(_KEY, pa.string()), ("outcome", pa.string())])
 _KNOWN: Final = pa.schema([(_KEY, pa.string()), ("known", pa.string())])
-_TIMEOUTS: Final = [Outcome.UNCERTAIN.value, Outcome.ABANDONED.value]
+_WITHOUT_RESPONSE: Final = [outcome.value for outcome in WITHOUT_RESPONSE]
 _COMPRESSED: Final = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -95,7 +95,7 @@ def _written(lake: Lake, date: str, latencies: "array[float]") -> Iterator[pa.Re
     """Adds to `latencies`."""
     columns = [*_WRITTEN.names, "latency_ms"]
     for batch in lake.batches(VERIFICATION_RESPONSES, date, columns, ROW_GROUP_ROWS):
-        is_timeout = pc.is_in(batch["outcome"], pa.array(_TIMEOUTS))
+        is_timeout = pc.is_in(batch["outcome"], pa.array(_WITHOUT_RESPONSE))
         of_responses = batch.filter(pc.invert(is_timeout))["latency_ms"].drop_null()
         latencies.frombytes(of_responses.to_numpy().tobytes())
         yield pa.RecordBatch.from_arrays([batch[name] for name in _WRITTEN.names], schema=_WRITTEN)

@@ -19,7 +19,7 @@
 -- timeouts: Uncertain and abandoned submissions: sent, but without a sound response; latencies exclude them.
 -- is_complete: Whether no submission of the day is undecided; see days.
 WITH responses AS (
-    SELECT *, outcome IN ('uncertain', 'abandoned') AS is_timeout
+    SELECT *, outcome IN ({outcomes_without_response}) AS is_timeout
     FROM lake.verification_responses
 ),
 calls AS (

@@ -22,6 +22,7 @@ from kyc_pipeline.analyze.report.page import (
 )
 from kyc_pipeline.analyze.report.periods import Period, epoch_ms
 from kyc_pipeline.analyze.report.reader import NONE_COMPLETED, Rows, WarehouseReader
+from kyc_pipeline.rules import SQL_PARAMETERS
 
 _STAGES: Final = (
     ("received", "received", "kept"),
@@ -270,12 +271,12 @@ def api(reader: WarehouseReader) -> Section:
         """
     )
     times = reader.rows(
-        """
+        f"""
         SELECT unit, start, count(latency_ms) AS n,
             unnest(['p50', 'p95', 'p99']) AS quantile,
             unnest(quantile_cont(latency_ms, [0.5, 0.95, 0.99])) AS ms, max(latency_ms) AS slowest
         FROM submissions JOIN report_units USING (date)
-        WHERE latency_ms IS NOT NULL AND outcome NOT IN ('uncertain', 'abandoned')
+        WHERE latency_ms IS NOT NULL AND outcome NOT IN ({SQL_PARAMETERS["outcomes_without_response"]})
         GROUP BY unit, start ORDER BY unit, start, quantile
         """
     )
