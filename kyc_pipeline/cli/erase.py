@@ -72,6 +72,7 @@ def erase(
     with open_ledger(settings) as ledger:
         pseudonymizer = reading_pseudonymizer if dry_run else ledgers_pseudonymizer
         stores = Stores.of(settings, ledger, pseudonymizer(settings, ledger))
+        stores.landing.require_mounted(stores.lake)
         found = find(stores, name, value, with_responses=with_responses)
         documents = landing and found.deletable_documents
         is_to_do = bool(found.is_stored or found.unfinished or documents or found.remembered)

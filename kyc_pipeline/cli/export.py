@@ -52,6 +52,7 @@ def export(
     settings = load_settings()
     with open_ledger(settings) as ledger:
         stores = Stores.of(settings, ledger, reading_pseudonymizer(settings, ledger))
+        stores.landing.require_mounted(stores.lake)
         found = find(stores, name, value, with_responses=with_responses)
         exported = collect(stores, found)
         counts = count(exported)

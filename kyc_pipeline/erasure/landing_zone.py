@@ -15,7 +15,13 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.ingest.formats import read_manifest
 from kyc_pipeline.ingest.formats.columns import LABEL_ROWS, ROW
 from kyc_pipeline.ingest.formats.unreadable import ManifestUnreadable, fails_alone
-from kyc_pipeline.ingest.manifests import is_made_from, list_labels, list_manifests, manifest_dates
+from kyc_pipeline.ingest.manifests import (
+    is_made_from,
+    list_labels,
+    list_manifests,
+    manifest_dates,
+    require_mounted,
+)
 from kyc_pipeline.ingest.rows import identities
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.landing.opening import Root, open_landing
@@ -41,7 +47,7 @@ class LandingRow:
 
 
 class LandingZone:
-    """The landing zone at a root. If the folder does not exist, there are no rows and no documents.
+    """The landing zone at a root.
 
     `csv_encoding` is that of CSV manifests that are neither UTF-8 nor UTF-16.
     """
@@ -52,6 +58,13 @@ class LandingZone:
         self._folder = self._landing.documents
         self.unreadable: list[str] = []
         """What is wrong with each manifest that the last search could not read completely."""
+
+    def require_mounted(self, lake: Lake) -> None:
+        """Raises :class:`UsageError` if it is missing, or empty though the lake was made from it.
+
+        Otherwise the search would say that a person has no rows and documents there.
+        """
+        require_mounted(self._landing, lake)
 
     def rows(self) -> Iterator[LandingRow]:
         """Every row of every manifest except byte-identical copies, in bounded memory."""

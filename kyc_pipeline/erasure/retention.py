@@ -92,9 +92,10 @@ class Plan:
 def make_plan(stores: Stores, relationships: Relationships, rules: RetentionPeriods, today: date) -> Plan:
     """Finds what is due. Read-only.
 
-    Raises :class:`LegalHoldError` if a hold covers something that is due, but its accepted tags do not show
-    that.
+    Raises :class:`UsageError` if the landing zone is not mounted, and :class:`LegalHoldError` if a hold
+    covers something that is due, but its accepted tags do not show that.
     """
+    stores.landing.require_mounted(stores.lake)
     holds = Holds(stores.ledger.holds(), stores.pseudonymizer)
     held: Counter[LegalHold] = Counter()
     due: dict[int, set[str]] = {

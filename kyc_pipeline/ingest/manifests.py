@@ -117,9 +117,19 @@ def manifest_dates(landing: Root | Landing) -> list[str]:
     return [name for name in _folders(landing) if is_day(name)]
 
 
-def stray_folders(landing: Root | Landing) -> list[str]:
-    """Folders below `manifests/` whose name is not a date. Nothing in them is read."""
-    return [name for name in _folders(landing) if not is_day(name)]
+def strays(landing: Root | Landing) -> list[str]:
+    """What is not read directly below `manifests/`: folders whose name is not a date, and manifests.
+
+    Without hidden folders, such as a file server's `.snapshot`.
+    """
+    folders = [name for name in _folders(landing) if not (is_day(name) or name.startswith(_HIDDEN))]
+    files = _listed(landing, lambda each: each.loose_files())
+    return folders + [name for name in files if _is_loose_manifest(name)]
+
+
+def _is_loose_manifest(name: str) -> bool:
+    """Whether somebody forgot the folder of the day: this is a manifest's name, or a day's."""
+    return is_day(name) or not (name.startswith(_HIDDEN) or reader_of(Path(name)) is None)
 
 
 def manifest_signature(landing: Root | Landing, date: str) -> str:
@@ -231,8 +241,12 @@ def require_mounted(landing: Root | Landing, lake: Lake) -> None:
 
 
 def _folders(landing: Root | Landing) -> list[str]:
+    return _listed(landing, lambda each: each.folders())
+
+
+def _listed(landing: Root | Landing, what: Callable[[Landing], list[str]]) -> list[str]:
     try:
-        return open_landing(landing).folders()
+        return what(open_landing(landing))
     except OSError as error:
         raise KycError(f"KYC_LANDING: {landing}: manifests/ cannot be listed ({cause(error)})") from error
 

@@ -36,6 +36,10 @@ class LocalLanding:
             return []
         return sorted(entry.name for entry in self._manifests.iterdir() if entry.is_dir())
 
+    def loose_files(self) -> list[str]:
+        """The names of the files directly below `manifests/`, in order."""
+        return sorted(path.name for path, _ in self._entries(self._manifests) if not path.is_dir())
+
     def entries(self, date: str) -> Iterator[FolderEntry]:
         """The content of the day's folder."""
         return self._entries(self._manifests / date)
@@ -44,7 +48,7 @@ class LocalLanding:
         """The content of the folder `labels/`."""
         return self._entries(self._root / LABELS_FOLDER)
 
-    def _entries(self, folder: Path) -> Iterator[FolderEntry]:
+    def _entries(self, folder: Path) -> Iterator[tuple[Path, Signature | None]]:
         for path in folder.iterdir() if folder.is_dir() else ():
             # A pipe or a device would block the reader forever.
             yield path, self.signature(path) if path.is_file() else None
@@ -58,7 +62,9 @@ class LocalLanding:
 
     def relationships(self) -> list[ManifestFile]:
         """The files `relationships/*.csv`, in order."""
-        return [*sorted((self._root / "relationships").glob("*.csv"))]
+        # Not `glob`, which takes a folder that it may not list as empty.
+        entries = self._entries(self._root / "relationships")
+        return [*sorted(path for path, _ in entries if path.name.lower().endswith(".csv"))]
 
     def snapshot(self) -> "LocalLanding":
         """Itself: listing a folder is fast."""

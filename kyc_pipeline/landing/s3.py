@@ -63,6 +63,15 @@ class S3Landing:
             for folder in page.get("CommonPrefixes", ())
         )
 
+    def loose_files(self) -> list[str]:
+        """The objects directly below `manifests/`, in order."""
+        return sorted(
+            name
+            for page in self._bucket.pages(f"{self._prefix}manifests/", Delimiter="/")
+            for each in page.get("Contents", ())
+            if (name := self._below(each["Key"], ""))
+        )
+
     def entries(self, date: str) -> Iterator[FolderEntry]:
         """The objects of the day, without the empty object that stands for the folder."""
         for page in self._bucket.pages(f"{self._prefix}manifests/{date}/", Delimiter="/"):
@@ -95,7 +104,7 @@ class S3Landing:
         return [
             S3Manifest(self._bucket, key, "relationships", key.removeprefix(folder))
             for key in sorted(keys)
-            if key.endswith(".csv")
+            if key.lower().endswith(".csv")
         ]
 
     def snapshot(self) -> "S3Landing":
@@ -111,9 +120,10 @@ class S3Landing:
 
 class _ListedLanding(S3Landing):
     @cached_property
-    def _days(self) -> dict[str, dict[str, Signature | None]]:
-        """The entries of each folder."""
+    def _listing(self) -> tuple[dict[str, dict[str, Signature | None]], list[str]]:
+        """The entries of each folder, and the objects in none."""
         days: dict[str, dict[str, Signature | None]] = defaultdict(dict)
+        loose = []
         for page in self._bucket.pages(f"{self._prefix}manifests/"):
             for each in page.get("Contents", ()):
                 folder, slash, rest = self._below(each["Key"], "").partition("/")
@@ -122,13 +132,18 @@ class _ListedLanding(S3Landing):
                     days[folder][name] = None if below else signature_of(each)
                 elif slash:  # the empty object that stands for the folder
                     days.setdefault(folder, {})
-        return days
+                elif folder:
+                    loose.append(folder)
+        return days, loose
 
     def folders(self) -> list[str]:
-        return sorted(self._days)
+        return sorted(self._listing[0])
+
+    def loose_files(self) -> list[str]:
+        return sorted(self._listing[1])
 
     def entries(self, date: str) -> Iterator[FolderEntry]:
-        for name, signature in self._days.get(date, {}).items():
+        for name, signature in self._listing[0].get(date, {}).items():
             yield self._file(date, name), signature
 
 

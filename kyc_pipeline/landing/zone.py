@@ -51,6 +51,9 @@ class Landing(Protocol):
     def folders(self) -> list[str]:
         """The names of the folders below `manifests/`, in order."""
 
+    def loose_files(self) -> list[str]:
+        """The names of the files directly below `manifests/`, in order."""
+
     def entries(self, date: str) -> Iterator[FolderEntry]:
         """The content of the folder `manifests/<date>/`, in any order; nothing without a folder."""
 

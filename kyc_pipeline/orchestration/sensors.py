@@ -9,7 +9,7 @@ import dagster as dg
 from kyc_pipeline.analyze.build import labels_version
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ingest.labels import are_ingested
-from kyc_pipeline.ingest.manifests import labels_signature, manifest_dates, require_mounted, stray_folders
+from kyc_pipeline.ingest.manifests import labels_signature, manifest_dates, require_mounted, strays
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import days_left_behind
 from kyc_pipeline.orchestration.jobs import (
@@ -28,7 +28,7 @@ from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 INGEST_STEP = "ingest"
 """The step that fails if a manifest cannot be read."""
-STRAY = "folders below manifests/ that are not named YYYY-MM-DD are not read"
+STRAY = "manifests/ has folders that are not named YYYY-MM-DD, or manifests in no folder, which are not read"
 TICK_BUDGET_SECONDS = 30.0
 """Dagster ends a tick after 60 s; the next tick does the rest."""
 
@@ -74,7 +74,7 @@ def new_manifests(
     context.update_cursor(tick.new_cursor())
     for day, reason in tick.unreadable.items():
         context.log.warning(f"{day}: {reason}")
-    stray = len(stray_folders(tick.landing))
+    stray = len(strays(tick.landing))
     if stray:
         context.log.warning(f"{STRAY}: {stray}")
     if not requested:

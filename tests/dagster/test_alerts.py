@@ -5,6 +5,7 @@ import email
 import email.policy
 import ipaddress
 import json
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from kyc_pipeline.errors import KycError
 from kyc_pipeline.lake.tables import VERIFICATIONS
 from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.orchestration.alerts import conditions
+from kyc_pipeline.orchestration.alerts import sensor as alerts_sensor
 from kyc_pipeline.orchestration.alerts.channels import Email, Webhook, channels
 from kyc_pipeline.orchestration.alerts.conditions import WAIT_FOR_BACKFILL_SECONDS, Reported
 from kyc_pipeline.orchestration.alerts.model import RULES, Alert, Kind, Message, days_text
@@ -161,6 +163,18 @@ def failed_run(
     return run
 
 
+def test_a_run_of_another_code_location_does_not_silence_the_alerts(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, sensor: Sensor
+) -> None:
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["eu"]))
+    def theirs() -> None:
+        raise ValueError
+
+    assert not dg.materialize([theirs], instance=instance, partition_key="eu", raise_on_error=False).success
+    failed_run(job, instance)
+    assert sensor.tick() == [("run_failed", f"2 runs failed ({DAY})")]
+
+
 def test_the_runs_of_a_backfill_of_sixty_days_are_one_message(
     job: dg.JobDefinition, instance: dg.DagsterInstance, sensor: Sensor, hook: Hook
 ) -> None:
@@ -226,6 +240,19 @@ def test_a_channel_that_fails_does_not_make_the_other_one_repeat_itself(
         assert "DEAD: not delivered" in failures[0]
     assert "tried again in 3600 s" in failures[0]
     assert hook.alerts == [("run_failed", f"1 run failed ({DAY})")]
+
+
+def test_a_delivery_that_takes_too_long_fails_before_the_tick_does(
+    job: dg.JobDefinition, pipeline: Pipeline, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster would end the tick and keep the old cursor, so that the other channel repeats its message."""
+    monkeypatch.setattr(alerts_sensor, "DELIVERY_SECONDS", 0.01)
+    failed_run(job, instance)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        slow = Webhook(SecretStr(f"http://127.0.0.1:{silent.getsockname()[1]}"), name="SLOW")
+        cursor, _, failures = deliver(pipeline, instance, [slow], None, time.time())
+    assert failures == ["SLOW: not delivered (no end within 0 s); tried again in 60 s"]
+    assert json.loads(cursor)["SLOW"]["attempts"] == 1
 
 
 def test_an_unreadable_landing_zone_does_not_silence_the_other_alerts(
@@ -314,7 +341,7 @@ def test_files_that_are_not_read_are_told_without_their_names(landing: Landing, 
     (landing.root / "manifests" / "jane-roe").mkdir()
     assert sensor.tick() == [("unread", "2 files or folders of the landing zone are not read")]
     [alert] = sensor.hook.bodies[0]["alerts"]
-    assert alert["lines"] == [f"{today}: 1", "folders not named after a day: 1"]
+    assert alert["lines"] == [f"{today}: 1", "not in a folder named after a day: 1"]
     assert "jane" not in json.dumps(sensor.hook.bodies)
     assert sensor.tick() == []
 

@@ -118,7 +118,7 @@ def test_plan_reports_days_without_manifests_and_stray_folders(landing: Landing,
     (landing.root / "manifests" / "Jane\nDoe \x1b[31m").mkdir()
     code, out, err = run("plan", "--from", "2024-09-09", "--to", "2024-09-10")
     assert (code, out) == (0, "no manifests from 2024-09-09 to 2024-09-10: nothing to do\n")
-    assert "1 folder not read" in one_line(err)
+    assert "1 folder or file not read" in one_line(err)
     assert "Jane" not in err
 
 

@@ -172,6 +172,23 @@ def test_an_erasure_names_a_manifest_that_it_could_not_search_and_is_not_done(
     assert run("erase", "--tag", TAG, "--landing")[0] == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("erase", "--tag", TAG), ("erase", "--tag", TAG, "--dry-run"), ("export", "--tag", TAG), ("retention",)],
+    ids=" ".join,
+)
+def test_no_duty_is_done_while_the_landing_zone_is_away(
+    day: str, landing: Any, run: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Else the person's documents, and the ends of relationships, would look as if there were none."""
+    landing.root.rename(tmp_path / "away")
+    landing.root.mkdir()  # where the volume is mounted
+    code, out, err = run(*command, KYC_RETAIN_DAYS="30")
+    assert (code, out, "mount its volume" in err) == (2, "", True), err
+    assert Lake("lake").row_count(SUBMISSIONS, DAY) == 2
+    assert run("audit", "list")[:2] == (0, "no entries\n")
+
+
 def test_an_erasure_respects_a_legal_hold_and_names_it(day: str, run: Run) -> None:
     assert run("legal-hold", "list")[:2] == (0, "no legal holds\n")
     # On another tag of the person than the one by which they are erased.

@@ -15,7 +15,7 @@ from kyc_pipeline.orchestration.alerts.model import Message
 from kyc_pipeline.settings import Settings, is_loopback
 
 TIMEOUT_SECONDS: Final = 10.0
-"""For one step of a delivery. All steps together must end within Dagster's limit of a minute per tick."""
+"""For one step of a delivery; the sensor limits all steps together."""
 
 
 class Channel(Protocol):

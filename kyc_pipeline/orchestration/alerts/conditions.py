@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import dagster as dg
 
-from kyc_pipeline.days import day_range, start_of_day
+from kyc_pipeline.days import day_range, is_day, start_of_day
 from kyc_pipeline.errors import UNFINISHED, KycError
-from kyc_pipeline.ingest.manifests import ignored_files, manifest_dates, stray_folders
+from kyc_pipeline.ingest.manifests import ignored_files, manifest_dates, strays
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.landing.zone import Landing
 from kyc_pipeline.ledger.leases import leased_partitions
@@ -250,9 +250,9 @@ def _read(instance: dg.DagsterInstance, run: dg.DagsterRun) -> _Ended:
 
 
 def _run_days(run: dg.DagsterRun) -> list[str]:
-    """The days of a run, in order; none if it is not partitioned."""
+    """The days of a run, in order; none if it has no days, as a run of another code location."""
     days = days_of(run.tags)
-    if days is None:
+    if days is None or not all(map(is_day, days)):
         return []
     first, last = (date.fromisoformat(day) for day in days)
     return day_range(first, last)
@@ -295,7 +295,7 @@ def _unread(
         # Reported days stay, however old they become, so that they are not reported again.
         days = [day for day in manifest_dates(landing) if day >= first or day in seen.unread]
         counts = {day: len(ignored_files(landing, day)) for day in days}
-        counts[_STRAY] = len(stray_folders(landing))
+        counts[_STRAY] = len(strays(landing))
     except KycError as error:  # runs fail for the same reason, and have an alert
         _logger.warning("files that are not read are unknown: %s", error)
         return [], seen
@@ -304,7 +304,7 @@ def _unread(
     if not more:
         return [], replace(seen, unread=counts)
     found = plural(sum(more.values()), "file or folder", "files or folders")
-    names = {day: "folders not named after a day" if day == _STRAY else day for day in more}
+    names = {day: "not in a folder named after a day" if day == _STRAY else day for day in more}
     alert = Alert(
         Kind.UNREAD,
         f"{found} of the landing zone {'is' if sum(more.values()) == 1 else 'are'} not read",

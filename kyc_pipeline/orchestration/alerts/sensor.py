@@ -7,8 +7,10 @@ minute, then two, four and so on, up to an hour.
 
 import json
 import math
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Final
 
 import dagster as dg
@@ -24,6 +26,8 @@ from kyc_pipeline.wording import plural
 
 RETRY_SECONDS: Final = 60.0
 RETRY_MAX_SECONDS: Final = 3600.0
+DELIVERY_SECONDS: Final = 20.0
+"""For one delivery. Dagster ends a tick after a minute, and then forgets what its channels delivered."""
 
 
 def alerts_sensor(configured: bool) -> dg.SensorDefinition:
@@ -74,7 +78,7 @@ def deliver(
         found, news = look(pipeline, instance, landing, seen, now)
         if found:
             try:
-                channel.send(Message(found))
+                _send_in_time(channel, Message(found))
             except KycError as error:
                 wait = min(math.ldexp(RETRY_SECONDS, min(seen.attempts, 10)), RETRY_MAX_SECONDS)
                 after[channel.name] = seen.failed(retry_at=now + wait)
@@ -83,3 +87,26 @@ def deliver(
             notes.append(f"{channel.name}: {plural(len(found), 'alert')} delivered")
         after[channel.name] = news
     return json.dumps({name: seen.as_json() for name, seen in after.items()}), notes, failures
+
+
+def _send_in_time(channel: Channel, message: Message) -> None:
+    """Delivers the message once; raises :class:`KycError` if that fails, or takes too long.
+
+    A receiver that responds slowly passes the time limit of each step of a delivery. The thread of such a
+    delivery goes on until one of its steps fails, or it succeeds: then the same message comes again.
+    """
+    ended: Future[None] = Future()
+
+    def send() -> None:
+        try:
+            channel.send(message)
+        except Exception as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    threading.Thread(target=send, name=f"alerts by {channel.name}", daemon=True).start()
+    try:
+        ended.result(DELIVERY_SECONDS)
+    except TimeoutError:
+        raise KycError(f"{channel.name}: not delivered (no end within {DELIVERY_SECONDS:.0f} s)") from None

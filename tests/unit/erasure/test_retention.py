@@ -64,6 +64,11 @@ def test_a_relationship_ended_when_the_last_of_all_that_name_it_did(
     assert ends(tmp_path, tags) == end
 
 
+def test_the_case_of_the_suffix_does_not_matter(tmp_path: Path) -> None:
+    write(tmp_path, "tag.customerId,ended_at", "1,2024-10-01", name="ENDS.CSV")
+    assert ends(tmp_path, {"customerId": "1"}) == date(2024, 10, 1)
+
+
 @pytest.mark.parametrize(
     ("rows", "why"),
     [

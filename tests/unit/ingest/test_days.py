@@ -16,7 +16,7 @@ from kyc_pipeline.ingest.manifests import (
     manifest_identity,
     manifest_signature,
     require_landing,
-    stray_folders,
+    strays,
 )
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.vocabulary import Reason
@@ -124,11 +124,20 @@ def test_require_landing(zone: Any, tmp_path: Path) -> None:
     require_landing(zone.landing, zone.lake)
 
 
-def test_folders_whose_names_are_not_dates_are_reported(zone: Any) -> None:
-    for name in ("2024-09-02", "2024-09-01", "2024-9-3", "20240904", "backup"):
+def test_folders_whose_names_are_not_dates_and_manifests_in_no_folder_are_reported(zone: Any) -> None:
+    for name in ("2024-09-02", "2024-09-01", "2024-9-3", "20240904", "backup", ".snapshot"):
         (zone.landing / "manifests" / name).mkdir(parents=True)
+    for name in ("2024-09-03", "2024-09-04.csv", "M.JSONL.gz", ".gitkeep", "~$m.xlsx", "README.md"):
+        (zone.landing / "manifests" / name).touch()
     assert manifest_dates(zone.landing) == ["2024-09-01", "2024-09-02"]
-    assert stray_folders(zone.landing) == ["2024-9-3", "20240904", "backup"]
+    assert strays(zone.landing) == [
+        "2024-9-3",
+        "20240904",
+        "backup",
+        "2024-09-03",
+        "2024-09-04.csv",
+        "M.JSONL.gz",
+    ]
 
 
 def test_other_files_are_counted_and_only_the_ingest_fails_if_the_day_cannot_be_listed(

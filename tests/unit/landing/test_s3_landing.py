@@ -35,7 +35,7 @@ from kyc_pipeline.ingest.manifests import (
     manifest_identity,
     manifest_signature,
     require_landing,
-    stray_folders,
+    strays,
 )
 from kyc_pipeline.lake.storage import WHOLE, Lake
 from kyc_pipeline.lake.tables import (
@@ -145,6 +145,8 @@ def test_days_and_manifests_are_listed_by_page(zone: Zone, monkeypatch: pytest.M
         zone.manifest(zone.submission("a", 1), day=day)
         zone.manifest(zone.submission("b", 1), day=day, name="n.jsonl")
     zone.put("manifests/old/x.jsonl", b"{}")
+    zone.put("manifests/2024-09-04.jsonl", b"{}")
+    zone.put("manifests/notes", b"{}")
     zone.put("manifests/2024-09-03/below/x.jsonl", b"{}")
     call = s3fs.S3FileSystem.call_s3
 
@@ -157,7 +159,7 @@ def test_days_and_manifests_are_listed_by_page(zone: Zone, monkeypatch: pytest.M
     landing = open_landing(zone.root)
     for each in (landing, landing.snapshot()):
         assert manifest_dates(each) == ["2024-09-01", "2024-09-02", "2024-09-03"]
-        assert stray_folders(each) == ["old"]
+        assert strays(each) == ["old", "2024-09-04.jsonl"]
         listed = sorted((file.name, signature is None) for file, signature in each.entries("2024-09-03"))
         assert listed == [("below", True), ("m.jsonl", False), ("n.jsonl", False)]
 
