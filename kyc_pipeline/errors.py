@@ -20,7 +20,8 @@ UNFINISHED: Final = 3
 LISTED: Final = 3
 """How many messages a line lists; further ones are only counted."""
 _DISK_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
-_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR})
+_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST})
+"""Closed, or a folder where a file should be, or the other way round."""
 _STORE_PACKAGES: Final = frozenset({"aiobotocore", "aiohttp", "botocore"})
 
 

@@ -112,7 +112,10 @@ class ObjectPlace:
                 # An erasure removes the old build as soon as the pointer leads to the new one.
                 before, pointer = pointer, self.pointer()
                 if pointer == before:
-                    raise KycError(f"the warehouse at {self.url} cannot be opened: build it again") from error
+                    raise KycError(
+                        f"the warehouse at {self.url} cannot be opened: build it again with "
+                        "`kyc-pipeline publish`"
+                    ) from error
                 connection.execute(f"DETACH DATABASE IF EXISTS {catalog}")
 
     def has_build(self, built_ns: int, *, restricted: bool = False) -> bool:

@@ -251,7 +251,7 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, name: str) -> Non
 
 def _why_closed(path: Path, error: duckdb.Error) -> str:
     if "Could not set lock" not in str(error):
-        return f"the warehouse at {path} cannot be opened: build it again"
+        return f"the warehouse at {path} cannot be opened: build it again with `kyc-pipeline publish`"
     holder = _HOLDER.search(str(error))
     who = f"{holder['program']} (process {holder['pid']})" if holder else "another program"
     return (

@@ -17,9 +17,12 @@ from kyc_pipeline.definitions import build_defs
 from kyc_pipeline.errors import FAILED, UNFINISHED, KycError, in_one_line
 from kyc_pipeline.ingest.labels import are_ingested, stored_summary
 from kyc_pipeline.ingest.state import Records
+from kyc_pipeline.lake.storage import WHOLE, Lake
+from kyc_pipeline.lake.tables import LABELS
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import contiguous_ranges, days_left_behind, ingested_by
 from kyc_pipeline.orchestration.checks.analyze import YESTERDAY
+from kyc_pipeline.orchestration.checks.ingest import check_labels
 from kyc_pipeline.orchestration.jobs import VERIFY_AND_PUBLISH, range_tags
 from kyc_pipeline.orchestration.killed_commands import command_tags, end_killed_commands
 from kyc_pipeline.orchestration.paid_calls import CallControls
@@ -129,6 +132,8 @@ class _Runs:
                 self._instance.report_runless_asset_event(observation)
         for line in standing_warnings(self._pipeline.settings.kyc_warehouse):
             self._warn(line)
+        for line in standing_label_warnings(self._pipeline.lake):
+            self._warn(line)
         return False
 
     def _has_new_labels(self) -> bool | None:
@@ -232,6 +237,14 @@ def standing_warnings(warehouse: Place) -> list[str]:
             ]
     except KycError:
         return []
+
+
+def standing_label_warnings(lake: Lake) -> list[str]:
+    """The checks that failed when the labels were last read, one line each."""
+    if not lake.exists(LABELS, WHOLE):
+        return []
+    results = check_labels(stored_summary(lake))
+    return [_warning(result.name, result.description) for result in results if not result.passed]
 
 
 def _warning(check: str, description: str | None) -> str:

@@ -53,6 +53,7 @@ def plan(first: date, last: date) -> None:
     days = partitions_between(first, last, settings)
     check_landing(settings, days)
     pipeline = Pipeline(settings)
+    pipeline.check_lake()
     plans, unreadable = plan_days(pipeline, days)
     rows: dict[str, list[object]] = {
         entry.date: _row(entry) for entry in plans if entry.submissions or entry.rejected
@@ -144,7 +145,8 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
             warnings = (str(summary.personal_ids),) if summary.personal_ids else ()
             return replace(
                 plan,
-                duplicate_documents=summary.duplicate_documents,
+                # Of a lake that is rebuilt, ingest counts rows that are paid for already.
+                duplicate_documents=min(summary.duplicate_documents, plan.calls_to_make),
                 ignored_columns=frozenset(summary.ignored_columns),
                 warnings=warnings,
             )

@@ -388,7 +388,10 @@ def _cause(error: Exception) -> str:
     """The cause without data: SQLite's messages are fixed texts, but other drivers' can quote rows."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
-        if getattr(origin, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:  # without a reason
+        code = getattr(origin, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_CORRUPT:
+            return f"{origin}: put a backup in its place with `kyc-pipeline ledger restore`"
+        if code == sqlite3.SQLITE_CANTOPEN:  # without a reason
             return (
                 "the file, or its journal beside it, cannot be opened or created: is the disk full or "
                 "broken, or the folder missing or closed?"

@@ -165,7 +165,7 @@ def test_another_lake_does_not_replace_the_warehouse(landing: Landing, run: Run,
     assert run("backfill", *RANGE)[0] == 0
     warehouse = tmp_path / "warehouse" / "kyc.duckdb"
     published = warehouse.read_bytes()
-    for command in (["publish"], ["publish", "--force"], ["backfill", *RANGE]):
+    for command in (["plan", *RANGE], ["publish"], ["publish", "--force"], ["backfill", *RANGE]):
         code, _, err = run(*command, KYC_LAKE="lak")
         assert (code, "belongs to another lake than" in err) == (1, True), (command, err)
     assert not (tmp_path / "lak").exists()

@@ -161,6 +161,11 @@ def test_a_bug_of_a_command_is_one_line(
             "correct its access rights, or KYC_HOME and the settings of paths",
         ),
         (
+            OSError(errno.EISDIR, os.strerror(errno.EISDIR), SECRET),
+            "a file or folder cannot be used (Is a directory",
+            "correct its access rights, or KYC_HOME and the settings of paths",
+        ),
+        (
             aiohttp.ClientConnectionError(SECRET),
             "the object store cannot be used (ClientConnectionError",
             "check AWS_ENDPOINT_URL, the network, the credentials and the policy, then run again",

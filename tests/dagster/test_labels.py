@@ -80,6 +80,17 @@ def test_labels_reach_the_warehouse_come_back_from_a_sample_and_leave_with_their
     assert ["labels", "a.csv", "2", "erased_subject"] in [line.split() for line in out.splitlines()]
 
 
+def test_a_warning_about_labels_is_printed_as_long_as_it_holds(
+    landing: Landing, run: Run, tmp_path: Path
+) -> None:
+    put(tmp_path, ["a-1"])
+    put(tmp_path, ["b-1"], name="b.parquet")  # no Parquet
+    for is_built in (True, False):
+        code, out, err = run("publish")
+        assert (code, "up to date" in out) == (0, not is_built)
+        assert "warning: every_file_read: 1 unreadable" in err
+
+
 def test_the_asset_reports_what_it_read(
     landing: Landing, pipeline: Pipeline, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:

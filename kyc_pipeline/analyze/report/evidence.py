@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import duckdb
+
 from kyc_pipeline.analyze.publish import Place, has_restricted, open_warehouse
 from kyc_pipeline.analyze.report import own_text, template
 from kyc_pipeline.analyze.report.reader import Rows, rows_of
-from kyc_pipeline.errors import UsageError
+from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import make_folder, replacing
 from kyc_pipeline.rules import LOW_N, Z_95
 
@@ -240,12 +242,18 @@ def read_evidence(warehouse: Place, first: datetime.date | None, last: datetime.
                 f"the warehouse has no day from {since} to {until}, only {covered[0]} to {covered[1]}"
             )
         period = {"first": since, "last": until}
-        figures = [
-            Measurement(metric, **row)
-            for metric in METRICS
-            if metric.sql
-            for row in rows_of(connection, metric.sql, period)
-        ]
+        try:
+            figures = [
+                Measurement(metric, **row)
+                for metric in METRICS
+                if metric.sql
+                for row in rows_of(connection, metric.sql, period)
+            ]
+        except duckdb.CatalogException as error:
+            raise KycError(
+                "the restricted file beside the warehouse is gone, or an older version built the warehouse: "
+                "build it again with `kyc-pipeline publish`"
+            ) from error
         (named,) = rows_of(
             connection,
             "SELECT (SELECT count(*) FROM submissions)"

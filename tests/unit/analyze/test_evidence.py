@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from click.testing import CliRunner
 from statsmodels.stats.proportion import proportion_confint
@@ -105,6 +106,18 @@ def test_confirmed_fraud_is_what_the_labels_say(nasty: Nasty, lake: Lake, built:
     (figure,) = figures_of(read_evidence(labelled, None, None), title).values()
     assert (figure.n, figure.of, figure.value, figure.best) == (2, 10, 0.2, 0.2)
     assert figure.worst == pytest.approx(0.9)
+
+
+def test_without_the_restricted_file_the_pack_says_how_to_build_it(
+    lake: Lake, built: Any, tmp_path: Path
+) -> None:
+    write_day(lake, "2024-09-02", [Submission()])
+    built().close()
+    (warehouse,) = tmp_path.glob("**/*.duckdb")
+    with duckdb.connect(warehouse) as connection:
+        connection.execute("DROP TABLE submission_labels")
+    with pytest.raises(KycError, match="the restricted file beside the warehouse is gone"):
+        read_evidence(warehouse, None, None)
 
 
 @pytest.mark.parametrize(
