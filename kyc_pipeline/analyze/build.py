@@ -314,6 +314,12 @@ def _user_error(lake: Lake, files: Partitions, error: Exception) -> KycError:
                 return unreadable
     if isinstance(error, duckdb.OutOfMemoryException):
         return KycError("the build needs more memory than KYC_WAREHOUSE_MEMORY allows: raise it")
+    # A commit that cannot be written is a TransactionException.
+    if isinstance(error, duckdb.IOException | duckdb.TransactionException):
+        return KycError(
+            "the warehouse could not be built: a file could not be read or written; if the disk of "
+            "KYC_WAREHOUSE is full, free space and publish again; else see --verbose"
+        )
     return KycError(f"the warehouse could not be built ({type(error).__name__}): see --verbose")
 
 

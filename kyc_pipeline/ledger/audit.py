@@ -34,6 +34,11 @@ from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.privacy.spelling import fold
 
 NOTE_FILE: Final = "audit.json"
+_NOT_NOTED: Final = (
+    "the audit trail has the entry, but {path} cannot be written ({reason}): mend the lake, and repeat the "
+    "command if it was to remove something"
+)
+"""An erasure has its first entry before it removes anything, and ends here."""
 FIRST: Final = "0" * 64
 """The `previous_hash` of the first entry."""
 _LOCK: Final = 0x6B79636175  # "kycau": the key of PostgreSQL's advisory lock
@@ -236,7 +241,7 @@ def note(lake: Lake, ledger: Ledger, *, was_restored: bool = False) -> None:
         is_gone = known is not None and connection.execute(seen).scalar() != known.hash
     if is_gone and not was_restored:
         return
-    write_record(lake, NOTE_FILE, head, "done, but {path} cannot be written ({reason}): mend the lake")
+    write_record(lake, NOTE_FILE, head, _NOT_NOTED)
 
 
 def newest_entry(connection: Connection) -> Head:

@@ -1,6 +1,7 @@
 """The build: facts, comments, incomplete lakes, and a lake that changes or is broken."""
 
 import datetime
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -294,6 +295,18 @@ def test_no_personal_value_is_in_the_file(whole: Whole) -> None:
     assert b"marked" not in whole.draft.read_bytes()
     for model in load_models():
         assert "marked" not in str(whole.connection.execute(f"SELECT * FROM {model.name}").fetchall())
+
+
+def test_a_full_disk_is_told_as_such(lake: Lake, tmp_path: Path) -> None:
+    """A limit of this process stands for the disk's end."""
+    write_day(lake, DAY, one_day())
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(KycError, match="if the disk of KYC_WAREHOUSE is full, free space"):
+            build(lake, tmp_path / "out" / "draft", run_id="run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_too_little_memory_names_the_setting(lake: Lake, tmp_path: Path) -> None:
