@@ -145,7 +145,7 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
             warnings = (str(summary.personal_ids),) if summary.personal_ids else ()
             return replace(
                 plan,
-                # Of a lake that is rebuilt, ingest counts rows that are paid for already.
+                # Ingest counts rows whose calls are made: of a rebuilt lake, all of them.
                 duplicate_documents=min(summary.duplicate_documents, plan.calls_to_make),
                 ignored_columns=frozenset(summary.ignored_columns),
                 warnings=warnings,
