@@ -28,8 +28,9 @@ from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
 from kyc_pipeline.ingest.manifests import kept_line
 from kyc_pipeline.ingest.state import kept_rows
-from kyc_pipeline.lake.storage import Lake
+from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadable
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
+from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.queries import read_spend_of_runs
 from kyc_pipeline.orchestration.paid_calls import CallControls
 from kyc_pipeline.orchestration.resources import Pipeline
@@ -133,10 +134,8 @@ def run_backfill(
     if len(left) > SHOWN_SUBMISSIONS:
         lists_all = f": {_list_left(days)} lists all" if published else ""
         click.echo(f"… and {len(left) - SHOWN_SUBMISSIONS} more{lists_all}")
-    rejected = rejected_rows(pipeline.lake, days)
-    kept = sum(kept_rows(pipeline.lake, day) for day in days if pipeline.lake.exists(SUBMISSIONS, day))
-    accepted = results.outcomes.total() - kept
-    click.echo(f"rows       {accepted} accepted, {rejected} rejected{kept_line(kept)}")
+    accepted, rejected = results.outcomes.total() - results.kept, results.rejected
+    click.echo(f"rows       {accepted} accepted, {rejected} rejected{kept_line(results.kept)}")
     click.echo(f"outcomes   {results}")
     click.echo(spending(pipeline, controls.run_ids))
     if published:
@@ -147,6 +146,7 @@ def run_backfill(
         )
     for note in notes:
         click.echo(note)
+    failures += [line for line in results.unreadable if not any(line in failure for failure in failures)]
     if failures:
         raise KycError(in_one_line(failures))  # each once: a day that was run again may fail again
     if line := _why_it_stopped(pipeline, controls, results):
@@ -193,11 +193,16 @@ def spending(pipeline: Pipeline, run_ids: Sequence[str]) -> str:
 
 @dataclass
 class Results:
-    """The accepted submissions of some days."""
+    """The rows of some days, and the outcomes of the accepted ones."""
 
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     left: list[tuple[str, str, Outcome]] = field(default_factory=list)
     """Date, id and outcome of those that are held, failed or not attempted."""
+    rejected: int = 0
+    kept: int = 0
+    """Accepted ones that have no manifest row any more."""
+    unreadable: list[str] = field(default_factory=list)
+    """Why the rows of a day are not known."""
 
     def count(self, outcomes: Iterable[Outcome]) -> int:
         """How many have one of these outcomes."""
@@ -211,18 +216,30 @@ def read_results(pipeline: Pipeline, days: Sequence[str]) -> Results:
     """The current outcomes, from the ledger: a run that failed may not have written the lake's table."""
     results = Results()
     with pipeline.open_ledger() as ledger:
-        for day, submission_id, outcome, _ in present_outcomes(pipeline.lake, ledger, days):
-            results.outcomes[outcome] += 1
-            if outcome in UNDECIDED:
-                results.left.append((day, submission_id, outcome))
+        for day in days:
+            try:
+                of_day = _results_of(pipeline.lake, ledger, day)
+            except (PartitionMissing, PartitionUnreadable) as error:
+                results.unreadable.append(str(error))
+                continue
+            results.outcomes += of_day.outcomes
+            results.left += of_day.left
+            results.rejected += of_day.rejected
+            results.kept += of_day.kept
     return results
 
 
-def rejected_rows(lake: Lake, days: Sequence[str]) -> int:
-    """How many rows of `days` were rejected."""
-    return sum(
-        lake.row_count(REJECTED_SUBMISSIONS, day) for day in days if lake.exists(REJECTED_SUBMISSIONS, day)
-    )
+def _results_of(lake: Lake, ledger: Ledger, day: str) -> Results:
+    results = Results()
+    if lake.exists(SUBMISSIONS, day):
+        results.kept = kept_rows(lake, day)
+    if lake.exists(REJECTED_SUBMISSIONS, day):
+        results.rejected = lake.row_count(REJECTED_SUBMISSIONS, day)
+    for _, submission_id, outcome, _ in present_outcomes(lake, ledger, [day]):
+        results.outcomes[outcome] += 1
+        if outcome in UNDECIDED:
+            results.left.append((day, submission_id, outcome))
+    return results
 
 
 def run_interruptibly(stop: StopFlag, work: Callable[[], Result]) -> Result:

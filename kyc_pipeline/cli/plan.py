@@ -1,5 +1,6 @@
 """`kyc-pipeline plan`: what a backfill would do and cost. Makes no call and changes nothing."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -124,7 +125,7 @@ def read_day_budget(pipeline: Pipeline) -> DayBudget:
 
 
 def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPlan], dict[str, KycError]]:
-    """The plans of the days, and the error of each day whose manifests cannot be read.
+    """The plans of the days, and the error of each day whose manifests or partitions cannot be read.
 
     Days that the run's ingest may change are ingested into a temporary lake, in the order of the run, because
     a day may get an id that another one gives up. So the plan matches the run.
@@ -155,7 +156,7 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
             return day not in unreadable and not is_ingested(landing, lake, day, scratch, options)
 
         def ingest(day: str) -> None:
-            try:
+            with _noted(unreadable, day):
                 found[day] = ingest_partition(
                     landing=landing,
                     lake=lake,
@@ -165,15 +166,23 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
                     owners=Owners(lake, ledger),
                     options=options,
                 )
-            except KycError as error:
-                unreadable[day] = error
 
         for batch in batches(days):
             for day in ingest_order(batch, is_outdated):
-                # What was sent stays. Other rows may change with their documents, even if no manifest does.
-                may_change = awaits_files(lake, day, MAY_NO_LONGER_APPLY)
-                if is_outdated(day) or may_change or plan_of(day).calls_to_make:
-                    ingest(day)
+                with _noted(unreadable, day):
+                    # What was sent stays. Other rows may change with their documents, even if no manifest does.
+                    may_change = awaits_files(lake, day, MAY_NO_LONGER_APPLY)
+                    if is_outdated(day) or may_change or plan_of(day).calls_to_make:
+                        ingest(day)
         for day in filter(is_outdated, days):
             ingest(day)
         return [plan_of(day) for day in days if day not in unreadable], unreadable
+
+
+@contextlib.contextmanager
+def _noted(errors: dict[str, KycError], day: str) -> Iterator[None]:
+    """Keeps what is wrong with a day, so that the others are planned."""
+    try:
+        yield
+    except KycError as error:
+        errors[day] = error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from kyc_pipeline.cli.plan import plan_days
 from kyc_pipeline.ingest.landing_options import LandingOptions
 from kyc_pipeline.ingest.manifests import is_ingested, manifest_dates
+from kyc_pipeline.lake.storage import PartitionUnreadable
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
 from kyc_pipeline.verify.planning import plan_partitions
@@ -34,9 +35,12 @@ def _calls_expected(pipeline: Pipeline, days: Sequence[str]) -> bool:
     options = LandingOptions.of(pipeline.settings)
     if not all(is_ingested(landing, lake, day, options=options) for day in wanted):
         return True  # calls are very likely, and reading all manifests to be sure would take longer
-    with pipeline.open_ledger() as ledger:
-        if any(plan.calls_to_make for plan in plan_partitions(lake, ledger, wanted, pipeline.settings)):
-            return True
+    try:
+        with pipeline.open_ledger() as ledger:
+            if any(plan.calls_to_make for plan in plan_partitions(lake, ledger, wanted, pipeline.settings)):
+                return True
+    except PartitionUnreadable:
+        return True  # the run says so, and does the other days
     plans, unreadable = plan_days(pipeline, wanted)
     return bool(unreadable) or any(plan.calls_to_make for plan in plans)
 
