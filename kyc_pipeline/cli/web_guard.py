@@ -13,7 +13,6 @@ It is an ASGI application around the webserver's own, so there is no unguarded p
 """
 
 import base64
-import binascii
 import re
 import secrets
 from collections.abc import Iterable
@@ -76,7 +75,7 @@ class WebGuard:
         scheme, _, credentials = authorization.partition(" ")
         try:
             _, _, password = base64.b64decode(credentials, validate=True).partition(b":")
-        except binascii.Error:
+        except ValueError:  # not base64, or not ASCII
             return False
         return scheme.lower() == "basic" and secrets.compare_digest(password, self._password)
 
