@@ -260,12 +260,14 @@ def _why_closed(path: Path, error: duckdb.Error) -> str:
     )
 
 
-def seal(connection: duckdb.DuckDBPyConnection, lake: str) -> None:
+def seal(connection: duckdb.DuckDBPyConnection, lake: str, spill: str) -> None:
     """Leaves a connection of `open_warehouse` nothing to read but the warehouse, and no setting to change.
 
-    If facts are views over the lake at `lake`, its curated zone stays open. DuckDB would then also
-    write there: refuse COPY before.
+    `spill` is an empty folder for what does not fit into memory: DuckDB leaves SQL access to it, and by
+    default it would be `.tmp` in the working directory. If facts are views over the lake at `lake`, its
+    curated zone stays open, too. DuckDB would also write to both: refuse COPY before.
     """
+    connection.execute(f"SET temp_directory = {literal(spill)}")
     views = "FROM duckdb_views() WHERE database_name = $1 AND NOT internal"
     if connection.execute(views, [_CATALOG]).fetchall():
         curated = f"{lake}/{Zone.CURATED}"

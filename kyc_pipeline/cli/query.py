@@ -28,6 +28,7 @@ from kyc_pipeline.analyze.publish import ONLY_EXACT, open_warehouse, seal
 from kyc_pipeline.cli.output import OUTPUT_FILE
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import replacing
+from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def sealed_warehouse(settings: Settings, *, exact: bool = False) -> Iterator[duc
     With `exact`, its tables hide nothing. Raises :class:`UsageError` with DuckDB's message in one
     line.
     """
-    with open_warehouse(settings.kyc_warehouse, exact=exact) as connection:
-        seal(connection, settings.kyc_lake)
+    with scratch_folder() as spill, open_warehouse(settings.kyc_warehouse, exact=exact) as connection:
+        seal(connection, settings.kyc_lake, spill)
         try:
             yield connection
         except duckdb.Error as error:
@@ -232,7 +233,7 @@ def each_row(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
 
 
 def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
-    names = reader.schema.names
+    names = [_printable(name) for name in reader.schema.names]
     numeric = [_is_numeric(field.type) for field in reader.schema]
     rows: list[list[str]] = []
     more = False
@@ -257,7 +258,7 @@ def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
 def _write_csv(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
     text = io.TextIOWrapper(sink, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
-    writer.writerow(reader.schema.names)
+    writer.writerow(map(_csv_cell, reader.schema.names))  # PIVOT makes names of values
     for row in each_row(reader):
         writer.writerow([_csv_cell(value) for value in row])
     text.detach()
@@ -340,13 +341,13 @@ def _table_cell(value: object) -> str:
 
 
 def _csv_cell(value: object) -> object:
+    if isinstance(value, list | dict):
+        value = json.dumps(json_value(value), ensure_ascii=False)
     if isinstance(value, str):
         value = _FORMULA_INSIDE.sub(r"\1'", value)
         return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()
-    if isinstance(value, list | dict):
-        return json.dumps(json_value(value), ensure_ascii=False)
     return value
 
 

@@ -176,10 +176,10 @@ def test_a_build_that_was_changed_is_noticed(any_s3_root: str) -> None:
         pass
 
 
-def test_sealed_sql_reads_the_published_build_and_nothing_else(any_s3_root: str) -> None:
+def test_sealed_sql_reads_the_published_build_and_nothing_else(any_s3_root: str, tmp_path: Path) -> None:
     published(any_s3_root, 1, exact=True)
     with open_warehouse(any_s3_root) as connection:
-        seal(connection, "s3://lake")
+        seal(connection, "s3://lake", str(tmp_path))
         assert versions_of(connection) == [(1, FEW)]
         root = any_s3_root.removeprefix("s3://")
         for scheme in ("published", "s3"):

@@ -69,7 +69,7 @@ def test_a_long_table_says_that_it_is_cut(warehouse: Path) -> None:
 
 
 def test_control_characters_do_not_reach_the_terminal(warehouse: Path) -> None:
-    assert "\x1b" not in run("SELECT chr(27) || '[31mred' AS text").stdout
+    assert "\x1b" not in run("SELECT chr(27) || '[31mred' AS \"\x1b[31mname\"").stdout
 
 
 def test_nor_in_any_format(warehouse: Path) -> None:
@@ -113,9 +113,14 @@ def test_csv(warehouse: Path) -> None:
     ],
 )
 def test_no_spreadsheet_takes_a_text_for_a_formula(warehouse: Path, text: str) -> None:
-    """Whatever the country's separator, and in whatever column."""
+    """Whatever the country's separator, in whatever column, in a list, and as a name that PIVOT makes."""
     quoted = text.replace("'", "''")
-    written = run(f"SELECT 5 AS number, '{quoted}' AS text, '{quoted}' AS again", "--format", "csv").stdout
+    name = text.replace('"', '""')
+    written = run(
+        f"SELECT 5 AS number, '{quoted}' AS text, '{quoted}' AS again, ['{quoted}'] AS \"{name}\"",
+        "--format",
+        "csv",
+    ).stdout
     cells = [
         cell
         for separator in ",;\t|"
@@ -259,7 +264,8 @@ def sealed_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     """It has a warehouse, its lake and a file that no query may read."""
     folder = tmp_path_factory.mktemp("sealed")
     (folder / "secret.csv").write_text("a\n1\n")
-    (folder / ".tmp").mkdir()
+    (folder / ".tmp").mkdir()  # where DuckDB spills by default
+    (folder / ".tmp" / "notes.txt").write_text("secret")
     facts = folder / "lake" / "curated" / "facts.parquet"
     facts.parent.mkdir(parents=True)
     make_warehouse(folder / "kyc.duckdb")
@@ -295,6 +301,8 @@ FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/
         f"FROM query('FROM read_csv(''{FILE}'')')",
         f"FROM query_table('{FILE}')",
         "FROM glob('{folder}/*')",
+        "FROM read_text('.tmp/notes.txt')",
+        "FROM glob('.tmp/*')",
         "FROM read_blob('/proc/self/environ')",
         f"COPY (FROM pass_rates) TO '{NEW}'; SELECT 1",
         f"COPY (FROM pass_rates) TO '{LAKE}'; SELECT 1",
@@ -342,6 +350,14 @@ def test_sql_reads_the_warehouse_and_nothing_else(sealed: Path, sql: str) -> Non
         run(sql.format(folder=sealed))
     assert "\n" not in str(raised.value)
     assert sorted(sealed.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("sealed")
+def test_what_does_not_fit_into_memory_is_written_to_a_scratch_folder() -> None:
+    wanted = "SELECT current_setting('temp_directory') AS folder"
+    (folder,) = run(wanted, "--format", "csv").stdout.splitlines()[1:]
+    assert Path(folder).name.startswith("kyc-scratch-")
+    assert not Path(folder).exists()
 
 
 def test_facts_that_are_views_are_read_from_a_lake_with_an_odd_name(
