@@ -105,7 +105,7 @@ BUILD_TABLES: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
         (
             ("date", "Day of the partition."),
             ("table_name", "Table of the lake."),
-            ("rows", "Rows in the partition."),
+            ("rows", "Rows in the partition; NULL for `verification_tags` if `KYC_MIN_CELL` is above 1."),
             ("source", "Identity of the responses that a curated partition was made from."),
             ("version", "Identity of the file; it changes whenever the partition is replaced."),
             ("is_complete", "Whether no submission of the day is undecided; see `days`."),
@@ -406,9 +406,12 @@ class _Build:
         execute = self._connection.execute
         execute("BEGIN")  # one transaction: without it, every comment is a disk write
         days = sorted({date for partitions in self._files.values() for date in partitions} - {WHOLE})
+        # The rows that `verification_tags` leaves out would tell how many of the hidden have the tag.
+        rows = "if(table_name = 'verification_tags', NULL, rows)" if self._hides_cells else "rows"
         execute(
-            "CREATE TABLE build_partitions AS SELECT p.* EXCLUDE (changed), d.is_complete"
-            f" FROM {LAKE}.partitions AS p JOIN days AS d USING (date) ORDER BY date, table_name"
+            f"CREATE TABLE build_partitions AS SELECT p.* EXCLUDE (changed) REPLACE ({rows} AS rows),"
+            f" d.is_complete FROM {LAKE}.partitions AS p JOIN days AS d USING (date)"
+            " ORDER BY date, table_name"
         )
         execute("CREATE TABLE build_inputs (name VARCHAR, value VARCHAR)")
         for name, value in inputs.items():

@@ -290,6 +290,10 @@ def test_no_row_of_a_tag_tells_hidden_companies_from_submissions_without_one(
             "SELECT t.name, count(*) FROM verification_tags AS t JOIN submissions USING (submission_id) "
             f"WHERE company_id = '{HIDDEN}' GROUP BY ALL ORDER BY ALL"
         ).fetchall() == [("country", 6), ("customerId", 6)]
+        # Nor does the number of rows that are left out.
+        assert connection.execute(
+            "SELECT table_name FROM build_partitions WHERE rows IS NULL"
+        ).fetchall() == [("verification_tags",)]
 
 
 def test_a_tag_whose_values_are_all_hidden_is_not_reported_as_mistyped(lake: Lake, tmp_path: Path) -> None:
