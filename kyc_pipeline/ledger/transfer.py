@@ -16,7 +16,7 @@ from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import move_into_place
 from kyc_pipeline.lake.identity import LakeIdentity, note_generation, read_lake_identity, write_lake_identity
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
+from kyc_pipeline.lake.tables import STATE_KEY, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.ledger import sqlite
 from kyc_pipeline.ledger.audit import newest_entry
 from kyc_pipeline.ledger.database import Ledger, LedgerError, WrongLedger
@@ -28,10 +28,10 @@ from kyc_pipeline.ledger.identity import (
     lock_identity,
     read_identity,
 )
-from kyc_pipeline.ledger.models import AttemptResult, Decision, State
+from kyc_pipeline.ledger.models import AttemptResult, Decision, Entry, State
 from kyc_pipeline.ledger.owners import forget_versions
 from kyc_pipeline.ledger.process import ProcessIdentity
-from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, read_entries
+from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, read_responses
 from kyc_pipeline.ledger.schema import (
     attempts,
     audit,
@@ -201,12 +201,27 @@ def _rows(connection: Connection, table: Table, *which: ColumnElement[bool]) -> 
 
 
 def complete_from_lake(lake: Lake, ledger: Ledger) -> int:
-    """Adds the outcomes that only the lake knows; returns how many submissions it added."""
-    return sum(
-        _complete(ledger, date, batch)
-        for date in lake.dates(VERIFICATION_RESPONSES)
-        for batch in lake.batches(VERIFICATION_RESPONSES, date, batch_size=_ROWS)
-    )
+    """Adds the outcomes and calls that only the lake knows; returns how many submissions got an outcome.
+
+    A day that a run left unfinished loses its decisions `retry`: the lake does not tell whether that run has
+    sent these submissions again, and one decision allows one call.
+    """
+    added = 0
+    for date in lake.dates(VERIFICATION_RESPONSES):
+        for batch in lake.batches(VERIFICATION_RESPONSES, date, batch_size=_ROWS):
+            added += _complete(ledger, date, batch)
+        if lake.metadata(VERIFICATION_RESPONSES, date).get(STATE_KEY) == ResponsesState.DISPATCHING:
+            with ledger.write() as connection:
+                connection.execute(
+                    update(submissions)
+                    .where(
+                        submissions.c.partition_date == date,
+                        submissions.c.state == State.UNCERTAIN,
+                        submissions.c.decision == Decision.RETRY,
+                    )
+                    .values(decision=None, updated_at=now())
+                )
+    return added
 
 
 def declare_restored(lake: Lake, ledger: Ledger) -> None:
@@ -333,26 +348,60 @@ def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch) -> int:
     rows = [
         row for row in _plain(batch).to_pylist() if row["outcome"] not in (None, Outcome.NOT_ATTEMPTED.value)
     ]
-    entries = read_entries(ledger, [row["submission_id"] for row in rows])
+    known = read_responses(ledger, [row["submission_id"] for row in rows])
     added = 0
     with ledger.write() as connection:
         for row in rows:
-            entry = entries.get(row["submission_id"])
             state = State(row["outcome"]) if row["outcome"] in set(State) else State.UNCERTAIN
-            if entry is None:
-                connection.execute(insert(submissions).values(_columns(row, date, state)))
+            values = _columns(row, date, state)
+            if row["submission_id"] not in known:
+                connection.execute(insert(submissions).values(values))
                 connection.execute(insert(attempts), _attempts(row))
-            elif entry.state not in _SETTLED and state in _SETTLED and entry.partition_date == date:
-                values = _columns(row, date, state)
-                connection.execute(
-                    update(submissions)
-                    .where(submissions.c.submission_id == entry.submission_id)
-                    .values(values)
-                )
-            else:
+                added += 1
                 continue
-            added += 1
+            entry, counted = known[row["submission_id"]]
+            _add_calls(connection, row, counted)
+            if _is_newer(row, state, entry, counted["attempts"]):
+                this = update(submissions).where(submissions.c.submission_id == entry.submission_id)
+                if entry.state in _SETTLED and state is not State.COMPLETED:  # it was reopened since
+                    connection.execute(this.values(state=State.UNCERTAIN, decision=Decision.RETRY))
+                connection.execute(this.values(values))
+                added += 1
     return added
+
+
+def _is_newer(row: dict[str, Any], state: State, entry: Entry, calls: int) -> bool:
+    """Whether the lake's row, which has this state, is newer than the ledger's entry with so many calls.
+
+    The one that knows more calls is newer. Without another call, a look-up or a judgement may have settled
+    the submission since, or an operator may have abandoned it.
+    """
+    if state is State.COMPLETED or entry.state is State.COMPLETED:
+        return entry.state is not State.COMPLETED
+    if state is State.FAILED:
+        return False  # the entry allows no more than this does
+    if row["attempts"] != calls:
+        return bool(row["attempts"] > calls)
+    if entry.state is State.UNCERTAIN:  # if the row is final, the entry was reopened
+        return row["outcome"] == Outcome.ABANDONED and entry.decision is None
+    return entry.state not in _SETTLED
+
+
+def _add_calls(connection: Connection, row: dict[str, Any], counted: dict[str, Any]) -> None:
+    """Adds the calls that only the lake knows: they cost money, and belong to a day's budget."""
+    calls = max(0, row["attempts"] - counted["attempts"])
+    billable = max(0, row["billable_calls"] - counted["billable_calls"])
+    if not (calls or billable):
+        return
+    of_submission = attempts.c.submission_id == row["submission_id"]
+    newest = connection.execute(select(func.max(attempts.c.number)).where(of_submission)).scalar() or 0
+    if billable > calls:  # a look-up showed that the newest one was processed
+        connection.execute(
+            update(attempts).where(of_submission, attempts.c.number == newest).values(billable=1)
+        )
+    if calls:
+        missing = _attempts(row | {"attempts": calls, "billable_calls": min(calls, billable)})
+        connection.execute(insert(attempts), [each | {"number": each["number"] + newest} for each in missing])
 
 
 def _plain(batch: pa.RecordBatch) -> pa.Table:

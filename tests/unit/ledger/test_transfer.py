@@ -206,9 +206,9 @@ def test_a_restore_takes_the_backup_and_what_the_lake_knows_besides(
         "d": State.COMPLETED,
     }
     assert read_responses(ledger, ["d"])["d"][1]["response"] == '{"of": "d"}'
-    assert read_spend(ledger, DATE).calls == 5
+    assert read_spend(ledger, DATE).calls == 8  # the lake knows two of each
     with ledger.read() as connection:
-        assert connection.execute(text("SELECT sum(calls) FROM calls_of_days")).scalar() == 5
+        assert connection.execute(text("SELECT sum(calls) FROM calls_of_days")).scalar() == 8
     bind(lake, ledger)
     assert read_identity(ledger).restored_at is not None
     with Ledger(f"sqlite:///{backup}") as old, pytest.raises(WrongLedger, match="not the ledger of the lake"):
@@ -233,6 +233,39 @@ def test_what_was_abandoned_stays_so_in_a_ledger_made_from_the_lake(lake: Lake, 
     assert transfer.complete_from_lake(lake, ledger) == 1
     entry = read_entries(ledger, ["z"])["z"]
     assert (entry.outcome, entry.held) == (Outcome.ABANDONED, False)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.UNCERTAIN, Outcome.QUARANTINED, Outcome.COMPLETED])
+def test_what_was_reopened_since_the_backup_has_its_new_outcome(
+    lake: Lake, ledger_url: str, outcome: Outcome
+) -> None:
+    """Neither database lets a final outcome change without a decision."""
+    with Ledger(ledger_url) as ledger:
+        lease, claim = acquire_lease(ledger, DATE, "run"), Claim("a", "c-a")
+        refusal = ClaimResult(claim, State.REFUSED, AttemptResult.REFUSED, billable=False)
+        commit(ledger, lease, [claim], [])
+        commit(ledger, lease, [], [refusal])
+        responses(lake, a=outcome)
+        assert transfer.complete_from_lake(lake, ledger) == 1
+        assert transfer.complete_from_lake(lake, ledger) == 0
+        entry = read_entries(ledger, ["a"])["a"]
+        assert (entry.outcome, entry.decision) == (outcome, None)
+        spend = read_spend(ledger, DATE)
+        assert (spend.calls, spend.billable_calls) == (2, 1)
+
+
+def test_an_adopted_call_is_billed_in_a_restored_ledger(lake: Lake, ledger: Ledger) -> None:
+    """The backup has it as turned away; it had been processed."""
+    lease, claim = acquire_lease(ledger, DATE, "run"), Claim("t", "c-t")
+    commit(ledger, lease, [claim], [])
+    turned_away = ClaimResult(claim, State.TURNED_AWAY, AttemptResult.TURNED_AWAY, billable=False)
+    commit(ledger, lease, [], [turned_away])
+    before = read_spend(ledger, DATE)
+    row = {"submission_id": "t", "outcome": Outcome.COMPLETED, "attempts": 1, "billable_calls": 1}
+    lake.write(VERIFICATION_RESPONSES, DATE, [row | {"content_sha256": "c-t", "response": "{}"}])
+    assert transfer.complete_from_lake(lake, ledger) == 1
+    after = read_spend(ledger, DATE)
+    assert (after.calls, after.billable_calls) == (before.calls, before.billable_calls + 1)
 
 
 def test_the_backup_of_another_lake_is_refused(ledger: Ledger, tmp_path: Path) -> None:
