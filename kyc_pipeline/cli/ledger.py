@@ -92,8 +92,8 @@ def restore_command(backup: Path | None, replace: bool, reason: str | None, requ
 
     Without BACKUP it uses the ledger that you restored at KYC_LEDGER_URL (with pg_restore, say), or creates
     one from the lake alone. Before later runs send anything, they look up what the ledger may lack. With
-    --replace, it keeps the audit trail, the legal holds, the register of vendor deletions and the tombstones
-    of the former ledger, if that can be read.
+    --replace, it keeps the audit trail, the legal holds, the register of vendor deletions, the tombstones and
+    what was abandoned of the former ledger, if that can be read.
     """
     lake, mine = _open()
     with mine, contextlib.ExitStack() as stack:
@@ -108,9 +108,9 @@ def restore_command(backup: Path | None, replace: bool, reason: str | None, requ
             click.echo(f"the former ledger is {aside} now")
         if source is not None:
             _show(transfer.copy_backup(source, mine))
+        added = transfer.complete_from_lake(lake, mine)
         if aside is not None:
             _carry_over(lake, aside, mine)
-        added = transfer.complete_from_lake(lake, mine)
         transfer.declare_restored(lake, mine)
         trail = open_trail(load_settings(), mine, reason=reason, request=request)
         lost = trail.record_restore()
@@ -135,7 +135,8 @@ def _carry_over(lake: Lake, aside: Path, mine: Ledger) -> None:
         f"kept of the former ledger: {plural(carried.legal_holds, 'legal hold')}, "
         f"{plural(carried.vendor_deletions, 'vendor deletion')}, "
         f"{plural(carried.entries, 'newer entry', 'newer entries')} of the audit trail, "
-        f"{plural(carried.tombstones, 'newer tombstone')}"
+        f"{plural(carried.tombstones, 'newer tombstone')}, "
+        f"{plural(carried.abandoned, 'abandoned submission')}"
     )
     if carried.tombstones:
         click.echo(

@@ -39,6 +39,10 @@ SECOND: Final = 1_000_000
 SYSTEM_CLOCK: Final = Clock()
 
 
+@overload
+def to_microseconds(moment: datetime) -> int: ...
+@overload
+def to_microseconds(moment: datetime | None) -> int | None: ...
 def to_microseconds(moment: datetime | None) -> int | None:
     """A moment with a time zone as the ledger stores it."""
     return None if moment is None else (moment - _EPOCH) // timedelta(microseconds=1)

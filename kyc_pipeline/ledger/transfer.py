@@ -6,6 +6,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import move_into_place
 from kyc_pipeline.lake.identity import LakeIdentity, note_generation, read_lake_identity, write_lake_identity
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.lake.tables import STATE_KEY, VERIFICATION_RESPONSES, ResponsesState
+from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.ledger import sqlite
 from kyc_pipeline.ledger.audit import newest_entry
 from kyc_pipeline.ledger.database import Ledger, LedgerError, WrongLedger
@@ -31,7 +32,7 @@ from kyc_pipeline.ledger.identity import (
 from kyc_pipeline.ledger.models import AttemptResult, Decision, Entry, State
 from kyc_pipeline.ledger.owners import forget_versions
 from kyc_pipeline.ledger.process import ProcessIdentity
-from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, read_responses
+from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, is_undecided, read_responses
 from kyc_pipeline.ledger.schema import (
     attempts,
     audit,
@@ -43,7 +44,7 @@ from kyc_pipeline.ledger.schema import (
     submissions,
     vendor_deletions,
 )
-from kyc_pipeline.ledger.times import now
+from kyc_pipeline.ledger.times import now, to_microseconds
 from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.vocabulary import SETTLED, Outcome
 
@@ -146,6 +147,8 @@ class CarriedOver:
     """All of them: those of the backup may have been confirmed since."""
     tombstones: int = 0
     """Of erasures made since the backup: unfinished again, because the backup brought the data back."""
+    abandoned: int = 0
+    """Submissions that somebody gave up since the backup, and that are not to be sent."""
     needs_rekey: bool = False
     """Whether the backup has pseudonyms of an earlier key than the ledger that it replaces."""
 
@@ -153,8 +156,9 @@ class CarriedOver:
 def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
     """Copies what people did since the backup from the ledger that it replaces.
 
-    That is the audit trail, legal holds, the register of vendor deletions and the tombstones; calls and
-    outcomes come from the lake and DeepXL's history. Raises :class:`KycError`, having changed nothing, if
+    That is the audit trail, legal holds, the register of vendor deletions, the tombstones and what was
+    abandoned; calls and outcomes come from the lake, which has completed the ledger before, and from DeepXL's
+    history. Raises :class:`KycError`, having changed nothing, if
     `former` is damaged or is not a later state of this lake's restored ledger.
     """
     check_health(former)
@@ -183,6 +187,10 @@ def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
         for table, carried in rows.items():
             if carried:
                 writing.execute(insert(table), carried)
+        abandoned = 0
+        for part in reading.execute(_ABANDONED).scalars().partitions(_ROWS):
+            among = update(submissions).where(submissions.c.submission_id.in_(part), is_undecided)
+            abandoned += writing.execute(among.values(decision=Decision.ABANDON, updated_at=now())).rowcount
         mine = lock_identity(writing).pseudonym_key_id
         if mine is None or not before:  # the backup has no pseudonyms of its own
             mine = theirs.pseudonym_key_id
@@ -192,8 +200,14 @@ def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
         legal_holds=len(rows[legal_holds]),
         vendor_deletions=len(rows[vendor_deletions]),
         tombstones=len(rows[erasures]),
+        abandoned=abandoned,
         needs_rekey=mine != theirs.pseudonym_key_id,
     )
+
+
+_ABANDONED: Final = select(submissions.c.submission_id).where(
+    submissions.c.state == State.UNCERTAIN, submissions.c.decision == Decision.ABANDON
+)
 
 
 def _rows(connection: Connection, table: Table, *which: ColumnElement[bool]) -> list[dict[str, Any]]:
@@ -243,7 +257,7 @@ def declare_restored(lake: Lake, ledger: Ledger) -> None:
                 ledger_id=new.ledger_id,
                 lake_id=new.lake_id,
                 generation=new.generation,
-                restored_at=ledger.now(connection),
+                restored_at=max(ledger.now(connection), _newest(lake, connection)),
                 moved_to=None,
             )
         )
@@ -252,6 +266,15 @@ def declare_restored(lake: Lake, ledger: Ledger) -> None:
         # Before the commit: if this fails, the ledger is not declared restored.
         write_lake_identity(lake, new)
     ledger.generation = new.generation
+
+
+def _newest(lake: Lake, connection: Connection) -> int:
+    """The newest moment that ledger and lake know: the clock may be behind, as on a machine just set up."""
+    newest_call = connection.execute(select(func.max(attempts.c.started_at))).scalar() or 0
+    newest_day = max(lake.dates(SUBMISSIONS), default=None)
+    if newest_day is None:
+        return newest_call
+    return max(newest_call, to_microseconds(datetime.fromisoformat(newest_day).replace(tzinfo=UTC)))
 
 
 def bind_again(lake: Lake, ledger: Ledger) -> None:

@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 
 import pytest
 
 from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
 from kyc_pipeline.deepxl.simulator.faults import Fault, Hangs, Resets, Responds
+from kyc_pipeline.lake.tables import VERIFICATION_RESPONSES
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.decisions import list_held, reopen, resolve_held
 from kyc_pipeline.ledger.queries import read_spend
+from kyc_pipeline.ledger.times import Clock
 from tests.unit.verify import children
 from tests.unit.verify.world import DATE, TOKEN, World
 
@@ -43,10 +46,13 @@ def back_up(world: World) -> None:
 
 
 def restore(world: World) -> None:
-    transfer.set_aside(world.ledger)
+    former = transfer.set_aside(world.ledger)
+    assert former is not None
     with transfer.opened_backup(world.root / "backup.sqlite") as backup:
         transfer.copy_backup(backup, world.ledger)
     transfer.complete_from_lake(world.lake, world.ledger)
+    with transfer.opened_backup(former) as source:
+        transfer.carry_over(world.lake, source, world.ledger)
     transfer.declare_restored(world.lake, world.ledger)
 
 
@@ -87,13 +93,17 @@ def test_a_decision_that_a_killed_run_may_have_used_is_made_again(
         assert [each.submission_id for each in list_held(world.ledger)] == ["a"]
 
 
-def test_what_was_abandoned_since_is_not_sent(sqlite_world: World) -> None:
+@pytest.mark.parametrize("is_known_by", ["lake", "former ledger"])
+def test_what_was_abandoned_since_is_not_sent(sqlite_world: World, is_known_by: str) -> None:
     world = sqlite_world
     with vendor(world, LOST):
         world.verify()
         back_up(world)
         decide(world, "abandon")
-        world.verify()
+        if is_known_by == "lake":
+            world.verify()
+            world.ledger.close()
+            shutil.copy(world.root / "backup.sqlite", world.root / "ledger.sqlite")
         restore(world)
         world.options = POLICY
         assert world.verify().calls == 0
@@ -185,3 +195,19 @@ def test_a_response_that_came_after_the_row_had_moved_to_a_later_day_is_found(sq
         assert world.verify(LATER).calls == 0
         assert simulator.received["a"] == 2
     assert world.outcomes(LATER) == {"a": "completed"}
+
+
+def test_a_restore_under_a_clock_that_is_behind_still_looks_up_first(sqlite_world: World) -> None:
+    world = sqlite_world
+    with running_simulator(token=TOKEN) as simulator:
+        world.server = simulator.url
+        world.submit("a")
+        world.verify()
+        back_up(world)
+        world.submit("b", date=LATER)
+        world.verify(LATER)
+        Path(world.lake.path(VERIFICATION_RESPONSES, LATER)).unlink()
+        world.ledger.clock = Clock(now=lambda: 0)
+        restore(world)
+        summary = world.verify(LATER)
+        assert (summary.calls, summary.adopted) == (0, 1)
