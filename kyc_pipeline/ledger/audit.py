@@ -27,6 +27,7 @@ from kyc_pipeline.lake.identity import read_lake_identity
 from kyc_pipeline.lake.root_files import read_record, write_record
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.database import Ledger, take_turns
+from kyc_pipeline.ledger.identity import require_in_use
 from kyc_pipeline.ledger.schema import audit, storable
 from kyc_pipeline.ledger.times import now
 from kyc_pipeline.privacy.erased import Tombstone
@@ -150,8 +151,10 @@ class AuditTrail:
         """Adds an entry for each subject to the transaction of the action, so that both succeed or fail.
 
         Call it last, because other writers of the trail wait until the transaction ends. Raises
-        :class:`UsageError` if the reason or the request names a subject.
+        :class:`UsageError` if the reason or the request names a subject; :class:`WrongLedger` if the ledger
+        was moved meanwhile, so that the action would be lost.
         """
+        require_in_use(self._ledger, connection)
         if self._ledger.file is None:
             take_turns(connection, _LOCK)
         head = newest_entry(connection)

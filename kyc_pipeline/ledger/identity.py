@@ -96,7 +96,7 @@ def check_bond(lake: Lake, ledger: Ledger) -> None:
         return
     mine = read_identity(ledger)
     if mine.moved_to is not None:
-        raise WrongLedger(f"the ledger {ledger.name} was moved: set KYC_LEDGER_URL to {mine.moved_to}")
+        raise _moved(ledger, mine.moved_to)
     if known is None:
         return
     if known.ledger_id != mine.ledger_id or mine.lake_id not in (None, known.lake_id):
@@ -109,6 +109,17 @@ def check_bond(lake: Lake, ledger: Ledger) -> None:
             f"the ledger {ledger.name} is older than the lake {lake.root} has seen it, so it does not know "
             f"all calls: use the newest one, or {_RESTORE}, which looks up what it may lack"
         )
+
+
+def require_in_use(ledger: Ledger, connection: Connection) -> None:
+    """Raises :class:`WrongLedger` if the ledger was moved, perhaps since this process opened it."""
+    moved_to = connection.execute(select(identity.c.moved_to)).scalar()
+    if moved_to is not None:
+        raise _moved(ledger, moved_to)
+
+
+def _moved(ledger: Ledger, url: str) -> WrongLedger:
+    return WrongLedger(f"the ledger {ledger.name} was moved: set KYC_LEDGER_URL to {url}")
 
 
 def check_lake(lake: Lake, ledger: Ledger) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -10,17 +11,19 @@ from kyc_pipeline.cli.held import held
 from kyc_pipeline.cli.ledger import ledger as command
 from kyc_pipeline.cli.legal_hold import legal_hold
 from kyc_pipeline.cli.reopen import reopen
-from kyc_pipeline.deepxl.simulator import Simulator
+from kyc_pipeline.deepxl.simulator import Simulator, running_simulator
+from kyc_pipeline.deepxl.simulator.faults import Resets
 from kyc_pipeline.erasure.ledger_store import LedgerErasure
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.ledger.audit import problems, read_trail
 from kyc_pipeline.ledger.database import Ledger
+from kyc_pipeline.ledger.decisions import resolve_held
 from kyc_pipeline.ledger.identity import bind
 from kyc_pipeline.ledger.legal_holds import read_holds
 from kyc_pipeline.ledger.vendor_deletions import VendorRecord, read_register, register
 from kyc_pipeline.privacy.erased import Tombstone
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
-from tests.unit.verify.world import DATE, World
+from tests.unit.verify.world import DATE, TOKEN, World
 
 LATER = "2024-09-02"
 Run = Callable[..., tuple[int, str]]
@@ -171,3 +174,24 @@ def test_a_moved_ledger_is_the_only_one_in_use(
     again.submit("c", "d", date=LATER)
     assert again.verify(LATER).calls == 1
     assert set(simulator.received.values()) == {1}
+
+
+def test_a_decision_is_not_written_into_a_ledger_that_was_moved_meanwhile(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command had opened it before."""
+    with running_simulator(
+        token=TOKEN, faults={"z": [Resets(record=True)]}, lookup_lag_seconds=1e9
+    ) as lagging:
+        again = World(world.root, lagging.url)
+        again.submit("z", date="2024-09-03")
+        assert again.verify("2024-09-03").held == 1
+        again.ledger.close()
+
+    def moved_first(*arguments: Any, **options: Any) -> None:
+        assert run("move", f"sqlite:///{world.root}/new.sqlite")[0] == 0
+        resolve_held(*arguments, **options)
+
+    monkeypatch.setattr("kyc_pipeline.cli.held.resolve_held", moved_first)
+    code, text = run("resolve", "--submission", "z", "--as", "abandon", group=held)
+    assert (code, "was moved: set KYC_LEDGER_URL" in text) == (1, True)
