@@ -20,6 +20,8 @@ LOW_N: Final = 30
 """Sample size below which a rate is marked `low_n`."""
 Z_95: Final = 1.959964
 """Normal quantile of two-sided 95% intervals."""
+Z_99: Final = 2.326348
+"""Normal quantile that one of a hundred values exceeds."""
 
 RECENT_DAYS: Final = 28
 """Days that the warehouse's warnings cover, so that old anomalies do not warn forever."""
@@ -30,8 +32,8 @@ DRIFT_MIN_CHECKS: Final = 200
 PSI_MODERATE: Final = 0.1
 PSI_LARGE: Final = 0.25
 """Population stability index (PSI) at which drift becomes moderate or large."""
-PSI_NOISE_FACTOR: Final = 21.665994
-"""99% quantile of chi-squared with 9 degrees of freedom: ten bins."""
+PSI_SPARSE: Final = 30
+"""Expected checks of a bin, on the smaller side, below which its part in the noise of the PSI is exact."""
 
 ALARM_RATE: Final = 0.01
 """Chance of any false alarm in a week, over all series of a board."""
@@ -78,12 +80,13 @@ def _literals(words: Iterable[str]) -> str:
 SQL_PARAMETERS: Final[dict[str, str]] = {
     "low_n": str(LOW_N),
     "z_95": str(Z_95),
+    "z_99": str(Z_99),
     "recent_days": str(RECENT_DAYS),
     "baseline_days": str(BASELINE_DAYS),
     "drift_min_checks": str(DRIFT_MIN_CHECKS),
     "psi_moderate": str(PSI_MODERATE),
     "psi_large": str(PSI_LARGE),
-    "psi_noise_factor": str(PSI_NOISE_FACTOR),
+    "psi_sparse": str(PSI_SPARSE),
     "alarm_windows": ALARM_WINDOWS_TEXT,
     "alarm_new_normal": str(ALARM_NEW_NORMAL),
     "alarm_baseline_weeks": str(ALARM_BASELINE_WEEKS),

@@ -32,6 +32,20 @@ CREATE TEMP MACRO psi_term(baseline_share, share) AS
     (greatest(share, 0.0001::DOUBLE) - greatest(baseline_share, 0.0001::DOUBLE))
     * ln(greatest(share, 0.0001::DOUBLE) / greatest(baseline_share, 0.0001::DOUBLE));
 
+-- Probability of k successes in n trials of probability p, with 0 < p < 1.
+CREATE TEMP MACRO binomial_probability(k, n, p) AS
+    exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * ln(p) + (n - k) * ln(1 - p));
+
+-- (The cube root of a gamma variable is nearly normal: Wilson and Hilferty 1931.)
+CREATE TEMP MACRO standard_gamma_p99(skewness) AS
+    2 / skewness * ((1 + skewness * {z_99} / 6 - skewness ** 2 / 36) ** 3 - 1);
+
+-- 99% quantile of the gamma distribution, shifted, with this mean, variance and third central moment; of the
+-- normal distribution if it is not skewed to the right.
+CREATE TEMP MACRO gamma_p99(mean, variance, third_moment) AS
+    mean + sqrt(greatest(variance, 0))
+    * standard_gamma_p99(greatest(third_moment / nullif(greatest(variance, 0), 0) ** 1.5, 1e-6::DOUBLE));
+
 -- One bin's term of the Jensen-Shannon divergence in bits; zero shares add nothing.
 CREATE TEMP MACRO js_term(p, q) AS
     CASE WHEN p > 0 THEN 0.5 * p * log2(2 * p / (p + q)) ELSE 0 END

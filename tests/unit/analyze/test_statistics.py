@@ -11,7 +11,6 @@ from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from kyc_pipeline.analyze.sql_models import macros_sql
-from kyc_pipeline.rules import PSI_NOISE_FACTOR
 from tests.effort import tries
 
 
@@ -158,8 +157,34 @@ def test_ks_p_values_are_as_exact_as_the_dictionary_says(
     assert worst < error
 
 
-def test_the_noise_floor_is_a_quantile() -> None:
-    assert pytest.approx(stats.chi2.ppf(0.99, 9), abs=5e-7) == PSI_NOISE_FACTOR
+@pytest.mark.parametrize("freedom", [2, 5, 9, 30])
+def test_the_gamma_quantile_of_moments_is_close_to_that_of_chi_squared(
+    connection: duckdb.DuckDBPyConnection, freedom: int
+) -> None:
+    moments = (3 + freedom, 2 * freedom, 8 * freedom)  # shifted by 3
+    found = value(connection, "gamma_p99($1, $2, $3)", *moments)
+    assert found == pytest.approx(3 + stats.chi2.ppf(0.99, freedom), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("moments", "expected"),
+    [
+        ((1, 4, 0), 1 + 2 * stats.norm.ppf(0.99)),
+        ((1, 4, -5), 1 + 2 * stats.norm.ppf(0.99)),
+        ((1, 0, 0), 1),
+        ((1, -1e-18, 0), 1),
+    ],
+)
+def test_the_gamma_quantile_without_skewness_or_variance(
+    connection: duckdb.DuckDBPyConnection, moments: tuple[float, float, float], expected: float
+) -> None:
+    assert value(connection, "gamma_p99($1, $2, $3)", *moments) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 0.5), (40, 1 / 29), (900, 0.03)])
+def test_binomial_probabilities(connection: duckdb.DuckDBPyConnection, n: int, p: float) -> None:
+    found = [value(connection, "binomial_probability($1, $2, $3)", k, n, p) for k in range(min(n, 80) + 1)]
+    assert found == pytest.approx(list(stats.binom.pmf(range(len(found)), n, p)), rel=1e-9)
 
 
 @given(x=st.floats(0, 1))

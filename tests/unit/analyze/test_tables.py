@@ -18,11 +18,14 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from kyc_pipeline.analyze.build import build
 from kyc_pipeline.analyze.choices import Choices
+from kyc_pipeline.analyze.sql_models import load_steps, macros_sql
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.vocabulary import Outcome
+from tests.effort import tries
 from tests.unit.analyze.lake_maker import Check, Submission, Tags, rejected, write_day, write_submissions
 
 Built = Callable[..., duckdb.DuckDBPyConnection]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 START = datetime.date(2024, 9, 2)  # a Monday
 TYPES = ("FACE_MATCH", "LIVENESS", "ID_QUALITY", None)
 STATUSES = ("PASS", "PASS", "PASS", "PASS", "FAIL", "REVIEW", "UNKNOWN")
@@ -342,6 +345,31 @@ def test_orientation_at_the_edges(
     ).fetchall() == [(auc, verified)]
 
 
+def psi_noise_floor(before: Counts, after: Counts) -> float:
+    """The floor of the PSI of two histograms, from scipy's distributions."""
+    sides = sorted([before.sum(), after.sum()])
+    mean = variance = third = 0.0
+    for pooled in before + after:
+        share = pooled / sum(sides)
+        scale = 1 / sides[0] + 1 / sides[1]
+        if share * sides[0] < 30:
+            to_smaller = np.arange(min(pooled, sides[0], 80) + 1)
+            chances = stats.binom.pmf(to_smaller, pooled, sides[0] / sum(sides))
+            p = np.maximum((pooled - to_smaller) / sides[1], 0.0001)
+            q = np.maximum(to_smaller / sides[0], 0.0001)
+            terms = (q - p) * np.log(q / p)
+            own = float(chances @ terms)
+            moments = own, *(float(chances @ (terms - own) ** power) for power in (2, 3))
+        else:
+            moments = scale, 2 * scale**2, 8 * scale**3
+        mean += (1 - share) * moments[0]
+        variance += moments[1]
+        third += (1 - share) * moments[2]
+    skewness = max(third / variance**1.5, 1e-6)
+    cubed = (1 + skewness * stats.norm.ppf(0.99) / 6 - skewness**2 / 36) ** 3
+    return float(mean + variance**0.5 * 2 / skewness * (cubed - 1))
+
+
 def test_drift_against_scipy(lake: Lake, computed: Built) -> None:
     generator = np.random.default_rng(7)
     values: dict[int, np.ndarray[Any, np.dtype[np.float64]]] = {}
@@ -367,12 +395,12 @@ def test_drift_against_scipy(lake: Lake, computed: Built) -> None:
             }
             assert row["level"] == "insufficient"
             continue
-        p = np.histogram(baseline, bins=np.arange(11) / 10)[0] / len(baseline)
-        q = np.histogram(current, bins=np.arange(11) / 10)[0] / len(current)
+        before, after = (np.histogram(side, bins=np.arange(11) / 10)[0] for side in (baseline, current))
+        p, q = before / len(baseline), after / len(current)
         floored_p, floored_q = np.maximum(p, 0.0001), np.maximum(q, 0.0001)
         psi = float(((floored_q - floored_p) * np.log(floored_q / floored_p)).sum())
         assert row["psi"] == pytest.approx(psi)
-        noise_floor = stats.chi2.ppf(0.99, 9) * (1 / len(current) + 1 / len(baseline))
+        noise_floor = psi_noise_floor(before, after)
         assert row["psi_noise_floor"] == pytest.approx(noise_floor)
         assert row["js_distance"] == pytest.approx(jensenshannon(p, q, base=2), abs=1e-7)
         ks = stats.ks_2samp(baseline, current, method="asymp").statistic
@@ -383,6 +411,43 @@ def test_drift_against_scipy(lake: Lake, computed: Built) -> None:
             "none" if psi < max(0.1, noise_floor) else "moderate" if psi < 0.25 else "large"
         )
     assert {"insufficient", "none", "large"} <= levels
+
+
+SHAPES = {
+    "uniform": np.ones(10) / 10,
+    "peaked": np.diff(stats.beta.cdf(np.arange(11) / 10, 4, 1)),
+    "one bin has 95%": np.array([0.05 / 9] * 9 + [0.95]),
+    "two bins": np.array([0.1, *[0.0] * 8, 0.9]),
+}
+
+
+@pytest.mark.parametrize("sizes", [(200, 200), (5600, 200), (1000, 1000)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_of_a_hundred_samples_without_drift_exceeds_the_noise_floor(
+    shape: str, sizes: tuple[int, int]
+) -> None:
+    samples = tries(12_000)
+    generator = np.random.default_rng(3)
+    histograms = np.stack([generator.multinomial(size, SHAPES[shape], samples) for size in sizes])
+    day_number, sample, bin_, checks = (*np.nonzero(histograms), histograms[np.nonzero(histograms)])
+    counts = pd.DataFrame({"day": day_number, "sample": sample, "bin": bin_, "checks": checks})
+    [drift] = [step.sql for step in load_steps() if step.name == "confidence_drift"]
+    with duckdb.connect() as connection:
+        connection.execute(macros_sql())
+        connection.register("counts", counts)
+        connection.execute(
+            "CREATE TABLE confidence_counts AS SELECT DATE '2024-09-02' + day::INT AS date,"
+            " 'g' AS check_group, sample AS check_type, bin / 10 + 0.05 AS confidence, checks FROM counts"
+        )
+        connection.execute(
+            "CREATE TABLE days AS SELECT DISTINCT date, TRUE AS is_complete FROM confidence_counts"
+        )
+        [(exceeded, found)] = connection.execute(
+            f"SELECT count(*) FILTER (psi > psi_noise_floor), count(*) FROM ({drift}) WHERE psi IS NOT NULL"
+        ).fetchall()
+    assert found == samples
+    assert stats.binomtest(exceeded, samples, 0.005, "less").pvalue > 0.001
+    assert stats.binomtest(exceeded, samples, 0.014, "greater").pvalue > 0.001
 
 
 def test_drift_with_one_value_and_one_bin(lake: Lake, computed: Built) -> None:
@@ -492,17 +557,16 @@ def test_repeat_subjects_against_plain_python(world: World) -> None:
         if isinstance(row.document, str):
             presented.setdefault(row.document, {}).setdefault(row.subject, row.date)
     cohorts: dict[str, Counter[str]] = {}
-    for tries in attempts.values():
-        tries.sort()
-        first = datetime.date.fromisoformat(tries[0][0])
-        counts = cohorts.setdefault(tries[0][0], Counter())
+    for own in attempts.values():
+        own.sort()
+        first = datetime.date.fromisoformat(own[0][0])
+        counts = cohorts.setdefault(own[0][0], Counter())
         counts["subjects"] += 1
-        counts["repeat_subjects"] += len(tries) >= 2
-        counts["first_attempt_passed"] += tries[0][2]
-        counts["passed_within_3"] += any(verified for _, _, verified in tries[:3])
+        counts["repeat_subjects"] += len(own) >= 2
+        counts["first_attempt_passed"] += own[0][2]
+        counts["passed_within_3"] += any(verified for _, _, verified in own[:3])
         counts["passed_within_7_days"] += any(
-            verified and (datetime.date.fromisoformat(date) - first).days < 7
-            for date, _, verified in tries[:3]
+            verified and (datetime.date.fromisoformat(date) - first).days < 7 for date, _, verified in own[:3]
         )
     for subjects in presented.values():
         dates = sorted(subjects.values())
