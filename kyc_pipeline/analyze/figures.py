@@ -33,6 +33,12 @@ _NEWEST_DAY: Final = {
     "contract_drift": "sum(occurrences) AS occurrences",
 }
 """Table → figures of its newest day, by check type if they begin with `check_type`."""
+_WITH_VERDICT: Final = {
+    "pass_rates": "checks > 0",
+    "verified_rates": "verifications > 0",
+    "verified_rates_by_company": "verifications > 0",
+}
+"""Table of rates → its rows with a verdict. The others only say what is undecided, and have no figures."""
 _ALL_DAYS: Final = {
     "submission_funnel": "sum(uncertain) AS held_all_days",
     "api_performance": "sum(estimated_cost) AS estimated_cost_all_days",
@@ -56,12 +62,13 @@ _BINS, _BIN_WIDTH, _BAR_HEIGHT, _ROW_HEIGHT = 20, 10, 24, 36
 def read_figures(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]]:
     """Table → name → figure, without NULLs, of the build that is open in `connection`."""
     found: dict[str, dict[str, float]] = {}
-    for queries, where in ((_NEWEST_DAY, "WHERE date = (SELECT max(date) FROM {table})"), (_ALL_DAYS, "")):
+    for queries, where in ((_NEWEST_DAY, "WHERE date = (SELECT max(date) FROM {rows})"), (_ALL_DAYS, "")):
         for table, figures in queries.items():
+            counted = f"(FROM {table} WHERE {_WITH_VERDICT.get(table, 'TRUE')})"
             grouped = "GROUP BY check_type ORDER BY count(*) DESC, check_type LIMIT $1"
             by_type = figures.startswith("check_type")
             rows = connection.execute(
-                f"SELECT {figures} FROM {table} {where.format(table=table)} {grouped if by_type else ''}",
+                f"SELECT {figures} FROM {counted} {where.format(rows=counted)} {grouped if by_type else ''}",
                 [_TYPES_SHOWN] if by_type else [],
             )
             names = [column[0] for column in rows.description or []]
@@ -102,13 +109,14 @@ def column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, s
 
 
 def pass_rates_preview(connection: duckdb.DuckDBPyConnection) -> str | None:
-    """Markdown with the pass rates of the newest day by check type; None without any."""
+    """Markdown with the pass rates of the newest day with a check by check type; None without any."""
     rows = connection.execute(
-        """
+        f"""
+        WITH with_verdict AS (FROM pass_rates WHERE {_WITH_VERDICT["pass_rates"]})
         SELECT date::VARCHAR, check_type, checks, passed, failed, other,
             pass_rate, pass_rate_low, pass_rate_high
-        FROM pass_rates
-        WHERE date = (SELECT max(date) FROM pass_rates)
+        FROM with_verdict
+        WHERE date = (SELECT max(date) FROM with_verdict)
         ORDER BY checks DESC, check_type
         LIMIT $1
         """,

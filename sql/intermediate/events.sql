@@ -9,11 +9,12 @@ WITH first_day AS (
 first_seen AS (
     SELECT 'new_check_type' AS event, check_type AS name, min(date) AS date
     FROM pass_rates
+    WHERE checks > 0
     GROUP BY check_group, check_type
     UNION ALL
     SELECT 'model_version', value, min(date)
     FROM verified_rates_by_dimension
-    WHERE dimension = 'model_version' AND value <> 'UNKNOWN'
+    WHERE dimension = 'model_version' AND value <> 'UNKNOWN' AND verifications > 0
     GROUP BY value
 )
 SELECT s.date, s.event, s.name

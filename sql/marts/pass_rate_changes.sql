@@ -25,8 +25,10 @@
 -- is_complete: Whether neither week has undecided submissions.
 WITH daily AS (
     SELECT date, check_group, check_type, passed, passed + failed AS decided FROM pass_rates
+    WHERE checks > 0
     UNION ALL
     SELECT date, 'verdict', 'VERIFIED', verified, verifications FROM verified_rates
+    WHERE verifications > 0
 ),
 weekly AS (
     SELECT
@@ -69,7 +71,7 @@ compared AS (
     JOIN weeks AS u ON u.week = w.week
     LEFT JOIN weekly AS p
         ON p.week = w.week - 7 AND p.check_group = w.check_group AND p.check_type = w.check_type
-    LEFT JOIN weeks AS v ON v.week = p.week
+    LEFT JOIN weeks AS v ON v.week = w.week - 7
 )
 SELECT
     week,

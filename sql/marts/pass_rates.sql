@@ -1,5 +1,6 @@
 -- Pass rate of each check type and day, with its 95% Wilson interval. The rate is of decided checks only:
--- `other` counts REVIEW, NOT_EVALUATED, ERROR, PENDING and UNKNOWN.
+-- `other` counts REVIEW, NOT_EVALUATED, ERROR, PENDING and UNKNOWN. On a day with undecided submissions each
+-- check type has a row, even without a check, so that the bounds of a period can be computed from the sums.
 --
 -- date: Day of the manifest, the daily partition.
 -- check_group: Key under `modelResults`, such as `technicalChecks`.
@@ -26,6 +27,23 @@ WITH counts AS (
         count(*) FILTER (WHERE normalized_status = 'FAIL') AS failed
     FROM model_checks
     GROUP BY date, check_group, check_type
+),
+types AS (
+    SELECT DISTINCT check_group, check_type FROM counts
+),
+all_days AS (
+    SELECT
+        date,
+        check_group,
+        check_type,
+        coalesce(c.checks, 0) AS checks,
+        coalesce(c.passed, 0) AS passed,
+        coalesce(c.failed, 0) AS failed,
+        undecided,
+        is_complete
+    FROM days
+    CROSS JOIN types
+    LEFT JOIN counts AS c USING (date, check_group, check_type)
 )
 SELECT
     date,
@@ -43,6 +61,6 @@ SELECT
     rate_worst(passed, passed + failed, undecided) AS rate_worst,
     rate_best(passed, passed + failed, undecided) AS rate_best,
     is_complete
-FROM counts
-JOIN days USING (date)
+FROM all_days
+WHERE checks > 0 OR undecided > 0
 ORDER BY date, check_group, check_type

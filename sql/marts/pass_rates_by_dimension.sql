@@ -1,5 +1,6 @@
 -- Pass rate of each check type and day by value of each dimension, with its 95% Wilson interval: the tags
--- of `KYC_DIMENSIONS`, and the model version. Each dimension has every check once.
+-- of `KYC_DIMENSIONS`, and the model version. Each dimension has every check once. Where a value has
+-- undecided submissions, each check type has a row: see pass_rates.
 --
 -- date: Day of the manifest, the daily partition.
 -- dimension: Name of the tag, or `model_version`.
@@ -15,7 +16,8 @@
 -- pass_rate_low: Lower bound of the 95% Wilson interval (z = {z_95}).
 -- pass_rate_high: Upper bound of the same interval.
 -- low_n: Fewer than {low_n} decided checks: do not base decisions on this row alone.
--- undecided: Submissions with this value that may still get a verdict; all of the day for `model_version`.
+-- undecided: Submissions with this value that may still get a verdict; all of the day for each
+--   `model_version`.
 -- rate_worst: The rate if none of them passes this check; without undecided ones, the rate itself.
 -- rate_best: The rate if all of them pass it.
 -- is_complete: Whether none is undecided.
@@ -35,6 +37,7 @@ counts AS (
     SELECT p.date, c.dimensions, p.check_group, p.check_type, p.checks, p.passed, p.failed
     FROM pass_rates AS p
     JOIN combinations AS c ON c.date = p.date AND c.in_day = 1
+    WHERE p.checks > 0
     UNION ALL
     SELECT
         c.date,
@@ -60,6 +63,11 @@ sliced AS (
         passed,
         failed
     FROM counts
+    UNION ALL
+    SELECT v.date, v.dimension, v.value, t.check_group, t.check_type, 0, 0, 0
+    FROM verified_rates_by_dimension AS v
+    CROSS JOIN (SELECT DISTINCT check_group, check_type FROM pass_rates) AS t
+    WHERE v.undecided > 0
 ),
 totals AS (
     SELECT

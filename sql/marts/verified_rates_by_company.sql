@@ -1,11 +1,12 @@
--- Share of verifications whose decision was `verified`, by day and company, with its 95% Wilson interval.
+-- Share of verifications whose decision was `verified`, by day and company, with its 95% Wilson interval. A
+-- company has a row on days with verifications or undecided submissions of it.
 --
 -- date: Day of the manifest, the daily partition.
 -- company_id: Value of the tag `companyId` in the manifest; UNKNOWN without it, {suppressed} for all
 --   companies with few people: see submissions.
 -- verifications: Completed verifications.
 -- verified: Those whose decision was `verified`.
--- verified_rate: verified / verifications.
+-- verified_rate: verified / verifications; NULL without verifications.
 -- verified_rate_low: Lower bound of the 95% Wilson interval (z = {z_95}).
 -- verified_rate_high: Upper bound of the same interval.
 -- low_n: Fewer than {low_n} verifications: do not base decisions on this row alone.
@@ -37,5 +38,5 @@ SELECT
     rate_best(verified, verifications, undecided) AS rate_best,
     undecided = 0 AS is_complete
 FROM counts
-WHERE verifications > 0
+WHERE verifications > 0 OR undecided > 0
 ORDER BY date, company_id

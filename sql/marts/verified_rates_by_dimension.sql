@@ -1,6 +1,6 @@
 -- Share of verifications whose decision was `verified`, by day and value of each dimension, with its 95%
 -- Wilson interval: the tags of `KYC_DIMENSIONS`, and the model version. Each dimension has every
--- verification once.
+-- verification once. A value has a row on days with verifications or undecided submissions of it.
 --
 -- date: Day of the manifest, the daily partition.
 -- dimension: Name of the tag, or `model_version`.
@@ -8,11 +8,12 @@
 --   for all values with few people: see submissions.
 -- verifications: Completed verifications.
 -- verified: Those whose decision was `verified`.
--- verified_rate: verified / verifications.
+-- verified_rate: verified / verifications; NULL without verifications.
 -- verified_rate_low: Lower bound of the 95% Wilson interval (z = {z_95}).
 -- verified_rate_high: Upper bound of the same interval.
 -- low_n: Fewer than {low_n} verifications: do not base decisions on this row alone.
--- undecided: Submissions with this value that may still get a verdict; all of the day for `model_version`.
+-- undecided: Submissions with this value that may still get a verdict; all of the day for each
+--   `model_version`, since any may give the verdict.
 -- rate_worst: The rate if none of them is verified; without undecided ones, the rate itself.
 -- rate_best: The rate if all of them are.
 -- is_complete: Whether none is undecided.
@@ -37,16 +38,26 @@ counts AS (
     FROM sliced
     GROUP BY date, dimension, value
 ),
+versions AS (
+    SELECT DISTINCT value
+    FROM counts
+    WHERE dimension = 'model_version' AND verifications > 0
+),
 bounded AS (
+    SELECT date, dimension, value, verifications, verified, undecided
+    FROM counts
+    WHERE dimension <> 'model_version'
+    UNION ALL
     SELECT
-        c.date,
-        c.dimension,
-        c.value,
-        c.verifications,
-        c.verified,
-        CASE WHEN c.dimension = 'model_version' THEN d.undecided ELSE c.undecided END AS undecided
-    FROM counts AS c
-    JOIN days AS d ON d.date = c.date
+        d.date,
+        'model_version' AS dimension,
+        v.value,
+        coalesce(c.verifications, 0) AS verifications,
+        coalesce(c.verified, 0) AS verified,
+        d.undecided
+    FROM days AS d
+    CROSS JOIN versions AS v
+    LEFT JOIN counts AS c ON c.date = d.date AND c.dimension = 'model_version' AND c.value = v.value
 )
 SELECT
     date,
@@ -63,5 +74,5 @@ SELECT
     rate_best(verified, verifications, undecided) AS rate_best,
     undecided = 0 AS is_complete
 FROM bounded
-WHERE verifications > 0
+WHERE verifications > 0 OR undecided > 0
 ORDER BY date, dimension, value

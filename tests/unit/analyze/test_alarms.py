@@ -121,7 +121,7 @@ def row_of(series: str, date: datetime.date, k: int, n: int) -> tuple[str, tuple
         return "verified_rates_by_company", (date, value, k, n)
     if value:
         return "verified_rates_by_dimension", (date, name, value, k, n)
-    return "pass_rates", (date, "g", name, k, n - k)
+    return "pass_rates", (date, "g", name, n, k, n - k)
 
 
 def alarms(
@@ -138,7 +138,10 @@ def alarms(
     execute = connection.execute
     execute("CREATE TABLE days (date DATE, accepted BIGINT, is_complete BOOLEAN)")
     execute("CREATE TABLE api_performance (date DATE, timeouts BIGINT)")
-    execute("CREATE TABLE pass_rates (date DATE, check_group TEXT, check_type TEXT, passed INT, failed INT)")
+    execute(
+        "CREATE TABLE pass_rates (date DATE, check_group TEXT, check_type TEXT, checks INT, passed INT,"
+        " failed INT)"
+    )
     execute("CREATE TABLE verified_rates (date DATE, verified INT, verifications INT)")
     execute(
         "CREATE TABLE verified_rates_by_company (date DATE, company_id TEXT, verified INT, verifications INT)"
@@ -252,8 +255,10 @@ def test_a_company_that_is_a_dimension_too_has_one_alarm(database: duckdb.DuckDB
     assert alarm["series"] == "verdict/VERIFIED/companyId/acme"
 
 
-def test_events_explain_an_alarm(database: duckdb.DuckDBPyConnection) -> None:
-    days = {"T": days_at((0.9, 20 * 7), (0.8, 7)), "NEW": days_at((0.9, 9))}
+@pytest.mark.parametrize("undecided_before", [0, 138])
+def test_events_explain_an_alarm(database: duckdb.DuckDBPyConnection, undecided_before: int) -> None:
+    new = [(0, 0)] * undecided_before + days_at((0.9, 9))
+    days = {"T": days_at((0.9, 20 * 7), (0.8, 7)), "NEW": new}
     [alarm] = alarms(database, days, timeouts={141: 10, 142: 9}, versions={"1.0": 0, "2.0": 140})
     assert alarm["series"] == "g/T"
     assert alarm["explained_by"] == "model_version 2.0, new_check_type NEW, outage"

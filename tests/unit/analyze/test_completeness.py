@@ -12,6 +12,7 @@ from tests.unit.analyze.lake_maker import Check, Submission, write_curated, writ
 from tests.unit.analyze.nasty import HELD, PRICE, REJECTED_ONLY, UNFLATTENED, UNVERIFIED, Nasty, day
 
 DAY, NEXT = "2024-09-02", "2024-09-03"
+CHECK = ("check_group", "check_type")
 
 
 def test_every_table_with_a_day_says_whether_it_is_complete(nasty: Nasty) -> None:
@@ -58,7 +59,7 @@ def test_the_bounds_of_rates_against_pandas(nasty: Nasty, table: str) -> None:
         open_ = (
             of_company[row["date"], row["company_id"]]
             if table == "verified_rates_by_company"
-            else undecided[row["date"]]
+            else undecided.get(row["date"], 0)
         )
         k = row[names[0]]
         n = k + row["failed"] if table == "pass_rates" else row["verifications"]
@@ -68,6 +69,63 @@ def test_the_bounds_of_rates_against_pandas(nasty: Nasty, table: str) -> None:
             assert row["rate_worst"] == pytest.approx(k / (n + open_))
             assert row["rate_best"] == pytest.approx((k + open_) / (n + open_))
     assert {row["is_complete"] for row in found} == {False, True}
+
+
+SLICED = [
+    ("verified_rates", (), "verifications"),
+    ("verified_rates_by_company", ("company",), "verifications"),
+    ("verified_rates_by_dimension WHERE dimension = 'country'", ("country",), "verifications"),
+    ("verified_rates_by_dimension WHERE dimension = 'model_version'", ("model_version",), "verifications"),
+    ("pass_rates", (*CHECK,), "passed + failed"),
+    ("pass_rates_by_dimension WHERE dimension = 'country'", ("country", *CHECK), "passed + failed"),
+    (
+        "pass_rates_by_dimension WHERE dimension = 'model_version'",
+        ("model_version", *CHECK),
+        "passed + failed",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rows", "by", "decided"), SLICED)
+def test_the_bounds_of_a_period_add_up_over_its_days(
+    nasty: Nasty, rows: str, by: tuple[str, ...], decided: str
+) -> None:
+    """Undecided submissions count for every check and model version that the warehouse has."""
+    names = {"company": "company_id", "country": "value", "model_version": "value"}
+    keys = [names.get(name, name) for name in by]
+    of_checks = by[-2:] == CHECK
+    source, k = (nasty.checks, "passed") if of_checks else (nasty.verifications, "verified")
+    for since, until in ((0, 41), (HELD, HELD), (UNFLATTENED, UNFLATTENED + 6), (35, UNVERIFIED)):
+        period = f"date BETWEEN '{day(since)}' AND '{day(until)}'"
+        found = {
+            tuple(row[key] for key in keys): (row["k"], row["n"], row["undecided"])
+            for row in nasty.rows(
+                f"SELECT {', '.join([*keys, ''])} sum({k})::INT AS k, sum({decided})::INT AS n,"
+                f" sum(undecided)::INT AS undecided FROM (FROM {rows}) WHERE {period} GROUP BY ALL"
+            )
+        }
+        own = source[source.date.between(day(since), day(until))]
+        own = own[own.status.isin(["PASS", "FAIL"])] if of_checks else own
+        of_period = nasty.submissions[nasty.submissions.date.between(day(since), day(until))]
+        sliced = [name for name in by if name in {"company", "country"}]
+        seen = source[[*by]].drop_duplicates().itertuples(index=False) if by else [()]
+        types = {tuple(key) for key in nasty.checks[[*CHECK]].drop_duplicates().itertuples(index=False)}
+        wanted = {tuple(key) for key in seen}
+        if of_checks and sliced:
+            wanted = {(value, *name) for value, *_ in wanted for name in types}
+        expected = {}
+        for key in wanted:
+            mine, open_ = own, of_period
+            for name, value in zip(by, key, strict=True):
+                mine = mine[mine[name] == value]
+                open_ = open_[open_[name] == value] if name in sliced else open_
+            passed = (mine.status == "PASS").sum() if of_checks else mine.verified.sum()
+            expected[key] = passed, len(mine), open_.undecided.sum()
+        # A key without any row of the period has neither decided nor undecided ones.
+        assert {key: expected[key] for key in found if sum(found[key])} == {
+            key: counts for key, counts in found.items() if sum(counts)
+        }
+        assert {key for key, counts in expected.items() if sum(counts)} <= set(found)
 
 
 def test_cost_per_verified_is_of_complete_days_only(nasty: Nasty) -> None:

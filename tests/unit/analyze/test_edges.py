@@ -283,10 +283,13 @@ def test_a_cohort_has_seven_days(lake: Lake, computed: Built, gap: int, within: 
     assert (cohort["passed_within_7_days"], cohort["mature"]) == (within, mature)
 
 
-def test_a_day_of_uncertain_submissions_only_has_no_rate(lake: Lake, computed: Built) -> None:
+def test_a_day_of_uncertain_submissions_only_has_bounds_but_no_rate(lake: Lake, computed: Built) -> None:
     write_day(lake, day(0), [Submission(outcome="uncertain", latency_ms=None)])
     connection = computed("verified_rates", "api_performance")
-    assert rows(connection, "FROM verified_rates") == []
+    [rate] = rows(connection, "FROM verified_rates")
+    assert {rate[name] for name in ("verified_rate", "verified_rate_low", "verified_rate_high")} == {None}
+    assert (rate["verifications"], rate["undecided"], rate["rate_worst"], rate["rate_best"]) == (0, 1, 0, 1)
+    assert (rate["low_n"], rate["is_complete"]) == (True, False)
     [api] = rows(connection, "FROM api_performance")
     assert {api[name] for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")} == {None}
     assert api["timeouts"] == 1

@@ -14,6 +14,7 @@ from kyc_pipeline.analyze.figures import (
     column_types,
     confidence_picture,
     newest_day,
+    pass_rates_preview,
     read_figures,
     warehouse_figures,
 )
@@ -64,6 +65,16 @@ def test_figures_are_of_the_newest_day(lake: Lake, built: Built) -> None:
     }
     assert set(figures) <= {model.name for model in load_models()}
     assert {type(value) for values in figures.values() for value in values.values()} <= {int, float}
+
+
+def test_rates_are_of_the_newest_day_with_a_verdict(lake: Lake, built: Built) -> None:
+    two_days(lake)
+    names = ("pass_rates", "verified_rates", "verified_rates_by_company")
+    before, preview = read_figures(built()), pass_rates_preview(built())
+    write_day(lake, "2024-09-10", [Submission(outcome="not_attempted", attempts=0)])
+    connection = built()
+    assert [read_figures(connection)[name] for name in names] == [before[name] for name in names]
+    assert pass_rates_preview(connection) == preview
 
 
 def test_an_empty_warehouse_has_no_figures(empty: Path) -> None:

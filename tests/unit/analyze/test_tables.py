@@ -20,7 +20,7 @@ from kyc_pipeline.analyze.build import build
 from kyc_pipeline.analyze.choices import Choices
 from kyc_pipeline.analyze.sql_models import load_steps, macros_sql
 from kyc_pipeline.lake.storage import Lake
-from kyc_pipeline.vocabulary import Outcome
+from kyc_pipeline.vocabulary import UNDECIDED, Outcome
 from tests.effort import tries
 from tests.unit.analyze.lake_maker import Check, Submission, Tags, rejected, write_day, write_submissions
 
@@ -158,9 +158,13 @@ def test_rates_against_statsmodels(world: World) -> None:
         key: Counter(group.status)
         for key, group in world.checks.groupby(["date", "check_group", "check_type"])
     }
-    assert [(r["date"], r["check_group"], r["check_type"]) for r in found] == sorted(expected)
+    undecided = world.submissions[world.submissions.outcome.isin(UNDECIDED)].date.unique()
+    types = {(group, name) for _, group, name in expected}
+    keys = {*expected, *((date, *name) for date in undecided for name in types)}
+    assert len(keys) > len(expected)
+    assert [(r["date"], r["check_group"], r["check_type"]) for r in found] == sorted(keys)
     for row in found:
-        counts = expected[row["date"], row["check_group"], row["check_type"]]
+        counts = expected.get((row["date"], row["check_group"], row["check_type"]), Counter())
         k, n = counts["PASS"], counts["PASS"] + counts["FAIL"]
         assert (row["checks"], row["passed"], row["failed"], row["other"]) == (
             counts.total(),
@@ -184,7 +188,7 @@ def test_rates_against_statsmodels(world: World) -> None:
 
     by_company = {
         (r["date"], r["company_id"]): (r["verified"], r["verifications"])
-        for r in records(connection, "FROM verified_rates_by_company")
+        for r in records(connection, "FROM verified_rates_by_company WHERE verifications > 0")
     }
     assert by_company == {
         key: (group.verified.sum(), len(group))
@@ -615,9 +619,11 @@ def test_a_fourth_submission_is_outside_the_first_three(lake: Lake, computed: Bu
     ).fetchall() == [(1, 1, 0)]
 
 
-def test_days_without_responses_are_in_the_funnel_only(lake: Lake, computed: Built) -> None:
+def test_days_without_responses_have_counts_but_no_rates(lake: Lake, computed: Built) -> None:
     write_submissions(lake, day(0), [Submission()])
     connection = computed("submission_funnel", "verified_rates", "pass_rates")
     assert connection.execute("SELECT count(*) FROM submission_funnel").fetchall() == [(1,)]
-    assert connection.execute("SELECT count(*) FROM verified_rates").fetchall() == [(0,)]
-    assert connection.execute("SELECT count(*) FROM pass_rates").fetchall() == [(0,)]
+    assert connection.execute(
+        "SELECT verifications, verified_rate, undecided FROM verified_rates"
+    ).fetchall() == [(0, None, 1)]
+    assert connection.execute("SELECT count(*) FROM pass_rates").fetchall() == [(0,)]  # no type is known
