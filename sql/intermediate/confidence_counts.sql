@@ -1,8 +1,8 @@
 -- Number of checks by day, check type and confidence. Not published.
 --
 -- date: Day of the manifest, the daily partition.
--- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the response has none.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks).
+-- check_type: Type of the check; OTHER if it is unknown, UNKNOWN if the response has none.
 -- confidence: A confidence in [0, 1].
 -- checks: Checks with this confidence.
 SELECT date, check_group, check_type, confidence, count(*) AS checks

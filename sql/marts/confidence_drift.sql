@@ -7,8 +7,8 @@
 -- checks within one such step.
 --
 -- date: Day of the manifest, the daily partition.
--- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the response has none.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks).
+-- check_type: Type of the check; OTHER if it is unknown, UNKNOWN if the response has none.
 -- checks: Checks with a confidence on the day or in the window.
 -- baseline_checks: Checks with a confidence in the {baseline_days} days before the day or the window.
 -- psi: Population stability index, with shares floored at 0.0001; NULL if a side is empty.

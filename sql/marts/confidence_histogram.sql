@@ -3,8 +3,8 @@
 -- checks that have a confidence.
 --
 -- date: Day of the manifest, the daily partition.
--- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the response has none.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks).
+-- check_type: Type of the check; OTHER if it is unknown, UNKNOWN if the response has none.
 -- normalized_status: Status of these checks; a status that occurs on a day has all 100 bins.
 -- bin: Number of the bin, 0 to 99.
 -- bin_low: Lower edge, included.

@@ -2,8 +2,8 @@
 -- `quantile_cont`. All figures but the counts are NULL if no check has a confidence.
 --
 -- date: Day of the manifest, the daily partition.
--- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the response has none.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks).
+-- check_type: Type of the check; OTHER if it is unknown, UNKNOWN if the response has none.
 -- checks: All checks of this type.
 -- with_confidence: Those with a confidence in [0, 1].
 -- mean: Mean confidence.

@@ -1,11 +1,13 @@
 -- Why verifications were declined (not verified): for each check type, in how many of them it failed, and in
--- how many it was the only failed check. Each day also has two rows with check_group `verdict`:
+-- how many it was the only failed check. Each day with a verdict also has two rows with group `verdict`:
 -- UNEXPLAINED_DECLINE (declined without a failed check; one may be in review or not evaluated) and OVERRIDE
 -- (verified despite a failed check).
 --
 -- date: Day of the manifest, the daily partition.
--- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the two special rows.
--- check_type: Type of the check; UNKNOWN if the response has none; UNEXPLAINED_DECLINE or OVERRIDE.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks); `verdict` for the
+--   two special rows.
+-- check_type: Type of the check; OTHER if it is unknown, UNKNOWN if the response has none;
+--   UNEXPLAINED_DECLINE or OVERRIDE.
 -- failing: Declined verifications in which this check failed; in the special rows, such declines or
 --   overrides. A verification with two failed checks counts for both.
 -- sole_blocker: Those in which no other check failed; 0 in the special rows.

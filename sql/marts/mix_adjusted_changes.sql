@@ -5,7 +5,8 @@
 -- week: Monday of the week.
 -- dimension: Dimension of the mix: `company`, a tag of `KYC_DIMENSIONS`, or `model_version`.
 -- series: check_group and check_type, joined with /.
--- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the decision itself.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks); `verdict` for the
+--   decision itself.
 -- check_type: Type of the check; VERIFIED for the decision.
 -- change: Plain change of the rate, as in pass_rate_changes.
 -- adjusted_change: Mean of the values' own changes, weighted by their decided checks in both weeks

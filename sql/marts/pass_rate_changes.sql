@@ -4,7 +4,8 @@
 -- to act on.
 --
 -- week: Monday of the week.
--- check_group: Key under `modelResults`, such as `technicalChecks`; `verdict` for the decision itself.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks); `verdict` for the
+--   decision itself.
 -- check_type: Type of the check; VERIFIED for the decision.
 -- decided: Checks that passed or failed in the week.
 -- passed: Those that passed.

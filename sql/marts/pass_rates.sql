@@ -3,8 +3,8 @@
 -- check type has a row, even without a check, so that the bounds of a period can be computed from the sums.
 --
 -- date: Day of the manifest, the daily partition.
--- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the response has none.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks).
+-- check_type: Type of the check; OTHER if it is unknown, UNKNOWN if the response has none.
 -- checks: All checks of this type.
 -- passed: Checks with normalized status PASS.
 -- failed: Checks with normalized status FAIL.

@@ -6,8 +6,8 @@
 -- dimension: Name of the tag, or `model_version`.
 -- value: Its value in the manifest, or in the response for `model_version`; UNKNOWN without one, {suppressed}
 --   for all values with few people: see submissions.
--- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the response has none.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks).
+-- check_type: Type of the check; OTHER if it is unknown, UNKNOWN if the response has none.
 -- checks: All checks of this type.
 -- passed: Checks with normalized status PASS.
 -- failed: Checks with normalized status FAIL.

@@ -2,8 +2,8 @@
 -- at or above a threshold. It does not predict the vendor's decisions. Trust flips_to_pass only if
 -- orientation_verified is true.
 --
--- check_group: Key under `modelResults`, such as `technicalChecks`.
--- check_type: Type of the check; UNKNOWN if the response has none.
+-- check_group: Key under `modelResults`: `technicalChecks`, or OTHER (see model_checks).
+-- check_type: Type of the check; OTHER if it is unknown, UNKNOWN if the response has none.
 -- threshold: 0.00 to 1.00 by 0.01; the rule is confidence >= threshold.
 -- scored: Checks with a confidence.
 -- at_or_above: Those with a confidence at or above the threshold.
