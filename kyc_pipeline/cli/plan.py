@@ -170,7 +170,7 @@ def plan_days(pipeline: Pipeline, days: Sequence[str]) -> tuple[list[PartitionPl
         for batch in batches(days):
             for day in ingest_order(batch, is_outdated):
                 with _noted(unreadable, day):
-                    # What was sent stays. Other rows may change with their documents alone, without a manifest.
+                    # What was sent stays. Other rows may change with their documents alone.
                     may_change = awaits_files(lake, day, MAY_NO_LONGER_APPLY)
                     if is_outdated(day) or may_change or plan_of(day).calls_to_make:
                         ingest(day)
