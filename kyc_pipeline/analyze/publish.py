@@ -260,16 +260,22 @@ def _why_closed(path: Path, error: duckdb.Error) -> str:
     )
 
 
+def has_views(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether facts are views over the lake, in a connection of `open_warehouse`."""
+    views = "FROM duckdb_views() WHERE database_name = $1 AND NOT internal"
+    return bool(connection.execute(views, [_CATALOG]).fetchall())
+
+
 def seal(connection: duckdb.DuckDBPyConnection, lake: str, spill: str) -> None:
     """Leaves a connection of `open_warehouse` nothing to read but the warehouse, and no setting to change.
 
     `spill` is an empty folder for what does not fit into memory: DuckDB leaves SQL access to it, and by
     default it would be `.tmp` in the working directory. If facts are views over the lake at `lake`, its
-    curated zone stays open, too. DuckDB would also write to both: refuse COPY before.
+    curated zone stays open, too: :mod:`lake_views` refuses SQL that names its files. DuckDB would also write
+    to both: refuse COPY before.
     """
     connection.execute(f"SET temp_directory = {literal(spill)}")
-    views = "FROM duckdb_views() WHERE database_name = $1 AND NOT internal"
-    if connection.execute(views, [_CATALOG]).fetchall():
+    if has_views(connection):
         curated = f"{lake}/{Zone.CURATED}"
         folders = ", ".join(literal(folder) for folder in (curated, duckdb_path(curated)))
         connection.execute(f"SET allowed_directories = [{folders}]")

@@ -24,7 +24,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kyc_pipeline.analyze.publish import ONLY_EXACT, open_warehouse, seal
+from kyc_pipeline.analyze.lake_views import check_names
+from kyc_pipeline.analyze.publish import ONLY_EXACT, has_views, open_warehouse, seal
 from kyc_pipeline.cli.output import OUTPUT_FILE
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import replacing
@@ -118,9 +119,12 @@ def sealed_warehouse(settings: Settings, *, exact: bool = False) -> Iterator[duc
 def run_query(connection: duckdb.DuckDBPyConnection, text: str) -> pa.RecordBatchReader:
     """The rows of the last statement in `text`.
 
-    Raises :class:`UsageError` if there are none, or if a statement writes a file.
+    Raises :class:`UsageError` if there are none, if a statement writes a file, or if it reads one that is not
+    the warehouse's.
     """
     _check(connection, text)
+    if has_views(connection):
+        check_names(connection, text)
     relation = connection.sql(text)
     if relation is None:
         raise UsageError("no rows to show: end with a query, such as SELECT, FROM or DESCRIBE")
@@ -194,7 +198,11 @@ def _text(sql: str | None, script: TextIO | None) -> str:
 def _check(connection: duckdb.DuckDBPyConnection, text: str) -> None:
     """Raises :class:`UsageError` for a statement that writes a file, also within EXPLAIN and PREPARE."""
     for statement in connection.extract_statements(text):
-        if statement.type != duckdb.StatementType.SELECT and _WRITES_FILES.search(statement.query):
+        try:
+            kind = statement.type
+        except ValueError:  # DuckDB's Python package knows fewer types than its parser
+            raise UsageError("SQL can only query here, such as SELECT, FROM or DESCRIBE") from None
+        if kind != duckdb.StatementType.SELECT and _WRITES_FILES.search(statement.query):
             raise UsageError("SQL cannot write files here: end with the query itself, and add --output FILE")
 
 
@@ -228,8 +236,21 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
 def each_row(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
     """The rows, one by one."""
     for batch in _batches(reader):
-        columns = [column.to_pylist() for column in batch.columns]
+        columns = [
+            _values(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        ]
         yield from (list(row) for row in zip(*columns, strict=True))
+
+
+def _values(name: str, column: pa.Array) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        raise UsageError(
+            f"column {_printable(name)} has a value that cannot be shown, such as an infinite date: "
+            "cast it to VARCHAR"
+        ) from None
+    return values
 
 
 def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
@@ -314,9 +335,12 @@ def _write_json(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
 
 
 def _write_parquet(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
-    with pq.ParquetWriter(sink, reader.schema, compression="zstd") as writer:
-        for batch in _batches(reader):
-            writer.write_batch(batch)
+    try:
+        with pq.ParquetWriter(sink, reader.schema, compression="zstd") as writer:
+            for batch in _batches(reader):
+                writer.write_batch(batch)
+    except pa.ArrowNotImplementedError as error:
+        raise UsageError(f"{_one_line(error)}: cast the column, for example to VARCHAR") from error
 
 
 WRITERS: dict[str, Writer] = {

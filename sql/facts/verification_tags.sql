@@ -1,6 +1,7 @@
 -- Fact: one row per tag of a response, and per tag of its submission that was not sent; only tags that
 -- analysts may see have a value. Where `submissions` hides a company or the value of a dimension, its tags
--- have no row. A row would tell these submissions from hidden ones that never had the tag.
+-- have no row. A row would tell these submissions from hidden ones that never had the tag. If this is a view
+-- over the lake, submissions that came after the build have no rows before the next one.
 --
 -- date: Day of the manifest, the daily partition.
 -- verification_id: DeepXL's verification id.
@@ -38,6 +39,10 @@ SELECT
         WHERE is_complete
     ) AS is_complete
 FROM lake.verification_tags
+SEMI JOIN submissions AS s
+    ON
+        s.date = verification_tags.date
+        AND s.submission_id = verification_tags.submission_id
 ANTI JOIN hidden AS h
     ON
         h.date = verification_tags.date

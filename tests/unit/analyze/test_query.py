@@ -259,6 +259,12 @@ def test_wrong_sql_is_one_line(warehouse: Path, sql: str, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/new.parquet"
+STEM = "{folder}/lake/curated/facts/part-0"
+FACTS = f"{STEM}.parquet"
+READ = f"read_parquet('{FACTS}')"
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["tables", "views"])
 def sealed_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """It has a warehouse, its lake and a file that no query may read."""
@@ -266,7 +272,7 @@ def sealed_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     (folder / "secret.csv").write_text("a\n1\n")
     (folder / ".tmp").mkdir()  # where DuckDB spills by default
     (folder / ".tmp" / "notes.txt").write_text("secret")
-    facts = folder / "lake" / "curated" / "facts.parquet"
+    facts = Path(FACTS.format(folder=folder))
     facts.parent.mkdir(parents=True)
     make_warehouse(folder / "kyc.duckdb")
     with duckdb.connect(folder / "kyc.duckdb") as connection:
@@ -289,7 +295,32 @@ def test_facts_are_read_from_tables_and_from_views() -> None:
     assert run("FROM facts", "--format", "csv").stdout.splitlines() == ["a", "7"]
 
 
-FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/new.parquet"
+@pytest.mark.usefixtures("sealed")
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH few AS (FROM facts LIMIT 5) SELECT a + 1 AS b FROM few WHERE a IN (FROM few) ORDER BY ALL",
+        "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r WHERE n < 3) FROM r, main.facts",
+        "SELECT *, row_number() OVER (ORDER BY a) AS n FROM kyc.main.facts QUALIFY n = 1",
+        "FROM facts AS f JOIN LATERAL (SELECT f.a * x AS b FROM unnest([1, 2]) AS u (x)) ON true",
+        "SELECT list_transform([a], lambda x: x + 1), {'a': a}, (SELECT max(a) FROM facts) FROM facts",
+        "FROM facts UNION ALL SELECT range::INTEGER FROM range(3) EXCEPT VALUES (1)",
+        "PIVOT facts ON a IN (7) USING count(*)",
+        "UNPIVOT facts ON a",
+        "FROM facts TABLESAMPLE 100%",
+        "DESCRIBE facts",
+        "SUMMARIZE facts",
+        "SHOW TABLES",
+        "SHOW ALL TABLES",
+        "SELECT view_name FROM duckdb_views() UNION ALL SELECT table_name FROM information_schema.tables",
+        "SELECT function_name, comment FROM duckdb_functions() LIMIT 1",
+        "SELECT 1; FROM pass_rates",
+        f"SELECT {' + '.join(['1'] * 90)}",
+        "SELECT 'FROM read_parquet()' AS \"FROM 'x.parquet'\" -- FROM 'x.parquet'",
+    ],
+)
+def test_queries_run_on_tables_and_on_views(sql: str) -> None:
+    assert len(run(sql, "--format", "csv").stdout.splitlines()) >= 2
 
 
 @pytest.mark.parametrize(
@@ -342,6 +373,69 @@ FILE, NEW, LAKE = "{folder}/secret.csv", "{folder}/new", "{folder}/lake/curated/
         f"PRAGMA profiling_output = '{NEW}'; SELECT 1",
         "CREATE SECRET s (TYPE s3, KEY_ID 'x'); SELECT 1",
         f"CALL enable_logging(storage = 'file', storage_config = {{{{'path': '{NEW}'}}}}); SELECT 1",
+        "UPDATE EXTENSIONS",
+        "UPDATE EXTENSIONS (httpfs); SELECT 1",
+        # The files of the facts, as DuckDB may open them if these are views
+        f"FROM {READ}",
+        f"FROM system.main.parquet_scan('{FACTS}')",
+        "FROM Read_Parquet(['{folder}/lake/curated/**/*.parquet'])",
+        f"FROM '{FACTS}'",
+        f'TABLE "{FACTS}"',
+        f'FROM "{STEM}".parquet',
+        f'DESCRIBE "{FACTS}"',
+        f"SUMMARIZE '{FACTS}'",
+        f"SHOW '{FACTS}'",
+        f"FROM (SUMMARIZE FROM {READ})",
+        f"FROM query('FROM ''{FACTS}''')",
+        f"FROM query('FROM ' || $${READ}$$)",
+        f"FROM query_table('{FACTS}')",
+        f"FROM query_table(['facts', '{FACTS}'])",
+        f"FROM histogram('{FACTS}', a)",
+        f"FROM histogram_values('{FACTS}', a)",
+        f"FROM json_execute_serialized_sql(json_serialize_sql('FROM ''{FACTS}'''))",
+        f"PRAGMA json_execute_serialized_sql(json_serialize_sql('FROM ''{FACTS}'''))",
+        f"FROM parquet_metadata('{FACTS}')",
+        f"FROM parquet_kv_metadata('{FACTS}')",
+        f"SELECT size FROM read_blob('{FACTS}')",
+        "FROM glob('{folder}/lake/curated/**')",
+        f"CALL read_parquet('{FACTS}')",
+        f"EXPLAIN ANALYZE FROM {READ}",
+        f"PREPARE p AS FROM {READ}; EXECUTE p",
+        f"SET VARIABLE x = (SELECT max(a) FROM {READ}); SELECT getvariable('x')",
+        f"CREATE TEMP TABLE t AS FROM {READ}; FROM t",
+        f"CREATE TEMP VIEW v AS FROM {READ}; FROM v",
+        f"CREATE TEMP MACRO m(x) AS TABLE FROM read_parquet(x); FROM m('{FACTS}')",
+        f"CREATE TEMP MACRO m() AS (SELECT max(a) FROM {READ}); SELECT m()",
+        f"PIVOT {READ} ON a",
+        f"PIVOT {READ} ON a IN (7) USING count(*)",
+        f"UNPIVOT {READ} ON a",
+        f"SELECT 1; FROM {READ}",
+        f"FROM {READ}; SELECT 1",
+        f"WITH x AS MATERIALIZED (FROM {READ}) FROM x",
+        f"WITH RECURSIVE x AS (FROM {READ} UNION FROM x WHERE false) FROM x",
+        f'FROM (WITH "{FACTS}" AS (SELECT 1) FROM "{FACTS}") CROSS JOIN "{FACTS}"',
+        f"SELECT (SELECT max(a) FROM {READ})",
+        f"SELECT [x FOR x IN (SELECT list(a) FROM {READ})]",
+        f"SELECT {{{{'a': (SELECT max(a) FROM {READ})}}}}",
+        f"SELECT * REPLACE ((SELECT max(a) FROM {READ}) AS a) FROM facts",
+        f"SELECT sum((SELECT max(a) FROM {READ})) OVER () FROM facts",
+        f"SELECT count(*) FILTER (EXISTS (FROM {READ})) FROM facts",
+        f"SELECT count(*) FROM facts GROUP BY (SELECT max(a) FROM {READ})",
+        f"SELECT count(*) FROM facts HAVING 7 IN (FROM {READ})",
+        f"FROM facts QUALIFY row_number() OVER () IN (FROM {READ})",
+        f"FROM facts WHERE a = ANY (FROM {READ})",
+        f"FROM facts ORDER BY (SELECT max(a) FROM {READ})",
+        f"FROM facts LIMIT (SELECT max(a) FROM {READ})",
+        f"FROM facts JOIN {READ} AS r USING (a)",
+        f"FROM facts AS f JOIN facts AS g ON f.a = (SELECT max(a) FROM {READ})",
+        f"FROM facts, LATERAL (FROM {READ})",
+        f"FROM range((SELECT max(a) FROM {READ}))",
+        f"FROM unnest((SELECT list(a) FROM {READ}))",
+        f"FROM facts POSITIONAL JOIN {READ}",
+        f"FROM facts EXCEPT ALL FROM {READ}",
+        f"VALUES ((SELECT max(a) FROM {READ}))",
+        f"FROM facts WHERE a BETWEEN 0 AND (SELECT max(a) FROM {READ})",
+        f"WITH x AS (INSERT INTO facts FROM {READ} RETURNING a) FROM x",
     ],
 )
 def test_sql_reads_the_warehouse_and_nothing_else(sealed: Path, sql: str) -> None:
@@ -350,6 +444,47 @@ def test_sql_reads_the_warehouse_and_nothing_else(sealed: Path, sql: str) -> Non
         run(sql.format(folder=sealed))
     assert "\n" not in str(raised.value)
     assert sorted(sealed.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT stats(a) FROM facts",
+        "SELECT f.a.STATS() FROM facts AS f",
+        "SELECT json_serialize_plan('FROM facts')",
+        "EXPLAIN ANALYZE FROM facts",
+        f"SELECT {' + '.join(['1'] * 900)}",
+    ],
+)
+def test_sql_on_views_does_not_see_how_duckdb_reads_them(
+    sealed: Path, sql: str, request: pytest.FixtureRequest
+) -> None:
+    if "tables" in request.node.name:
+        run(sql)
+    else:
+        with pytest.raises(UsageError, match=r"facts are views over the lake|too many levels"):
+            run(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 'infinity'::DATE AS day",
+        "SELECT '-infinity'::TIMESTAMPTZ AS day",
+        "SELECT ['0044-03-15 (BC)'::DATE] AS day",
+        "SELECT date AS day, * FROM test_all_types()",
+    ],
+)
+@pytest.mark.parametrize("form", ["table", "csv", "json", "xlsx"])
+def test_dates_that_python_lacks_are_one_line(warehouse: Path, sql: str, form: str) -> None:
+    with pytest.raises(UsageError, match=r"^column day has a value .*: cast it to VARCHAR$"):
+        run(sql, "--format", form)
+
+
+def test_types_that_parquet_lacks_are_one_line(warehouse: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"Unhandled type .*: cast the column"):
+        run("FROM test_all_types()", "--output", str(tmp_path / "out.parquet"))
+    assert not (tmp_path / "out.parquet").exists()
 
 
 @pytest.mark.usefixtures("sealed")
