@@ -242,7 +242,7 @@ def each_row(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
         yield from (list(row) for row in zip(*columns, strict=True))
 
 
-def _values(name: str, column: pa.Array) -> list[Any]:
+def _values(name: str, column: "pa.Array[Any]") -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):

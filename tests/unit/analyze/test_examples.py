@@ -13,6 +13,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from kyc_pipeline.analyze.lake_views import check_names
 from kyc_pipeline.analyze.sql_models import sql_folder
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.analyze.lake_maker import Check, Submission, write_day
@@ -53,6 +54,7 @@ def test_every_example_says_its_question_and_runs(
         columns = [column[0] for column in without_rows.execute(text).description or []]
         assert len(columns) == len(set(columns)), example.name
         without_rows.fetchall()
+        check_names(filled, text)  # so that it runs on views, too
         if filled.execute(text).fetchall():
             with_rows.add(example.stem)
     of_large_samples = {"05_what_changed_this_week", "10_companies_that_stand_out", "11_drift_to_look_at"}

@@ -334,6 +334,62 @@ def test_a_view_over_the_lake_hides_them_too(small: Lake, tmp_path: Path) -> Non
         ).fetchall() == [("acme",), ("acme Ltd",)]
 
 
+@pytest.fixture(scope="module")
+def viewed(small: Lake, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warehouse that hides cells, whose facts are views over the lake."""
+    path = tmp_path_factory.mktemp("viewed") / "kyc.duckdb"
+    choices = Choices(dimensions=("country",), min_cell=MIN_CELL)
+    assert build(small, path, run_id="run", choices=choices, max_fact_rows=0).views_read
+    return path
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT stats(value) FROM verification_tags",
+        "SELECT min(value), max(value), approx_count_distinct(value) FROM verification_tags",
+        "SUMMARIZE verification_tags",
+        "FROM verification_tags WHERE value LIKE 'marked%' AND value::INTEGER > 0",
+        "FROM verification_tags WHERE value LIKE 'marked%' AND error(value)",
+        "FROM verification_tags WHERE value LIKE 'marked%' AND value ~ (value || '(')",
+        "FROM verification_tags WHERE value LIKE 'marked%' AND json_keys(value) = []",
+        "FROM verification_tags WHERE CASE WHEN value LIKE 'marked%' THEN value::DATE END > current_date",
+        "FROM verification_tags WHERE value LIKE 'marked%' AND write_log(value) IS NULL; FROM duckdb_logs",
+        "FROM verification_tags JOIN range(3) AS r ON error(value) = r.range AND value LIKE 'marked%'",
+        "SELECT (SELECT error(value) FROM verification_tags WHERE value LIKE 'marked%') AS shown",
+        "FROM verification_tags SEMI JOIN submissions ON value LIKE 'marked%' AND value::INTEGER = attempts",
+        "SELECT value::INTEGER FROM verification_tags WHERE value LIKE 'marked%' GROUP BY ALL",
+        "FROM verification_tags ORDER BY CASE WHEN value LIKE 'marked%' THEN value::INTEGER END LIMIT 1",
+        "EXPLAIN ANALYZE FROM verification_tags WHERE value = 'marked-tiny'",
+        "SELECT details FROM model_checks",
+        "FROM duckdb_views()",
+    ],
+)
+def test_sql_does_not_see_what_a_view_hides(
+    viewed: Path, small: Lake, monkeypatch: pytest.MonkeyPatch, sql: str
+) -> None:
+    """Neither in rows, nor in an error about a row that DuckDB reads before it is hidden."""
+    monkeypatch.setenv("KYC_WAREHOUSE", str(viewed))
+    monkeypatch.setenv("KYC_LAKE", small.root)
+    result = CliRunner().invoke(query, [sql, "--format", "csv"])
+    shown = f"{result.stdout} {result.exception}".replace("value LIKE 'marked%'", "")
+    assert "marked" not in shown
+    assert ",DE," not in shown
+
+
+def test_a_view_hides_submissions_that_are_newer_than_its_build(lake: Lake, tmp_path: Path) -> None:
+    """They may be of a company that is too small, which only the next build knows."""
+    day = [submission("acme", "NL", number=number) for number in range(20)]
+    write_day(lake, "2024-09-02", day)
+    path = tmp_path / "kyc.duckdb"
+    build(lake, path, run_id="run", choices=Choices(min_cell=MIN_CELL), max_fact_rows=0)
+    write_day(lake, "2024-09-02", [*day, submission("tiny", "NL", number=99)])
+    sql = "SELECT value, count(*) FROM verification_tags WHERE name = 'companyId' GROUP BY ALL"
+    with open_warehouse(path) as connection:
+        assert connection.execute("SELECT count(*) FROM verifications").fetchall() == [(21,)]
+        assert connection.execute(sql).fetchall() == [("acme", 20)]
+
+
 def test_only_its_owner_can_open_the_restricted_file(deployed: Path) -> None:
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in deployed.parent.iterdir()} == {
         "kyc.duckdb": 0o444,
