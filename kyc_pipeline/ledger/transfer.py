@@ -4,14 +4,27 @@ import contextlib
 import hashlib
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select, text, update
+import pyarrow.compute as pc
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import move_into_place
@@ -29,13 +42,14 @@ from kyc_pipeline.ledger.identity import (
     lock_identity,
     read_identity,
 )
-from kyc_pipeline.ledger.models import AttemptResult, Decision, Entry, State
+from kyc_pipeline.ledger.models import AttemptResult, Decision, State, outcome_of
 from kyc_pipeline.ledger.owners import forget_versions
 from kyc_pipeline.ledger.process import ProcessIdentity
-from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, is_undecided, read_responses
+from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, call_count
 from kyc_pipeline.ledger.schema import (
     attempts,
     audit,
+    decisions,
     erasures,
     identity,
     leases,
@@ -189,8 +203,7 @@ def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
                 writing.execute(insert(table), carried)
         abandoned = 0
         for part in reading.execute(_ABANDONED).scalars().partitions(_ROWS):
-            among = update(submissions).where(submissions.c.submission_id.in_(part), is_undecided)
-            abandoned += writing.execute(among.values(decision=Decision.ABANDON, updated_at=now())).rowcount
+            abandoned += writing.execute(_ABANDON, {"ids": list(part), "updated_at": now()}).rowcount
         mine = lock_identity(writing).pseudonym_key_id
         if mine is None or not before:  # the backup has no pseudonyms of its own
             mine = theirs.pseudonym_key_id
@@ -208,6 +221,16 @@ def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
 _ABANDONED: Final = select(submissions.c.submission_id).where(
     submissions.c.state == State.UNCERTAIN, submissions.c.decision == Decision.ABANDON
 )
+_ABANDON: Final = (
+    update(submissions)
+    .where(
+        submissions.c.submission_id.in_(bindparam("ids", expanding=True)),
+        submissions.c.state.not_in(_SETTLED),
+        submissions.c.decision.is_distinct_from(Decision.ABANDON),
+    )
+    .values(state=State.UNCERTAIN, decision=Decision.ABANDON)
+)
+"""Also what the backup has as open, turned away, or to be sent again."""
 
 
 def _rows(connection: Connection, table: Table, *which: ColumnElement[bool]) -> list[dict[str, Any]]:
@@ -221,9 +244,11 @@ def complete_from_lake(lake: Lake, ledger: Ledger) -> int:
     sent these submissions again, and one decision allows one call.
     """
     added = 0
+    with ledger.read() as connection:
+        once_reopened = frozenset(connection.execute(_ONCE_REOPENED).scalars())
     for date in lake.dates(VERIFICATION_RESPONSES):
         for batch in lake.batches(VERIFICATION_RESPONSES, date, batch_size=_ROWS):
-            added += _complete(ledger, date, batch)
+            added += _complete(ledger, date, batch, once_reopened)
         if lake.metadata(VERIFICATION_RESPONSES, date).get(STATE_KEY) == ResponsesState.DISPATCHING:
             with ledger.write() as connection:
                 connection.execute(
@@ -367,64 +392,92 @@ def _digest(connection: Connection, table: Table) -> tuple[int, int]:
     return count, total
 
 
-def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch) -> int:
-    rows = [
-        row for row in _plain(batch).to_pylist() if row["outcome"] not in (None, Outcome.NOT_ATTEMPTED.value)
-    ]
-    known = read_responses(ledger, [row["submission_id"] for row in rows])
-    added = 0
+def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch, once_reopened: frozenset[str]) -> int:
+    """Completes the ledger from rows of the lake; returns how many submissions got an outcome."""
+    table = _plain(batch.filter(pc.field("outcome") != Outcome.NOT_ATTEMPTED.value))
+    taken, reopened, processed, missing = [], [], [], []
     with ledger.write() as connection:
-        for row in rows:
-            state = State(row["outcome"]) if row["outcome"] in set(State) else State.UNCERTAIN
-            values = _columns(row, date, state)
-            if row["submission_id"] not in known:
-                connection.execute(insert(submissions).values(values))
-                connection.execute(insert(attempts), _attempts(row))
-                added += 1
+        found = connection.execute(_KNOWN, {"ids": table["submission_id"].to_pylist()})
+        known = {row.submission_id: row for row in found}
+        for index, row in enumerate(table.select(_WITHOUT_TEXTS).to_pylist()):
+            key, entry = row["submission_id"], known.get(row["submission_id"])
+            if entry is None:
+                taken.append(index)
+                missing += _attempts(row)
                 continue
-            entry, counted = known[row["submission_id"]]
-            _add_calls(connection, row, counted)
-            if _is_newer(row, state, entry, counted["attempts"]):
-                this = update(submissions).where(submissions.c.submission_id == entry.submission_id)
-                if entry.state in _SETTLED and state is not State.COMPLETED:  # it was reopened since
-                    connection.execute(this.values(state=State.UNCERTAIN, decision=Decision.RETRY))
-                connection.execute(this.values(values))
-                added += 1
-    return added
+            is_newer = _is_newer(row, entry, was_reopened=key in once_reopened)
+            if is_newer:
+                taken.append(index)
+                if entry.state in _SETTLED and row["outcome"] != Outcome.COMPLETED:
+                    reopened.append({"key": key})
+            calls = max(0, row["attempts"] - entry.attempts)
+            billable = row["billable_calls"] - entry.billable_calls
+            if billable > calls:  # a look-up showed that the newest call was processed
+                processed.append({"key": key, "of_number": entry.newest, "billable": 1})
+            elif billable < 0 and is_newer and entry.state is State.CLAIMED:  # it has ended since
+                processed.append({"key": key, "of_number": entry.newest, "billable": 0})
+            if calls:
+                counts = {"attempts": calls, "billable_calls": min(calls, max(0, billable))}
+                missing += _attempts(row | counts, after=entry.newest)
+        rows = [_columns(row, date) for row in table.take(pa.array(taken, pa.int64())).to_pylist()]
+        changed = [{"key": row.pop("submission_id"), **row} for row in rows if row["submission_id"] in known]
+        for statement, parameters in (
+            (insert(submissions), [row for row in rows if "submission_id" in row]),
+            (_REOPEN, reopened),
+            (_CHANGE, changed),
+            (_BILL, processed),
+            (insert(attempts), missing),
+        ):
+            if parameters:
+                connection.execute(statement, parameters)
+    return len(taken)
 
 
-def _is_newer(row: dict[str, Any], state: State, entry: Entry, calls: int) -> bool:
-    """Whether the lake's row, which has this state, is newer than the ledger's entry with so many calls.
+_WITHOUT_TEXTS: Final = ["submission_id", "outcome", "attempts", "billable_calls", "requested_at", "sent"]
+_KNOWN: Final = (
+    select(
+        submissions.c.submission_id,
+        submissions.c.state,
+        submissions.c.decision,
+        call_count.label("attempts"),
+        func.coalesce(func.sum(attempts.c.billable), 0).label("billable_calls"),
+        func.coalesce(func.max(attempts.c.number), 0).label("newest"),
+    )
+    .outerjoin(attempts, attempts.c.submission_id == submissions.c.submission_id)
+    .where(submissions.c.submission_id.in_(bindparam("ids", expanding=True)))
+    .group_by(submissions.c.submission_id)
+)
+_ONCE_REOPENED: Final = select(decisions.c.submission_id).where(decisions.c.decision == Decision.REOPEN)
+_CHANGE: Final = update(submissions).where(submissions.c.submission_id == bindparam("key"))
+_REOPEN: Final = _CHANGE.values(state=State.UNCERTAIN, decision=Decision.RETRY)
+"""Without it, the database lets no final outcome change."""
+_BILL: Final = update(attempts).where(
+    attempts.c.submission_id == bindparam("key"), attempts.c.number == bindparam("of_number")
+)
 
-    The one that knows more calls is newer. Without another call, a look-up or a judgement may have settled
-    the submission since, or an operator may have abandoned it.
-    """
-    if state is State.COMPLETED or entry.state is State.COMPLETED:
+
+def _is_newer(row: Mapping[str, Any], entry: Row[Any], *, was_reopened: bool) -> bool:
+    """Whether the lake's row is newer than the ledger's entry. If in doubt, what allows fewer calls is."""
+    outcome = Outcome(row["outcome"])
+    if outcome is Outcome.COMPLETED or entry.state is State.COMPLETED:
         return entry.state is not State.COMPLETED
-    if state is State.FAILED:
-        return False  # the entry allows no more than this does
-    if row["attempts"] != calls:
-        return bool(row["attempts"] > calls)
-    if entry.state is State.UNCERTAIN:  # if the row is final, the entry was reopened
-        return row["outcome"] == Outcome.ABANDONED and entry.decision is None
-    return entry.state not in _SETTLED
+    if entry.state is State.UNCERTAIN and outcome is Outcome.FAILED:
+        return False
+    if row["attempts"] != entry.attempts or entry.state is State.CLAIMED:
+        return bool(row["attempts"] >= entry.attempts)
+    if entry.state is State.UNCERTAIN and outcome in SETTLED and was_reopened:
+        return False
+    return _ORDER[outcome] > _ORDER[outcome_of(entry.state, entry.decision)]
 
 
-def _add_calls(connection: Connection, row: dict[str, Any], counted: dict[str, Any]) -> None:
-    """Adds the calls that only the lake knows: they cost money, and belong to a day's budget."""
-    calls = max(0, row["attempts"] - counted["attempts"])
-    billable = max(0, row["billable_calls"] - counted["billable_calls"])
-    if not (calls or billable):
-        return
-    of_submission = attempts.c.submission_id == row["submission_id"]
-    newest = connection.execute(select(func.max(attempts.c.number)).where(of_submission)).scalar() or 0
-    if billable > calls:  # a look-up showed that the newest one was processed
-        connection.execute(
-            update(attempts).where(of_submission, attempts.c.number == newest).values(billable=1)
-        )
-    if calls:
-        missing = _attempts(row | {"attempts": calls, "billable_calls": min(calls, billable)})
-        connection.execute(insert(attempts), [each | {"number": each["number"] + newest} for each in missing])
+_ORDER: Final = {
+    Outcome.FAILED: 0,
+    Outcome.UNCERTAIN: 1,
+    Outcome.ABANDONED: 2,
+    Outcome.REFUSED: 3,
+    Outcome.QUARANTINED: 3,
+}
+"""In which order a submission can get its outcomes without another call."""
 
 
 def _plain(batch: pa.RecordBatch) -> pa.Table:
@@ -436,25 +489,35 @@ def _plain(batch: pa.RecordBatch) -> pa.Table:
     return table
 
 
-def _columns(row: dict[str, Any], date: str, state: State) -> dict[str, Any]:
+def _columns(row: Mapping[str, Any], date: str) -> dict[str, Any]:
+    outcome, decision = Outcome(row["outcome"]), None
+    if outcome is Outcome.ABANDONED:
+        state, decision = State.UNCERTAIN, Decision.ABANDON
+    elif outcome is Outcome.FAILED and row["attempts"]:
+        state = State.TURNED_AWAY  # perhaps: the lake does not tell, and only this is looked up on any day
+    else:
+        state = State(outcome.value)
     return {
         "submission_id": row["submission_id"],
         "partition_date": date,
         "content_sha256": row["content_sha256"],
         "state": state,
-        "decision": Decision.ABANDON if row["outcome"] == Outcome.ABANDONED else None,
+        "decision": decision,
         "updated_at": now(),
     } | {name: row[name] for name in RESPONSE_COLUMNS}
 
 
-def _attempts(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """The calls as the lake counts them. A submission without any was claimed, but not sent."""
+def _attempts(row: Mapping[str, Any], after: int = 0) -> list[dict[str, Any]]:
+    """The calls that the lake counts, as attempts after number `after`.
+
+    A submission without any was claimed, but not sent.
+    """
     time = row["requested_at"] or now()
     calls = max(row["attempts"], row["billable_calls"])
     return [
         {
             "submission_id": row["submission_id"],
-            "number": number,
+            "number": after + number,
             "token": secrets.token_hex(16),
             "run_id": "restored",
             "started_at": time,

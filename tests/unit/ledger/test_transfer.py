@@ -195,14 +195,14 @@ def test_a_restore_takes_the_backup_and_what_the_lake_knows_besides(
     ledger.close()
     with transfer.opened_backup(backup) as source:
         transfer.copy_backup(source, ledger)
-    assert transfer.complete_from_lake(lake, ledger) == 2  # b was settled, d was unknown
+    assert transfer.complete_from_lake(lake, ledger) == 3  # b was settled, c was sent, d was unknown
     transfer.declare_restored(lake, ledger)
     assert backup.read_bytes() == content
     states = {key: entry.state for key, entry in read_entries(ledger, list("abcde")).items()}
     assert states == {
         "a": State.COMPLETED,
         "b": State.COMPLETED,
-        "c": State.FAILED,
+        "c": State.TURNED_AWAY,
         "d": State.COMPLETED,
     }
     assert read_responses(ledger, ["d"])["d"][1]["response"] == '{"of": "d"}'
