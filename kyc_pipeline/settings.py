@@ -319,12 +319,7 @@ class Settings(BaseSettings):
     @field_validator("kyc_ledger_url")
     @classmethod
     def _ledger_below_home(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
-        scheme, separator, path = value.get_secret_value().partition(":///")
-        if not (separator and scheme.startswith("sqlite") and path) or path.startswith(":memory:"):
-            return value
-        if path.startswith("file:"):
-            raise ValueError("must be a path, such as sqlite:///data/ledger.sqlite, without file:")
-        return SecretStr(f"{scheme}:///{cls._below_home(Path(path), info)}")
+        return SecretStr(ledger_below(info.data.get("kyc_home", Path()), value.get_secret_value()))
 
     @field_validator(
         "kyc_clear_tags",
@@ -544,6 +539,16 @@ def _twice(names: Iterable[str]) -> list[str]:
         if name.lower() in Settings.model_fields:
             found.setdefault(name.lower(), []).append(name)
     return next((each for each in found.values() if len(each) > 1), [])
+
+
+def ledger_below(home: Path, url: str) -> str:
+    """The URL of a ledger, whose relative path begins in `home`. Raises :class:`ValueError`."""
+    scheme, separator, path = url.partition(":///")
+    if not (separator and scheme.startswith("sqlite") and path) or path.startswith(":memory:"):
+        return url
+    if path.startswith("file:"):
+        raise ValueError("must be a path, such as sqlite:///data/ledger.sqlite, without file:")
+    return f"{scheme}:///{home / _path(Path(path))}"
 
 
 def _path(value: Path) -> Path:

@@ -15,7 +15,7 @@ from kyc_pipeline.ledger.identity import check_bond, check_lake, check_outcomes,
 from kyc_pipeline.ledger.offload import check_offloaded
 from kyc_pipeline.ledger.pseudonym_key import forget_pseudonym_key
 from kyc_pipeline.ledger.times import to_datetime
-from kyc_pipeline.settings import load_settings
+from kyc_pipeline.settings import Settings, ledger_below, load_settings
 from kyc_pipeline.wording import plural
 
 
@@ -38,7 +38,7 @@ def ledger() -> None:
 )
 def check_command(bind: bool, forget_key: bool) -> None:
     """Check that the ledger is sound, durable and this lake's, and knows every outcome in the lake."""
-    lake, mine = _open()
+    lake, mine = _open(load_settings())
     with mine:
         check_bond(lake, mine)
         if not mine.exists():
@@ -72,10 +72,16 @@ def check_command(bind: bool, forget_key: bool) -> None:
 def move_command(url: str) -> None:
     """Copy the ledger to URL, such as postgresql+psycopg://user@host/kyc, and put this one out of use.
 
-    The ledger at URL must be empty. Stop the daemon first. Set KYC_LEDGER_URL to URL afterwards.
+    A relative path in sqlite:/// begins in KYC_HOME. The ledger at URL must be empty. Stop the daemon first.
+    Set KYC_LEDGER_URL to URL afterwards.
     """
-    lake, mine = _open()
-    with mine, Ledger(url) as target:
+    settings = load_settings()
+    try:
+        place = ledger_below(settings.kyc_home, url)
+    except ValueError as error:
+        raise UsageError(f"URL {error}") from None
+    lake, mine = _open(settings)
+    with mine, Ledger(place) as target:
         if not mine.exists():
             raise UsageError(f"there is no ledger at {mine.name} to move")
         rows = transfer.move(lake, mine, target)
@@ -92,10 +98,11 @@ def restore_command(backup: Path | None, replace: bool, reason: str | None, requ
 
     Without BACKUP it uses the ledger that you restored at KYC_LEDGER_URL (with pg_restore, say), or creates
     one from the lake alone. Before later runs send anything, they look up what the ledger may lack. With
-    --replace, it keeps the audit trail, the legal holds, the register of vendor deletions, the tombstones and
-    what was abandoned of the former ledger, if that can be read.
+    --replace, it keeps from the former ledger, if that can be read, the audit trail, the legal holds, the
+    register of vendor deletions, the tombstones and what was abandoned.
     """
-    lake, mine = _open()
+    settings = load_settings()
+    lake, mine = _open(settings)
     with mine, contextlib.ExitStack() as stack:
         source = None
         if backup is not None:
@@ -112,7 +119,7 @@ def restore_command(backup: Path | None, replace: bool, reason: str | None, requ
         if aside is not None:
             _carry_over(lake, aside, mine)
         transfer.declare_restored(lake, mine)
-        trail = open_trail(load_settings(), mine, reason=reason, request=request)
+        trail = open_trail(settings, mine, reason=reason, request=request)
         lost = trail.record_restore()
     click.echo(f"completed with {plural(added, 'outcome')} from the lake")
     click.echo("restored: before runs send anything, they look up at DeepXL what the ledger may lack")
@@ -150,8 +157,7 @@ def _carry_over(lake: Lake, aside: Path, mine: Ledger) -> None:
         )
 
 
-def _open() -> tuple[Lake, Ledger]:
-    settings = load_settings()
+def _open(settings: Settings) -> tuple[Lake, Ledger]:
     return Lake(settings.kyc_lake), Ledger(settings.kyc_ledger_url)
 
 

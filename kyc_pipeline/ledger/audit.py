@@ -152,11 +152,10 @@ class AuditTrail:
 
         Call it last, because other writers of the trail wait until the transaction ends. Raises
         :class:`UsageError` if the reason or the request names a subject; :class:`WrongLedger` if the ledger
-        was moved meanwhile, so that the action would be lost.
+        was moved meanwhile, since the action would be lost.
         """
+        take_turn(self._ledger, connection)
         require_in_use(self._ledger, connection)
-        if self._ledger.file is None:
-            take_turns(connection, _LOCK)
         head = newest_entry(connection)
         rows = []
         for subject in subjects:
@@ -188,6 +187,12 @@ class AuditTrail:
             "request": storable(author.request) if author.request else None,
             "details": json.dumps(details, sort_keys=True),
         }
+
+
+def take_turn(ledger: Ledger, connection: Connection) -> None:
+    """Waits for other writers of the trail, and lets none write until the transaction ends."""
+    if ledger.file is None:  # SQLite has one writer at a time
+        take_turns(connection, _LOCK)
 
 
 def read_trail(ledger: Ledger) -> Iterator[Row[Any]]:

@@ -32,7 +32,7 @@ from kyc_pipeline.lake.identity import LakeIdentity, note_generation, read_lake_
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import STATE_KEY, SUBMISSIONS, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.ledger import sqlite
-from kyc_pipeline.ledger.audit import newest_entry
+from kyc_pipeline.ledger.audit import newest_entry, take_turn
 from kyc_pipeline.ledger.database import Ledger, LedgerError, WrongLedger
 from kyc_pipeline.ledger.day_budget import recount
 from kyc_pipeline.ledger.identity import (
@@ -79,7 +79,8 @@ def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
     check_health(target)
     with source.write() as connection:
         check_idle(source, connection)
-        # Now no run can claim. A change by another command makes the digests differ.
+        take_turn(source, connection)
+        # From now on no run can claim, and no command can act. Any other change makes the digests differ.
         connection.execute(update(identity).values(moved_to=target.name))
     try:
         rows = _copy(source, target)
@@ -162,7 +163,7 @@ class CarriedOver:
     tombstones: int = 0
     """Of erasures made since the backup: unfinished again, because the backup brought the data back."""
     abandoned: int = 0
-    """Submissions that somebody gave up since the backup, and that are not to be sent."""
+    """Submissions that somebody abandoned since the backup."""
     needs_rekey: bool = False
     """Whether the backup has pseudonyms of an earlier key than the ledger that it replaces."""
 
@@ -171,9 +172,9 @@ def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
     """Copies what people did since the backup from the ledger that it replaces.
 
     That is the audit trail, legal holds, the register of vendor deletions, the tombstones and what was
-    abandoned; calls and outcomes come from the lake, which has completed the ledger before, and from DeepXL's
-    history. Raises :class:`KycError`, having changed nothing, if
-    `former` is damaged or is not a later state of this lake's restored ledger.
+    abandoned. Calls and outcomes come from the lake, by `complete_from_lake` before this, and from DeepXL's
+    history. Raises :class:`KycError`, having changed nothing, if `former` is damaged or is not a later state
+    of this lake's restored ledger.
     """
     check_health(former)
     known, theirs = read_lake_identity(lake), read_identity(former)
@@ -230,7 +231,7 @@ _ABANDON: Final = (
     )
     .values(state=State.UNCERTAIN, decision=Decision.ABANDON)
 )
-"""Also what the backup has as open, turned away, or to be sent again."""
+"""Whatever the backup says of it, such as `failed` or `retry`, unless it is settled."""
 
 
 def _rows(connection: Connection, table: Table, *which: ColumnElement[bool]) -> list[dict[str, Any]]:
@@ -395,7 +396,7 @@ def _digest(connection: Connection, table: Table) -> tuple[int, int]:
 def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch, once_reopened: frozenset[str]) -> int:
     """Completes the ledger from rows of the lake; returns how many submissions got an outcome."""
     table = _plain(batch.filter(pc.field("outcome") != Outcome.NOT_ATTEMPTED.value))
-    taken, reopened, processed, missing = [], [], [], []
+    taken, reopened, billed, missing = [], [], [], []
     with ledger.write() as connection:
         found = connection.execute(_KNOWN, {"ids": table["submission_id"].to_pylist()})
         known = {row.submission_id: row for row in found}
@@ -413,9 +414,10 @@ def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch, once_reopened: f
             calls = max(0, row["attempts"] - entry.attempts)
             billable = row["billable_calls"] - entry.billable_calls
             if billable > calls:  # a look-up showed that the newest call was processed
-                processed.append({"key": key, "of_number": entry.newest, "billable": 1})
-            elif billable < 0 and is_newer and entry.state is State.CLAIMED:  # it has ended since
-                processed.append({"key": key, "of_number": entry.newest, "billable": 0})
+                billed.append({"key": key, "of_number": entry.newest, "billable": 1})
+            elif billable < 0 and is_newer and entry.state is State.CLAIMED:  # its result was not billable
+                billed.append({"key": key, "of_number": entry.newest, "billable": 0})
+            # These calls cost money, and belong to a day's budget.
             if calls:
                 counts = {"attempts": calls, "billable_calls": min(calls, max(0, billable))}
                 missing += _attempts(row | counts, after=entry.newest)
@@ -425,7 +427,7 @@ def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch, once_reopened: f
             (insert(submissions), [row for row in rows if "submission_id" in row]),
             (_REOPEN, reopened),
             (_CHANGE, changed),
-            (_BILL, processed),
+            (_BILL, billed),
             (insert(attempts), missing),
         ):
             if parameters:
@@ -457,16 +459,19 @@ _BILL: Final = update(attempts).where(
 
 
 def _is_newer(row: Mapping[str, Any], entry: Row[Any], *, was_reopened: bool) -> bool:
-    """Whether the lake's row is newer than the ledger's entry. If in doubt, what allows fewer calls is."""
+    """Whether the lake's row is newer than the ledger's entry: the one that knows more calls is.
+
+    If both know as many, the order of outcomes tells. If that is unclear, the one that allows less counts.
+    """
     outcome = Outcome(row["outcome"])
     if outcome is Outcome.COMPLETED or entry.state is State.COMPLETED:
         return entry.state is not State.COMPLETED
     if entry.state is State.UNCERTAIN and outcome is Outcome.FAILED:
-        return False
+        return False  # only a late result leads there
     if row["attempts"] != entry.attempts or entry.state is State.CLAIMED:
         return bool(row["attempts"] >= entry.attempts)
     if entry.state is State.UNCERTAIN and outcome in SETTLED and was_reopened:
-        return False
+        return False  # the outcome is perhaps the one that was reopened
     return _ORDER[outcome] > _ORDER[outcome_of(entry.state, entry.decision)]
 
 
@@ -494,7 +499,7 @@ def _columns(row: Mapping[str, Any], date: str) -> dict[str, Any]:
     if outcome is Outcome.ABANDONED:
         state, decision = State.UNCERTAIN, Decision.ABANDON
     elif outcome is Outcome.FAILED and row["attempts"]:
-        state = State.TURNED_AWAY  # perhaps: the lake does not tell, and only this is looked up on any day
+        state = State.TURNED_AWAY  # the lake does not tell; a failed one is not looked up on later days
     else:
         state = State(outcome.value)
     return {

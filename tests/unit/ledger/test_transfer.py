@@ -5,7 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,15 @@ from kyc_pipeline.lake.identity import read_lake_identity
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.lake.tables import STATE_KEY, VERIFICATION_RESPONSES, ResponsesState
 from kyc_pipeline.ledger import transfer
+from kyc_pipeline.ledger.audit import AuditAction, AuditTrail, Author, read_trail
 from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import InvariantBroken, Ledger, WrongLedger
-from kyc_pipeline.ledger.decisions import resolve_held
+from kyc_pipeline.ledger.decisions import reopen, resolve_held
 from kyc_pipeline.ledger.identity import bind, check_bond, read_identity
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
+from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import Outcome
 from tests.unit.killed_commit import kill_in_commit
 
@@ -129,6 +132,31 @@ def test_a_ledger_that_changes_while_it_is_moved_leaves_nothing_behind(
             transfer.move(lake, ledger, target)
         assert read_entries(target, ["a", "b", "c"]) == {}
         assert transfer.move(lake, ledger, target)["submissions"] == 3
+
+
+def test_an_action_that_is_under_way_is_moved_too(
+    lake: Lake, postgres_url: str, tmp_path: Path, until: Callable[[Callable[[], bool]], None]
+) -> None:
+    """It began before the move, and ends while the move waits; SQLite has one writer anyway."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+
+    def is_waiting() -> bool:
+        with source.read() as connection:
+            return bool(connection.execute(waiting).scalar())
+
+    with (
+        Ledger(postgres_url) as source,
+        Ledger(f"sqlite:///{tmp_path / 'new.sqlite'}") as target,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        bind(lake, source)
+        trail = AuditTrail(source, lake, Author("Ann"), lambda: Pseudonymizer("k" * 32))
+        with source.write() as connection:
+            trail.append(connection, AuditAction.RESET_LIMITS, [None])
+            moving = pool.submit(transfer.move, lake, source, target)
+            until(is_waiting)
+        moving.result()
+        assert [row.operator for row in read_trail(target)] == ["Ann"]
 
 
 def test_a_killed_move_leaves_one_ledger_in_use(lake: Lake, ledger: Ledger, tmp_path: Path) -> None:
@@ -254,6 +282,41 @@ def test_what_was_reopened_since_the_backup_has_its_new_outcome(
         assert (spend.calls, spend.billable_calls) == (2, 1)
 
 
+def test_a_call_that_was_in_flight_in_the_backup_has_its_outcome(lake: Lake, ledger: Ledger) -> None:
+    lease = acquire_lease(ledger, DATE, "run")
+    commit(ledger, lease, [Claim("t", "c-t")], [])
+    before = read_spend(ledger, DATE)
+    row = {"submission_id": "t", "outcome": Outcome.FAILED, "attempts": 1, "billable_calls": 0}
+    lake.write(VERIFICATION_RESPONSES, DATE, [row | {"content_sha256": "c-t"}])
+    assert transfer.complete_from_lake(lake, ledger) == 1
+    assert read_entries(ledger, ["t"])["t"].state is State.TURNED_AWAY
+    after = read_spend(ledger, DATE)
+    assert (after.calls, after.billable_calls) == (before.calls, before.billable_calls - 1)
+
+
+@pytest.mark.parametrize("was_reopened", [False, True])
+@pytest.mark.parametrize("state", [ResponsesState.DISPATCHING, ResponsesState.COMPLETE])
+def test_a_late_result_counts_unless_it_was_reopened(
+    lake: Lake, ledger: Ledger, state: ResponsesState, *, was_reopened: bool
+) -> None:
+    """In the backup it is uncertain; in the lake it has a final outcome of the same call."""
+    lease, claim = acquire_lease(ledger, DATE, "run"), Claim("q", "c-q")
+    commit(ledger, lease, [claim], [])
+    if was_reopened:
+        refusal = ClaimResult(claim, State.REFUSED, AttemptResult.REFUSED, billable=False)
+        commit(ledger, lease, [], [refusal])
+        reopen(ledger, "q", "the photo was turned", "somebody")
+    release_lease(ledger, lease)
+    row = {"submission_id": "q", "outcome": Outcome.QUARANTINED, "attempts": 1, "billable_calls": 1}
+    rows = [row | {"content_sha256": "c-q", "response": "[]"}]
+    lake.write(VERIFICATION_RESPONSES, DATE, rows, {STATE_KEY: state})
+    transfer.complete_from_lake(lake, ledger)
+    transfer.complete_from_lake(lake, ledger)
+    entry, response = read_responses(ledger, ["q"])["q"]
+    expected = (State.UNCERTAIN, None) if was_reopened else (State.QUARANTINED, "[]")
+    assert (entry.state, response["response"]) == expected
+
+
 def test_an_adopted_call_is_billed_in_a_restored_ledger(lake: Lake, ledger: Ledger) -> None:
     """The backup has it as turned away; it had been processed."""
     lease, claim = acquire_lease(ledger, DATE, "run"), Claim("t", "c-t")
@@ -266,6 +329,27 @@ def test_an_adopted_call_is_billed_in_a_restored_ledger(lake: Lake, ledger: Ledg
     assert transfer.complete_from_lake(lake, ledger) == 1
     after = read_spend(ledger, DATE)
     assert (after.calls, after.billable_calls) == (before.calls, before.billable_calls + 1)
+
+
+@pytest.mark.parametrize("is_known_by", ["lake", "former ledger"])
+def test_a_decision_that_was_changed_to_abandon_is_not_used(
+    lake: Lake, ledger: Ledger, tmp_path: Path, is_known_by: str
+) -> None:
+    """The backup has `retry`."""
+    backup = tmp_path / "backup.sqlite"
+    shutil.copy(str(ledger.file), backup)
+    resolve_held(ledger, "b", "abandon", "somebody else")
+    with Ledger(f"sqlite:///{tmp_path / 'new.sqlite'}") as restored:
+        with transfer.opened_backup(backup) as source:
+            transfer.copy_backup(source, restored)
+        if is_known_by == "lake":
+            row = {"submission_id": "b", "outcome": Outcome.ABANDONED, "attempts": 1, "billable_calls": 1}
+            lake.write(VERIFICATION_RESPONSES, DATE, [row | {"content_sha256": "c-b"}])
+            assert transfer.complete_from_lake(lake, restored) == 1
+        else:
+            assert transfer.carry_over(lake, ledger, restored).abandoned == 1
+            assert transfer.carry_over(lake, ledger, restored).abandoned == 0
+        assert read_entries(restored, ["b"])["b"].outcome is Outcome.ABANDONED
 
 
 def test_the_backup_of_another_lake_is_refused(ledger: Ledger, tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ def test_a_moved_ledger_is_the_only_one_in_use(
     world: World, run: Run, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = f"sqlite:///{world.root / 'new.sqlite'}"
-    code, text = run("move", new)
+    code, text = run("move", "sqlite:///file:new.sqlite")
+    assert (code, "URL must be a path" in text) == (1, True)
+    code, text = run("move", "sqlite:///new.sqlite")  # as KYC_LEDGER_URL will have it
     assert (code, ["submissions", "3"] in [line.split() for line in text.splitlines()]) == (0, True)
     code, text = run("check")
     assert (code, "was moved: set KYC_LEDGER_URL" in text) == (1, True)

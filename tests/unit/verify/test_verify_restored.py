@@ -211,3 +211,19 @@ def test_a_restore_under_a_clock_that_is_behind_still_looks_up_first(sqlite_worl
         restore(world)
         summary = world.verify(LATER)
         assert (summary.calls, summary.adopted) == (0, 1)
+
+
+def test_what_was_turned_away_is_looked_up_on_any_day(sqlite_world: World) -> None:
+    """The lake calls it failed, and its row moves to a day after the restore."""
+    world = sqlite_world
+    world.options = ONE_ATTEMPT
+    with vendor(world, BUSY):
+        world.verify()
+        world.ledger.close()
+        (world.root / "ledger.sqlite").unlink()
+        transfer.complete_from_lake(world.lake, world.ledger)
+        transfer.declare_restored(world.lake, world.ledger)
+        world.submit("b")
+        world.submit("a", date="2999-01-01")
+        summary = world.verify("2999-01-01")
+        assert (summary.lookups > 0, summary.calls) == (True, 1)
