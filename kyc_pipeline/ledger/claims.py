@@ -404,14 +404,15 @@ def _adopt(connection: Connection, adoptions: Sequence[Adoption]) -> None:
     )
 
 
-_ADOPTABLE: Final = (State.UNCERTAIN, State.TURNED_AWAY, State.QUARANTINED)
-_IS_ADOPTABLE: Final = exists().where(
-    submissions.c.submission_id == bindparam("key"), submissions.c.state.in_(_ADOPTABLE)
+# Not `in_`, which SQLAlchemy does not execute for several rows at once.
+_adoptable: Final = or_(
+    *(submissions.c.state == state for state in (State.UNCERTAIN, State.TURNED_AWAY, State.QUARANTINED))
 )
+_IS_ADOPTABLE: Final = exists().where(submissions.c.submission_id == bindparam("key"), _adoptable)
 # Keeps `requested_at`, and clears the latency: that of the look-up is not that of the call.
 _ADOPT: Final = (
     update(submissions)
-    .where(submissions.c.submission_id == bindparam("key"), submissions.c.state.in_(_ADOPTABLE))
+    .where(submissions.c.submission_id == bindparam("key"), _adoptable)
     .values(state=State.COMPLETED, decision=None, latency_ms=None)
 )
 

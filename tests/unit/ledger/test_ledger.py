@@ -29,7 +29,7 @@ from kyc_pipeline.ledger.leases import (
     release_lease,
     renew_lease,
 )
-from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, Judgement, Lease, State
+from kyc_pipeline.ledger.models import Adoption, AttemptResult, Claim, ClaimResult, Judgement, Lease, State
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
 from kyc_pipeline.ledger.schema import HEAD_REVISION, attempts, leases, metadata, submissions
@@ -255,6 +255,20 @@ def test_a_submission_that_was_not_processed_takes_its_new_date_and_content(ledg
     assert release_lease(ledger, lease) == 0
     commit(ledger, other, [], [completed(second)])
     assert read_spend(ledger, "2024-09-02").calls == 2
+
+
+def test_one_commit_takes_several_adopted_records(ledger: Ledger) -> None:
+    """As the writer commits them after a run was turned away."""
+    lease, claims = acquire_lease(ledger, DATE, "run"), [Claim(key, "c") for key in "ab"]
+    commit(ledger, lease, claims, [])
+    turned_away = [
+        ClaimResult(each, State.TURNED_AWAY, AttemptResult.TURNED_AWAY, billable=False) for each in claims
+    ]
+    commit(ledger, lease, [], turned_away)
+    found = [Adoption(key, DATE, "c", 200, datetime.now(UTC), "{}") for key in "ab"]
+    commit(ledger, lease, [], found)
+    assert {entry.state for entry in read_entries(ledger, ["a", "b"]).values()} == {State.COMPLETED}
+    assert read_spend(ledger, DATE).billable_calls == 2
 
 
 def test_two_days_claim_the_same_failed_submissions_at_once(ledger_url: str) -> None:
