@@ -13,7 +13,7 @@ import click
 from kyc_pipeline.days import day_range
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ingest.formats import SUFFIXES
-from kyc_pipeline.ingest.manifests import ignored_files, kinds_of, require_landing, strays
+from kyc_pipeline.ingest.manifests import ignored_files, kinds_of, require_landing, stray_line, strays
 from kyc_pipeline.lake.storage import Lake
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.ledger.audit import AuditTrail, Author, operator
@@ -21,7 +21,6 @@ from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.pseudonym_key import ledgers_pseudonymizer
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer, has_pseudonym_key
 from kyc_pipeline.settings import Settings
-from kyc_pipeline.wording import plural
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -121,16 +120,14 @@ def partitions_between(first: date, last: date, settings: Settings) -> list[str]
 def check_landing(settings: Settings, days: Sequence[str]) -> None:
     """Raises if there is no landing zone, and warns on standard error about what ingest ignores.
 
-    It ignores folders whose name is not a day, manifests in no folder and, in the folders of `days`, files
-    without the suffix of a manifest. The warning shows only counts and common suffixes, because the names may
-    be personal.
+    It ignores the :func:`strays` and, in the folders of `days`, files without the suffix of a manifest. The
+    warning shows only counts and common suffixes, because the names may be personal.
     """
     landing = open_landing(settings.kyc_landing).snapshot()
     require_landing(landing, Lake(settings.kyc_lake))
     warnings = []
-    if stray := len(strays(landing)):
-        found = plural(stray, "folder or file", "folders or files")
-        warnings.append(f"manifests/: {found} not read: each day has a folder, named like 2024-09-01")
+    if stray := len(strays(landing, settings.kyc_start_date, datetime.now(UTC).date())):
+        warnings.append(stray_line(stray))
     ignored = {day: ignored_files(landing, day) for day in days}
     warnings += [
         f"manifests/{day}: {len(names)} not read ({kinds_of(names)}): manifests are {SUFFIXES} files"

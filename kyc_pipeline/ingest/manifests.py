@@ -1,6 +1,7 @@
 """Lists a day's manifests, detects changes and ingests them into the lake."""
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import io
@@ -59,6 +60,8 @@ _UNFINISHED: Final = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "
 """rsync and Firefox, rclone, WinSCP, Chrome and Safari."""
 _MARKERS: Final = ("_success", "_committed_", "_started_")
 """Empty files of Spark and Databricks, which say that a folder is complete."""
+_AHEAD: Final = datetime.timedelta(days=366)
+"""How early a manifest may be delivered."""
 READ_ATTEMPTS: Final = 3
 _NO_OWNERS: Final = contextlib.nullcontext(lambda rows: None)
 
@@ -117,14 +120,28 @@ def manifest_dates(landing: Root | Landing) -> list[str]:
     return [name for name in _folders(landing) if is_day(name)]
 
 
-def strays(landing: Root | Landing) -> list[str]:
-    """What is not read directly below `manifests/`: folders whose name is not a date, and manifests.
+def strays(landing: Root | Landing, first: datetime.date, today: datetime.date) -> list[str]:
+    """What is not read directly below `manifests/`: manifests, and folders that are not named after a day.
 
-    Without hidden folders, such as a file server's `.snapshot`.
+    So is the folder of a day before `first`, the first partition, or more than a year after `today`: probably
+    the year is mistyped. Without hidden folders, such as a file server's `.snapshot`.
     """
-    folders = [name for name in _folders(landing) if not (is_day(name) or name.startswith(_HIDDEN))]
+    last = (today + _AHEAD).isoformat()
+    folders = [
+        name
+        for name in _folders(landing)
+        if not (name.startswith(_HIDDEN) or (is_day(name) and first.isoformat() <= name <= last))
+    ]
     files = _listed(landing, lambda each: each.loose_files())
     return folders + [name for name in files if _is_loose_manifest(name)]
+
+
+def stray_line(count: int) -> str:
+    """Says how many :func:`strays` there are, and what is read. Their names may be personal."""
+    return (
+        f"manifests/: {plural(count, 'folder or file', 'folders or files')} not read: ingest reads folders "
+        "named after days, such as 2024-09-01, from KYC_START_DATE to a year from now"
+    )
 
 
 def _is_loose_manifest(name: str) -> bool:

@@ -9,7 +9,13 @@ import dagster as dg
 from kyc_pipeline.analyze.build import labels_version
 from kyc_pipeline.errors import UsageError
 from kyc_pipeline.ingest.labels import are_ingested
-from kyc_pipeline.ingest.manifests import labels_signature, manifest_dates, require_mounted, strays
+from kyc_pipeline.ingest.manifests import (
+    labels_signature,
+    manifest_dates,
+    require_mounted,
+    stray_line,
+    strays,
+)
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.catch_up import days_left_behind
 from kyc_pipeline.orchestration.jobs import (
@@ -28,7 +34,6 @@ from kyc_pipeline.orchestration.safe_errors import safe_errors
 
 INGEST_STEP = "ingest"
 """The step that fails if a manifest cannot be read."""
-STRAY = "manifests/ has folders that are not named YYYY-MM-DD, or manifests in no folder, which are not read"
 TICK_BUDGET_SECONDS = 30.0
 """Dagster ends a tick after 60 s; the next tick does the rest."""
 
@@ -61,7 +66,8 @@ def new_manifests(
     tick = Tick(pipeline, context.instance, context.cursor or "")
     requested = 0
     tags = {**NEW_DATA, TRIGGER: "new_manifests"}
-    first, last = settings.kyc_start_date.isoformat(), datetime.now(UTC).date().isoformat()
+    today = datetime.now(UTC).date()
+    first, last = settings.kyc_start_date.isoformat(), today.isoformat()
     for day in manifest_dates(tick.landing):
         # A request for a partition that does not exist would fail the tick for all days.
         if not first <= day <= last:
@@ -74,13 +80,13 @@ def new_manifests(
     context.update_cursor(tick.new_cursor())
     for day, reason in tick.unreadable.items():
         context.log.warning(f"{day}: {reason}")
-    stray = len(strays(tick.landing))
+    stray = len(strays(tick.landing, settings.kyc_start_date, today))
     if stray:
-        context.log.warning(f"{STRAY}: {stray}")
+        context.log.warning(stray_line(stray))
     if not requested:
         yield dg.SkipReason(
             "no new or changed manifests, or they are still being written"
-            + (f"; {STRAY}: {stray}" if stray else "")
+            + (f"; {stray_line(stray)}" if stray else "")
         )
 
 

@@ -16,7 +16,7 @@ import dagster as dg
 
 from kyc_pipeline.days import day_range, is_day, start_of_day
 from kyc_pipeline.errors import UNFINISHED, KycError
-from kyc_pipeline.ingest.manifests import ignored_files, manifest_dates, strays
+from kyc_pipeline.ingest.manifests import ignored_files, manifest_dates, stray_line, strays
 from kyc_pipeline.lake.tables import SUBMISSIONS, VERIFICATION_RESPONSES
 from kyc_pipeline.landing.zone import Landing
 from kyc_pipeline.ledger.leases import leased_partitions
@@ -295,7 +295,7 @@ def _unread(
         # Reported days stay, however old they become, so that they are not reported again.
         days = [day for day in manifest_dates(landing) if day >= first or day in seen.unread]
         counts = {day: len(ignored_files(landing, day)) for day in days}
-        counts[_STRAY] = len(strays(landing))
+        counts[_STRAY] = len(strays(landing, settings.kyc_start_date, today))
     except KycError as error:  # runs fail for the same reason, and have an alert
         _logger.warning("files that are not read are unknown: %s", error)
         return [], seen
@@ -304,11 +304,10 @@ def _unread(
     if not more:
         return [], replace(seen, unread=counts)
     found = plural(sum(more.values()), "file or folder", "files or folders")
-    names = {day: "not in a folder named after a day" if day == _STRAY else day for day in more}
     alert = Alert(
         Kind.UNREAD,
         f"{found} of the landing zone {'is' if sum(more.values()) == 1 else 'are'} not read",
-        shortened([f"{names[day]}: {count}" for day, count in more.items()]),
+        shortened([stray_line(n) if day == _STRAY else f"{day}: {n}" for day, n in more.items()]),
         _link(settings, f"assets/{SUBMISSIONS.name}"),
         tuple(day for day in more if day != _STRAY),
     )

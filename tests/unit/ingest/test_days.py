@@ -1,5 +1,6 @@
 """A whole day: its folder, its identity, files that change during the ingest, and crashes."""
 
+import datetime
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,15 +125,20 @@ def test_require_landing(zone: Any, tmp_path: Path) -> None:
     require_landing(zone.landing, zone.lake)
 
 
-def test_folders_whose_names_are_not_dates_and_manifests_in_no_folder_are_reported(zone: Any) -> None:
+def test_folders_that_no_partition_reads_and_manifests_in_no_folder_are_reported(zone: Any) -> None:
     for name in ("2024-09-02", "2024-09-01", "2024-9-3", "20240904", "backup", ".snapshot"):
         (zone.landing / "manifests" / name).mkdir(parents=True)
     for name in ("2024-09-03", "2024-09-04.csv", "M.JSONL.gz", ".gitkeep", "~$m.xlsx", "README.md"):
         (zone.landing / "manifests" / name).touch()
     assert manifest_dates(zone.landing) == ["2024-09-01", "2024-09-02"]
-    assert strays(zone.landing) == [
+    for name in ("2024-08-31", "2025-09-03", "2025-09-04", "2204-09-01"):
+        (zone.landing / "manifests" / name).mkdir()
+    assert strays(zone.landing, datetime.date(2024, 9, 1), datetime.date(2024, 9, 2)) == [
+        "2024-08-31",
         "2024-9-3",
         "20240904",
+        "2025-09-04",
+        "2204-09-01",
         "backup",
         "2024-09-03",
         "2024-09-04.csv",

@@ -159,7 +159,7 @@ def test_days_and_manifests_are_listed_by_page(zone: Zone, monkeypatch: pytest.M
     landing = open_landing(zone.root)
     for each in (landing, landing.snapshot()):
         assert manifest_dates(each) == ["2024-09-01", "2024-09-02", "2024-09-03"]
-        assert strays(each) == ["old", "2024-09-04.jsonl"]
+        assert strays(each, date(2024, 9, 1), date(2024, 9, 3)) == ["old", "2024-09-04.jsonl"]
         listed = sorted((file.name, signature is None) for file, signature in each.entries("2024-09-03"))
         assert listed == [("below", True), ("m.jsonl", False), ("n.jsonl", False)]
 
