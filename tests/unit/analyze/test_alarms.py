@@ -159,7 +159,9 @@ def alarms(
             table, row = row_of(name, date, k, n)
             rows[table].append(row)
     for version, number in versions.items():
-        rows["verified_rates_by_dimension"].append((dates[number], "model_version", version, 1, 1))
+        # Of the first day, only undecided submissions.
+        for date, n in ((dates[0], 0), (dates[number], 1)):
+            rows["verified_rates_by_dimension"].append((date, "model_version", version, n, n))
     for table, own in rows.items():
         marks = ", ".join("?" for _ in own[0])
         values = [value for row in own for value in row]

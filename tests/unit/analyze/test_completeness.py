@@ -186,6 +186,20 @@ def test_a_real_rise_stays_significant_beside_a_few_held(lake: Lake, computed: A
     ]
 
 
+def test_a_week_without_a_verdict_has_no_change_and_makes_that_of_the_next_incomplete(
+    lake: Lake, computed: Any
+) -> None:
+    write_day(lake, "2024-09-02", [Submission(outcome="uncertain")] * 2)
+    write_day(lake, "2024-09-09", [Submission(True, [Check("T")])])
+    assert computed("pass_rate_changes").execute(
+        "SELECT check_type, week::VARCHAR, change, previous_decided, previous_undecided, is_complete"
+        " FROM pass_rate_changes ORDER BY check_type"
+    ).fetchall() == [
+        ("T", "2024-09-09", None, None, 2, False),
+        ("VERIFIED", "2024-09-09", None, None, 2, False),
+    ]
+
+
 def restated(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
     return connection.execute(
         'SELECT date::VARCHAR, metric, check_type, was, "is", first_seen_build, changed_by, was_complete'
