@@ -125,3 +125,24 @@ def test_a_change_of_the_mix_is_no_change_at_an_equal_mix(lake: Lake, computed: 
         assert row[1:] == pytest.approx((-0.042, 0, -half, half, -0.042, 1), abs=1e-9)
     assert [row[0] for row in found] == ["company", "country", "model_version"]
     assert found[2][1:3] == pytest.approx((-0.042, -0.042))
+
+
+def test_only_values_and_versions_with_undecided_submissions_have_rows_without_a_check(
+    lake: Lake, computed: Any
+) -> None:
+    def of(country: str, **other: Any) -> Submission:
+        return Submission(tags={"country": (country, None)}, model_version="1", **other)
+
+    write_day(lake, "2024-09-02", [of("NL", checks=[Check("T")]), of("DE", outcome="uncertain")])
+    write_day(lake, "2024-09-03", [of("NL", checks=[Check("U")])])
+    connection = computed("pass_rates_by_dimension", dimensions=("country",))
+    assert connection.execute(
+        "SELECT dimension, value, check_type, checks, undecided FROM pass_rates_by_dimension"
+        " WHERE date = '2024-09-02' ORDER BY ALL"
+    ).fetchall() == [
+        ("country", "DE", "T", 0, 1),
+        ("country", "DE", "U", 0, 1),
+        ("country", "NL", "T", 1, 0),
+        ("model_version", "1", "T", 1, 1),
+        ("model_version", "1", "U", 0, 1),
+    ]

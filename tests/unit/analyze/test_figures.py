@@ -71,7 +71,11 @@ def test_rates_are_of_the_newest_day_with_a_verdict(lake: Lake, built: Built) ->
     two_days(lake)
     names = ("pass_rates", "verified_rates", "verified_rates_by_company")
     before, preview = read_figures(built()), pass_rates_preview(built())
-    write_day(lake, "2024-09-10", [Submission(outcome="not_attempted", attempts=0)])
+    left = [
+        Submission(outcome="not_attempted", attempts=0, tags={"companyId": (company, None)})
+        for company in ("a", "b")
+    ]
+    write_day(lake, "2024-09-10", left)
     connection = built()
     assert [read_figures(connection)[name] for name in names] == [before[name] for name in names]
     assert pass_rates_preview(connection) == preview
