@@ -390,7 +390,7 @@ def _cause(error: Exception) -> str:
     if isinstance(origin, sqlite3.Error):
         code = getattr(origin, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_CORRUPT:
-            return f"{origin}: put a backup in its place with `kyc-pipeline ledger restore`"
+            return f"{origin}; `kyc-pipeline ledger restore --replace` puts a backup in its place"
         if code == sqlite3.SQLITE_CANTOPEN:  # without a reason
             return (
                 "the file, or its journal beside it, cannot be opened or created: is the disk full or "

@@ -149,7 +149,7 @@ def test_a_restore_says_why_it_keeps_nothing_of_the_former_ledger(
             bind(Lake(str(world.root / "other")), other)
     code, text = run("restore", str(backup), "--replace")
     why = {
-        "damaged": "is malformed: put a backup in its place",
+        "damaged": "is malformed; `kyc-pipeline ledger restore --replace` puts a backup in its place",
         "of another lake": "it belongs to another lake",
         "older": "it is not a later state of the restored ledger",
     }[former]
