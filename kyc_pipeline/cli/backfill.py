@@ -28,7 +28,7 @@ from kyc_pipeline.cli.progress import progress_bar
 from kyc_pipeline.errors import UNFINISHED, KycError, in_one_line
 from kyc_pipeline.ingest.manifests import kept_line
 from kyc_pipeline.ingest.state import kept_rows
-from kyc_pipeline.lake.storage import Lake, PartitionMissing, PartitionUnreadable
+from kyc_pipeline.lake.storage import Lake, PartitionUnreadable
 from kyc_pipeline.lake.tables import REJECTED_SUBMISSIONS, SUBMISSIONS
 from kyc_pipeline.ledger.database import Ledger
 from kyc_pipeline.ledger.queries import read_spend_of_runs
@@ -219,7 +219,7 @@ def read_results(pipeline: Pipeline, days: Sequence[str]) -> Results:
         for day in days:
             try:
                 of_day = _results_of(pipeline.lake, ledger, day)
-            except (PartitionMissing, PartitionUnreadable) as error:
+            except PartitionUnreadable as error:
                 results.unreadable.append(str(error))
                 continue
             results.outcomes += of_day.outcomes

@@ -36,8 +36,8 @@ from kyc_pipeline.privacy.spelling import fold
 
 NOTE_FILE: Final = "audit.json"
 _NOT_NOTED: Final = (
-    "the audit trail has the entry, but {path} cannot be written ({reason}): mend the lake, and repeat the "
-    "command if it was to remove something"
+    "the audit trail has the entry, but {path} cannot be written ({reason}): correct that, and repeat the "
+    "command if it removes data"
 )
 """An erasure has its first entry before it removes anything, and ends here."""
 FIRST: Final = "0" * 64

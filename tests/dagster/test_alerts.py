@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
 from email.message import EmailMessage
@@ -254,6 +255,17 @@ def test_a_delivery_that_takes_too_long_fails_before_the_tick_does(
         cursor, _, failures = deliver(pipeline, instance, [slow], None, time.time())
     assert failures == ["SLOW: not delivered (no end within 0 s); tried again in 60 s"]
     assert json.loads(cursor)["SLOW"]["attempts"] == 1
+
+
+def test_the_body_of_a_response_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(
+            Webhook(SecretStr(f"http://127.0.0.1:{server.getsockname()[1]}")).send, Message([])
+        )
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n")
+            sent.result()
 
 
 def test_an_unreadable_landing_zone_does_not_silence_the_other_alerts(

@@ -53,17 +53,19 @@ class Webhook:
         import httpx  # imported here because it takes half a second
 
         try:
-            response = httpx.post(
+            # Not `post`, which reads the body: only the status counts, and a body may never end.
+            with httpx.stream(
+                "POST",
                 self.url.get_secret_value(),
                 json=message.as_slack() if self.is_slack else message.as_json(),
                 timeout=TIMEOUT_SECONDS,
                 trust_env=False,
                 follow_redirects=False,
-            )
+            ) as response:
+                if not response.is_success:
+                    raise KycError(f"{self.name}: not delivered (it responded with {response.status_code})")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise KycError(f"{self.name}: not delivered ({type(error).__name__})") from None
-        if not response.is_success:
-            raise KycError(f"{self.name}: not delivered (it responded with {response.status_code})")
 
 
 @dataclass(frozen=True)
