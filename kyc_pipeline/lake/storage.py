@@ -452,6 +452,6 @@ def _translated_errors(table: Table, date: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise PartitionUnreadable(
-            f"{table.name} partition {date} cannot be read: restore its file from a backup, or move it away "
-            f"and {_made_by(date)}"
+            f"{table.name} partition {date}".rstrip()
+            + f" cannot be read: restore its file from a backup, or move it away and {_made_by(date)}"
         ) from error
