@@ -32,9 +32,9 @@ _TABLE_FUNCTIONS: Final = {
 """Those that read no file, and run no SQL that they get as text."""
 _REFUSED_FUNCTIONS: Final = {"json_serialize_plan", "stats"}
 """They show the least and the greatest value of the files, also of hidden rows."""
-_NAME: Final = re.compile(r"\w+")
-"""Part of a table's name. DuckDB reads a file if the parts, joined by dots, are its path. One of them then
-has a `/` or `-`, because the lake's files are named `part-0.parquet`."""
+_NAME: Final = re.compile(r"[\w ]+")
+"""Part of a table's name, which WITH may choose. DuckDB reads a file if the parts, joined by dots, are its
+path. One of them then has a `/` or `-`, because the lake's files are named `part-0.parquet`."""
 _HERE: Final = "facts are views over the lake, so SQL"
 
 
