@@ -186,6 +186,10 @@ def _text(sql: str | None, script: TextIO | None) -> str:
     if sql is not None and script is not None:
         raise UsageError("give the SQL or --file, not both")
     if sql is not None:
+        try:
+            sql.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("the SQL cannot be read as UTF-8 text") from error
         return sql
     if script is None:
         raise UsageError("give the SQL, or name its file with --file")

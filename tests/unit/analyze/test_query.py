@@ -251,6 +251,7 @@ def test_statements_that_tell_about_tables(warehouse: Path, statement: str) -> N
         ("FROM pass_rate", 'Did you mean "pass_rates"'),
         ("SELECT pass_rat FROM pass_rates", 'Candidate bindings: "pass_rate"'),
         ("SELECT error('my reason')", "my reason"),
+        ("SELECT '\udcff'", "cannot be read as UTF-8 text"),
     ],
 )
 def test_wrong_sql_is_one_line(warehouse: Path, sql: str, message: str) -> None:
@@ -308,6 +309,7 @@ def test_facts_are_read_from_tables_and_from_views() -> None:
         "PIVOT facts ON a IN (7) USING count(*)",
         "UNPIVOT facts ON a",
         "FROM facts TABLESAMPLE 100%",
+        'WITH "the facts" AS (FROM facts) SELECT "f g".a FROM "the facts" AS "f g"',
         "DESCRIBE facts",
         "SUMMARIZE facts",
         "SHOW TABLES",
