@@ -124,13 +124,13 @@ def strays(landing: Root | Landing, first: datetime.date, today: datetime.date) 
     """What is not read directly below `manifests/`: manifests, and folders that are not named after a day.
 
     So is the folder of a day before `first`, the first partition, or more than a year after `today`: probably
-    the year is mistyped. Without hidden folders, such as a file server's `.snapshot`.
+    the year is mistyped. Without hidden folders, such as a file server's `.snapshot`, and unfinished ones.
     """
     last = (today + _AHEAD).isoformat()
     folders = [
         name
         for name in _folders(landing)
-        if not (name.startswith(_HIDDEN) or (is_day(name) and first.isoformat() <= name <= last))
+        if not (_is_unfinished(name) or (is_day(name) and first.isoformat() <= name <= last))
     ]
     files = _listed(landing, lambda each: each.loose_files())
     return folders + [name for name in files if _is_loose_manifest(name)]
@@ -146,7 +146,12 @@ def stray_line(count: int) -> str:
 
 def _is_loose_manifest(name: str) -> bool:
     """Whether somebody forgot the folder of the day: this is a manifest's name, or a day's."""
-    return is_day(name) or not (name.startswith(_HIDDEN) or reader_of(Path(name)) is None)
+    return is_day(name) or not (_is_unfinished(name) or reader_of(Path(name)) is None)
+
+
+def _is_unfinished(name: str) -> bool:
+    """Whether a file or folder is hidden, or will get another name once it is complete."""
+    return name.startswith(_HIDDEN) or name.lower().endswith(_UNFINISHED)
 
 
 def manifest_signature(landing: Root | Landing, date: str) -> str:
@@ -310,12 +315,11 @@ def _files_among(
         raise KycError(f"{folder}: cannot be listed ({cause(error)})") from error
     found, ignored = [], []
     for path, signature in entries:
-        name = path.name.lower()
-        if name.startswith(_HIDDEN) or name.endswith(_UNFINISHED):
+        if _is_unfinished(path.name):
             continue
         if reader_of(path) and signature:
             found.append((path, signature))
-        elif not name.startswith(_MARKERS):
+        elif not path.name.lower().startswith(_MARKERS):
             ignored.append(printable(path.name))
     return found, ignored
 

@@ -126,7 +126,8 @@ def test_require_landing(zone: Any, tmp_path: Path) -> None:
 
 
 def test_folders_that_no_partition_reads_and_manifests_in_no_folder_are_reported(zone: Any) -> None:
-    for name in ("2024-09-02", "2024-09-01", "2024-9-3", "20240904", "backup", ".snapshot"):
+    days, unfinished = ("2024-09-02", "2024-09-01"), (".snapshot", "2024-09-03.tmp", "2024-09-04.Part")
+    for name in (*days, *unfinished, "2024-9-3", "20240904", "backup"):
         (zone.landing / "manifests" / name).mkdir(parents=True)
     for name in ("2024-09-03", "2024-09-04.csv", "M.JSONL.gz", ".gitkeep", "~$m.xlsx", "README.md"):
         (zone.landing / "manifests" / name).touch()
