@@ -28,6 +28,7 @@ from kyc_pipeline.deepxl.simulator import running_simulator
 from kyc_pipeline.demo.labels import write_labels
 from kyc_pipeline.demo.landing import DemoLanding, write_landing
 from kyc_pipeline.errors import KycError, UsageError, in_one_line
+from kyc_pipeline.ingest.manifests import manifest_dates
 from kyc_pipeline.landing.zone import LABELS_FOLDER
 from kyc_pipeline.orchestration.resources import Pipeline
 from kyc_pipeline.settings import Settings
@@ -75,7 +76,7 @@ def demo(context: click.Context, folder: Path, ui: bool, port: int) -> None:
     folder = folder.resolve()
     if ui:
         context.exit(_run_ui(folder, port))
-    first = _first_day(folder)
+    first = first_day(folder)
     click.echo(f"writing {DAYS} days of synthetic submissions to {display_path(folder / 'landing')}")
     landing = write_landing(folder / "landing", days=DAYS, per_day=PER_DAY, start=first, seed=SEED)
     with _simulator(folder) as url:
@@ -112,10 +113,9 @@ def demo_settings(folder: Path, first: date, url: str) -> Settings:
     )
 
 
-def _first_day(folder: Path) -> date:
+def first_day(folder: Path) -> date:
     """The first day of the demo in this folder, so that another run pays nothing; if none, two weeks ago."""
-    manifests = folder / "landing" / "manifests"
-    if manifests.is_dir() and (days := sorted(path.name for path in manifests.iterdir())):
+    if days := manifest_dates(folder / "landing"):
         return date.fromisoformat(days[0])
     return datetime.now(UTC).date() - timedelta(days=DAYS)
 
@@ -157,7 +157,7 @@ def _run_ui(folder: Path, port: int) -> int:
     require_free(port)
     _prepare_instance(folder)
     with _simulator(folder) as url:
-        settings = demo_settings(folder, _first_day(folder), url)
+        settings = demo_settings(folder, first_day(folder), url)
         command = [sys.executable, "-m", "kyc_pipeline.cli", "ui", "--port", str(port)]
         # In the demo's folder, where there is no `.env`.
         process = subprocess.Popen(command, env=_environment(settings), cwd=folder)

@@ -3,12 +3,13 @@
 import signal
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import duckdb
 
 from kyc_pipeline.analyze.build import build
-from kyc_pipeline.cli.demo import exit_code, results
+from kyc_pipeline.cli.demo import exit_code, first_day, results
 from kyc_pipeline.lake.storage import Lake
 from tests.unit.analyze.lake_maker import Check, Submission, rejected, write_day
 
@@ -38,6 +39,13 @@ def test_only_rejected_rows_have_nobody_verified(tmp_path: Path) -> None:
     write_day(lake, "2024-09-08", [], [rejected(), rejected(row=2)])
     shown = results_of(lake, tmp_path / "draft")
     assert shown.startswith("2 rows received: 2 rejected, 0 accepted; 0 completed, 0 of them verified\n")
+
+
+def test_another_run_has_the_days_of_the_first_beside_files_of_the_system(tmp_path: Path) -> None:
+    manifests = tmp_path / "landing" / "manifests"
+    (manifests / "2024-09-08").mkdir(parents=True)
+    (manifests / ".DS_Store").touch()
+    assert first_day(tmp_path) == date(2024, 9, 8)
 
 
 def test_a_process_that_a_signal_ended_is_no_success() -> None:
