@@ -79,9 +79,9 @@ def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
     check_health(target)
     with source.write() as connection:
         check_idle(source, connection)
-        take_turn(source, connection)
         # From now on no run can claim, and no command can act. Any other change makes the digests differ.
         connection.execute(update(identity).values(moved_to=target.name))
+        take_turn(source, connection)  # last, as in a command: the reverse can deadlock on PostgreSQL
     try:
         rows = _copy(source, target)
         with target.write() as connection:
@@ -415,7 +415,7 @@ def _complete(ledger: Ledger, date: str, batch: pa.RecordBatch, once_reopened: f
             billable = row["billable_calls"] - entry.billable_calls
             if billable > calls:  # a look-up showed that the newest call was processed
                 billed.append({"key": key, "of_number": entry.newest, "billable": 1})
-            elif billable < 0 and is_newer and entry.state is State.CLAIMED:  # its result was not billable
+            elif billable < 0 and is_newer:  # the result of the newest call was not billable
                 billed.append({"key": key, "of_number": entry.newest, "billable": 0})
             # These calls cost money, and belong to a day's budget.
             if calls:

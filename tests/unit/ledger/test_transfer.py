@@ -24,6 +24,7 @@ from kyc_pipeline.ledger.decisions import reopen, resolve_held
 from kyc_pipeline.ledger.identity import bind, check_bond, read_identity
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
 from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
+from kyc_pipeline.ledger.pseudonym_key import use_key
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
 from kyc_pipeline.privacy.pseudonyms import Pseudonymizer
 from kyc_pipeline.vocabulary import Outcome
@@ -134,11 +135,16 @@ def test_a_ledger_that_changes_while_it_is_moved_leaves_nothing_behind(
         assert transfer.move(lake, ledger, target)["submissions"] == 3
 
 
+@pytest.mark.parametrize("waits_for", ["advisory", "transactionid"])
 def test_an_action_that_is_under_way_is_moved_too(
-    lake: Lake, postgres_url: str, tmp_path: Path, until: Callable[[Callable[[], bool]], None]
+    lake: Lake,
+    postgres_url: str,
+    tmp_path: Path,
+    until: Callable[[Callable[[], bool]], None],
+    waits_for: str,
 ) -> None:
     """It began before the move, and ends while the move waits; SQLite has one writer anyway."""
-    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    waiting = text(f"SELECT count(*) FROM pg_locks WHERE locktype = '{waits_for}' AND NOT granted")
 
     def is_waiting() -> bool:
         with source.read() as connection:
@@ -152,9 +158,14 @@ def test_an_action_that_is_under_way_is_moved_too(
         bind(lake, source)
         trail = AuditTrail(source, lake, Author("Ann"), lambda: Pseudonymizer("k" * 32))
         with source.write() as connection:
-            trail.append(connection, AuditAction.RESET_LIMITS, [None])
+            if waits_for == "transactionid":  # as a `rekey`, which ends with its entry
+                use_key(connection, "new")
+            else:
+                trail.append(connection, AuditAction.RESET_LIMITS, [None])
             moving = pool.submit(transfer.move, lake, source, target)
             until(is_waiting)
+            if waits_for == "transactionid":
+                trail.append(connection, AuditAction.REKEY, [None])
         moving.result()
         assert [row.operator for row in read_trail(target)] == ["Ann"]
 
@@ -290,6 +301,17 @@ def test_a_call_that_was_in_flight_in_the_backup_has_its_outcome(lake: Lake, led
     lake.write(VERIFICATION_RESPONSES, DATE, [row | {"content_sha256": "c-t"}])
     assert transfer.complete_from_lake(lake, ledger) == 1
     assert read_entries(ledger, ["t"])["t"].state is State.TURNED_AWAY
+    after = read_spend(ledger, DATE)
+    assert (after.calls, after.billable_calls) == (before.calls, before.billable_calls - 1)
+
+
+def test_a_late_refusal_is_not_billed_in_a_restored_ledger(lake: Lake, ledger: Ledger) -> None:
+    """In the backup the call is in doubt; its run had lost the lease."""
+    before = read_spend(ledger, DATE)
+    row = {"submission_id": "b", "outcome": Outcome.REFUSED, "attempts": 1, "billable_calls": 0}
+    lake.write(VERIFICATION_RESPONSES, DATE, [row | {"content_sha256": "c-b"}])
+    assert transfer.complete_from_lake(lake, ledger) == 1
+    assert transfer.complete_from_lake(lake, ledger) == 0
     after = read_spend(ledger, DATE)
     assert (after.calls, after.billable_calls) == (before.calls, before.billable_calls - 1)
 
