@@ -113,12 +113,17 @@ def restore_command(backup: Path | None, replace: bool, reason: str | None, requ
         aside = transfer.set_aside(mine) if replace else None
         if aside is not None:
             click.echo(f"the former ledger is {aside} now")
+        # A restore that is killed leaves no ledger, and repeating it finds the former one.
+        makes_file = mine.file is not None and (replace or source is not None)
+        made = stack.enter_context(transfer.draft_beside(mine)) if makes_file else mine
         if source is not None:
-            _show(transfer.copy_backup(source, mine))
-        added = transfer.complete_from_lake(lake, mine)
+            _show(transfer.copy_backup(source, made))
+        added = transfer.complete_from_lake(lake, made)
         if aside is not None:
-            _carry_over(lake, aside, mine)
-        transfer.declare_restored(lake, mine)
+            _carry_over(lake, aside, made)
+        transfer.declare_restored(lake, made)
+        if makes_file:
+            transfer.put_into_place(made, mine)
         trail = open_trail(settings, mine, reason=reason, request=request)
         lost = trail.record_restore()
     click.echo(f"completed with {plural(added, 'outcome')} from the lake")

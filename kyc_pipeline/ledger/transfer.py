@@ -1,6 +1,7 @@
 """Moves a ledger's content to another URL, or restores it from a backup and the lake."""
 
 import contextlib
+import glob
 import hashlib
 import secrets
 import shutil
@@ -63,6 +64,8 @@ from kyc_pipeline.scratch import scratch_folder
 from kyc_pipeline.vocabulary import SETTLED, Outcome
 
 _ROWS: Final = 500
+_ASIDE: Final = "replaced-"
+"""How the suffix of a file that was set aside begins."""
 _COPIED: Final = [table for table in metadata.sorted_tables if table is not leases]
 """All but the leases: they belong to processes, and none is held while a ledger is copied."""
 _SETTLED: Final = frozenset(State(outcome) for outcome in SETTLED)
@@ -121,20 +124,50 @@ def opened_backup(backup: Path) -> Iterator[Ledger]:
 
 
 def set_aside(ledger: Ledger) -> Path | None:
-    """Renames the SQLite file and its side files, durably. Returns the file's new name; None without one."""
+    """Renames the SQLite file and its side files, durably, and returns the file's new name.
+
+    Without a file, returns the newest one set aside, as after a restore that was killed; or None.
+    """
     if ledger.file is None:
         return None
     ledger.close()
-    mark = f"replaced-{secrets.token_hex(4)}"
+    mark = f"{_ASIDE}{secrets.token_hex(4)}"
     # The file itself comes last: a power cut leaves no side file beside the new ledger that takes its place.
     for side in ("-wal", "-shm", "-journal"):
         with contextlib.suppress(FileNotFoundError):
             move_into_place(f"{ledger.file}{side}", f"{ledger.file}.{mark}{side}")
     if not ledger.file.exists():
-        return None
+        asides = ledger.file.parent.glob(f"{glob.escape(ledger.file.name)}.{_ASIDE}{'[0-9a-f]' * 8}")
+        return max(asides, key=lambda path: path.stat().st_mtime_ns, default=None)
     aside = ledger.file.with_name(f"{ledger.file.name}.{mark}")
     move_into_place(ledger.file, aside)
     return aside
+
+
+@contextlib.contextmanager
+def draft_beside(ledger: Ledger) -> Iterator[Ledger]:
+    """An empty ledger beside the SQLite file, for `put_into_place`. What a killed restore left is removed."""
+    assert ledger.file is not None
+    folder = ledger.file.with_name(f"{ledger.file.name}.draft")
+    _remove_folder(folder)
+    try:
+        with Ledger(f"sqlite:///{folder / 'ledger.sqlite'}") as draft:
+            yield draft
+    finally:
+        _remove_folder(folder)
+
+
+def put_into_place(draft: Ledger, ledger: Ledger) -> None:
+    """Renames the draft, which is complete, to the ledger's file, durably."""
+    assert draft.file is not None
+    assert ledger.file is not None
+    draft.close()
+    move_into_place(draft.file, ledger.file)
+
+
+def _remove_folder(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 def check_backup(lake: Lake, backup: Ledger) -> None:

@@ -1,6 +1,9 @@
 """`kyc-pipeline ledger`: a lost ledger is restored or moved, and no call is paid again."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +130,34 @@ def test_a_restore_keeps_what_people_did_since_the_backup(
     code, text = run("restore", backup)
     assert code == 0, text
     assert "the audit trail lacks 3 entries: repeat the erasures, legal holds" in text
+
+
+def test_a_restore_that_was_killed_is_repeated(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at three moments, it keeps what the first former ledger had, and no half of a ledger is left."""
+    monkeypatch.setenv("KYC_PSEUDONYM_KEY", "0123456789abcdef" * 2)
+    file, backup = world.root / "ledger.sqlite", str(world.root / "backup.sqlite")
+    assert run("add", "--tag", "customerId=1", "--reason", "a trial", group=legal_hold)[0] == 0
+    code = (
+        "import os, signal, sys\n"
+        "from kyc_pipeline.cli.ledger import ledger\n"
+        "from kyc_pipeline.ledger import transfer\n"
+        "setattr(transfer, sys.argv[1], lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+        "ledger(['restore', sys.argv[2], '--replace'])\n"
+    )
+    for moment in ("carry_over", "declare_restored", "put_into_place"):
+        done = subprocess.run([sys.executable, "-c", code, moment, backup], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert not file.exists()
+        assert run("check")[0] == 1
+    answer, text = run("restore", backup, "--replace")
+    assert answer == 0, text
+    assert "kept of the former ledger: 1 legal hold" in text
+    assert "audit trail lacks" not in text
+    assert run("check")[0] == 0
+    assert len(list(world.root.glob("ledger.sqlite.replaced-????????"))) == 1
+    assert not list(world.root.glob("ledger.sqlite.draft*"))
 
 
 @pytest.mark.parametrize("former", ["damaged", "of another lake", "older"])
