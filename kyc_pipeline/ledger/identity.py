@@ -119,6 +119,10 @@ def require_in_use(ledger: Ledger, connection: Connection) -> None:
 
 
 def _moved(ledger: Ledger, url: str) -> WrongLedger:
+    if url == ledger.name:
+        return WrongLedger(
+            f"the move to the ledger {ledger.name} did not end: run `kyc-pipeline ledger restore`"
+        )
     return WrongLedger(f"the ledger {ledger.name} was moved: set KYC_LEDGER_URL to {url}")
 
 

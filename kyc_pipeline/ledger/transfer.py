@@ -75,7 +75,8 @@ def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
     """Copies everything to `target`, which must be empty, and puts `source` out of use.
 
     Returns the rows of each table, once counts and digests agree. Raises :class:`KycError` if a run is
-    active, and if anything differs; the source then stays in use.
+    active, and if anything differs; the source then stays in use. If the last commit fails, both may be out
+    of use: `declare_restored` then puts the target into use.
     """
     check_bond(lake, source)
     check_health(source)
@@ -87,12 +88,13 @@ def move(lake: Lake, source: Ledger, target: Ledger) -> dict[str, int]:
         take_turn(source, connection)  # last, as in a command: the reverse can deadlock on PostgreSQL
     try:
         rows = _copy(source, target)
-        with target.write() as connection:
-            connection.execute(update(identity).values(moved_to=None, generation=identity.c.generation + 1))
     except BaseException:
         with source.write() as connection:
             connection.execute(update(identity).values(moved_to=None))
         raise
+    # If this commit's response is lost, nobody knows which one is in use: the source never is again.
+    with target.write() as connection:
+        connection.execute(update(identity).values(moved_to=None, generation=identity.c.generation + 1))
     note_generation(lake, read_identity(target).generation)
     return rows
 

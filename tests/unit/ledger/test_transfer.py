@@ -1,5 +1,6 @@
 """Moving, restoring and checking a ledger: what arrives, what is refused, what cannot be sent any more."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from kyc_pipeline.lake.tables import STATE_KEY, VERIFICATION_RESPONSES, Response
 from kyc_pipeline.ledger import transfer
 from kyc_pipeline.ledger.audit import AuditAction, AuditTrail, Author, read_trail
 from kyc_pipeline.ledger.claims import commit
-from kyc_pipeline.ledger.database import InvariantBroken, Ledger, WrongLedger
+from kyc_pipeline.ledger.database import InvariantBroken, Ledger, LedgerError, WrongLedger
 from kyc_pipeline.ledger.decisions import reopen, resolve_held
 from kyc_pipeline.ledger.identity import bind, check_bond, read_identity
 from kyc_pipeline.ledger.leases import acquire_lease, release_lease
@@ -206,6 +207,42 @@ def test_a_killed_move_leaves_one_ledger_in_use(lake: Lake, ledger: Ledger, tmp_
                     continue
         assert usable <= 1
         assert done.returncode in (0, -signal.SIGKILL)
+
+
+class LosesResponse(Ledger):
+    """Its second commit takes place, or does not; the connection breaks before the server's response."""
+
+    commits = 0
+    is_made = True
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        self.commits += 1
+        if self.commits == 2 and not self.is_made:
+            raise LedgerError("no connection to the server")
+        with super().write() as connection:
+            yield connection
+        if self.commits == 2:
+            raise LedgerError("no connection to the server")
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_move_whose_last_commit_is_in_doubt_leaves_one_ledger_to_use(
+    lake: Lake, ledger: Ledger, postgres_url: str, *, is_made: bool
+) -> None:
+    with LosesResponse(postgres_url) as target:
+        target.is_made = is_made
+        with pytest.raises(LedgerError, match="no connection"):
+            transfer.move(lake, ledger, target)
+    with pytest.raises(WrongLedger, match="was moved: set KYC_LEDGER_URL"):
+        bind(lake, ledger)
+    with Ledger(postgres_url) as moved:
+        if not is_made:
+            with pytest.raises(WrongLedger, match="did not end: run `kyc-pipeline ledger restore`"):
+                bind(lake, moved)
+            transfer.declare_restored(lake, moved)
+        bind(lake, moved)
+        assert len(read_entries(moved, ["a", "b", "c"])) == 3
 
 
 def responses(lake: Lake, **outcomes: str) -> None:
