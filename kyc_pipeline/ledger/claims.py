@@ -7,7 +7,8 @@
   Both take the submission's current date and content; an uncertain one keeps those that were sent.
 * `uncertain` is claimed again only after such a look-up, and only if an operator or the policy allows it. The
   policy allows it once for each submission, and only while at most one of its calls is in doubt.
-* While an earlier call is in doubt, only a sound response or an adopted record settles a submission.
+* While an earlier call is in doubt, only a sound response or an adopted record settles a submission. An
+  abandoned one stays so if its call has a late result that is not final.
 * The result of a call is always recorded, even if the lease was lost: the call was made. A submission shows
   one response. If there is another (from a second call, or from a call whose record a look-up had already
   adopted), the history of attempts keeps it.
@@ -314,6 +315,11 @@ _IN_DOUBT: Final = exists().where(
     _earlier.c.token != bindparam("of_claim"),
     _earlier.c.billable == 1,
 )
+_to_state: Final = bindparam("to_state", type_=submissions.c.state.type)
+_STAYS_ABANDONED: Final = and_(
+    submissions.c.decision == Decision.ABANDON,
+    or_(_IN_DOUBT, and_(_to_state != State.REFUSED, _to_state != State.QUARANTINED)),
+)
 _SET_STATE: Final = (
     update(submissions)
     .where(
@@ -322,8 +328,8 @@ _SET_STATE: Final = (
         or_(submissions.c.state == State.CLAIMED, submissions.c.state == State.UNCERTAIN),
     )
     .values(
-        state=case((_IN_DOUBT, State.UNCERTAIN), else_=bindparam("to_state", type_=submissions.c.state.type)),
-        decision=case((bindparam("keeps") == 1, submissions.c.decision), else_=None),
+        state=case((or_(_IN_DOUBT, _STAYS_ABANDONED), State.UNCERTAIN), else_=_to_state),
+        decision=case((or_(bindparam("keeps") == 1, _STAYS_ABANDONED), submissions.c.decision), else_=None),
         requested_at=_SENT_AT,
     )
 )
@@ -512,7 +518,6 @@ def _judge(connection: Connection, judgements: Sequence[Judgement]) -> None:
     )
 
 
-_to_state: Final = bindparam("to_state", type_=submissions.c.state.type)
 _BILLED: Final = (State.UNCERTAIN, State.TURNED_AWAY)
 _JUDGE: Final = (
     update(submissions)

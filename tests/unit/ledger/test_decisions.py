@@ -89,6 +89,30 @@ def test_a_decision_stays_until_the_call_that_it_allowed_may_have_been_made(
     assert commit(ledger, lease, [again], []) == ({again.token} if kept else set())
 
 
+@pytest.mark.parametrize(
+    ("state", "result", "outcome"),
+    [
+        (State.FAILED, AttemptResult.NOT_PROCESSED, Outcome.ABANDONED),
+        (State.TURNED_AWAY, AttemptResult.TURNED_AWAY, Outcome.ABANDONED),
+        (State.UNCERTAIN, AttemptResult.MAYBE_PROCESSED, Outcome.ABANDONED),
+        (State.REFUSED, AttemptResult.REFUSED, Outcome.REFUSED),
+        (State.COMPLETED, AttemptResult.RESPONDED, Outcome.COMPLETED),
+    ],
+)
+def test_what_was_abandoned_is_not_sent_again_after_a_late_result(
+    ledger: Ledger, lease: Lease, state: State, result: AttemptResult, outcome: Outcome
+) -> None:
+    """The run that had sent it was suspended, and another one had taken its lease."""
+    claim = Claim("a", "c")
+    commit(ledger, lease, [claim], [])
+    assert mark_open_claims_uncertain(ledger, lease) == 1
+    resolve_held(ledger, "a", "abandon", "operator")
+    billable = result in (AttemptResult.RESPONDED, AttemptResult.MAYBE_PROCESSED)
+    commit(ledger, lease, [], [ClaimResult(claim, state, result, billable)])
+    assert read_entries(ledger, ["a"])["a"].outcome is outcome
+    assert commit(ledger, lease, [Claim("a", "c", resend=True, by_policy=True)], []) == set()
+
+
 def test_what_is_held_is_listed_with_its_calls(ledger: Ledger, lease: Lease) -> None:
     assert list_held(ledger) == []
     later = acquire_lease(ledger, NEXT, "run-2")
