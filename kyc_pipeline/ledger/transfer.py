@@ -48,6 +48,7 @@ from kyc_pipeline.ledger.owners import forget_versions
 from kyc_pipeline.ledger.process import ProcessIdentity
 from kyc_pipeline.ledger.queries import RESPONSE_COLUMNS, call_count
 from kyc_pipeline.ledger.schema import (
+    ERASED_CONTENT,
     attempts,
     audit,
     decisions,
@@ -239,7 +240,13 @@ def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
                 writing.execute(insert(table), carried)
         abandoned = 0
         for part in reading.execute(_ABANDONED).scalars().partitions(_ROWS):
-            abandoned += writing.execute(_ABANDON, {"ids": list(part), "updated_at": now()}).rowcount
+            ids = {"ids": list(part)}
+            abandoned += writing.execute(_ABANDON, ids | {"updated_at": now()}).rowcount
+            unknown = set(part).difference(writing.execute(_THESE, ids).scalars())  # to the lake, too
+            abandoned += len(unknown)
+            for table in (submissions, attempts):
+                if carried := _rows(reading, table, table.c.submission_id.in_(unknown)):
+                    writing.execute(insert(table), carried)
         mine = lock_identity(writing).pseudonym_key_id
         if mine is None or not before:  # the backup has no pseudonyms of its own
             mine = theirs.pseudonym_key_id
@@ -255,7 +262,12 @@ def carry_over(lake: Lake, former: Ledger, ledger: Ledger) -> CarriedOver:
 
 
 _ABANDONED: Final = select(submissions.c.submission_id).where(
-    submissions.c.state == State.UNCERTAIN, submissions.c.decision == Decision.ABANDON
+    submissions.c.state == State.UNCERTAIN,
+    submissions.c.decision == Decision.ABANDON,
+    submissions.c.content_sha256 != ERASED_CONTENT,
+)
+_THESE: Final = select(submissions.c.submission_id).where(
+    submissions.c.submission_id.in_(bindparam("ids", expanding=True))
 )
 _ABANDON: Final = (
     update(submissions)

@@ -23,7 +23,7 @@ from kyc_pipeline.ledger.claims import commit
 from kyc_pipeline.ledger.database import InvariantBroken, Ledger, LedgerError, WrongLedger
 from kyc_pipeline.ledger.decisions import reopen, resolve_held
 from kyc_pipeline.ledger.identity import bind, check_bond, read_identity
-from kyc_pipeline.ledger.leases import acquire_lease, release_lease
+from kyc_pipeline.ledger.leases import acquire_lease, mark_open_claims_uncertain, release_lease
 from kyc_pipeline.ledger.models import AttemptResult, Claim, ClaimResult, State
 from kyc_pipeline.ledger.pseudonym_key import use_key
 from kyc_pipeline.ledger.queries import read_entries, read_responses, read_spend
@@ -409,6 +409,27 @@ def test_a_decision_that_was_changed_to_abandon_is_not_used(
             assert transfer.carry_over(lake, ledger, restored).abandoned == 1
             assert transfer.carry_over(lake, ledger, restored).abandoned == 0
         assert read_entries(restored, ["b"])["b"].outcome is Outcome.ABANDONED
+
+
+def test_what_only_the_former_ledger_knows_as_abandoned_is_not_sent(
+    lake: Lake, ledger: Ledger, tmp_path: Path
+) -> None:
+    """Two runs of its day were killed: the first one after its call, the second one before it wrote."""
+    backup = tmp_path / "backup.sqlite"
+    shutil.copy(str(ledger.file), backup)
+    lease = acquire_lease(ledger, DATE, "run")
+    commit(ledger, lease, [Claim("x", "c-x")], [])
+    mark_open_claims_uncertain(ledger, lease)
+    resolve_held(ledger, "x", "abandon", "somebody")
+    with Ledger(f"sqlite:///{tmp_path / 'new.sqlite'}") as restored:
+        with transfer.opened_backup(backup) as source:
+            transfer.copy_backup(source, restored)
+        transfer.complete_from_lake(lake, restored)
+        assert transfer.carry_over(lake, ledger, restored).abandoned == 1
+        assert transfer.carry_over(lake, ledger, restored).abandoned == 0
+        assert read_responses(restored, ["x"]) == read_responses(ledger, ["x"])
+        again = acquire_lease(restored, DATE, "run")
+        assert not commit(restored, again, [Claim("x", "c-x", resend=True, by_policy=True)], [])
 
 
 def test_the_backup_of_another_lake_is_refused(ledger: Ledger, tmp_path: Path) -> None:
