@@ -316,9 +316,9 @@ _IN_DOUBT: Final = exists().where(
     _earlier.c.billable == 1,
 )
 _to_state: Final = bindparam("to_state", type_=submissions.c.state.type)
-_STAYS_ABANDONED: Final = and_(
-    submissions.c.decision == Decision.ABANDON,
-    or_(_IN_DOUBT, and_(_to_state != State.REFUSED, _to_state != State.QUARANTINED)),
+_IS_ABANDONED: Final = submissions.c.decision == Decision.ABANDON
+_STAYS_UNCERTAIN: Final = or_(
+    _IN_DOUBT, and_(_IS_ABANDONED, _to_state != State.REFUSED, _to_state != State.QUARANTINED)
 )
 _SET_STATE: Final = (
     update(submissions)
@@ -328,8 +328,11 @@ _SET_STATE: Final = (
         or_(submissions.c.state == State.CLAIMED, submissions.c.state == State.UNCERTAIN),
     )
     .values(
-        state=case((or_(_IN_DOUBT, _STAYS_ABANDONED), State.UNCERTAIN), else_=_to_state),
-        decision=case((or_(bindparam("keeps") == 1, _STAYS_ABANDONED), submissions.c.decision), else_=None),
+        state=case((_STAYS_UNCERTAIN, State.UNCERTAIN), else_=_to_state),
+        decision=case(
+            (or_(bindparam("keeps") == 1, and_(_STAYS_UNCERTAIN, _IS_ABANDONED)), submissions.c.decision),
+            else_=None,
+        ),
         requested_at=_SENT_AT,
     )
 )
