@@ -283,10 +283,8 @@ class Settings(BaseSettings):
 
     @classmethod
     def _below_home(cls, value: Path, info: ValidationInfo) -> Path:
-        # Absolute, so that a new working directory does not mean a new ledger. `kyc_home` is missing
-        # only if it is invalid itself, and then the user sees that error.
-        home: Path = info.data.get("kyc_home", Path())
-        return home / _path(value)
+        # Absolute, so that a new working directory does not mean a new ledger.
+        return _home(info) / _path(value)
 
     @field_validator("kyc_csv_encoding")
     @classmethod
@@ -319,7 +317,7 @@ class Settings(BaseSettings):
     @field_validator("kyc_ledger_url")
     @classmethod
     def _ledger_below_home(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
-        return SecretStr(ledger_below(info.data.get("kyc_home", Path()), value.get_secret_value()))
+        return SecretStr(ledger_below(_home(info), value.get_secret_value()))
 
     @field_validator(
         "kyc_clear_tags",
@@ -539,6 +537,12 @@ def _twice(names: Iterable[str]) -> list[str]:
         if name.lower() in Settings.model_fields:
             found.setdefault(name.lower(), []).append(name)
     return next((each for each in found.values() if len(each) > 1), [])
+
+
+def _home(info: ValidationInfo) -> Path:
+    """`kyc_home`, which is missing only if it is invalid itself: then the user sees that error."""
+    home: Path = info.data.get("kyc_home", Path())
+    return home
 
 
 def ledger_below(home: Path, url: str) -> str:
