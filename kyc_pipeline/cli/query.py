@@ -12,7 +12,6 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from decimal import Decimal
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 
 from kyc_pipeline.analyze.lake_views import check_names
 from kyc_pipeline.analyze.publish import ONLY_EXACT, has_views, open_warehouse, seal
+from kyc_pipeline.background import background_thread
 from kyc_pipeline.cli.output import OUTPUT_FILE
 from kyc_pipeline.errors import KycError, UsageError
 from kyc_pipeline.lake.atomic import replacing
@@ -138,16 +138,7 @@ def interruptibly(connection: duckdb.DuckDBPyConnection, work: Callable[[], None
     DuckDB heeds no signal before it has rows, so `work` runs in another thread.
     """
     ended: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            ended.set_exception(error)
-        else:
-            ended.set_result(None)
-
-    worker = threading.Thread(target=run, daemon=True)
+    worker = background_thread(work, ended)
     try:
         worker.start()
         ended.result()

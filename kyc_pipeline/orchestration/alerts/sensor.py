@@ -7,7 +7,6 @@ minute, then two, four and so on, up to an hour.
 
 import json
 import math
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from typing import Final
 
 import dagster as dg
 
+from kyc_pipeline.background import background_thread
 from kyc_pipeline.errors import KycError
 from kyc_pipeline.landing.opening import open_landing
 from kyc_pipeline.orchestration.alerts.channels import Channel, channels
@@ -96,16 +96,7 @@ def _send_in_time(channel: Channel, message: Message) -> None:
     delivery goes on until one of its steps fails, or it succeeds: then the same message comes again.
     """
     ended: Future[None] = Future()
-
-    def send() -> None:
-        try:
-            channel.send(message)
-        except Exception as error:
-            ended.set_exception(error)
-        else:
-            ended.set_result(None)
-
-    threading.Thread(target=send, name=f"alerts by {channel.name}", daemon=True).start()
+    background_thread(lambda: channel.send(message), ended, f"alerts by {channel.name}").start()
     try:
         ended.result(DELIVERY_SECONDS)
     except TimeoutError:
